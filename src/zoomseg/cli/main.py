@@ -1,0 +1,65 @@
+"""The ``zoomseg`` command: a group that imports a command's module only when that command runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from zoomseg.core.errors import ZoomSegError
+
+COMMANDS = {
+    "demo": "Phantom scans: train, predict, evaluate, report; a few minutes on 2 cores.",
+    "check": "Audit a data set before training; --fix writes a repaired copy.",
+    "recipes": "List the recipes, or print one resolved.",
+    "train": "Train a recipe on labelled scans.",
+    "predict": "Segment scans with a trained model.",
+    "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
+}
+"""Command name -> one line of help. The command is ``command`` in ``zoomseg.cli.<name>``."""
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"zoomseg.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="zoomseg")
+def cli() -> None:
+    """Coarse-to-fine organ segmentation of CT and MR. Research software, not for diagnosis.
+
+    Exit codes: 0 done; 1 some cases failed (each is named, the rest are written); 2 wrong use or
+    unreadable input.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    try:
+        code = cli.main(args=arguments, standalone_mode=False)
+    except ZoomSegError as error:
+        click.echo(f"zoomseg: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("zoomseg: interrupted", err=True)
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A case (one patient's scan, perhaps labelled) and what a finished stage says about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from zoomseg.core.errors import GeometryError
+from zoomseg.core.geometry import Grid
+from zoomseg.core.labels import BACKGROUND
+from zoomseg.core.region import Region
+from zoomseg.core.volume import LabelMap, Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One scan. ``annotated`` names the labels that were drawn in it; None means all of them."""
+
+    id: str
+    image: Volume
+    labels: LabelMap | None = None
+    annotated: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and not self.image.grid.same_as(self.labels.grid):
+            raise GeometryError(f"case {self.id}: image and labels lie on different grids")
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """A finished stage's answer: probabilities ``[1 + len(labels), I, J, K]`` (channel 0 = background)
+    on ``grid`` (the box of the stage grid that the stage computed), the region it answered for, and
+    the stage that said so. Outside ``grid`` the prior is background."""
+
+    probabilities: Tensor
+    grid: Grid
+    labels: tuple[str, ...]
+    region: Region
+    source: str
+
+    def __post_init__(self) -> None:
+        expected = (1 + len(self.labels), *self.grid.shape)
+        if tuple(self.probabilities.shape) != expected:
+            raise GeometryError(f"prior of shape {tuple(self.probabilities.shape)}, expected {expected}")
+
+    def channel(self, label: str) -> int:
+        return 0 if label == BACKGROUND else self.labels.index(label) + 1

@@ -1,0 +1,121 @@
+"""Label schemas: names, file values, groups, and which names mirror each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from zoomseg.core.errors import LabelError
+
+BACKGROUND = "background"
+IGNORE = 255
+"""Class index of voxels that neither train nor score (outside the scan, not annotated)."""
+
+MAX_CLASSES = 254
+_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lt": "rt", "rt": "lt"}
+
+
+def _tokens(name: str) -> tuple[str, ...]:
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
+    return tuple(t.lower() for t in re.split(r"[^A-Za-z0-9]+", spaced) if t)
+
+
+def mirror_name(name: str, names: Iterable[str]) -> str | None:
+    """The name among ``names`` that is ``name`` with its side swapped, or None."""
+    tokens = _tokens(name)
+    sides = [i for i, t in enumerate(tokens) if t in _SIDE]
+    if len(sides) != 1:
+        return None
+    i = sides[0]
+    swapped = (*tokens[:i], _SIDE[tokens[i]], *tokens[i + 1 :])
+    return next((n for n in names if _tokens(n) == swapped), None)
+
+
+@dataclass(frozen=True)
+class LabelSchema:
+    """Foreground labels in class order. Class index 0 is background, ``names[c - 1]`` is class c.
+
+    ``values`` are what label files hold; they need not be consecutive. Value 0 is background.
+
+    Raises:
+        LabelError: duplicate or empty names, duplicate, negative or zero values, too many classes.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise LabelError("a label schema needs at least one foreground label")
+        if len(self.names) != len(self.values):
+            raise LabelError(f"{len(self.names)} label names but {len(self.values)} values")
+        if len(set(self.names)) != len(self.names) or "" in self.names or BACKGROUND in self.names:
+            raise LabelError(f"label names must be distinct, non-empty and not '{BACKGROUND}': {list(self.names)}")
+        if len(set(self.values)) != len(self.values) or min(self.values) < 1:
+            raise LabelError(f"label values must be distinct and positive, got {list(self.values)}")
+        if len(self.names) > MAX_CLASSES:
+            raise LabelError(f"at most {MAX_CLASSES} labels are supported, got {len(self.names)}")
+
+    @classmethod
+    def consecutive(cls, names: Iterable[str]) -> LabelSchema:
+        names = tuple(names)
+        return cls(names, tuple(range(1, len(names) + 1)))
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.names) + 1
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Left/right pairs, each once, in schema order."""
+        found: list[tuple[str, str]] = []
+        for name in self.names:
+            other = mirror_name(name, self.names)
+            if other is not None and (other, name) not in found:
+                found.append((name, other))
+        return tuple(found)
+
+    def class_of(self, name: str) -> int:
+        if name not in self.names:
+            raise LabelError(f"unknown label '{name}'; allowed: {', '.join(self.names)}")
+        return self.names.index(name) + 1
+
+    def select(self, names: Iterable[str] | str) -> tuple[str, ...]:
+        """Resolve ``"all"``, label names and group names to label names in schema order."""
+        if isinstance(names, str):
+            names = self.names if names == "all" else (names,)
+        wanted: set[str] = set()
+        for name in names:
+            members = self.groups.get(name, (name,))
+            for member in members:
+                self.class_of(member)
+                wanted.add(member)
+        return tuple(n for n in self.names if n in wanted)
+
+    def encode(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+        """File values to class indices (uint8, same shape).
+
+        Raises:
+            LabelError: a value that the schema does not know.
+        """
+        present = np.unique(values)
+        known = {0: 0} | {v: c for c, v in enumerate(self.values, start=1)}
+        unknown = [v.item() for v in present if v.item() not in known]
+        if unknown:
+            raise LabelError(f"label values {unknown[:10]} are not in the schema; allowed: {sorted(known)}")
+        classes = np.array([known[v.item()] for v in present], dtype=np.uint8)
+        out: npt.NDArray[np.uint8] = classes[np.searchsorted(present, values)]
+        return out
+
+    def decode(self, classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.generic]:
+        """Class indices to file values, in the smallest unsigned type that holds them."""
+        dtype = np.uint8 if max(self.values) < 256 else np.uint16 if max(self.values) < 65536 else np.int32
+        table = np.array([0, *self.values], dtype=dtype)
+        out: npt.NDArray[np.generic] = table[classes]
+        return out

@@ -1,0 +1,89 @@
+"""Regions: where a stage looks. A box of a grid, optionally with a mask inside the box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoomseg.core.errors import GeometryError
+from zoomseg.core.geometry import Box, Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """``box`` of ``grid``; ``mask`` (bool, the box's shape) says which of its voxels belong.
+
+    The region places tiles *and* masks the loss. ``mask`` None means the whole box.
+    """
+
+    grid: Grid
+    box: Box
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.box.empty or self.box.intersect(self.grid.box) != self.box:
+            raise GeometryError(f"region {self.box} is empty or not inside a grid of shape {self.grid.shape}")
+        if self.mask is not None and (
+            tuple(self.mask.shape) != self.box.shape or self.mask.dtype != torch.bool
+        ):
+            raise GeometryError(f"region mask {tuple(self.mask.shape)} {self.mask.dtype} on a box of {self.box.shape}")
+
+    @classmethod
+    def whole(cls, grid: Grid) -> Region:
+        return cls(grid, grid.box)
+
+    @classmethod
+    def of_mask(cls, grid: Grid, mask: Tensor) -> Region | None:
+        """The region of a full-size mask ``[I, J, K]``, cropped to its box; None if nothing is set."""
+        box = bounding_box(mask)
+        return None if box is None else cls(grid, box, mask[box.slices].contiguous())
+
+    @property
+    def voxels(self) -> int:
+        return self.box.voxels if self.mask is None else int(self.mask.sum())
+
+    def touches(self, box: Box) -> bool:
+        """Whether any voxel of the region lies in ``box``."""
+        common = self.box.intersect(box)
+        if common.empty:
+            return False
+        return self.mask is None or bool(self.mask[common.relative_to(self.box.start).slices].any())
+
+    def mask_in(self, box: Box) -> Tensor:
+        """The region as a bool tensor of ``box``'s shape (False outside the region)."""
+        out = torch.zeros(box.shape, dtype=torch.bool)
+        common = self.box.intersect(box)
+        if common.empty:
+            return out
+        inside = common.relative_to(box.start).slices
+        out[inside] = True if self.mask is None else self.mask[common.relative_to(self.box.start).slices]
+        return out
+
+    def on(self, grid: Grid) -> Region:
+        """This region on another sampling of the same scan: a voxel belongs if its centre falls on a
+        voxel that belongs. The box covers the old one, so nothing is cut."""
+        from zoomseg.core.resample import nearest_index
+
+        box = grid.box_of(self.grid, self.box).intersect(grid.box)
+        if box.empty:
+            raise GeometryError("the region does not meet the grid it is asked for on")
+        if self.mask is None:
+            return Region(grid, box)
+        padded = self.grid.crop(self.box)
+        return Region(grid, box, nearest_index(self.mask, padded, grid.crop(box), outside=0))
+
+
+def bounding_box(mask: Tensor) -> Box | None:
+    """The smallest box that holds every set voxel of ``mask [I, J, K]``; None if there is none."""
+    start, stop = [0, 0, 0], [0, 0, 0]
+    array = mask.numpy() if mask.device.type == "cpu" else mask.cpu().numpy()
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        hit = np.flatnonzero(array.any(axis=others))
+        if hit.size == 0:
+            return None
+        start[axis], stop[axis] = int(hit[0]), int(hit[-1]) + 1
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))

@@ -1,0 +1,67 @@
+"""Voxels on a grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoomseg.core.errors import GeometryError
+from zoomseg.core.geometry import Box, Grid, Orientation
+from zoomseg.core.labels import LabelSchema
+
+
+def _reorient(data: Tensor, orientation: Orientation) -> Tensor:
+    """Permute and flip the last three axes."""
+    lead = data.ndim - 3
+    axes = [*range(lead), *(lead + a for a in orientation.order)]
+    flips = [lead + a for a in range(3) if orientation.flip[a]]
+    data = data.permute(axes)
+    return data.flip(flips) if flips else data
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Intensities ``[C, I, J, K]`` on a grid."""
+
+    data: Tensor
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 4 or tuple(self.data.shape[1:]) != self.grid.shape:
+            raise GeometryError(f"volume of shape {tuple(self.data.shape)} on a grid of shape {self.grid.shape}")
+
+    @property
+    def channels(self) -> int:
+        return int(self.data.shape[0])
+
+    def reoriented(self, orientation: Orientation) -> Volume:
+        return Volume(_reorient(self.data, orientation), orientation.grid(self.grid))
+
+    def crop(self, box: Box) -> Volume:
+        return Volume(self.data[(slice(None), *box.slices)], self.grid.crop(box))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """Class indices ``[I, J, K]`` (uint8, 0 = background) on a grid, with the schema that names them.
+
+    Class indices are not file values: ``schema.decode`` gives those. Never interpolated linearly.
+    """
+
+    data: Tensor
+    grid: Grid
+    schema: LabelSchema
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 3 or tuple(self.data.shape) != self.grid.shape:
+            raise GeometryError(f"label map of shape {tuple(self.data.shape)} on a grid of shape {self.grid.shape}")
+        if self.data.dtype != torch.uint8:
+            raise GeometryError(f"label maps hold uint8 class indices, got {self.data.dtype}")
+
+    def reoriented(self, orientation: Orientation) -> LabelMap:
+        return LabelMap(_reorient(self.data, orientation), orientation.grid(self.grid), self.schema)
+
+    def crop(self, box: Box) -> LabelMap:
+        return LabelMap(self.data[box.slices], self.grid.crop(box), self.schema)

@@ -1,0 +1,358 @@
+"""What a recipe may say: one model per kind, discriminated by ``kind``, unknown keys forbidden.
+
+A recipe is stages in order; each stage answers seven questions: ``roi`` where to look, ``grid``
+sampled how, ``inputs`` what the network sees, ``network`` which one, ``training`` how it learns,
+``labels`` what it predicts, ``fusion`` how its answer enters the label map.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Shape = tuple[PositiveInt, PositiveInt, PositiveInt]
+Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- intensity ------------------------------------------------------------------------------------
+
+
+class Window(Spec):
+    """Clip to ``[lower, upper]`` (the scan's own unit, HU for CT) and scale linearly to ``output``."""
+
+    kind: Literal["window"] = "window"
+    lower: float
+    upper: float
+    output: tuple[float, float] = (0.0, 1.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Window:
+        if not self.lower < self.upper:
+            raise ValueError(f"lower ({self.lower}) must be below upper ({self.upper})")
+        return self
+
+
+class ZScore(Spec):
+    """Per scan and channel: clip to the percentiles, subtract the mean, divide by the standard deviation."""
+
+    kind: Literal["zscore"] = "zscore"
+    clip_percentiles: tuple[Share, Share] = (0.005, 0.995)
+
+
+IntensitySpec = Annotated[Window | ZScore, Field(discriminator="kind")]
+
+# --- roi: where to look ---------------------------------------------------------------------------
+
+
+class WholeVolume(Spec):
+    kind: Literal["whole_volume"] = "whole_volume"
+
+
+class BodyMask(Spec):
+    """Threshold, hole filling, largest component (Roth et al. 2018, Section 2.2)."""
+
+    kind: Literal["body_mask"] = "body_mask"
+    threshold: float = -200.0
+
+
+class DilatedForeground(Spec):
+    """All foreground that stage ``of`` predicts, dilated by a ball of ``radius_vox`` of this stage's grid."""
+
+    kind: Literal["dilated_foreground"] = "dilated_foreground"
+    of: str
+    radius_vox: NonNegative = 3.0
+
+
+class BoxAround(Spec):
+    """The bounding box of some labels of stage ``of``, widened by ``margin_mm``."""
+
+    kind: Literal["box"] = "box"
+    of: str
+    labels: tuple[str, ...] | Literal["all"] = "all"
+    margin_mm: NonNegative = 20.0
+
+
+RoiSpec = Annotated[WholeVolume | BodyMask | DilatedForeground | BoxAround, Field(discriminator="kind")]
+
+# --- grid: sampled how ----------------------------------------------------------------------------
+
+
+class _Tiled(Spec):
+    """``tile`` is the network's INPUT shape; with ``valid`` padding its output is smaller.
+    ``overlap`` is the share of the output tile that neighbours have in common along each axis
+    (0 = side by side; 0.5 samples each voxel 8 times)."""
+
+    tile: Shape
+    padding: Literal["same", "valid"] = "same"
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Downsample(_Tiled):
+    kind: Literal["downsample"] = "downsample"
+    factor: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+class FixedSpacing(_Tiled):
+    kind: Literal["spacing"] = "spacing"
+    mm: Spacing
+
+
+class FixedShape(_Tiled):
+    """The region's box brought to exactly this shape (so that one tile holds it)."""
+
+    kind: Literal["shape"] = "shape"
+    shape: Shape
+
+
+GridSpec = Annotated[Downsample | FixedSpacing | FixedShape, Field(discriminator="kind")]
+
+# --- inputs: what the network sees ----------------------------------------------------------------
+
+
+class ImageInput(Spec):
+    """One channel of the scan, or all of them."""
+
+    kind: Literal["image"] = "image"
+    channel: int | Literal["all"] = "all"
+
+
+class PriorInput(Spec):
+    """Auto-context: probabilities of an earlier stage, one channel per label."""
+
+    kind: Literal["prior"] = "prior"
+    of: str
+    labels: tuple[str, ...] | Literal["all"] = "all"
+
+
+InputSpec = Annotated[ImageInput | PriorInput, Field(discriminator="kind")]
+
+# --- network --------------------------------------------------------------------------------------
+
+
+class UNet3D(Spec):
+    """The 3D U-Net of Cicek et al. 2016: two 3x3x3 convolutions with batch norm and ReLU per level,
+    2x2x2 max pooling, 2x2x2 transposed convolutions, skips concatenated, 1x1x1 last layer."""
+
+    kind: Literal["unet3d"] = "unet3d"
+    channels: tuple[PositiveInt, ...] = (64, 128, 256, 512)
+    """Channels that leave each encoder level; the level's first convolution has half of them."""
+
+
+class ResEncUNet(Spec):
+    """U-Net with residual encoder blocks, instance norm, leaky ReLU, strided convolutions down and a
+    light decoder, per-level strides so that thick slices are not pooled away."""
+
+    kind: Literal["resenc_unet"] = "resenc_unet"
+    channels: tuple[PositiveInt, ...]
+    strides: tuple[Shape, ...]
+    """One per level; the first is the stem's (1, 1, 1 or larger)."""
+    kernels: tuple[Shape, ...]
+    """One per level."""
+    blocks: tuple[PositiveInt, ...]
+    """Residual blocks per encoder level."""
+    deep_supervision: bool = True
+
+    @model_validator(mode="after")
+    def _same_length(self) -> ResEncUNet:
+        lengths = {len(self.channels), len(self.strides), len(self.kernels), len(self.blocks)}
+        if len(lengths) != 1:
+            raise ValueError("channels, strides, kernels and blocks must have one entry per level each")
+        return self
+
+
+NetworkSpec = Annotated[UNet3D | ResEncUNet, Field(discriminator="kind")]
+
+# --- training -------------------------------------------------------------------------------------
+
+
+class UniformInRegion(Spec):
+    """Patch centres anywhere in the stage's region."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+class ClassBalanced(Spec):
+    """First a class (each equally likely over the whole data set, ``background_share`` of the draws
+    anywhere in the region), then a case that has it, then one of its voxels."""
+
+    kind: Literal["class_balanced"] = "class_balanced"
+    background_share: Share = 0.2
+
+
+SamplerSpec = Annotated[UniformInRegion | ClassBalanced, Field(discriminator="kind")]
+
+
+class WeightedCrossEntropy(Spec):
+    """Voxel-wise cross-entropy weighted by lambda_k = (1 - N_k / N_C) / (K - 1) over the candidate
+    region (Roth et al. 2018, equations 3 and 4)."""
+
+    kind: Literal["weighted_cross_entropy"] = "weighted_cross_entropy"
+
+
+class DiceCrossEntropy(Spec):
+    """Soft Dice over the batch plus cross-entropy, summed over deep-supervision levels."""
+
+    kind: Literal["dice_cross_entropy"] = "dice_cross_entropy"
+    dice_weight: NonNegative = 1.0
+    cross_entropy_weight: NonNegative = 1.0
+
+
+LossSpec = Annotated[WeightedCrossEntropy | DiceCrossEntropy, Field(discriminator="kind")]
+
+
+class SGD(Spec):
+    kind: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = 1e-2
+    momentum: Share = 0.99
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+
+
+class AdamW(Spec):
+    kind: Literal["adamw"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegative = 1e-2
+
+
+OptimiserSpec = Annotated[SGD | AdamW, Field(discriminator="kind")]
+
+
+class StepDecay(Spec):
+    """Learning rate times ``factor`` every ``every`` iterations."""
+
+    kind: Literal["step"] = "step"
+    every: PositiveInt
+    factor: PositiveFloat = 0.1
+
+
+class Cosine(Spec):
+    """Linear warm-up over a share of the schedule, then half a cosine down to zero."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_share: Share = 0.02
+
+
+class Polynomial(Spec):
+    """Linear warm-up, then (1 - progress) ** power."""
+
+    kind: Literal["polynomial"] = "polynomial"
+    power: PositiveFloat = 0.9
+    warmup_share: Share = 0.0
+
+
+ScheduleSpec = Annotated[StepDecay | Cosine | Polynomial, Field(discriminator="kind")]
+
+
+class Augmentation(Spec):
+    """What may happen to a training patch. Spatial changes are one fused resample."""
+
+    rotation_deg: tuple[NonNegative, NonNegative, NonNegative] = (0.0, 0.0, 0.0)
+    """Largest rotation about the R, A and S axes."""
+    scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    translation_vox: NonNegative = 0.0
+    elastic_vox: NonNegative = 0.0
+    """Largest displacement of a B-spline control point, in voxels of the stage's grid."""
+    elastic_grid_vox: PositiveFloat = 32.0
+    """Distance between control points, in voxels of the stage's grid."""
+    flip_axes: tuple[Literal["R", "A", "S"], ...] = ()
+    """World axes that may be mirrored; along R, left/right label names are swapped with the image."""
+    brightness: NonNegative = 0.0
+    """Largest additive change, in units of the normalised image's standard deviation."""
+    contrast: NonNegative = 0.0
+    """Largest relative change of contrast: factor in [1 - contrast, 1 + contrast]."""
+    gamma: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    noise: NonNegative = 0.0
+    """Largest standard deviation of Gaussian noise, in units of the image's standard deviation."""
+    blur_vox: NonNegative = 0.0
+    """Largest standard deviation of a Gaussian blur."""
+    probability: Share = 1.0
+    """Chance of each of the spatial changes as a whole, and of each intensity change."""
+
+
+class Training(Spec):
+    patch: Shape
+    """Input shape of the network in training."""
+    batch: PositiveInt = 1
+    iterations: PositiveInt
+    """Length of the published (or planned) schedule, used when neither time nor epochs are given."""
+    budget_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the time budget relative to the other training units."""
+    sampler: SamplerSpec = ClassBalanced()
+    loss: LossSpec = DiceCrossEntropy()
+    mask_loss: bool = False
+    """Count only voxels of the stage's region in the loss."""
+    optimiser: OptimiserSpec = AdamW()
+    schedule: ScheduleSpec = Cosine()
+    augmentation: Augmentation = Augmentation()
+    ema_decay: Share = 0.0
+    """Decay per step of the averaged weights that prediction uses; 0 = use the last iterate."""
+    gradient_clip: NonNegative = 0.0
+    """Largest gradient norm; 0 = not clipped."""
+
+
+# --- a stage and a recipe -------------------------------------------------------------------------
+
+FusionKind = Literal["none", "replace_in_roi"]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+
+
+class Stage(Spec):
+    name: Name
+    roi: RoiSpec = WholeVolume()
+    grid: GridSpec
+    inputs: tuple[InputSpec, ...] = (ImageInput(),)
+    network: NetworkSpec
+    training: Training
+    labels: tuple[str, ...] | Literal["all"] = "all"
+    fusion: FusionKind = "replace_in_roi"
+
+
+class Recipe(Spec):
+    """A complete, concrete recipe: every number is here, nothing is planned later."""
+
+    name: Name
+    description: str = ""
+    source: str = ""
+    intensity: IntensitySpec
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    train_together: tuple[tuple[str, ...], ...] = ()
+    """Groups of stages trained end to end: gradients flow from a stage into those whose priors it reads."""
+    prior_from: Literal["live", "out_of_fold", "predictions"] = "out_of_fold"
+    """Where training takes earlier stages' answers from: computed on the augmented patch by the
+    earlier networks, by folds that did not see the case, or by the finished stage."""
+    on_missing: Literal["whole_volume", "empty"] = "whole_volume"
+    """What a region of an organ that was not found becomes."""
+
+
+class PlannedRecipe(Spec):
+    """A recipe whose numbers are derived from the data and the device by ``engine.plan``."""
+
+    plan: Literal["cascade"] = "cascade"
+    name: Name
+    description: str = ""
+    source: str = ""
+    fine_voxels: PositiveInt
+    """The fine grid is chosen so that the median scan has about this many voxels, never finer than the data."""
+    coarse_voxels: PositiveInt
+    """The coarse grid is chosen so that the median scan has about this many voxels."""
+    fine_patch_voxels: PositiveInt
+    base_channels: tuple[PositiveInt, PositiveInt]
+    """Channels of the first level of the coarse and the fine network."""
+    max_channels: PositiveInt
+    batch: PositiveInt
+    region_margin_mm: NonNegative
+    learning_rate: PositiveFloat
+    iterations: PositiveInt
+
+
+def is_planned(data: object) -> bool:
+    return isinstance(data, dict) and "plan" in data
