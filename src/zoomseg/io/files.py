@@ -1,0 +1,68 @@
+"""Files that never look complete before they are: write beside, then rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from zoomseg.core.errors import OutputError
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    reason = error.strerror or str(error)
+    return OutputError(f"{path}: cannot be written ({reason}); choose another place or make room")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` with the same suffixes; renamed to ``path`` on success.
+
+    The temporary file is hidden (leading dot), so that a killed process leaves nothing that a reader
+    of the folder would take for a result. On any error it is removed and ``path`` is left as it was.
+
+    Raises:
+        OutputError: permission, full disk or any other OSError while writing.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}{''.join(path.suffixes)}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):  # an unwritable folder has been reported already
+            partial.unlink(missing_ok=True)
+
+
+def writable_directory(path: Path) -> Path:
+    """Create ``path`` with its parents where needed and prove that files can be made in it.
+
+    Raises:
+        OutputError: it cannot be created, is a file, or cannot be written to.
+    """
+    path = Path(path)
+    probe = path / f".writable-{secrets.token_hex(4)}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    return path
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write UTF-8 text; the file is either the old one or the whole new one."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write indented JSON; NaN and infinity are refused, as other programs cannot read them."""
+    write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
