@@ -227,7 +227,7 @@ def _header(path: Path, channels_last: bool = False) -> _Header:
 
 
 def _nifti_header(path: Path, suffix: str, channels_last: bool) -> _Header:
-    with ImageOpener(path) as stream:
+    with ImageOpener(str(path)) as stream:
         block = stream.read(540)
     is_second = block[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
     kind = nib.Nifti2Header if is_second else nib.Nifti1Header
@@ -344,8 +344,10 @@ def read_voxels(path: Path, channels_last: bool = False) -> Volume:
     with _reading(path), np.errstate(over="ignore"):
         if stored.scaled:
             # Eight and sixteen bit values are exact in float32; wider ones are scaled before rounding.
-            work = np.float32 if stored.raw.dtype.itemsize <= 2 else np.float64
-            values = stored.raw.astype(work) * work(stored.slope) + work(stored.intercept)
+            work = np.dtype(np.float32 if stored.raw.dtype.itemsize <= 2 else np.float64)
+            values = stored.raw.astype(work)
+            values *= work.type(stored.slope)
+            values += work.type(stored.intercept)
         else:
             values = stored.raw
         four = values if values.ndim == 4 else values[..., None]

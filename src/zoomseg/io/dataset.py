@@ -1,0 +1,393 @@
+"""Labelled data sets on disk: nnU-Net raw, Medical Segmentation Decathlon, plain folders.
+
+Opening a data set reads names and ``dataset.json`` only; voxels are read one case at a time by
+``Dataset.load``. What the JSON says is checked: types, label values, and that no path leaves the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoomseg.core.case import Case
+from zoomseg.core.errors import DatasetError, LabelError, ScanError
+from zoomseg.core.labels import MAX_CLASSES, LabelSchema
+from zoomseg.core.volume import LabelMap
+from zoomseg.io.scans import (
+    check_same_grid,
+    find_scans,
+    read_image,
+    read_label_values,
+    read_labels,
+    scan_files,
+    scan_name,
+    split_channel,
+)
+
+MAX_JSON_BYTES = 64 * 1024**2
+_CT = re.compile(r"(?<![a-z])ct(?![a-z])", re.IGNORECASE)
+_INTEGER = re.compile(r"\d{1,9}")
+
+LAYOUTS = "expected imagesTr/, labelsTr/, dataset.json (nnU-Net raw, Decathlon) or images/, labels/ (plain)"
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """Where a case lies. ``images`` are the expected files, one per channel in order (or one 4-D file for
+    all); they need not exist, so that an audit can name what is missing. ``annotated`` names the labels
+    that were drawn in this case; None means all."""
+
+    id: str
+    images: tuple[Path, ...]
+    labels: Path | None = None
+    annotated: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: its folder, channels, label schema and cases in order of their ids."""
+
+    root: Path
+    name: str
+    channel_names: tuple[str, ...]
+    schema: LabelSchema
+    cases: tuple[CaseFiles, ...]
+
+    @property
+    def is_ct(self) -> bool:
+        """Whether every channel is CT, that is, in Hounsfield units."""
+        return all(_CT.search(name) is not None for name in self.channel_names)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(case.id for case in self.cases)
+
+    def channels_last(self, case: CaseFiles) -> bool:
+        """Whether the case's one image file holds all channels as its fourth axis."""
+        return len(case.images) == 1 and len(self.channel_names) > 1
+
+    def load(self, case: CaseFiles) -> Case:
+        """Read one case; its labels are put on exactly the image's grid.
+
+        Raises:
+            ScanError: a file cannot be used, channels are missing, or image and labels lie apart.
+            LabelError: a label value that the schema does not know.
+        """
+        image = read_image(case.images, channels_last=self.channels_last(case))
+        if image.channels != len(self.channel_names):
+            raise ScanError(
+                f"{case.images[0]}: {image.channels} channels, but the data set has "
+                f"{len(self.channel_names)} ({', '.join(self.channel_names)})"
+            )
+        if case.labels is None:
+            return Case(case.id, image, None, case.annotated)
+        labels = read_labels(case.labels, self.schema)
+        check_same_grid(image.grid, labels.grid, case.images[0], case.labels)
+        return Case(case.id, image, LabelMap(labels.data, image.grid, self.schema), case.annotated)
+
+    def subset(self, ids: Iterable[str]) -> Dataset:
+        """The data set with these cases only, in the data set's order."""
+        wanted = set(ids)
+        unknown = sorted(wanted - set(self.ids))
+        if unknown:
+            raise DatasetError(f"{self.root}: no case {', '.join(unknown[:5])} in this data set")
+        return replace(self, cases=tuple(case for case in self.cases if case.id in wanted))
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+def open_dataset(path: Path) -> Dataset:
+    """Open a data set folder, whatever its layout.
+
+    Raises:
+        DatasetError: no such folder, no known layout, no cases, or a ``dataset.json`` that makes no sense.
+    """
+    root = Path(path)
+    if root.name == "dataset.json":
+        root = root.parent
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such data set folder")
+    description = _read_json(root / "dataset.json") if (root / "dataset.json").is_file() else None
+    try:
+        if (root / "imagesTr").is_dir():
+            if description is None:
+                raise DatasetError(f"{root}: dataset.json is missing; it names the channels and the labels")
+            return _open_described(root, description)
+        if (root / "images").is_dir():
+            return _open_plain(root, description)
+    except (LabelError, ScanError) as error:
+        raise DatasetError(str(error)) from error
+    raise DatasetError(f"{root}: not a data set; {LAYOUTS}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise DatasetError(f"{path}: larger than {MAX_JSON_BYTES} bytes; not a data set description")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise DatasetError(f"{path}: must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _open_described(root: Path, description: dict[str, Any]) -> Dataset:
+    where = root / "dataset.json"
+    channels = _parse_channels(where, description)
+    schema = _parse_schema(where, description)
+    pairs = description.get("training")
+    if isinstance(pairs, list) and pairs and _names_existing_image(root, pairs[0]):
+        cases = _pair_cases(root, pairs)
+    else:
+        cases = _nnunet_cases(root, len(channels))
+    return _assemble(root, description, channels, schema, cases)
+
+
+def _open_plain(root: Path, description: dict[str, Any] | None) -> Dataset:
+    labels = {scan_name(p): p for p in scan_files(root / "labels")} if (root / "labels").is_dir() else {}
+    cases = [CaseFiles(s.id, s.paths, labels.pop(s.id, None)) for s in find_scans(root / "images")]
+    if labels:
+        stray = next(iter(labels.values()))
+        raise DatasetError(
+            f"{stray}: no image of this name in {root / 'images'}; labels need their image's name"
+        )
+    where = root / "dataset.json"
+    if description is None and (root / "labels.json").is_file():
+        where = root / "labels.json"
+        data = _read_json(where)
+        description = data if "labels" in data else {"labels": data}
+    known = description or {}
+    if "channel_names" in known or "modality" in known:
+        channels = _parse_channels(where, known)
+    else:
+        channels = tuple(f"channel_{c}" for c in range(max(len(case.images) for case in cases)))
+    schema = _parse_schema(where, known) if "labels" in known else _schema_from_files(root, cases)
+    return _assemble(root, known, channels, schema, cases)
+
+
+def _assemble(
+    root: Path,
+    description: dict[str, Any],
+    channels: tuple[str, ...],
+    schema: LabelSchema,
+    cases: Sequence[CaseFiles],
+) -> Dataset:
+    if not cases:
+        raise DatasetError(f"{root}: no cases; {LAYOUTS}")
+    annotated = _parse_annotated(root / "dataset.json", description, schema)
+    complete = [replace(case, annotated=annotated.get(case.id)) for case in sorted(cases, key=lambda c: c.id)]
+    name = description.get("name")
+    return Dataset(root, name if isinstance(name, str) else root.name, channels, schema, tuple(complete))
+
+
+# --- cases ----------------------------------------------------------------------------------------
+
+
+def _nnunet_cases(root: Path, channels: int) -> list[CaseFiles]:
+    """Cases of ``imagesTr/<case>_<channel>`` and ``labelsTr/<case>``; a case known by either counts."""
+    found: dict[str, dict[int, Path]] = {}
+    for file in scan_files(root / "imagesTr"):
+        case, channel = split_channel(scan_name(file))
+        if channel is None:
+            raise DatasetError(f"{file}: images need a channel number, as in {scan_name(file)}_0000.nii.gz")
+        if channel >= channels:
+            raise DatasetError(f"{file}: channel {channel:04d}, but dataset.json names {channels} channel(s)")
+        if channel in found.setdefault(case, {}):
+            raise DatasetError(
+                f"{file}: channel {channel:04d} of this case is also in {found[case][channel].name}"
+            )
+        found[case][channel] = file
+    folder = root / "labelsTr"
+    labels = {scan_name(p): p for p in scan_files(folder)} if folder.is_dir() else {}
+    for case in labels:
+        found.setdefault(case, {})
+    cases = []
+    for case, files in found.items():
+        missing = root / "imagesTr"
+        images = tuple(files.get(c, missing / f"{case}_{c:04d}.nii.gz") for c in range(channels))
+        cases.append(CaseFiles(case, images, labels.get(case)))
+    return cases
+
+
+def _names_existing_image(root: Path, pair: object) -> bool:
+    """Whether ``training`` lists files (Decathlon), not nnU-Net v1 case names without channel numbers."""
+    return isinstance(pair, dict) and _inside(root, pair.get("image")).is_file()
+
+
+def _inside(root: Path, relative: object) -> Path:
+    """``root / relative``, refused if it is no path or leads out of ``root``."""
+    where = root / "dataset.json"
+    if not isinstance(relative, str) or not relative or "\0" in relative:
+        raise DatasetError(f"{where}: 'training' needs paths as strings, got {relative!r}")
+    normal = os.path.normpath(relative)
+    if os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir:
+        raise DatasetError(f"{where}: path {relative!r} leads out of the data set folder")
+    return root / normal
+
+
+def _pair_cases(root: Path, pairs: Sequence[object]) -> list[CaseFiles]:
+    """Cases of ``training: [{"image": ..., "label": ...}]``."""
+    cases: dict[str, CaseFiles] = {}
+    for pair in pairs:
+        if not isinstance(pair, dict) or "image" not in pair:
+            raise DatasetError(
+                f"{root / 'dataset.json'}: 'training' needs {{image, label}} pairs, got {pair!r:.80}"
+            )
+        image = _inside(root, pair["image"])
+        case = split_channel(scan_name(image))[0] if image.name.endswith("_0000.nii.gz") else scan_name(image)
+        if case in cases:
+            raise DatasetError(f"{root / 'dataset.json'}: case {case} is listed twice in 'training'")
+        labels = _inside(root, pair["label"]) if pair.get("label") is not None else None
+        cases[case] = CaseFiles(case, (image,), labels)
+    return list(cases.values())
+
+
+# --- what dataset.json says -----------------------------------------------------------------------
+
+
+def _parse_channels(where: Path, description: Mapping[str, Any]) -> tuple[str, ...]:
+    names = description.get("channel_names", description.get("modality"))
+    if not isinstance(names, dict) or not names:
+        raise DatasetError(f'{where}: \'channel_names\' is missing; give for example {{"0": "CT"}}')
+    expected = [str(c) for c in range(len(names))]
+    if sorted(names) != sorted(expected) or not all(isinstance(n, str) for n in names.values()):
+        raise DatasetError(
+            f"{where}: 'channel_names' must map 0..{len(names) - 1} to names, got {names!r:.120}"
+        )
+    return tuple(names[c] for c in expected)
+
+
+def _parse_schema(where: Path, description: Mapping[str, Any]) -> LabelSchema:
+    labels = description.get("labels")
+    if not isinstance(labels, dict):
+        raise DatasetError(
+            f'{where}: \'labels\' is missing; give for example {{"background": 0, "liver": 1}}'
+        )
+    by_value = sorted((value, name) for name, value in _name_values(where, labels) if value != 0)
+    names, values = tuple(n for _, n in by_value), tuple(v for v, _ in by_value)
+    if "ignore" in names:
+        raise DatasetError(
+            f"{where}: an 'ignore' label is not supported; list the drawn labels of each case under 'cases'"
+        )
+    groups = _parse_groups(where, description.get("groups", {}), names)
+    try:
+        return LabelSchema(names, values, groups)
+    except LabelError as error:
+        raise DatasetError(f"{where}: {error}") from error
+
+
+def _name_values(where: Path, labels: dict[str, Any]) -> list[tuple[str, int]]:
+    """``{"liver": 1}`` (nnU-Net v2) or ``{"1": "liver"}`` (Decathlon) as (name, value) pairs."""
+    pairs: list[tuple[str, int]] = []
+    for key, value in labels.items():
+        if isinstance(value, list):
+            raise DatasetError(
+                f"{where}: region-based labels ('{key}': {value}) are not supported; give one value each"
+            )
+        if isinstance(value, int) and not isinstance(value, bool):
+            pairs.append((key, value))
+        elif isinstance(value, str) and _INTEGER.fullmatch(key):
+            pairs.append((value, int(key)))
+        elif isinstance(value, str) and _INTEGER.fullmatch(value):
+            pairs.append((key, int(value)))
+        else:
+            raise DatasetError(f"{where}: label '{key}' needs a whole number as its value, got {value!r:.60}")
+    return pairs
+
+
+def _parse_groups(where: Path, groups: object, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    if not isinstance(groups, dict):
+        raise DatasetError(f"{where}: 'groups' must map group names to lists of label names")
+    out: dict[str, tuple[str, ...]] = {}
+    for group, members in groups.items():
+        if not isinstance(members, list) or not members or not all(m in names for m in members):
+            raise DatasetError(f"{where}: group '{group}' must list labels among {', '.join(names)}")
+        if group in names or group == "all":
+            raise DatasetError(f"{where}: group '{group}' has the name of a label")
+        out[group] = tuple(members)
+    return out
+
+
+def _parse_annotated(
+    where: Path, description: Mapping[str, Any], schema: LabelSchema
+) -> dict[str, frozenset[str]]:
+    """``cases.<id>.annotated``: which labels (or groups) were drawn in which case."""
+    cases = description.get("cases", {})
+    if not isinstance(cases, dict):
+        raise DatasetError(f"{where}: 'cases' must map case ids to objects")
+    out: dict[str, frozenset[str]] = {}
+    for case, facts in cases.items():
+        if not isinstance(facts, dict):
+            raise DatasetError(f"{where}: case {case} must be an object, got {facts!r:.60}")
+        names = facts.get("annotated")
+        if names is None:
+            continue
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise DatasetError(f"{where}: case {case}: 'annotated' must be a list of label names")
+        try:
+            out[case] = frozenset(schema.select(names))
+        except LabelError as error:
+            raise DatasetError(f"{where}: case {case}: {error}") from error
+    return out
+
+
+def _schema_from_files(root: Path, cases: Sequence[CaseFiles]) -> LabelSchema:
+    """``label_<value>`` for every value found; files that cannot be read are left to the audit."""
+    values: set[int] = set()
+    for case in cases:
+        if case.labels is None:
+            continue
+        try:
+            values.update(np.unique(read_label_values(case.labels)[0]).tolist())
+        except ScanError:
+            continue
+    values.discard(0)
+    if not values:
+        raise DatasetError(
+            f"{root / 'labels'}: no label values found; write the names into {root / 'labels.json'}"
+        )
+    if len(values) > MAX_CLASSES or min(values) < 0:
+        raise DatasetError(
+            f"{root / 'labels'}: {len(values)} label values from {min(values)} to {max(values)}; "
+            f"up to {MAX_CLASSES} positive ones are supported: are these label maps?"
+        )
+    ordered = sorted(values)
+    return LabelSchema(tuple(f"label_{v}" for v in ordered), tuple(ordered))
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+def folds(ids: Sequence[str], k: int, seed: int = 0) -> tuple[tuple[str, ...], ...]:
+    """Split ids into ``k`` disjoint validation sets whose sizes differ by at most one.
+
+    The same ids (in any order), ``k`` and seed always give the same folds.
+    """
+    if len(set(ids)) != len(ids):
+        raise DatasetError("case ids must be distinct to be split into folds")
+    if not 2 <= k <= len(ids):
+        raise DatasetError(f"{len(ids)} cases can be split into 2 to {len(ids)} folds, got {k}")
+    shuffled = sorted(ids)
+    random.Random(seed).shuffle(shuffled)
+    return tuple(tuple(sorted(shuffled[part::k])) for part in range(k))
+
+
+def split(dataset: Dataset, k: int, fold: int, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Training and validation part of a data set for fold ``fold`` (from 0) of ``k``."""
+    parts = folds(dataset.ids, k, seed)
+    if not 0 <= fold < k:
+        raise DatasetError(f"fold must be 0 to {k - 1}, got {fold}")
+    rest = [case for case in dataset.ids if case not in parts[fold]]
+    return dataset.subset(rest), dataset.subset(parts[fold])
