@@ -1,0 +1,272 @@
+"""A trained model on disk: a folder of plain, checkable files; nothing in it is ever executed.
+
+```
+model.json                          recipe, labels, channels, provenance, and the weights' SHA-256
+weights/<stage>-<sha>.safetensors   one per stage
+README.md                           model card
+```
+
+Weights carry their hash in the name and ``model.json`` is replaced last, so a process that is killed
+while saving leaves the earlier model usable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from zoomseg.core.errors import LabelError, ModelError, RecipeError
+from zoomseg.core.labels import LabelSchema
+from zoomseg.io.atomic import write_bytes
+from zoomseg.recipe.spec import Recipe
+
+JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
+
+FORMAT = 1
+"""Raised whenever an older ZoomSeg could misread a newer model."""
+
+_INTEGER_TYPES = (torch.int64, torch.int32)
+_SHOWN_ITEMS = 12
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model: everything that prediction needs, and where it came from.
+
+    ``weights`` maps each stage of the recipe to its network's state dict. ``provenance`` says how the
+    model was made (data set, cases, date, seed, versions, device, steps, seconds).
+
+    Raises:
+        ModelError: the weights are not one non-empty, finite state dict per stage of the recipe.
+    """
+
+    recipe: Recipe
+    schema: LabelSchema
+    channel_names: tuple[str, ...]
+    weights: Mapping[str, Mapping[str, Tensor]]
+    provenance: Mapping[str, JSON]
+
+    def __post_init__(self) -> None:
+        stages = [stage.name for stage in self.recipe.stages]
+        if set(self.weights) != set(stages):
+            raise ModelError(f"model has weights of stages {sorted(self.weights)}, its recipe has {stages}")
+        if not self.channel_names:
+            raise ModelError("model names no image channel; it needs at least one")
+        for stage, tensors in self.weights.items():
+            _check_tensors(stage, tensors)
+
+
+class _Labels(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    names: list[str]
+    values: list[int]
+    groups: dict[str, list[str]]
+
+
+class _Weights(BaseModel):
+    """The patterns keep every name inside the model's own folder."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    file: Annotated[str, Field(pattern=r"^weights/[a-z][a-z0-9_-]*\.safetensors$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Manifest(BaseModel):
+    """``model.json``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    format: int
+    zoomseg: str
+    recipe: dict[str, object]
+    labels: _Labels
+    channel_names: Annotated[list[str], Field(min_length=1)]
+    weights: dict[str, _Weights]
+    provenance: dict[str, object]
+
+
+def save(bundle: Bundle, path: Path, half: bool = False) -> None:
+    """Write the model folder; ``half`` stores floating-point weights as float16.
+
+    Raises:
+        ModelError: a weight does not fit in float16.
+        OutputError: no permission, full disk; an earlier model in the folder is still usable.
+    """
+    weights = {stage: _write_weights(path, stage, t, half) for stage, t in bundle.weights.items()}
+    manifest = _Manifest(
+        format=FORMAT,
+        zoomseg=importlib.metadata.version("zoomseg"),
+        recipe=bundle.recipe.model_dump(mode="json"),
+        labels=_Labels(
+            names=list(bundle.schema.names),
+            values=list(bundle.schema.values),
+            groups={name: list(members) for name, members in bundle.schema.groups.items()},
+        ),
+        channel_names=list(bundle.channel_names),
+        weights=weights,
+        provenance=dict(bundle.provenance),
+    )
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    write_bytes(path / "model.json", text.encode())
+    write_bytes(path / "README.md", _model_card(bundle).encode())
+    kept = {path / entry.file for entry in weights.values()}
+    for file in (path / "weights").glob("*.safetensors"):
+        if file not in kept:
+            file.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Bundle:
+    """Read a model folder; floating-point weights come back as float32.
+
+    Raises:
+        ModelError: missing or damaged files, weights that do not match ``model.json``, names that leave
+            the folder, or a format that a later ZoomSeg wrote.
+    """
+    manifest = _read_manifest(path)
+    weights = {stage: _read_weights(path, stage, entry) for stage, entry in manifest.weights.items()}
+    labels = manifest.labels
+    try:
+        recipe = Recipe.model_validate(manifest.recipe)
+        groups = {name: tuple(members) for name, members in labels.groups.items()}
+        schema = LabelSchema(tuple(labels.names), tuple(labels.values), groups)
+    except ValidationError as error:
+        raise _damaged(path, f"recipe: {_first(error)}") from error
+    except (RecipeError, LabelError) as error:
+        raise _damaged(path, str(error)) from error
+    return Bundle(recipe, schema, tuple(manifest.channel_names), weights, manifest.provenance)  # type: ignore[arg-type]
+
+
+def _write_weights(path: Path, stage: str, tensors: Mapping[str, Tensor], half: bool) -> _Weights:
+    # Cloned, because safetensors refuses tensors that share memory.
+    stored = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    if half:
+        stored = {name: t.half() if t.is_floating_point() else t for name, t in stored.items()}
+        _check_tensors(stage, stored)
+    content = safetensors.save(stored)
+    digest = hashlib.sha256(content).hexdigest()
+    file = f"weights/{stage}-{digest[:12]}.safetensors"
+    write_bytes(path / file, content)
+    return _Weights(file=file, sha256=digest)
+
+
+def _read_manifest(path: Path) -> _Manifest:
+    file = path / "model.json"
+    if not path.is_dir():
+        raise ModelError(f"no model folder at {path}")
+    if not file.is_file():
+        raise ModelError(f"{path} is not a model: model.json is missing")
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise _damaged(path, f"model.json: {error}") from error
+    found = data.get("format") if isinstance(data, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise ModelError(
+            f"model {path} has format {found}, this ZoomSeg reads up to {FORMAT}; update ZoomSeg"
+        )
+    try:
+        return _Manifest.model_validate(data)
+    except ValidationError as error:
+        raise _damaged(path, f"model.json: {_first(error)}") from error
+
+
+def _read_weights(path: Path, stage: str, entry: _Weights) -> dict[str, Tensor]:
+    try:
+        content = (path / entry.file).read_bytes()
+    except OSError as error:
+        raise _damaged(path, f"{entry.file}: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise _damaged(path, f"{entry.file} is not the file that model.json names (SHA-256 differs)")
+    try:
+        tensors = safetensors.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _damaged(path, f"{entry.file}: {error}") from error
+    _check_tensors(stage, tensors)
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _check_tensors(stage: str, tensors: Mapping[str, Tensor]) -> None:
+    if not tensors:
+        raise ModelError(f"stage '{stage}' of the model has no weights")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() and tensor.dtype not in _INTEGER_TYPES:
+            raise ModelError(
+                f"weight '{name}' of stage '{stage}' has type {tensor.dtype}; allowed: real numbers"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"weight '{name}' of stage '{stage}' is not finite; the model cannot be used")
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in detail["loc"]) or "top level"
+    return f"{where}: {detail['msg']}"
+
+
+def _damaged(path: Path, reason: str) -> ModelError:
+    line = " ".join(reason.split())
+    return ModelError(f"model {path} is damaged ({line}); copy or train it again")
+
+
+def _model_card(bundle: Bundle) -> str:
+    """What a person who finds the folder must know, in Markdown."""
+    recipe, schema = bundle.recipe, bundle.schema
+    stages = "\n".join(f"- `{s.name}`: {s.network.kind} on a {s.grid.kind} grid" for s in recipe.stages)
+    labels = "\n".join(f"| {v} | {_plain(n)} |" for n, v in zip(schema.names, schema.values, strict=True))
+    origin = "\n".join(f"- {_plain(key)}: {_brief(value)}" for key, value in bundle.provenance.items())
+    parameters = sum(t.numel() for tensors in bundle.weights.values() for t in tensors.values())
+    return f"""# {_plain(recipe.name)}
+
+A ZoomSeg model: finds {len(schema.names)} structures in scans with the channels
+{", ".join(_plain(c) for c in bundle.channel_names)}.
+
+**For research. Not a medical device; not for diagnosis or treatment.** Its errors are unknown on scans
+unlike those it was trained on: other scanners, protocols, ages, diseases. Look at every result.
+
+## Use
+
+    zoomseg predict SCAN -m THIS_FOLDER -o OUT
+
+## Labels
+
+| value | name |
+|---|---|
+{labels}
+
+## Trained on
+
+{origin or "Not recorded."}
+
+## Stages ({parameters:,} parameters)
+
+{stages}
+
+{recipe.description}
+{recipe.source}
+
+The complete recipe is in `model.json`.
+"""
+
+
+def _plain(text: str) -> str:
+    """Names come from data sets: keep them from breaking out of their line or table."""
+    return " ".join(text.split()).replace("|", "/").replace("`", "'").replace("<", "(").replace(">", ")")
+
+
+def _brief(value: JSON) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{_plain(key)}: {_brief(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        shown = ", ".join(_brief(item) for item in value[:_SHOWN_ITEMS])
+        return shown if len(value) <= _SHOWN_ITEMS else f"{len(value)}: {shown}, ..."
+    return _plain(str(value))

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save as safetensors_bytes
+
+from zoomseg.core.errors import ModelError, OutputError
+from zoomseg.core.labels import LabelSchema
+from zoomseg.io import atomic, bundle
+from zoomseg.io.bundle import JSON, Bundle, load, save
+from zoomseg.recipe.spec import Downsample, Recipe, Stage, Training, UNet3D, Window
+
+
+def recipe(*names: str) -> Recipe:
+    stages = tuple(
+        Stage(
+            name=name,
+            grid=Downsample(tile=(8, 8, 8), factor=(2.0, 2.0, 2.0)),
+            network=UNet3D(channels=(4, 8)),
+            training=Training(patch=(8, 8, 8), iterations=1),
+        )
+        for name in names
+    )
+    return Recipe(
+        name="small", description="Two stages.", intensity=Window(lower=-100, upper=300), stages=stages
+    )
+
+
+def make(seed: int = 0) -> Bundle:
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        stage: {
+            "conv.weight": torch.randn(4, 1, 3, 3, 3, generator=generator),
+            "norm.num_batches_tracked": torch.tensor(7),
+        }
+        for stage in ("coarse", "fine")
+    }
+    schema = LabelSchema(
+        ("liver", "left kidney", "right kidney"), (1, 5, 9), {"kidneys": ("left kidney", "right kidney")}
+    )
+    provenance: dict[str, JSON] = {
+        "data_set": "phantoms",
+        "cases": {"train": ["a", "b"]},
+        "seed": seed,
+    }
+    return Bundle(recipe("coarse", "fine"), schema, ("CT",), weights, provenance)
+
+
+def assert_same(a: Bundle, b: Bundle) -> None:
+    assert a.recipe == b.recipe
+    assert a.schema == b.schema
+    assert a.channel_names == b.channel_names
+    assert a.provenance == b.provenance
+    assert set(a.weights) == set(b.weights)
+    for stage in a.weights:
+        assert set(a.weights[stage]) == set(b.weights[stage])
+        for name in a.weights[stage]:
+            torch.testing.assert_close(a.weights[stage][name], b.weights[stage][name], rtol=0, atol=0)
+
+
+def test_a_saved_model_comes_back_exactly(tmp_path: Path) -> None:
+    save(make(), tmp_path / "model")
+    assert_same(load(tmp_path / "model"), make())
+
+
+def test_half_rounds_to_float16_and_loads_as_float32(tmp_path: Path) -> None:
+    save(make(), tmp_path, half=True)
+    loaded = load(tmp_path).weights["fine"]
+    original = make().weights["fine"]
+    assert loaded["conv.weight"].dtype == torch.float32
+    assert torch.equal(loaded["conv.weight"], original["conv.weight"].half().float())
+    assert torch.equal(loaded["norm.num_batches_tracked"], original["norm.num_batches_tracked"])
+    small, large = tmp_path / "weights", tmp_path / "full"
+    save(make(), large)
+    assert sum(f.stat().st_size for f in small.iterdir()) < sum(
+        f.stat().st_size for f in (large / "weights").iterdir()
+    )
+
+
+def test_a_weight_too_large_for_half_is_refused(tmp_path: Path) -> None:
+    big = dataclasses.replace(make(), weights={s: {"w": torch.tensor([1e6])} for s in ("coarse", "fine")})
+    save(big, tmp_path / "full")
+    with pytest.raises(ModelError, match="not finite"):
+        save(big, tmp_path / "half", half=True)
+
+
+def test_views_of_one_tensor_are_saved_as_values(tmp_path: Path) -> None:
+    shared = torch.arange(6.0)
+    weights = {s: {"a": shared[:3], "b": shared.view(2, 3).T} for s in ("coarse", "fine")}
+    save(dataclasses.replace(make(), weights=weights), tmp_path)
+    loaded = load(tmp_path).weights["coarse"]
+    assert loaded["a"].tolist() == [0, 1, 2]
+    assert loaded["b"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_saving_again_replaces_the_model_and_removes_the_old_weights(tmp_path: Path) -> None:
+    save(make(0), tmp_path)
+    save(make(1), tmp_path)
+    assert_same(load(tmp_path), make(1))
+    assert len(list((tmp_path / "weights").iterdir())) == 2
+
+
+@pytest.mark.parametrize("writes_done", range(4))
+def test_a_kill_while_saving_leaves_a_usable_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes_done: int
+) -> None:
+    save(make(0), tmp_path)
+    count = 0
+
+    def dies(path: Path, data: bytes) -> None:
+        nonlocal count
+        if count == writes_done:
+            raise OutputError("full disk")
+        count += 1
+        atomic.write_bytes(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle, "write_bytes", dies)
+        with pytest.raises(OutputError):
+            save(make(1), tmp_path)
+    # Writes are: two weights, model.json, README. The new model counts from model.json on.
+    assert_same(load(tmp_path), make(1 if writes_done == 3 else 0))
+
+
+def test_the_model_card_names_labels_data_and_use(tmp_path: Path) -> None:
+    hostile = dataclasses.replace(make(), channel_names=("CT | `x`\n# <b>",))
+    save(hostile, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "| 9 | right kidney |" in card
+    assert "data_set: phantoms" in card
+    assert "cases: train: a, b" in card
+    assert "not for diagnosis" in card
+    assert "CT / 'x' # (b)" in card
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"coarse": {"w": torch.ones(1)}}, "its recipe has"),
+        ({"coarse": {"w": torch.ones(1)}, "fine": {}}, "has no weights"),
+        ({"coarse": {"w": torch.ones(1)}, "fine": {"w": torch.tensor([float("nan")])}}, "not finite"),
+        ({"coarse": {"w": torch.ones(1)}, "fine": {"w": torch.ones(1, dtype=torch.complex64)}}, "complex64"),
+    ],
+)
+def test_wrong_weights_never_become_a_model(
+    weights: dict[str, dict[str, torch.Tensor]], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        dataclasses.replace(make(), weights=weights)
+
+
+# --- damaged folders ------------------------------------------------------------------------------
+
+
+def edit(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def apply(path: Path) -> None:
+        data = json.loads((path / "model.json").read_text())
+        change(data)
+        (path / "model.json").write_text(json.dumps(data))
+
+    return apply
+
+
+def weights_file(path: Path, stage: str = "fine") -> Path:
+    return next((path / "weights").glob(f"{stage}-*.safetensors"))
+
+
+def replace_weights(path: Path, content: bytes) -> None:
+    """Damage that the hash does not reveal, as whoever made the file also wrote model.json."""
+    weights_file(path).write_bytes(content)
+    edit(lambda d: d["weights"]["fine"].update(sha256=hashlib.sha256(content).hexdigest()))(path)
+
+
+def truncated_json(path: Path) -> None:
+    text = (path / "model.json").read_text()
+    (path / "model.json").write_text(text[: len(text) // 2])
+
+
+def flipped_byte(path: Path) -> None:
+    content = bytearray(weights_file(path).read_bytes())
+    content[-1] ^= 1
+    weights_file(path).write_bytes(content)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "folder gone": (shutil.rmtree, "no model folder"),
+    "json gone": (lambda p: (p / "model.json").unlink(), "model.json is missing"),
+    "json truncated": (truncated_json, "damaged"),
+    "json not utf-8": (lambda p: (p / "model.json").write_bytes(b"\xff\xfe\x00{"), "damaged"),
+    "json a list": (lambda p: (p / "model.json").write_text("[]"), "damaged"),
+    "json bottomless": (lambda p: (p / "model.json").write_text("[" * 100_000), "damaged"),
+    "future": (edit(lambda d: d.update(format=2, hologram=[])), "update ZoomSeg"),
+    "format a string": (edit(lambda d: d.update(format="1")), "format"),
+    "labels missing": (edit(lambda d: d.pop("labels")), "labels: Field required"),
+    "label values text": (edit(lambda d: d["labels"].update(values=["1", "5", "9"])), "labels.values.0"),
+    "label names repeated": (edit(lambda d: d["labels"].update(names=["a", "a", "b"])), "distinct"),
+    "no channels": (edit(lambda d: d.update(channel_names=[])), "channel_names"),
+    "recipe key unknown": (edit(lambda d: d["recipe"].update(colour="red")), "recipe.*colour"),
+    "recipe empty": (edit(lambda d: d.update(recipe={})), "recipe"),
+    "stage added": (edit(lambda d: d["weights"].update(third=d["weights"]["fine"])), "its recipe has"),
+    "stage removed": (edit(lambda d: d["weights"].pop("fine")), "its recipe has"),
+    "name leaves folder": (
+        edit(lambda d: d["weights"]["fine"].update(file="weights/../../x.safetensors")),
+        "pattern",
+    ),
+    "absolute name": (edit(lambda d: d["weights"]["fine"].update(file="/etc/x.safetensors")), "pattern"),
+    "name with newline": (
+        edit(lambda d: d["weights"]["fine"].update(file="weights/a.safetensors\n")),
+        "pattern",
+    ),
+    "weights gone": (lambda p: weights_file(p).unlink(), "No such file"),
+    "weights flipped": (flipped_byte, "SHA-256"),
+    "weights swapped": (lambda p: shutil.copy(weights_file(p, "coarse"), weights_file(p)), "SHA-256"),
+    "weights not safetensors": (lambda p: replace_weights(p, b"PK\x03\x04" + bytes(64)), "weights/fine"),
+    "weights empty": (lambda p: replace_weights(p, b""), "weights/fine"),
+    "weights NaN": (
+        lambda p: replace_weights(p, safetensors_bytes({"w": torch.tensor([float("inf")])})),
+        "not finite",
+    ),
+    "weights boolean": (
+        lambda p: replace_weights(p, safetensors_bytes({"w": torch.tensor([True])})),
+        "torch.bool",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_in_one_line(tmp_path: Path, damage: str) -> None:
+    save(make(), tmp_path / "model")
+    apply, message = DAMAGE[damage]
+    apply(tmp_path / "model")
+    with pytest.raises(ModelError, match=message) as error:
+        load(tmp_path / "model")
+    assert "\n" not in str(error.value)
