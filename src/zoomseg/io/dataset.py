@@ -129,6 +129,22 @@ def open_dataset(path: Path) -> Dataset:
     raise DatasetError(f"{root}: not a data set; {LAYOUTS}")
 
 
+def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | None:
+    """What a JSON file (``dataset.json``, ``labels.json``, ``run.json``) says about label files beside it:
+    their schema, and by case id which labels were drawn. None if it has no ``labels``.
+
+    Raises:
+        DatasetError: unreadable, or its labels make no sense.
+    """
+    description = _read_json(path)
+    if "labels" not in description and path.name == "labels.json":
+        description = {"labels": description}
+    if "labels" not in description:
+        return None
+    schema = _parse_schema(path, description)
+    return schema, _parse_annotated(path, description, schema)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
