@@ -18,7 +18,7 @@ Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 class Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # --- intensity ------------------------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""Recipes from YAML and back. A file is checked whole, and all that is wrong with it is said at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from zoomseg.core.errors import RecipeError
+from zoomseg.recipe import graph
+from zoomseg.recipe.problems import describe, short
+from zoomseg.recipe.spec import PlannedRecipe, Recipe, is_planned
+
+RECIPES = Path(__file__).parent / "recipes"
+
+MAX_FILE_BYTES = 200_000
+"""A recipe of a dozen stages has about 20 kB."""
+
+
+def names() -> tuple[str, ...]:
+    """The recipes that come with the package."""
+    return tuple(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+
+
+def load(name_or_path: str | Path) -> Recipe | PlannedRecipe:
+    """A shipped recipe by name, or a recipe file by path.
+
+    Raises:
+        RecipeError: there is no such recipe or file, or it is malformed.
+    """
+    if name_or_path in names():
+        return _read(RECIPES / f"{name_or_path}.yaml")
+    path = Path(name_or_path)
+    if path.is_file():
+        return _read(path)
+    looks_like_path = path.suffix in (".yaml", ".yml") or os.sep in str(name_or_path)
+    what = f"no file '{path}'" if looks_like_path else f"no recipe '{name_or_path}'"
+    close = difflib.get_close_matches(path.stem, names(), n=1, cutoff=0.4)
+    meant = f"; did you mean '{close[0]}'?" if close else ";"
+    raise RecipeError(f"{what}{meant} Shipped: {', '.join(names())}. Or give the path of a YAML file")
+
+
+def from_dict(data: object, source: str = "recipe") -> Recipe | PlannedRecipe:
+    """Validate a recipe given as plain values, its graph included.
+
+    Raises:
+        RecipeError: one line with every problem: where, what came, what is allowed.
+    """
+    if not isinstance(data, dict):
+        raise RecipeError(f"{source}: a recipe is a mapping of keys, got {short(data)}")
+    model: type[Recipe] | type[PlannedRecipe] = PlannedRecipe if is_planned(data) else Recipe
+    try:
+        recipe = model.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {describe(error, model, data)}") from None
+    if isinstance(recipe, Recipe):
+        try:
+            graph.validate(recipe)
+        except RecipeError as error:
+            raise RecipeError(f"{source}: {error}") from error
+    return recipe
+
+
+def dump(recipe: Recipe | PlannedRecipe) -> str:
+    """YAML with every default filled in; ``load`` of it gives an equal recipe."""
+    data = recipe.model_dump(mode="json")
+    return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only; a key that comes twice in a mapping is refused instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                where = key.start_mark.line + 1
+                raise yaml.MarkedYAMLError(problem=f"key {short(key.value)} comes twice (line {where})")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> Recipe | PlannedRecipe:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise RecipeError(f"{path} is not a recipe: larger than {MAX_FILE_BYTES // 1000} kB")
+    return from_dict(_parse(content, path), str(path))
+
+
+def _parse(content: bytes, path: Path) -> object:
+    try:
+        return yaml.load(content.decode("utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not a recipe: not UTF-8 text") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise RecipeError(f"{path} is not valid YAML: {error.problem}{where}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"{path} is not valid YAML: {first}") from None
