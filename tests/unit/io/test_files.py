@@ -1,0 +1,78 @@
+"""Atomic writing: whole files or none, every failure one OutputError that names the path."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from zoomseg.core.errors import OutputError
+from zoomseg.io.files import atomic_path, writable_directory, write_json_atomic, write_text_atomic
+
+
+def test_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
+    target = tmp_path / "case.nii.gz"
+    with atomic_path(target) as partial:
+        partial.write_text("new")
+        assert partial.parent == tmp_path
+        assert partial.name.startswith(".case.nii.gz.partial-")
+        assert partial.name.endswith(".nii.gz")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["case.nii.gz"]
+
+
+def test_error_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def write_and_fail() -> None:
+        with atomic_path(target) as partial:
+            partial.write_text("half")
+            raise KeyError("anything")
+
+    with pytest.raises(KeyError):
+        write_and_fail()
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_full_disk_is_an_output_error_with_the_path(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+
+    def fill() -> None:
+        with atomic_path(target) as partial:
+            partial.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OutputError, match=r"a\.txt.*No space left on device"):
+        fill()
+    assert os.listdir(tmp_path) == []
+
+
+def test_missing_folder_is_an_output_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="nowhere"):
+        write_text_atomic(tmp_path / "nowhere" / "a.txt", "text")
+
+
+def test_writable_directory_makes_parents_and_leaves_no_probe(tmp_path: Path) -> None:
+    made = writable_directory(tmp_path / "a" / "b")
+    assert made.is_dir()
+    assert os.listdir(made) == []
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file"):
+        writable_directory(tmp_path / "file")
+    with pytest.raises(OutputError, match="file"):
+        writable_directory(tmp_path / "file" / "below")
+
+
+def test_json_round_trip_and_no_nan(tmp_path: Path) -> None:
+    write_json_atomic(tmp_path / "a.json", {"dice": 0.5})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"dice": 0.5}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json_atomic(tmp_path / "a.json", {"dice": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"dice": 0.5}

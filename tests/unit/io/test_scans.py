@@ -1,0 +1,433 @@
+"""Reading and writing scans: values and geometry survive, and every kind of bad file is one clear error."""
+
+import gzip
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+
+from zoomseg.core.errors import LabelError, OutputError, ScanError
+from zoomseg.core.geometry import Grid
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.io.scans import (
+    find_scans,
+    looks_like_labels,
+    read_grid,
+    read_image,
+    read_label_values,
+    read_labels,
+    read_voxels,
+    scan_name,
+    write_image,
+    write_labels,
+)
+
+SHAPE = (5, 6, 7)
+SCHEMA = LabelSchema(("liver", "spleen"), (7, 300))
+
+
+def oblique(spacing: tuple[float, float, float] = (1.5, 2.0, 3.0)) -> np.ndarray:
+    """Rotated by 20 and 35 degrees, with a negative determinant, as scanners write it."""
+    a, b = np.deg2rad([20, 35])
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_z @ about_x @ np.diag([-spacing[0], spacing[1], spacing[2]])
+    affine[:3, 3] = (12.25, -80.5, 33.0)
+    return affine
+
+
+def noise(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine, dtype=array.dtype), path)
+    return path
+
+
+def with_header_bytes(path: Path, offset: int, data: bytes) -> Path:
+    """Overwrite bytes of a ``.nii.gz`` header, past any library's checks."""
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[offset : offset + len(data)] = data
+    path.write_bytes(gzip.compress(bytes(content)))
+    return path
+
+
+# --- values and geometry --------------------------------------------------------------------------
+
+
+def test_nifti_values_and_oblique_affine(tmp_path: Path) -> None:
+    image = read_image(save(tmp_path / "a.nii.gz", noise(), oblique()))
+    assert image.data.dtype == torch.float32
+    assert np.array_equal(image.data[0].numpy(), noise())
+    # The sform holds float32, so exactly its rounding must come back and nothing else.
+    assert np.array_equal(image.grid.affine, oblique().astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, ">i2", np.float64])
+def test_slope_and_intercept_are_applied(tmp_path: Path, dtype: str) -> None:
+    raw = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(dtype)
+    file = nib.Nifti1Image(raw, np.eye(4), nib.Nifti1Header(endianness=">" if dtype == ">i2" else "<"))
+    file.set_data_dtype(dtype)
+    file.header.set_slope_inter(2.5, -1024)
+    nib.save(file, tmp_path / "a.nii")
+    # nibabel stores (value + 1024) / 2.5; set the raw voxels themselves instead.
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[352:] = raw.tobytes(order="F")
+    (tmp_path / "a.nii").write_bytes(bytes(content))
+    assert read_image(tmp_path / "a.nii").data[0].numpy().tolist() == (raw * 2.5 - 1024.0).tolist()
+
+
+def test_wide_integers_are_scaled_before_rounding(tmp_path: Path) -> None:
+    raw = np.full(SHAPE, 2**24, dtype=np.int32)
+    raw[0, 0, 0] += 1
+    file = nib.Nifti1Image(raw, np.eye(4))
+    nib.save(file, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[112:120] = np.array([1, -(2.0**24)], dtype="<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(bytes(content))
+    assert read_image(tmp_path / "a.nii").data[0, 0, 0, :2].tolist() == [1.0, 0.0]
+
+
+def test_sform_wins_over_qform(tmp_path: Path) -> None:
+    file = nib.Nifti1Image(noise(), np.eye(4))
+    file.set_qform(np.diag([1.0, 1, 1, 1]), code=1)
+    file.set_sform(np.diag([2.0, 3, 4, 1]), code=1)
+    nib.save(file, tmp_path / "both.nii.gz")
+    assert read_grid(tmp_path / "both.nii.gz").spacing_mm == (2, 3, 4)
+    file.set_sform(None, code=0)
+    nib.save(file, tmp_path / "qform.nii.gz")
+    assert read_grid(tmp_path / "qform.nii.gz").spacing_mm == (1, 1, 1)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd"])
+def test_itk_formats_give_the_same_volume_as_nifti(tmp_path: Path, suffix: str) -> None:
+    image = sitk.GetImageFromArray(noise().T)
+    image.SetSpacing((1.5, 2.0, 3.0))
+    image.SetOrigin((10.0, 20.0, -30.0))
+    image.SetDirection((0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
+    sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    ours, nifti = read_image(tmp_path / f"a{suffix}"), read_image(tmp_path / "a.nii.gz")
+    assert torch.equal(ours.data, nifti.data)
+    assert np.allclose(ours.grid.affine, nifti.grid.affine, atol=1e-5)
+    # LPS (10, 20, -30) is RAS (-10, -20, -30).
+    assert ours.grid.world((0, 0, 0)).tolist() == [-10, -20, -30]
+    assert read_grid(tmp_path / f"a{suffix}") == ours.grid
+
+
+def test_trailing_singleton_axis_is_dropped(tmp_path: Path) -> None:
+    image = read_image(save(tmp_path / "a.nii.gz", noise((*SHAPE, 1, 1))))
+    assert np.array_equal(image.data[0].numpy(), noise((*SHAPE, 1, 1))[..., 0, 0])
+
+
+def test_channels_from_files_and_from_a_fourth_axis(tmp_path: Path) -> None:
+    four = noise((*SHAPE, 2))
+    files = [save(tmp_path / f"a_000{c}.nii.gz", four[..., c]) for c in range(2)]
+    from_files = read_image(files)
+    from_axis = read_image(save(tmp_path / "b.nii.gz", four), channels_last=True)
+    assert torch.equal(from_files.data, from_axis.data)
+    assert np.array_equal(from_files.data[1].numpy(), four[..., 1])
+
+
+def test_channels_on_different_grids_are_refused(tmp_path: Path) -> None:
+    one = save(tmp_path / "a_0000.nii.gz", noise())
+    shifted = np.eye(4)
+    shifted[0, 3] = 0.5
+    with pytest.raises(ScanError, match=r"b\.nii\.gz: is up to 0\.5 mm off the grid of a_0000"):
+        read_image([one, save(tmp_path / "b.nii.gz", noise(), shifted)])
+    with pytest.raises(ScanError, match="shape"):
+        read_image([one, save(tmp_path / "b.nii.gz", noise((5, 6, 8)))])
+
+
+# --- bad files ------------------------------------------------------------------------------------
+
+
+def test_truncated_gzip(tmp_path: Path) -> None:
+    path = save(tmp_path / "cut.nii.gz", noise((20, 20, 20)))
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ScanError, match=r"cut\.nii\.gz: damaged, truncated"):
+        read_image(path)
+
+
+def test_truncated_plain_file_is_refused_by_its_header(tmp_path: Path) -> None:
+    path = save(tmp_path / "cut.nii", noise((20, 20, 20)))
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ScanError, match="truncated; header promises 32000 bytes"):
+        read_grid(path)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.mhd"])
+@pytest.mark.parametrize("content", [b"", b"not an image at all\n" * 100])
+def test_not_an_image(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ScanError, match=name):
+        read_image(tmp_path / name)
+
+
+def test_missing_file_and_wrong_suffix(tmp_path: Path) -> None:
+    for name in ("none.nii.gz", "none.mha"):
+        with pytest.raises(ScanError, match="no such file"):
+            read_image(tmp_path / name)
+    with pytest.raises(ScanError, match="supported are"):
+        read_image(tmp_path / "photo.jpg")
+
+
+def test_four_and_two_dimensional_files(tmp_path: Path) -> None:
+    with pytest.raises(ScanError, match="4-D image"):
+        read_image(save(tmp_path / "a.nii.gz", noise((*SHAPE, 3))))
+    with pytest.raises(ScanError, match="2-D image"):
+        read_image(save(tmp_path / "a.nii.gz", noise((5, 6))))
+    sitk.WriteImage(sitk.GetImageFromArray(noise((5, 6))), str(tmp_path / "a.mha"))
+    with pytest.raises(ScanError, match="2-D image"):
+        read_image(tmp_path / "a.mha")
+    sitk.WriteImage(sitk.GetImageFromArray(noise((5, 6, 7, 3)), isVector=True), str(tmp_path / "a.nrrd"))
+    with pytest.raises(ScanError, match="3 values per voxel"):
+        read_image(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize("spacing", [0.0, np.nan, np.inf])
+def test_impossible_spacing(tmp_path: Path, spacing: float) -> None:
+    path = with_header_bytes(save(tmp_path / "a.nii.gz", noise()), 80, np.float32(spacing).tobytes())
+    with pytest.raises(ScanError, match=r"a\.nii\.gz: voxel spacing must be positive"):
+        read_grid(path)
+
+
+def test_impossible_affine(tmp_path: Path) -> None:
+    path = with_header_bytes(save(tmp_path / "a.nii.gz", noise()), 280, bytes(16))
+    with pytest.raises(ScanError, match=r"a\.nii\.gz: affine is singular"):
+        read_image(path)
+    path = with_header_bytes(save(tmp_path / "a.nii.gz", noise()), 280, np.float32(np.nan).tobytes())
+    with pytest.raises(ScanError, match=r"a\.nii\.gz: affine must be 4x4 and finite"):
+        read_image(path)
+
+
+def test_impossible_meta_image_spacing(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(noise().T), str(tmp_path / "a.mha"))
+    content = (tmp_path / "a.mha").read_bytes()
+    (tmp_path / "a.mha").write_bytes(content.replace(b"ElementSpacing = 1 1 1", b"ElementSpacing = 0 1 1"))
+    with pytest.raises(ScanError, match=r"a\.mha"):
+        read_image(tmp_path / "a.mha")
+
+
+def test_headers_that_promise_too_much_allocate_nothing(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz", noise())
+    with_header_bytes(path, 42, np.array([30000] * 3, dtype="<i2").tobytes())
+    with pytest.raises(ScanError, match="promises 27000000000000 voxels"):
+        read_image(path)
+    with_header_bytes(path, 42, np.array([1500] * 3, dtype="<i2").tobytes())
+    with pytest.raises(ScanError, match="truncated; header promises 13500000000 bytes"):
+        read_image(path)
+    with_header_bytes(path, 42, np.array([-5] * 3, dtype="<i2").tobytes())
+    with pytest.raises(ScanError, match="at least 1"):
+        read_image(path)
+    sitk.WriteImage(sitk.GetImageFromArray(noise().T), str(tmp_path / "a.mha"))
+    content = (tmp_path / "a.mha").read_bytes()
+    (tmp_path / "a.mha").write_bytes(content.replace(b"DimSize = 5 6 7", b"DimSize = 1500 1500 1500"))
+    with pytest.raises(ScanError, match="truncated; header promises 13500000000 bytes"):
+        read_image(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize("place", ["../secret.raw", "/etc/passwd", "LIST", "slice%03d.raw 1 7 1"])
+def test_meta_image_may_not_point_elsewhere(tmp_path: Path, place: str) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(noise().T), str(tmp_path / "a.mhd"))
+    header = (tmp_path / "a.mhd").read_text()
+    (tmp_path / "a.mhd").write_text(header.replace("a.raw", place))
+    with pytest.raises(ScanError, match=r"a\.mhd"):
+        read_image(tmp_path / "a.mhd")
+
+
+def test_nrrd_may_not_point_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "a.nrrd").write_text(
+        "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: ../../etc/passwd\n"
+    )
+    with pytest.raises(ScanError, match="in the same folder, not in"):
+        read_image(tmp_path / "a.nrrd")
+
+
+def test_colour_is_refused(tmp_path: Path) -> None:
+    colour = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colour, np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(ScanError, match="grey values are needed"):
+        read_image(tmp_path / "a.nii.gz")
+
+
+def test_nan_constant_and_label_maps_are_no_images(tmp_path: Path) -> None:
+    broken = noise()
+    broken[0, 0, :2] = np.nan, np.inf
+    path = save(tmp_path / "a.nii.gz", broken)
+    with pytest.raises(ScanError, match="2 of 210 voxels are NaN or infinite"):
+        read_image(path)
+    assert torch.isnan(read_voxels(path).data[0, 0, 0, 0])
+    with pytest.raises(ScanError, match="all voxels are NaN"):
+        read_image(save(tmp_path / "a.nii.gz", np.full(SHAPE, np.nan, dtype=np.float32)))
+    with pytest.raises(ScanError, match="constant image, every voxel is -3"):
+        read_image(save(tmp_path / "a.nii.gz", np.full(SHAPE, -3, dtype=np.int16)))
+    labels = np.zeros((20, 20, 20), dtype=np.uint8)
+    labels[3:9, 2:15, 4:16], labels[9:15, 2:15, 4:16] = 1, 7
+    with pytest.raises(ScanError, match="looks like a label map"):
+        read_image(save(tmp_path / "a.nii.gz", labels))
+
+
+def test_eight_bit_scans_are_not_taken_for_label_maps() -> None:
+    body = np.zeros((20, 20, 20), dtype=np.float32)
+    body[3:17, 3:17, 3:17] = np.random.default_rng(1).integers(1, 100, (14, 14, 14))
+    assert not looks_like_labels(body)
+    ct = np.full((20, 20, 20), -1000, dtype=np.float32)
+    ct[5:10] = 40
+    assert not looks_like_labels(ct)
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def label_values() -> np.ndarray:
+    values = np.zeros(SHAPE, dtype=np.int16)
+    values[1, 2, 3], values[4, 5, 6] = 7, 300
+    return values
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int64, np.float32, np.float64])
+def test_labels_of_any_number_type(tmp_path: Path, dtype: type) -> None:
+    path = save(tmp_path / "a.nii.gz", label_values().astype(dtype))
+    labels = read_labels(path, SCHEMA)
+    assert labels.data[1, 2, 3] == 1
+    assert labels.data[4, 5, 6] == 2
+    assert int((labels.data != 0).sum()) == 2
+    values, grid = read_label_values(path)
+    assert values.dtype.kind in "iu"
+    assert np.array_equal(values, label_values())
+    assert grid.shape == SHAPE
+
+
+def test_bad_label_values(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz", label_values().astype(np.float32) / 2)
+    with pytest.raises(ScanError, match=r"a\.nii\.gz: label values are not whole numbers"):
+        read_labels(path, SCHEMA)
+    values = label_values()
+    values[0, 0, 0] = 9
+    with pytest.raises(LabelError, match=r"a\.nii\.gz: label values \[9\] are not in the schema"):
+        read_labels(save(path, values), SCHEMA)
+    with pytest.raises(ScanError, match="NaN"):
+        read_labels(save(path, np.full(SHAPE, np.nan, dtype=np.float32)), SCHEMA)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_label_round_trip_on_an_oblique_grid(tmp_path: Path, suffix: str) -> None:
+    grid = Grid(SHAPE, oblique())
+    labels = LabelMap(torch.from_numpy(SCHEMA.encode(label_values())), grid, SCHEMA)
+    path = tmp_path / f"out{suffix}"
+    write_labels(path, labels)
+    again = read_labels(path, SCHEMA)
+    assert torch.equal(again.data, labels.data)
+    assert again.grid.distance_mm(grid) < 1e-4
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_written_nifti_says_the_same_in_sform_and_qform(tmp_path: Path) -> None:
+    schema = LabelSchema(("liver",), (9,))
+    write_labels(
+        tmp_path / "a.nii.gz", LabelMap(torch.ones(SHAPE, dtype=torch.uint8), Grid(SHAPE, oblique()), schema)
+    )
+    header = nib.load(tmp_path / "a.nii.gz").header
+    assert header.get_data_dtype() == np.uint8
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 1)
+    assert header.get_xyzt_units()[0] == "mm"
+    assert np.allclose(header.get_sform(), header.get_qform(), atol=1e-4)
+    assert set(np.unique(nib.load(tmp_path / "a.nii.gz").dataobj)) == {9}
+
+
+def test_like_copies_the_scan_geometry_verbatim(tmp_path: Path) -> None:
+    scan = nib.Nifti1Image(noise(), None)
+    scan.set_qform(oblique(), code=2)
+    scan.set_sform(None, code=0)
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    grid = read_grid(tmp_path / "scan.nii.gz")
+    labels = LabelMap(torch.zeros(SHAPE, dtype=torch.uint8), grid, SCHEMA)
+    write_labels(tmp_path / "out.nii.gz", labels, like=tmp_path / "scan.nii.gz")
+    header, source = nib.load(tmp_path / "out.nii.gz").header, nib.load(tmp_path / "scan.nii.gz").header
+    assert int(header["qform_code"]) == 2
+    for field in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"):
+        assert header[field] == source[field]
+    elsewhere = LabelMap(labels.data, Grid(SHAPE, np.eye(4)), SCHEMA)
+    with pytest.raises(ScanError, match="the result"):
+        write_labels(tmp_path / "out.nii.gz", elsewhere, like=tmp_path / "scan.nii.gz")
+
+
+def test_image_round_trip(tmp_path: Path) -> None:
+    image = Volume(torch.from_numpy(noise((2, *SHAPE))), Grid(SHAPE, oblique()))
+    write_image(tmp_path / "two.nii.gz", image)
+    assert torch.equal(read_image(tmp_path / "two.nii.gz", channels_last=True).data, image.data)
+    one = Volume(image.data[:1], image.grid)
+    write_image(tmp_path / "one.mha", one)
+    assert torch.equal(read_image(tmp_path / "one.mha").data, one.data)
+    with pytest.raises(OutputError, match="several channels"):
+        write_image(tmp_path / "two.nrrd", image)
+
+
+def test_unwritable_places(tmp_path: Path) -> None:
+    image = Volume(torch.zeros((1, *SHAPE)), Grid(SHAPE, np.eye(4)))
+    for name in ("none/a.nii.gz", "none/a.nrrd"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            write_image(tmp_path / name, image)
+    with pytest.raises(OutputError, match="supported are"):
+        write_image(tmp_path / "a.png", image)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def touch(folder: Path, *names: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def test_scan_name() -> None:
+    assert scan_name(Path("x/a.b.nii.gz")) == "a.b"
+    assert scan_name(Path("A.NII.GZ")) == "A"
+    assert scan_name(Path("a.mha")) == "a"
+
+
+def test_channel_files_become_one_case(tmp_path: Path) -> None:
+    touch(tmp_path, "b_0000.nii.gz", "b_0001.nii.gz", "a_0000.nrrd", "scan_2021.nii.gz", "c.mha")
+    touch(tmp_path, ".c.mha.partial-1.mha", "notes.txt")
+    found = {scan.id: [p.name for p in scan.paths] for scan in find_scans(tmp_path)}
+    assert found == {
+        "a": ["a_0000.nrrd"],
+        "b": ["b_0000.nii.gz", "b_0001.nii.gz"],
+        "c": ["c.mha"],
+        "scan_2021": ["scan_2021.nii.gz"],
+    }
+
+
+def test_single_file(tmp_path: Path) -> None:
+    touch(tmp_path, "x_0000.nii.gz", "x_0001.nii.gz")
+    assert [(s.id, s.paths) for s in find_scans(tmp_path / "x_0000.nii.gz")] == [
+        ("x", (tmp_path / "x_0000.nii.gz",))
+    ]
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(ScanError, match="no such file or folder"):
+        find_scans(tmp_path / "none")
+    with pytest.raises(ScanError, match="no scans in this folder"):
+        find_scans(tmp_path)
+    touch(tmp_path / "gap", "a_0000.nii.gz", "a_0002.nii.gz")
+    with pytest.raises(ScanError, match="case a has no file for channel 0001"):
+        find_scans(tmp_path / "gap")
+    touch(tmp_path / "twice", "a.nii.gz", "a.nrrd")
+    with pytest.raises(ScanError, match=r"a\.nii\.gz and a\.nrrd are both case 'a'"):
+        find_scans(tmp_path / "twice")
+    touch(tmp_path / "twice_channel", "a_0000.nii.gz", "a_0000.nrrd")
+    with pytest.raises(ScanError, match="a_0000"):
+        find_scans(tmp_path / "twice_channel")
+    touch(tmp_path, "photo.jpg")
+    with pytest.raises(ScanError, match="not a supported scan file"):
+        find_scans(tmp_path / "photo.jpg")
