@@ -28,7 +28,7 @@ from torch import Tensor
 
 from zoomseg.core.errors import LabelError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.io.atomic import write_bytes
+from zoomseg.io.files import write_bytes_atomic
 from zoomseg.recipe.spec import Recipe
 
 JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
@@ -117,8 +117,8 @@ def save(bundle: Bundle, path: Path, half: bool = False) -> None:
         provenance=dict(bundle.provenance),
     )
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    write_bytes(path / "model.json", text.encode())
-    write_bytes(path / "README.md", _model_card(bundle).encode())
+    write_bytes_atomic(path / "model.json", text.encode())
+    write_bytes_atomic(path / "README.md", _model_card(bundle).encode())
     kept = {path / entry.file for entry in weights.values()}
     for file in (path / "weights").glob("*.safetensors"):
         if file not in kept:
@@ -155,7 +155,7 @@ def _write_weights(path: Path, stage: str, tensors: Mapping[str, Tensor], half: 
     content = safetensors.save(stored)
     digest = hashlib.sha256(content).hexdigest()
     file = f"weights/{stage}-{digest[:12]}.safetensors"
-    write_bytes(path / file, content)
+    write_bytes_atomic(path / file, content)
     return _Weights(file=file, sha256=digest)
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Box, Index3
-from zoomseg.io.atomic import write_bytes
+from zoomseg.io.files import write_bytes_atomic
 
 SUFFIX = ".b2nd"
 DTYPES = ("uint8", "int16", "float16", "float32")
@@ -60,7 +60,7 @@ def write_array(path: Path, array: npt.NDArray[np.generic], chunks: Index3 = (64
             "nthreads": 1,
         },
     )
-    write_bytes(path, frame.to_cframe())
+    write_bytes_atomic(path, frame.to_cframe())
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,6 +57,13 @@ def writable_directory(path: Path) -> Path:
     return path
 
 
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write a file, making its folder where needed; the file is either the old one or the whole new one."""
+    with atomic_path(path) as partial:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write UTF-8 text; the file is either the old one or the whole new one."""
     with atomic_path(path) as partial:

@@ -14,7 +14,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from zoomseg.core.errors import ModelError, OutputError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.io import atomic, bundle
+from zoomseg.io import bundle, files
 from zoomseg.io.bundle import JSON, Bundle, load, save
 from zoomseg.recipe.spec import Downsample, Recipe, Stage, Training, UNet3D, Window
 
@@ -120,10 +120,10 @@ def test_a_kill_while_saving_leaves_a_usable_model(
         if count == writes_done:
             raise OutputError("full disk")
         count += 1
-        atomic.write_bytes(path, data)
+        files.write_bytes_atomic(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bundle, "write_bytes", dies)
+        patch.setattr(bundle, "write_bytes_atomic", dies)
         with pytest.raises(OutputError):
             save(make(1), tmp_path)
     # Writes are: two weights, model.json, README. The new model counts from model.json on.
