@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from zoomseg.core.errors import GeometryError
+from zoomseg.core.errors import GeometryError, LabelError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import BACKGROUND
 from zoomseg.core.region import Region
@@ -45,4 +45,11 @@ class Prior:
             raise GeometryError(f"prior of shape {tuple(self.probabilities.shape)}, expected {expected}")
 
     def channel(self, label: str) -> int:
-        return 0 if label == BACKGROUND else self.labels.index(label) + 1
+        """Index of a label's probabilities; 0 for background."""
+        if label == BACKGROUND:
+            return 0
+        if label not in self.labels:
+            raise LabelError(
+                f"stage '{self.source}' does not predict '{label}'; it has: {', '.join(self.labels)}"
+            )
+        return self.labels.index(label) + 1

@@ -96,6 +96,8 @@ class Grid:
         affine = np.array(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise GeometryError(f"affine must be 4x4 and finite, got {affine.tolist()}")
+        if affine[3].tolist() != [0, 0, 0, 1]:
+            raise GeometryError(f"affine must end in the row 0 0 0 1, got {affine[3].tolist()}")
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise GeometryError(f"grid shape must be three positive sizes, got {self.shape}")
         lengths = np.linalg.norm(affine[:3, :3], axis=0)

@@ -16,12 +16,19 @@ IGNORE = 255
 """Class index of voxels that neither train nor score (outside the scan, not annotated)."""
 
 MAX_CLASSES = 254
+MAX_VALUE = 2**31 - 1
 _SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lt": "rt", "rt": "lt"}
 
 
 def _tokens(name: str) -> tuple[str, ...]:
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
+    # LeftParotid -> Left Parotid, LKidney -> L Kidney, VertebraL1 -> Vertebra L1
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
     return tuple(t.lower() for t in re.split(r"[^A-Za-z0-9]+", spaced) if t)
+
+
+def has_side(name: str) -> bool:
+    """Whether a name says left or right."""
+    return any(token in _SIDE for token in _tokens(name))
 
 
 def mirror_name(name: str, names: Iterable[str]) -> str | None:
@@ -42,12 +49,13 @@ class LabelSchema:
     ``values`` are what label files hold; they need not be consecutive. Value 0 is background.
 
     Raises:
-        LabelError: duplicate or empty names, duplicate, negative or zero values, too many classes.
+        LabelError: duplicate or empty names; values that are not distinct or not in 1..MAX_VALUE;
+            too many classes.
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
-    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -55,9 +63,11 @@ class LabelSchema:
         if len(self.names) != len(self.values):
             raise LabelError(f"{len(self.names)} label names but {len(self.values)} values")
         if len(set(self.names)) != len(self.names) or "" in self.names or BACKGROUND in self.names:
-            raise LabelError(f"label names must be distinct, non-empty and not '{BACKGROUND}': {list(self.names)}")
-        if len(set(self.values)) != len(self.values) or min(self.values) < 1:
-            raise LabelError(f"label values must be distinct and positive, got {list(self.values)}")
+            raise LabelError(
+                f"label names must be distinct, non-empty and not '{BACKGROUND}', got {list(self.names)}"
+            )
+        if len(set(self.values)) != len(self.values) or min(self.values) < 1 or max(self.values) > MAX_VALUE:
+            raise LabelError(f"label values must be distinct and in 1..{MAX_VALUE}, got {list(self.values)}")
         if len(self.names) > MAX_CLASSES:
             raise LabelError(f"at most {MAX_CLASSES} labels are supported, got {len(self.names)}")
 
@@ -77,9 +87,15 @@ class LabelSchema:
         found: list[tuple[str, str]] = []
         for name in self.names:
             other = mirror_name(name, self.names)
-            if other is not None and (other, name) not in found:
+            if other is not None and mirror_name(other, self.names) == name and (other, name) not in found:
                 found.append((name, other))
         return tuple(found)
+
+    @property
+    def unpaired(self) -> tuple[str, ...]:
+        """Labels that name a side but have no counterpart here: mirroring an image would make them lie."""
+        paired = {name for pair in self.pairs for name in pair}
+        return tuple(n for n in self.names if n not in paired and _SIDE.keys() & set(_tokens(n)))
 
     def class_of(self, name: str) -> int:
         if name not in self.names:
@@ -114,7 +130,7 @@ class LabelSchema:
         return out
 
     def decode(self, classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.generic]:
-        """Class indices to file values, in the smallest unsigned type that holds them."""
+        """Class indices to file values, in the smallest of uint8, uint16 and int32 that holds them."""
         dtype = np.uint8 if max(self.values) < 256 else np.uint16 if max(self.values) < 65536 else np.int32
         table = np.array([0, *self.values], dtype=dtype)
         out: npt.NDArray[np.generic] = table[classes]

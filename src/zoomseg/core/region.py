@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.resample import nearest_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,10 @@ class Region:
         if self.mask is not None and (
             tuple(self.mask.shape) != self.box.shape or self.mask.dtype != torch.bool
         ):
-            raise GeometryError(f"region mask {tuple(self.mask.shape)} {self.mask.dtype} on a box of {self.box.shape}")
+            raise GeometryError(
+                f"region mask must be bool of shape {self.box.shape}, "
+                f"got {self.mask.dtype} of shape {tuple(self.mask.shape)}"
+            )
 
     @classmethod
     def whole(cls, grid: Grid) -> Region:
@@ -65,8 +69,6 @@ class Region:
     def on(self, grid: Grid) -> Region:
         """This region on another sampling of the same scan: a voxel belongs if its centre falls on a
         voxel that belongs. The box covers the old one, so nothing is cut."""
-        from zoomseg.core.resample import nearest_index
-
         box = grid.box_of(self.grid, self.box).intersect(grid.box)
         if box.empty:
             raise GeometryError("the region does not meet the grid it is asked for on")

@@ -1,8 +1,9 @@
 """The only interpolation in the package. Torch, differentiable in the data, half-voxel exact.
 
 Two paths give the same answer: grids whose axes are parallel are resampled axis by axis with small
-weight matrices (fast, antialiased when shrinking); anything else (oblique grids, deformations) is
-sampled point by point. Beyond the source the nearest voxel's value goes on.
+weight matrices (fast); anything else (oblique grids, deformations) is sampled point by point. Only the
+first can widen its kernel when shrinking (``antialias``). Beyond the source the nearest voxel's value
+goes on.
 
 Shapes: C channels, I J K voxels.
 """
@@ -10,6 +11,7 @@ Shapes: C channels, I J K voxels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from zoomseg.core.volume import LabelMap, Volume
 
 PARALLEL_TOLERANCE = 1e-4
 """Axes count as parallel if an off-axis step across the whole target moves less than this many voxels."""
+
+TIE_TOLERANCE = 1e-4
+"""A point this little before the middle between two voxels counts as in the middle."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,22 @@ def linear_weights(size_in: int, size_out: int, scale: float, offset: float, ant
     """``[size_out, size_in]`` float32 rows that sum to one: linear interpolation at
     ``scale * n + offset``, widened to a triangle of ``|scale|`` voxels when shrinking.
 
-    Indices beyond the source count for its edge voxel.
+    A row's mean position is exactly where it samples, so that ramps stay ramps. Indices beyond the
+    source count for its edge voxel.
     """
     centre = scale * np.arange(size_out) + offset
     centre = np.clip(centre, 0, size_in - 1)
     width = max(1.0, abs(scale)) if antialias else 1.0
     reach = int(np.ceil(width))
     taps = np.floor(centre)[:, None].astype(int) + np.arange(-reach, reach + 2)[None, :]
-    weights = np.maximum(0.0, 1.0 - np.abs(taps - centre[:, None]) / width)
+    distance = taps - centre[:, None]
+    weights = np.maximum(0.0, 1.0 - np.abs(distance) / width)
+    weights[weights < 1e-7] = 0.0  # float noise must not turn a copy into a matrix product
     weights /= weights.sum(axis=1, keepdims=True)
+    # Voxels meet a triangle of fractional width unevenly and pull its mean aside: tilt it back.
+    first, second = ((weights * distance**n).sum(axis=1, keepdims=True) for n in (1, 2))
+    leans = np.abs(first[:, 0]) > 1e-6
+    weights[leans] *= ((second - first * distance)[leans]) / (second - first**2)[leans]
     out = np.zeros((size_out, size_in))
     rows = np.repeat(np.arange(size_out), taps.shape[1])
     np.add.at(out, (rows, np.clip(taps, 0, size_in - 1).ravel()), weights.ravel())
@@ -73,20 +85,21 @@ def _apply_axis(data: Tensor, weights: Tensor, axis: int) -> Tensor:
     low, high = int(used[0]), int(used[-1]) + 1
     data = data.narrow(axis, low, high - low)
     weights = weights[:, low:high].to(data.device)
-    if weights.shape[0] == weights.shape[1] and torch.equal(weights, torch.eye(len(weights), device=data.device)):
+    identity = torch.eye(high - low, device=data.device)
+    if weights.shape == identity.shape and torch.equal(weights, identity):
         return data
     return torch.movedim(torch.movedim(data, axis, -1) @ weights.T.to(data.dtype), -1, axis)
 
 
 def resample_data(data: Tensor, source: Grid, target: Grid, antialias: bool = True) -> Tensor:
     """``[C, I, J, K]`` on ``source`` to ``[C, *target.shape]``, linear; differentiable in ``data``."""
+    data = data if data.is_floating_point() else data.float()
     if source == target:
         return data
     matrix = target.to_index_of(source)
     axes = _axiswise(matrix, target.shape)
     if axes is None:
         return sample(data, affine_coordinates(matrix, target.shape).to(data.device), "linear")
-    data = data.float() if not data.is_floating_point() else data
     # The axis that shrinks most goes first: less to carry through the others.
     ratio = [target.shape[a] / source.shape[axes.order[a]] for a in range(3)]
     for a in sorted(range(3), key=lambda a: ratio[a]):
@@ -107,14 +120,16 @@ def nearest_index(data: Tensor, source: Grid, target: Grid, outside: int | None 
     matrix = target.to_index_of(source)
     axes = _axiswise(matrix, target.shape)
     if axes is None:
-        return sample(data[None], affine_coordinates(matrix, target.shape), "nearest", outside)[0]
+        coordinates = affine_coordinates(matrix, target.shape).to(data.device)
+        return sample(data[None], coordinates, "nearest", outside)[0]
     data = data.permute(*axes.order)
     inside: list[Tensor] = []
     for a in range(3):
         n = data.shape[a]
-        index = torch.from_numpy(np.floor(axes.scale[a] * np.arange(target.shape[a]) + axes.offset[a] + 0.5))
+        at = torch.from_numpy(axes.scale[a] * np.arange(target.shape[a]) + axes.offset[a])
+        index = _nearest(at.to(data.device))
         inside.append((index >= 0) & (index < n))
-        data = data.index_select(a, index.clamp(0, n - 1).long())
+        data = data.index_select(a, index.clamp(0, n - 1))
     if outside is not None and not all(bool(i.all()) for i in inside):
         keep = inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
         data = torch.where(keep, data, torch.tensor(outside, dtype=data.dtype))
@@ -124,6 +139,11 @@ def nearest_index(data: Tensor, source: Grid, target: Grid, outside: int | None 
 def resample_labels(labels: LabelMap, grid: Grid, outside: int | None = None) -> LabelMap:
     """A label map on another grid, nearest neighbour."""
     return LabelMap(nearest_index(labels.data, labels.grid, grid, outside), grid, labels.schema)
+
+
+def _nearest(coordinates: Tensor) -> Tensor:
+    """Indices of the nearest voxels. Halfway points all go up, on either side of rounding noise."""
+    return (coordinates + (0.5 + TIE_TOLERANCE)).floor().long()
 
 
 def affine_coordinates(matrix: FloatArray, shape: tuple[int, int, int]) -> Tensor:
@@ -141,29 +161,39 @@ def coordinates_box(coordinates: Tensor, shape: tuple[int, int, int]) -> Box:
     low = flat.amin(dim=0).floor().long().tolist()
     high = flat.amax(dim=0).floor().long().tolist()
     start = [min(max(a, 0), n - 1) for a, n in zip(low, shape, strict=True)]
-    stop = [min(max(b + 2, a + 1), n) for a, b, n in zip(start, high, shape, strict=True)]
+    stop = [max(min(b + 2, n), a + 1) for a, b, n in zip(start, high, shape, strict=True)]
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
-def sample(data: Tensor, coordinates: Tensor, mode: str, outside: int | None = None) -> Tensor:
+def sample(
+    data: Tensor, coordinates: Tensor, mode: Literal["linear", "nearest"], outside: int | None = None
+) -> Tensor:
     """``[C, I, J, K]`` at fractional indices ``[A, B, D, 3]`` -> ``[C, A, B, D]``.
 
     ``mode`` is ``"linear"`` (float output) or ``"nearest"`` (dtype kept). Beyond the source the edge
-    voxel's value goes on, unless ``outside`` gives one.
+    voxel's value goes on, unless ``outside`` gives one (a point is inside if its nearest voxel is).
     """
-    shape = data.shape[1:]
-    if mode == "nearest":
-        index = (coordinates + 0.5).floor().long()
-        flat = torch.zeros(coordinates.shape[:-1], dtype=torch.long, device=data.device)
-        inside = torch.ones(coordinates.shape[:-1], dtype=torch.bool, device=data.device)
-        for a, n in enumerate(shape):
-            inside &= (index[..., a] >= 0) & (index[..., a] < n)
-            flat = flat * n + index[..., a].clamp(0, n - 1)
-        out = data.reshape(data.shape[0], -1)[:, flat]
-        return out if outside is None else torch.where(inside, out, torch.tensor(outside, dtype=data.dtype))
-    data = data if data.is_floating_point() else data.float()
+    out = _sample_nearest(data, coordinates) if mode == "nearest" else _sample_linear(data, coordinates)
+    if outside is None:
+        return out
+    index = _nearest(coordinates)
+    sizes = torch.tensor(data.shape[1:], device=index.device)
+    inside = ((index >= 0) & (index < sizes)).all(dim=-1)
+    return torch.where(inside, out, torch.tensor(outside, dtype=out.dtype, device=out.device))
+
+
+def _sample_nearest(data: Tensor, coordinates: Tensor) -> Tensor:
+    index = _nearest(coordinates)
+    flat = torch.zeros(coordinates.shape[:-1], dtype=torch.long, device=data.device)
+    for a, n in enumerate(data.shape[1:]):
+        flat = flat * n + index[..., a].clamp(0, n - 1)
+    return data.reshape(data.shape[0], -1)[:, flat]
+
+
+def _sample_linear(data: Tensor, coordinates: Tensor) -> Tensor:
     # grid_sample wants (k, j, i) in [-1, 1] with -1 and 1 at the outer voxels' centres.
-    sizes = torch.tensor([max(n - 1, 1) for n in shape], dtype=torch.float32, device=data.device)
+    sizes = torch.tensor([max(n - 1, 1) for n in data.shape[1:]], dtype=torch.float32, device=data.device)
     grid = (coordinates / sizes * 2 - 1).flip(-1)
-    out = F.grid_sample(data[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=True)
-    return out[0]
+    return F.grid_sample(
+        data[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=True
+    )[0]

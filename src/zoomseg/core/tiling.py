@@ -83,8 +83,10 @@ def cover(region: Region, tile: Index3, halo: Index3, overlap: float) -> Tiling:
 
 def tent(shape: Index3) -> Tensor:
     """Stitching weights: highest in the middle, never zero, separable ``[I, J, K]``."""
-    ramps = [torch.minimum(torch.arange(1, n + 1), torch.arange(n, 0, -1)).float() / ((n + 1) // 2) for n in shape]
-    return (ramps[0][:, None, None] * ramps[1][None, :, None] * ramps[2][None, None, :]).clamp_min(1e-3)
+    i, j, k = (
+        torch.minimum(torch.arange(1, n + 1), torch.arange(n, 0, -1)).float() / ((n + 1) // 2) for n in shape
+    )
+    return (i[:, None, None] * j[None, :, None] * k[None, None, :]).clamp_min(1e-3)
 
 
 class Stitcher:
@@ -100,7 +102,17 @@ class Stitcher:
         self._weight = torch.zeros(box.shape, device=device)
 
     def add(self, tile: Tile, probabilities: Tensor) -> None:
-        """``probabilities`` has the shape of ``tile.inner``; what falls outside ``box`` is dropped."""
+        """``probabilities`` has the shape of ``tile.inner``; what falls outside ``box`` is dropped.
+
+        Raises:
+            GeometryError: another shape, which would be pasted in the wrong place.
+        """
+        expected = (self._sum.shape[0], *self._weights.shape)
+        if tuple(probabilities.shape) != expected or tile.inner.shape != self._weights.shape:
+            raise GeometryError(
+                f"a tile that answers for {tile.inner.shape} voxels got {tuple(probabilities.shape)}, "
+                f"expected {expected}"
+            )
         common = tile.inner.intersect(self.box)
         if common.empty:
             return
@@ -111,6 +123,7 @@ class Stitcher:
         self._weight[here] += weights
 
     def result(self) -> Tensor:
+        """``[C, *box.shape]``. Divides the sums in place to save memory: call it once, at the end."""
         unseen = self._weight == 0
         out = self._sum.div_(self._weight.masked_fill(unseen, 1.0))
         out[0][unseen] = 1.0

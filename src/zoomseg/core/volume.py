@@ -30,7 +30,9 @@ class Volume:
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4 or tuple(self.data.shape[1:]) != self.grid.shape:
-            raise GeometryError(f"volume of shape {tuple(self.data.shape)} on a grid of shape {self.grid.shape}")
+            raise GeometryError(
+                f"volume of shape {tuple(self.data.shape)} on a grid of shape {self.grid.shape}"
+            )
 
     @property
     def channels(self) -> int:
@@ -56,7 +58,9 @@ class LabelMap:
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3 or tuple(self.data.shape) != self.grid.shape:
-            raise GeometryError(f"label map of shape {tuple(self.data.shape)} on a grid of shape {self.grid.shape}")
+            raise GeometryError(
+                f"label map of shape {tuple(self.data.shape)} on a grid of shape {self.grid.shape}"
+            )
         if self.data.dtype != torch.uint8:
             raise GeometryError(f"label maps hold uint8 class indices, got {self.data.dtype}")
 

@@ -1,0 +1,242 @@
+"""What must hold for every interpolation: a ramp stays a ramp, a constant a constant, the two paths
+agree, gradients are right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lattices import SIGNED_PERMUTATIONS, boxes_in, grids, interior, oriented, ramp, shapes, spacings
+from zoomseg.core.geometry import Grid, Orientation
+from zoomseg.core.resample import (
+    affine_coordinates,
+    linear_weights,
+    nearest_index,
+    resample,
+    resample_data,
+    sample,
+)
+from zoomseg.core.volume import Volume
+
+RAMP_MM = 1e-3
+"""Weights are float32: at 500 mm from the origin that leaves a ten-thousandth of a millimetre."""
+
+POINTWISE_MM = 5e-3
+"""grid_sample works in float32 throughout, coordinates included."""
+
+
+def assert_ramp(volume: Volume, source: Grid, margin_vox: float, tolerance_mm: float = RAMP_MM) -> int:
+    """Every interior value is the voxel's own world coordinate; returns how many were looked at."""
+    inside = torch.from_numpy(interior(source, volume.grid, margin_vox))
+    error = (volume.data - ramp(volume.grid).data).abs().amax(dim=0)[inside]
+    assert error.numel() == 0 or float(error.max()) < tolerance_mm
+    return error.numel()
+
+
+def antialias_reach(source: Grid, target: Grid) -> float:
+    """Source voxels that the widest kernel reaches to either side."""
+    return float(np.abs(target.to_index_of(source)[:3, :3]).sum(axis=1).max()) + 1
+
+
+@given(grids(low=4), spacings())
+def test_ramp_on_another_spacing(grid: Grid, spacing_mm: tuple[float, float, float]) -> None:
+    target = grid.with_spacing(spacing_mm)
+    assert_ramp(resample(ramp(grid), target), grid, antialias_reach(grid, target))
+    assert_ramp(resample(ramp(grid), target, antialias=False), grid, 0)
+
+
+@given(grids(low=4), shapes(1, 20))
+def test_ramp_on_another_shape(grid: Grid, shape: tuple[int, int, int]) -> None:
+    target = grid.with_shape(shape)
+    assert_ramp(resample(ramp(grid), target), grid, antialias_reach(grid, target))
+    assert_ramp(resample(ramp(grid), target, antialias=False), grid, 0)
+
+
+@pytest.mark.parametrize("factor", [1.25, 1.5, 1.9, 2.0, 2.6, 3.0, 4.3])
+def test_ramp_downsampled_with_antialiasing(factor: float) -> None:
+    grid = Grid.from_spacing((40, 30, 35), (0.7, 1.1, 2.0), (-100.0, 50.0, 7.0))
+    target = grid.downsampled((factor, 1.0, factor))
+    looked_at = assert_ramp(resample(ramp(grid), target), grid, factor + 1)
+    assert looked_at > 200
+
+
+@given(grids(low=3), st.sampled_from(SIGNED_PERMUTATIONS), spacings())
+def test_ramp_on_a_reoriented_grid(
+    grid: Grid,
+    turn: tuple[tuple[int, int, int], tuple[int, int, int]],
+    spacing_mm: tuple[float, float, float],
+) -> None:
+    orientation = Orientation(turn[0], tuple(map(bool, turn[1])))
+    exact = orientation.grid(grid)
+    assert assert_ramp(resample(ramp(grid), exact), grid, 0) == np.prod(grid.shape)
+    target = exact.with_spacing(spacing_mm)
+    assert_ramp(resample(ramp(grid), target, antialias=False), grid, 0)
+
+
+@given(grids(low=3), st.data())
+def test_ramp_on_a_box_that_reaches_outside(grid: Grid, data: st.DataObject) -> None:
+    box = data.draw(boxes_in(grid.shape)).expand((1, 2, 3))
+    assert assert_ramp(resample(ramp(grid), grid.crop(box)), grid, 0) > 0
+
+
+@given(
+    grids(low=5, oblique=True), st.tuples(*(st.floats(-30, 30) for _ in range(3))), spacings(), shapes(2, 9)
+)
+def test_ramp_on_an_oblique_grid(
+    grid: Grid,
+    angles_deg: tuple[float, float, float],
+    spacing_mm: tuple[float, float, float],
+    shape: tuple[int, int, int],
+) -> None:
+    turned = oriented(shape, spacing_mm, angles_deg=angles_deg).affine.copy()
+    middle = turned[:3, :3] @ ((np.array(shape) - 1) / 2)
+    turned[:3, 3] = grid.centre_mm - middle
+    target = Grid(shape, turned)
+    # antialias=False for when every angle is zero, and the axes parallel after all
+    assert_ramp(resample(ramp(grid), target, antialias=False), grid, 0, POINTWISE_MM)
+
+
+@given(
+    grids(oblique=True),
+    grids(oblique=True),
+    st.floats(-1000, 1000, width=32),
+    st.booleans(),
+)
+def test_a_constant_stays_constant_on_every_grid(
+    source: Grid, target: Grid, value: float, antialias: bool
+) -> None:
+    data = torch.full((1, *source.shape), value)
+    out = resample_data(data, source, target, antialias)
+    assert out.shape == (1, *target.shape)
+    assert torch.allclose(out, data[:1, :1, :1, :1], rtol=1e-5, atol=1e-5)
+
+
+@given(
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.floats(-6, 6).filter(lambda s: abs(s) > 0.05),
+    st.floats(-40, 40),
+    st.booleans(),
+)
+def test_rows_of_weights_are_means(
+    size_in: int, size_out: int, scale: float, offset: float, anti: bool
+) -> None:
+    weights = linear_weights(size_in, size_out, scale, offset, anti)
+    assert weights.shape == (size_out, size_in)
+    assert float(weights.min()) >= 0
+    assert torch.allclose(weights.sum(dim=1), torch.ones(size_out), atol=1e-6)
+
+
+@given(
+    st.integers(40, 60),
+    st.floats(-5, 5).filter(lambda s: abs(s) > 0.05),
+    st.floats(15, 20),
+    st.booleans(),
+)
+def test_rows_of_weights_are_centred_where_they_sample(
+    size_in: int, scale: float, offset: float, anti: bool
+) -> None:
+    centre = offset + scale * np.arange(3)
+    weights = linear_weights(size_in, 3, scale, offset, anti).numpy().astype(np.float64)
+    found = weights @ np.arange(size_in)
+    fits = (centre > abs(scale) + 1) & (centre < size_in - abs(scale) - 2)
+    assert np.abs(found - centre)[fits].max(initial=0) < 1e-5
+
+
+@given(grids(low=2), grids(low=2), st.integers(0, 1000))
+def test_axis_by_axis_and_point_by_point_agree(source: Grid, target: Grid, seed: int) -> None:
+    data = torch.rand((2, *source.shape), generator=torch.Generator().manual_seed(seed))
+    # Bring the target somewhere near the source, or only edge values would be compared.
+    affine = target.affine.copy()
+    affine[:3, 3] += source.centre_mm - target.centre_mm
+    target = Grid(target.shape, affine)
+    points = affine_coordinates(target.to_index_of(source), target.shape)
+    fast = resample_data(data, source, target, antialias=False)
+    assert torch.allclose(fast, sample(data, points, "linear"), atol=2e-4)
+
+
+@given(grids(low=2), grids(low=2), st.integers(0, 1000), st.sampled_from([None, 0, 255]))
+def test_nearest_axis_by_axis_and_point_by_point_agree(
+    source: Grid, target: Grid, seed: int, outside: int | None
+) -> None:
+    labels = torch.randint(1, 9, source.shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    affine = target.affine.copy()
+    affine[:3, 3] += source.centre_mm - target.centre_mm
+    target = Grid(target.shape, affine)
+    points = affine_coordinates(target.to_index_of(source), target.shape)
+    # Points within float32 noise of where the rounding turns may go either way.
+    fraction = (points + 0.5001) % 1
+    clear = ((fraction > 1e-4) & (fraction < 1 - 1e-4)).all(dim=-1)
+    fast = nearest_index(labels, source, target, outside)
+    slow = sample(labels[None], points, "nearest", outside)[0]
+    assert torch.equal(fast[clear], slow[clear])
+
+
+@given(grids(low=2), shapes(2, 6), st.booleans(), st.integers(0, 1000))
+def test_gradient_along_parallel_axes(
+    source: Grid, shape: tuple[int, int, int], antialias: bool, seed: int
+) -> None:
+    assert_gradient(source, source.with_shape(shape), antialias, seed, torch.float64, 1e-3, 1e-6)
+
+
+@given(grids(low=3, high=5, oblique=True), shapes(2, 4), st.integers(0, 1000))
+def test_gradient_on_an_oblique_grid(source: Grid, shape: tuple[int, int, int], seed: int) -> None:
+    affine = oriented(shape, (1.3, 0.9, 2.0), angles_deg=(11.0, 23.0, -17.0)).affine.copy()
+    affine[:3, 3] = source.centre_mm - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    assert_gradient(source, Grid(shape, affine), False, seed, torch.float32, 0.5, 1e-3)
+
+
+def assert_gradient(
+    source: Grid, target: Grid, antialias: bool, seed: int, dtype: torch.dtype, step: float, tolerance: float
+) -> None:
+    """The derivative of a random weighting of the output, against central differences in one voxel.
+    Interpolation is linear in the data, so a large step is as good as a small one."""
+    generator = torch.Generator().manual_seed(seed)
+    data = torch.rand((1, *source.shape), generator=generator, dtype=dtype)
+    weight = torch.rand((1, *target.shape), generator=generator, dtype=dtype)
+    at = tuple(int(torch.randint(n, (1,), generator=generator)) for n in data.shape)
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return (resample_data(x, source, target, antialias) * weight).sum()
+
+    leaf = data.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(leaf), leaf)
+    up, down = data.clone(), data.clone()
+    up[at] += step
+    down[at] -= step
+    difference = float(value(up) - value(down)) / (2 * step)
+    assert float(gradient[at]) == pytest.approx(difference, abs=tolerance, rel=1e-3)
+    # Each output is a mean, so the gradients of a sum share out exactly what the outputs weigh.
+    assert float(gradient.sum()) == pytest.approx(float(weight.sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_a_shrink_keeps_the_mean_in_the_interior(factor: int) -> None:
+    grid = Grid.from_spacing((12 * factor, 8, 8), (1.0, 1.0, 1.0))
+    data = torch.zeros(1, *grid.shape, dtype=torch.float64)
+    # Noise in the middle, zero within the kernel's reach of the edges: all that goes in must come out.
+    generator = torch.Generator().manual_seed(factor)
+    middle = torch.rand((8 * factor, 8, 8), generator=generator, dtype=torch.float64)
+    data[0, 2 * factor : -2 * factor] = middle
+    out = resample_data(data, grid, grid.downsampled((factor, 1, 1)))
+    assert float(out.mean()) == pytest.approx(float(data.mean()), rel=1e-6)
+    skipped = resample_data(data, grid, grid.downsampled((factor, 1, 1)), antialias=False)
+    assert float(out.std()) < float(skipped.std())
+
+
+@pytest.mark.parametrize("factor", [1.3, 1.5, 2.5, 3.7])
+def test_a_fractional_shrink_almost_keeps_the_mean(factor: float) -> None:
+    grid = Grid.from_spacing((200, 1, 1), (1.0, 1.0, 1.0))
+    weights = linear_weights(200, grid.downsampled((factor, 1, 1)).shape[0], factor, (factor - 1) / 2, True)
+    share = weights.sum(dim=0)[10:-10] * factor
+    assert float(share.mean()) == pytest.approx(1, abs=5e-3)
+
+
+def test_antialiasing_removes_what_the_coarse_grid_cannot_show() -> None:
+    grid = Grid.from_spacing((40, 1, 1), (1.0, 1.0, 1.0))
+    stripes = (torch.arange(40) % 2).double().reshape(1, 40, 1, 1)
+    coarse = resample_data(stripes, grid, grid.with_spacing((4.0, 1.0, 1.0)))[:, 1:-1]
+    assert torch.allclose(coarse, torch.full_like(coarse, 0.5), atol=0.02)

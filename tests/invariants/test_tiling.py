@@ -1,0 +1,108 @@
+"""What must hold for every region, tile, halo and overlap: all is covered, nothing is changed."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lattices import boxes_in, masks, shapes
+from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.region import Region
+from zoomseg.core.tiling import Stitcher, Tiling, cover, tent
+
+
+@st.composite
+def tilings(draw: st.DrawFn) -> tuple[Region, Tiling, tuple[int, int, int], tuple[int, int, int], float]:
+    """A region (with or without mask), its tiling, the tile's and the halo's size, the overlap."""
+    grid = Grid(draw(shapes(1, 16)), torch.eye(4).numpy())
+    box = draw(boxes_in(grid.shape))
+    region = Region(grid, box, draw(st.one_of(st.none(), masks(box.shape))))
+    halo = draw(shapes(0, 3))
+    inner = draw(shapes(1, 9))
+    tile = tuple(n + 2 * h for n, h in zip(inner, halo, strict=True))
+    overlap = draw(st.sampled_from([0.0, 0.25, 0.5, 0.8]))
+    return region, cover(region, tile, halo, overlap), tile, halo, overlap
+
+
+def answered(tiling: Tiling, box: Box) -> torch.Tensor:
+    """How many tiles answer for each voxel of ``box``."""
+    count = torch.zeros(box.shape, dtype=torch.int64)
+    for tile in tiling.tiles:
+        common = tile.inner.intersect(box)
+        if not common.empty:
+            count[common.relative_to(box.start).slices] += 1
+    return count
+
+
+@given(tilings())
+def test_every_voxel_of_the_region_is_answered(case: tuple) -> None:
+    region, tiling, *_ = case
+    assert (answered(tiling, region.box)[region.mask_in(region.box)] > 0).all()
+
+
+@given(tilings())
+def test_every_tile_is_needed_and_every_tile_left_out_is_not(case: tuple) -> None:
+    region, tiling, tile, halo, overlap = case
+    assert all(region.touches(t.inner) for t in tiling.tiles)
+    everywhere = cover(Region(region.grid, region.box), tile, halo, overlap)
+    assert everywhere.skipped == 0
+    assert (answered(everywhere, region.box) > 0).all()
+    left_out = [t for t in everywhere.tiles if t not in tiling.tiles]
+    assert len(left_out) == tiling.skipped
+    assert not any(region.touches(t.inner) for t in left_out)
+
+
+@given(tilings())
+def test_tiles_have_the_size_the_network_reads(case: tuple) -> None:
+    _, tiling, tile, halo, _ = case
+    for t in tiling.tiles:
+        assert t.outer.shape == tile
+        assert t.inner.expand(halo) == t.outer
+        assert t.outer.intersect(tiling.outer) == t.outer
+
+
+@given(tilings())
+def test_neighbours_share_the_overlap_they_were_asked_for(case: tuple) -> None:
+    region, _, tile, halo, overlap = case
+    tiling = cover(Region(region.grid, region.box), tile, halo, overlap)
+    for axis in range(3):
+        size = tiling.tiles[0].inner.shape[axis]
+        starts = sorted({t.inner.start[axis] for t in tiling.tiles})
+        steps = [b - a for a, b in pairwise(starts)]
+        assert all(1 <= step <= max(1, size * (1 - overlap)) for step in steps)
+        if len(starts) > 1:  # no tile reaches further than the box asks for
+            assert starts[0] == region.box.start[axis]
+            assert starts[-1] + size == region.box.stop[axis]
+
+
+@pytest.mark.parametrize("weighting", ["tent", "flat"])
+@given(case=tilings(), value=st.floats(0, 1, width=32))
+def test_constant_in_constant_out(case: tuple, value: float, weighting: str) -> None:
+    region, tiling, *_ = case
+    inner = tiling.tiles[0].inner.shape
+    stitcher = Stitcher(2, region.box, tent(inner) if weighting == "tent" else torch.ones(inner))
+    for tile in tiling.tiles:
+        stitcher.add(tile, torch.full((2, *inner), value))
+    out = stitcher.result()
+    seen = answered(tiling, region.box) > 0
+    assert torch.allclose(out[:, seen], torch.tensor(value), rtol=1e-5, atol=1e-7)
+    assert (out[0][~seen] == 1).all()
+    assert (out[1][~seen] == 0).all()
+
+
+@given(tilings(), st.integers(0, 1000))
+def test_cut_into_tiles_and_stitched_is_identity(case: tuple, seed: int) -> None:
+    region, tiling, *_ = case
+    inner = tiling.tiles[0].inner.shape
+    box = tiling.outer.union(region.box)
+    field = torch.rand((3, *box.shape), generator=torch.Generator().manual_seed(seed))
+    stitcher = Stitcher(3, region.box, tent(inner))
+    for tile in tiling.tiles:
+        stitcher.add(tile, field[(slice(None), *tile.inner.relative_to(box.start).slices)])
+    wanted = region.mask_in(region.box)
+    whole = field[(slice(None), *region.box.relative_to(box.start).slices)]
+    assert torch.allclose(stitcher.result()[:, wanted], whole[:, wanted], atol=1e-6)

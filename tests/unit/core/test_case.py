@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zoomseg.core.case import Case, Prior
+from zoomseg.core.errors import GeometryError, LabelError
+from zoomseg.core.geometry import Grid
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.region import Region
+from zoomseg.core.volume import LabelMap, Volume
+
+GRID = Grid.from_spacing((2, 3, 4), (1.0, 1.0, 1.0))
+SCHEMA = LabelSchema.consecutive(["liver"])
+
+
+def labels_on(grid: Grid) -> LabelMap:
+    return LabelMap(torch.zeros(grid.shape, dtype=torch.uint8), grid, SCHEMA)
+
+
+def test_case_refuses_labels_that_lie_elsewhere() -> None:
+    image = Volume(torch.zeros(1, 2, 3, 4), GRID)
+    moved = Grid.from_spacing((2, 3, 4), (1.0, 1.0, 1.0), (0.0, 0.0, 0.5))
+    with pytest.raises(GeometryError, match="case patient7: image and labels lie on different grids"):
+        Case("patient7", image, labels_on(moved))
+
+
+def test_case_forgives_what_files_round() -> None:
+    image = Volume(torch.zeros(1, 2, 3, 4), GRID)
+    rounded = Grid.from_spacing((2, 3, 4), (1.0, 1.0, 1.0), (0.0, 0.0, 1e-4))
+    assert Case("a", image, labels_on(rounded)).annotated is None
+
+
+def test_prior_needs_background_and_every_label_as_channels() -> None:
+    with pytest.raises(GeometryError, match=r"prior of shape \(2, 2, 3, 4\), expected \(3, 2, 3, 4\)"):
+        Prior(torch.zeros(2, 2, 3, 4), GRID, ("liver", "spleen"), Region.whole(GRID), "coarse")
+
+
+def test_prior_channels() -> None:
+    prior = Prior(torch.zeros(3, 2, 3, 4), GRID, ("liver", "spleen"), Region.whole(GRID), "coarse")
+    assert [prior.channel(n) for n in ("background", "liver", "spleen")] == [0, 1, 2]
+    with pytest.raises(LabelError, match="stage 'coarse' does not predict 'heart'; it has: liver, spleen"):
+        prior.channel("heart")

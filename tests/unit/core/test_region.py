@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zoomseg.core.errors import GeometryError
+from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.region import Region, bounding_box
+
+GRID = Grid.from_spacing((6, 6, 6), (1.0, 1.0, 1.0))
+BOX = Box((1, 2, 3), (3, 4, 5))
+
+
+def one_voxel(at: tuple[int, int, int], shape: tuple[int, int, int] = (6, 6, 6)) -> torch.Tensor:
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[at] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    "box", [Box((1, 1, 1), (1, 2, 2)), Box((-1, 0, 0), (2, 2, 2)), Box((0, 0, 0), (6, 6, 7))]
+)
+def test_refuses_a_box_that_is_empty_or_reaches_outside(box: Box) -> None:
+    with pytest.raises(GeometryError, match="empty or not inside a grid"):
+        Region(GRID, box)
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(2, 2, 3, dtype=torch.bool), torch.ones(2, 2, 2, dtype=torch.uint8)]
+)
+def test_refuses_a_mask_of_another_shape_or_type(mask: torch.Tensor) -> None:
+    with pytest.raises(GeometryError, match="region mask must be bool of shape"):
+        Region(GRID, BOX, mask)
+
+
+def test_voxels_counts_the_mask_where_there_is_one() -> None:
+    assert Region.whole(GRID).voxels == 216
+    assert Region(GRID, BOX).voxels == 8
+    assert Region(GRID, BOX, one_voxel((0, 1, 1), (2, 2, 2))).voxels == 1
+
+
+def test_of_mask_crops_to_what_is_set() -> None:
+    mask = one_voxel((1, 2, 3)) | one_voxel((2, 3, 3))
+    region = Region.of_mask(GRID, mask)
+    assert region is not None
+    assert region.box == Box((1, 2, 3), (3, 4, 4))
+    assert region.mask is not None
+    assert region.mask[..., 0].tolist() == [[True, False], [False, True]]
+
+
+def test_of_mask_of_nothing_is_none() -> None:
+    assert Region.of_mask(GRID, torch.zeros(6, 6, 6, dtype=torch.bool)) is None
+    assert bounding_box(torch.zeros(6, 6, 6, dtype=torch.bool)) is None
+
+
+def test_bounding_box_is_tight() -> None:
+    assert bounding_box(one_voxel((0, 5, 2))) == Box((0, 5, 2), (1, 6, 3))
+    assert bounding_box(torch.ones(2, 3, 4, dtype=torch.bool)) == Box((0, 0, 0), (2, 3, 4))
+
+
+def test_touches_asks_the_mask_not_the_box() -> None:
+    region = Region(GRID, BOX, one_voxel((1, 1, 1), (2, 2, 2)))
+    assert region.touches(Box((2, 3, 4), (9, 9, 9)))
+    assert not region.touches(Box((0, 0, 0), (2, 9, 9)))
+    assert not region.touches(Box((4, 4, 4), (5, 5, 5)))
+    assert Region(GRID, BOX).touches(Box((0, 0, 0), (2, 9, 9)))
+
+
+def test_mask_in_places_the_region_in_any_box() -> None:
+    region = Region(GRID, BOX, one_voxel((1, 0, 1), (2, 2, 2)))
+    assert torch.equal(region.mask_in(GRID.box), one_voxel((2, 2, 4)))
+    assert torch.equal(region.mask_in(Box((2, 1, -2), (3, 3, 6))), one_voxel((0, 1, 6), (1, 2, 8)))
+    assert not region.mask_in(Box((4, 4, 4), (6, 6, 6))).any()
+    assert int(Region(GRID, BOX).mask_in(GRID.box).sum()) == 8
+
+
+def test_on_a_finer_grid_every_voxel_becomes_its_parts() -> None:
+    region = Region(GRID, BOX, one_voxel((1, 0, 1), (2, 2, 2)))
+    fine = region.on(GRID.with_shape((12, 18, 6)))
+    assert fine.box == Box((2, 6, 3), (6, 12, 5))
+    assert fine.mask is not None
+    assert bounding_box(fine.mask_in(fine.grid.box)) == Box((4, 6, 4), (6, 9, 5))
+    assert fine.voxels == 6
+
+
+def test_on_another_grid_keeps_a_box_a_box() -> None:
+    region = Region(GRID, BOX).on(GRID.downsampled((2, 2, 2)))
+    assert region.mask is None
+    assert region.box == Box((0, 1, 1), (2, 2, 3))
+
+
+def test_on_refuses_a_grid_it_does_not_meet() -> None:
+    elsewhere = Grid.from_spacing((6, 6, 6), (1.0, 1.0, 1.0), (100.0, 0.0, 0.0))
+    with pytest.raises(GeometryError, match="does not meet the grid"):
+        Region(GRID, BOX).on(elsewhere)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zoomseg.core.errors import GeometryError
+from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.region import Region
+from zoomseg.core.tiling import Stitcher, Tile, cover, tent
+
+GRID = Grid.from_spacing((10, 10, 10), (1.0, 1.0, 1.0))
+
+
+def starts(low: int, high: int, size: int, overlap: float) -> list[int]:
+    """First indices along the first axis of the tiles that cover ``low..high``."""
+    grid = Grid.from_spacing((max(high, 1), 1, 1), (1.0, 1.0, 1.0))
+    tiling = cover(Region(grid, Box((low, 0, 0), (high, 1, 1))), (size, 1, 1), (0, 0, 0), overlap)
+    return [tile.inner.start[0] for tile in tiling.tiles]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "size", "overlap", "expected"),
+    [
+        (0, 10, 5, 0.0, [0, 5]),
+        (3, 13, 5, 0.0, [3, 8]),
+        (0, 12, 5, 0.0, [0, 4, 7]),  # evenly spread, rather than one narrow rest
+        (0, 10, 4, 0.5, [0, 2, 4, 6]),
+        (0, 10, 10, 0.5, [0]),
+        (2, 5, 7, 0.0, [0]),  # smaller than a tile: centred on it
+        (2, 3, 7, 0.0, [-1]),
+        (0, 4, 1, 0.9, [0, 1, 2, 3]),
+    ],
+)
+def test_tiles_are_spread_evenly(low: int, high: int, size: int, overlap: float, expected: list[int]) -> None:
+    assert starts(low, high, size, overlap) == expected
+
+
+def test_halo_surrounds_what_is_answered() -> None:
+    tiling = cover(Region.whole(GRID), (9, 14, 10), (2, 2, 0), 0.0)
+    assert [t.inner for t in tiling.tiles] == [
+        Box((0, 0, 0), (5, 10, 10)),
+        Box((5, 0, 0), (10, 10, 10)),
+    ]
+    assert tiling.tiles[0].outer == Box((-2, -2, 0), (7, 12, 10))
+    assert tiling.outer == Box((-2, -2, 0), (12, 12, 10))
+    assert tiling.skipped == 0
+
+
+def test_tiles_that_touch_nothing_are_left_out_and_counted() -> None:
+    mask = torch.zeros(10, 10, 10, dtype=torch.bool)
+    mask[0, 0, 0] = mask[9, 9, 9] = True
+    tiling = cover(Region(GRID, GRID.box, mask), (5, 5, 5), (0, 0, 0), 0.0)
+    assert [t.inner.start for t in tiling.tiles] == [(0, 0, 0), (5, 5, 5)]
+    assert tiling.skipped == 6
+
+
+def test_refuses_a_halo_that_eats_the_tile() -> None:
+    with pytest.raises(GeometryError, match=r"a tile of \(8, 8, 4\) voxels leaves nothing inside a halo"):
+        cover(Region.whole(GRID), (8, 8, 4), (2, 2, 2), 0.0)
+
+
+def test_tent_is_highest_in_the_middle() -> None:
+    assert tent((1, 4, 5))[0].tolist() == [
+        pytest.approx([a * b for b in (1 / 3, 2 / 3, 1, 2 / 3, 1 / 3)]) for a in (0.5, 1, 1, 0.5)
+    ]
+
+
+def test_tent_is_never_zero() -> None:
+    assert tent((64, 64, 64)).min() == pytest.approx(1e-3)
+
+
+def tile(start: int, stop: int) -> Tile:
+    box = Box((start, 0, 0), (stop, 1, 1))
+    return Tile(box, box)
+
+
+def test_stitcher_takes_the_weighted_mean() -> None:
+    stitcher = Stitcher(1, Box((0, 0, 0), (3, 1, 1)), torch.tensor([1.0, 3.0]).reshape(2, 1, 1))
+    stitcher.add(tile(0, 2), torch.full((1, 2, 1, 1), 0.2))
+    stitcher.add(tile(1, 3), torch.full((1, 2, 1, 1), 0.6))
+    assert stitcher.result().flatten().tolist() == pytest.approx([0.2, (3 * 0.2 + 0.6) / 4, 0.6])
+
+
+def test_stitcher_gives_background_where_nobody_answered() -> None:
+    stitcher = Stitcher(2, Box((0, 0, 0), (3, 1, 1)), torch.ones(1, 1, 1))
+    stitcher.add(tile(1, 2), torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1))
+    assert stitcher.result().reshape(2, 3).tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_stitcher_drops_what_falls_outside() -> None:
+    stitcher = Stitcher(1, Box((5, 0, 0), (7, 1, 1)), torch.ones(4, 1, 1))
+    stitcher.add(tile(3, 7), torch.arange(4.0).reshape(1, 4, 1, 1))
+    stitcher.add(tile(20, 24), torch.full((1, 4, 1, 1), 9.0))
+    assert stitcher.result().flatten().tolist() == [2, 3]
+
+
+def test_stitcher_takes_half_precision() -> None:
+    stitcher = Stitcher(1, Box((0, 0, 0), (1, 1, 1)), torch.ones(1, 1, 1))
+    stitcher.add(tile(0, 1), torch.full((1, 1, 1, 1), 0.25, dtype=torch.float16))
+    assert stitcher.result().dtype == torch.float32
+    assert stitcher.result().item() == 0.25
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 2, 1, 1), (1, 1, 1, 1), (1, 2, 1)])
+def test_stitcher_refuses_an_answer_of_another_shape(shape: tuple[int, ...]) -> None:
+    stitcher = Stitcher(1, Box((0, 0, 0), (3, 1, 1)), torch.ones(2, 1, 1))
+    with pytest.raises(GeometryError, match=r"answers for \(2, 1, 1\) voxels got .* expected \(1, 2, 1, 1\)"):
+        stitcher.add(tile(0, 2), torch.zeros(shape))
+
+
+def test_stitcher_refuses_a_tile_that_its_weights_do_not_fit() -> None:
+    stitcher = Stitcher(1, Box((0, 0, 0), (3, 1, 1)), torch.ones(2, 1, 1))
+    with pytest.raises(GeometryError, match=r"answers for \(3, 1, 1\) voxels"):
+        stitcher.add(tile(0, 3), torch.zeros(1, 2, 1, 1))
