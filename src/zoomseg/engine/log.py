@@ -1,0 +1,135 @@
+"""What a training run tells: rows for CSV and TensorBoard, and an observer for live displays."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from tensorboardX import SummaryWriter
+
+_FIXED = ("unit", "step", "seconds", "progress", "learning_rate", "split", "stage", "loss", "dice")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage's loss and Dice on patches. ``split`` is ``train`` (running) or ``validation``."""
+
+    unit: int
+    step: int
+    seconds: float
+    progress: float
+    learning_rate: float
+    split: str
+    stage: str
+    loss: float
+    label_dice: Mapping[str, float]
+    """Only labels that were in the patches."""
+
+    @property
+    def dice(self) -> float:
+        values = list(self.label_dice.values())
+        return sum(values) / len(values) if values else math.nan
+
+
+class Observer(Protocol):
+    """Whoever watches a run: a terminal, a notebook, a test."""
+
+    def preparing(self, stage: str, done: int, total: int) -> None: ...
+
+    def row(self, row: Row, remaining_seconds: float | None) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def preparing(self, stage: str, done: int, total: int) -> None:
+        return
+
+    def row(self, row: Row, remaining_seconds: float | None) -> None:
+        return
+
+    def message(self, text: str) -> None:
+        return
+
+
+class Log:
+    """``metrics.csv`` and TensorBoard events in a folder. A resumed run drops the rows that came after
+    its checkpoint, as those steps are done again."""
+
+    def __init__(self, folder: Path, labels: Sequence[str], resume_at: tuple[int, int] | None) -> None:
+        self.path = folder / "metrics.csv"
+        self._labels = tuple(labels)
+        kept = self._kept_rows(resume_at) if resume_at is not None else []
+        self._file = self.path.open("w", newline="", encoding="utf-8")
+        self._csv = csv.writer(self._file)
+        self._csv.writerow([*_FIXED, *(f"dice {name}" for name in self._labels)])
+        self._csv.writerows(kept)
+        self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+    def _kept_rows(self, resume_at: tuple[int, int] | None) -> list[list[str]]:
+        if not self.path.is_file() or resume_at is None:
+            return []
+        width = len(_FIXED) + len(self._labels)
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = [r for r in csv.reader(file) if len(r) == width and r[0].isdigit() and r[1].isdigit()]
+        return [r for r in rows if (int(r[0]), int(r[1])) <= resume_at]
+
+    def write(self, row: Row) -> None:
+        values = [
+            row.unit,
+            row.step,
+            f"{row.seconds:.2f}",
+            f"{row.progress:.5f}",
+            f"{row.learning_rate:.6g}",
+            row.split,
+            row.stage,
+            f"{row.loss:.6f}",
+            f"{row.dice:.4f}",
+        ]
+        dice = [f"{row.label_dice[n]:.4f}" if n in row.label_dice else "" for n in self._labels]
+        self._csv.writerow([*values, *dice])
+        self._file.flush()
+        tag = f"{row.stage}/{row.split}"
+        self._board.add_scalar(f"{tag}/loss", row.loss, row.step)
+        self._board.add_scalar(f"{tag}/dice", row.dice, row.step)
+        self._board.add_scalar("learning_rate", row.learning_rate, row.step)
+        for name, value in row.label_dice.items():
+            self._board.add_scalar(f"{tag}/dice/{name}", value, row.step)
+
+
+class RunningDice:
+    """Hard Dice per class from overlaps and sizes summed over patches, older ones fading."""
+
+    def __init__(self, classes: int, memory: float) -> None:
+        self._overlap = [0.0] * classes
+        self._size = [0.0] * classes
+        self._memory = memory
+
+    def add(self, overlap: Sequence[float], size: Sequence[float]) -> None:
+        """``overlap[c]`` = voxels of class c in both; ``size[c]`` = voxels of c in each, summed."""
+        for c in range(len(self._overlap)):
+            self._overlap[c] = self._memory * self._overlap[c] + overlap[c]
+            self._size[c] = self._memory * self._size[c] + size[c]
+
+    def by_label(self, labels: Sequence[str]) -> dict[str, float]:
+        return {
+            name: 2 * self._overlap[c] / self._size[c]
+            for c, name in enumerate(labels, start=1)
+            if self._size[c] > 0
+        }

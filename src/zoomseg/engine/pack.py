@@ -1,0 +1,162 @@
+"""Training cases made ready once per stage: sampled on the stage's grid, compressed, on disk.
+
+A random crop later reads only the blocks it touches. What a stage sees is decided by ``engine.look``,
+as in prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from zoomseg.core.case import Prior
+from zoomseg.core.geometry import Box, Grid, Vector3
+from zoomseg.core.labels import IGNORE
+from zoomseg.core.region import Region
+from zoomseg.core.resample import coordinates_box, nearest_index, resample_data, sample
+from zoomseg.engine import look
+from zoomseg.io.cache import ChunkedArray, write_array
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import Recipe, Stage, WholeVolume
+from zoomseg.stage import inputs, sampler
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPrior:
+    """An earlier stage's answer on a training case, for stages trained apart."""
+
+    data: ChunkedArray
+    grid: Grid
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """One case on one stage's grid. Arrays hold ``box`` of ``grid``; labels are class indices of the
+    stage, IGNORE where nothing counts."""
+
+    case: str
+    grid: Grid
+    box: Box
+    image: ChunkedArray
+    labels: ChunkedArray
+    candidates: sampler.Candidates
+    priors: Mapping[str, StoredPrior]
+
+    @property
+    def spacing_mm(self) -> Vector3:
+        return self.grid.spacing_mm
+
+    def image_at(self, coordinates: Tensor) -> Tensor:
+        """Normalised image channels ``[C, A, B, D]`` at indices ``[A, B, D, 3]`` of ``grid``."""
+        return _read_at(self.image, self.box, coordinates)
+
+    def labels_at(self, coordinates: Tensor) -> Tensor:
+        """Class indices ``[A, B, D]`` (uint8), IGNORE beyond what is stored."""
+        local = coordinates - torch.tensor(self.box.start, dtype=torch.float32)
+        window = coordinates_box(local, self.box.shape)
+        data = torch.from_numpy(self.labels.read(window))
+        return sample(data[None], local - torch.tensor(window.start), "nearest", IGNORE)[0]
+
+    def prior_at(self, name: str, coordinates: Tensor) -> Tensor:
+        """Probabilities ``[1 + labels, A, B, D]`` of an earlier stage at indices of ``grid``."""
+        prior = self.priors[name]
+        matrix = torch.from_numpy(self.grid.to_index_of(prior.grid).astype(np.float32))
+        there = coordinates @ matrix[:3, :3].T + matrix[:3, 3]
+        return _read_at(prior.data, prior.grid.box, there)
+
+
+def _read_at(array: ChunkedArray, box: Box, coordinates: Tensor) -> Tensor:
+    local = coordinates - torch.tensor(box.start, dtype=torch.float32)
+    window = coordinates_box(local, box.shape)
+    data = torch.from_numpy(array.read(window)).float()
+    return sample(data, local - torch.tensor(window.start), "linear")
+
+
+def pack(
+    stage: Stage,
+    recipe: Recipe,
+    scan: look.Scan,
+    priors: Mapping[str, Prior],
+    labels: tuple[str, ...],
+    folder: Path,
+    rng: np.random.Generator,
+) -> Packed | None:
+    """Sample a labelled case for one stage and write it to ``folder``; None where the stage has
+    nothing to look at."""
+    assert scan.labels is not None
+    seen = look.view(stage, recipe, scan, priors)
+    if seen is None:
+        return None
+    patch = stage.training.patch
+    box = seen.region.box.expand(patch).intersect(seen.grid.box)
+    grid = seen.grid.crop(box)
+    channels = list(inputs.image_channels(stage.inputs, scan.image.channels))
+    image = resample_data(scan.image.data[channels], scan.grid, grid).numpy().astype(np.float16)
+    target = _stage_labels(scan, labels, grid)
+    inside = seen.region.mask_in(box).numpy()
+    if stage.training.mask_loss:
+        target[~inside] = IGNORE
+    stem = f"{stage.name}-{scan.id}"
+    write_array(folder / f"{stem}-image.b2nd", image)
+    write_array(folder / f"{stem}-labels.b2nd", target)
+    return Packed(
+        scan.id,
+        seen.grid,
+        box,
+        ChunkedArray.open(folder / f"{stem}-image.b2nd"),
+        ChunkedArray.open(folder / f"{stem}-labels.b2nd"),
+        sampler.list_candidates(target, inside, box.start, rng),
+        _store_priors(stage, priors, stem, folder),
+    )
+
+
+def _store_priors(
+    stage: Stage, priors: Mapping[str, Prior], stem: str, folder: Path
+) -> dict[str, StoredPrior]:
+    out: dict[str, StoredPrior] = {}
+    for spec in inputs.prior_specs(stage.inputs):
+        prior = priors[spec.of]
+        path = folder / f"{stem}-prior-{spec.of}.b2nd"
+        write_array(path, prior.probabilities.numpy().astype(np.float16))
+        out[spec.of] = StoredPrior(ChunkedArray.open(path), prior.grid, prior.labels)
+    return out
+
+
+def _stage_labels(scan: look.Scan, labels: tuple[str, ...], grid: Grid) -> npt.NDArray[np.uint8]:
+    """The reference on ``grid``, nearest neighbour, as the stage's own class indices."""
+    assert scan.labels is not None
+    schema = scan.labels.schema
+    table = np.zeros(256, dtype=np.uint8)
+    table[IGNORE] = IGNORE
+    for own, name in enumerate(labels, start=1):
+        table[schema.class_of(name)] = own
+    out: npt.NDArray[np.uint8] = table[nearest_index(scan.labels.data, scan.grid, grid).numpy()]
+    return out
+
+
+def reference_priors(recipe: Recipe, names: tuple[str, ...], scan: look.Scan) -> dict[str, Prior]:
+    """What stages would say if they were right: the reference on their grids, as probabilities.
+
+    Regions of stages that are trained together with those they depend on are placed by these, as the
+    earlier stages know nothing yet.
+    """
+    assert scan.labels is not None
+    out: dict[str, Prior] = {}
+    for stage in recipe.stages:
+        if stage.name not in names:
+            continue
+        labels = graph.resolve_labels(stage, scan.labels.schema)
+        whole = stage.model_copy(update={"roi": WholeVolume()})
+        seen = look.view(whole, recipe, scan, out)
+        assert seen is not None  # a whole volume is never empty
+        target = torch.from_numpy(_stage_labels(scan, labels, seen.grid)).long()
+        hot = torch.nn.functional.one_hot(target, 1 + len(labels)).movedim(-1, 0).float()
+        out[stage.name] = Prior(hot, seen.grid, labels, Region.whole(seen.grid), stage.name)
+    return out

@@ -1,0 +1,171 @@
+"""From packed cases to a batch: one draw of case, centre and change, applied alike to every stage
+that is trained (or asked) at once.
+
+Shapes: B batch, C channels, I J K voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoomseg.core.geometry import FloatArray, Grid, Vector3
+from zoomseg.core.labels import LabelSchema
+from zoomseg.engine.pack import Packed
+from zoomseg.recipe.spec import Augmentation, Recipe, Stage, Window
+from zoomseg.stage import augment
+from zoomseg.stage.sampler import Draw, Sampler
+
+
+@dataclass(frozen=True, eq=False)
+class StageBatch:
+    """``grids`` are the patches' places in local coordinates, one per case: equal places of two
+    stages show the same tissue. ``stored`` are priors read from disk, by stage name."""
+
+    image_BCIJK: Tensor
+    target_BIJK: Tensor
+    grids: tuple[Grid, ...]
+    stored: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    cases: tuple[str, ...]
+    stages: Mapping[str, StageBatch]
+
+
+@dataclass(frozen=True, eq=False)
+class _Patch:
+    image_CIJK: Tensor
+    target_IJK: Tensor
+    grid: Grid
+    stored: Mapping[str, Tensor]
+
+
+class PatchSource:
+    """Draws batches for stages that run together; the last stage decides what is sampled and how it
+    is augmented.
+
+    Args:
+        stages: in the recipe's order.
+        packs: for each stage, the same cases in the same order.
+        schemas: for each stage, the labels it predicts.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stages: Sequence[Stage],
+        packs: Mapping[str, Sequence[Packed]],
+        schemas: Mapping[str, LabelSchema],
+        augmented: bool = True,
+    ) -> None:
+        self._stages = stages
+        self._packs = packs
+        self._lead = stages[-1]
+        self._schemas = schemas
+        self._tables = {name: augment.mirror_table(schema) for name, schema in schemas.items()}
+        candidates = [p.candidates for p in packs[self._lead.name]]
+        training = self._lead.training
+        classes = range(1, schemas[self._lead.name].classes)
+        self._sampler = Sampler(training.sampler, candidates, list(classes))
+        self._augmentation = training.augmentation if augmented else Augmentation()
+        self._limits = recipe.intensity.output if isinstance(recipe.intensity, Window) else None
+
+    def draw(self, size: int, rng: np.random.Generator) -> Batch:
+        """``size`` patches. All randomness comes from ``rng``: equal generators, equal batches."""
+        draws = [self._sampler.draw(rng) for _ in range(size)]
+        examples = [self._example(draw, rng) for draw in draws]
+        lead = self._packs[self._lead.name]
+        stages = {s.name: _stack([e[s.name] for e in examples]) for s in self._stages}
+        return Batch(tuple(lead[d.case].case for d in draws), stages)
+
+    def _example(self, draw: Draw, rng: np.random.Generator) -> dict[str, _Patch]:
+        packs = {s.name: self._packs[s.name][draw.case] for s in self._stages}
+        lead = packs[self._lead.name]
+        centre_mm = _mm(np.array(draw.centre, dtype=np.float64), lead.spacing_mm)
+        centres = {
+            s.name: _patch_centre(s, packs[s.name], centre_mm, follows=s.name == self._lead.name)
+            for s in self._stages
+        }
+        pivot = centres[self._stages[0].name]
+        change = augment.draw_spatial(
+            self._augmentation, lead.spacing_mm, self._reach(packs), self._schemas[self._lead.name], rng
+        )
+        tone = augment.draw_intensity(self._augmentation, rng)
+        return {
+            s.name: self._patch(s, packs[s.name], centres[s.name], pivot, change, tone)
+            for s in self._stages
+        }
+
+    def _reach(self, packs: Mapping[str, Packed]) -> Vector3:
+        """Half of all patches side by side: no patch centre lies outside another stage's patch."""
+        x, y, z = (
+            sum(s.training.patch[a] * packs[s.name].spacing_mm[a] / 2 for s in self._stages) for a in range(3)
+        )
+        return (x, y, z)
+
+    def _patch(
+        self,
+        stage: Stage,
+        packed: Packed,
+        centre_mm: FloatArray,
+        pivot_mm: FloatArray,
+        change: augment.Spatial,
+        tone: augment.Intensity,
+    ) -> _Patch:
+        middle = change.local(centre_mm - pivot_mm)
+        grid = _local_grid(stage, packed.spacing_mm, middle)
+        pivot = pivot_mm / np.array(packed.spacing_mm) - 0.5
+        coordinates = change.coordinates(grid, packed.spacing_mm, pivot)
+        image = augment.apply_intensity(packed.image_at(coordinates), tone, self._limits)
+        target = packed.labels_at(coordinates)
+        if change.mirrored:
+            target = torch.from_numpy(self._tables[stage.name])[target.long()]
+        stored = {name: packed.prior_at(name, coordinates) for name in packed.priors}
+        if change.mirrored:
+            stored = {n: _swap_sides(data, packed.priors[n].labels) for n, data in stored.items()}
+        return _Patch(image, target, grid, stored)
+
+
+def _mm(index: FloatArray, spacing_mm: Vector3) -> FloatArray:
+    """Distance (mm) of a fractional index from the field of view's first corner: the one point that
+    all grids of a scan share."""
+    out: FloatArray = (index + 0.5) * np.array(spacing_mm)
+    return out
+
+
+def _patch_centre(stage: Stage, packed: Packed, wanted_mm: FloatArray, follows: bool) -> FloatArray:
+    """Where a stage's patch is centred: on the voxel drawn, or, for the stages that lead to it, as near
+    as the patch stays inside the scan (a patch larger than the scan sits in its middle), which is how
+    prediction places its tiles."""
+    if follows:
+        return wanted_mm
+    size = np.array(packed.grid.shape) * np.array(packed.spacing_mm)
+    half = np.minimum(np.array(stage.training.patch) * np.array(packed.spacing_mm), size) / 2
+    out: FloatArray = np.clip(wanted_mm, half, size - half)
+    return out
+
+
+def _local_grid(stage: Stage, spacing_mm: Vector3, middle_mm: FloatArray) -> Grid:
+    shape = stage.training.patch
+    first = middle_mm - (np.array(shape) - 1) / 2 * np.array(spacing_mm)
+    return Grid.from_spacing(shape, spacing_mm, (float(first[0]), float(first[1]), float(first[2])))
+
+
+def _swap_sides(probabilities_CIJK: Tensor, labels: tuple[str, ...]) -> Tensor:
+    table = augment.mirror_table(LabelSchema.consecutive(labels))[: 1 + len(labels)]
+    return probabilities_CIJK[torch.from_numpy(table).long()]
+
+
+def _stack(patches: Sequence[_Patch]) -> StageBatch:
+    return StageBatch(
+        torch.stack([p.image_CIJK for p in patches]),
+        torch.stack([p.target_IJK for p in patches]),
+        tuple(p.grid for p in patches),
+        {name: torch.stack([p.stored[name] for p in patches]) for name in patches[0].stored},
+    )

@@ -1,0 +1,221 @@
+"""One scan through a trained cascade: look, compute the tiles that touch the region, stitch, fuse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoomseg.core.case import Case, Prior
+from zoomseg.core.errors import GeometryError, ModelError
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.tiling import Stitcher, Tile, cover, tent
+from zoomseg.core.volume import LabelMap
+from zoomseg.engine import look
+from zoomseg.engine.device import Device
+from zoomseg.io.bundle import Bundle
+from zoomseg.networks import build as networks
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import Recipe, Stage
+from zoomseg.stage import fusion, inputs
+
+Network = Callable[[Tensor, Tile], Tensor]
+"""Input ``[1, C, *outer]`` and its tile -> logits ``[1, classes, *inner]``. The tile is for oracles."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage did on one scan, for ``run.json``."""
+
+    stage: str
+    seconds: float
+    tiles: int
+    tiles_skipped: int
+    region_share: float
+    """Voxels of the region over voxels of the stage's grid."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """``labels`` on the scan's own grid and orientation; ``priors`` on the canonical stage grids."""
+
+    case: str
+    labels: LabelMap
+    confidence: Mapping[str, float]
+    priors: Mapping[str, Prior]
+    records: tuple[StageRecord, ...]
+    seconds: Mapping[str, float]
+
+    @property
+    def schema(self) -> LabelSchema:
+        return self.labels.schema
+
+    @property
+    def probabilities(self) -> Prior | None:
+        """The last stage's probabilities, on its own grid; None if it had nowhere to look."""
+        return next(reversed(self.priors.values()), None)
+
+
+def input_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> int:
+    """How many channels a stage's network reads."""
+    by_name = {s.name: s for s in recipe.stages}
+    count = len(inputs.image_channels(stage.inputs, channels))
+    for spec in inputs.prior_specs(stage.inputs):
+        count += len(inputs.prior_names(spec, graph.resolve_labels(by_name[spec.of], schema)))
+    return count
+
+
+def build_network(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> nn.Module:
+    classes = 1 + len(graph.resolve_labels(stage, schema))
+    return networks.build(
+        stage.network, input_channels(stage, recipe, schema, channels), classes, stage.grid.padding
+    )
+
+
+def as_network(module: nn.Module, device: Device) -> Network:
+    """A trained module as the callable that ``run_stage`` drives."""
+
+    def compute(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        with torch.inference_mode(), device.autocast():
+            logits: Tensor = module(x_BCIJK.to(device.torch))[0]
+            return logits
+
+    return compute
+
+
+def run_stage(
+    view: look.View,
+    scan: look.Scan,
+    priors: Mapping[str, Prior],
+    labels: tuple[str, ...],
+    network: Network,
+    device: Device,
+) -> tuple[Prior, StageRecord]:
+    """Compute a stage on one scan. Only tiles that touch the region are computed; the inputs are
+    sampled once, over the box that the tiles read."""
+    started = time.perf_counter()
+    spec = view.stage.grid
+    halo = networks.halo(view.stage.network, spec.padding)
+    tiling = cover(view.region, spec.tile, halo, spec.overlap)
+    outer = tiling.outer
+    data = look.read(view, scan, priors, outer)
+    answered = tiling.tiles[0].inner.shape
+    weights = tent(answered) if spec.overlap > 0 and spec.padding == "same" else torch.ones(answered)
+    stitcher = Stitcher(1 + len(labels), view.region.box, weights, device.torch)
+    for tile in tiling.tiles:
+        window = data[(slice(None), *tile.outer.relative_to(outer.start).slices)]
+        stitcher.add(tile, network(window[None], tile)[0].float().softmax(dim=0))
+    prior = _with_background_rim(stitcher.result().cpu(), view, labels)
+    record = StageRecord(
+        view.stage.name,
+        time.perf_counter() - started,
+        len(tiling.tiles),
+        tiling.skipped,
+        view.region.voxels / view.grid.box.voxels,
+    )
+    return prior, record
+
+
+def _with_background_rim(probabilities: Tensor, view: look.View, labels: tuple[str, ...]) -> Prior:
+    """Where the region ends inside the scan, one voxel of certain background is added: a prior's edge
+    goes on beyond its grid, and beyond the region the stage said nothing."""
+    box = view.region.box.expand((1, 1, 1)).intersect(view.grid.box)
+    if box != view.region.box:
+        wide = torch.zeros((probabilities.shape[0], *box.shape))
+        wide[0] = 1.0
+        wide[(slice(None), *view.region.box.relative_to(box.start).slices)] = probabilities
+        probabilities = wide
+    return Prior(probabilities, view.grid.crop(box), labels, view.region, view.stage.name)
+
+
+class Predictor:
+    """A loaded model, ready for any number of scans."""
+
+    def __init__(self, bundle: Bundle, device: Device) -> None:
+        self.bundle = bundle
+        self.device = device
+        self._networks = {
+            stage.name: as_network(self._module(stage), device) for stage in bundle.recipe.stages
+        }
+
+    def _module(self, stage: Stage) -> nn.Module:
+        recipe, schema = self.bundle.recipe, self.bundle.schema
+        module = build_network(stage, recipe, schema, len(self.bundle.channel_names))
+        try:
+            module.load_state_dict(dict(self.bundle.weights[stage.name]))
+        except RuntimeError as error:
+            detail = str(error).splitlines()[-1].strip()
+            raise ModelError(f"weights of stage '{stage.name}' do not fit its network ({detail})") from error
+        return module.float().to(self.device.torch).eval()
+
+    def predict(self, case: Case, organs: tuple[str, ...] | None = None) -> Result:
+        """Segment one scan.
+
+        Raises:
+            GeometryError: the scan has not as many channels as the model.
+        """
+        expected = len(self.bundle.channel_names)
+        if case.image.channels != expected:
+            raise GeometryError(
+                f"scan {case.id} has {case.image.channels} channel(s), the model needs {expected}: "
+                f"{', '.join(self.bundle.channel_names)}"
+            )
+        return cascade(case, self.bundle.recipe, self.bundle.schema, self._networks, self.device, organs)
+
+
+def cascade(
+    case: Case,
+    recipe: Recipe,
+    schema: LabelSchema,
+    stage_networks: Mapping[str, Network],
+    device: Device,
+    organs: tuple[str, ...] | None = None,
+) -> Result:
+    """Drive a recipe over one scan with the networks given (trained ones, or an oracle)."""
+    started = time.perf_counter()
+    scan = look.prepare(case, recipe)
+    seconds = {"prepare": time.perf_counter() - started}
+    canvas = fusion.Canvas.blank(scan.grid, schema)
+    priors: dict[str, Prior] = {}
+    records: list[StageRecord] = []
+    for stage in recipe.stages:
+        view = look.view(stage, recipe, scan, priors)
+        if view is None:
+            continue
+        labels = graph.resolve_labels(stage, schema)
+        prior, record = run_stage(view, scan, priors, labels, stage_networks[stage.name], device)
+        priors[stage.name] = prior
+        records.append(record)
+        seconds[stage.name] = record.seconds
+        if stage.fusion != "none" and not _overwritten(stage, recipe):
+            clock = time.perf_counter()
+            fusion.fuse(stage.fusion, canvas, prior)
+            seconds["fuse"] = seconds.get("fuse", 0.0) + time.perf_counter() - clock
+    labels_map = _select(canvas, organs).reoriented(scan.orientation.inverse)
+    confidence = fusion.confidence(next(reversed(priors.values()))) if priors else {}
+    return Result(case.id, labels_map, confidence, priors, tuple(records), seconds)
+
+
+def _overwritten(stage: Stage, recipe: Recipe) -> bool:
+    """Whether a later stage looks at all of this stage's foreground and replaces it: then fusing this
+    stage's answer would be lost work."""
+    later = recipe.stages[recipe.stages.index(stage) + 1 :]
+    return any(
+        s.fusion == "replace_in_roi" and s.roi.kind == "dilated_foreground" and s.roi.of == stage.name
+        for s in later
+    )
+
+
+def _select(canvas: fusion.Canvas, organs: tuple[str, ...] | None) -> LabelMap:
+    labels = canvas.labels
+    if organs is not None:
+        keep = np.zeros(256, dtype=np.uint8)
+        for name in canvas.schema.select(organs):
+            keep[canvas.schema.class_of(name)] = canvas.schema.class_of(name)
+        labels = torch.from_numpy(keep)[labels.long()]
+    return LabelMap(labels, canvas.grid, canvas.schema)
+

@@ -1,0 +1,236 @@
+"""``augment``: randomness is drawn first, as data; then applied alike to every stage's image,
+labels, region and priors.
+
+A patch lives in local coordinates: millimetres along the scan's voxel axes, zero at the pivot (the
+centre of the largest patch). The spatial change maps local to scan coordinates; each stage turns it into source indices
+for ONE resample that crops, rotates, scales, mirrors and bends at once.
+
+Shapes: C channels, I J K voxels of the patch, A B D control points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoomseg.core.errors import RecipeError
+from zoomseg.core.geometry import FloatArray, Grid, Vector3
+from zoomseg.core.labels import LabelSchema, has_side
+from zoomseg.recipe.spec import Augmentation
+
+_AXES = {"R": 0, "A": 1, "S": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class Elastic:
+    """Displacements ``[A, B, D, 3]`` (mm) of a cubic B-spline's control points, ``pitch_mm`` apart,
+    the lattice centred on local zero. Roth et al. 2018, Section 2.3."""
+
+    displacement_mm: npt.NDArray[np.float32]
+    pitch_mm: Vector3
+
+    def at(self, axes_mm: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Displacement ``[I, J, K, 3]`` at the lattice of local coordinates ``axes_mm``."""
+        out = torch.from_numpy(self.displacement_mm)
+        weights = [
+            _bspline_weights(axis / pitch + (n - 1) / 2, n)
+            for axis, pitch, n in zip(axes_mm, self.pitch_mm, out.shape[:3], strict=True)
+        ]
+        return torch.einsum("abdx,ia,jb,kd->ijkx", out, *weights)
+
+
+def _bspline_weights(position: Tensor, count: int) -> Tensor:
+    """Cubic B-spline weights ``[n, count]`` of control points 0..count-1 at fractional positions."""
+    distance = (position[:, None] - torch.arange(count, dtype=torch.float32)).abs()
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    far = (2 - distance).clamp_min(0) ** 3 / 6
+    return torch.where(distance < 1, near, far)
+
+
+@dataclass(frozen=True, eq=False)
+class Spatial:
+    """Local point u (mm) comes from scan point ``pivot + matrix @ (u + elastic(u)) + shift``."""
+
+    matrix: FloatArray
+    shift_mm: Vector3
+    elastic: Elastic | None
+    mirrored: bool
+    """Whether left and right changed places, so that paired names must be swapped."""
+
+    @classmethod
+    def identity(cls) -> Spatial:
+        return cls(np.eye(3), (0.0, 0.0, 0.0), None, False)
+
+    def coordinates(self, patch: Grid, spacing_mm: Vector3, pivot: FloatArray) -> Tensor:
+        """Source indices ``[I, J, K, 3]`` of every voxel of a patch.
+
+        Args:
+            patch: the patch's grid in local coordinates (axis-aligned).
+            spacing_mm: spacing of the source grid.
+            pivot: fractional source index of local zero.
+        """
+        axes = cast(
+            "tuple[Tensor, Tensor, Tensor]",
+            tuple(
+                torch.arange(n, dtype=torch.float32) * float(patch.affine[a, a]) + float(patch.affine[a, 3])
+                for a, n in enumerate(patch.shape)
+            ),
+        )
+        per_mm = 1 / np.array(spacing_mm)
+        matrix = torch.from_numpy((self.matrix * per_mm[:, None]).astype(np.float32))
+        offset = torch.from_numpy((np.asarray(pivot) + np.array(self.shift_mm) * per_mm).astype(np.float32))
+        out = offset + axes[0][:, None, None, None] * matrix[:, 0]
+        out = out + axes[1][None, :, None, None] * matrix[:, 1]
+        out = out + axes[2][None, None, :, None] * matrix[:, 2]
+        return out if self.elastic is None else out + self.elastic.at(axes) @ matrix.T
+
+    def local(self, offset_mm: FloatArray) -> FloatArray:
+        """The local point that shows the scan point ``pivot + offset_mm``, bending and shift left aside
+        (so a patch placed there is shifted off the voxel it was drawn for, as it should be)."""
+        out: FloatArray = np.linalg.solve(self.matrix, np.asarray(offset_mm))
+        return out
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Changes of a normalised image; every number neutral when nothing happens."""
+
+    brightness: float = 0.0
+    contrast: float = 1.0
+    gamma: float = 1.0
+    noise: float = 0.0
+    blur_vox: float = 0.0
+    noise_seed: int = 0
+
+
+def draw_spatial(
+    spec: Augmentation,
+    spacing_mm: Vector3,
+    reach_mm: Vector3,
+    schema: LabelSchema,
+    rng: np.random.Generator,
+) -> Spatial:
+    """Draw a spatial change.
+
+    Args:
+        spacing_mm: spacing of the stage that the numbers in voxels refer to.
+        reach_mm: half the largest patch among the stages trained at once: the control lattice
+            covers it.
+        schema: decides whether mirroring along R can be followed by the labels.
+    """
+    mirror, mirrored = _draw_flips(spec, schema, rng)
+    matrix: FloatArray = np.diag(mirror)
+    shift = np.zeros(3)
+    elastic: Elastic | None = None
+    if rng.random() < spec.probability:
+        angles = [rng.uniform(-a, a) for a in np.deg2rad(spec.rotation_deg)]
+        zoom = np.exp(rng.uniform(*np.log(spec.scale)))
+        matrix = zoom * _rotation(angles) @ matrix
+        shift = rng.uniform(-spec.translation_vox, spec.translation_vox, 3) * np.array(spacing_mm)
+    if spec.elastic_vox > 0 and rng.random() < spec.probability:
+        pitch = cast("Vector3", tuple(spec.elastic_grid_vox * s for s in spacing_mm))
+        counts = [2 * int(np.ceil(r / p)) + 3 for r, p in zip(reach_mm, pitch, strict=True)]
+        points = rng.uniform(-spec.elastic_vox, spec.elastic_vox, (*counts, 3)) * np.array(spacing_mm)
+        elastic = Elastic(points.astype(np.float32), pitch)
+    return Spatial(matrix, cast("Vector3", tuple(shift.tolist())), elastic, mirrored)
+
+
+def check_flips(spec: Augmentation, schema: LabelSchema) -> None:
+    """Mirroring along R is refused where a label has a side but its counterpart is not predicted.
+
+    Raises:
+        RecipeError: naming the label.
+    """
+    paired = {name for pair in schema.pairs for name in pair}
+    alone = [name for name in schema.names if has_side(name) and name not in paired]
+    if "R" in spec.flip_axes and alone:
+        raise RecipeError(
+            f"training.augmentation.flip_axes holds R, but '{alone[0]}' has no counterpart on the other side "
+            f"among {', '.join(schema.names)}; leave R out"
+        )
+
+
+def _draw_flips(
+    spec: Augmentation, schema: LabelSchema, rng: np.random.Generator
+) -> tuple[list[float], bool]:
+    mirror, mirrored = [1.0, 1.0, 1.0], False
+    for name in spec.flip_axes:
+        if rng.random() < 0.5:
+            mirror[_AXES[name]] = -1.0
+            mirrored = mirrored or (name == "R" and bool(schema.pairs))
+    return mirror, mirrored
+
+
+def _rotation(angles: list[float]) -> FloatArray:
+    out: FloatArray = np.eye(3)
+    for axis, angle in enumerate(angles):
+        a, b = [n for n in range(3) if n != axis]
+        turn = np.eye(3)
+        turn[a, a] = turn[b, b] = np.cos(angle)
+        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
+        out = turn @ out
+    return out
+
+
+def mirror_table(schema: LabelSchema) -> npt.NDArray[np.uint8]:
+    """Class index -> class index after left and right changed places; 256 entries, IGNORE stays."""
+    table = np.arange(256, dtype=np.uint8)
+    for one, other in schema.pairs:
+        a, b = schema.class_of(one), schema.class_of(other)
+        table[a], table[b] = b, a
+    return table
+
+
+def draw_intensity(spec: Augmentation, rng: np.random.Generator) -> Intensity:
+    def happens(strength: float) -> bool:
+        return bool(rng.random() < spec.probability) and strength > 0
+
+    return Intensity(
+        brightness=rng.uniform(-spec.brightness, spec.brightness) if happens(spec.brightness) else 0.0,
+        contrast=1 + rng.uniform(-spec.contrast, spec.contrast) if happens(spec.contrast) else 1.0,
+        gamma=float(np.exp(rng.uniform(*np.log(spec.gamma)))) if happens(spec.gamma[1] - spec.gamma[0]) else 1.0,
+        noise=rng.uniform(0, spec.noise) if happens(spec.noise) else 0.0,
+        blur_vox=rng.uniform(0, spec.blur_vox) if happens(spec.blur_vox) else 0.0,
+        noise_seed=int(rng.integers(2**31)),
+    )
+
+
+def apply_intensity(image_CIJK: Tensor, change: Intensity, limits: tuple[float, float] | None) -> Tensor:
+    """Apply to a normalised patch; ``limits`` are the window's output range, where it has one."""
+    out = image_CIJK
+    axes = (1, 2, 3)
+    if change.blur_vox > 0.3:
+        out = _blur(out, change.blur_vox)
+    spread = out.std(dim=axes, keepdim=True)
+    if change.contrast != 1 or change.brightness != 0:
+        mean = out.mean(dim=axes, keepdim=True)
+        out = (out - mean) * change.contrast + mean + change.brightness * spread
+    if change.gamma != 1:
+        low = out.amin(dim=axes, keepdim=True)
+        width = (out.amax(dim=axes, keepdim=True) - low).clamp_min(1e-6)
+        out = ((out - low) / width).clamp(0, 1) ** change.gamma * width + low
+    if change.noise > 0:
+        generator = torch.Generator().manual_seed(change.noise_seed)
+        noise = torch.randn(out.shape, generator=generator).to(out.device)
+        out = out + noise * change.noise * spread
+    return out if limits is None else out.clamp(*limits)
+
+
+def _blur(image_CIJK: Tensor, sigma_vox: float) -> Tensor:
+    radius = max(1, int(np.ceil(2 * sigma_vox)))
+    tap = torch.arange(-radius, radius + 1, dtype=torch.float32, device=image_CIJK.device)
+    kernel = torch.exp(-0.5 * (tap / sigma_vox) ** 2)
+    kernel = kernel / kernel.sum()
+    out = image_CIJK[:, None]
+    for axis in range(3):
+        shape, pad = [1, 1, 1], [0, 0, 0, 0, 0, 0]
+        shape[axis] = len(kernel)
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = radius
+        out = F.conv3d(F.pad(out, pad, mode="replicate"), kernel.reshape(1, 1, *shape))
+    return out[:, 0]

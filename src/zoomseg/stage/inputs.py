@@ -1,0 +1,103 @@
+"""``inputs``: what the network sees. Normalised intensities, and earlier stages' probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoomseg.core.case import Prior
+from zoomseg.core.geometry import Grid
+from zoomseg.core.resample import resample_data
+from zoomseg.core.volume import Volume
+from zoomseg.recipe.spec import ImageInput, InputSpec, IntensitySpec, PriorInput, Window, ZScore
+
+STATISTICS_VOXELS = 1_000_000
+"""At most about this many voxels, evenly strided, decide a scan's percentiles and moments."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per channel: clip to ``[lower, upper]``, then ``(x - shift) * scale``."""
+
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def apply(self, data: Tensor) -> Tensor:
+        """``[C, I, J, K]`` of the scan's own unit to normalised float32."""
+        channels = [
+            (channel.float().clamp(lo, hi) - shift) * scale
+            for channel, lo, hi, shift, scale in zip(
+                data, self.lower, self.upper, self.shift, self.scale, strict=True
+            )
+        ]
+        return torch.stack(channels)
+
+
+def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
+    """The numbers that normalise this scan: fixed for ``window``, measured for ``zscore``."""
+    n = image.channels
+    match spec:
+        case Window():
+            low, high = spec.output
+            scale = (high - low) / (spec.upper - spec.lower)
+            return Normalisation(
+                (spec.lower,) * n, (spec.upper,) * n, (spec.lower - low / scale,) * n, (scale,) * n
+            )
+        case ZScore():
+            rows = [_moments(channel, spec) for channel in image.data]
+            lower, upper, shift, scale_ = zip(*rows, strict=True)
+            return Normalisation(lower, upper, shift, scale_)
+
+
+def _moments(channel: Tensor, spec: ZScore) -> tuple[float, float, float, float]:
+    flat = channel.flatten()
+    flat = flat[:: max(1, flat.numel() // STATISTICS_VOXELS)].float()
+    ordered = flat.sort().values
+    low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in spec.clip_percentiles)
+    clipped = flat.clamp(low, high)
+    return low, high, float(clipped.mean()), 1.0 / max(float(clipped.std()), 1e-6)
+
+
+def image_channels(specs: Sequence[InputSpec], channels: int) -> tuple[int, ...]:
+    """Which channels of the scan the network sees, in order."""
+    out: list[int] = []
+    for spec in specs:
+        if isinstance(spec, ImageInput):
+            out.extend(range(channels) if spec.channel == "all" else [spec.channel])
+    return tuple(out)
+
+
+def prior_specs(specs: Sequence[InputSpec]) -> tuple[PriorInput, ...]:
+    return tuple(spec for spec in specs if isinstance(spec, PriorInput))
+
+
+def prior_names(spec: PriorInput, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels of one prior input; ``labels`` are those that the stage it reads predicts."""
+    return labels if spec.labels == "all" else spec.labels
+
+
+def select_prior(
+    spec: PriorInput, probabilities: Tensor, labels: tuple[str, ...]
+) -> Tensor:
+    """The channels a prior input names, from ``[..., 1 + labels, I, J, K]``."""
+    names = prior_names(spec, labels)
+    index = torch.tensor([labels.index(n) + 1 for n in names], device=probabilities.device)
+    return probabilities.index_select(probabilities.ndim - 4, index)
+
+
+def assemble(
+    specs: Sequence[InputSpec], image: Volume, priors: Mapping[str, Prior], grid: Grid
+) -> Tensor:
+    """All input channels ``[C, *grid.shape]``: ``image`` (normalised) and the priors, on ``grid``."""
+    picked = image.data[list(image_channels(specs, image.channels))]
+    parts = [resample_data(picked, image.grid, grid).float()]
+    for spec in prior_specs(specs):
+        prior = priors[spec.of]
+        chosen = select_prior(spec, prior.probabilities, prior.labels)
+        parts.append(resample_data(chosen.float(), prior.grid, grid))
+    return torch.cat(parts)

@@ -1,0 +1,83 @@
+"""``loss``: how far logits are from the reference, over the voxels that count.
+
+Shapes: B batch, C classes, I J K voxels. Targets hold class indices, IGNORE where nothing counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoomseg.core.labels import IGNORE
+from zoomseg.recipe.spec import DiceCrossEntropy, LossSpec, WeightedCrossEntropy
+
+
+def compute(spec: LossSpec, logits: Sequence[Tensor], target_BIJK: Tensor) -> Tensor:
+    """Loss over all supervision levels, each half as heavy as the finer one, weights summing to one.
+
+    Args:
+        logits: ``[B, C, I, J, K]`` at the target's resolution first, then coarser ones.
+        target_BIJK: class indices (uint8); IGNORE where a voxel does not count.
+    """
+    weights = [0.5**n for n in range(len(logits))]
+    total = torch.zeros((), device=target_BIJK.device)
+    for weight, level_BCIJK in zip(weights, logits, strict=True):
+        target = shrink_target(target_BIJK, tuple(level_BCIJK.shape[2:])).long()
+        total = total + weight / sum(weights) * _level(spec, level_BCIJK.float(), target)
+    return total
+
+
+def shrink_target(target_BIJK: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Nearest-neighbour target for a coarser supervision level."""
+    if tuple(target_BIJK.shape[1:]) == shape:
+        return target_BIJK
+    for axis, n in enumerate(shape, start=1):
+        size = target_BIJK.shape[axis]
+        index = ((torch.arange(n, device=target_BIJK.device) + 0.5) * size / n).long()
+        target_BIJK = target_BIJK.index_select(axis, index)
+    return target_BIJK
+
+
+def _level(spec: LossSpec, logits_BCIJK: Tensor, target_BIJK: Tensor) -> Tensor:
+    if not bool((target_BIJK != IGNORE).any()):
+        return logits_BCIJK.sum() * 0.0  # nothing counts: zero, with a gradient of zero
+    match spec:
+        case WeightedCrossEntropy():
+            return weighted_cross_entropy(logits_BCIJK, target_BIJK)
+        case DiceCrossEntropy():
+            return spec.cross_entropy_weight * F.cross_entropy(
+                logits_BCIJK, target_BIJK, ignore_index=IGNORE
+            ) + spec.dice_weight * soft_dice_loss(logits_BCIJK, target_BIJK)
+
+
+def class_weights(target: Tensor, classes: int) -> Tensor:
+    """lambda_k = (1 - N_k / N_C) / (K - 1) over the voxels that count; the lambdas sum to one
+    (Roth et al. 2018, equation 3)."""
+    counts = torch.bincount(target[target != IGNORE].flatten(), minlength=classes)[:classes].float()
+    return (1 - counts / counts.sum()) / (classes - 1)
+
+
+def weighted_cross_entropy(logits_BCIJK: Tensor, target_BIJK: Tensor) -> Tensor:
+    """-1/N sum_k lambda_k sum_{x in S_k} log p_k(x) (Roth et al. 2018, equation 4)."""
+    weights = class_weights(target_BIJK, logits_BCIJK.shape[1])
+    total = F.cross_entropy(logits_BCIJK, target_BIJK, weights, ignore_index=IGNORE, reduction="sum")
+    return total / (target_BIJK != IGNORE).sum()
+
+
+def soft_dice_loss(logits_BCIJK: Tensor, target_BIJK: Tensor) -> Tensor:
+    """One minus the soft Dice over the whole batch, averaged over the foreground classes in it."""
+    counts = (target_BIJK != IGNORE)[:, None]
+    probabilities = logits_BCIJK.softmax(dim=1) * counts
+    safe = torch.where(target_BIJK == IGNORE, 0, target_BIJK)
+    truth = torch.zeros_like(probabilities).scatter_(1, safe[:, None], 1.0) * counts
+    axes = (0, 2, 3, 4)
+    overlap = (probabilities * truth).sum(axes)[1:]
+    sizes = truth.sum(axes)[1:]
+    dice = 2 * overlap / (probabilities.sum(axes)[1:] + sizes).clamp_min(1e-5)
+    present = sizes > 0
+    if not bool(present.any()):
+        return logits_BCIJK.sum() * 0.0
+    return 1 - dice[present].mean()
