@@ -1,0 +1,124 @@
+"""The 3D U-Net of Cicek et al. 2016 against the paper's own figures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from zoomseg.networks import build as networks
+from zoomseg.networks.unet import UNet3D
+from zoomseg.recipe import spec as specs
+
+TINY = specs.UNet3D(channels=(4, 6, 8))
+
+
+def test_parameter_count_of_the_paper() -> None:
+    """Cicek et al. 2016, Section 2.1: 19 069 955 parameters for three channels and three classes;
+    that count leaves batch norm's scales and shifts out."""
+    with torch.device("meta"):
+        module = networks.build(specs.UNet3D(), 3, 3, "valid")
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm3d)]
+    assert networks.parameters(module) - sum(networks.parameters(n) for n in norms) == 19_069_955
+
+
+def test_parameter_count_for_eight_classes() -> None:
+    with torch.device("meta"):
+        count = networks.parameters(networks.build(specs.UNet3D(), 1, 8, "valid"))
+    assert count == 19_073_224
+
+
+def test_channels_of_the_figure() -> None:
+    """Cicek et al. 2016, Fig. 2: numbers over the feature maps."""
+    with torch.device("meta"):
+        module = networks.build(specs.UNet3D(), 1, 8, "valid")
+    assert isinstance(module, UNet3D)
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)]
+    pairs = {(m.in_channels, m.out_channels) for m in convolutions}
+    down = {(1, 32), (32, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512)}
+    up = {(512, 512), (768, 256), (256, 256), (384, 128), (128, 128), (192, 64), (64, 64), (64, 8)}
+    assert pairs == down | up
+
+
+@pytest.mark.parametrize("shape", [(132, 132, 116), (92, 92, 92)])
+def test_shape_of_the_paper_on_the_meta_device(shape: tuple[int, int, int]) -> None:
+    with torch.device("meta"):
+        module = networks.build(specs.UNet3D(), 1, 8, "valid").eval()
+        logits = module(torch.zeros(1, 1, *shape))
+    assert len(logits) == 1
+    expected = tuple(n - 88 for n in shape)
+    assert tuple(logits[0].shape) == (1, 8, *expected)
+
+
+def test_four_valid_levels_really_run() -> None:
+    module = networks.build(specs.UNet3D(channels=(2, 2, 2, 2)), 1, 2, "valid").eval()
+    with torch.no_grad():
+        logits = module(torch.randn(1, 1, 92, 92, 92))[0]
+    assert tuple(logits.shape) == (1, 2, 4, 4, 4)
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("channels", [(4, 6), (4, 6, 8)])
+def test_a_valid_voxel_depends_on_its_receptive_field_only(channels: tuple[int, ...]) -> None:
+    """The gradient of one answered voxel with respect to the input must reach the voxels around it,
+    centred on the SAME place of the scan (a crop off by one would shift it), and nothing further."""
+    torch.manual_seed(0)
+    spec = specs.UNet3D(channels=channels)
+    module = networks.build(spec, 1, 2, "valid").double().eval()
+    halo = networks.halo(spec, "valid")[0]
+    size = networks.check_input_shape(spec, "valid", (2 * halo + 12,) * 3)[0]
+    x = torch.randn(
+        1, 1, 2 * halo + size, 2 * halo + size, 2 * halo + size, dtype=torch.double, requires_grad=True
+    )
+    at = size // 2
+    module(x)[0][0, 0, at, at, at].backward()
+    assert x.grad is not None
+    touched = torch.nonzero(x.grad[0, 0])
+    low, high = touched.amin(dim=0), touched.amax(dim=0)
+    centre = at + halo  # where this answer lies in the input
+    # A pooling window may reach its size minus one further on one of the sides.
+    slack = networks.divisor(spec)[0] - 1
+    assert (low >= centre - halo - slack).all()
+    assert (high <= centre + halo + slack).all()
+    assert x.grad[0, 0, centre, centre, centre] != 0
+
+
+def test_tiles_agree_where_they_overlap() -> None:
+    """Valid convolutions: shifting the tile by a multiple of the divisor shifts the answer, exactly."""
+    torch.manual_seed(0)
+    module = networks.build(TINY, 1, 3, "valid").double().eval()
+    x = torch.randn(1, 1, 60, 52, 44, dtype=torch.double)
+    with torch.no_grad():
+        whole = module(x)[0]
+        part = module(x[:, :, 8:])[0]
+    assert tuple(whole.shape[2:]) == (20, 12, 4)
+    torch.testing.assert_close(part, whole[:, :, 8:], rtol=1e-12, atol=1e-12)
+
+
+def test_same_padding_agrees_with_valid_far_from_the_border() -> None:
+    """Two levels: with more, valid convolutions shift the phase of the lower poolings."""
+    torch.manual_seed(0)
+    spec = specs.UNet3D(channels=(4, 6))
+    valid = networks.build(spec, 1, 3, "valid").double().eval()
+    same = networks.build(spec, 1, 3, "same").double().eval()
+    same.load_state_dict(valid.state_dict())
+    x = torch.randn(1, 1, 28, 24, 20, dtype=torch.double)
+    with torch.no_grad():
+        inner, full = valid(x)[0], same(x)[0]
+    assert full.shape[2:] == x.shape[2:]
+    torch.testing.assert_close(inner, full[:, :, 8:-8, 8:-8, 8:-8], rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_reach_every_parameter() -> None:
+    torch.manual_seed(0)
+    module = networks.build(TINY, 2, 3, "valid").train()
+    module(torch.randn(1, 2, 44, 44, 44))[0].square().sum().backward()
+    dead = [n for n, p in module.named_parameters() if p.grad is None]
+    # A convolution's bias is taken away again by the batch norm that follows it.
+    silent = [
+        n
+        for n, p in module.named_parameters()
+        if p.grad is not None and p.ndim > 1 and not p.grad.abs().any()
+    ]
+    assert dead == []
+    assert silent == []
