@@ -29,6 +29,7 @@ from torch import Tensor
 from zoomseg.core.errors import LabelError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io.files import write_bytes_atomic
+from zoomseg.recipe import load as load_recipe
 from zoomseg.recipe.spec import Recipe
 
 JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
@@ -136,11 +137,11 @@ def load(path: Path) -> Bundle:
     weights = {stage: _read_weights(path, stage, entry) for stage, entry in manifest.weights.items()}
     labels = manifest.labels
     try:
-        recipe = Recipe.model_validate(manifest.recipe)
+        recipe = load_recipe.from_dict(manifest.recipe, "recipe")
+        if not isinstance(recipe, Recipe):
+            raise RecipeError("its recipe has not been planned")
         groups = {name: tuple(members) for name, members in labels.groups.items()}
         schema = LabelSchema(tuple(labels.names), tuple(labels.values), groups)
-    except ValidationError as error:
-        raise _damaged(path, f"recipe: {_first(error)}") from error
     except (RecipeError, LabelError) as error:
         raise _damaged(path, str(error)) from error
     return Bundle(recipe, schema, tuple(manifest.channel_names), weights, manifest.provenance)  # type: ignore[arg-type]

@@ -204,6 +204,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "label names repeated": (edit(lambda d: d["labels"].update(names=["a", "a", "b"])), "distinct"),
     "no channels": (edit(lambda d: d.update(channel_names=[])), "channel_names"),
     "recipe key unknown": (edit(lambda d: d["recipe"].update(colour="red")), "recipe.*colour"),
+    "recipe not planned": (edit(lambda d: d["recipe"].update(plan="cascade")), "damaged"),
+    "recipe reads a later stage": (
+        edit(lambda d: d["recipe"]["stages"][0].update(roi={"kind": "box", "of": "fine"})),
+        "coarse.*fine",
+    ),
     "recipe empty": (edit(lambda d: d.update(recipe={})), "recipe"),
     "stage added": (edit(lambda d: d["weights"].update(third=d["weights"]["fine"])), "its recipe has"),
     "stage removed": (edit(lambda d: d["weights"].pop("fine")), "its recipe has"),
