@@ -68,8 +68,17 @@ def from_dict(data: object, source: str = "recipe") -> Recipe | PlannedRecipe:
 
 def dump(recipe: Recipe | PlannedRecipe) -> str:
     """YAML with every default filled in; ``load`` of it gives an equal recipe."""
-    data = recipe.model_dump(mode="json")
+    data = _kind_first(recipe.model_dump(mode="json"))
     return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+
+
+def _kind_first(data: Any) -> Any:
+    """Mappings with ``kind`` as their first key, where a reader looks for it."""
+    if isinstance(data, list):
+        return [_kind_first(item) for item in data]
+    if isinstance(data, dict):
+        return {key: _kind_first(data[key]) for key in sorted(data, key=lambda key: key != "kind")}
+    return data
 
 
 class _Loader(yaml.SafeLoader):

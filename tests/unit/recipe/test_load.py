@@ -1,0 +1,125 @@
+"""What comes from a file is hostile until checked; what is wrong is said in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zoomseg.core.errors import RecipeError
+from zoomseg.recipe import load
+from zoomseg.recipe.spec import PlannedRecipe, Recipe
+
+
+@pytest.mark.parametrize("name", load.names())
+def test_shipped_recipes_load_under_their_own_name_and_survive_a_round_trip(
+    name: str, tmp_path: Path
+) -> None:
+    recipe = load.load(name)
+    assert recipe.name == name
+    assert recipe.description
+    file = tmp_path / "copy.yaml"
+    file.write_text(load.dump(recipe), encoding="utf-8")
+    assert load.load(file) == recipe
+    assert load.load(str(file)) == recipe
+
+
+def test_the_shipped_recipes() -> None:
+    assert load.names() == ("default", "roth2018-cascade")
+    assert isinstance(load.load("default"), PlannedRecipe)
+    assert isinstance(load.load("roth2018-cascade"), Recipe)
+
+
+def test_dump_fills_defaults_in_and_starts_mappings_with_their_kind() -> None:
+    data = yaml.safe_load(load.dump(load.load("roth2018-cascade")))
+    assert data["stages"][0]["inputs"] == [{"kind": "image", "channel": "all"}]
+    assert data["stages"][0]["training"]["augmentation"]["brightness"] == 0
+    assert next(iter(data["stages"][0]["grid"])) == "kind"
+
+
+def test_the_graph_is_checked_on_loading() -> None:
+    data = yaml.safe_load(load.dump(load.load("roth2018-cascade")))
+    data["stages"][1]["roi"]["of"] = "stage3"
+    with pytest.raises(
+        RecipeError, match=r"^mine: stage 'stage2', roi\.of: 'stage3' is not an earlier stage"
+    ):
+        load.from_dict(data, "mine")
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (
+            "roth2018",
+            "no recipe 'roth2018'; did you mean 'roth2018-cascade'. Shipped: default, roth2018-cascade",
+        ),
+        ("Default", "no recipe 'Default'; did you mean 'default'"),
+        ("qqq", "no recipe 'qqq'; Shipped: default, roth2018-cascade. Or give the path"),
+        ("nowhere/mine.yaml", "no file 'nowhere/mine.yaml'; Shipped"),
+        ("", "no recipe ''"),
+        ("..", "no recipe '..'"),
+        ("../recipes/default", "no file"),
+    ],
+)
+def test_what_does_not_exist_is_named_with_what_does(given: str, line: str) -> None:
+    with pytest.raises(RecipeError, match=line):
+        load.load(given)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"name: a\nname: b\n", r"key 'name' comes twice \(line 2\)"),
+        (b"a: {b: 1, 'b': 2}", r"key 'b' comes twice \(line 1\)"),
+        (b"name: [1, 2\n", r"not valid YAML: .*\(line 2, column 1\)"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"a: !!python/object/apply:os.system [true]", "not valid YAML: could not determine a constructor"),
+        (b"a: 2020-13-45", "not valid YAML: month must be"),
+        (b"[" * 50_000, "not valid YAML: maximum recursion"),
+        (b"a: &a [*a]", "stages: is missing"),
+        (b"#" * (load.MAX_FILE_BYTES + 1), "larger than 200 kB"),
+        (b"", "a recipe is a mapping of keys, got None"),
+        (b"- 1", r"a recipe is a mapping of keys, got \[1\]"),
+        (b"a: \x00", "not valid YAML"),
+    ],
+)
+def test_hostile_files_get_one_line(content: bytes, line: str, tmp_path: Path) -> None:
+    file = tmp_path / "hostile.yaml"
+    file.write_bytes(content)
+    with pytest.raises(RecipeError, match=line) as caught:
+        load.load(file)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(file))
+
+
+def test_anchors_and_merges_may_be_used_and_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "merge.yaml"
+    text = load.dump(load.load("default")).replace("iterations: 20000", "<<: {iterations: 5, batch: 7}")
+    file.write_text(text, encoding="utf-8")
+    recipe = load.load(file)
+    assert isinstance(recipe, PlannedRecipe)
+    assert (recipe.iterations, recipe.batch) == (5, 2)
+
+
+def test_numbers_written_as_yaml_text_are_numbers(tmp_path: Path) -> None:
+    """YAML 1.1 reads 1e-3 (no dot) as text."""
+    file = tmp_path / "e.yaml"
+    text = load.dump(load.load("default")).replace("learning_rate: 0.001", "learning_rate: 1e-3")
+    assert "1e-3" in text
+    file.write_text(text, encoding="utf-8")
+    recipe = load.load(file)
+    assert isinstance(recipe, PlannedRecipe)
+    assert recipe.learning_rate == 0.001
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "locked.yaml"
+    file.write_text("name: x", encoding="utf-8")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(RecipeError, match=r"cannot read recipe .*locked\.yaml: Permission denied"):
+        load.load(file)

@@ -1,0 +1,39 @@
+"""Guards of the spec itself."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from zoomseg.recipe.spec import DilatedForeground, ResEncUNet, Window, is_planned
+
+
+def test_specs_are_values() -> None:
+    spec = DilatedForeground(of="coarse")
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.radius_vox = 4.0  # type: ignore[misc]
+    assert spec == DilatedForeground(of="coarse", radius_vox=3)
+
+
+def test_numbers_must_be_finite() -> None:
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(ValidationError, match="finite"):
+            DilatedForeground(of="coarse", radius_vox=value)
+        with pytest.raises(ValidationError, match="finite"):
+            Window(lower=0, upper=1, output=(0, value))
+
+
+def test_a_network_needs_one_entry_per_level() -> None:
+    with pytest.raises(ValidationError, match="one entry per level each"):
+        ResEncUNet(channels=(4, 8), strides=((1, 1, 1),), kernels=((3, 3, 3),) * 2, blocks=(1, 1))
+
+
+def test_an_empty_window_is_refused() -> None:
+    with pytest.raises(ValidationError, match="must be below upper"):
+        Window(lower=5, upper=5)
+
+
+def test_planned_recipes_are_told_by_their_key() -> None:
+    assert is_planned({"plan": "cascade"})
+    assert not is_planned({"stages": []})
+    assert not is_planned(["plan"])
