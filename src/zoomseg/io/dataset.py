@@ -116,7 +116,7 @@ def open_dataset(path: Path) -> Dataset:
         root = root.parent
     if not root.is_dir():
         raise DatasetError(f"{root}: no such data set folder")
-    description = _read_json(root / "dataset.json") if (root / "dataset.json").is_file() else None
+    description = read_description(root)
     try:
         if (root / "imagesTr").is_dir():
             if description is None:
@@ -143,6 +143,11 @@ def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] 
         return None
     schema = _parse_schema(path, description)
     return schema, _parse_annotated(path, description, schema)
+
+
+def read_description(root: Path) -> dict[str, Any] | None:
+    """What ``dataset.json`` says, unchecked beyond being a JSON object; None if there is no such file."""
+    return _read_json(root / "dataset.json") if (root / "dataset.json").is_file() else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ MAX_COMPRESSION = 1100
 
 LABEL_MAP_MAX_VALUES = 128
 LABEL_MAP_EQUAL_NEIGHBOURS = 0.8
-"""An "image" of so few whole numbers, most of its non-zero voxels equal to the next, is a label map."""
+"""An "image" of so few whole numbers, where most neighbours inside its objects are equal, is a label map."""
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _DETACHED = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.MULTILINE | re.IGNORECASE)
@@ -414,11 +414,16 @@ def looks_like_labels(values: Float32Array) -> bool:
     sample = values[:: max(1, values.shape[0] // 32)]  # a real scan gives itself away in a few slices
     if not (sample == np.floor(sample)).all() or np.unique(sample).size > LABEL_MAP_MAX_VALUES:
         return False
-    here, following = values[:, :, :-1], values[:, :, 1:]
-    inside = here != 0
-    if not inside.any() or np.unique(values).size > LABEL_MAP_MAX_VALUES:
+    if np.unique(values).size > LABEL_MAP_MAX_VALUES:
         return False
-    return bool((here == following)[inside].mean() > LABEL_MAP_EQUAL_NEIGHBOURS)
+    pairs = equal = 0
+    for axis in range(3):
+        here = values[tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))]
+        following = values[tuple(slice(1, None) if a == axis else slice(None) for a in range(3))]
+        inside = (here != 0) & (following != 0)
+        pairs += int(inside.sum())
+        equal += int((inside & (here == following)).sum())
+    return pairs > 0 and equal / pairs > LABEL_MAP_EQUAL_NEIGHBOURS
 
 
 def read_label_values(path: Path) -> tuple[AnyArray, Grid]:

@@ -1,0 +1,117 @@
+"""``zoomseg check``: audit a data set before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from zoomseg.io.audit import Finding, Repair, Report
+    from zoomseg.io.dataset import Dataset
+
+PLAIN_WIDTH = 1000
+"""Columns where output goes to a file or pipe: one finding stays one line there."""
+
+
+@click.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option(
+    "--fix",
+    "out",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="Write a repaired copy to this new folder, where that is safe.",
+)
+def command(dataset: Path, out: Path | None) -> int:
+    """Audit DATASET (nnU-Net raw, Decathlon, or images/ + labels/) before training.
+
+    Finds unreadable and missing files, geometry mismatches, unknown label values, empty labels, NaN,
+    constant images, duplicates and suspected left/right swaps.
+
+    Exit codes: 0 nothing wrong (warnings allowed); 1 errors were found, or with --fix, errors remain or
+    cases were left out; 2 the data set cannot be opened.
+    """
+    from rich.console import Console
+
+    from zoomseg.io.audit import audit, repair
+    from zoomseg.io.dataset import open_dataset
+
+    opened = open_dataset(dataset)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
+    with _progress("Checking", len(opened.cases)) as step:
+        report = audit(opened, step)
+    _show_findings(console, report.findings)
+    _show_summary(console, opened, report)
+    if out is None:
+        return 1 if report.errors else 0
+    with _progress("Repairing", len(opened.cases)) as step:
+        result = repair(opened, report, out, step)
+    _show_repair(console, result, out)
+    return 1 if result.left_out or any(f.severity == "error" for f in result.remaining) else 0
+
+
+@contextmanager
+def _progress(title: str, cases: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on standard error; yields what is to be called after each case."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=cases)
+        yield lambda case: bar.advance(task)
+
+
+def _show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not findings:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("case", "severity", "kind"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("finding", overflow="fold")
+    table.add_column("--fix", no_wrap=True)
+    styles = {"error": "red", "warning": "yellow"}
+    for finding in findings:
+        severity = Text(finding.severity, style=styles[finding.severity])
+        # Text, not markup: names come from files and may hold brackets.
+        case, kind, message = (Text(t) for t in (finding.case or "(all)", finding.kind, finding.message))
+        fix = "leaves out" if finding.leaves_out else "mends" if finding.fixable else "-"
+        table.add_row(case, severity, kind, message, fix)
+    console.print(table)
+
+
+def _show_summary(console: Console, dataset: Dataset, report: Report) -> None:
+    errors, warnings = len(report.errors), len(report.warnings)
+    labels = len(dataset.schema.names)
+    what = f"{len(dataset.cases)} cases, {len(dataset.channel_names)} channel(s), {labels} label(s)"
+    found = f"{errors} error(s), {warnings} warning(s)" if report.findings else "nothing wrong"
+    console.print(f"{what}: {found}", highlight=False, markup=False)
+
+
+def _show_repair(console: Console, result: Repair, out: Path) -> None:
+    kept, mended, left_out = len(result.kept), len(result.mended), len(result.left_out)
+    console.print(
+        f"{out}: {kept} case(s) as they were, {mended} mended, {left_out} left out",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if result.left_out:
+        console.print(
+            f"left out: {', '.join(result.left_out)}", highlight=False, markup=False, soft_wrap=True
+        )
+    for finding in result.remaining:
+        where = finding.case or "all cases"
+        text = f"remains: {where}: {finding.message}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)

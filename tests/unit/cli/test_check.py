@@ -1,0 +1,95 @@
+"""``zoomseg check`` as a user meets it: what is printed, and the exit code."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from zoomseg.cli.main import main
+
+SHAPE = (12, 10, 8)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "set"
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[3:6, 3:6, 3:6] = 1
+    for seed, case in enumerate(("a[red]", "b")):
+        voxels = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
+        save(folder / "imagesTr" / f"{case}_0000.nii.gz", voxels)
+        save(folder / "labelsTr" / f"{case}.nii.gz", labels)
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.eye(4), dtype=array.dtype), path)
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(["check", *map(str, arguments)])
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+def test_clean(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(root) == 0
+    assert capsys.readouterr().out == "2 cases, 1 channel(s), 1 label(s): nothing wrong\n"
+
+
+def test_warnings_alone_exit_with_zero(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(root / "labelsTr" / "b.nii.gz", np.zeros(SHAPE, dtype=np.uint8))
+    assert run(root) == 0
+    out = capsys.readouterr().out
+    assert "labelsTr/b.nii.gz: no voxel is labelled" in out
+    assert "0 error(s), 1 warning(s)" in out
+
+
+def test_errors_exit_with_one_and_names_are_not_markup(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(root / "imagesTr" / "a[red]_0000.nii.gz", np.full(SHAPE, 3, dtype=np.uint8))
+    assert run(root) == 1
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if "constant image" in line)
+    assert line.split()[:3] == ["a[red]", "error", "constant"]
+    assert "imagesTr/a[red]_0000.nii.gz: constant image, every voxel is 3" in line
+    assert line.endswith("leaves out")
+
+
+def test_fix_that_mends_everything_exits_with_zero(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voxels = np.random.default_rng(5).normal(size=SHAPE).astype(np.float32)
+    voxels[0, 0, 0] = np.nan
+    save(root / "imagesTr" / "b_0000.nii.gz", voxels)
+    assert run(root) == 1
+    assert run(root, "--fix", tmp_path / "out") == 0
+    assert "1 case(s) as they were, 1 mended, 0 left out" in capsys.readouterr().out
+    assert run(tmp_path / "out") == 0
+
+
+def test_fix_that_leaves_cases_out_exits_with_one(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "imagesTr" / "b_0000.nii.gz").write_bytes(b"nothing")
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[0] = 4
+    save(root / "labelsTr" / "a[red].nii.gz", labels)
+    assert run(root, "--fix", tmp_path / "out") == 1
+    out = capsys.readouterr().out
+    assert "left out: b\n" in out
+    assert "remains: a[red]: labelsTr/a[red].nii.gz: label values [4] not in the schema" in out
+
+
+def test_unusable_data_set_exits_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "none") == 2
+    assert capsys.readouterr().err == f"zoomseg: {tmp_path / 'none'}: no such data set folder\n"
+    assert run(tmp_path) == 2
+    assert run() == 2
