@@ -1,0 +1,86 @@
+"""ZoomSeg: coarse-to-fine organ segmentation of CT and MR. Research software, not for diagnosis.
+
+```python
+import zoomseg
+
+model = zoomseg.load("my-model")  # once
+result = model.predict("scan.nii.gz")  # any number of times
+result.labels, result.schema, result.probabilities, result.summary
+```
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zoomseg.api import Model
+    from zoomseg.report.result import Evaluation
+
+__all__ = ["evaluate", "load", "train"]
+
+
+# Torch takes seconds to import, so that nothing heavy is imported before it is used.
+
+
+def load(model: str | PathLike[str], device: str = "auto") -> Model:
+    """Load a model folder for any number of predictions.
+
+    Args:
+        model: folder that ``train`` wrote.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ModelError: the folder is not a complete model.
+    """
+    from zoomseg.api import load_model
+
+    return load_model(Path(model), device)
+
+
+def train(
+    dataset: str | PathLike[str],
+    out: str | PathLike[str],
+    recipe: str = "default",
+    *,
+    seconds: float | None = None,
+    epochs: int | None = None,
+    folds: int | None = None,
+    fold: int = 0,
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "auto",
+) -> Model:
+    """Train ``recipe`` on a data set folder, write the model to ``out`` and return it loaded.
+
+    Args:
+        seconds: time budget; ``epochs`` of 100 steps instead; neither: the recipe's own length.
+        folds: keep fold ``fold`` of so many back for validation.
+        resume: go on with the training that ``out`` holds.
+
+    Raises:
+        DatasetError, RecipeError, TrainingError: what is wrong, in one line.
+    """
+    from zoomseg.api import train_model
+    from zoomseg.engine.job import Job
+
+    job = Job(recipe, seconds, epochs, folds, fold, seed)
+    return train_model(Path(dataset), Path(out), job, resume, device)
+
+
+def evaluate(
+    predictions: str | PathLike[str],
+    reference: str | PathLike[str],
+    out: str | PathLike[str],
+    tolerance_mm: float = 1.0,
+) -> Evaluation:
+    """Score predictions against references; write ``metrics.csv``, ``summary.json``, ``report.html``.
+
+    Raises:
+        DatasetError: nothing to score.
+    """
+    from zoomseg.report.evaluate import evaluate as score
+
+    return score(Path(predictions), Path(reference), Path(out), tolerance_mm)

@@ -108,9 +108,7 @@ class Grid:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
     @classmethod
-    def from_spacing(
-        cls, shape: Index3, spacing_mm: Vector3, origin_mm: Vector3 = (0.0, 0.0, 0.0)
-    ) -> Grid:
+    def from_spacing(cls, shape: Index3, spacing_mm: Vector3, origin_mm: Vector3 = (0.0, 0.0, 0.0)) -> Grid:
         affine = np.diag([*spacing_mm, 1.0])
         affine[:3, 3] = origin_mm
         return cls(shape, affine)

@@ -77,7 +77,8 @@ def read_progress(path: Path) -> Progress:
             str(meta["fingerprint"]),
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise TrainingError(f"checkpoint {path} cannot be read ({error}); train anew without --resume") from error
+        message = f"checkpoint {path} cannot be read ({error}); train anew without --resume"
+        raise TrainingError(message) from error
 
 
 def restore(

@@ -16,24 +16,24 @@ from zoomseg.core.errors import ZoomSegError
 class Device:
     """``precision`` is the autocast type, or None for float32 throughout."""
 
-    torch: torch.device
+    place: torch.device
     precision: torch.dtype | None
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(
-            self.torch.type, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None
+            self.place.type, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None
         )
 
     @property
     def name(self) -> str:
-        if self.torch.type == "cuda":
-            return torch.cuda.get_device_name(self.torch)
+        if self.place.type == "cuda":
+            return torch.cuda.get_device_name(self.place)
         return f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores"
 
     @property
     def memory_bytes(self) -> int:
-        if self.torch.type == "cuda":
-            return int(torch.cuda.get_device_properties(self.torch).total_memory)
+        if self.place.type == "cuda":
+            return int(torch.cuda.get_device_properties(self.place).total_memory)
         return int(psutil.virtual_memory().total)
 
 

@@ -98,8 +98,7 @@ class PatchSource:
         )
         tone = augment.draw_intensity(self._augmentation, rng)
         return {
-            s.name: self._patch(s, packs[s.name], centres[s.name], pivot, change, tone)
-            for s in self._stages
+            s.name: self._patch(s, packs[s.name], centres[s.name], pivot, change, tone) for s in self._stages
         }
 
     def _reach(self, packs: Mapping[str, Packed]) -> Vector3:

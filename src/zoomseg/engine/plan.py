@@ -138,12 +138,13 @@ def _two_stages(
     coarse_mm = spacing_for(data, recipe.coarse_voxels)
     fine_mm = spacing_for(data, recipe.fine_voxels)
     coarse_patch, coarse_network = _patch_and_network(
-        _in_voxels(data.shape, data.spacing_mm, coarse_mm),  # the median scan in one pass
+        _in_voxels(data.shape, data.spacing_mm, coarse_mm),
         coarse_mm,
         1.5 * recipe.coarse_voxels,
         recipe.base_channels[0],
         recipe,
     )
+    coarse_mm = _fitting(data, coarse_mm, coarse_patch)
     fine_patch, fine_network = _patch_and_network(
         _in_voxels(data.largest_shape, data.spacing_mm, fine_mm),
         fine_mm,
@@ -182,6 +183,12 @@ def spacing_for(data: Fingerprint, voxels: int) -> Vector3:
     return _rounded(_vector(np.maximum(high, own)))
 
 
+def _fitting(data: Fingerprint, spacing_mm: Vector3, tile: Index3) -> Vector3:
+    """Widen a spacing where rounding the tile to the network's pooling would cut the median scan."""
+    extent = np.array(data.spacing_mm) * np.array(data.shape)
+    return _rounded(_vector(np.maximum(spacing_mm, np.ceil(extent / np.array(tile) * 1000) / 1000)))
+
+
 def _patch_and_network(
     scan: Index3, spacing_mm: Vector3, voxels: float, base: int, recipe: specs.PlannedRecipe
 ) -> tuple[Index3, specs.ResEncUNet]:
@@ -190,7 +197,7 @@ def _patch_and_network(
     shape = _cube(scan, spacing_mm, voxels)
     strides, kernels = _levels(shape, spacing_mm)
     divisor = np.prod(np.array(strides), axis=0)
-    patch = _index(np.maximum(divisor, np.ceil(np.array(shape) / divisor) * divisor))
+    patch = _index(np.maximum(divisor, np.round(np.array(shape) / divisor) * divisor))
     channels = tuple(min(base * 2**n, recipe.max_channels) for n in range(len(strides)))
     # Blocks below half resolution cost an eighth and less of those above: depth is cheap there.
     blocks = tuple(1 if n < 2 else 2 for n in range(len(strides)))
@@ -228,9 +235,7 @@ def _kernel(spacing: npt.NDArray[np.float64]) -> Index3:
     return _index(np.where(spacing < ANISOTROPY * spacing.min(), 3, 1))
 
 
-def _training(
-    recipe: specs.PlannedRecipe, patch: Index3, batch: int, schema: LabelSchema
-) -> specs.Training:
+def _training(recipe: specs.PlannedRecipe, patch: Index3, batch: int, schema: LabelSchema) -> specs.Training:
     unsided = not any(has_side(name) for name in schema.names)
     all_paired = 2 * len(schema.pairs) == len(schema.names)
     augmentation = specs.Augmentation(

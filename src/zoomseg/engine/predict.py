@@ -57,7 +57,7 @@ class Result:
     @property
     def probabilities(self) -> Prior | None:
         """The last stage's probabilities, on its own grid; None if it had nowhere to look."""
-        return next(reversed(self.priors.values()), None)
+        return list(self.priors.values())[-1] if self.priors else None
 
 
 def input_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> int:
@@ -81,7 +81,7 @@ def as_network(module: nn.Module, device: Device) -> Network:
 
     def compute(x_BCIJK: Tensor, tile: Tile) -> Tensor:
         with torch.inference_mode(), device.autocast():
-            logits: Tensor = module(x_BCIJK.to(device.torch))[0]
+            logits: Tensor = module(x_BCIJK.to(device.place))[0]
             return logits
 
     return compute
@@ -105,7 +105,7 @@ def run_stage(
     data = look.read(view, scan, priors, outer)
     answered = tiling.tiles[0].inner.shape
     weights = tent(answered) if spec.overlap > 0 and spec.padding == "same" else torch.ones(answered)
-    stitcher = Stitcher(1 + len(labels), view.region.box, weights, device.torch)
+    stitcher = Stitcher(1 + len(labels), view.region.box, weights, device.place)
     for tile in tiling.tiles:
         window = data[(slice(None), *tile.outer.relative_to(outer.start).slices)]
         stitcher.add(tile, network(window[None], tile)[0].float().softmax(dim=0))
@@ -150,7 +150,7 @@ class Predictor:
         except RuntimeError as error:
             detail = str(error).splitlines()[-1].strip()
             raise ModelError(f"weights of stage '{stage.name}' do not fit its network ({detail})") from error
-        return module.float().to(self.device.torch).eval()
+        return module.float().to(self.device.place).eval()
 
     def predict(self, case: Case, organs: tuple[str, ...] | None = None) -> Result:
         """Segment one scan.
@@ -196,7 +196,7 @@ def cascade(
             fusion.fuse(stage.fusion, canvas, prior)
             seconds["fuse"] = seconds.get("fuse", 0.0) + time.perf_counter() - clock
     labels_map = _select(canvas, organs).reoriented(scan.orientation.inverse)
-    confidence = fusion.confidence(next(reversed(priors.values()))) if priors else {}
+    confidence = fusion.confidence(list(priors.values())[-1]) if priors else {}
     return Result(case.id, labels_map, confidence, priors, tuple(records), seconds)
 
 
@@ -218,4 +218,3 @@ def _select(canvas: fusion.Canvas, organs: tuple[str, ...] | None) -> LabelMap:
             keep[canvas.schema.class_of(name)] = canvas.schema.class_of(name)
         labels = torch.from_numpy(keep)[labels.long()]
     return LabelMap(labels, canvas.grid, canvas.schema)
-

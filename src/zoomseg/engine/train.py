@@ -100,7 +100,7 @@ class _Unit:
         return training.optimiser.lr * learning_rate_factor(training.schedule, self.progress, self.step)
 
 
-class Interrupted(ZoomSegError):
+class InterruptedTrainingError(ZoomSegError):
     """Training was asked to stop; its state is on disk."""
 
 
@@ -114,7 +114,7 @@ def train(
 
     Raises:
         TrainingError: nothing to train on, losses that stay NaN, a checkpoint of another run.
-        Interrupted: SIGINT or SIGTERM came; ``resume`` goes on from here.
+        InterruptedTrainingError: SIGINT or SIGTERM came; ``resume`` goes on from here.
     """
     run = _Run(dataset, split, recipe, out, settings, observer)
     with _stop_signals() as stop:
@@ -192,7 +192,7 @@ class _Run:
         for stage in stages:
             if stage.name in trained:
                 module = build_network(stage, self.recipe, self.dataset.schema, channels)
-                modules[stage.name] = module.to(self.settings.device.torch)
+                modules[stage.name] = module.to(self.settings.device.place)
             else:
                 modules[stage.name] = self.finished[stage.name]
         parameters = [p for name in trained for p in modules[name].parameters()]
@@ -201,7 +201,7 @@ class _Run:
             stages,
             trained,
             modules,
-            {name: {k: v.detach().clone() for k, v in modules[name].state_dict().items()} for name in trained},
+            {name: _copy(modules[name].state_dict()) for name in trained},
             _optimiser(stages[-1].training.optimiser, parameters),
             Length(self._steps(stages[-1]), None),
         )
@@ -293,7 +293,7 @@ class _Run:
                 unit.elapsed = time.monotonic() - began
             if stop.is_set():
                 self._save(unit)
-                raise Interrupted(f"stopped at step {unit.step}; go on with --resume")
+                raise InterruptedTrainingError(f"stopped at step {unit.step}; go on with --resume")
             if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
                 self._save(unit)
                 saved = time.monotonic()
@@ -340,7 +340,7 @@ class _Run:
             with torch.set_grad_enabled(learning), device.autocast():
                 logits = modules[stage.name](x_BCIJK)
             if stage.name in unit.trained:
-                target = data.target_BIJK.to(device.torch)
+                target = data.target_BIJK.to(device.place)
                 losses[stage.name] = loss.compute(
                     stage.training.loss, logits, _answered(target, tuple(logits[0].shape[2:]))
                 )
@@ -350,7 +350,7 @@ class _Run:
     def _assemble(
         self, stage: Stage, data: StageBatch, batch: Batch, answers: Mapping[str, Tensor]
     ) -> Tensor:
-        device = self.settings.device.torch
+        device = self.settings.device.place
         parts = [data.image_BCIJK.to(device)]
         for spec in inputs.prior_specs(stage.inputs):
             labels = self.labels[spec.of]
@@ -510,7 +510,7 @@ class _Run:
             recipe,
             self.dataset.schema,
             self.dataset.channel_names,
-            {name: {k: v.detach().cpu().contiguous() for k, v in w.items()} for name, w in weights.items()},
+            {name: {k: v.detach().cpu() for k, v in w.items()} for name, w in weights.items()},
             self._provenance(complete=unit is None),
         )
         bundle.save(model, self.out)
@@ -549,6 +549,10 @@ class _Averaged(nn.Module):
         module, weights = self._parts
         answer: tuple[Tensor, ...] = functional_call(module, weights, (x_BCIJK,))
         return answer
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in state.items()}
 
 
 def _with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -621,4 +625,3 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-

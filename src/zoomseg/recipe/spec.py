@@ -341,7 +341,7 @@ class PlannedRecipe(Spec):
     description: str = ""
     source: str = ""
     fine_voxels: PositiveInt
-    """The fine grid is chosen so that the median scan has about this many voxels, never finer than the data."""
+    """The fine grid has about this many voxels in the median scan, and is never finer than the data."""
     coarse_voxels: PositiveInt
     """The coarse grid is chosen so that the median scan has about this many voxels."""
     fine_patch_voxels: PositiveInt

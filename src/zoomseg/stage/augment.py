@@ -2,8 +2,8 @@
 labels, region and priors.
 
 A patch lives in local coordinates: millimetres along the scan's voxel axes, zero at the pivot (the
-centre of the largest patch). The spatial change maps local to scan coordinates; each stage turns it into source indices
-for ONE resample that crops, rotates, scales, mirrors and bends at once.
+centre of the largest patch). The spatial change maps local to scan coordinates; each stage turns it
+into source indices for ONE resample that crops, rotates, scales, mirrors and bends at once.
 
 Shapes: C channels, I J K voxels of the patch, A B D control points.
 """
@@ -125,7 +125,7 @@ def draw_spatial(
         schema: decides whether mirroring along R can be followed by the labels.
     """
     mirror, mirrored = _draw_flips(spec, schema, rng)
-    matrix: FloatArray = np.diag(mirror)
+    matrix = np.diag(mirror).astype(np.float64)
     shift = np.zeros(3)
     elastic: Elastic | None = None
     if rng.random() < spec.probability:
@@ -191,10 +191,12 @@ def draw_intensity(spec: Augmentation, rng: np.random.Generator) -> Intensity:
     def happens(strength: float) -> bool:
         return bool(rng.random() < spec.probability) and strength > 0
 
+    bends = happens(spec.gamma[1] - spec.gamma[0])
+
     return Intensity(
         brightness=rng.uniform(-spec.brightness, spec.brightness) if happens(spec.brightness) else 0.0,
         contrast=1 + rng.uniform(-spec.contrast, spec.contrast) if happens(spec.contrast) else 1.0,
-        gamma=float(np.exp(rng.uniform(*np.log(spec.gamma)))) if happens(spec.gamma[1] - spec.gamma[0]) else 1.0,
+        gamma=float(np.exp(rng.uniform(*np.log(spec.gamma)))) if bends else 1.0,
         noise=rng.uniform(0, spec.noise) if happens(spec.noise) else 0.0,
         blur_vox=rng.uniform(0, spec.blur_vox) if happens(spec.blur_vox) else 0.0,
         noise_seed=int(rng.integers(2**31)),

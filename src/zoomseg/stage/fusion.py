@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,9 +63,7 @@ def confidence(prior: Prior) -> dict[str, float]:
     best, winner = prior.probabilities.max(dim=0)
     sums = torch.bincount(winner.flatten(), best.flatten().double(), minlength=1 + len(prior.labels))
     counts = torch.bincount(winner.flatten(), minlength=1 + len(prior.labels))
-    return {
-        name: float(sums[c] / counts[c]) for c, name in enumerate(prior.labels, start=1) if counts[c]
-    }
+    return {name: float(sums[c] / counts[c]) for c, name in enumerate(prior.labels, start=1) if counts[c]}
 
 
 def blocks(box: Box, voxels: int = BLOCK_VOXELS) -> list[Box]:
@@ -89,13 +86,12 @@ def argmax_on(probabilities: Tensor, source: Grid, target: Grid) -> Tensor:
     winner = torch.zeros(target.shape, dtype=torch.uint8)
     # Rounding in the interpolation must not cut a voxel that reaches 1/C exactly.
     threshold = (1 - 1e-4) / count
+    whole = source.box_of(target, target.box)
     for c in range(1, count):
         reach = bounding_box(probabilities[c] >= threshold)
         if reach is None:
             continue
-        box = target.box_of(source, reach.expand((1, 1, 1)))
-        touching = [a == 0 for a in reach.start], [b == n for b, n in zip(reach.stop, source.shape, strict=True)]
-        box = _open_at_edges(box, touching, source, target).intersect(target.box)
+        box = target.box_of(source, _open_at_edges(reach, source, whole)).intersect(target.box)
         if box.empty:
             continue
         value = resample_data(probabilities[c : c + 1].float(), source, target.crop(box), antialias=False)[0]
@@ -106,21 +102,12 @@ def argmax_on(probabilities: Tensor, source: Grid, target: Grid) -> Tensor:
     return winner
 
 
-def _open_at_edges(
-    box: Box, touching: tuple[list[bool], list[bool]], source: Grid, target: Grid
-) -> Box:
-    """A class at the source's edge goes on beyond it (edge values extend), so its box opens there."""
-    if not any(touching[0] + touching[1]):
-        return box
-    direction = np.linalg.inv(source.affine[:3, :3]) @ target.affine[:3, :3]
-    start, stop = list(box.start), list(box.stop)
-    for axis in range(3):
-        along = int(np.argmax(np.abs(direction[axis])))
-        forward = direction[axis, along] > 0
-        if touching[0][axis]:
-            start[along] = min(start[along], 0) if forward else start[along]
-            stop[along] = stop[along] if forward else max(stop[along], target.shape[along])
-        if touching[1][axis]:
-            stop[along] = max(stop[along], target.shape[along]) if forward else stop[along]
-            start[along] = start[along] if forward else min(start[along], 0)
+def _open_at_edges(reach: Box, source: Grid, whole: Box) -> Box:
+    """``reach`` and the voxels it is blended with; where it touches the source's edge it opens to all of
+    ``whole`` (the target in source voxels), as edge values go on beyond the source."""
+    start = [min(w, -1) if low == 0 else low - 1 for low, w in zip(reach.start, whole.start, strict=True)]
+    stop = [
+        max(w, n + 1) if high == n else high + 1
+        for high, w, n in zip(reach.stop, whole.stop, source.shape, strict=True)
+    ]
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))

@@ -81,18 +81,14 @@ def prior_names(spec: PriorInput, labels: tuple[str, ...]) -> tuple[str, ...]:
     return labels if spec.labels == "all" else spec.labels
 
 
-def select_prior(
-    spec: PriorInput, probabilities: Tensor, labels: tuple[str, ...]
-) -> Tensor:
+def select_prior(spec: PriorInput, probabilities: Tensor, labels: tuple[str, ...]) -> Tensor:
     """The channels a prior input names, from ``[..., 1 + labels, I, J, K]``."""
     names = prior_names(spec, labels)
     index = torch.tensor([labels.index(n) + 1 for n in names], device=probabilities.device)
     return probabilities.index_select(probabilities.ndim - 4, index)
 
 
-def assemble(
-    specs: Sequence[InputSpec], image: Volume, priors: Mapping[str, Prior], grid: Grid
-) -> Tensor:
+def assemble(specs: Sequence[InputSpec], image: Volume, priors: Mapping[str, Prior], grid: Grid) -> Tensor:
     """All input channels ``[C, *grid.shape]``: ``image`` (normalised) and the priors, on ``grid``."""
     picked = image.data[list(image_channels(specs, image.channels))]
     parts = [resample_data(picked, image.grid, grid).float()]

@@ -50,7 +50,8 @@ def list_candidates(
         if len(flat) > LISTED_VOXELS:
             flat = rng.choice(flat, LISTED_VOXELS, replace=False)
         index = np.stack(np.unravel_index(np.sort(flat), shape), axis=-1) + np.array(origin)
-        return index.astype(np.int32)
+        listed: Indices = index.astype(np.int32)
+        return listed
 
     values = labels.ravel() if mask is None else np.where(mask, labels, IGNORE).ravel()
     allowed = np.flatnonzero(values != IGNORE)
@@ -68,9 +69,7 @@ class Sampler:
     def __init__(self, spec: SamplerSpec, candidates: Sequence[Candidates], classes: Sequence[int]) -> None:
         self._spec = spec
         self._candidates = candidates
-        self._with = {
-            c: [n for n, case in enumerate(candidates) if c in case.classes] for c in classes
-        }
+        self._with = {c: [n for n, case in enumerate(candidates) if c in case.classes] for c in classes}
         self._with = {c: cases for c, cases in self._with.items() if cases}
         self._usable = [n for n, case in enumerate(candidates) if len(case.region)]
 

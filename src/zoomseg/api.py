@@ -1,0 +1,72 @@
+"""Behind ``zoomseg.load`` and ``zoomseg.train``: models as objects, for notebooks and servers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from zoomseg.core.case import Case, Prior
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.engine import job as jobs
+from zoomseg.engine.device import resolve
+from zoomseg.engine.log import Silent
+from zoomseg.engine.predict import Predictor
+from zoomseg.io import bundle
+from zoomseg.io.dataset import open_dataset
+from zoomseg.io.scans import read_image, scan_name
+from zoomseg.report.summary import OrganRow, organ_rows
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A segmented scan. ``labels`` on the scan's own grid (class indices, see ``schema``);
+    ``probabilities`` of the last stage on its own grid, None where it found nothing to look at;
+    ``summary`` one row per organ."""
+
+    labels: LabelMap
+    schema: LabelSchema
+    probabilities: Prior | None
+    summary: Sequence[OrganRow]
+    seconds: Mapping[str, float]
+
+
+class Model:
+    """A loaded model: its networks stay in memory for any number of scans."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    @property
+    def schema(self) -> LabelSchema:
+        return self._predictor.bundle.schema
+
+    def predict(self, image: str | PathLike[str] | Volume, organs: Sequence[str] | None = None) -> Result:
+        """Segment a scan, given as a file or as voxels on a grid.
+
+        Raises:
+            ScanError: the file cannot be used.
+            GeometryError: the scan has other channels than the model needs.
+            LabelError: an organ that the model does not know.
+        """
+        name = "scan" if isinstance(image, Volume) else scan_name(Path(image))
+        volume = image if isinstance(image, Volume) else read_image(Path(image))
+        chosen = None if organs is None else self.schema.select(organs)
+        found = self._predictor.predict(Case(name, volume), chosen)
+        rows = organ_rows(name, found.labels, volume, found.confidence, chosen or self.schema.names)
+        return Result(found.labels, self.schema, found.probabilities, rows, found.seconds)
+
+
+def load_model(path: Path, device: str) -> Model:
+    return Model(Predictor(bundle.load(path), resolve(device)))
+
+
+def train_model(dataset: Path, out: Path, job: jobs.Job, resume: bool, device: str) -> Model:
+    data, where = open_dataset(dataset), resolve(device)
+    if resume:
+        trained = jobs.resume(data, out, where, Silent(), job.seconds, job.epochs)
+    else:
+        trained = jobs.start(data, out, job, where, Silent())
+    return Model(Predictor(trained, where))

@@ -1,0 +1,61 @@
+"""``zoomseg predict``: label maps for scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(name="predict")
+@click.argument("scans", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
+@click.option(
+    "-m", "--model", type=click.Path(path_type=Path), required=True, help="Model folder that `train` wrote."
+)
+@click.option("--organs", help="Only these, separated by commas.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def command(scans: tuple[Path, ...], out: Path, model: Path, organs: str | None, device: str) -> int:
+    """Segment SCANS: NIfTI, NRRD or MHA files, or folders of those.
+
+    Writes <case>.nii.gz on each scan's own grid, summary.csv (one row per case and organ) and run.json
+    (seconds by step, tiles computed and skipped, peak memory). A scan that fails is named, the others
+    are done, and the exit code is 1.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from zoomseg.core.errors import ScanError
+    from zoomseg.engine.batch import Done, Failed
+    from zoomseg.engine.device import resolve
+    from zoomseg.engine.predict import Predictor
+    from zoomseg.io import bundle
+    from zoomseg.io.files import writable_directory
+    from zoomseg.io.scans import find_scans
+    from zoomseg.report.run import segment_to_folder
+
+    found = [scan for path in scans for scan in find_scans(path)]
+    ids = [scan.id for scan in found]
+    twice = sorted({i for i in ids if ids.count(i) > 1})
+    if twice:
+        raise ScanError(f"two scans are called '{twice[0]}'; their results would overwrite each other")
+    predictor = Predictor(bundle.load(model), resolve(device))
+    chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
+    writable_directory(out)
+    notes = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True) as bar:
+        task = bar.add_task("Predicting", total=len(found))
+
+        def tell(outcome: Done | Failed) -> None:
+            if isinstance(outcome, Failed):
+                text = f"[red]failed:[/] {escape(outcome.case)}: {escape(outcome.reason)}"
+                notes.print(text, soft_wrap=True)
+            else:
+                notes.print(f"{escape(outcome.case)}  {outcome.seconds['total']:.1f} s", highlight=False)
+            bar.advance(task)
+
+        failed = segment_to_folder(found, out, predictor, chosen, tell)
+    click.echo(f"{len(found) - len(failed)} of {len(found)} scans written to {out}")
+    return 1 if failed else 0

@@ -1,0 +1,81 @@
+"""Many scans with one loaded model: a scan that fails is named, the others are done."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from zoomseg.core.case import Case
+from zoomseg.core.errors import OutputError, ZoomSegError
+from zoomseg.core.volume import Volume
+from zoomseg.engine.predict import Predictor, Result
+from zoomseg.io.scans import ScanInput, read_image, write_labels
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """A scan that was segmented and written to ``path``."""
+
+    case: str
+    path: Path
+    image: Volume
+    result: Result
+    seconds: dict[str, float]
+    peak_ram_mb: float
+    """Highest memory of the process so far."""
+    peak_vram_mb: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A scan that could not be segmented, and why."""
+
+    case: str
+    reason: str
+
+
+def segment(
+    scans: Iterable[ScanInput], out: Path, predictor: Predictor, organs: tuple[str, ...] | None = None
+) -> Iterator[Done | Failed]:
+    """Read, predict and write scans one after the other, to ``out/<case>.nii.gz``.
+
+    Raises:
+        OutputError: a result cannot be written (the next one could not either).
+    """
+    for scan in scans:
+        try:
+            yield _segment(scan, out, predictor, organs)
+        except OutputError:
+            raise
+        except (ZoomSegError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+            yield Failed(scan.id, str(error) or type(error).__name__)
+
+
+def _segment(scan: ScanInput, out: Path, predictor: Predictor, organs: tuple[str, ...] | None) -> Done:
+    clock = [time.perf_counter()]
+    image = read_image(scan.paths)
+    clock.append(time.perf_counter())
+    result = predictor.predict(Case(scan.id, image), organs)
+    clock.append(time.perf_counter())
+    path = out / f"{scan.id}.nii.gz"
+    write_labels(path, result.labels, like=scan.paths[0])
+    clock.append(time.perf_counter())
+    seconds = {"read": clock[1] - clock[0], **result.seconds, "write": clock[3] - clock[2]}
+    seconds["total"] = clock[3] - clock[0]
+    return Done(scan.id, path, image, result, seconds, peak_ram_mb(), _peak_vram_mb())
+
+
+def peak_ram_mb() -> float:
+    """Highest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024**2 if sys.platform == "darwin" else 1024)
+
+
+def _peak_vram_mb() -> float:
+    return torch.cuda.max_memory_allocated() / 1024**2 if torch.cuda.is_available() else 0.0

@@ -1,0 +1,78 @@
+"""What a batch of predictions leaves beside the label maps: ``summary.csv`` and ``run.json``.
+
+Both are rewritten after every case, so that a batch that is stopped keeps the account of what it did.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from zoomseg.core.labels import BACKGROUND
+from zoomseg.engine.batch import Done, Failed, segment
+from zoomseg.engine.predict import Predictor
+from zoomseg.io.files import writable_directory, write_json_atomic
+from zoomseg.io.scans import ScanInput
+from zoomseg.report.summary import OrganRow, organ_rows, write_summary
+
+
+def segment_to_folder(
+    scans: Iterable[ScanInput],
+    out: Path,
+    predictor: Predictor,
+    organs: tuple[str, ...] | None = None,
+    progress: Callable[[Done | Failed], None] | None = None,
+) -> tuple[Failed, ...]:
+    """Segment scans into ``out`` with ``summary.csv`` and ``run.json``; the failed ones are returned.
+
+    Raises:
+        OutputError: ``out`` cannot be written.
+        LabelError: an organ that the model does not know.
+    """
+    schema = predictor.bundle.schema
+    chosen = schema.names if organs is None else schema.select(organs)
+    writable_directory(out)
+    rows: list[OrganRow] = []
+    run = _header(predictor)
+    failed: list[Failed] = []
+    for outcome in segment(scans, out, predictor, organs):
+        match outcome:
+            case Done():
+                result = outcome.result
+                rows += organ_rows(outcome.case, result.labels, outcome.image, result.confidence, chosen)
+                run["cases"][outcome.case] = _account(outcome)
+            case Failed():
+                failed.append(outcome)
+                run["cases"][outcome.case] = {"status": "failed", "error": outcome.reason}
+        write_summary(out / "summary.csv", rows)
+        write_json_atomic(out / "run.json", run)
+        if progress is not None:
+            progress(outcome)
+    return tuple(failed)
+
+
+def _header(predictor: Predictor) -> dict[str, Any]:
+    schema = predictor.bundle.schema
+    return {
+        "zoomseg": importlib.metadata.version("zoomseg"),
+        "recipe": predictor.bundle.recipe.name,
+        "device": predictor.device.name,
+        "precision": str(predictor.device.precision or "float32").removeprefix("torch."),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "labels": {BACKGROUND: 0} | dict(zip(schema.names, schema.values, strict=True)),
+        "cases": {},
+    }
+
+
+def _account(done: Done) -> dict[str, Any]:
+    return {
+        "status": "done",
+        "seconds": {step: round(value, 3) for step, value in done.seconds.items()},
+        "stages": [asdict(record) for record in done.result.records],
+        "peak_ram_mb": round(done.peak_ram_mb, 1),
+        "peak_vram_mb": round(done.peak_vram_mb, 1),
+    }
