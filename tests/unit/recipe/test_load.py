@@ -72,6 +72,7 @@ def test_what_does_not_exist_is_named_with_what_does(given: str, line: str) -> N
     [
         (b"name: a\nname: b\n", r"key 'name' comes twice \(line 2\)"),
         (b"a: {b: 1, 'b': 2}", r"key 'b' comes twice \(line 1\)"),
+        (b"? [a, b]\n: 1\n", r"not valid YAML: found unhashable key \(line 1, column 3\)"),
         (b"name: [1, 2\n", r"not valid YAML: .*\(line 2, column 1\)"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"a: !!python/object/apply:os.system [true]", "not valid YAML: could not determine a constructor"),
