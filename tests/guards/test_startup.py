@@ -1,0 +1,63 @@
+"""The command answers at once: what is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from zoomseg.cli.main import COMMANDS
+
+HEAVY = {"SimpleITK", "matplotlib", "nibabel", "numpy", "pandas", "pydantic", "scipy", "torch"}
+LIMIT_S = 0.5
+REPORT = """
+import sys
+try:
+    {code}
+except SystemExit:
+    pass
+print("|", *sorted({heavy} & set(sys.modules)))
+"""
+
+
+def imported_by(code: str) -> set[str]:
+    """Which heavy packages are loaded after ``code`` in a fresh interpreter."""
+    script = REPORT.format(code=code, heavy=HEAVY)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(result.stdout.rpartition("|")[2].split())
+
+
+def cpu_seconds(arguments: list[str]) -> float:
+    """Processor time of one run; on a busy machine the wall clock would measure the others."""
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
+def test_help_is_fast() -> None:
+    assert min(cpu_seconds(["-m", "zoomseg.cli.main", "--help"]) for _ in range(3)) < LIMIT_S
+
+
+def test_a_slow_start_is_noticed() -> None:
+    assert cpu_seconds(["-c", "import time\nwhile time.process_time() < 0.6: pass"]) > LIMIT_S
+
+
+def test_importing_the_package_is_light() -> None:
+    assert imported_by("import zoomseg") == set()
+
+
+def test_help_is_light() -> None:
+    assert imported_by("from zoomseg.cli.main import main; main(['--help'])") == set()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_is_light(command: str) -> None:
+    assert imported_by(f"from zoomseg.cli.main import main; main(['{command}', '--help'])") == set()
+
+
+def test_a_heavy_import_is_noticed() -> None:
+    assert "numpy" in imported_by("import zoomseg.core.geometry")
