@@ -162,8 +162,13 @@ def _reading(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise ScanError(f"{path}: does not fit in memory") from error
     except Exception as error:  # parsers of hostile bytes fail in any way they like
-        reason = " ".join(str(error).split())[-160:] or type(error).__name__
-        raise ScanError(f"{path}: damaged, truncated or not an image ({reason})") from error
+        raise ScanError(f"{path}: damaged, truncated or not an image ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """The telling end of a library's message in one line; ITK puts source lines and addresses before it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.split(r"\[nrrd\] |ITK ERROR: \w+\(0x\w+\): ", text)[-1][:160]
 
 
 def _check_size(path: Path, shape: tuple[int, ...], voxel_bytes: int, compressed: bool, stored: int) -> None:
@@ -274,7 +279,14 @@ def _text_header(path: Path) -> bytes:
     if scan_suffix(path) == ".nrrd":
         return re.split(rb"\r?\n\r?\n", text, maxsplit=1)[0]
     end = re.search(rb"^ElementDataFile.*$", text, re.MULTILINE)
-    return text[: end.end()] if end else text
+    header = text[: end.end()] if end else b""
+    for field in (b"NDims", b"DimSize", b"ElementType"):  # ITK would complain on standard error by itself
+        if not re.search(rb"^" + field + rb"\s*=", header, re.MULTILINE):
+            raise ScanError(f"{path}: damaged, truncated or not an image (no MetaImage header)")
+    packed = re.search(rb"^CompressedDataSize\s*=\s*(\d{1,15})", header, re.MULTILINE)
+    if packed and header.endswith(b"LOCAL") and int(packed[1]) > path.stat().st_size:
+        raise ScanError(f"{path}: truncated; header promises {int(packed[1])} bytes of compressed voxels")
+    return header
 
 
 def _itk_header(path: Path, channels_last: bool) -> _Header:
@@ -503,8 +515,7 @@ def write_array(path: Path, array: AnyArray, grid: Grid, like: Path | None = Non
         try:
             sitk.WriteImage(_itk_image(array, grid), str(partial), useCompression=True)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[-160:]
-            raise OutputError(f"{path}: cannot be written ({reason})") from error
+            raise OutputError(f"{path}: cannot be written ({_reason(error)})") from error
 
 
 def _nifti_image(array: AnyArray, grid: Grid, like: Path | None) -> nib.Nifti1Image:

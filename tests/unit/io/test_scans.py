@@ -1,5 +1,6 @@
 """Reading and writing scans: values and geometry survive, and every kind of bad file is one clear error."""
 
+import errno
 import gzip
 import os
 from pathlib import Path
@@ -163,12 +164,27 @@ def test_truncated_plain_file_is_refused_by_its_header(tmp_path: Path) -> None:
         read_grid(path)
 
 
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_truncated_itk_files(
+    tmp_path: Path, suffix: str, compress: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"cut{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(noise((20, 20, 20))), str(path), useCompression=compress)
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(ScanError, match=rf"cut\{suffix}: .*(truncated|expected)"):
+        read_image(path)
+    assert capfd.readouterr().err == ""  # the one line is ours
+
+
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.mhd"])
 @pytest.mark.parametrize("content", [b"", b"not an image at all\n" * 100])
-def test_not_an_image(tmp_path: Path, name: str, content: bytes) -> None:
+def test_not_an_image(tmp_path: Path, name: str, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ScanError, match=name):
+    with pytest.raises(ScanError, match=name) as error:
         read_image(tmp_path / name)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
 
 
 def test_missing_file_and_wrong_suffix(tmp_path: Path) -> None:
@@ -275,6 +291,12 @@ def test_nan_constant_and_label_maps_are_no_images(tmp_path: Path) -> None:
         read_image(save(tmp_path / "a.nii.gz", labels))
 
 
+def test_thin_structures_are_recognised_as_labels() -> None:
+    vessels = np.zeros((20, 20, 20), dtype=np.float32)
+    vessels[10, 10, :], vessels[5, :, 3] = 8, 9
+    assert looks_like_labels(vessels)
+
+
 def test_eight_bit_scans_are_not_taken_for_label_maps() -> None:
     body = np.zeros((20, 20, 20), dtype=np.float32)
     body[3:17, 3:17, 3:17] = np.random.default_rng(1).integers(1, 100, (14, 14, 14))
@@ -378,6 +400,22 @@ def test_unwritable_places(tmp_path: Path) -> None:
             write_image(tmp_path / name, image)
     with pytest.raises(OutputError, match="supported are"):
         write_image(tmp_path / "a.png", image)
+
+
+def test_full_disk_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Volume(torch.from_numpy(noise((1, *SHAPE))), Grid(SHAPE, np.eye(4)))
+    write_image(tmp_path / "a.nii.gz", image)
+    before = (tmp_path / "a.nii.gz").read_bytes()
+
+    def half(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("zoomseg.io.scans.nib.save", half)
+    with pytest.raises(OutputError, match=r"a\.nii\.gz: cannot be written \(No space left on device\)"):
+        write_image(tmp_path / "a.nii.gz", image)
+    assert (tmp_path / "a.nii.gz").read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.nii.gz"]
 
 
 # --- names ----------------------------------------------------------------------------------------
