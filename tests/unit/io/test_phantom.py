@@ -139,7 +139,7 @@ def test_a_data_set_on_disk_gives_the_cases_back(tmp_path: Path) -> None:
     assert torch.equal(loaded.labels.data, made.labels.data)
     assert loaded.image.grid.same_as(made.image.grid, 1e-4)
     file = nib.Nifti1Image.from_filename(tmp_path / "imagesTr" / "phantom_0007_0000.nii.gz")
-    assert file.get_data_dtype() == np.int16
+    assert np.asarray(file.dataobj).dtype == np.int16
     labels = nib.Nifti1Image.from_filename(tmp_path / "labelsTr" / "phantom_0007.nii.gz")
     values = np.unique(np.asarray(labels.dataobj))
     assert values.tolist() == [0, *PHANTOM_SCHEMA.values]
