@@ -95,7 +95,7 @@ class LabelSchema:
     def unpaired(self) -> tuple[str, ...]:
         """Labels that name a side but have no counterpart here: mirroring an image would make them lie."""
         paired = {name for pair in self.pairs for name in pair}
-        return tuple(n for n in self.names if n not in paired and _SIDE.keys() & set(_tokens(n)))
+        return tuple(n for n in self.names if n not in paired and has_side(n))
 
     def class_of(self, name: str) -> int:
         if name not in self.names:

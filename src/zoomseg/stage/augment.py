@@ -21,7 +21,7 @@ from torch import Tensor
 
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import FloatArray, Grid, Vector3
-from zoomseg.core.labels import LabelSchema, has_side
+from zoomseg.core.labels import LabelSchema
 from zoomseg.recipe.spec import Augmentation
 
 _AXES = {"R": 0, "A": 1, "S": 2}
@@ -147,11 +147,9 @@ def check_flips(spec: Augmentation, schema: LabelSchema) -> None:
     Raises:
         RecipeError: naming the label.
     """
-    paired = {name for pair in schema.pairs for name in pair}
-    alone = [name for name in schema.names if has_side(name) and name not in paired]
-    if "R" in spec.flip_axes and alone:
+    if "R" in spec.flip_axes and schema.unpaired:
         raise RecipeError(
-            f"training.augmentation.flip_axes holds R, but '{alone[0]}' has no counterpart on the other side "
+            f"training.augmentation.flip_axes holds R, but '{schema.unpaired[0]}' has no counterpart on the other side "
             f"among {', '.join(schema.names)}; leave R out"
         )
 

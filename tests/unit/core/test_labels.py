@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from zoomseg.core.errors import LabelError
-from zoomseg.core.labels import MAX_CLASSES, MAX_VALUE, LabelSchema, mirror_name
+from zoomseg.core.labels import MAX_CLASSES, MAX_VALUE, LabelSchema, has_side, mirror_name
 
 ABDOMEN = LabelSchema(
     ("spleen", "right kidney", "left kidney", "liver"),
@@ -143,3 +143,11 @@ def test_decode_undoes_encode_in_the_smallest_type(value: int, dtype: type) -> N
     assert decoded.dtype == dtype
     assert decoded.tolist() == [0, 7, value, 7]
     assert schema.encode(decoded).tolist() == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "sided"),
+    [("left kidney", True), ("Parotid_R", True), ("left and right lung", True), ("liver", False), ("L1", False)],
+)
+def test_has_side(name: str, sided: bool) -> None:
+    assert has_side(name) is sided
