@@ -149,8 +149,8 @@ def check_flips(spec: Augmentation, schema: LabelSchema) -> None:
     """
     if "R" in spec.flip_axes and schema.unpaired:
         raise RecipeError(
-            f"training.augmentation.flip_axes holds R, but '{schema.unpaired[0]}' has no counterpart on the other side "
-            f"among {', '.join(schema.names)}; leave R out"
+            f"training.augmentation.flip_axes holds R, but '{schema.unpaired[0]}' has no counterpart on "
+            f"the other side among {', '.join(schema.names)}; leave R out"
         )
 
 

@@ -147,7 +147,7 @@ def test_decode_undoes_encode_in_the_smallest_type(value: int, dtype: type) -> N
 
 @pytest.mark.parametrize(
     ("name", "sided"),
-    [("left kidney", True), ("Parotid_R", True), ("left and right lung", True), ("liver", False), ("L1", False)],
+    [("left kidney", True), ("Parotid_R", True), ("left, right", True), ("liver", False), ("L1", False)],
 )
 def test_has_side(name: str, sided: bool) -> None:
     assert has_side(name) is sided
