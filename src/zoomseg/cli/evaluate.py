@@ -1,0 +1,91 @@
+"""``zoomseg evaluate``: how good predictions are, on the terminal and as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from zoomseg.report.result import Evaluation
+
+
+@click.command(name="evaluate")
+@click.argument("predictions", type=click.Path(path_type=Path))
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
+@click.option(
+    "--tolerance-mm", type=float, default=1.0, show_default=True, help="Surface tolerance of the NSD."
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Folder or data set of scans to draw contours on; a data set given as REFERENCE has its own.",
+)
+def command(predictions: Path, reference: Path, out: Path, tolerance_mm: float, images: Path | None) -> int:
+    """Score PREDICTIONS against REFERENCE: Dice, NSD, HD95, ASSD, volumes.
+
+    PREDICTIONS is a folder of <case>.nii.gz. REFERENCE is a folder of label files with the same names,
+    or a data set. Writes metrics.csv, summary.json and report.html.
+    """
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from zoomseg.report.evaluate import evaluate
+
+    notes = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True) as bar:
+        task = bar.add_task("Scoring", total=None)
+        evaluation = evaluate(
+            predictions,
+            reference,
+            out,
+            tolerance_mm,
+            images=images,
+            progress=lambda case, done, total: bar.update(task, completed=done, total=total),
+        )
+    for warning in evaluation.warnings:
+        notes.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False, soft_wrap=True)
+    for failure in evaluation.failures:
+        notes.print(
+            f"[red]failed:[/] {_escape(f'{failure.case}: {failure.reason}')}", highlight=False, soft_wrap=True
+        )
+    Console().print(_table(evaluation))
+    click.echo(f"Report: {out / 'report.html'}")
+    return 1 if evaluation.failures else 0
+
+
+def _escape(text: str) -> str:
+    """File names may look like rich's markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _table(evaluation: Evaluation) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    from zoomseg.report.html import number
+
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1, 0, 0), pad_edge=False)
+    mean = evaluation.mean
+    table.add_column("Organ", footer="mean of organs")
+    for heading, footer in (
+        ("Cases", ""),
+        ("Dice", number(mean["dice"], 3)),
+        (f"NSD\n{evaluation.tolerance_mm:g} mm", number(mean["nsd"], 3)),
+        ("HD95\nmm", number(mean["hd95_mm"], 1)),
+        ("ASSD\nmm", number(mean["assd_mm"], 2)),
+        ("Missed", ""),
+        ("Spurious", ""),
+    ):
+        table.add_column(heading, footer=footer, justify="right")
+    for row in evaluation.summary:
+        scores = [number(row.dice, 3), number(row.nsd, 3), number(row.hd95_mm, 1), number(row.assd_mm, 2)]
+        table.add_row(_escape(row.organ), str(row.cases), *scores, str(row.missed), str(row.spurious))
+    return table

@@ -1,0 +1,154 @@
+"""Score a folder of predictions against references: ``metrics.csv``, ``summary.json``, ``report.html``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from zoomseg.core.errors import GeometryError, ScanError, ZoomSegError
+from zoomseg.core.labels import LabelSchema
+from zoomseg.io.dataset import Dataset
+from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.report.figures import overlay
+from zoomseg.report.html import Picture, render
+from zoomseg.report.metrics import OrganScore, score
+from zoomseg.report.pairs import Pair, Pairs, find_pairs
+from zoomseg.report.result import CaseResult, Evaluation, Failure
+
+COLUMNS = ("case", "organ", "dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml")
+
+WORKERS = 2
+"""Cases scored at once. Threads: the heavy parts release Python's lock, and each holds one case."""
+
+PICTURED_CASES = 6
+
+Progress = Callable[[str, int, int], None]
+"""Called with (case id, cases done, cases in all) after each case."""
+
+
+def evaluate(
+    predictions: Path,
+    reference: Path,
+    out: Path,
+    tolerance_mm: float = 1.0,
+    schema: LabelSchema | None = None,
+    *,
+    images: Path | Dataset | None = None,
+    training_log: Path | None = None,
+    provenance: Mapping[str, object] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score every case that has a prediction and a reference, and write the results to ``out``.
+
+    Args:
+        predictions: a folder of ``<case>.nii.gz``.
+        reference: a folder of label files, or a data set; labels that were not drawn in a case are
+            not scored in it.
+        tolerance_mm: how far apart surfaces may be and still agree in the NSD.
+        schema: of the references, if no ``dataset.json`` or ``labels.json`` lies beside them.
+        images: a folder or data set of scans to draw the contours on; by default the reference's own.
+        training_log: the ``metrics.csv`` of the training that the report shall show.
+        provenance: what else the report shall say about where the predictions come from.
+
+    Raises:
+        DatasetError: nothing to score: no such folders, no files, or none that match.
+        ScanError: not a single case could be scored.
+        OutputError: ``out`` cannot be written to.
+    """
+    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
+        raise GeometryError(f"the tolerance must be 0 mm or more, got {tolerance_mm}")
+    predictions, reference, out = Path(predictions), Path(reference), Path(out)
+    pairs = find_pairs(predictions, reference, schema, images)
+    writable_directory(out)
+    cases, failures = _score_all(pairs, tolerance_mm, progress)
+    if not cases:
+        raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
+    evaluation = Evaluation(pairs.organs, tolerance_mm, tuple(cases), tuple(failures), pairs.warnings)
+    write_metrics(out / "metrics.csv", evaluation)
+    write_json_atomic(out / "summary.json", evaluation.as_json())
+    about = {"predictions": str(predictions), "reference": str(reference), **(provenance or {})}
+    page = render(evaluation, _pictures(evaluation, pairs), training_log, about)
+    write_text_atomic(out / "report.html", page)
+    return evaluation
+
+
+def _score_all(
+    pairs: Pairs, tolerance_mm: float, progress: Progress | None
+) -> tuple[list[CaseResult], list[Failure]]:
+    done: dict[str, CaseResult | Failure] = {}
+    with ThreadPoolExecutor(WORKERS) as pool:
+        waiting = {pool.submit(_score_case, pairs, pair, tolerance_mm): pair for pair in pairs.pairs}
+        try:
+            for future in as_completed(waiting):
+                case = waiting[future].id
+                done[case] = future.result()
+                if progress is not None:
+                    progress(case, len(done), len(waiting))
+        except BaseException:  # an interrupted user does not wait for the cases not yet begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    in_order = [done[pair.id] for pair in pairs.pairs]
+    return (
+        [result for result in in_order if isinstance(result, CaseResult)],
+        [result for result in in_order if isinstance(result, Failure)],
+    )
+
+
+def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float) -> CaseResult | Failure:
+    try:
+        prediction, reference = pairs.load(pair)
+        scores = score(
+            prediction.data.numpy(),
+            reference.data.numpy(),
+            reference.grid.spacing_mm,
+            pairs.drawn,
+            tolerance_mm,
+            pair.organs,
+        )
+    except ZoomSegError as error:
+        return Failure(pair.id, str(error))
+    except MemoryError:
+        return Failure(pair.id, f"{pair.prediction}: does not fit in memory")
+    return CaseResult(pair.id, scores)
+
+
+def _pictures(evaluation: Evaluation, pairs: Pairs) -> list[Picture]:
+    """The worst organ of each of the worst cases, worst first."""
+    by_id = {pair.id: pair for pair in pairs.pairs}
+    scored = [(case, worst) for case in evaluation.cases if (worst := case.worst) is not None]
+    scored.sort(key=lambda item: item[0].mean_dice)
+    return [_picture(case, worst, pairs, by_id[case.id]) for case, worst in scored[:PICTURED_CASES]]
+
+
+def _picture(case: CaseResult, worst: OrganScore, pairs: Pairs, pair: Pair) -> Picture:
+    prediction, reference = pairs.load(pair)
+    image, note = None, ""
+    try:
+        image = pairs.load_image(pair, reference)
+    except ZoomSegError as error:
+        note = f"Drawn without the scan: {error}"
+    c = pairs.drawn.class_of(worst.organ)
+    png = overlay(
+        image.data[0].numpy() if image is not None else None,
+        prediction.data.numpy() == c,
+        reference.data.numpy() == c,
+        reference.grid.spacing_mm,
+    )
+    return Picture(case, worst, png, note)
+
+
+def write_metrics(path: Path, evaluation: Evaluation) -> None:
+    """Write ``metrics.csv``. Scores of an organ that neither map has are empty; distances to an organ
+    that only one map has are ``inf``."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for case in evaluation.cases:
+        for row in case.scores:
+            values = [getattr(row, column) for column in COLUMNS[2:]]
+            table.writerow([case.id, row.organ, *("" if math.isnan(v) else f"{v:.6g}" for v in values)])
+    write_text_atomic(path, text.getvalue())

@@ -1,0 +1,294 @@
+"""The report's pictures as PNG bytes: Dice by organ, contours in three planes, training curves.
+
+Figures are made without pyplot, so drawing keeps no global state and needs no display.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+
+from zoomseg.core.geometry import Index3, Vector3
+
+Mask = npt.NDArray[np.bool_]
+
+REFERENCE_COLOUR = "#3fc1f2"
+PREDICTION_COLOUR = "#ff9d2e"
+AGREEMENT_COLOUR = "#e6ebef"
+_INK = "#1d2733"
+_MUTED = "#66727f"
+_ACCENT = "#1f6f8b"
+_DARK = "#10151b"
+
+CONTEXT_MM = 25.0
+"""Shown around the organ on each side."""
+SMALLEST_VIEW_MM = 90.0
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """A slice through a RAS+ array as a radiologist looks at it: patient's right on the image's left,
+    anterior on the left of a sagittal slice, head or front up."""
+
+    name: str
+    across: int
+    """Array axis that the slice is taken from."""
+    horizontal: int
+    vertical: int
+    mirrored: bool
+    """Whether the horizontal axis runs from right to left on the screen."""
+    edges: str
+    """Patient directions at the left, right, top and bottom edge."""
+
+
+PLANES = (
+    _Plane("axial", 2, 0, 1, True, "RLAP"),
+    _Plane("coronal", 1, 0, 2, True, "RLSI"),
+    _Plane("sagittal", 0, 1, 2, True, "APSI"),
+)
+
+
+def _png(figure: Figure, dpi: int) -> bytes:
+    FigureCanvasAgg(figure)
+    out = io.BytesIO()
+    # Without the version of matplotlib, equal figures are equal files.
+    figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
+    return out.getvalue()
+
+
+# --- contours in three planes ---------------------------------------------------------------------
+
+
+def overlay(
+    image: npt.NDArray[np.floating[Any]] | None, prediction: Mask, reference: Mask, spacing_mm: Vector3
+) -> bytes:
+    """Contours (above) and difference (below) of one organ in three planes through its centre.
+
+    Arrays are ``[I, J, K]`` on one RAS+ grid; at least one mask is not empty. Without an image the
+    contours are drawn on black.
+    """
+    centre = _centre(reference if reference.any() else prediction)
+    window = _window(_in_planes(prediction | reference, centre), spacing_mm)
+    figure = Figure(figsize=(12, 8.5), facecolor=_DARK)
+    # Room for the titles above, the legend below and the letters of direction around each panel.
+    axes = figure.subplots(
+        2,
+        3,
+        gridspec_kw={"left": 0.03, "right": 0.97, "top": 0.95, "bottom": 0.08, "wspace": 0.1, "hspace": 0.1},
+    )
+    for column, plane in enumerate(PLANES):
+        at = centre[plane.across]
+        slices = [_slice(a, plane, at) for a in (prediction, reference)]
+        grey = None if image is None else _slice(image, plane, at)
+        view = (window[plane.horizontal], window[plane.vertical])
+        spacing = (spacing_mm[plane.horizontal], spacing_mm[plane.vertical])
+        for row, draw in enumerate((_draw_contours, _draw_difference)):
+            panel: Axes = axes[row][column]
+            _prepare(panel, plane, view)
+            _draw_image(panel, grey, slices[0].shape, spacing, view)
+            draw(panel, slices[0], slices[1], spacing)
+        axes[0][column].set_title(plane.name, color="#c9d2da", fontsize=12, pad=8)
+    _legend(figure)
+    return _png(figure, dpi=100)
+
+
+def _centre(mask: Mask) -> Index3:
+    """On each axis, the slice that halves the mask's voxels: unlike the mean, it always meets the mask."""
+    found = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        below = np.cumsum(np.count_nonzero(mask, axis=others))
+        found.append(int(np.searchsorted(below, below[-1] / 2)))
+    return (found[0], found[1], found[2])
+
+
+def _in_planes(mask: Mask, at: Index3) -> Mask:
+    """The mask where the slices through ``at`` cut it: what lies elsewhere must not widen the view."""
+    shown = np.zeros_like(mask)
+    for plane in PLANES:
+        where = tuple(slice(at[a], at[a] + 1) if a == plane.across else slice(None) for a in range(3))
+        shown[where] = mask[where]
+    return shown
+
+
+def _window(mask: Mask, spacing_mm: Vector3) -> list[tuple[float, float]]:
+    """Per axis, the range (mm from the first voxel's outer face) to show: a cube around the organ, as
+    far as the scan reaches."""
+    low, high, extent = [], [], []
+    for axis in range(3):
+        planes = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        low.append(planes[0] * spacing_mm[axis])
+        high.append((planes[-1] + 1) * spacing_mm[axis])
+        extent.append(mask.shape[axis] * spacing_mm[axis])
+    widest = max(h - w for w, h in zip(low, high, strict=True))
+    half = max(widest + 2 * CONTEXT_MM, SMALLEST_VIEW_MM) / 2
+    out = []
+    for w, h, e in zip(low, high, extent, strict=True):
+        middle = (w + h) / 2
+        out.append((max(0.0, middle - half), min(e, middle + half)))
+    return out
+
+
+def _slice(array: npt.NDArray[Any], plane: _Plane, at: int) -> npt.NDArray[Any]:
+    """``[horizontal, vertical]``; the remaining axes are in the right order for every plane."""
+    out: npt.NDArray[Any] = array.take(at, axis=plane.across)
+    return out
+
+
+def _prepare(panel: Axes, plane: _Plane, view: tuple[tuple[float, float], tuple[float, float]]) -> None:
+    panel.set_facecolor("black")
+    panel.set_xticks([])
+    panel.set_yticks([])
+    for spine in panel.spines.values():
+        spine.set_visible(False)
+    panel.set_xlim(*(reversed(view[0]) if plane.mirrored else view[0]))
+    panel.set_ylim(*view[1])
+    panel.set_aspect("equal", anchor="N")
+    panel.set_autoscale_on(False)
+    places = (
+        (0.02, 0.5, "left", "center"),
+        (0.98, 0.5, "right", "center"),
+        (0.5, 0.98, "center", "top"),
+        (0.5, 0.02, "center", "bottom"),
+    )
+    for letter, (x, y, horizontal, vertical) in zip(plane.edges, places, strict=True):
+        panel.text(
+            x, y, letter, transform=panel.transAxes, ha=horizontal, va=vertical, color="#f2d16b",
+            fontsize=11, fontweight="bold", zorder=10,
+            path_effects=[withStroke(linewidth=2.5, foreground="black")],
+        )  # fmt: skip
+
+
+def _extent(shape: tuple[int, ...], spacing: tuple[float, float]) -> tuple[float, float, float, float]:
+    return (0.0, shape[0] * spacing[0], 0.0, shape[1] * spacing[1])
+
+
+def _draw_image(
+    panel: Axes,
+    grey: npt.NDArray[Any] | None,
+    shape: tuple[int, ...],
+    spacing: tuple[float, float],
+    view: tuple[tuple[float, float], tuple[float, float]],
+) -> None:
+    if grey is None:
+        return
+    inside = [
+        slice(int(a / s), max(int(a / s) + 1, round(b / s))) for (a, b), s in zip(view, spacing, strict=True)
+    ]
+    low, high = np.percentile(grey[inside[0], inside[1]], (1, 99))
+    panel.imshow(
+        grey.T, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower",
+        extent=_extent(shape, spacing), interpolation="bilinear", aspect="equal",
+    )  # fmt: skip
+
+
+def _draw_contours(panel: Axes, prediction: Mask, reference: Mask, spacing: tuple[float, float]) -> None:
+    for mask, colour in ((reference, REFERENCE_COLOUR), (prediction, PREDICTION_COLOUR)):
+        if mask.any():
+            padded = np.pad(mask, 1).astype(np.float32)  # so that a contour closes at the scan's border
+            x, y = ((np.arange(n) - 0.5) * s for n, s in zip(padded.shape, spacing, strict=True))
+            panel.contour(x, y, padded.T, levels=[0.5], colors=[colour], linewidths=1.6)
+
+
+def _draw_difference(panel: Axes, prediction: Mask, reference: Mask, spacing: tuple[float, float]) -> None:
+    colours = np.zeros((*prediction.shape, 4))
+    for mask, colour, opacity in (
+        (prediction & reference, AGREEMENT_COLOUR, 0.4),
+        (reference & ~prediction, REFERENCE_COLOUR, 0.8),
+        (prediction & ~reference, PREDICTION_COLOUR, 0.8),
+    ):
+        colours[mask] = (*to_rgb(colour), opacity)
+    panel.imshow(
+        colours.transpose(1, 0, 2), origin="lower", extent=_extent(prediction.shape, spacing),
+        interpolation="nearest", aspect="equal",
+    )  # fmt: skip
+
+
+def _legend(figure: Figure) -> None:
+    entries = [
+        Patch(color=REFERENCE_COLOUR, label="reference (below: missed)"),
+        Patch(color=PREDICTION_COLOUR, label="prediction (below: too much)"),
+        Patch(color=AGREEMENT_COLOUR, alpha=0.6, label="below: both"),
+    ]
+    figure.legend(
+        handles=entries, loc="lower center", ncols=3, frameon=False, labelcolor="#c9d2da", fontsize=11
+    )
+
+
+# --- plots ----------------------------------------------------------------------------------------
+
+
+def _plain(axes: Axes) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#c5ced6")
+    axes.tick_params(colors=_MUTED, length=0, labelsize=10)
+    axes.set_axisbelow(True)
+
+
+def dice_by_organ(dice: Mapping[str, Sequence[float]]) -> bytes:
+    """Box plot of Dice per organ, every case a dot; organs without a case are left empty."""
+    names = list(dice)
+    figure = Figure(figsize=(9.5, 0.9 + 0.42 * len(names)), facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    _plain(axes)
+    rows = np.arange(len(names))[::-1]
+    jitter = np.random.default_rng(0)
+    for row, name in zip(rows, names, strict=True):
+        values = np.asarray(dice[name])
+        if values.size == 0:
+            continue
+        axes.boxplot(
+            [values], positions=[row], orientation="horizontal", widths=0.55, showfliers=False,
+            patch_artist=True, boxprops={"facecolor": "#d7e8ee", "edgecolor": _ACCENT},
+            medianprops={"color": _INK, "linewidth": 1.8}, whiskerprops={"color": _ACCENT},
+            capprops={"color": _ACCENT}, manage_ticks=False,
+        )  # fmt: skip
+        spread = jitter.uniform(-0.16, 0.16, values.size)
+        axes.scatter(values, row + spread, s=13, color=_ACCENT, alpha=0.65, linewidths=0, zorder=3)
+    axes.set_yticks(rows, names, color=_INK, fontsize=11)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_xticks(np.linspace(0, 1, 11))
+    axes.grid(axis="x", color="#e8edf1")
+    axes.set_xlabel("Dice", color=_MUTED)
+    return _png(figure, dpi=150)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a training log: a name, steps, and loss and Dice at each."""
+
+    name: str
+    steps: tuple[float, ...]
+    loss: tuple[float, ...]
+    dice: tuple[float, ...]
+
+
+def training_curves(curves: Sequence[Curve]) -> bytes:
+    """Loss and Dice over training steps, one line per curve."""
+    figure = Figure(figsize=(9.5, 3.6), facecolor="white", layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colours = (_ACCENT, "#d9822b", "#5b8c5a", "#8e5ea2", "#b04a5a", "#4a5a6a")
+    for axes, metric in ((left, "loss"), (right, "dice")):
+        _plain(axes)
+        axes.grid(axis="y", color="#e8edf1")
+        axes.set_xlabel("step", color=_MUTED)
+        axes.set_title("Loss" if metric == "loss" else "Dice on patches", color=_INK, fontsize=12, loc="left")
+        for i, curve in enumerate(curves):
+            colour = colours[i % len(colours)]
+            axes.plot(curve.steps, getattr(curve, metric), color=colour, linewidth=1.6, label=curve.name)
+    right.set_ylim(0, 1)
+    right.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    return _png(figure, dpi=150)

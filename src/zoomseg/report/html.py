@@ -1,0 +1,122 @@
+"""``report.html``: one file with everything in it, to be opened, mailed or archived."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import importlib.metadata
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from zoomseg.core.errors import DatasetError
+from zoomseg.report.figures import Curve, dice_by_organ, training_curves
+from zoomseg.report.metrics import OrganScore
+from zoomseg.report.result import CaseResult, Evaluation
+
+MAX_LOG_BYTES = 64 * 1024**2
+_NOTHING = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The worst organ of a case, drawn; ``note`` says what is particular about the drawing."""
+
+    case: CaseResult
+    organ: OrganScore
+    png: bytes
+    note: str = ""
+
+
+def render(
+    evaluation: Evaluation,
+    pictures: Sequence[Picture],
+    training_log: Path | None = None,
+    provenance: Mapping[str, object] | None = None,
+) -> str:
+    """The whole page. Whatever comes from file names, labels or ``provenance`` is escaped.
+
+    Raises:
+        DatasetError: the training log cannot be read.
+    """
+    environment = Environment(
+        loader=PackageLoader("zoomseg.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed, "png": _data_uri}
+    dice = {organ: [s.dice for s in evaluation.scores_of(organ)] for organ in evaluation.organs}
+    curves = read_curves(training_log) if training_log is not None else []
+    about = {
+        "made by": f"ZoomSeg {importlib.metadata.version('zoomseg')}",
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        **(provenance or {}),
+    }
+    return environment.get_template("report.html").render(
+        evaluation=evaluation,
+        mean=evaluation.mean,
+        rows=evaluation.summary,
+        dice_plot=dice_by_organ(dice),
+        pictures=pictures,
+        training_plot=training_curves(curves) if curves else None,
+        provenance={key: _text(value) for key, value in about.items()},
+    )
+
+
+def number(value: float, digits: int) -> str:
+    """A number for readers: a dash for what does not exist, a sign for infinity."""
+    if math.isnan(value):
+        return _NOTHING
+    return "∞" if math.isinf(value) else f"{value:,.{digits}f}"
+
+
+def signed(value: float, digits: int) -> str:
+    """As ``number``, with a sign unless it rounds to zero."""
+    text = number(abs(value), digits)
+    if not math.isfinite(value) or not any(c in "123456789" for c in text):
+        return text
+    return ("\N{MINUS SIGN}" if value < 0 else "+") + text
+
+
+def _data_uri(png: bytes) -> Markup:
+    return Markup("data:image/png;base64," + base64.b64encode(png).decode("ascii"))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def read_curves(training_log: Path) -> list[Curve]:
+    """Curves of a training's ``metrics.csv``: one per stage and split. Rows that are not complete (a
+    training that was killed, or still runs) are left out.
+
+    Raises:
+        DatasetError: not readable, or without the columns step, loss and dice.
+    """
+    try:
+        if training_log.stat().st_size > MAX_LOG_BYTES:
+            raise DatasetError(f"{training_log}: larger than {MAX_LOG_BYTES} bytes; not a training log")
+        with training_log.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            if not {"step", "loss", "dice"} <= set(table.fieldnames or ()):
+                raise DatasetError(f"{training_log}: a training log has the columns step, loss and dice")
+            points: dict[str, list[tuple[float, float, float]]] = {}
+            for row in table:
+                name = " · ".join(filter(None, (row.get("stage"), row.get("split")))) or "training"
+                try:
+                    point = (float(row["step"]), float(row["loss"]), float(row["dice"]))
+                except (TypeError, ValueError):
+                    continue
+                if math.isfinite(point[0]):
+                    points.setdefault(name, []).append(point)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{training_log}: the training log cannot be read ({error})") from error
+    return [Curve(name, *(tuple(v) for v in zip(*rows, strict=True))) for name, rows in points.items()]

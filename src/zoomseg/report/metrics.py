@@ -1,0 +1,282 @@
+"""How well two label maps agree: Dice, surface Dice (NSD), HD95, ASSD and volumes.
+
+Definitions are those of Nikolov et al., "Deep learning to achieve clinically applicable segmentation
+of head and neck anatomy for radiotherapy" (2018), and of the ``surface-distance`` package that came
+with it: a surface element sits wherever a 2x2x2 neighbourhood of voxels is neither all inside nor all
+outside, its area is that of the marching-cubes contour through the neighbourhood, and every average
+and percentile over a surface is weighted by those areas. ASSD is the mean of the two directed average
+distances.
+
+An organ that neither map has is not scored (NaN). An organ that only one map has scores Dice = NSD = 0
+at infinite distance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+from zoomseg.core.errors import GeometryError
+from zoomseg.core.geometry import Vector3
+from zoomseg.core.labels import IGNORE, LabelSchema
+
+Mask = npt.NDArray[np.bool_]
+Classes = npt.NDArray[np.uint8]
+Codes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+Corner = tuple[int, int, int]
+
+INSIDE = 255
+"""Neighbour code of a voxel corner whose 8 voxels are all inside."""
+
+HAUSDORFF_SHARE = 0.95
+
+TREE_QUERY_COST_VOXELS = 30
+"""A nearest-neighbour query costs about as much as a distance transform of this many voxels."""
+
+
+@dataclass(frozen=True)
+class OrganScore:
+    """One organ of one case; distances are NaN if neither map has it, infinite if only one has."""
+
+    organ: str
+    dice: float
+    nsd: float
+    hd95_mm: float
+    assd_mm: float
+    volume_ml: float
+    reference_ml: float
+
+    @property
+    def missed(self) -> bool:
+        return self.reference_ml > 0 and self.volume_ml == 0
+
+    @property
+    def spurious(self) -> bool:
+        return self.reference_ml == 0 and self.volume_ml > 0
+
+
+@dataclass(frozen=True)
+class SurfaceAgreement:
+    """How two surfaces agree: NSD (share of both surfaces within the tolerance), HD95, ASSD."""
+
+    nsd: float
+    hd95_mm: float
+    assd_mm: float
+
+
+def score(
+    prediction: Classes,
+    reference: Classes,
+    spacing_mm: Vector3,
+    schema: LabelSchema,
+    tolerance_mm: float = 1.0,
+    organs: Iterable[str] | str = "all",
+) -> tuple[OrganScore, ...]:
+    """Score two maps ``[I, J, K]`` of class indices on one grid, one row per organ in schema order.
+
+    Voxels whose reference is ``IGNORE`` count as background in both maps.
+
+    Raises:
+        GeometryError: the maps differ in shape, or a spacing or the tolerance is not usable.
+        LabelError: an organ that the schema does not know.
+    """
+    if prediction.shape != reference.shape:
+        raise GeometryError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
+    if not all(math.isfinite(s) and s > 0 for s in spacing_mm):
+        raise GeometryError(f"spacing must be three positive numbers (mm), got {spacing_mm}")
+    if not tolerance_mm >= 0:
+        raise GeometryError(f"the tolerance must be 0 mm or more, got {tolerance_mm}")
+    prediction, reference = np.ascontiguousarray(prediction), np.ascontiguousarray(reference)
+    boxes_reference = ndimage.find_objects(reference, max_label=IGNORE)
+    if boxes_reference[IGNORE - 1] is not None:
+        prediction = np.where(reference == IGNORE, np.uint8(0), prediction)
+    boxes_prediction = ndimage.find_objects(prediction, max_label=IGNORE)
+    rows = []
+    for organ in schema.select(organs):
+        c = schema.class_of(organ)
+        box = _union(boxes_prediction[c - 1], boxes_reference[c - 1])
+        masks = (prediction[box] == c, reference[box] == c)
+        rows.append(_score_organ(organ, *masks, spacing_mm, tolerance_mm))
+    return tuple(rows)
+
+
+def _union(a: tuple[slice, ...] | None, b: tuple[slice, ...] | None) -> tuple[slice, ...]:
+    """Smallest box around two boxes; an empty one where there is neither."""
+    if a is None or b is None:
+        return a or b or (slice(0, 0),) * 3
+    return tuple(slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
+
+
+def _score_organ(
+    organ: str, prediction: Mask, reference: Mask, spacing_mm: Vector3, tolerance_mm: float
+) -> OrganScore:
+    voxel_ml = math.prod(spacing_mm) / 1000.0
+    predicted, drawn = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
+    volumes = (predicted * voxel_ml, drawn * voxel_ml)
+    if predicted == 0 and drawn == 0:
+        return OrganScore(organ, math.nan, math.nan, math.nan, math.nan, *volumes)
+    if predicted == 0 or drawn == 0:
+        return OrganScore(organ, 0.0, 0.0, math.inf, math.inf, *volumes)
+    dice = 2 * int(np.count_nonzero(prediction & reference)) / (predicted + drawn)
+    surface = surface_agreement(prediction, reference, spacing_mm, tolerance_mm)
+    return OrganScore(organ, dice, surface.nsd, surface.hd95_mm, surface.assd_mm, *volumes)
+
+
+# --- surfaces -------------------------------------------------------------------------------------
+
+
+def surface_agreement(a: Mask, b: Mask, spacing_mm: Vector3, tolerance_mm: float) -> SurfaceAgreement:
+    """Agreement of the surfaces of two masks ``[I, J, K]`` that are both not empty.
+
+    Raises:
+        GeometryError: a mask is empty.
+    """
+    if not (a.any() and b.any()):
+        raise GeometryError("surface distances need two masks that are not empty")
+    code_a, code_b = neighbour_codes(a), neighbour_codes(b)
+    areas = surface_areas(spacing_mm)
+    distance_ab, area_ab = _directed(code_a, code_b, areas, spacing_mm)
+    distance_ba, area_ba = _directed(code_b, code_a, areas, spacing_mm)
+    close = area_ab[distance_ab <= tolerance_mm].sum() + area_ba[distance_ba <= tolerance_mm].sum()
+    means = [np.average(distance_ab, weights=area_ab), np.average(distance_ba, weights=area_ba)]
+    return SurfaceAgreement(
+        nsd=float(close / (area_ab.sum() + area_ba.sum())),
+        hd95_mm=max(_percentile(distance_ab, area_ab), _percentile(distance_ba, area_ba)),
+        assd_mm=float(sum(means)) / 2,
+    )
+
+
+def neighbour_codes(mask: Mask) -> Codes:
+    """For every voxel corner ``[I+1, J+1, K+1]``, which of the 8 voxels around it are inside: voxel
+    (di, dj, dk) is bit 4 di + 2 dj + dk. Outside the array there is background."""
+    bits: Codes = np.pad(mask, 1).view(np.uint8)
+    along_k: Codes = bits[:, :, :-1] | np.left_shift(bits[:, :, 1:], 1, dtype=np.uint8)
+    along_j: Codes = along_k[:, :-1] | np.left_shift(along_k[:, 1:], 2, dtype=np.uint8)
+    code: Codes = along_j[:-1] | np.left_shift(along_j[1:], 4, dtype=np.uint8)
+    return code
+
+
+def _directed(source: Codes, target: Codes, areas_mm2: Floats, spacing_mm: Vector3) -> tuple[Floats, Floats]:
+    """Distance (mm) from each surface element of ``source`` to the nearest one of ``target``, sorted,
+    and the areas (mm^2) of the source's elements in the same order."""
+    goal = _is_surface(target)
+    elements = np.flatnonzero(_is_surface(source))
+    apart = ~goal.ravel()[elements]  # elements that both surfaces have are at distance 0
+    distance = np.zeros(len(elements))
+    distance[apart] = _distance_to(goal, elements[apart], spacing_mm)
+    area = areas_mm2[source.ravel()[elements]]
+    order = np.lexsort((area, distance))
+    return distance[order], area[order]
+
+
+def _is_surface(code: Codes) -> Mask:
+    out: Mask = (code != 0) & (code != INSIDE)
+    return out
+
+
+def _distance_to(goal: Mask, elements: npt.NDArray[np.int64], spacing_mm: Vector3) -> Floats:
+    """Exact distance (mm) from lattice points (flat indices) to the nearest true voxel of ``goal``.
+
+    A search tree over the surface is several times faster than a distance transform of the box, as
+    surfaces are thin; on masks that are mostly surface (noise) the transform is the faster one.
+    """
+    if len(elements) * TREE_QUERY_COST_VOXELS > goal.size:
+        everywhere: Floats = ndimage.distance_transform_edt(~goal, sampling=spacing_mm)
+        near: Floats = everywhere.ravel()[elements]
+        return near
+    points, targets = _lattice(elements, goal), _lattice(np.flatnonzero(goal), goal)
+    tree = KDTree(targets * spacing_mm, leafsize=24, compact_nodes=False, balanced_tree=False)
+    _, nearest = tree.query(points * spacing_mm)
+    # From whole voxels, so that a distance of exactly the tolerance is not lost to rounding.
+    steps = (points - targets[nearest]) * np.array(spacing_mm)
+    out: Floats = np.sqrt(np.sum(steps * steps, axis=1))
+    return out
+
+
+def _lattice(flat: npt.NDArray[np.int64], array: Mask) -> npt.NDArray[np.int64]:
+    """Indices ``[N, 3]`` of flat indices into ``array``."""
+    return np.stack(np.unravel_index(flat, array.shape), axis=1)
+
+
+def _percentile(distance: Floats, area: Floats) -> float:
+    """Distance within which ``HAUSDORFF_SHARE`` of the surface lies; ``distance`` is sorted."""
+    covered = np.cumsum(area) / area.sum()
+    i = int(np.searchsorted(covered, HAUSDORFF_SHARE))
+    return float(distance[min(i, len(distance) - 1)])
+
+
+# --- area of a surface element --------------------------------------------------------------------
+#
+# The contour through a 2x2x2 neighbourhood cuts every edge between an inside and an outside corner at
+# its middle. Corners that touch along edges form a piece with a contour of its own; the smaller side
+# (inside or outside) is the one that is cut off. A piece of at most four corners has one of six shapes,
+# and the area of each follows from the voxel's face areas.
+
+CORNERS: tuple[Corner, ...] = tuple((i, j, k) for i, j, k in product((0, 1), repeat=3))
+"""Corner (di, dj, dk) at the position of its bit in a neighbour code."""
+
+
+@lru_cache(maxsize=64)
+def surface_areas(spacing_mm: Vector3) -> Floats:
+    """Area (mm^2) of the contour for each of the 256 neighbour codes."""
+    i, j, k = spacing_mm
+    faces = (j * k, i * k, i * j)
+    areas = np.array([sum(_piece_area(p, faces) for p in _pieces(code)) for code in range(256)])
+    areas.setflags(write=False)
+    return areas
+
+
+def _pieces(code: int) -> list[list[Corner]]:
+    """The smaller side's corners, split into pieces connected along edges."""
+    inside = [c for bit, c in enumerate(CORNERS) if code >> bit & 1]
+    left = inside if len(inside) <= 4 else [c for c in CORNERS if c not in inside]
+    pieces: list[list[Corner]] = []
+    while left:
+        piece = [left[0]]
+        for corner in piece:  # grows while it is walked
+            piece += [c for c in left if c not in piece and _axis(corner, c) is not None]
+        left = [c for c in left if c not in piece]
+        pieces.append(piece)
+    return pieces
+
+
+def _axis(a: Corner, b: Corner) -> int | None:
+    """The axis of the cube's edge between two corners, or None if no edge joins them."""
+    differing = [axis for axis in range(3) if a[axis] != b[axis]]
+    return differing[0] if len(differing) == 1 else None
+
+
+def _piece_area(piece: list[Corner], faces_mm2: Vector3) -> float:
+    """Area (mm^2) of the contour around one piece; ``faces_mm2`` are the voxel's faces across i, j, k."""
+    joints = {c: [a for d in piece if (a := _axis(c, d)) is not None] for c in piece}
+    used = {axis for axes in joints.values() for axis in axes}
+    ends = [axes[0] for axes in joints.values() if len(axes) == 1]
+    oblique = math.hypot(*faces_mm2)  # eight times the triangle that cuts off one corner
+    match len(piece), len(ends):
+        case 1, _:  # a triangle
+            return oblique / 8
+        case 2, _:  # a rectangle along the edge
+            return _slope(faces_mm2, ends[0]) / 2
+        case 3, _:  # an L: half the face it lies in, and a trapezoid
+            return sum(faces_mm2[a] for a in range(3) if a not in used) / 2 + 3 / 8 * oblique
+        case _, 0:  # a square: the face across it
+            return sum(faces_mm2[a] for a in range(3) if a not in used)
+        case _, 2:  # a chain that turns into all three axes: a bent hexagon
+            return oblique / 2 + sum(_slope(faces_mm2, end) for end in ends) / 4
+        case _:  # a corner with its three neighbours: a flat hexagon
+            return 3 / 4 * oblique
+
+
+def _slope(faces_mm2: Vector3, along: int) -> float:
+    """Area of the diagonal plane through a voxel that contains the axis ``along``."""
+    b, c = (face for axis, face in enumerate(faces_mm2) if axis != along)
+    return math.hypot(b, c)

@@ -1,0 +1,218 @@
+"""Which prediction belongs to which reference, and what their label values mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from zoomseg.core.errors import DatasetError, ScanError
+from zoomseg.core.geometry import Orientation
+from zoomseg.core.labels import MAX_CLASSES, LabelSchema
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.io.dataset import Dataset, open_dataset, read_labelling
+from zoomseg.io.scans import (
+    check_same_grid,
+    find_scans,
+    read_image,
+    read_label_values,
+    read_labels,
+    scan_files,
+    scan_name,
+)
+
+LABEL_FOLDERS = ("labelsTr", "labelsTs", "labels")
+LABELLING_FILES = ("labels.json", "dataset.json", "run.json")
+_NAMED_AT_MOST = 5
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One case's files. ``organs`` are those to be scored in it; ``images`` is empty if none is known."""
+
+    id: str
+    prediction: Path
+    reference: Path
+    organs: tuple[str, ...]
+    images: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All cases with a prediction and a reference, and the schemas of either side's files."""
+
+    pairs: tuple[Pair, ...]
+    predicted: LabelSchema
+    drawn: LabelSchema
+    organs: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def load(self, pair: Pair) -> tuple[LabelMap, LabelMap]:
+        """Prediction and reference as class indices of the reference's schema, oriented RAS+.
+
+        Raises:
+            ScanError: a file cannot be used, or the two do not lie on one grid.
+            LabelError: a label value that the file's schema does not know.
+        """
+        prediction = _canonical(read_labels(pair.prediction, self.predicted))
+        reference = _canonical(read_labels(pair.reference, self.drawn))
+        check_same_grid(reference.grid, prediction.grid, pair.reference, pair.prediction)
+        return LabelMap(self._translate(prediction), reference.grid, self.drawn), reference
+
+    def load_image(self, pair: Pair, like: LabelMap) -> Volume | None:
+        """The scan of a pair, oriented RAS+; None if no file is known.
+
+        Raises:
+            ScanError: the scan cannot be used, or does not lie on the grid of ``like``.
+        """
+        if not pair.images:
+            return None
+        image = read_image(pair.images, channels_last=True)
+        image = image.reoriented(Orientation.to_canonical(image.grid))
+        check_same_grid(like.grid, image.grid, pair.reference, pair.images[0])
+        return image
+
+    def _translate(self, labels: LabelMap) -> torch.Tensor:
+        """The prediction's class indices to those of the reference's schema, by name."""
+        if self.predicted.names == self.drawn.names:
+            return labels.data
+        table = np.zeros(256, dtype=np.uint8)
+        for name in self.organs:
+            table[self.predicted.class_of(name)] = self.drawn.class_of(name)
+        return torch.from_numpy(table[labels.data.numpy()])
+
+
+def _canonical(labels: LabelMap) -> LabelMap:
+    return labels.reoriented(Orientation.to_canonical(labels.grid))
+
+
+def find_pairs(
+    predictions: Path, reference: Path, schema: LabelSchema | None, images: Path | Dataset | None
+) -> Pairs:
+    """Match files by case id (their name without suffix).
+
+    Args:
+        predictions: a folder of label files.
+        reference: a folder of label files or a data set.
+        schema: of the references; by default what their ``dataset.json`` or ``labels.json`` says, or
+            what the predictions' does, or ``label_<value>`` for every value found.
+        images: where scans for the pictures are; by default the data set's own.
+
+    Raises:
+        DatasetError: no such folder, no match, or no organ that both sides know.
+    """
+    predicted_files = _label_files(predictions)
+    predicted = _labelling(predictions)
+    source = _open_reference(reference)
+    ids = [case for case in sorted(predicted_files) if case in source.files]
+    if not ids:
+        raise DatasetError(
+            f"{predictions}: none of its {len(predicted_files)} label files is named like one of the "
+            f"{len(source.files)} references in {reference}"
+        )
+    drawn = schema or source.schema or (predicted[0] if predicted else None)
+    drawn = drawn or _schema_of([f for case in ids for f in (predicted_files[case], source.files[case])])
+    known = predicted[0] if predicted else drawn
+    organs = tuple(name for name in drawn.names if name in known.names)
+    if not organs:
+        raise DatasetError(
+            f"{predictions}: has labels {_some(known.names)}, the reference has {_some(drawn.names)}; "
+            "none is in both"
+        )
+    scans = _scans(images) if images is not None else source.images
+    pairs = [
+        Pair(
+            case,
+            predicted_files[case],
+            source.files[case],
+            tuple(n for n in organs if n in source.annotated.get(case, organs)),
+            scans.get(case, ()),
+        )
+        for case in ids
+    ]
+    warnings = (
+        *_unmatched("no reference for", set(predicted_files) - set(ids)),
+        *_unmatched("no prediction for", set(source.files) - set(ids)),
+        *_unmatched("not scored, as the predictions do not know", set(drawn.names) - set(organs)),
+    )
+    return Pairs(tuple(pairs), known, drawn, organs, warnings)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    files: Mapping[str, Path]
+    schema: LabelSchema | None
+    annotated: Mapping[str, frozenset[str]]
+    images: Mapping[str, tuple[Path, ...]]
+
+
+def _open_reference(path: Path) -> _Reference:
+    if (path / "imagesTr").is_dir() or (path / "images").is_dir():
+        dataset = open_dataset(path)
+        files = {case.id: case.labels for case in dataset.cases if case.labels is not None}
+        annotated = {case.id: case.annotated for case in dataset.cases if case.annotated is not None}
+        return _Reference(files, dataset.schema, annotated, _scans(dataset))
+    folder = next((path / n for n in LABEL_FOLDERS if (path / n).is_dir()), path)
+    schema, annotated = _labelling(folder) or (None, {})
+    return _Reference(_label_files(folder), schema, annotated, {})
+
+
+def _label_files(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder; give a folder of label files")
+    files: dict[str, Path] = {}
+    for file in scan_files(folder):
+        case = scan_name(file)
+        if case in files:
+            raise DatasetError(f"{folder}: {files[case].name} and {file.name} are both case '{case}'")
+        files[case] = file
+    if not files:
+        raise DatasetError(f"{folder}: no label files in this folder; expected <case>.nii.gz")
+    return files
+
+
+def _labelling(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | None:
+    """What a JSON file beside the labels says about them."""
+    beside = [folder, folder.parent] if folder.name in LABEL_FOLDERS else [folder]
+    for file in (where / name for where in beside for name in LABELLING_FILES):
+        if file.is_file():
+            found = read_labelling(file)
+            if found is not None:
+                return found
+    return None
+
+
+def _scans(images: Path | Dataset) -> dict[str, tuple[Path, ...]]:
+    if isinstance(images, Dataset):
+        return {case.id: case.images for case in images.cases}
+    folder = next((images / n for n in ("imagesTr", "images") if (images / n).is_dir()), images)
+    return {scan.id: scan.paths for scan in find_scans(folder)}
+
+
+def _schema_of(files: Sequence[Path]) -> LabelSchema:
+    """``label_<value>`` for every value found; files that cannot be read are reported when scored."""
+    values: set[int] = set()
+    for file in files:
+        try:
+            values.update(int(v) for v in np.unique(read_label_values(file)[0]))
+        except ScanError:
+            continue
+    found = sorted(values - {0})
+    if not found or found[0] < 0 or len(found) > MAX_CLASSES:
+        raise DatasetError(
+            f"{files[0].parent}: {len(found)} label values found, 1 to {MAX_CLASSES} positive ones are "
+            "supported; are these label maps? Name them in a labels.json"
+        )
+    return LabelSchema(tuple(f"label_{v}" for v in found), tuple(found))
+
+
+def _unmatched(what: str, names: set[str]) -> list[str]:
+    return [f"{what}: {_some(sorted(names))}"] if names else []
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED_AT_MOST
+    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,81 @@
+"""``zoomseg evaluate`` as a user meets it: what is printed, and the exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from label_files import LIVER, SPLEEN, organs, save, save_description
+from zoomseg.cli.main import main
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    predictions, reference = tmp_path / "predictions", tmp_path / "reference"
+    save_description(reference, labels={"background": 0, "liver": 6, "spleen [left]": 1})
+    for case in ("a[red]", "b"):
+        save(predictions / f"{case}.nii.gz", organs(LIVER, SPLEEN))
+        save(reference / f"{case}.nii.gz", organs(LIVER, SPLEEN))
+    return predictions, reference
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(["evaluate", *map(str, arguments)])
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+def words(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_table_and_files(folders, tmp_path, capsys):
+    assert run(*folders, "-o", tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    assert out.split()[-1] == str(tmp_path / "out" / "report.html")
+    lines = words(out)
+    assert ["liver", "2", "1.000", "1.000", "0.0", "0.00", "0", "0"] in lines
+    assert ["spleen", "[left]", "2", "1.000", "1.000", "0.0", "0.00", "0", "0"] in lines
+    assert ["mean", "of", "organs", "1.000", "1.000", "0.0", "0.00"] in lines
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"metrics.csv", "summary.json", "report.html"}
+
+
+def test_failed_case_is_named_and_exits_with_one(folders, tmp_path, capsys):
+    (folders[0] / "a[red].nii.gz").write_bytes(b"damaged")
+    assert run(*folders, "-o", tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert "failed: a[red]: " in captured.err
+    assert ["liver", "1", "1.000", "1.000", "0.0", "0.00", "0", "0"] in [
+        x.split() for x in captured.out.splitlines()
+    ]
+
+
+def test_unmatched_files_are_a_warning(folders, tmp_path, capsys):
+    (folders[0] / "b.nii.gz").rename(folders[0] / "c.nii.gz")
+    assert run(*folders, "-o", tmp_path / "out") == 0
+    err = capsys.readouterr().err
+    assert "warning: no reference for: c\n" in err
+    assert "warning: no prediction for: b\n" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["nowhere", "nowhere", "-o", "out"],
+            "zoomseg: nowhere: no such folder; give a folder of label",
+        ),
+        (["nowhere", "nowhere"], "Missing option '-o'"),
+    ],
+)
+def test_wrong_use_exits_with_two(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_impossible_tolerance_exits_with_two(folders, tmp_path, capsys):
+    assert run(*folders, "-o", tmp_path / "out", "--tolerance-mm", "nan") == 2
+    assert "the tolerance must be 0 mm or more, got nan" in capsys.readouterr().err

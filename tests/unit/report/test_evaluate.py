@@ -1,0 +1,135 @@
+"""One evaluation through files: what is written, and what happens to cases that cannot be scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from label_files import AFFINE, LIVER, SPLEEN, box, organs, save, save_description, save_scan
+from zoomseg.core.errors import GeometryError, OutputError, ScanError
+from zoomseg.report.evaluate import evaluate
+
+LARGER = box((2, 2, 2), (8, 8, 8))
+VOXEL_ML = 1.5 * 1.5 * 3 / 1000
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Case a is right but for half a liver too much; case b misses the spleen; neither has c's spleen."""
+    predictions, reference = tmp_path / "predictions", tmp_path / "set"
+    save_description(reference)
+    for case, predicted, drawn in (
+        ("a", organs(LARGER, SPLEEN), organs(LIVER, SPLEEN)),
+        ("b", organs(LIVER), organs(LIVER, SPLEEN)),
+        ("c", organs(LIVER), organs(LIVER)),
+    ):
+        save(predictions / f"{case}.nii.gz", predicted)
+        save(reference / "labelsTr" / f"{case}.nii.gz", drawn)
+        save_scan(reference / "imagesTr" / f"{case}_0000.nii.gz")
+    return predictions, reference
+
+
+def rows(path) -> dict[tuple[str, str], dict[str, str]]:
+    with path.open(newline="") as file:
+        return {(row["case"], row["organ"]): row for row in csv.DictReader(file)}
+
+
+def test_metrics(folders, tmp_path):
+    evaluate(*folders, tmp_path / "out")
+    found = rows(tmp_path / "out" / "metrics.csv")
+    assert len(found) == 6
+    liver, missed, neither = found["a", "liver"], found["b", "spleen"], found["c", "spleen"]
+    assert float(liver["dice"]) == pytest.approx(2 * 144 / (144 + 216), rel=1e-5)
+    assert float(liver["hd95_mm"]) == 6.0
+    assert float(liver["volume_ml"]) == pytest.approx(216 * VOXEL_ML, rel=1e-5)
+    assert float(liver["reference_ml"]) == pytest.approx(144 * VOXEL_ML, rel=1e-5)
+    assert list(missed.values()) == ["b", "spleen", "0", "0", "inf", "inf", "0", missed["reference_ml"]]
+    assert list(neither.values()) == ["c", "spleen", "", "", "", "", "0", "0"]
+    assert list(liver) == ["case", "organ", "dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml"]
+
+
+def test_summary_and_report(folders, tmp_path):
+    evaluation = evaluate(*folders, tmp_path / "out", tolerance_mm=2.0)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["mean"]["dice"] == pytest.approx(((0.8 + 1 + 1) / 3 + 0.5) / 2)
+    assert summary["organs"]["spleen"] | {"dice": 0.5, "cases": 2, "missed": 1} == summary["organs"]["spleen"]
+    assert summary["tolerance_mm"] == 2.0
+    assert evaluation.as_json() == summary
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("b — spleen") < page.index("a — liver")  # the worst case first
+    assert str(folders[0]) in page
+
+
+def test_only_what_was_drawn_is_scored(folders, tmp_path):
+    save_description(folders[1], cases={"b": {"annotated": ["liver"]}})
+    evaluation = evaluate(*folders, tmp_path / "out")
+    assert ("b", "spleen") not in rows(tmp_path / "out" / "metrics.csv")
+    assert evaluation.mean["dice"] == pytest.approx(((0.8 + 1 + 1) / 3 + 1) / 2)
+
+
+def test_damaged_cases_are_named_and_the_rest_is_scored(folders, tmp_path):
+    (folders[0] / "a.nii.gz").write_bytes(b"\x1f\x8b damaged")
+    affine = AFFINE.copy()
+    affine[2, 3] = 30
+    save(folders[0] / "b.nii.gz", organs(LIVER), affine)
+    evaluation = evaluate(*folders, tmp_path / "out")
+    assert [case.id for case in evaluation.cases] == ["c"]
+    a, b = evaluation.failures
+    assert (a.case, b.case) == ("a", "b")
+    assert "damaged, truncated or not an image" in a.reason
+    assert "30 mm off the grid" in b.reason
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["failed"].keys() == {"a", "b"}
+
+
+def test_unknown_values_fail_their_case_alone(folders, tmp_path):
+    save(folders[0] / "a.nii.gz", np.full_like(organs(LIVER), 9))
+    (failure,) = evaluate(*folders, tmp_path / "out").failures
+    assert failure.case == "a"
+    assert "label values [9] are not in the schema" in failure.reason
+
+
+def test_no_case_can_be_scored(folders, tmp_path):
+    for case in "abc":
+        (folders[0] / f"{case}.nii.gz").write_bytes(b"damaged")
+    with pytest.raises(ScanError, match=r"none of 3 cases could be scored; .*a\.nii\.gz: damaged"):
+        evaluate(*folders, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_scan_that_cannot_be_read_is_only_missing_from_the_picture(folders, tmp_path):
+    (folders[1] / "imagesTr" / "b_0000.nii.gz").write_bytes(b"damaged")
+    evaluation = evaluate(*folders, tmp_path / "out")
+    assert evaluation.failures == ()
+    assert "Drawn without the scan: " in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_progress_counts_every_case(folders, tmp_path):
+    calls: list[tuple[str, int, int]] = []
+    evaluate(*folders, tmp_path / "out", progress=lambda *call: calls.append(call))
+    assert [(done, total) for _, done, total in calls] == [(1, 3), (2, 3), (3, 3)]
+    assert {case for case, _, _ in calls} == {"a", "b", "c"}
+
+
+def test_an_interrupted_evaluation_stops_and_writes_nothing(folders, tmp_path):
+    def interrupt(case: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*folders, tmp_path / "out", progress=interrupt)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_unwritable_place_is_found_before_the_work(folders, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        evaluate(*folders, tmp_path / "out", progress=lambda *_: pytest.fail("scored in vain"))
+
+
+@pytest.mark.parametrize("tolerance_mm", [-1.0, math.nan, math.inf])
+def test_impossible_tolerance(folders, tmp_path, tolerance_mm):
+    with pytest.raises(GeometryError, match="tolerance must be 0 mm or more"):
+        evaluate(*folders, tmp_path / "out", tolerance_mm)

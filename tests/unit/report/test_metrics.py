@@ -1,0 +1,215 @@
+"""Metrics against DeepMind's surface-distance on random shapes, and against values known by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import surface_distance
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+from surface_distance import lookup_tables
+
+from zoomseg.core.errors import GeometryError, LabelError
+from zoomseg.core.labels import IGNORE, LabelSchema
+from zoomseg.report import metrics
+from zoomseg.report.metrics import OrganScore, neighbour_codes, score, surface_agreement, surface_areas
+
+SPACING = (0.7, 1.3, 4.0)
+SCHEMA = LabelSchema(("liver", "spleen", "aorta"), (6, 1, 8))
+spacings = st.tuples(*(st.floats(0.2, 8.0) for _ in range(3)))
+
+
+def blob(
+    rng: np.random.Generator, shape: tuple[int, int, int], smoothness: float, level: float
+) -> np.ndarray:
+    """A random shape that often touches the border; never empty."""
+    field = ndimage.gaussian_filter(rng.standard_normal(shape), smoothness, mode="nearest")
+    return field >= np.quantile(field, level)
+
+
+def theirs(prediction: np.ndarray, reference: np.ndarray, spacing_mm, tolerance_mm: float) -> list[float]:
+    found = surface_distance.compute_surface_distances(reference, prediction, spacing_mm)
+    return [
+        surface_distance.compute_dice_coefficient(reference, prediction),
+        surface_distance.compute_surface_dice_at_tolerance(found, tolerance_mm),
+        surface_distance.compute_robust_hausdorff(found, 95),
+        float(np.mean(surface_distance.compute_average_surface_distance(found))),
+    ]
+
+
+def ours(prediction: np.ndarray, reference: np.ndarray, spacing_mm, tolerance_mm: float) -> list[float]:
+    classes = (prediction.astype(np.uint8), reference.astype(np.uint8))
+    (row,) = score(*classes, spacing_mm, LabelSchema(("organ",), (1,)), tolerance_mm)
+    return [row.dice, row.nsd, row.hd95_mm, row.assd_mm]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+class TestAgainstSurfaceDistance:
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        shape=st.tuples(*(st.integers(2, 14) for _ in range(3))),
+        smoothness=st.sampled_from([0.0, 0.7, 2.0]),
+        level=st.floats(0.1, 0.95),
+        spacing_mm=spacings,
+        tolerance_mm=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+    )
+    def test_random_shapes(self, seed, shape, smoothness, level, spacing_mm, tolerance_mm):
+        rng = np.random.default_rng(seed)
+        a, b = blob(rng, shape, smoothness, level), blob(rng, shape, smoothness, level)
+        expected = theirs(a, b, spacing_mm, tolerance_mm)
+        assert ours(a, b, spacing_mm, tolerance_mm) == pytest.approx(expected, abs=1e-6)
+
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        spacing_mm=st.sampled_from([(1.0, 1.0, 1.0), (0.5, 0.5, 2.5), SPACING]),
+    )
+    def test_shapes_that_nearly_agree(self, seed, spacing_mm):
+        """As a good prediction does; distances of exactly the tolerance are common here."""
+        rng = np.random.default_rng(seed)
+        reference = np.pad(blob(rng, (18, 16, 12), 2.0, 0.6), ((3, 0), (1, 2), (0, 4)))
+        prediction = np.roll(reference, rng.integers(-2, 3, 3), axis=(0, 1, 2))
+        for tolerance_mm in (0.5, 1.0, 2.5):
+            expected = theirs(prediction, reference, spacing_mm, tolerance_mm)
+            assert ours(prediction, reference, spacing_mm, tolerance_mm) == pytest.approx(expected, abs=1e-6)
+
+    @pytest.mark.parametrize(
+        ("a", "b"),
+        [((0, 0, 0), (5, 5, 5)), ((5, 5, 5), (5, 5, 5)), ((0, 3, 5), (0, 4, 5)), ((2, 2, 2), (3, 3, 3))],
+    )
+    def test_single_voxels(self, a, b):
+        prediction, reference = np.zeros((2, 6, 6, 6), dtype=bool)
+        prediction[a], reference[b] = True, True
+        expected = theirs(prediction, reference, SPACING, 1.0)
+        assert ours(prediction, reference, SPACING, 1.0) == pytest.approx(expected, abs=1e-6)
+
+    def test_whole_volume_against_a_corner(self):
+        prediction, reference = np.ones((7, 5, 6), dtype=bool), np.zeros((7, 5, 6), dtype=bool)
+        reference[:2, :2, :1] = True
+        expected = theirs(prediction, reference, SPACING, 1.0)
+        assert ours(prediction, reference, SPACING, 1.0) == pytest.approx(expected, abs=1e-6)
+
+    @given(spacing_mm=spacings)
+    def test_area_of_every_neighbour_code(self, spacing_mm):
+        expected = np.asarray(lookup_tables.create_table_neighbour_code_to_surface_area(spacing_mm))
+        reverse_bits = [
+            int(f"{code:08b}"[::-1], 2) for code in range(256)
+        ]  # they count bits from the far corner
+        np.testing.assert_allclose(surface_areas(spacing_mm), expected[reverse_bits], rtol=1e-12)
+
+
+class TestKnownValues:
+    def test_equal_masks(self):
+        mask = blob(np.random.default_rng(0), (8, 9, 10), 1.5, 0.6)
+        assert ours(mask, mask, SPACING, 0.0) == [1.0, 1.0, 0.0, 0.0]
+
+    def test_parallel_slabs(self):
+        """Two slabs through the whole volume, 2 voxels of 4 mm apart along k."""
+        prediction, reference = np.zeros((2, 30, 30, 12), dtype=bool)
+        reference[:, :, 2:6], prediction[:, :, 4:8] = True, True
+        dice, _, hd95, _ = ours(prediction, reference, (1.0, 1.0, 4.0), 1.0)
+        assert dice == 0.5
+        assert hd95 == 8.0
+
+    def test_volumes_are_in_millilitres(self):
+        prediction, reference = np.zeros((2, 10, 10, 10), dtype=np.uint8)
+        prediction[:5, :4, :3], reference[:5, :5, :5] = 1, 1
+        row = score(prediction, reference, (2.0, 2.5, 4.0), SCHEMA, organs="liver")[0]
+        assert (row.volume_ml, row.reference_ml) == (60 * 0.02, 125 * 0.02)
+
+    def test_tree_and_transform_find_the_same_distances(self, monkeypatch):
+        rng = np.random.default_rng(3)
+        a, b = blob(rng, (20, 16, 12), 1.0, 0.5), blob(rng, (20, 16, 12), 1.0, 0.7)
+        monkeypatch.setattr(metrics, "TREE_QUERY_COST_VOXELS", 0)
+        tree = surface_agreement(a, b, SPACING, 1.0)
+        monkeypatch.setattr(metrics, "TREE_QUERY_COST_VOXELS", 10**9)
+        transform = surface_agreement(a, b, SPACING, 1.0)
+        assert tree.nsd == transform.nsd
+        assert (tree.hd95_mm, tree.assd_mm) == pytest.approx(
+            (transform.hd95_mm, transform.assd_mm), abs=1e-12
+        )
+
+    def test_neighbour_codes_of_one_voxel(self):
+        codes = neighbour_codes(np.ones((1, 1, 1), dtype=bool))
+        # The voxel is the last of the 8 around its first corner, and the first around its last one.
+        assert codes[0, 0, 0] == 1 << 7
+        assert codes[1, 0, 0] == 1 << 3
+        assert codes[0, 0, 1] == 1 << 6
+        assert codes[1, 1, 1] == 1 << 0
+
+    def test_area_table_cannot_be_changed_by_a_caller(self):
+        with pytest.raises(ValueError, match="read-only"):
+            surface_areas(SPACING)[3] = 0.0
+
+
+class TestEmptyMasks:
+    empty = np.zeros((4, 5, 6), dtype=np.uint8)
+
+    def full(self) -> np.ndarray:
+        mask = self.empty.copy()
+        mask[1:3, 1:3, 1:3] = 1
+        return mask
+
+    def test_both_empty_is_not_scored(self):
+        row = score(self.empty, self.empty, SPACING, SCHEMA)[0]
+        assert all(math.isnan(v) for v in (row.dice, row.nsd, row.hd95_mm, row.assd_mm))
+        assert not row.missed
+        assert not row.spurious
+
+    def test_missed(self):
+        row = score(self.empty, self.full(), SPACING, SCHEMA)[0]
+        assert row == OrganScore("liver", 0.0, 0.0, math.inf, math.inf, 0.0, 8 * 0.7 * 1.3 * 4 / 1000)
+        assert row.missed
+        assert not row.spurious
+
+    def test_spurious(self):
+        row = score(self.full(), self.empty, SPACING, SCHEMA)[0]
+        assert (row.dice, row.nsd, row.hd95_mm, row.assd_mm) == (0.0, 0.0, math.inf, math.inf)
+        assert row.spurious
+        assert not row.missed
+
+    def test_surfaces_of_an_empty_mask_are_refused(self):
+        with pytest.raises(GeometryError, match="not empty"):
+            surface_agreement(self.empty.astype(bool), self.full().astype(bool), SPACING, 1.0)
+
+
+class TestScore:
+    def test_rows_follow_the_schema_and_each_organ_is_scored_alone(self):
+        rng = np.random.default_rng(1)
+        prediction, reference = rng.integers(0, 4, (2, 9, 8, 7)).astype(np.uint8)
+        rows = score(prediction, reference, SPACING, SCHEMA, organs=("aorta", "liver"))
+        assert [row.organ for row in rows] == ["liver", "aorta"]
+        for row, c in zip(rows, (1, 3), strict=True):
+            expected = ours(prediction == c, reference == c, SPACING, 1.0)
+            assert [row.dice, row.nsd, row.hd95_mm, row.assd_mm] == expected
+
+    def test_ignored_voxels_do_not_count(self):
+        reference = np.zeros((6, 6, 6), dtype=np.uint8)
+        reference[1:3, 1:3, 1:3] = 1
+        reference[4:] = IGNORE
+        prediction = reference.copy()
+        prediction[4:] = 1
+        (row,) = score(prediction, reference, SPACING, SCHEMA, organs="liver")
+        assert (row.dice, row.nsd, row.hd95_mm) == (1.0, 1.0, 0.0)
+
+    def test_unknown_organ(self):
+        with pytest.raises(LabelError, match="unknown label 'lung'; allowed: liver, spleen, aorta"):
+            score(
+                np.zeros((2, 2, 2), np.uint8), np.zeros((2, 2, 2), np.uint8), SPACING, SCHEMA, organs="lung"
+            )
+
+    def test_shapes_that_differ(self):
+        with pytest.raises(GeometryError, match="differ in shape"):
+            score(np.zeros((2, 2, 2), np.uint8), np.zeros((2, 2, 3), np.uint8), SPACING, SCHEMA)
+
+    @pytest.mark.parametrize("spacing_mm", [(1.0, 0.0, 1.0), (1.0, math.nan, 1.0), (1.0, 1.0, -2.0)])
+    def test_impossible_spacing(self, spacing_mm):
+        with pytest.raises(GeometryError, match="spacing must be three positive numbers"):
+            score(np.zeros((2, 2, 2), np.uint8), np.zeros((2, 2, 2), np.uint8), spacing_mm, SCHEMA)
+
+    @pytest.mark.parametrize("tolerance_mm", [-0.1, math.nan])
+    def test_impossible_tolerance(self, tolerance_mm):
+        with pytest.raises(GeometryError, match="tolerance must be 0 mm or more"):
+            score(np.zeros((2, 2, 2), np.uint8), np.zeros((2, 2, 2), np.uint8), SPACING, SCHEMA, tolerance_mm)
