@@ -12,6 +12,8 @@ from typing import Protocol
 
 from tensorboardX import SummaryWriter
 
+from zoomseg.io.files import atomic_path
+
 _FIXED = ("unit", "step", "seconds", "progress", "learning_rate", "split", "stage", "loss", "dice")
 
 
@@ -67,10 +69,13 @@ class Log:
         self.path = folder / "metrics.csv"
         self._labels = tuple(labels)
         kept = self._kept_rows(resume_at) if resume_at is not None else []
-        self._file = self.path.open("w", newline="", encoding="utf-8")
+        # Replaced whole, then appended to: a kill in between loses no earlier row.
+        with atomic_path(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow([*_FIXED, *(f"dice {name}" for name in self._labels)])
+            table.writerows(kept)
+        self._file = self.path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
-        self._csv.writerow([*_FIXED, *(f"dice {name}" for name in self._labels)])
-        self._csv.writerows(kept)
         self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
 
     def __enter__(self) -> Log:

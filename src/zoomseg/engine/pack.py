@@ -47,6 +47,8 @@ class Packed:
     image: ChunkedArray
     labels: ChunkedArray
     candidates: sampler.Candidates
+    counts: npt.NDArray[np.int64]
+    """Voxels of each class in the region (``[1 + labels]``)."""
     priors: Mapping[str, StoredPrior]
 
     @property
@@ -113,6 +115,7 @@ def pack(
         ChunkedArray.open(folder / f"{stem}-image.b2nd"),
         ChunkedArray.open(folder / f"{stem}-labels.b2nd"),
         sampler.list_candidates(target, inside, box.start, rng),
+        np.bincount(target[inside & (target != IGNORE)], minlength=1 + len(labels)),
         _store_priors(stage, priors, stem, folder),
     )
 

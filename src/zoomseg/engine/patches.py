@@ -28,6 +28,8 @@ class StageBatch:
 
     image_BCIJK: Tensor
     target_BIJK: Tensor
+    counts_BC: Tensor
+    """Voxels of each class in the cases' regions."""
     grids: tuple[Grid, ...]
     stored: Mapping[str, Tensor]
 
@@ -42,6 +44,7 @@ class Batch:
 class _Patch:
     image_CIJK: Tensor
     target_IJK: Tensor
+    counts_C: Tensor
     grid: Grid
     stored: Mapping[str, Tensor]
 
@@ -128,7 +131,10 @@ class PatchSource:
         stored = {name: packed.prior_at(name, coordinates) for name in packed.priors}
         if change.mirrored:
             stored = {n: _swap_sides(data, packed.priors[n].labels) for n, data in stored.items()}
-        return _Patch(image, target, grid, stored)
+        counts = torch.from_numpy(packed.counts)
+        if change.mirrored:
+            counts = counts[torch.from_numpy(self._tables[stage.name][: len(counts)]).long()]
+        return _Patch(image, target, counts, grid, stored)
 
 
 def _mm(index: FloatArray, spacing_mm: Vector3) -> FloatArray:
@@ -165,6 +171,7 @@ def _stack(patches: Sequence[_Patch]) -> StageBatch:
     return StageBatch(
         torch.stack([p.image_CIJK for p in patches]),
         torch.stack([p.target_IJK for p in patches]),
+        torch.stack([p.counts_C for p in patches]),
         tuple(p.grid for p in patches),
         {name: torch.stack([p.stored[name] for p in patches]) for name in patches[0].stored},
     )

@@ -193,7 +193,7 @@ def cascade(
         seconds[stage.name] = record.seconds
         if stage.fusion != "none" and not _overwritten(stage, recipe):
             clock = time.perf_counter()
-            fusion.fuse(stage.fusion, canvas, prior)
+            fusion.fuse(stage.fusion, stage.argmax_on, canvas, prior)
             seconds["fuse"] = seconds.get("fuse", 0.0) + time.perf_counter() - clock
     labels_map = _select(canvas, organs).reoriented(scan.orientation.inverse)
     confidence = fusion.confidence(list(priors.values())[-1]) if priors else {}

@@ -30,11 +30,12 @@ class Length:
         return None if step == 0 else elapsed / step * (self.steps - step)
 
 
-def learning_rate_factor(spec: ScheduleSpec, progress: float, step: int) -> float:
-    """Factor on the optimiser's learning rate at ``progress`` (0 to 1) and iteration ``step``."""
+def learning_rate_factor(spec: ScheduleSpec, progress: float, iterations: int) -> float:
+    """Factor on the optimiser's learning rate at ``progress`` (0 to 1) of a schedule that was written
+    for ``iterations`` steps: a shorter training runs through all of it, faster."""
     match spec:
         case StepDecay():
-            return float(spec.factor ** (step // spec.every))
+            return float(spec.factor ** math.floor(progress * iterations / spec.every))
         case Cosine():
             warm = _warm_up(spec.warmup_share, progress)
             rest = (progress - spec.warmup_share) / (1 - spec.warmup_share)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from zoomseg.core.case import Prior
-from zoomseg.core.errors import TrainingError, ZoomSegError
+from zoomseg.core.errors import RecipeError, TrainingError, ZoomSegError
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.core.resample import resample_data
 from zoomseg.engine import checkpoint, look, pack
@@ -37,6 +37,7 @@ from zoomseg.engine.predict import as_network, build_network, run_stage
 from zoomseg.engine.schedule import Length, learning_rate_factor
 from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset
+from zoomseg.networks import build as networks
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import SGD, AdamW, OptimiserSpec, Recipe, Stage
 from zoomseg.stage import augment, inputs, loss
@@ -97,7 +98,9 @@ class _Unit:
     @property
     def learning_rate(self) -> float:
         training = self.lead.training
-        return training.optimiser.lr * learning_rate_factor(training.schedule, self.progress, self.step)
+        return training.optimiser.lr * learning_rate_factor(
+            training.schedule, self.progress, training.iterations
+        )
 
 
 class InterruptedTrainingError(ZoomSegError):
@@ -146,6 +149,7 @@ class _Run:
         self.labels = {s.name: graph.resolve_labels(s, dataset.schema) for s in recipe.stages}
         self.schemas = {name: LabelSchema.consecutive(labels) for name, labels in self.labels.items()}
         for stage in recipe.stages:
+            _check_shapes(stage)
             augment.check_flips(stage.training.augmentation, self.schemas[stage.name])
 
     @property
@@ -342,7 +346,7 @@ class _Run:
             if stage.name in unit.trained:
                 target = data.target_BIJK.to(device.place)
                 losses[stage.name] = loss.compute(
-                    stage.training.loss, logits, _answered(target, tuple(logits[0].shape[2:]))
+                    stage.training.loss, logits, _answered(target, tuple(logits[0].shape[2:])), data.counts_BC
                 )
             answers[stage.name] = logits[0].float().softmax(dim=1)
         return losses, answers
@@ -549,6 +553,19 @@ class _Averaged(nn.Module):
         module, weights = self._parts
         answer: tuple[Tensor, ...] = functional_call(module, weights, (x_BCIJK,))
         return answer
+
+
+def _check_shapes(stage: Stage) -> None:
+    """Patch and tile must be shapes that the network can take.
+
+    Raises:
+        RecipeError: naming the stage, the field and the nearest shapes allowed.
+    """
+    for field, shape in (("training.patch", stage.training.patch), ("grid.tile", stage.grid.tile)):
+        try:
+            networks.check_input_shape(stage.network, stage.grid.padding, shape)
+        except RecipeError as error:
+            raise RecipeError(f"stage '{stage.name}', {field}: {error}") from error
 
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -302,6 +302,7 @@ class Training(Spec):
 # --- a stage and a recipe -------------------------------------------------------------------------
 
 FusionKind = Literal["none", "replace_in_roi"]
+ArgmaxPlace = Literal["scan_grid", "stage_grid"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 
 
@@ -314,6 +315,9 @@ class Stage(Spec):
     training: Training
     labels: tuple[str, ...] | Literal["all"] = "all"
     fusion: FusionKind = "replace_in_roi"
+    argmax_on: ArgmaxPlace = "scan_grid"
+    """Where labels are decided: probabilities brought to the scan's grid (linear) first, or labels
+    decided on the stage's grid and brought over (nearest)."""
 
 
 class Recipe(Spec):
@@ -326,9 +330,10 @@ class Recipe(Spec):
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     train_together: tuple[tuple[str, ...], ...] = ()
     """Groups of stages trained end to end: gradients flow from a stage into those whose priors it reads."""
-    prior_from: Literal["live", "out_of_fold", "predictions"] = "out_of_fold"
-    """Where training takes earlier stages' answers from: computed on the augmented patch by the
-    earlier networks, by folds that did not see the case, or by the finished stage."""
+    prior_from: Literal["live", "predictions"] = "live"
+    """Where training takes earlier stages' answers from: computed by the earlier networks on the same
+    augmented case, or by the finished stage on the case as it is. Regions of stages that are trained
+    with live priors lie around the reference, as their predecessors change while they learn."""
     on_missing: Literal["whole_volume", "empty"] = "whole_volume"
     """What a region of an organ that was not found becomes."""
 

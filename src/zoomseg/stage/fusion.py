@@ -16,8 +16,8 @@ from zoomseg.core.case import Prior
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import bounding_box
-from zoomseg.core.resample import resample_data
-from zoomseg.recipe.spec import FusionKind
+from zoomseg.core.resample import nearest_index, resample_data
+from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
 
 BLOCK_VOXELS = 8_000_000
 """Scan voxels computed at once."""
@@ -36,22 +36,28 @@ class Canvas:
         return cls(grid, schema, torch.zeros(grid.shape, dtype=torch.uint8))
 
 
-def fuse(kind: FusionKind, canvas: Canvas, prior: Prior) -> None:
+def fuse(kind: FusionKind, argmax_place: ArgmaxPlace, canvas: Canvas, prior: Prior) -> None:
     """Enter a stage's answer into the canvas, in place."""
     match kind:
         case "none":
             return
         case "replace_in_roi":
-            replace_in_roi(canvas, prior)
+            replace_in_roi(canvas, prior, argmax_place)
 
 
-def replace_in_roi(canvas: Canvas, prior: Prior) -> None:
+def replace_in_roi(canvas: Canvas, prior: Prior, argmax_place: ArgmaxPlace = "scan_grid") -> None:
     """Inside the prior's region the canvas becomes the prior's argmax; outside it stays."""
+    decided = prior.probabilities.argmax(dim=0).byte() if argmax_place == "stage_grid" else None
     target = canvas.grid.box_of(prior.region.grid, prior.region.box).intersect(canvas.grid.box)
     classes = torch.tensor([0, *(canvas.schema.class_of(n) for n in prior.labels)], dtype=torch.uint8)
     for block in blocks(target):
         grid = canvas.grid.crop(block)
-        answer = classes[argmax_on(prior.probabilities, prior.grid, grid).long()]
+        winner = (
+            argmax_on(prior.probabilities, prior.grid, grid)
+            if decided is None
+            else nearest_index(decided, prior.grid, grid)
+        )
+        answer = classes[winner.long()]
         if prior.region.mask is not None:
             here = prior.region.on(grid).mask_in(grid.box)
             answer = torch.where(here, answer, canvas.labels[block.slices])

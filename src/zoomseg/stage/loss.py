@@ -15,18 +15,19 @@ from zoomseg.core.labels import IGNORE
 from zoomseg.recipe.spec import DiceCrossEntropy, LossSpec, WeightedCrossEntropy
 
 
-def compute(spec: LossSpec, logits: Sequence[Tensor], target_BIJK: Tensor) -> Tensor:
+def compute(spec: LossSpec, logits: Sequence[Tensor], target_BIJK: Tensor, counts_BC: Tensor) -> Tensor:
     """Loss over all supervision levels, each half as heavy as the finer one, weights summing to one.
 
     Args:
         logits: ``[B, C, I, J, K]`` at the target's resolution first, then coarser ones.
         target_BIJK: class indices (uint8); IGNORE where a voxel does not count.
+        counts_BC: voxels of each class in the candidate regions that the patches were drawn from.
     """
     weights = [0.5**n for n in range(len(logits))]
     total = torch.zeros((), device=target_BIJK.device)
     for weight, level_BCIJK in zip(weights, logits, strict=True):
         target = shrink_target(target_BIJK, tuple(level_BCIJK.shape[2:])).long()
-        total = total + weight / sum(weights) * _level(spec, level_BCIJK.float(), target)
+        total = total + weight / sum(weights) * _level(spec, level_BCIJK.float(), target, counts_BC)
     return total
 
 
@@ -41,28 +42,28 @@ def shrink_target(target_BIJK: Tensor, shape: tuple[int, ...]) -> Tensor:
     return target_BIJK
 
 
-def _level(spec: LossSpec, logits_BCIJK: Tensor, target_BIJK: Tensor) -> Tensor:
+def _level(spec: LossSpec, logits_BCIJK: Tensor, target_BIJK: Tensor, counts_BC: Tensor) -> Tensor:
     if not bool((target_BIJK != IGNORE).any()):
         return logits_BCIJK.sum() * 0.0  # nothing counts: zero, with a gradient of zero
     match spec:
         case WeightedCrossEntropy():
-            return weighted_cross_entropy(logits_BCIJK, target_BIJK)
+            return weighted_cross_entropy(logits_BCIJK, target_BIJK, counts_BC)
         case DiceCrossEntropy():
             return spec.cross_entropy_weight * F.cross_entropy(
                 logits_BCIJK, target_BIJK, ignore_index=IGNORE
             ) + spec.dice_weight * soft_dice_loss(logits_BCIJK, target_BIJK)
 
 
-def class_weights(target: Tensor, classes: int) -> Tensor:
-    """lambda_k = (1 - N_k / N_C) / (K - 1) over the voxels that count; the lambdas sum to one
-    (Roth et al. 2018, equation 3)."""
-    counts = torch.bincount(target[target != IGNORE].flatten(), minlength=classes)[:classes].float()
-    return (1 - counts / counts.sum()) / (classes - 1)
+def class_weights(counts_C: Tensor) -> Tensor:
+    """lambda_k = (1 - N_k / N_C) / (K - 1), N_k voxels of class k among the N_C of the candidate region;
+    the lambdas sum to one (Roth et al. 2018, equation 3)."""
+    counts = counts_C.float()
+    return (1 - counts / counts.sum()) / (len(counts) - 1)
 
 
-def weighted_cross_entropy(logits_BCIJK: Tensor, target_BIJK: Tensor) -> Tensor:
+def weighted_cross_entropy(logits_BCIJK: Tensor, target_BIJK: Tensor, counts_BC: Tensor) -> Tensor:
     """-1/N sum_k lambda_k sum_{x in S_k} log p_k(x) (Roth et al. 2018, equation 4)."""
-    weights = class_weights(target_BIJK, logits_BCIJK.shape[1])
+    weights = class_weights(counts_BC.sum(dim=0)).to(logits_BCIJK.device)
     total = F.cross_entropy(logits_BCIJK, target_BIJK, weights, ignore_index=IGNORE, reduction="sum")
     return total / (target_BIJK != IGNORE).sum()
 
