@@ -54,7 +54,7 @@ def command(predictions: Path, reference: Path, out: Path, tolerance_mm: float, 
         notes.print(
             f"[red]failed:[/] {_escape(f'{failure.case}: {failure.reason}')}", highlight=False, soft_wrap=True
         )
-    Console().print(_table(evaluation))
+    Console().print(score_table(evaluation))
     click.echo(f"Report: {out / 'report.html'}")
     return 1 if evaluation.failures else 0
 
@@ -66,7 +66,8 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-def _table(evaluation: Evaluation) -> Table:
+def score_table(evaluation: Evaluation) -> Table:
+    """Scores by organ and their means, for a terminal of 80 columns."""
     from rich import box
     from rich.table import Table
 
