@@ -3,6 +3,8 @@ agree, gradients are right."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from lattices import SIGNED_PERMUTATIONS, boxes_in, grids, interior, oriented, r
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.resample import (
     affine_coordinates,
+    coordinates_box,
     linear_weights,
     nearest_index,
     resample,
@@ -173,6 +176,30 @@ def test_nearest_axis_by_axis_and_point_by_point_agree(
     fast = nearest_index(labels, source, target, outside)
     slow = sample(labels[None], points, "nearest", outside)[0]
     assert torch.equal(fast[clear], slow[clear])
+
+
+@given(
+    shapes(1, 8),
+    st.integers(0, 1000),
+    st.tuples(*(st.floats(-12, 12, width=16) for _ in range(3))),
+    st.floats(0.125, 6, width=16),
+    st.sampled_from(["linear", "nearest"]),
+    st.sampled_from([None, 0, 255]),
+)
+def test_reading_only_what_is_sampled_changes_nothing(
+    shape: tuple[int, int, int],
+    seed: int,
+    centre: tuple[float, float, float],
+    reach: float,
+    mode: Literal["linear", "nearest"],
+    outside: int | None,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    data = torch.rand((1, *shape), generator=generator)
+    points = torch.tensor(centre) + reach * (torch.rand((3, 3, 3, 3), generator=generator) - 0.5)
+    box = coordinates_box(points, shape)
+    part = sample(data[(slice(None), *box.slices)], points - torch.tensor(box.start), mode, outside)
+    assert torch.allclose(part, sample(data, points, mode, outside), atol=1e-4)
 
 
 @given(grids(low=2), shapes(2, 6), st.booleans(), st.integers(0, 1000))

@@ -62,7 +62,7 @@ def cover(region: Region, tile: Index3, halo: Index3, overlap: float) -> Tiling:
     """Tiles of input shape ``tile`` whose inner boxes (``tile - 2 * halo``) cover ``region``.
 
     Raises:
-        GeometryError: the halo leaves nothing of the tile.
+        GeometryError: the halo leaves nothing of the tile, or no voxel belongs to the region.
     """
     inner = (tile[0] - 2 * halo[0], tile[1] - 2 * halo[1], tile[2] - 2 * halo[2])
     if min(inner) < 1:
@@ -78,6 +78,10 @@ def cover(region: Region, tile: Index3, halo: Index3, overlap: float) -> Tiling:
                 box = Box((i, j, k), (i + inner[0], j + inner[1], k + inner[2]))
                 if region.touches(box):
                     kept.append(Tile(box.expand(halo), box))
+    if not kept:
+        raise GeometryError(
+            f"the region holds no voxel of a grid of shape {region.grid.shape}: it is smaller than its voxels"
+        )
     return Tiling(tuple(kept), math.prod(len(a) for a in axes) - len(kept))
 
 

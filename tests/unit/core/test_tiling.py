@@ -59,6 +59,12 @@ def test_refuses_a_halo_that_eats_the_tile() -> None:
         cover(Region.whole(GRID), (8, 8, 4), (2, 2, 2), 0.0)
 
 
+def test_refuses_a_region_that_holds_no_voxel() -> None:
+    nothing = Region(GRID, GRID.box, torch.zeros(10, 10, 10, dtype=torch.bool))
+    with pytest.raises(GeometryError, match=r"the region holds no voxel of a grid of shape \(10, 10, 10\)"):
+        cover(nothing, (5, 5, 5), (0, 0, 0), 0.0)
+
+
 def test_tent_is_highest_in_the_middle() -> None:
     assert tent((1, 4, 5))[0].tolist() == [
         pytest.approx([a * b for b in (1 / 3, 2 / 3, 1, 2 / 3, 1 / 3)]) for a in (0.5, 1, 1, 0.5)

@@ -1,0 +1,210 @@
+"""What the documentation names exists: commands, options, Python calls, links, pages. Examples load."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+import yaml
+
+import zoomseg
+from zoomseg.cli.main import COMMANDS, cli
+from zoomseg.core.errors import RecipeError
+from zoomseg.recipe import load
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+CONTEXT = click.Context(cli, info_name="zoomseg")
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    return [body for language, body in FENCE.findall(text) if language in languages]
+
+
+def invocations(text: str) -> Iterator[str]:
+    """Every ``zoomseg ...`` in a code block or code span, one a line, comments cut off."""
+    code = [*blocks(text, "bash", "sh", "console", ""), *SPAN.findall(FENCE.sub("", text))]
+    for line in "\n".join(code).replace("\\\n", " ").splitlines():
+        for part in re.split(r"&&|;|\|", line.partition(" #")[0]):
+            found = re.match(r"\s*(?:\$ )?(?:uv run )?zoomseg\s+(.*)", part)
+            if found:
+                yield found[1]
+
+
+def wrong_with(invocation: str) -> list[str]:
+    """Commands and options that do not exist."""
+    words = shlex.split(invocation.replace("[", " ").replace("]", " "))
+    name, rest = words[0], words[1:]
+    if name.startswith("-"):
+        return [] if name in ("-h", "--help", "--version") else [f"zoomseg {name}"]
+    if not re.fullmatch(r"[a-z]+", name):
+        return []  # "zoomseg ..."
+    command = cli.get_command(CONTEXT, name)
+    if command is None:
+        return [f"zoomseg {name}"]
+    known = {opt for p in command.get_params(click.Context(command)) for opt in (*p.opts, *p.secondary_opts)}
+    known |= {"-h", "--help"}
+    options = [word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)]
+    return [f"zoomseg {name} {option}" for option in options if option not in known]
+
+
+def unknown_calls(code: str) -> list[str]:
+    """Calls of ``zoomseg.<name>`` that do not exist or do not take these arguments."""
+    wrong = []
+    for node in ast.walk(ast.parse(code)):
+        if not (isinstance(node, ast.Call) and ast.unparse(node.func).startswith("zoomseg.")):
+            continue
+        name = ast.unparse(node.func).removeprefix("zoomseg.")
+        function = getattr(zoomseg, name, None)
+        try:
+            keywords = {keyword.arg or "": None for keyword in node.keywords}
+            inspect.signature(function).bind(*node.args, **keywords)  # type: ignore[arg-type]
+        except TypeError as error:
+            wrong.append(f"zoomseg.{name}: {error}")
+    return wrong
+
+
+def broken_links(page: Path) -> list[str]:
+    links = LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+    local = [link for link in links if not re.match(r"[a-z]+:", link)]
+    return [link for link in local if not (page.parent / link).exists()]
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_reference", DOCS / "generate_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_reference_is_what_the_commands_say() -> None:
+    made = generator()
+    assert made.PAGE.read_text(encoding="utf-8") == made.reference(), "run: python docs/generate_reference.py"
+
+
+def test_the_command_reference_names_every_command_and_option() -> None:
+    page = generator().reference()
+    for name in COMMANDS:
+        command = cli.get_command(CONTEXT, name)
+        assert command is not None
+        assert f"## zoomseg {name}\n" in page
+        for option in (p for p in command.params if isinstance(p, click.Option)):
+            assert f"`{option.opts[-1]}" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_and_options_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [wrong for line in invocations(text) for wrong in wrong_with(line)] == []
+
+
+def test_every_command_is_in_the_readme() -> None:
+    named = {line.split()[0] for line in invocations((ROOT / "README.md").read_text(encoding="utf-8"))}
+    assert set(COMMANDS) <= named
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("```bash\nzoomseg trian data -o out\n```", ["zoomseg trian"]),
+        ("```bash\nuv run zoomseg train data \\\n  --output out\n```", ["zoomseg train --output"]),
+        ("Use `zoomseg predict x -o y -m z --organ liver` there", ["zoomseg predict --organ"]),
+        ("`pip install uv && uv run zoomseg demos`", ["zoomseg demos"]),
+        ("`zoomseg --hlep`", ["zoomseg --hlep"]),
+        ("`zoomseg train DATASET -o MODEL [--seed N]`", []),
+        ("```bash\nzoomseg check data # --not-an-option\n```", []),
+        ("`zoomseg ...`", []),
+    ],
+)
+def test_a_wrong_command_is_noticed(text: str, wrong: list[str]) -> None:
+    assert [w for line in invocations(text) for w in wrong_with(line)] == wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_python_examples_call_what_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [wrong for code in blocks(text, "python") for wrong in unknown_calls(code)] == []
+
+
+@pytest.mark.parametrize(
+    "code", ["zoomseg.fit('data')", "zoomseg.train('data', 'model', hours=1)", "zoomseg.load()"]
+)
+def test_a_wrong_call_is_noticed(code: str) -> None:
+    assert len(unknown_calls(code)) == 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_a_broken_link_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("[a](page.md#part) [b](gone.md) [c](https://example.org/x)")
+    assert broken_links(page) == ["gone.md"]
+
+
+def test_recipes_in_the_documentation_load() -> None:
+    examples = [b for page in PAGES for b in blocks(page.read_text(encoding="utf-8"), "yaml")]
+    recipes = [yaml.safe_load(example) for example in examples if "stages:" in example]
+    assert recipes
+    for recipe in recipes:
+        load.from_dict(recipe)
+
+
+def test_a_wrong_recipe_is_noticed() -> None:
+    with pytest.raises(RecipeError):
+        load.from_dict({"name": "a", "stages": []})
+
+
+def test_json_in_the_documentation_is_json() -> None:
+    examples = [b for page in PAGES for b in blocks(page.read_text(encoding="utf-8"), "json")]
+    assert examples
+    for example in examples:
+        json.loads(example)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+    def pages(item: object) -> Iterator[str]:
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            for part in item:
+                yield from pages(part)
+        elif isinstance(item, dict):
+            for part in item.values():
+                yield from pages(part)
+
+    written = [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")]
+    assert sorted(pages(settings["nav"])) == sorted(written)
+
+
+def test_every_shipped_recipe_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in load.names() if f"| `{name}` |" not in text] == []
+
+
+def test_every_kind_is_explained() -> None:
+    text = (DOCS / "concepts" / "stages.md").read_text(encoding="utf-8")
+    source = (ROOT / "src" / "zoomseg" / "recipe" / "spec.py").read_text(encoding="utf-8")
+    kinds = re.findall(r'kind: Literal\["(\w+)"\]', source)
+    assert len(kinds) > 10
+    assert [kind for kind in kinds if f"`{kind}`" not in text] == []
