@@ -39,7 +39,13 @@ def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None
 )
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training of this folder stopped.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="On the CPU and with --epochs, the same seed gives the same model.",
+)
 def command(
     dataset: Path,
     out: Path,
