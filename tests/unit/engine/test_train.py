@@ -1,0 +1,207 @@
+"""The training loop: learns, repeats itself, survives a kill, names what is bad."""
+
+from __future__ import annotations
+
+import csv
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tiny import CPU, tiny_case, tiny_dataset, tiny_recipe
+from zoomseg.core.case import Case
+from zoomseg.core.errors import RecipeError, TrainingError
+from zoomseg.engine import train
+from zoomseg.engine.log import Row, Silent
+from zoomseg.engine.predict import Predictor
+from zoomseg.engine.train import InterruptedTrainingError, Settings, Split
+from zoomseg.io import bundle
+from zoomseg.io.dataset import Dataset
+
+SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+class Recorder(Silent):
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.messages: list[str] = []
+
+    def row(self, row: Row, remaining_seconds: float | None) -> None:
+        self.rows.append(row)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+class StopAfter(Recorder):
+    """Asks the run to stop, as SIGTERM does, once ``steps`` rows of training were told."""
+
+    def __init__(self, steps: int, stop: threading.Event) -> None:
+        super().__init__()
+        self._steps, self._stop = steps, stop
+
+    def row(self, row: Row, remaining_seconds: float | None) -> None:
+        super().row(row, remaining_seconds)
+        if row.step > self._steps:
+            self._stop.set()
+
+
+def weights(model: bundle.Bundle) -> dict[str, torch.Tensor]:
+    return {f"{s}/{k}": v for s, state in model.weights.items() for k, v in state.items()}
+
+
+def assert_same(one: bundle.Bundle, two: bundle.Bundle) -> None:
+    a, b = weights(one), weights(two)
+    assert a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "apart"])
+def test_learns_and_the_model_predicts(data: Dataset, tmp_path: Path, together: bool) -> None:
+    recipe = tiny_recipe(together, iterations=80, lr=2e-2)
+    watch = Recorder()
+    model = train.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, seed=1), watch)
+    image, truth = tiny_case(3)
+    for source in (model, bundle.load(tmp_path / "m")):
+        found = Predictor(source, CPU).predict(Case("x", image)).labels
+        for c in (1, 2):
+            a, b = found.data == c, truth.data == c
+            assert 2 * int((a & b).sum()) / int(a.sum() + b.sum()) > 0.75
+    assert {(r.split, r.stage) for r in watch.rows} == {
+        (split, stage) for split in ("train", "validation") for stage in ("coarse", "fine")
+    }
+    assert not (tmp_path / "m" / "training" / "cache").exists()
+
+
+def test_same_seed_same_weights_other_seed_others(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=True, iterations=6)
+    runs = [
+        train.train(data, SPLIT, recipe, tmp_path / str(n), Settings(CPU, seed=seed), Silent())
+        for n, seed in enumerate((5, 5, 6))
+    ]
+    assert_same(runs[0], runs[1])
+    a, c = weights(runs[0]), weights(runs[2])
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "apart"])
+@pytest.mark.parametrize("kill_at", [1, 11])
+def test_resumed_run_equals_an_uninterrupted_one(
+    data: Dataset, tmp_path: Path, together: bool, kill_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(together, iterations=14)
+    whole = train.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+    stop = threading.Event()
+    monkeypatch.setattr(train, "LOG_EVERY_STEPS", 1)
+    run = train._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopAfter(kill_at, stop))
+    with pytest.raises(InterruptedTrainingError, match="go on with --resume"):
+        run.train(stop)
+    part = bundle.load(tmp_path / "cut")  # any checkpoint is a usable model
+    Predictor(part, CPU).predict(Case("x", tiny_case(3)[0]))
+    resumed = train.train(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU, resume=True), Silent())
+    assert_same(whole, resumed)
+    with (tmp_path / "cut" / "training" / "metrics.csv").open(newline="") as file:
+        steps = [(r["unit"], int(r["step"])) for r in csv.DictReader(file) if r["split"] == "train"]
+    assert sorted(set(steps)) == [(str(u), s) for u in range(1 if together else 2) for s in range(1, 15)]
+
+
+def test_finished_run_resumes_to_itself(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=False, iterations=3)
+    first = train.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
+    again = train.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, resume=True), Silent())
+    assert_same(first, again)
+
+
+def test_resume_refuses_another_run(data: Dataset, tmp_path: Path) -> None:
+    train.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU), Silent())
+    with pytest.raises(TrainingError, match="another recipe, seed or choice of cases"):
+        train.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU, seed=9, resume=True), Silent())
+
+
+def test_end_to_end_gradient_reaches_the_coarse_network_from_the_fine_loss_alone(
+    data: Dataset, tmp_path: Path
+) -> None:
+    """Autograd through softmax, resampling and crop against a finite difference of the fine loss."""
+    recipe = tiny_recipe(together=True)
+    run = train._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
+    unit = run._unit(0, ("coarse", "fine"))
+    source = train.PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
+    batch = source.draw(1, np.random.default_rng(0))
+    weight = unit.modules["coarse"].heads[0].weight
+    fine = run._forward(unit, batch, unit.modules)[0]["fine"]
+    (gradient,) = torch.autograd.grad(fine, weight)
+    assert float(gradient.abs().max()) > 0
+    at = int(gradient.abs().argmax())
+    values = []
+    for delta in (1e-2, -1e-2):
+        with torch.no_grad():
+            weight.view(-1)[at] += delta
+            values.append(float(run._forward(unit, batch, unit.modules)[0]["fine"]))
+            weight.view(-1)[at] -= delta
+    assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(gradient.view(-1)[at]), rel=0.03)
+
+
+def test_loss_that_is_not_finite_names_the_cases_and_gives_up(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> torch.Tensor:
+        return torch.tensor(float("nan"), requires_grad=True)
+
+    monkeypatch.setattr(train.loss, "compute", broken)
+    watch = Recorder()
+    with pytest.raises(TrainingError, match=r"10 steps in a row without a finite loss.*case_\d"):
+        train.train(data, SPLIT, tiny_recipe(True), tmp_path / "m", Settings(CPU), watch)
+    assert len(watch.messages) == 10
+    assert "step skipped" in watch.messages[0]
+    assert "case_" in watch.messages[0]
+
+
+def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=True)
+    run = train._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
+    unit = run._unit(0, ("coarse", "fine"))
+    source = train.PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
+    batch = source.draw(1, np.random.default_rng(0))
+    batch.stages["fine"].image_BCIJK[0, 0, 0, 0, 0] = float("inf")
+    before = {k: v.clone() for k, v in unit.modules["fine"].state_dict().items()}
+    assert run._step(unit, batch, {}, measure=False) is None
+    after = unit.modules["fine"].state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_time_budget_is_kept_and_the_schedule_ends(data: Dataset, tmp_path: Path) -> None:
+    watch = Recorder()
+    settings = Settings(CPU, seconds=4.0)
+    model = train.train(data, SPLIT, tiny_recipe(together=False), tmp_path / "m", settings, watch)
+    seconds = model.provenance["seconds"]
+    assert isinstance(seconds, float)
+    assert 3.5 < seconds < 8.0  # the last validation and checkpoint come on top
+    last = [r for r in watch.rows if r.stage == "fine"][-1]
+    assert last.progress > 0.9
+    assert last.learning_rate < 3e-3 * 0.1
+
+
+def test_budget_used_up_by_preparation_is_an_error(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="used up by preparing"):
+        train.train(data, SPLIT, tiny_recipe(True), tmp_path / "m", Settings(CPU, seconds=1e-3), Silent())
+
+
+def test_patch_that_does_not_suit_the_network_is_named(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(True)
+    fine = recipe.stages[1]
+    bad = fine.model_copy(update={"training": fine.training.model_copy(update={"patch": (15, 16, 12)})})
+    recipe = recipe.model_copy(update={"stages": (recipe.stages[0], bad)})
+    with pytest.raises(RecipeError, match=r"stage 'fine', training.patch: .*15 \(nearest: 14 or 16\)"):
+        train.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
+
+
+def test_no_training_cases(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no training cases"):
+        train.train(data, Split((), ()), tiny_recipe(True), tmp_path / "m", Settings(CPU), Silent())
