@@ -1,0 +1,93 @@
+"""Does the closer look pay? Scores a cascade's stages one by one on the cases kept back in training.
+
+    uv run python benchmarks/coarse_and_fine.py DATASET MODEL -o OUT
+
+Writes OUT/<stage>/ (label maps, metrics.csv, report.html) for the cascade cut after each stage, and
+OUT/table.md: Dice per organ and stage, voxels of each organ that the next stage's region holds, seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from zoomseg.core.volume import LabelMap
+from zoomseg.engine import look
+from zoomseg.engine.device import resolve
+from zoomseg.engine.predict import Predictor
+from zoomseg.io import bundle
+from zoomseg.io.dataset import Dataset, open_dataset
+from zoomseg.io.scans import ScanInput
+from zoomseg.report.evaluate import evaluate
+from zoomseg.report.run import segment_to_folder
+
+
+def cut_after(model: bundle.Bundle, stages: int) -> bundle.Bundle:
+    """The same cascade without its later stages."""
+    kept = model.recipe.stages[:stages]
+    names = {s.name for s in kept}
+    groups = tuple(g for g in model.recipe.train_together if set(g) <= names)
+    recipe = model.recipe.model_copy(update={"stages": kept, "train_together": groups})
+    weights = {n: w for n, w in model.weights.items() if n in names}
+    return bundle.Bundle(recipe, model.schema, model.channel_names, weights, model.provenance)
+
+
+def recall_in_last_region(predictor: Predictor, dataset: Dataset) -> dict[str, float]:
+    """Mean share of each organ's reference voxels that lie in the last stage's region."""
+    shares: dict[str, list[float]] = {}
+    recipe = predictor.bundle.recipe
+    for files in dataset.cases:
+        case = dataset.load(files)
+        region = predictor.predict(case).priors[recipe.stages[-1].name].region
+        scan = look.prepare(case, recipe)
+        assert isinstance(scan.labels, LabelMap)
+        inside = region.on(scan.grid).mask_in(scan.grid.box)
+        for c, name in enumerate(scan.labels.schema.names, start=1):
+            organ = scan.labels.data == c
+            if organ.any():
+                shares.setdefault(name, []).append(float(inside[organ].float().mean()))
+    return {name: float(np.mean(values)) for name, values in shares.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model, device = bundle.load(options.model), resolve("auto")
+    held_back = [str(i) for i in model.provenance["validation_cases"]]  # type: ignore[union-attr]
+    dataset = open_dataset(options.dataset).subset(held_back)
+    scans = [ScanInput(case.id, case.images) for case in dataset.cases]
+    dice: dict[str, dict[str, float]] = {}
+    seconds: dict[str, float] = {}
+    for count, stage in enumerate(model.recipe.stages, start=1):
+        folder = options.out / stage.name
+        segment_to_folder(scans, folder / "predictions", Predictor(cut_after(model, count), device))
+        scores = evaluate(folder / "predictions", options.dataset, folder)
+        dice[stage.name] = {row.organ: row.dice for row in scores.summary} | {"mean": scores.mean["dice"]}
+        run = json.loads((folder / "predictions" / "run.json").read_text())
+        seconds[stage.name] = float(np.median([c["seconds"]["total"] for c in run["cases"].values()]))
+    recall = recall_in_last_region(Predictor(model, device), dataset) if len(dice) > 1 else {}
+    stages = list(dice)
+    lines = [
+        f"| organ | {' | '.join(f'Dice after {s}' for s in stages)} | voxels in the last region |",
+        "|---|" + "---:|" * (len(stages) + 1),
+    ]
+    for organ in dice[stages[-1]]:
+        share = f"{100 * recall[organ]:.2f} %" if organ in recall else ""
+        lines.append(f"| {organ} | {' | '.join(f'{dice[s][organ]:.3f}' for s in stages)} | {share} |")
+    lines.append(f"| seconds a scan (median) | {' | '.join(f'{seconds[s]:.1f}' for s in stages)} | |")
+    text = "\n".join(lines) + "\n"
+    (options.out / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
