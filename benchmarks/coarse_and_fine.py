@@ -70,7 +70,7 @@ def main() -> None:
     for count, stage in enumerate(model.recipe.stages, start=1):
         folder = options.out / stage.name
         segment_to_folder(scans, folder / "predictions", Predictor(cut_after(model, count), device))
-        scores = evaluate(folder / "predictions", options.dataset, folder)
+        scores = evaluate(folder / "predictions", dataset, folder)
         dice[stage.name] = {row.organ: row.dice for row in scores.summary} | {"mean": scores.mean["dice"]}
         run = json.loads((folder / "predictions" / "run.json").read_text())
         seconds[stage.name] = float(np.median([c["seconds"]["total"] for c in run["cases"].values()]))

@@ -98,10 +98,10 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     from zoomseg.report.evaluate import evaluate
     from zoomseg.report.run import segment_to_folder
 
-    cases = open_dataset(dataset).subset(held_back).cases
+    kept_back = open_dataset(dataset).subset(held_back)
     folder = out / "validation"
-    scans = [ScanInput(case.id, case.images) for case in cases]
+    scans = [ScanInput(case.id, case.images) for case in kept_back.cases]
     segment_to_folder(scans, folder / "predictions", Predictor(bundle.load(out), resolve(device)))
     log = out / "training" / "metrics.csv"
-    scores = evaluate(folder / "predictions", dataset, folder, training_log=log)
+    scores = evaluate(folder / "predictions", kept_back, folder, training_log=log)
     click.echo(f"Validation: mean Dice {scores.mean['dice']:.3f}; {folder / 'report.html'}")

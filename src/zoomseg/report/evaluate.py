@@ -32,7 +32,7 @@ Progress = Callable[[str, int, int], None]
 
 def evaluate(
     predictions: Path,
-    reference: Path,
+    reference: Path | Dataset,
     out: Path,
     tolerance_mm: float = 1.0,
     schema: LabelSchema | None = None,
@@ -46,8 +46,8 @@ def evaluate(
 
     Args:
         predictions: a folder of ``<case>.nii.gz``.
-        reference: a folder of label files, or a data set; labels that were not drawn in a case are
-            not scored in it.
+        reference: a folder of label files, or a data set (its folder, or all or a subset of it as an
+            object); labels that were not drawn in a case are not scored in it.
         tolerance_mm: how far apart surfaces may be and still agree in the NSD.
         schema: of the references, if no ``dataset.json`` or ``labels.json`` lies beside them.
         images: a folder or data set of scans to draw the contours on; by default the reference's own.
@@ -61,7 +61,8 @@ def evaluate(
     """
     if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise GeometryError(f"the tolerance must be 0 mm or more, got {tolerance_mm}")
-    predictions, reference, out = Path(predictions), Path(reference), Path(out)
+    predictions, out = Path(predictions), Path(out)
+    reference = reference if isinstance(reference, Dataset) else Path(reference)
     pairs = find_pairs(predictions, reference, schema, images)
     writable_directory(out)
     cases, failures = _score_all(pairs, tolerance_mm, progress)
@@ -70,7 +71,8 @@ def evaluate(
     evaluation = Evaluation(pairs.organs, tolerance_mm, tuple(cases), tuple(failures), pairs.warnings)
     write_metrics(out / "metrics.csv", evaluation)
     write_json_atomic(out / "summary.json", evaluation.as_json())
-    about = {"predictions": str(predictions), "reference": str(reference), **(provenance or {})}
+    source = reference.root if isinstance(reference, Dataset) else reference
+    about = {"predictions": str(predictions), "reference": str(source), **(provenance or {})}
     page = render(evaluation, _pictures(evaluation, pairs), training_log, about)
     write_text_atomic(out / "report.html", page)
     return evaluation

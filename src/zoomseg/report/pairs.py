@@ -90,7 +90,7 @@ def _canonical(labels: LabelMap) -> LabelMap:
 
 
 def find_pairs(
-    predictions: Path, reference: Path, schema: LabelSchema | None, images: Path | Dataset | None
+    predictions: Path, reference: Path | Dataset, schema: LabelSchema | None, images: Path | Dataset | None
 ) -> Pairs:
     """Match files by case id (their name without suffix).
 
@@ -111,7 +111,7 @@ def find_pairs(
     if not ids:
         raise DatasetError(
             f"{predictions}: none of its {len(predicted_files)} label files is named like one of the "
-            f"{len(source.files)} references in {reference}"
+            f"{len(source.files)} references"
         )
     drawn = schema or source.schema or (predicted[0] if predicted else None)
     drawn = drawn or _schema_of([f for case in ids for f in (predicted_files[case], source.files[case])])
@@ -149,9 +149,10 @@ class _Reference:
     images: Mapping[str, tuple[Path, ...]]
 
 
-def _open_reference(path: Path) -> _Reference:
-    if (path / "imagesTr").is_dir() or (path / "images").is_dir():
-        dataset = open_dataset(path)
+def _open_reference(reference: Path | Dataset) -> _Reference:
+    path = reference.root if isinstance(reference, Dataset) else reference
+    if isinstance(reference, Dataset) or (path / "imagesTr").is_dir() or (path / "images").is_dir():
+        dataset = reference if isinstance(reference, Dataset) else open_dataset(path)
         files = {case.id: case.labels for case in dataset.cases if case.labels is not None}
         annotated = {case.id: case.annotated for case in dataset.cases if case.annotated is not None}
         return _Reference(files, dataset.schema, annotated, _scans(dataset))
