@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zoomseg.core.case import Prior
+from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.region import Region
+from zoomseg.core.volume import Volume
+from zoomseg.recipe.spec import ImageInput, PriorInput, Window, ZScore
+from zoomseg.stage import inputs
+
+GRID = Grid.from_spacing((4, 4, 4), (1.0, 1.0, 1.0))
+
+
+def scan(*channels: torch.Tensor) -> Volume:
+    return Volume(torch.stack(channels), GRID)
+
+
+def ramp(low: float, high: float) -> torch.Tensor:
+    return torch.linspace(low, high, 64).reshape(4, 4, 4)
+
+
+class TestNormalisation:
+    def test_window_clips_and_scales_to_its_output(self) -> None:
+        spec = Window(lower=-100, upper=300, output=(-1, 1))
+        image = scan(torch.tensor([-1000.0, -100, 0, 100, 200, 300, 301, 9999]).repeat(8).reshape(4, 4, 4))
+        out = inputs.normalisation(spec, image).apply(image.data).flatten()[:8]
+        assert out.tolist() == pytest.approx([-1, -1, -0.5, 0, 0.5, 1, 1, 1])
+
+    def test_window_is_the_same_for_every_scan_and_channel(self) -> None:
+        spec = Window(lower=0, upper=100)
+        image = scan(ramp(0, 50), ramp(0, 200))
+        out = inputs.normalisation(spec, image).apply(image.data)
+        assert out[0].max() == pytest.approx(0.5)
+        assert out[1].max() == pytest.approx(1)
+
+    def test_zscore_gives_each_channel_mean_zero_and_deviation_one(self) -> None:
+        image = scan(ramp(0, 50), ramp(-7, -6))
+        out = inputs.normalisation(ZScore(clip_percentiles=(0, 1)), image).apply(image.data)
+        assert out.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0, 0], abs=1e-4)
+        assert out.std(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1], abs=1e-4)
+
+    def test_zscore_clips_outliers_before_it_measures(self) -> None:
+        data = ramp(0, 1)
+        data[0, 0, 0], data[3, 3, 3] = -1e6, 1e6
+        out = inputs.normalisation(ZScore(clip_percentiles=(0.05, 0.95)), scan(data)).apply(data[None])
+        assert out.abs().max() < 3
+
+    def test_zscore_of_a_constant_is_finite(self) -> None:
+        image = scan(torch.full((4, 4, 4), 7.0))
+        out = inputs.normalisation(ZScore(), image).apply(image.data)
+        assert out.abs().max() == 0
+
+    def test_integers_become_floats(self) -> None:
+        image = scan(ramp(0, 100).to(torch.int16))
+        out = inputs.normalisation(Window(lower=0, upper=100), image).apply(image.data)
+        assert out.dtype == torch.float32
+
+
+class TestSelection:
+    def test_image_channels_in_order(self) -> None:
+        assert inputs.image_channels([ImageInput()], 3) == (0, 1, 2)
+        both = [ImageInput(channel=2), PriorInput(of="coarse"), ImageInput(channel=0)]
+        assert inputs.image_channels(both, 3) == (2, 0)
+        assert inputs.prior_specs(both) == (PriorInput(of="coarse"),)
+
+    def test_prior_labels_without_background(self) -> None:
+        probabilities = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 2, 2, 2)
+        labels = ("liver", "spleen", "aorta")
+        everything = inputs.select_prior(PriorInput(of="coarse"), probabilities, labels)
+        assert everything[:, 0, 0, 0].tolist() == [1, 2, 3]
+        some = inputs.select_prior(PriorInput(of="coarse", labels=("aorta", "liver")), probabilities, labels)
+        assert some[:, 0, 0, 0].tolist() == [3, 1]
+
+    def test_prior_selection_keeps_a_batch(self) -> None:
+        probabilities = torch.rand(5, 3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+        out = inputs.select_prior(PriorInput(of="coarse", labels=("b",)), probabilities, ("a", "b"))
+        assert torch.equal(out, probabilities[:, 2:])
+
+
+def test_assemble_puts_image_and_priors_on_the_asked_grid() -> None:
+    image = scan(ramp(0, 63), torch.full((4, 4, 4), 5.0))
+    coarse = GRID.downsampled((2, 2, 2))
+    probabilities = torch.zeros(3, *coarse.shape)
+    probabilities[0], probabilities[2] = 0.75, 0.25
+    prior = Prior(probabilities, coarse, ("liver", "spleen"), Region.whole(coarse), "coarse")
+    specs = [ImageInput(channel=0), PriorInput(of="coarse", labels=("spleen",))]
+    target = GRID.crop(Box((1, 1, 1), (3, 3, 3)))
+    out = inputs.assemble(specs, image, {"coarse": prior}, target)
+    assert torch.equal(out[0], image.data[0, 1:3, 1:3, 1:3])
+    assert out[1].tolist() == torch.full((2, 2, 2), 0.25).tolist()
+    assert out.shape == (2, 2, 2, 2)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from zoomseg.core.labels import IGNORE
+from zoomseg.recipe.spec import DiceCrossEntropy, WeightedCrossEntropy
+from zoomseg.stage import loss
+
+COUNTS = torch.tensor([[6, 2, 0]])
+
+
+def line(classes: list[int]) -> torch.Tensor:
+    """A target ``[1, n, 1, 1]``."""
+    return torch.tensor(classes, dtype=torch.uint8).reshape(1, -1, 1, 1)
+
+
+def certain(classes: list[int], of: int = 3, strength: float = 50.0) -> torch.Tensor:
+    """Logits ``[1, C, n, 1, 1]`` that say these classes."""
+    hot = torch.nn.functional.one_hot(torch.tensor(classes), of).T.float()
+    return strength * hot.reshape(1, of, -1, 1, 1)
+
+
+class TestWeightedCrossEntropy:
+    def test_weights_are_equation_3(self) -> None:
+        weights = loss.class_weights(torch.tensor([6, 2, 0]))
+        assert weights.tolist() == pytest.approx([(1 - 6 / 8) / 2, (1 - 2 / 8) / 2, 1 / 2])
+        assert float(weights.sum()) == pytest.approx(1)
+
+    def test_value_is_equation_4(self) -> None:
+        # Uniform probabilities: every voxel costs lambda_k * log 3, divided by the number of voxels.
+        target = line([0, 0, 1, 2]).long()
+        value = loss.weighted_cross_entropy(torch.zeros(1, 3, 4, 1, 1), target, COUNTS)
+        expected = (2 * 0.125 + 0.375 + 0.5) * math.log(3) / 4
+        assert float(value) == pytest.approx(expected)
+
+    def test_counts_of_a_batch_are_summed(self) -> None:
+        target, logits = line([0, 1]).long(), torch.zeros(1, 3, 2, 1, 1)
+        split = torch.tensor([[4, 1, 0], [2, 1, 0]])
+        one = loss.weighted_cross_entropy(logits, target, COUNTS)
+        assert float(loss.weighted_cross_entropy(logits, target, split)) == pytest.approx(float(one))
+
+    def test_ignored_voxels_neither_cost_nor_count(self) -> None:
+        logits = torch.zeros(1, 3, 4, 1, 1)
+        all_of_it = loss.compute(WeightedCrossEntropy(), [logits[:, :, :2]], line([0, 1]), COUNTS)
+        masked = loss.compute(WeightedCrossEntropy(), [logits], line([0, 1, IGNORE, IGNORE]), COUNTS)
+        assert float(masked) == pytest.approx(float(all_of_it))
+
+
+class TestSoftDice:
+    def test_the_truth_costs_nothing_and_the_opposite_everything(self) -> None:
+        target = line([0, 1, 1, 2]).long()
+        assert float(loss.soft_dice_loss(certain([0, 1, 1, 2]), target)) == pytest.approx(0, abs=1e-5)
+        assert float(loss.soft_dice_loss(certain([1, 2, 2, 0]), target)) == pytest.approx(1, abs=1e-5)
+
+    def test_value_on_a_mixture(self) -> None:
+        # Class 1: two of three found, none too many: Dice 2*2/(2+3); class 2 is found exactly.
+        target = line([0, 1, 1, 1, 2]).long()
+        value = loss.soft_dice_loss(certain([0, 1, 1, 0, 2]), target)
+        assert float(value) == pytest.approx(1 - (0.8 + 1) / 2, abs=1e-5)
+
+    def test_classes_that_are_not_there_do_not_count(self) -> None:
+        assert float(loss.soft_dice_loss(certain([0, 1]), line([0, 1]).long())) == pytest.approx(0, abs=1e-5)
+
+    def test_is_taken_over_the_batch_not_case_by_case(self) -> None:
+        target = torch.cat([line([1, 1, 1, 0]), line([1, 0, 0, 0])]).long()
+        logits = torch.cat([certain([1, 1, 1, 0]), certain([0, 0, 0, 0])])
+        # 3 of 4 voxels found: Dice 2*3/(3+4). Case by case it would be (1 + 0) / 2.
+        assert float(loss.soft_dice_loss(logits, target)) == pytest.approx(1 - 6 / 7, abs=1e-5)
+
+    def test_ignored_voxels_do_not_count(self) -> None:
+        target = line([0, 1, IGNORE, IGNORE]).long()
+        assert float(loss.soft_dice_loss(certain([0, 1, 1, 2]), target)) == pytest.approx(0, abs=1e-5)
+
+
+class TestCompute:
+    def test_dice_and_cross_entropy_are_weighed(self) -> None:
+        target, logits = line([0, 1, 2, 2]), torch.zeros(1, 3, 4, 1, 1)
+        entropy = loss.compute(DiceCrossEntropy(dice_weight=0), [logits], target, COUNTS)
+        dice = loss.compute(DiceCrossEntropy(cross_entropy_weight=0), [logits], target, COUNTS)
+        both = loss.compute(
+            DiceCrossEntropy(dice_weight=2, cross_entropy_weight=3), [logits], target, COUNTS
+        )
+        assert float(entropy) == pytest.approx(math.log(3))
+        assert float(both) == pytest.approx(2 * float(dice) + 3 * float(entropy))
+
+    def test_every_level_weighs_half_of_the_finer_one(self) -> None:
+        target = line([1, 1, 1, 1])
+        spec = DiceCrossEntropy(dice_weight=0)
+        right, unsure = certain([1, 1, 1, 1]), torch.zeros(1, 3, 2, 1, 1)
+        value = loss.compute(spec, [right, unsure], target, COUNTS)
+        assert float(value) == pytest.approx(math.log(3) / 3)
+        value = loss.compute(spec, [torch.zeros(1, 3, 4, 1, 1), certain([1, 1])], target, COUNTS)
+        assert float(value) == pytest.approx(2 * math.log(3) / 3)
+
+    def test_nothing_that_counts_is_zero_with_a_gradient(self) -> None:
+        logits = torch.zeros(1, 3, 2, 1, 1, requires_grad=True)
+        for spec in (WeightedCrossEntropy(), DiceCrossEntropy()):
+            value = loss.compute(spec, [logits], line([IGNORE, IGNORE]), COUNTS)
+            (gradient,) = torch.autograd.grad(value, logits)
+            assert float(value.detach()) == 0
+            assert not gradient.any()
+
+    def test_half_precision_logits_are_summed_in_full(self) -> None:
+        logits = torch.zeros(1, 3, 4, 1, 1, dtype=torch.float16)
+        assert loss.compute(DiceCrossEntropy(), [logits], line([0, 1, 2, 2]), COUNTS).dtype == torch.float32
+
+
+def test_shrink_target_takes_the_middle_of_each_coarse_voxel() -> None:
+    target = line([0, 1, 2, 3, 4, 5])
+    assert loss.shrink_target(target, (3, 1, 1)).flatten().tolist() == [1, 3, 5]
+    assert loss.shrink_target(target, (2, 1, 1)).flatten().tolist() == [1, 4]
+    assert loss.shrink_target(target, (6, 1, 1)) is target

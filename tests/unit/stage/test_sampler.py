@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from zoomseg.core.labels import IGNORE
+from zoomseg.recipe.spec import ClassBalanced, UniformInRegion
+from zoomseg.stage.sampler import LISTED_VOXELS, Candidates, Sampler, list_candidates
+
+RNG_SEED = 7
+
+
+def labels(**at: tuple[int, int, int]) -> np.ndarray:
+    """A 6x6x6 map with single voxels of class 1, 2, ... named ``c1``, ``c2``, ..."""
+    out = np.zeros((6, 6, 6), dtype=np.uint8)
+    for name, index in at.items():
+        out[index] = int(name[1:])
+    return out
+
+
+def listed(classes: np.ndarray, mask: np.ndarray | None = None, origin: tuple = (0, 0, 0)) -> Candidates:
+    return list_candidates(classes, mask, origin, np.random.default_rng(RNG_SEED))
+
+
+class TestCandidates:
+    def test_voxels_are_listed_by_class_in_indices_of_the_grid(self) -> None:
+        found = listed(labels(c1=(0, 1, 2), c3=(5, 5, 5)), origin=(10, 20, 30))
+        assert {c: v.tolist() for c, v in found.classes.items()} == {1: [[10, 21, 32]], 3: [[15, 25, 35]]}
+        assert len(found.region) == 216
+
+    def test_a_mask_leaves_out_what_is_not_in_the_region(self) -> None:
+        mask = np.zeros((6, 6, 6), dtype=bool)
+        mask[:2, 0, 0] = True
+        found = listed(labels(c1=(0, 0, 0), c2=(5, 5, 5)), mask)
+        assert found.region.tolist() == [[0, 0, 0], [1, 0, 0]]
+        assert set(found.classes) == {1}
+
+    def test_ignored_voxels_are_no_centres(self) -> None:
+        classes = np.full((6, 6, 6), IGNORE, dtype=np.uint8)
+        classes[1, 2, 3] = 4
+        found = listed(classes)
+        assert found.region.tolist() == [[1, 2, 3]]
+        assert found.classes[4].tolist() == [[1, 2, 3]]
+
+    def test_large_classes_are_thinned_out_evenly(self) -> None:
+        classes = np.ones((30, 30, 30), dtype=np.uint8)
+        found = listed(classes)
+        assert len(found.classes[1]) == LISTED_VOXELS
+        assert len({tuple(v) for v in found.classes[1].tolist()}) == LISTED_VOXELS
+        assert found.classes[1].mean(axis=0) == pytest.approx([14.5] * 3, abs=0.5)
+
+
+class TestSampler:
+    def draws(self, sampler: Sampler, count: int = 3000) -> list:
+        rng = np.random.default_rng(RNG_SEED)
+        return [sampler.draw(rng) for _ in range(count)]
+
+    def test_small_organs_are_not_drowned(self) -> None:
+        big = np.ones((20, 20, 20), dtype=np.uint8)
+        big[3, 4, 5] = 2
+        sampler = Sampler(ClassBalanced(background_share=0), [listed(big)], (1, 2))
+        hits = sum(draw.centre == (3, 4, 5) for draw in self.draws(sampler))
+        assert hits / 3000 == pytest.approx(0.5, abs=0.03)
+
+    def test_classes_are_balanced_over_the_data_set_not_within_a_case(self) -> None:
+        # Class 2 is in the last of ten cases only, and still gets half of the draws.
+        cases = [listed(labels(c1=(1, 1, 1))) for _ in range(9)] + [listed(labels(c2=(2, 2, 2)))]
+        sampler = Sampler(ClassBalanced(background_share=0), cases, (1, 2))
+        found = Counter((draw.case == 9, draw.centre) for draw in self.draws(sampler))
+        assert set(found) == {(False, (1, 1, 1)), (True, (2, 2, 2))}
+        assert found[True, (2, 2, 2)] / 3000 == pytest.approx(0.5, abs=0.03)
+
+    def test_background_share_is_drawn_anywhere_in_the_region(self) -> None:
+        sampler = Sampler(ClassBalanced(background_share=0.3), [listed(labels(c1=(1, 1, 1)))], (1,))
+        elsewhere = sum(draw.centre != (1, 1, 1) for draw in self.draws(sampler))
+        assert elsewhere / 3000 == pytest.approx(0.3 * 215 / 216, abs=0.03)
+
+    def test_uniform_does_not_look_at_classes(self) -> None:
+        sampler = Sampler(UniformInRegion(), [listed(labels(c1=(1, 1, 1)))], (1,))
+        assert len({draw.centre for draw in self.draws(sampler)}) == 216
+
+    def test_a_class_that_no_case_has_is_not_drawn(self) -> None:
+        sampler = Sampler(ClassBalanced(background_share=0), [listed(labels(c1=(1, 1, 1)))], (1, 2))
+        assert {draw.centre for draw in self.draws(sampler, 50)} == {(1, 1, 1)}
+
+    def test_without_any_class_the_region_is_drawn_from(self) -> None:
+        sampler = Sampler(ClassBalanced(background_share=0), [listed(labels())], (1,))
+        assert len({draw.centre for draw in self.draws(sampler, 500)}) > 100
+
+    def test_a_case_without_a_region_is_not_drawn(self) -> None:
+        nowhere = listed(labels(), np.zeros((6, 6, 6), dtype=bool))
+        sampler = Sampler(UniformInRegion(), [nowhere, listed(labels())], (1,))
+        assert {draw.case for draw in self.draws(sampler, 50)} == {1}
+
+    def test_the_same_randomness_draws_the_same(self) -> None:
+        sampler = Sampler(ClassBalanced(), [listed(labels(c1=(1, 1, 1)))], (1,))
+        assert self.draws(sampler, 20) == self.draws(sampler, 20)
