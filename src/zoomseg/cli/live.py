@@ -74,7 +74,8 @@ class TrainingDisplay:
         table.add_row("loss", *(f"{r.loss:.3f}" for r in rows))
         table.add_row("mean Dice", *(f"{r.dice:.3f}" for r in rows), style="bold")
         for name in dict.fromkeys(n for r in rows for n in r.label_dice):
-            table.add_row(name, *(f"{r.label_dice[name]:.3f}" if name in r.label_dice else "" for r in rows))
+            dice = (f"{r.label_dice[name]:.3f}" if name in r.label_dice else "" for r in rows)
+            table.add_row(Text(name), *dice)  # Text: brackets in a label's name are no markup
         return Group(head, bar, table)
 
 

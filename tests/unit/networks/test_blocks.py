@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from zoomseg.networks.blocks import (
+    LEAKY_SLOPE,
+    ConvNormAct,
+    ResidualBlock,
+    concatenate,
+    crop_margin,
+    initialise,
+    same_padding,
+)
+
+
+def test_same_padding_keeps_the_shape() -> None:
+    assert same_padding((1, 3, 5)) == (0, 1, 2)
+    out = ConvNormAct(1, 2, (1, 3, 5))(torch.rand(1, 1, 4, 5, 6))
+    assert out.shape == (1, 2, 4, 5, 6)
+
+
+def test_crop_margin_takes_both_sides() -> None:
+    x = torch.arange(5.0**3).reshape(1, 1, 5, 5, 5)
+    assert crop_margin(x, 2).item() == 62
+    assert crop_margin(x, 1).shape == (1, 1, 3, 3, 3)
+    assert crop_margin(x, 0) is x
+
+
+def test_instance_norm_sees_each_case_alone() -> None:
+    torch.manual_seed(0)
+    block = ConvNormAct(1, 3, (3, 3, 3))
+    cases = torch.rand(2, 1, 6, 6, 6)
+    cases[1] *= 1000
+    alone = torch.cat([block(case[None]) for case in cases])
+    assert torch.allclose(block(cases), alone, atol=1e-5)
+
+
+def test_without_activation_negative_values_pass() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(1, 1, 6, 6, 6)
+    block = ConvNormAct(1, 1, (3, 3, 3), activation=False)
+    plain = block(x)
+    assert plain.min() < -0.5
+    active = nn.functional.leaky_relu(plain, LEAKY_SLOPE)
+    block.append(nn.LeakyReLU(LEAKY_SLOPE))
+    assert torch.allclose(block(x), active)
+
+
+def test_residual_block_adds_its_input() -> None:
+    block = ResidualBlock(2, 2, (3, 3, 3))
+    for parameter in block.second.parameters():
+        nn.init.zeros_(parameter)
+    x = torch.rand(1, 2, 4, 4, 4)
+    assert torch.equal(block(x), x)  # what is added is zero, and the input is positive
+    assert len(block.skip) == 0
+
+
+def test_a_strided_block_averages_its_input_so_that_no_voxel_is_skipped() -> None:
+    block = ResidualBlock(1, 1, (3, 3, 3), stride=(2, 2, 1))
+    for parameter in block.second.parameters():
+        nn.init.zeros_(parameter)
+    x = torch.rand(1, 1, 4, 4, 2)
+    assert torch.allclose(block(x), nn.functional.avg_pool3d(x, (2, 2, 1)))
+
+
+def test_a_block_with_other_channels_projects_its_input() -> None:
+    block = ResidualBlock(1, 4, (3, 3, 3))
+    assert block(torch.rand(1, 1, 4, 4, 4)).shape == (1, 4, 4, 4, 4)
+    assert sum(isinstance(part, nn.Conv3d) for part in block.skip.modules()) == 1
+
+
+@pytest.mark.parametrize("slope", [0.0, LEAKY_SLOPE])
+def test_he_initialisation_keeps_the_variance(slope: float) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv3d(32, 64, 3)
+    up = nn.ConvTranspose3d(32, 64, 2, stride=2)
+    initialise(nn.ModuleList([conv, up]), slope)
+    gain = math.sqrt(2 / (1 + slope**2))
+    assert float(conv.weight.detach().std()) == pytest.approx(gain / math.sqrt(32 * 27), rel=0.02)
+    assert float(up.weight.detach().std()) == pytest.approx(gain / math.sqrt(32), rel=0.02)
+    assert not conv.bias.any()
+    assert not up.bias.any()
+
+
+def test_initialisation_repeats_with_the_seed() -> None:
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        conv = nn.Conv3d(2, 2, 3)
+        initialise(conv, 0.0)
+        weights.append(conv.weight.detach().clone())
+    assert torch.equal(*weights)
+
+
+def test_concatenate_puts_the_skip_first() -> None:
+    out = concatenate(torch.ones(1, 1, 2, 2, 2), torch.zeros(1, 2, 2, 2, 2))
+    assert out[0, :, 0, 0, 0].tolist() == [0, 0, 1]
