@@ -19,7 +19,7 @@ import yaml
 import zoomseg
 from zoomseg.cli.main import COMMANDS, cli
 from zoomseg.core.errors import RecipeError
-from zoomseg.recipe import load
+from zoomseg.recipe import load, spec
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -202,9 +202,18 @@ def test_every_shipped_recipe_is_in_the_readme() -> None:
     assert [name for name in load.names() if f"| `{name}` |" not in text] == []
 
 
-def test_every_kind_is_explained() -> None:
-    text = (DOCS / "concepts" / "stages.md").read_text(encoding="utf-8")
+def test_every_kind_and_choice_of_a_recipe_is_explained() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "concepts").glob("*.md"))
     source = (ROOT / "src" / "zoomseg" / "recipe" / "spec.py").read_text(encoding="utf-8")
-    kinds = re.findall(r'kind: Literal\["(\w+)"\]', source)
-    assert len(kinds) > 10
-    assert [kind for kind in kinds if f"`{kind}`" not in text] == []
+    choices = "".join(re.findall(r"Literal\[(.*?)\]", source))
+    words = set(re.findall(r'"(\w{2,})"', choices)) - {"all", "cascade"}
+    assert len(words) > 20
+    assert sorted(word for word in words if f"`{word}`" not in text) == []
+
+
+def test_tables_of_the_concepts_name_no_choice_that_is_gone() -> None:
+    schemas = [model.model_json_schema() for model in (spec.Recipe, spec.PlannedRecipe)]
+    text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "concepts").glob("*.md"))
+    named = re.findall(r"^\| `(\w+)`", text, re.MULTILINE)
+    assert len(named) > 10
+    assert [word for word in named if f'"{word}"' not in json.dumps(schemas)] == []
