@@ -46,6 +46,10 @@ def test_mirror_name_finds_no_side_where_there_is_none(name: str) -> None:
     assert mirror_name(name, (name, "right", "left", "vertebrae_R1", "bleft")) is None
 
 
+def test_a_name_with_two_sides_has_no_mirror() -> None:
+    assert mirror_name("left lung, right view", ("right lung, right view", "right lung, left view")) is None
+
+
 def test_mirror_name_needs_the_counterpart_to_exist() -> None:
     assert mirror_name("left kidney", ("left kidney", "right lung")) is None
 
