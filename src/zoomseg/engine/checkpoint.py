@@ -14,7 +14,7 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from zoomseg.core.errors import TrainingError
-from zoomseg.io.files import atomic_path
+from zoomseg.io.files import write_bytes_atomic
 
 _META = "training"
 
@@ -56,8 +56,9 @@ def save(
         for key, value in state.items():
             tensors[f"optimiser/{index}/{key}"] = torch.as_tensor(value)
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        safetensors.save_file(tensors, temporary, metadata={_META: json.dumps(asdict(progress))})
+    # As bytes: what safetensors says of a full disk is no OSError, and its files are private.
+    content = safetensors.save(tensors, metadata={_META: json.dumps(asdict(progress))})
+    write_bytes_atomic(path, content)
 
 
 def read_progress(path: Path) -> Progress:
@@ -106,7 +107,8 @@ def restore(
             state_of.setdefault(int(index), {})[name] = value
         optimiser.load_state_dict({"state": state_of, "param_groups": groups})
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
-        raise TrainingError(f"checkpoint {path} does not fit this recipe ({error})") from error
+        detail = " ".join(str(error).split())[:200]
+        raise TrainingError(f"checkpoint {path} does not fit this recipe ({detail})") from error
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

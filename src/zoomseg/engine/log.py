@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
-from zoomseg.io.files import atomic_path
+from zoomseg.io.files import atomic_path, writing
 
 _FIXED = ("unit", "step", "seconds", "progress", "learning_rate", "split", "stage", "loss", "dice")
 
@@ -74,9 +77,13 @@ class Log:
             table = csv.writer(file)
             table.writerow([*_FIXED, *(f"dice {name}" for name in self._labels)])
             table.writerows(kept)
+        board = folder / "tensorboard"
+        with writing(board):
+            board.mkdir(exist_ok=True)
+            # Not SummaryWriter: its thread dies of a full disk, and then blocks whoever writes to it.
+            self._board = EventsWriter(str(board / "events"))
         self._file = self.path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
-        self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
 
     def __enter__(self) -> Log:
         return self
@@ -84,18 +91,24 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._board.close()
+        with writing(self.path):
+            self._file.close()
+            self._board.close()
 
     def _kept_rows(self, resume_at: tuple[int, int] | None) -> list[list[str]]:
         if not self.path.is_file() or resume_at is None:
             return []
         width = len(_FIXED) + len(self._labels)
-        with self.path.open(newline="", encoding="utf-8") as file:
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
             rows = [r for r in csv.reader(file) if len(r) == width and r[0].isdigit() and r[1].isdigit()]
         return [r for r in rows if (int(r[0]), int(r[1])) <= resume_at]
 
     def write(self, row: Row) -> None:
+        """Append a row to both.
+
+        Raises:
+            OutputError: full disk.
+        """
         values = [
             row.unit,
             row.step,
@@ -108,14 +121,19 @@ class Log:
             f"{row.dice:.4f}",
         ]
         dice = [f"{row.label_dice[n]:.4f}" if n in row.label_dice else "" for n in self._labels]
-        self._csv.writerow([*values, *dice])
-        self._file.flush()
-        tag = f"{row.stage}/{row.split}"
-        self._board.add_scalar(f"{tag}/loss", row.loss, row.step)
-        self._board.add_scalar(f"{tag}/dice", row.dice, row.step)
-        self._board.add_scalar("learning_rate", row.learning_rate, row.step)
-        for name, value in row.label_dice.items():
-            self._board.add_scalar(f"{tag}/dice/{name}", value, row.step)
+        with writing(self.path):
+            self._csv.writerow([*values, *dice])
+            self._file.flush()
+            for tag, value in _scalars(row).items():
+                event = Event(wall_time=time.time(), step=row.step, summary=scalar(tag, value))
+                self._board.write_event(event)
+            self._board.flush()
+
+
+def _scalars(row: Row) -> dict[str, float]:
+    tag = f"{row.stage}/{row.split}"
+    by_label = {f"{tag}/dice/{name}": value for name, value in row.label_dice.items()}
+    return {f"{tag}/loss": row.loss, f"{tag}/dice": row.dice, "learning_rate": row.learning_rate, **by_label}
 
 
 class RunningDice:

@@ -13,9 +13,15 @@ from typing import Any
 from zoomseg.core.errors import OutputError
 
 
-def _cannot_write(path: Path, error: OSError) -> OutputError:
-    reason = error.strerror or str(error)
-    return OutputError(f"{path}: cannot be written ({reason}); choose another place or make room")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever the system refuses inside (permission, full disk) becomes one OutputError naming ``path``."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"{path}: cannot be written ({reason}); choose another place or make room"
+        raise OutputError(message) from error
 
 
 @contextmanager
@@ -31,13 +37,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}{''.join(path.suffixes)}")
     try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+        with writing(path):
+            yield partial
+            _flush_to_disk(partial)
+            os.replace(partial, path)
     finally:
         with suppress(OSError):  # an unwritable folder has been reported already
             partial.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Without this a crash of the machine may leave the new name on an empty file."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def writable_directory(path: Path) -> Path:
@@ -48,12 +60,10 @@ def writable_directory(path: Path) -> Path:
     """
     path = Path(path)
     probe = path / f".writable-{secrets.token_hex(4)}"
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise _cannot_write(path, error) from error
     return path
 
 
