@@ -44,6 +44,12 @@ class Prior:
         if tuple(self.probabilities.shape) != expected:
             raise GeometryError(f"prior of shape {tuple(self.probabilities.shape)}, expected {expected}")
 
+    @property
+    def answered(self) -> Tensor:
+        """Bool mask ``[I, J, K]``: the voxels of ``grid`` that belong to the region. Tiles reach beyond
+        it, but what they say there was never asked, and need not be any good."""
+        return self.region.on(self.grid).mask_in(self.grid.box)
+
     def channel(self, label: str) -> int:
         """Index of a label's probabilities; 0 for background."""
         if label == BACKGROUND:

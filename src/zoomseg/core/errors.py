@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""Exit code of a command that was asked to stop, as shells have it after Ctrl-C."""
+
 
 class ZoomSegError(Exception):
-    """Base of every error that is shown to the user as one line (exit code 2)."""
+    """Base of every error that is shown to the user as one line."""
+
+    exit_code = 2
+    """What the command ends with."""
 
 
 class RecipeError(ZoomSegError):

@@ -5,7 +5,7 @@ import torch
 
 from zoomseg.core.case import Case, Prior
 from zoomseg.core.errors import GeometryError, LabelError
-from zoomseg.core.geometry import Grid
+from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
@@ -41,3 +41,15 @@ def test_prior_channels() -> None:
     assert [prior.channel(n) for n in ("background", "liver", "spleen")] == [0, 1, 2]
     with pytest.raises(LabelError, match="stage 'coarse' does not predict 'heart'; it has: liver, spleen"):
         prior.channel("heart")
+
+
+def test_prior_answered_is_its_region_on_its_own_grid() -> None:
+    mask = torch.zeros(2, 3, 4, dtype=torch.bool)
+    mask[1, 2, 3] = mask[0, 1, 1] = True
+    region = Region.of_mask(GRID, mask)
+    assert region is not None
+    prior = Prior(torch.zeros(2, 2, 3, 4), GRID, ("liver",), region, "coarse")
+    assert torch.equal(prior.answered, mask)
+    part = GRID.crop(Box((0, 1, 1), (2, 3, 3)))
+    inside = Prior(torch.zeros(2, 2, 2, 2), part, ("liver",), region, "coarse")
+    assert torch.equal(inside.answered, mask[:, 1:, 1:3])

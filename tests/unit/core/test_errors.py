@@ -20,3 +20,7 @@ def test_every_error_is_a_zoomseg_error_that_says_what_it_was_told(kind: type[Ex
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_says_when_it_is_raised(kind: type[Exception]) -> None:
     assert kind.__doc__
+
+
+def test_errors_end_a_command_with_exit_code_2() -> None:
+    assert {kind.exit_code for kind in KINDS} == {2}
