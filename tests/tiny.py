@@ -75,7 +75,12 @@ def tiny_recipe(together: bool, iterations: int = 20, lr: float = 3e-3) -> Recip
             "batch": 2,
             "iterations": iterations,
             "optimiser": {"kind": "adamw", "lr": lr},
-            "augmentation": {"rotation_deg": [10, 10, 10], "elastic_vox": 1, "elastic_grid_vox": 6, "noise": 0.1},
+            "augmentation": {
+                "rotation_deg": [10, 10, 10],
+                "elastic_vox": 1,
+                "elastic_grid_vox": 6,
+                "noise": 0.1,
+            },
             "ema_decay": 0.9,
         }
 

@@ -27,7 +27,8 @@ def test_length_in_seconds_ignores_steps() -> None:
 
 def test_step_decay_falls_at_the_published_iterations() -> None:
     spec = StepDecay(every=30_000, factor=0.1)
-    at = [learning_rate_factor(spec, step / 200_000, 200_000) for step in (0, 29_999, 30_001, 60_001, 199_999)]
+    steps = (0, 29_999, 30_001, 60_001, 199_999)
+    at = [learning_rate_factor(spec, step / 200_000, 200_000) for step in steps]
     assert at == pytest.approx([1, 1, 0.1, 0.01, 1e-6])
 
 

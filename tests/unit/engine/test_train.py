@@ -122,7 +122,8 @@ def test_finished_run_resumes_to_itself(data: Dataset, tmp_path: Path) -> None:
 def test_resume_refuses_another_run(data: Dataset, tmp_path: Path) -> None:
     train.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU), Silent())
     with pytest.raises(TrainingError, match="another recipe, seed or choice of cases"):
-        train.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU, seed=9, resume=True), Silent())
+        other = Settings(CPU, seed=9, resume=True)
+        train.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", other, Silent())
 
 
 def test_end_to_end_gradient_reaches_the_coarse_network_from_the_fine_loss_alone(
