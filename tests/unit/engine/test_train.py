@@ -121,8 +121,8 @@ def test_finished_run_resumes_to_itself(data: Dataset, tmp_path: Path) -> None:
 
 def test_resume_refuses_another_run(data: Dataset, tmp_path: Path) -> None:
     train.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU), Silent())
+    other = Settings(CPU, seed=9, resume=True)
     with pytest.raises(TrainingError, match="another recipe, seed or choice of cases"):
-        other = Settings(CPU, seed=9, resume=True)
         train.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", other, Silent())
 
 
