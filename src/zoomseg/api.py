@@ -52,10 +52,11 @@ class Model:
             LabelError: an organ that the model does not know.
         """
         name = "scan" if isinstance(image, Volume) else scan_name(Path(image))
-        volume = image if isinstance(image, Volume) else read_image(Path(image))
+        several = self._predictor.channels > 1
+        volume = image if isinstance(image, Volume) else read_image(Path(image), channels_last=several)
         chosen = None if organs is None else self.schema.select(organs)
         found = self._predictor.predict(Case(name, volume), chosen)
-        rows = organ_rows(name, found.labels, volume, found.confidence, chosen or self.schema.names)
+        rows = organ_rows(name, found.labels, volume, found.confidence, "all" if chosen is None else chosen)
         return Result(found.labels, self.schema, found.probabilities, rows, found.seconds)
 
 

@@ -19,8 +19,8 @@ HELD_OUT_SEED = 1000
 """Phantoms are numbered from 0 for training, and from here for testing."""
 
 SMALL_RECIPE: Mapping[str, object] = {
-    "coarse_voxels": 20_000,
-    "fine_patch_voxels": 26_000,
+    "coarse_voxels": 12_000,
+    "fine_patch_voxels": 16_000,
     "base_channels": (12, 12),
     "max_channels": 96,
     "learning_rate": 0.003,

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from zoomseg.core.errors import ZoomSegError
+from zoomseg.core.errors import INTERRUPTED, ZoomSegError
 
 COMMANDS = {
     "demo": "Phantom scans: train, predict, evaluate, report; a few minutes on 2 cores.",
@@ -42,7 +42,7 @@ def cli() -> None:
     """Coarse-to-fine organ segmentation of CT and MR. Research software, not for diagnosis.
 
     Exit codes: 0 done; 1 some cases failed (each is named, the rest are written); 2 wrong use or
-    unreadable input.
+    unreadable input; 130 interrupted.
     """
 
 
@@ -51,13 +51,13 @@ def main(arguments: list[str] | None = None) -> None:
         code = cli.main(args=arguments, standalone_mode=False)
     except ZoomSegError as error:
         click.echo(f"zoomseg: {error}", err=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("zoomseg: interrupted", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

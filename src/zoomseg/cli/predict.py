@@ -20,7 +20,7 @@ def command(scans: tuple[Path, ...], out: Path, model: Path, organs: str | None,
 
     Writes <case>.nii.gz on each scan's own grid, summary.csv (one row per case and organ) and run.json
     (seconds by step, tiles computed and skipped, peak memory). A scan that fails is named, the others
-    are done, and the exit code is 1.
+    are done, and the exit code is 1 (2 if none is left).
     """
     from rich.console import Console
     from rich.markup import escape
@@ -53,9 +53,12 @@ def command(scans: tuple[Path, ...], out: Path, model: Path, organs: str | None,
                 text = f"[red]failed:[/] {escape(outcome.case)}: {escape(outcome.reason)}"
                 notes.print(text, soft_wrap=True)
             else:
-                notes.print(f"{escape(outcome.case)}  {outcome.seconds['total']:.1f} s", highlight=False)
+                text = f"{escape(outcome.case)}  {outcome.seconds['total']:.1f} s"
+                notes.print(text, highlight=False, soft_wrap=True)
             bar.advance(task)
 
         failed = segment_to_folder(found, out, predictor, chosen, tell)
     click.echo(f"{len(found) - len(failed)} of {len(found)} scans written to {out}")
-    return 1 if failed else 0
+    if not failed:
+        return 0
+    return 1 if len(failed) < len(found) else 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None
     match = _DURATION.fullmatch(value.strip().lower())
     hours, minutes, seconds = (float(part or 0) for part in (match.groups() if match else ("", "", "")))
     total = 3600 * hours + 60 * minutes + seconds
-    if total <= 0:
+    if not 0 < total < math.inf:
         raise click.BadParameter(f"got '{value}', expected a time such as 90s, 15m or 1h30m", ctx, param)
     return total
 
@@ -72,6 +73,8 @@ def command(
 
     if time_budget is not None and epochs is not None:
         raise click.UsageError("give --time-budget or --epochs, not both")
+    if fold and folds is None:
+        raise click.UsageError("--fold says which of --folds is kept back; give both")
     data = open_dataset(dataset)
     where = devices.resolve(device)
     console = Console(stderr=True)
@@ -84,12 +87,12 @@ def command(
     click.echo(f"Model: {out}")
     held_back = model.provenance["validation_cases"]
     if isinstance(held_back, list) and held_back:
-        _validate(dataset, out, tuple(str(i) for i in held_back), device)
+        return _validate(dataset, out, tuple(str(i) for i in held_back), device)
     return 0
 
 
-def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str) -> None:
-    """Predict and score the cases that were kept back."""
+def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str) -> int:
+    """Predict and score the cases that were kept back; 1 if some could not be."""
     from zoomseg.engine.device import resolve
     from zoomseg.engine.predict import Predictor
     from zoomseg.io import bundle
@@ -101,7 +104,10 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     kept_back = open_dataset(dataset).subset(held_back)
     folder = out / "validation"
     scans = [ScanInput(case.id, case.images) for case in kept_back.cases]
-    segment_to_folder(scans, folder / "predictions", Predictor(bundle.load(out), resolve(device)))
+    failed = segment_to_folder(scans, folder / "predictions", Predictor(bundle.load(out), resolve(device)))
+    for case in failed:
+        click.echo(f"failed: {case.case}: {case.reason}", err=True)
     log = out / "training" / "metrics.csv"
     scores = evaluate(folder / "predictions", kept_back, folder, training_log=log)
     click.echo(f"Validation: mean Dice {scores.mean['dice']:.3f}; {folder / 'report.html'}")
+    return 1 if failed else 0

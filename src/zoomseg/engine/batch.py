@@ -53,22 +53,37 @@ def segment(
             yield _segment(scan, out, predictor, organs)
         except OutputError:
             raise
-        except (ZoomSegError, MemoryError, torch.cuda.OutOfMemoryError) as error:
-            yield Failed(scan.id, str(error) or type(error).__name__)
+        except ZoomSegError as error:
+            yield Failed(scan.id, str(error))
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            yield Failed(scan.id, f"{scan.paths[0]}: does not fit in memory")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Torch has its own error for a full GPU, and none for a full machine."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _segment(scan: ScanInput, out: Path, predictor: Predictor, organs: tuple[str, ...] | None) -> Done:
     clock = [time.perf_counter()]
-    image = read_image(scan.paths)
+    image = read_image(scan.paths, channels_last=predictor.channels > 1)
     clock.append(time.perf_counter())
     result = predictor.predict(Case(scan.id, image), organs)
     clock.append(time.perf_counter())
-    path = out / f"{scan.id}.nii.gz"
+    path = result_path(out, scan)
     write_labels(path, result.labels, like=scan.paths[0])
     clock.append(time.perf_counter())
     seconds = {"read": clock[1] - clock[0], **result.seconds, "write": clock[3] - clock[2]}
     seconds["total"] = clock[3] - clock[0]
     return Done(scan.id, path, image, result, seconds, peak_ram_mb(), _peak_vram_mb())
+
+
+def result_path(out: Path, scan: ScanInput) -> Path:
+    """Where a scan's label map goes."""
+    return out / f"{scan.id}.nii.gz"
 
 
 def peak_ram_mb() -> float:

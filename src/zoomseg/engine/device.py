@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 from dataclasses import dataclass
 
 import psutil
@@ -48,10 +49,13 @@ def resolve(name: str) -> Device:
     if name == "cpu":
         keep_memory()
         return Device(torch.device("cpu"), torch.bfloat16 if fast_bfloat16() else None)
-    if not name.startswith("cuda"):
+    if not re.fullmatch(r"cuda(:\d{1,4})?", name):
         raise ZoomSegError(f"unknown device '{name}'; allowed: auto, cpu, cuda, cuda:N")
     if not torch.cuda.is_available():
         raise ZoomSegError(f"device '{name}' was asked for, but no CUDA GPU is usable here; use --device cpu")
+    count = torch.cuda.device_count()
+    if int(name.partition(":")[2] or 0) >= count:
+        raise ZoomSegError(f"device '{name}' was asked for, but there are {count}, from cuda:0")
     return Device(torch.device(name), torch.bfloat16)
 
 

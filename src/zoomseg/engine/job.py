@@ -7,6 +7,7 @@ What was decided at the start (recipe with all its numbers, split, seed, length)
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,11 @@ from zoomseg.recipe.spec import PlannedRecipe, Recipe
 
 @dataclass(frozen=True)
 class Job:
-    """What a user asks for. ``folds`` and ``fold`` keep one of the folds back for validation."""
+    """What a user asks for. ``folds`` and ``fold`` keep one of the folds back for validation.
+
+    Raises:
+        TrainingError: a length or a seed that makes no sense.
+    """
 
     recipe: str = "default"
     seconds: float | None = None
@@ -35,22 +40,33 @@ class Job:
     fold: int = 0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _check_numbers(self.seconds, self.epochs, self.seed)
+
 
 def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Observer) -> Bundle:
     """Train a new model into ``out``.
 
     Raises:
         ModelError: ``out`` already holds a model or a training.
+        TrainingError: planning took all the time.
         DatasetError: too few labelled cases, a fold that does not exist.
         RecipeError: the recipe does not fit the data set's labels.
+        OutputError: ``out`` cannot be written.
     """
     if (out / "model.json").exists() or _job_file(out).exists():
         raise ModelError(f"{out} already holds a model; give --resume to go on with it, or another folder")
     started = time.monotonic()
     split = choose_split(dataset, job)
-    recipe = resolve_recipe(dataset, split, job.recipe, observer)
-    writable_directory(out / "training")
+    wanted = load(job.recipe)
+    writable_directory(out / "training")  # before minutes are spent on planning
+    recipe = resolve_recipe(dataset, split, wanted, observer)
+    # Planning is part of the time the user gave.
+    seconds = None if job.seconds is None else job.seconds - (time.monotonic() - started)
+    if seconds is not None and seconds <= 0:
+        raise TrainingError(f"the time budget of {job.seconds:g} s was used up by planning; give more time")
     record = {
+        **_fixed_by(dataset),
         "recipe": recipe.model_dump(mode="json"),
         "train": list(split.train),
         "validation": list(split.validation),
@@ -59,8 +75,6 @@ def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Obser
         "epochs": job.epochs,
     }
     write_json_atomic(_job_file(out), record)
-    # Planning is part of the time the user gave.
-    seconds = None if job.seconds is None else job.seconds - (time.monotonic() - started)
     settings = train.Settings(device, seconds, job.epochs, job.seed)
     return train.train(dataset, split, recipe, out, settings, observer)
 
@@ -76,12 +90,17 @@ def resume(
     """Go on with the training in ``out``; ``seconds`` or ``epochs`` replace its length.
 
     Raises:
-        TrainingError: there is no training in ``out``, or it was of another data set.
+        TrainingError: there is no training in ``out``, it is damaged, or it was of another data set.
     """
     record = _read_job(out)
-    recipe = from_dict(record["recipe"])
+    recipe = from_dict(record["recipe"], str(_job_file(out)))
     if isinstance(recipe, PlannedRecipe):
-        raise TrainingError(f"{_job_file(out)} is damaged: its recipe has no numbers; train anew")
+        raise _damaged(out, "its recipe has no numbers")
+    for key, value in _fixed_by(dataset).items():
+        if record[key] != value:
+            raise TrainingError(
+                f"data set '{dataset.name}' has {key} {value}, but {out} was trained with {record[key]}"
+            )
     split = train.Split(tuple(record["train"]), tuple(record["validation"]))
     missing = (set(split.train) | set(split.validation)) - set(dataset.ids)
     if missing:
@@ -90,6 +109,7 @@ def resume(
         )
     if seconds is None and epochs is None:
         seconds, epochs = record["seconds"], record["epochs"]
+    _check_numbers(seconds, epochs, record["seed"])
     settings = train.Settings(device, seconds, epochs, record["seed"], resume=True)
     return train.train(dataset, split, recipe, out, settings, observer)
 
@@ -110,9 +130,10 @@ def choose_split(dataset: Dataset, job: Job) -> train.Split:
     return train.Split(tuple(i for i in labelled if i not in validation), validation)
 
 
-def resolve_recipe(dataset: Dataset, split: train.Split, name: str, observer: Observer) -> Recipe:
-    """Load a recipe and, where it is a planned one, fill in its numbers from the training cases."""
-    recipe = load(name)
+def resolve_recipe(
+    dataset: Dataset, split: train.Split, recipe: Recipe | PlannedRecipe, observer: Observer
+) -> Recipe:
+    """A planned recipe's numbers are filled in from the training cases; a concrete one is only checked."""
     if isinstance(recipe, PlannedRecipe):
 
         def tell(done: int, total: int) -> None:
@@ -127,21 +148,43 @@ def _job_file(out: Path) -> Path:
     return out / "training" / "job.json"
 
 
+def _fixed_by(dataset: Dataset) -> dict[str, Any]:
+    """What a network's inputs and outputs mean: a resumed training must find it unchanged."""
+    schema = dataset.schema
+    labels = dict(zip(schema.names, schema.values, strict=True))
+    return {"channels": list(dataset.channel_names), "labels": labels}
+
+
+def _check_numbers(seconds: float | None, epochs: int | None, seed: int) -> None:
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise TrainingError(f"the time budget must be above 0 s, and finite; got {seconds:g}")
+    if epochs is not None and epochs < 1:
+        raise TrainingError(f"epochs must be 1 or more, got {epochs}")
+    if seed < 0:
+        raise TrainingError(f"the seed must be 0 or more, got {seed}")
+
+
 def _read_job(out: Path) -> dict[str, Any]:
-    path = _job_file(out)
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(_job_file(out).read_text(encoding="utf-8"))
         valid = (
-            isinstance(record["recipe"], dict)
+            all(isinstance(record[key], dict) for key in ("recipe", "labels"))
+            and all(isinstance(record[key], list) for key in ("train", "validation", "channels"))
             and all(isinstance(i, str) for key in ("train", "validation") for i in record[key])
             and isinstance(record["seed"], int)
             and isinstance(record["seconds"], int | float | None)
             and isinstance(record["epochs"], int | None)
         )
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise TrainingError(f"there is no training to resume in {out}; leave --resume out") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path} is damaged ({error}); train anew into another folder") from error
+    except KeyError as error:
+        raise _damaged(out, f"{error} is missing") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _damaged(out, str(error)) from error
     if not valid:
-        raise TrainingError(f"{path} is damaged; train anew into another folder")
+        raise _damaged(out, "an entry is of the wrong type")
     return record
+
+
+def _damaged(out: Path, reason: str) -> TrainingError:
+    return TrainingError(f"{_job_file(out)} is damaged ({reason}); train anew into another folder")

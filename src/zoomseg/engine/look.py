@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from zoomseg.core.case import Case, Prior
@@ -64,6 +65,14 @@ def view(stage: Stage, recipe: Recipe, scan: Scan, priors: Mapping[str, Prior]) 
     grid = grids.stage_grid(stage.grid, scan.grid)
     region = roi.find_region(stage.roi, grid, scan.raw, priors, recipe.on_missing)
     return None if region is None else View(stage, grid, region)
+
+
+def nothing(stage: Stage, scan: Scan, labels: tuple[str, ...]) -> Prior:
+    """What a stage says that has nowhere to look: background, everywhere."""
+    grid = scan.grid.with_shape((1, 1, 1))
+    probabilities = torch.zeros(1 + len(labels), 1, 1, 1)
+    probabilities[0] = 1.0
+    return Prior(probabilities, grid, labels, Region.whole(grid), stage.name)
 
 
 def read(view: View, scan: Scan, priors: Mapping[str, Prior], box: Box) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoomseg.core.geometry import FloatArray, Grid, Vector3
+from zoomseg.core.geometry import FloatArray, Grid, Index3, Vector3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.engine.pack import Packed
 from zoomseg.recipe.spec import Augmentation, Recipe, Stage, Window
@@ -89,20 +89,28 @@ class PatchSource:
 
     def _example(self, draw: Draw, rng: np.random.Generator) -> dict[str, _Patch]:
         packs = {s.name: self._packs[s.name][draw.case] for s in self._stages}
-        lead = packs[self._lead.name]
-        centre_mm = _mm(np.array(draw.centre, dtype=np.float64), lead.spacing_mm)
+        lead, frame = packs[self._lead.name], packs[self._stages[0].name].grid
+        drawn = lead.grid.world(draw.centre)
         centres = {
-            s.name: _patch_centre(s, packs[s.name], centre_mm, follows=s.name == self._lead.name)
+            s.name: _centre(s.training.patch, packs[s.name].grid, frame, drawn, self._stays_inside(s))
             for s in self._stages
         }
         pivot = centres[self._stages[0].name]
-        change = augment.draw_spatial(
-            self._augmentation, lead.spacing_mm, self._reach(packs), self._schemas[self._lead.name], rng
-        )
+        change = augment.draw_spatial(self._augmentation, lead.spacing_mm, self._reach(packs), rng)
         tone = augment.draw_intensity(self._augmentation, rng)
-        return {
-            s.name: self._patch(s, packs[s.name], centres[s.name], pivot, change, tone) for s in self._stages
-        }
+        out: dict[str, _Patch] = {}
+        for s in self._stages:
+            packed = packs[s.name]
+            local = _local_grid(s, packed.spacing_mm, change.local(centres[s.name] - pivot))
+            at = packed.grid.index(frame.world(pivot / np.array(frame.spacing_mm) - 0.5))
+            out[s.name] = self._patch(s, packed, local, at, change, tone)
+        return out
+
+    def _stays_inside(self, stage: Stage) -> bool:
+        """A patch that reaches beyond the scan spends work on nothing, so patches stay inside. A valid
+        network's input may reach beyond, as its answer is smaller: the stage that was drawn for then has
+        the voxel drawn in its answer's middle."""
+        return stage is not self._lead or stage.grid.padding == "same"
 
     def _reach(self, packs: Mapping[str, Packed]) -> Vector3:
         """Half of all patches side by side: no patch centre lies outside another stage's patch."""
@@ -115,14 +123,12 @@ class PatchSource:
         self,
         stage: Stage,
         packed: Packed,
-        centre_mm: FloatArray,
-        pivot_mm: FloatArray,
+        grid: Grid,
+        pivot: FloatArray,
         change: augment.Spatial,
         tone: augment.Intensity,
     ) -> _Patch:
-        middle = change.local(centre_mm - pivot_mm)
-        grid = _local_grid(stage, packed.spacing_mm, middle)
-        pivot = pivot_mm / np.array(packed.spacing_mm) - 0.5
+        """``grid`` is the patch's place in local coordinates, ``pivot`` the index where they are zero."""
         coordinates = change.coordinates(grid, packed.spacing_mm, pivot)
         image = augment.apply_intensity(packed.image_at(coordinates), tone, self._limits)
         target = packed.labels_at(coordinates)
@@ -137,23 +143,25 @@ class PatchSource:
         return _Patch(image, target, counts, grid, stored)
 
 
-def _mm(index: FloatArray, spacing_mm: Vector3) -> FloatArray:
-    """Distance (mm) of a fractional index from the field of view's first corner: the one point that
+def _mm(frame: Grid, grid: Grid, index: FloatArray) -> FloatArray:
+    """Where an index of ``grid`` lies: distance (mm) from ``frame``'s first corner, along the axes that
     all grids of a scan share."""
-    out: FloatArray = (index + 0.5) * np.array(spacing_mm)
+    out: FloatArray = (frame.index(grid.world(index)) + 0.5) * np.array(frame.spacing_mm)
     return out
 
 
-def _patch_centre(stage: Stage, packed: Packed, wanted_mm: FloatArray, follows: bool) -> FloatArray:
-    """Where a stage's patch is centred: on the voxel drawn, or, for the stages that lead to it, as near
-    as the patch stays inside the scan (a patch larger than the scan sits in its middle), which is how
-    prediction places its tiles."""
-    if follows:
-        return wanted_mm
-    size = np.array(packed.grid.shape) * np.array(packed.spacing_mm)
-    half = np.minimum(np.array(stage.training.patch) * np.array(packed.spacing_mm), size) / 2
-    out: FloatArray = np.clip(wanted_mm, half, size - half)
-    return out
+def _centre(patch: Index3, grid: Grid, frame: Grid, drawn_mm: FloatArray, inside: bool) -> FloatArray:
+    """The middle of a stage's patch for a point of the patient, in mm from ``frame``'s first corner.
+
+    Patches begin at a voxel of the stage's grid, as tiles do: unless it is turned or bent, a patch shows
+    the scan's own voxels and not blends of them. The point is in the middle (voxel ``n // 2``), or, where
+    the patch must stay ``inside`` its grid, as near to it as that allows.
+    """
+    size, span = np.array(patch), np.array(grid.shape)
+    start = np.floor(grid.index(drawn_mm) + 0.5) - size // 2
+    if inside:
+        start = np.where(span <= size, -((size - span) // 2), np.clip(start, 0, span - size))
+    return _mm(frame, grid, start + (size - 1) / 2)
 
 
 def _local_grid(stage: Stage, spacing_mm: Vector3, middle_mm: FloatArray) -> Grid:

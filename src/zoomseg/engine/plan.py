@@ -32,7 +32,7 @@ SMALLEST_FEATURE_MAP = 4
 MAX_LEVELS = 6
 ANISOTROPY = 2.0
 """An axis this much coarser than the finest is not pooled (and not convolved across) yet."""
-BATCH_LIMIT = 8
+BATCH_LIMIT = 4
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def _intensity(data: Fingerprint) -> specs.IntensitySpec:
 def _one_stage(
     recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema
 ) -> tuple[specs.Stage, ...]:
-    # A patch that holds nearly every scan whole; what is larger is tiled.
+    # A patch that holds the median scan whole; what is larger is tiled.
     patch, network = _patch_and_network(
-        data.largest_shape, data.spacing_mm, 2.0 * recipe.fine_patch_voxels, recipe.base_channels[1], recipe
+        data.shape, data.spacing_mm, 2.0 * recipe.fine_patch_voxels, recipe.base_channels[1], recipe
     )
     grid = specs.FixedSpacing(mm=_rounded(data.spacing_mm), tile=patch, overlap=0.5)
     batch = round(recipe.batch * recipe.fine_patch_voxels / math.prod(patch))

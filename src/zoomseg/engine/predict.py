@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoomseg.core.case import Case, Prior
-from zoomseg.core.errors import GeometryError, ModelError
+from zoomseg.core.errors import GeometryError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.tiling import Stitcher, Tile, cover, tent
 from zoomseg.core.volume import LabelMap
@@ -41,7 +41,8 @@ class StageRecord:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """``labels`` on the scan's own grid and orientation; ``priors`` on the canonical stage grids."""
+    """``labels`` on the scan's own grid and orientation; ``priors`` on the canonical stage grids, of the
+    stages that had somewhere to look."""
 
     case: str
     labels: LabelMap
@@ -56,14 +57,24 @@ class Result:
 
     @property
     def probabilities(self) -> Prior | None:
-        """The last stage's probabilities, on its own grid; None if it had nowhere to look."""
+        """The last answer's probabilities, on that stage's grid; None if no stage had anywhere to look."""
         return list(self.priors.values())[-1] if self.priors else None
 
 
 def input_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> int:
-    """How many channels a stage's network reads."""
+    """How many channels a stage's network reads.
+
+    Raises:
+        RecipeError: it wants an image channel that the scans do not have.
+    """
     by_name = {s.name: s for s in recipe.stages}
-    count = len(inputs.image_channels(stage.inputs, channels))
+    shown = inputs.image_channels(stage.inputs, channels)
+    for channel in shown:
+        if not 0 <= channel < channels:
+            raise RecipeError(
+                f"stage '{stage.name}', inputs: scans have no channel {channel}; allowed: 0 to {channels - 1}"
+            )
+    count = len(shown)
     for spec in inputs.prior_specs(stage.inputs):
         count += len(inputs.prior_names(spec, graph.resolve_labels(by_name[spec.of], schema)))
     return count
@@ -136,6 +147,12 @@ class Predictor:
     """A loaded model, ready for any number of scans."""
 
     def __init__(self, bundle: Bundle, device: Device) -> None:
+        """
+        Raises:
+            ModelError: the weights do not fit the networks.
+            RecipeError: the recipe does not fit the model's labels and channels.
+        """
+        graph.validate_labels(bundle.recipe, bundle.schema)
         self.bundle = bundle
         self.device = device
         self._networks = {
@@ -143,8 +160,7 @@ class Predictor:
         }
 
     def _module(self, stage: Stage) -> nn.Module:
-        recipe, schema = self.bundle.recipe, self.bundle.schema
-        module = build_network(stage, recipe, schema, len(self.bundle.channel_names))
+        module = build_network(stage, self.bundle.recipe, self.bundle.schema, self.channels)
         try:
             module.load_state_dict(dict(self.bundle.weights[stage.name]))
         except RuntimeError as error:
@@ -152,16 +168,20 @@ class Predictor:
             raise ModelError(f"weights of stage '{stage.name}' do not fit its network ({detail})") from error
         return module.float().to(self.device.place).eval()
 
+    @property
+    def channels(self) -> int:
+        """How many channels a scan must have."""
+        return len(self.bundle.channel_names)
+
     def predict(self, case: Case, organs: tuple[str, ...] | None = None) -> Result:
         """Segment one scan.
 
         Raises:
             GeometryError: the scan has not as many channels as the model.
         """
-        expected = len(self.bundle.channel_names)
-        if case.image.channels != expected:
+        if case.image.channels != self.channels:
             raise GeometryError(
-                f"scan {case.id} has {case.image.channels} channel(s), the model needs {expected}: "
+                f"scan {case.id} has {case.image.channels} channel(s), the model needs {self.channels}: "
                 f"{', '.join(self.bundle.channel_names)}"
             )
         return cascade(case, self.bundle.recipe, self.bundle.schema, self._networks, self.device, organs)
@@ -184,9 +204,10 @@ def cascade(
     records: list[StageRecord] = []
     for stage in recipe.stages:
         view = look.view(stage, recipe, scan, priors)
-        if view is None:
-            continue
         labels = graph.resolve_labels(stage, schema)
+        if view is None:
+            priors[stage.name] = look.nothing(stage, scan, labels)
+            continue
         prior, record = run_stage(view, scan, priors, labels, stage_networks[stage.name], device)
         priors[stage.name] = prior
         records.append(record)
@@ -196,8 +217,9 @@ def cascade(
             fusion.fuse(stage.fusion, stage.argmax_on, canvas, prior)
             seconds["fuse"] = seconds.get("fuse", 0.0) + time.perf_counter() - clock
     labels_map = _select(canvas, organs).reoriented(scan.orientation.inverse)
-    confidence = fusion.confidence(list(priors.values())[-1]) if priors else {}
-    return Result(case.id, labels_map, confidence, priors, tuple(records), seconds)
+    answers = {record.stage: priors[record.stage] for record in records}
+    confidence = fusion.confidence(list(answers.values())[-1]) if answers else {}
+    return Result(case.id, labels_map, confidence, answers, tuple(records), seconds)
 
 
 def _overwritten(stage: Stage, recipe: Recipe) -> bool:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from zoomseg.core.case import Prior
-from zoomseg.core.errors import RecipeError, TrainingError, ZoomSegError
+from zoomseg.core.errors import INTERRUPTED, RecipeError, TrainingError, ZoomSegError
+from zoomseg.core.geometry import Box
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.core.resample import resample_data
 from zoomseg.engine import checkpoint, look, pack
@@ -37,6 +38,7 @@ from zoomseg.engine.predict import as_network, build_network, run_stage
 from zoomseg.engine.schedule import Length, learning_rate_factor
 from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset
+from zoomseg.io.files import writable_directory, write_bytes_atomic
 from zoomseg.networks import build as networks
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import SGD, AdamW, OptimiserSpec, Recipe, Stage
@@ -50,6 +52,8 @@ CHECKPOINT_EVERY_SECONDS = 60.0
 VALIDATIONS = 10
 """Validations per unit, evenly spread over its progress."""
 VALIDATION_PATCHES = 8
+LEAST_SHARE = 0.02
+"""Part of the time budget that every unit gets, however long its preparation took."""
 BAD_STEPS_ALLOWED = 10
 """Consecutive steps without a finite loss before training gives up."""
 
@@ -106,6 +110,8 @@ class _Unit:
 class InterruptedTrainingError(ZoomSegError):
     """Training was asked to stop; its state is on disk."""
 
+    exit_code = INTERRUPTED
+
 
 def train(
     dataset: Dataset, split: Split, recipe: Recipe, out: Path, settings: Settings, observer: Observer
@@ -139,18 +145,32 @@ class _Run:
         self.dataset, self.split, self.recipe = dataset, split, recipe
         self.out, self.settings, self.observer = out, settings, observer
         self.folder = out / "training"
-        self.cache = self.folder / "cache"
-        self.cache.mkdir(parents=True, exist_ok=True)
+        self.cache = writable_directory(self.folder / "cache")
         self.files = {case.id: case for case in dataset.cases}
         self.checkpoint = self.folder / "checkpoint.safetensors"
         self.started = time.monotonic()
         self.already_spent = 0.0
         self.finished: dict[str, nn.Module] = {}
+        self.stop = threading.Event()
         self.labels = {s.name: graph.resolve_labels(s, dataset.schema) for s in recipe.stages}
         self.schemas = {name: LabelSchema.consecutive(labels) for name, labels in self.labels.items()}
         for stage in recipe.stages:
             _check_shapes(stage)
-            augment.check_flips(stage.training.augmentation, self.schemas[stage.name])
+        for unit in graph.training_units(recipe):
+            for name in self._shown(unit.trained):
+                lead = graph.stage_of(recipe, unit.trained[-1])
+                augment.check_flips(lead.training.augmentation, self.schemas[name])
+
+    def _shown(self, trained: tuple[str, ...]) -> tuple[str, ...]:
+        """Stages whose labels a patch of this unit carries, as targets or as priors; its augmentation
+        must suit them all."""
+        names = set(trained)
+        for name in trained:
+            stage = graph.stage_of(self.recipe, name)
+            names.update(spec.of for spec in inputs.prior_specs(stage.inputs))
+            if self.recipe.prior_from == "live":
+                names.update(graph.ancestors(self.recipe, name))
+        return tuple(stage.name for stage in self.recipe.stages if stage.name in names)
 
     @property
     def spent(self) -> float:
@@ -164,6 +184,7 @@ class _Run:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def train(self, stop: threading.Event) -> bundle.Bundle:
+        self.stop = stop
         resumed = self._resume_point()
         units = graph.training_units(self.recipe)
         all_labels = self.dataset.schema.names
@@ -174,7 +195,7 @@ class _Run:
                 if resumed is not None and index <= resumed.unit:
                     self._restore(unit, resumed)
                 if resumed is None or index >= resumed.unit:
-                    self._train_unit(unit, units, log, stop)
+                    self._train_unit(unit, units, log)
                 for name in names.trained:
                     self.finished[name] = _with_weights(unit.modules[name], unit.averaged[name])
         model = self._save_model()
@@ -239,9 +260,7 @@ class _Run:
 
     # --- one unit ---------------------------------------------------------------------------------
 
-    def _train_unit(
-        self, unit: _Unit, units: Sequence[graph.TrainingUnit], log: Log, stop: threading.Event
-    ) -> None:
+    def _train_unit(self, unit: _Unit, units: Sequence[graph.TrainingUnit], log: Log) -> None:
         packs = self._pack(unit)
         source = PatchSource(self.recipe, unit.stages, packs.train, self.schemas)
         validation = self._validation_batches(unit, packs.validation)
@@ -251,22 +270,30 @@ class _Run:
             unit.length = Length(None, self._unit_seconds(unit, units))
         elif unit.step == 0:
             unit.spent = self.spent
-        self._loop(unit, source, validation, log, stop)
+        self._loop(unit, source, validation, log)
         self._save(unit)
-        shutil.copyfile(self.checkpoint, self._unit_file(unit.index))
+        write_bytes_atomic(self._unit_file(unit.index), self.checkpoint.read_bytes())
 
     def _unit_seconds(self, unit: _Unit, units: Sequence[graph.TrainingUnit]) -> float:
         """This unit's part of what the budget still holds at its first step."""
         assert self.settings.seconds is not None
         by_name = {s.name: s for s in self.recipe.stages}
         shares = [by_name[u.trained[-1]].training.budget_share for u in units[unit.index :]]
-        left = self.settings.seconds - unit.spent
-        if left <= 0:
+        part = (self.settings.seconds - unit.spent) * shares[0] / sum(shares)
+        least = LEAST_SHARE * self.settings.seconds
+        if part >= least:
+            return part
+        if unit.index == 0:
             raise TrainingError(
                 f"the time budget of {self.settings.seconds:.0f} s was used up by preparing the data "
                 f"({unit.spent:.0f} s); give more time"
             )
-        return left * shares[0] / sum(shares)
+        # What earlier units learned must not be lost because their predictions took long.
+        self.observer.message(
+            f"preparing stage '{unit.lead.name}' took what the time budget had left; "
+            f"it is trained for {least:.0f} s all the same"
+        )
+        return least
 
     def _loop(
         self,
@@ -274,7 +301,6 @@ class _Run:
         source: PatchSource,
         validation: Sequence[Batch],
         log: Log,
-        stop: threading.Event,
     ) -> None:
         dice = {n: RunningDice(self.schemas[n].classes, 0.95) for n in unit.trained}
         validated = math.floor(unit.progress * VALIDATIONS)
@@ -295,7 +321,7 @@ class _Run:
                 validated = math.floor(unit.progress * VALIDATIONS)
                 self._validate(unit, validation, log)
                 unit.elapsed = time.monotonic() - began
-            if stop.is_set():
+            if self.stop.is_set():
                 self._save(unit)
                 raise InterruptedTrainingError(f"stopped at step {unit.step}; go on with --resume")
             if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
@@ -361,7 +387,10 @@ class _Run:
             if spec.of in answers:
                 chosen = inputs.select_prior(spec, answers[spec.of], labels)
                 low = batch.stages[spec.of].grids
-                moved = [resample_data(chosen[b], low[b], data.grids[b]) for b in range(len(low))]
+                middle = _middle(low[0].shape, tuple(chosen.shape[2:]))
+                moved = [
+                    resample_data(chosen[b], low[b].crop(middle), data.grids[b]) for b in range(len(low))
+                ]
                 parts.append(torch.stack(moved))
             else:
                 parts.append(inputs.select_prior(spec, data.stored[spec.of].to(device), labels))
@@ -370,15 +399,16 @@ class _Run:
     # --- data -------------------------------------------------------------------------------------
 
     def _pack(self, unit: _Unit) -> _Packs:
-        """Sample every case on the grids of the unit's stages, in parallel over cases.
+        """Sample every case on the grids of the unit's stages, one case after the other.
 
         Stages trained apart from those they follow look where these, finished, found something;
         stages that run together look where the reference says.
         """
-        self.cache.mkdir(parents=True, exist_ok=True)
         ids = [*self.split.train, *self.split.validation]
         kept: dict[str, dict[str, pack.Packed]] = {}
         for done, case_id in enumerate(ids):
+            if self.stop.is_set():
+                raise InterruptedTrainingError("stopped while preparing the data; go on with --resume")
             self.observer.preparing(unit.lead.name, done, len(ids))
             packed = self._pack_case(unit, case_id, len(kept))
             if packed is None:
@@ -419,12 +449,12 @@ class _Run:
         for stage in self.recipe.stages:
             if stage.name in self.finished and stage.name not in together:
                 seen = look.view(stage, self.recipe, scan, priors)
-                if seen is not None:
-                    network = as_network(self.finished[stage.name], self.settings.device)
-                    labels = self.labels[stage.name]
-                    priors[stage.name], _ = run_stage(
-                        seen, scan, priors, labels, network, self.settings.device
-                    )
+                labels = self.labels[stage.name]
+                if seen is None:
+                    priors[stage.name] = look.nothing(stage, scan, labels)
+                    continue
+                network = as_network(self.finished[stage.name], self.settings.device)
+                priors[stage.name], _ = run_stage(seen, scan, priors, labels, network, self.settings.device)
         return priors
 
     def _validation_batches(
@@ -607,11 +637,15 @@ def _average(unit: _Unit) -> None:
                 kept.copy_(value)
 
 
+def _middle(patch: tuple[int, ...], answer: tuple[int, ...]) -> Box:
+    """The box of a patch that a valid network answers for."""
+    i, j, k = ((n - m) // 2 for n, m in zip(patch, answer, strict=True))
+    return Box((i, j, k), (i + answer[0], j + answer[1], k + answer[2]))
+
+
 def _answered(target_BIJK: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The middle of the target that a valid network answers."""
-    cuts = [(n - m) // 2 for n, m in zip(target_BIJK.shape[1:], shape, strict=True)]
-    i, j, k = (slice(c, c + m) for c, m in zip(cuts, shape, strict=True))
-    return target_BIJK[:, i, j, k]
+    """The part of the target that the network answers for."""
+    return target_BIJK[(slice(None), *_middle(tuple(target_BIJK.shape[1:]), shape).slices)]
 
 
 def _overlaps(probabilities_BCIJK: Tensor, target_BIJK: Tensor) -> tuple[list[float], list[float]]:
@@ -634,6 +668,8 @@ def _stop_signals() -> Iterator[threading.Event]:
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():  # who asks twice does not want to wait
+            raise KeyboardInterrupt
         stop.set()
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -525,7 +525,7 @@ def _nifti_image(array: AnyArray, grid: Grid, like: Path | None) -> nib.Nifti1Im
     image.header.set_xyzt_units("mm")
     if like is None or scan_suffix(like) not in (".nii", ".nii.gz"):
         return image
-    check_same_grid(read_grid(like), grid, Path(like), Path("the result"))
+    check_same_grid(_header(Path(like), channels_last=True).grid, grid, Path(like), Path("the result"))
     source = _load_nifti(Path(like))
     if int(source.header["sform_code"]) > 0:
         image.set_sform(source.header.get_sform(), code=int(source.header["sform_code"]))

@@ -12,8 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND
-from zoomseg.engine.batch import Done, Failed, segment
+from zoomseg.engine.batch import Done, Failed, result_path, segment
 from zoomseg.engine.predict import Predictor
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
@@ -30,16 +31,18 @@ def segment_to_folder(
     """Segment scans into ``out`` with ``summary.csv`` and ``run.json``; the failed ones are returned.
 
     Raises:
-        OutputError: ``out`` cannot be written.
+        OutputError: ``out`` cannot be written, or a result would overwrite its scan.
         LabelError: an organ that the model does not know.
     """
+    scans = tuple(scans)
     schema = predictor.bundle.schema
     chosen = schema.names if organs is None else schema.select(organs)
     writable_directory(out)
+    _spare_scans(scans, out)
     rows: list[OrganRow] = []
-    run = _header(predictor)
+    run = _header(predictor, chosen)
     failed: list[Failed] = []
-    for outcome in segment(scans, out, predictor, organs):
+    for outcome in segment(scans, out, predictor, chosen):
         match outcome:
             case Done():
                 result = outcome.result
@@ -55,7 +58,15 @@ def segment_to_folder(
     return tuple(failed)
 
 
-def _header(predictor: Predictor) -> dict[str, Any]:
+def _spare_scans(scans: Iterable[ScanInput], out: Path) -> None:
+    for scan in scans:
+        result = result_path(out, scan)
+        if any(result.exists() and path.samefile(result) for path in scan.paths if path.exists()):
+            raise OutputError(f"{result}: is the scan itself; choose another folder for the results")
+
+
+def _header(predictor: Predictor, organs: tuple[str, ...]) -> dict[str, Any]:
+    """``labels`` names only the organs asked for, so that an evaluation scores no other."""
     schema = predictor.bundle.schema
     return {
         "zoomseg": importlib.metadata.version("zoomseg"),
@@ -63,7 +74,7 @@ def _header(predictor: Predictor) -> dict[str, Any]:
         "device": predictor.device.name,
         "precision": str(predictor.device.precision or "float32").removeprefix("torch."),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "labels": {BACKGROUND: 0} | dict(zip(schema.names, schema.values, strict=True)),
+        "labels": {BACKGROUND: 0} | {name: schema.values[schema.names.index(name)] for name in organs},
         "cases": {},
     }
 

@@ -93,7 +93,7 @@ class Spatial:
     def local(self, offset_mm: FloatArray) -> FloatArray:
         """The local point that shows the scan point ``pivot + offset_mm``, bending and shift left aside
         (so a patch placed there is shifted off the voxel it was drawn for, as it should be)."""
-        out: FloatArray = np.linalg.solve(self.matrix, np.asarray(offset_mm))
+        out: FloatArray = np.asarray(offset_mm) @ np.linalg.inv(self.matrix).T
         return out
 
 
@@ -113,19 +113,20 @@ def draw_spatial(
     spec: Augmentation,
     spacing_mm: Vector3,
     reach_mm: Vector3,
-    schema: LabelSchema,
     rng: np.random.Generator,
 ) -> Spatial:
-    """Draw a spatial change.
+    """Draw a spatial change. Which labels allow mirroring, ``check_flips`` says once, before training.
 
     Args:
         spacing_mm: spacing of the stage that the numbers in voxels refer to.
         reach_mm: half the largest patch among the stages trained at once: the control lattice
             covers it.
-        schema: decides whether mirroring along R can be followed by the labels.
     """
-    mirror, mirrored = _draw_flips(spec, schema, rng)
-    matrix = np.diag(mirror).astype(np.float64)
+    mirror = np.ones(3)
+    for name in spec.flip_axes:
+        if rng.random() < 0.5:
+            mirror[_AXES[name]] = -1.0
+    matrix = np.diag(mirror)
     shift = np.zeros(3)
     elastic: Elastic | None = None
     if rng.random() < spec.probability:
@@ -138,7 +139,7 @@ def draw_spatial(
         counts = [2 * int(np.ceil(r / p)) + 3 for r, p in zip(reach_mm, pitch, strict=True)]
         points = rng.uniform(-spec.elastic_vox, spec.elastic_vox, (*counts, 3)) * np.array(spacing_mm)
         elastic = Elastic(points.astype(np.float32), pitch)
-    return Spatial(matrix, cast("Vector3", tuple(shift.tolist())), elastic, mirrored)
+    return Spatial(matrix, cast("Vector3", tuple(shift.tolist())), elastic, bool(mirror[_AXES["R"]] < 0))
 
 
 def check_flips(spec: Augmentation, schema: LabelSchema) -> None:
@@ -152,17 +153,6 @@ def check_flips(spec: Augmentation, schema: LabelSchema) -> None:
             f"training.augmentation.flip_axes holds R, but '{schema.unpaired[0]}' has no counterpart on "
             f"the other side among {', '.join(schema.names)}; leave R out"
         )
-
-
-def _draw_flips(
-    spec: Augmentation, schema: LabelSchema, rng: np.random.Generator
-) -> tuple[list[float], bool]:
-    mirror, mirrored = [1.0, 1.0, 1.0], False
-    for name in spec.flip_axes:
-        if rng.random() < 0.5:
-            mirror[_AXES[name]] = -1.0
-            mirrored = mirrored or (name == "R" and bool(schema.pairs))
-    return mirror, mirrored
 
 
 def _rotation(angles: list[float]) -> FloatArray:

@@ -65,10 +65,10 @@ def replace_in_roi(canvas: Canvas, prior: Prior, argmax_place: ArgmaxPlace = "sc
 
 
 def confidence(prior: Prior) -> dict[str, float]:
-    """Mean winning probability (0 to 1) over each organ's voxels on the stage's grid."""
-    best, winner = prior.probabilities.max(dim=0)
-    sums = torch.bincount(winner.flatten(), best.flatten().double(), minlength=1 + len(prior.labels))
-    counts = torch.bincount(winner.flatten(), minlength=1 + len(prior.labels))
+    """Mean winning probability (0 to 1) over each organ's voxels in the region, on the stage's grid."""
+    best, winner = (x[prior.answered] for x in prior.probabilities.max(dim=0))
+    sums = torch.bincount(winner, best.double(), minlength=1 + len(prior.labels))
+    counts = torch.bincount(winner, minlength=1 + len(prior.labels))
     return {name: float(sums[c] / counts[c]) for c, name in enumerate(prior.labels, start=1) if counts[c]}
 
 

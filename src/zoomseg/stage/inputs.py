@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,10 @@ def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
 
 def _moments(channel: Tensor, spec: ZScore) -> tuple[float, float, float, float]:
     flat = channel.flatten()
-    flat = flat[:: max(1, flat.numel() // STATISTICS_VOXELS)].float()
+    step = max(1, flat.numel() // STATISTICS_VOXELS)
+    while math.gcd(step, flat.numel()) > 1:  # else every row, or every slice, is met at the same place
+        step += 1
+    flat = flat[::step].float()
     ordered = flat.sort().values
     low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in spec.clip_percentiles)
     clipped = flat.clamp(low, high)

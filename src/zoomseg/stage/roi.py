@@ -65,33 +65,54 @@ def body_mask(image: Volume, grid: Grid, threshold: float) -> Region | None:
 
 
 def foreground(prior: Prior, labels: tuple[str, ...] | None = None) -> Tensor:
-    """Bool mask ``[I, J, K]`` on the prior's grid: where its argmax is one of ``labels`` (default any)."""
-    winner = prior.probabilities.argmax(dim=0)
+    """Bool mask ``[I, J, K]`` on the prior's grid: where it answers, and its argmax is one of ``labels``
+    (default any)."""
+    winner = prior.probabilities.argmax(dim=0).cpu()
     if labels is None:
-        return winner > 0
-    wanted = torch.tensor([prior.channel(name) for name in labels], device=winner.device)
-    return torch.isin(winner, wanted)
+        return (winner > 0) & prior.answered
+    wanted = torch.tensor([prior.channel(name) for name in labels])
+    return torch.isin(winner, wanted) & prior.answered
 
 
 def dilated_foreground(prior: Prior, grid: Grid, radius_vox: float) -> Region | None:
     """All predicted foreground, dilated by a ball of ``radius_vox`` voxels of ``grid``.
+    Roth et al. 2018, Section 2.2 (r = 3)."""
+    found = _moved(foreground(prior), prior.grid, grid)
+    if found is None:
+        return None
+    reach = math.floor(radius_vox)
+    box = found.box.expand((reach, reach, reach)).intersect(grid.box)
+    return Region(grid, box, _dilated(found.mask_in(box), radius_vox))
 
-    The dilation runs on the prior's own grid, measured in voxels of ``grid``, then moves over: for a
-    coarse prior that is a hundred times less work. Roth et al. 2018, Section 2.2 (r = 3).
-    """
-    mask = foreground(prior).cpu()
+
+def _moved(mask: Tensor, source: Grid, grid: Grid) -> Region | None:
+    """A mask on another grid: voxels whose centre falls on a set voxel, and, so that nothing is lost on
+    a coarser grid, those that hold the centre of one."""
     box = bounding_box(mask)
     if box is None:
         return None
-    unit = np.array(prior.grid.spacing_mm) / np.array(grid.spacing_mm)
-    reach = np.ceil(radius_vox / unit).astype(int)
-    outer = box.expand((int(reach[0]), int(reach[1]), int(reach[2])))
-    inside = mask[box.slices].numpy()
-    padded: Mask = np.pad(inside, [(int(n), int(n)) for n in reach])
-    distance = ndimage.distance_transform_edt(~padded, sampling=unit)
-    near = torch.from_numpy(np.asarray(distance <= radius_vox))
-    lattice = prior.grid.crop(outer)
-    return Region(lattice, lattice.box, near).on(grid)
+    moved = Region(source, box, mask[box.slices]).on(grid)
+    out = moved.mask_in(moved.box)
+    centres = grid.index(source.world(np.argwhere(mask.numpy()))) - np.array(moved.box.start)
+    held = np.clip(np.floor(centres + 0.5), 0, np.array(moved.box.shape) - 1).astype(int)
+    out[tuple(torch.from_numpy(held).T)] = True
+    return Region(grid, moved.box, out)
+
+
+def _dilated(mask: Tensor, radius_vox: float) -> Tensor:
+    """Voxels no farther than ``radius_vox`` from a set voxel, by exact squared distance, axis by axis:
+    the work grows with the radius and not with its cube."""
+    far = 4 * math.floor(radius_vox + 1) ** 2
+    squared = torch.where(mask, 0, far).to(torch.int16 if far < 2**14 else torch.int32)
+    for axis, size in enumerate(mask.shape):
+        best = squared.clone()
+        for step in range(1, min(math.floor(radius_vox), size - 1) + 1):
+            ahead, behind = (squared.narrow(axis, first, size - step) + step**2 for first in (step, 0))
+            for side, start in ((ahead, 0), (behind, step)):
+                here = best.narrow(axis, start, size - step)
+                torch.minimum(here, side, out=here)
+        squared = best
+    return squared <= radius_vox**2
 
 
 def box_around(prior: Prior, labels: tuple[str, ...], grid: Grid, margin_mm: float) -> Region | None:

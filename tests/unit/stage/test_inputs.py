@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,6 +53,23 @@ class TestNormalisation:
         out = inputs.normalisation(ZScore(), image).apply(image.data)
         assert out.abs().max() == 0
 
+    def test_zscore_of_a_large_scan_samples_every_slice(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A stride that divides the number of slices would meet the first slice again and again."""
+        monkeypatch.setattr(inputs, "STATISTICS_VOXELS", 100)
+        slices = torch.arange(20.0).expand(10, 10, 20)  # 2000 voxels, every 20th wanted
+        image = Volume(slices[None], Grid.from_spacing((10, 10, 20), (1.0, 1.0, 1.0)))
+        numbers = inputs.normalisation(ZScore(clip_percentiles=(0, 1)), image)
+        assert (numbers.lower, numbers.upper) == ((0.0,), (19.0,))
+        assert numbers.shift[0] == pytest.approx(9.5, abs=0.5)
+
+    def test_zscore_clips_to_the_percentiles(self) -> None:
+        image = Volume(torch.arange(1001.0).reshape(1, -1, 1, 1), Grid((1001, 1, 1), np.eye(4)))
+        numbers = inputs.normalisation(ZScore(clip_percentiles=(0.1, 0.9)), image)
+        clipped = torch.arange(1001.0).clamp(100, 900)
+        assert (numbers.lower, numbers.upper) == ((100.0,), (900.0,))
+        assert numbers.shift[0] == pytest.approx(float(clipped.mean()))
+        assert numbers.scale[0] == pytest.approx(1 / float(clipped.std()))
+
     def test_integers_become_floats(self) -> None:
         image = scan(ramp(0, 100).to(torch.int16))
         out = inputs.normalisation(Window(lower=0, upper=100), image).apply(image.data)
@@ -91,3 +109,23 @@ def test_assemble_puts_image_and_priors_on_the_asked_grid() -> None:
     assert torch.equal(out[0], image.data[0, 1:3, 1:3, 1:3])
     assert out[1].tolist() == torch.full((2, 2, 2), 0.25).tolist()
     assert out.shape == (2, 2, 2, 2)
+
+
+def test_a_prior_lies_where_it_was_computed() -> None:
+    """Certain of a half of the scan: linear in between, and as its edge beyond it."""
+    grid = Grid.from_spacing((4, 1, 1), (4.0, 1.0, 1.0))
+    spleen = torch.tensor([0.0, 0.0, 1.0, 1.0]).reshape(4, 1, 1)
+    prior = Prior(torch.stack([1 - spleen, spleen]), grid, ("spleen",), Region.whole(grid), "coarse")
+    image = Volume(torch.zeros(1, 8, 1, 1), grid.with_shape((8, 1, 1)))
+    specs = [ImageInput(), PriorInput(of="coarse")]
+    out = inputs.assemble(specs, image, {"coarse": prior}, image.grid)
+    assert out[1].flatten().tolist() == [0, 0, 0, 0.25, 0.75, 1, 1, 1]
+    beyond = inputs.assemble(specs, image, {"coarse": prior}, image.grid.crop(Box((6, 0, 0), (11, 1, 1))))
+    assert beyond[1].flatten().tolist() == [1, 1, 1, 1, 1]
+
+
+def test_gradients_pass_to_the_channels_chosen() -> None:
+    probabilities = torch.full((4, 2, 2, 2), 0.25, requires_grad=True)
+    chosen = inputs.select_prior(PriorInput(of="coarse", labels=("b",)), probabilities, ("a", "b", "c"))
+    (gradient,) = torch.autograd.grad(chosen.sum(), probabilities)
+    assert gradient.sum(dim=(1, 2, 3)).tolist() == [0, 0, 8, 0]

@@ -80,9 +80,7 @@ class TestCompute:
         target, logits = line([0, 1, 2, 2]), torch.zeros(1, 3, 4, 1, 1)
         entropy = loss.compute(DiceCrossEntropy(dice_weight=0), [logits], target, COUNTS)
         dice = loss.compute(DiceCrossEntropy(cross_entropy_weight=0), [logits], target, COUNTS)
-        both = loss.compute(
-            DiceCrossEntropy(dice_weight=2, cross_entropy_weight=3), [logits], target, COUNTS
-        )
+        both = loss.compute(DiceCrossEntropy(dice_weight=2, cross_entropy_weight=3), [logits], target, COUNTS)
         assert float(entropy) == pytest.approx(math.log(3))
         assert float(both) == pytest.approx(2 * float(dice) + 3 * float(entropy))
 

@@ -10,6 +10,17 @@ from zoomseg.recipe.spec import ClassBalanced, UniformInRegion
 from zoomseg.stage.sampler import LISTED_VOXELS, Candidates, Sampler, list_candidates
 
 RNG_SEED = 7
+CHI_SQUARED = {1: 10.8, 2: 13.8, 4: 18.5, 6: 22.5}
+"""Exceeded once in a thousand times by chance, by degrees of freedom."""
+
+
+def fits(counts: Counter, shares: dict) -> bool:
+    """Whether counts agree with the shares expected (Pearson's test)."""
+    n = sum(counts.values())
+    assert set(counts) <= set(shares)
+    assert sum(shares.values()) == pytest.approx(1)
+    statistic = sum((counts[k] - n * share) ** 2 / (n * share) for k, share in shares.items())
+    return statistic < CHI_SQUARED[len(shares) - 1]
 
 
 def labels(**at: tuple[int, int, int]) -> np.ndarray:
@@ -97,3 +108,47 @@ class TestSampler:
     def test_the_same_randomness_draws_the_same(self) -> None:
         sampler = Sampler(ClassBalanced(), [listed(labels(c1=(1, 1, 1)))], (1,))
         assert self.draws(sampler, 20) == self.draws(sampler, 20)
+
+
+class TestFrequencies:
+    """Three cases: 0 has a large organ (1) and 5 voxels of a gland (2), 1 the large organ, 2 organ 3."""
+
+    @pytest.fixture
+    def cases(self) -> list[np.ndarray]:
+        maps = [np.zeros((20, 20, 20), dtype=np.uint8) for _ in range(3)]
+        maps[0][2:18, 2:18, 2:18] = 1
+        maps[0][9:14, 3, 3] = 2
+        maps[1][5:15] = 1
+        maps[2][:, 3:6] = 3
+        return maps
+
+    def draws(self, cases: list[np.ndarray], background_share: float) -> list[tuple[int, int, tuple]]:
+        """(case, class of the centre voxel, centre)."""
+        sampler = Sampler(
+            ClassBalanced(background_share=background_share), [listed(m) for m in cases], (1, 2, 3, 4)
+        )
+        rng = np.random.default_rng(RNG_SEED)
+        drawn = [sampler.draw(rng) for _ in range(3000)]
+        return [(d.case, int(cases[d.case][d.centre]), d.centre) for d in drawn]
+
+    def test_the_centre_has_the_class_and_all_classes_come_equally_often(
+        self, cases: list[np.ndarray]
+    ) -> None:
+        drawn = self.draws(cases, 0.0)
+        assert fits(Counter(c for _, c, _ in drawn), {1: 1 / 3, 2: 1 / 3, 3: 1 / 3})
+        assert fits(Counter(case for case, c, _ in drawn if c == 1), {0: 1 / 2, 1: 1 / 2})
+        gland = Counter(centre for _, c, centre in drawn if c == 2)
+        assert fits(gland, {(i, 3, 3): 1 / 5 for i in range(9, 14)})
+
+    def test_the_background_share_falls_on_whatever_is_there(self, cases: list[np.ndarray]) -> None:
+        drawn = self.draws(cases, 0.4)
+        shares = {
+            (case, int(c)): 0.4 / 3 * n / m.size
+            for case, m in enumerate(cases)
+            for c, n in zip(*np.unique(m, return_counts=True), strict=True)
+        }
+        shares[0, 1] += 0.6 / 3 / 2
+        shares[1, 1] += 0.6 / 3 / 2
+        shares[0, 2] += 0.6 / 3
+        shares[2, 3] += 0.6 / 3
+        assert fits(Counter((case, c) for case, c, _ in drawn), shares)
