@@ -1,0 +1,194 @@
+"""Packed cases hold what prediction would see, and the reference beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tiny import SCHEMA, tiny_case, tiny_recipe
+from zoomseg.core.case import Case, Prior
+from zoomseg.core.geometry import Box
+from zoomseg.core.labels import IGNORE
+from zoomseg.core.resample import affine_coordinates, resample_data, resample_labels
+from zoomseg.engine import look, pack
+from zoomseg.recipe.spec import DilatedForeground, Recipe, Stage
+
+RECIPE = tiny_recipe(together=False)
+COARSE, FINE = RECIPE.stages
+SMALL_PATCH = FINE.model_copy(update={"training": FINE.training.model_copy(update={"patch": (2, 2, 2)})})
+HALF = 2.0**-11
+"""Relative rounding of the stored image."""
+
+
+@pytest.fixture(scope="module")
+def scan() -> look.Scan:
+    return look.prepare(Case("a", *tiny_case(0)), RECIPE)
+
+
+@pytest.fixture(scope="module")
+def priors(scan: look.Scan) -> dict[str, Prior]:
+    return pack.reference_priors(RECIPE, ("coarse",), scan)
+
+
+def packed(
+    stage: Stage,
+    scan: look.Scan,
+    priors: Mapping[str, Prior],
+    folder: Path,
+    labels: tuple[str, ...] = SCHEMA.names,
+) -> pack.Packed:
+    out = pack.pack(stage, RECIPE, scan, priors, labels, folder, np.random.default_rng(0))
+    assert out is not None
+    return out
+
+
+def masked(stage: Stage) -> Stage:
+    return stage.model_copy(update={"training": stage.training.model_copy(update={"mask_loss": True})})
+
+
+def indices(box: Box) -> torch.Tensor:
+    matrix = np.eye(4)
+    matrix[:3, 3] = box.start
+    return affine_coordinates(matrix, box.shape)
+
+
+def test_reference_priors_are_the_reference_as_certainties(scan: look.Scan) -> None:
+    priors = pack.reference_priors(RECIPE, ("coarse", "fine"), scan)
+    assert list(priors) == ["coarse", "fine"]
+    assert scan.labels is not None
+    for prior in priors.values():
+        assert prior.labels == SCHEMA.names
+        assert prior.grid == prior.region.grid
+        truth = resample_labels(scan.labels, prior.grid).data
+        assert torch.equal(prior.probabilities.argmax(dim=0), truth.long())
+        assert torch.equal(prior.probabilities.amax(dim=0), torch.ones(prior.grid.shape))
+        assert torch.equal(prior.probabilities.sum(dim=0), torch.ones(prior.grid.shape))
+
+
+def test_only_the_stages_asked_for_get_reference_priors(scan: look.Scan) -> None:
+    assert list(pack.reference_priors(RECIPE, ("fine",), scan)) == ["fine"]
+
+
+def test_stored_image_is_what_prediction_reads(
+    scan: look.Scan, priors: dict[str, Prior], tmp_path: Path
+) -> None:
+    held = packed(FINE, scan, priors, tmp_path)
+    seen = look.view(FINE, RECIPE, scan, priors)
+    assert seen is not None
+    assert held.grid == seen.grid
+    shown = look.read(seen, scan, priors, held.box)
+    torch.testing.assert_close(held.image_at(indices(held.box)), shown[:1], rtol=HALF, atol=1e-6)
+    stored = held.prior_at("coarse", indices(held.box))
+    torch.testing.assert_close(stored[1:], shown[1:], rtol=HALF, atol=1e-5)
+
+
+def test_only_the_region_and_a_patch_around_it_are_stored(
+    scan: look.Scan, priors: dict[str, Prior], tmp_path: Path
+) -> None:
+    held = packed(SMALL_PATCH, scan, priors, tmp_path)
+    seen = look.view(SMALL_PATCH, RECIPE, scan, priors)
+    assert seen is not None
+    assert held.box == seen.region.box.expand((2, 2, 2)).intersect(seen.grid.box)
+    assert held.box.voxels < seen.grid.box.voxels  # there was something to leave out
+    assert held.image.shape == (1, *held.box.shape)
+    assert held.labels.shape == held.box.shape
+
+
+def test_reading_beyond_what_is_stored(scan: look.Scan, priors: dict[str, Prior], tmp_path: Path) -> None:
+    """The image's edge goes on; labels do not count there."""
+    held = packed(SMALL_PATCH, scan, priors, tmp_path)
+    i, j, k = held.box.start
+    assert j > 0
+    at = indices(Box((i, j - 2, k), (i + 3, j + 2, k + 3)))
+    image, labels = held.image_at(at)[0], held.labels_at(at)
+    for outside in (0, 1):
+        assert torch.equal(image[:, outside], image[:, 2])
+        assert bool((labels[:, outside] == IGNORE).all())
+    assert not torch.equal(image[:, 3], image[:, 2])
+    assert not bool((labels[:, 2:] == IGNORE).any())
+
+
+def test_between_voxels_the_image_is_blended_and_labels_are_not(
+    scan: look.Scan, priors: dict[str, Prior], tmp_path: Path
+) -> None:
+    held = packed(COARSE, scan, priors, tmp_path)
+    box = Box((2, 3, 4), (6, 7, 9))
+    shifted = indices(box) + torch.tensor([0.25, 0.0, 0.0])
+    here, following = (held.image_at(indices(b))[0] for b in (box, box.shift((1, 0, 0))))
+    torch.testing.assert_close(held.image_at(shifted)[0], 0.75 * here + 0.25 * following, rtol=0, atol=1e-6)
+    assert torch.equal(held.labels_at(shifted), held.labels_at(indices(box)))
+
+
+def test_labels_are_the_nearest_of_the_reference(
+    scan: look.Scan, priors: dict[str, Prior], tmp_path: Path
+) -> None:
+    held = packed(COARSE, scan, priors, tmp_path)
+    assert scan.labels is not None
+    truth = resample_labels(scan.labels, held.grid).data
+    assert torch.equal(torch.from_numpy(held.labels.read(held.grid.box)), truth)
+    assert held.counts.tolist() == np.bincount(truth.flatten(), minlength=3).tolist()
+    assert held.counts.min() > 0
+
+
+def test_labels_of_other_stages_are_background(
+    scan: look.Scan, priors: dict[str, Prior], tmp_path: Path
+) -> None:
+    both = packed(COARSE, scan, priors, tmp_path / "both")
+    held = packed(COARSE, scan, priors, tmp_path / "one", labels=("right kidney",))
+    expected = np.where(both.labels.read(both.box) == 2, 1, 0)
+    assert np.array_equal(held.labels.read(held.box), expected)
+    assert held.counts.tolist() == [both.counts[0] + both.counts[1], both.counts[2]]
+
+
+@pytest.mark.parametrize("mask_loss", [True, False])
+def test_outside_the_region_labels_count_only_without_mask_loss(
+    scan: look.Scan, priors: dict[str, Prior], tmp_path: Path, mask_loss: bool
+) -> None:
+    held = packed(masked(FINE) if mask_loss else FINE, scan, priors, tmp_path)
+    seen = look.view(FINE, RECIPE, scan, priors)
+    assert seen is not None
+    inside = seen.region.mask_in(held.box).numpy()
+    assert 0 < inside.sum() < inside.size
+    stored = held.labels.read(held.box)
+    assert np.array_equal(stored == IGNORE, ~inside if mask_loss else np.zeros_like(inside))
+    assert held.counts.sum() == inside.sum()
+
+
+def test_candidates_lie_in_the_region_and_have_their_class(
+    scan: look.Scan, priors: dict[str, Prior], tmp_path: Path
+) -> None:
+    held = packed(SMALL_PATCH, scan, priors, tmp_path)
+    seen = look.view(SMALL_PATCH, RECIPE, scan, priors)
+    assert seen is not None
+    assert scan.labels is not None
+    inside = seen.region.mask_in(seen.grid.box).numpy()
+    truth = resample_labels(scan.labels, seen.grid).data.numpy()
+    assert inside[tuple(held.candidates.region.T)].all()
+    assert len(held.candidates.region) == inside.sum()
+    for c in (1, 2):
+        voxels = held.candidates.classes[c]
+        assert (truth[tuple(voxels.T)] == c).all()
+        assert len(voxels) == (inside & (truth == c)).sum()
+
+
+def test_a_stage_with_nowhere_to_look_is_not_packed(scan: look.Scan, tmp_path: Path) -> None:
+    recipe: Recipe = RECIPE.model_copy(update={"on_missing": "empty"})
+    priors = {"coarse": look.nothing(COARSE, scan, SCHEMA.names)}
+    assert isinstance(FINE.roi, DilatedForeground)
+    rng = np.random.default_rng(0)
+    assert pack.pack(FINE, recipe, scan, priors, SCHEMA.names, tmp_path, rng) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stored_priors_lie_where_the_earlier_stage_said_them(
+    scan: look.Scan, priors: dict[str, Prior], tmp_path: Path
+) -> None:
+    held = packed(FINE, scan, priors, tmp_path)
+    box = Box((4, 6, 2), (12, 14, 10))
+    expected = resample_data(priors["coarse"].probabilities, priors["coarse"].grid, held.grid.crop(box))
+    torch.testing.assert_close(held.prior_at("coarse", indices(box)), expected, rtol=0, atol=1e-3)
+    assert held.priors["coarse"].labels == SCHEMA.names
