@@ -101,6 +101,28 @@ class TestCompute:
             assert float(value.detach()) == 0
             assert not gradient.any()
 
+    @pytest.mark.parametrize("spec", [WeightedCrossEntropy(), DiceCrossEntropy()], ids=lambda s: s.kind)
+    def test_ignored_voxels_have_no_gradient_and_all_others_have_one(
+        self, spec: WeightedCrossEntropy | DiceCrossEntropy
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(2, 3, 4, 4, 4, generator=generator, requires_grad=True)
+        target = torch.randint(0, 3, (2, 4, 4, 4), generator=generator).byte()
+        ignored = torch.rand(2, 4, 4, 4, generator=generator) < 0.4
+        target[ignored] = IGNORE
+        (gradient,) = torch.autograd.grad(loss.compute(spec, [logits], target, COUNTS), logits)
+        per_voxel = gradient.abs().sum(dim=1)
+        assert (per_voxel[ignored] == 0).all()
+        assert (per_voxel[~ignored] > 0).all()
+
+    def test_a_voxel_of_a_rare_class_pulls_harder(self) -> None:
+        logits = torch.zeros(1, 3, 4, 1, 1, requires_grad=True)
+        value = loss.compute(WeightedCrossEntropy(), [logits], line([0, 0, 1, 2]), COUNTS)
+        (gradient,) = torch.autograd.grad(value, logits)
+        pull = [-float(gradient[0, c, n]) for n, c in enumerate((0, 0, 1, 2))]
+        # lambda_k (1 - p_k) / N, with p = 1/3, N = 4 and the lambdas of 6, 2 and no voxels of 8.
+        assert pull == pytest.approx([x * 2 / 3 / 4 for x in (0.125, 0.125, 0.375, 0.5)])
+
     def test_half_precision_logits_are_summed_in_full(self) -> None:
         logits = torch.zeros(1, 3, 4, 1, 1, dtype=torch.float16)
         assert loss.compute(DiceCrossEntropy(), [logits], line([0, 1, 2, 2]), COUNTS).dtype == torch.float32
