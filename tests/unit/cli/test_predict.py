@@ -1,0 +1,258 @@
+"""``zoomseg predict``: good scans written, bad ones named, one line for everything else."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import gzip
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
+
+from tiny import CPU, tiny_case, tiny_dataset, tiny_recipe
+from zoomseg.cli.main import main
+from zoomseg.engine import train
+from zoomseg.engine.log import Silent
+from zoomseg.io import scans
+from zoomseg.io.scans import read_label_values, write_image, write_labels
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("predict")
+    data = tiny_dataset(root / "data")
+    recipe = tiny_recipe(together=True, iterations=120, lr=2e-2)
+    train.train(data, train.Split(data.ids, ()), recipe, root / "model", train.Settings(CPU), Silent())
+    return root / "model"
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    return write(tmp_path / "scans" / "patient.nii.gz", 9)
+
+
+def write(path: Path, seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, tiny_case(seed)[0])
+    return path
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return int(stop.value.code or 0)
+
+
+def predict(scan: Path, model: Path, out: Path, *more: str) -> int:
+    return run("predict", scan, "-m", model, "-o", out, "--device", "cpu", *more)
+
+
+def test_writes_labels_summary_and_account(scan: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert predict(scan, model, out) == 0
+    values, grid = read_label_values(out / "patient.nii.gz")
+    image, truth = tiny_case(9)
+    assert grid.same_as(image.grid)
+    assert set(np.unique(values)) == {0, 3, 7}
+    for c, value in ((1, 3), (2, 7)):
+        a, b = values == value, truth.data.numpy() == c
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.7
+    with (out / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["organ"] for r in rows] == ["left kidney", "right kidney"]
+    assert float(rows[0]["volume_ml"]) == pytest.approx((values == 3).sum() * 12 / 1000, abs=1e-3)
+    account = json.loads((out / "run.json").read_text())["cases"]["patient"]
+    assert account["status"] == "done"
+    assert [s["stage"] for s in account["stages"]] == ["coarse", "fine"]
+    assert account["seconds"]["total"] >= account["seconds"]["fine"] > 0
+
+
+def test_only_the_organs_asked_for(scan: Path, model: Path, tmp_path: Path) -> None:
+    assert predict(scan, model, tmp_path / "out", "--organs", "right kidney") == 0
+    assert set(np.unique(read_label_values(tmp_path / "out" / "patient.nii.gz")[0])) == {0, 7}
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["labels"] == {
+        "background": 0,
+        "right kidney": 7,
+    }
+
+
+def test_flipped_and_permuted_scans_come_back_on_their_own_grid(model: Path, tmp_path: Path) -> None:
+    image, _ = tiny_case(9)
+    array = image.data[0].numpy()
+    affine = image.grid.affine
+    reversed_affine = affine.copy()
+    reversed_affine[:3, 0] *= -1
+    reversed_affine[:3, 3] = affine[:3, 3] + affine[:3, 0] * (array.shape[0] - 1)
+    (tmp_path / "s").mkdir()
+    nib.save(nib.Nifti1Image(array, affine), tmp_path / "s" / "a.nii.gz")
+    nib.save(nib.Nifti1Image(array[::-1], reversed_affine), tmp_path / "s" / "b.nii.gz")
+    turned = affine[:, [2, 0, 1, 3]]
+    nib.save(nib.Nifti1Image(array.transpose(2, 0, 1), turned), tmp_path / "s" / "c.nii.gz")
+    assert predict(tmp_path / "s", model, tmp_path / "out") == 0
+    a, b, c = (read_label_values(tmp_path / "out" / f"{n}.nii.gz")[0] for n in "abc")
+    assert np.array_equal(a, b[::-1])
+    assert np.array_equal(a, c.transpose(1, 2, 0))
+
+
+def bad_scan(kind: str, path: Path) -> None:
+    """A file that cannot be segmented."""
+    array = tiny_case(9)[0].data[0].numpy()
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    match kind:
+        case "truncated":
+            nib.save(nib.Nifti1Image(array, affine), path)
+            path.write_bytes(path.read_bytes()[:2000])
+        case "not a scan":
+            path.write_bytes(gzip.compress(b"hello"))
+        case "4-D":
+            nib.save(nib.Nifti1Image(np.stack([array, array], -1), affine), path)
+        case "2-D":
+            nib.save(nib.Nifti1Image(array[:, :, 0], affine), path)
+        case "NaN":
+            nib.save(nib.Nifti1Image(np.full_like(array, np.nan), affine), path)
+        case "constant":
+            nib.save(nib.Nifti1Image(np.ones_like(array), affine), path)
+        case "labels":
+            write_labels(path, tiny_case(9)[1])
+        case "singular" | "zero spacing" | "NaN spacing":
+            broken = nib.Nifti1Image(array, affine)
+            header = broken.header
+            if kind == "singular":
+                header["srow_y"] = header["srow_x"]
+            else:
+                header["pixdim"][1:4] = 0 if kind == "zero spacing" else np.nan
+                header["sform_code"], header["qform_code"] = 0, 1
+            raw = header.binaryblock + bytes(4) + array.astype("<f4").tobytes(order="F")
+            path.write_bytes(gzip.compress(raw))
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("truncated", ""),
+        ("not a scan", ""),
+        ("4-D", "4"),
+        ("2-D", "2"),
+        ("NaN", "NaN"),
+        ("constant", "constant"),
+        ("labels", "label map"),
+        ("singular", "singular"),
+        ("zero spacing", "spacing"),
+        ("NaN spacing", "spacing"),
+    ],
+)
+def test_a_bad_scan_is_named_and_the_good_one_is_written(
+    kind: str, says: str, scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad_scan(kind, scan.parent / "broken.nii.gz")
+    assert predict(scan.parent, model, tmp_path / "out") == 1
+    err = capfd.readouterr().err
+    (line,) = [x for x in err.splitlines() if x.startswith("failed:")]
+    assert "broken" in line
+    assert says.lower() in line.lower()
+    assert "Traceback" not in err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "patient.nii.gz",
+        "run.json",
+        "summary.csv",
+    ]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["broken"]["status"] == "failed"
+
+
+def test_wrong_number_of_channels(
+    scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "two"
+    for channel in range(2):
+        write(folder / f"p_000{channel}.nii.gz", 9)
+    assert predict(folder, model, tmp_path / "out") == 2
+    err = capfd.readouterr().err
+    assert "2 channel" in err
+    assert "needs 1" in err
+
+
+def test_nrrd_and_mha(model: Path, tmp_path: Path) -> None:
+    image, _ = tiny_case(9)
+    array = image.data[0].numpy()
+    itk = sitk.GetImageFromArray(array.transpose(2, 1, 0))
+    itk.SetSpacing((2.0, 2.0, 3.0))
+    (tmp_path / "s").mkdir()
+    for suffix in ("nrrd", "mha"):
+        sitk.WriteImage(itk, str(tmp_path / "s" / f"{suffix}.{suffix}"))
+    assert predict(tmp_path / "s", model, tmp_path / "out") == 0
+    one, two = (read_label_values(tmp_path / "out" / f"{n}.nii.gz") for n in ("nrrd", "mha"))
+    assert np.array_equal(one[0], two[0])
+    assert one[1].same_as(two[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--organs", "spleen"), "unknown label 'spleen'; allowed: left kidney, right kidney"),
+        (("--device", "tpu"), "unknown device 'tpu'"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    arguments: tuple[str, ...],
+    says: str,
+    scan: Path,
+    model: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run("predict", scan, "-m", model, "-o", tmp_path / "out", *arguments) == 2
+    err = capfd.readouterr().err.strip()
+    assert says in err
+    assert "\n" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_folder_missing_model_and_unwritable_output(
+    scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert predict(tmp_path / "empty", model, tmp_path / "out") == 2
+    assert "no scans" in capfd.readouterr().err
+    assert predict(scan, tmp_path / "nowhere", tmp_path / "out") == 2
+    assert "nowhere" in capfd.readouterr().err
+    (tmp_path / "file").write_text("x")
+    assert predict(scan, model, tmp_path / "file" / "out") == 2
+    assert str(tmp_path / "file" / "out") in capfd.readouterr().err
+
+
+def test_damaged_weights(scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "model"
+    (copy / "weights").mkdir(parents=True)
+    (copy / "model.json").write_bytes((model / "model.json").read_bytes())
+    for file in (model / "weights").iterdir():
+        (copy / "weights" / file.name).write_bytes(file.read_bytes()[:-10])
+    assert predict(scan, copy, tmp_path / "out") == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_full_disk_leaves_nothing_that_looks_complete(
+    scan: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def full(image: nib.Nifti1Image, path: str | Path, *_: object, **__: object) -> None:
+        Path(path).write_bytes(b"part of a file")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(scans.nib, "save", full)
+    monkeypatch.setattr(scans.nib.Nifti1Image, "to_filename", full)
+    assert predict(scan, model, tmp_path / "out") == 2
+    assert "No space left on device" in capfd.readouterr().err
+    assert list((tmp_path / "out").rglob("*.nii.gz")) == []
+
+
+def test_same_name_twice(scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    other = write(tmp_path / "other" / "patient.nii.gz", 8)
+    assert run("predict", scan, other, "-m", model, "-o", tmp_path / "out") == 2
+    assert "two scans are called 'patient'" in capfd.readouterr().err

@@ -1,0 +1,153 @@
+"""``zoomseg train``: from a folder to a model, stopped and resumed, and every wrong use in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from tiny import tiny_dataset, tiny_recipe
+from zoomseg.cli.main import main
+from zoomseg.cli.train import parse_duration
+from zoomseg.io import bundle
+from zoomseg.recipe.load import dump
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("train")
+    return tiny_dataset(root / "data").root
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump(tiny_recipe(together=True, iterations=4)))
+    return path
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return int(stop.value.code or 0)
+
+
+def refused(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Run a command that must end with exit 2 and a short explanation; returns its last line."""
+    assert run("train", *arguments) == 2
+    err = capfd.readouterr().err.strip()
+    assert "Traceback" not in err
+    return err.splitlines()[-1]
+
+
+def test_trains_and_scores_the_fold_kept_back(data: Path, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    assert run("train", data, "-o", out, "-r", recipe, "--folds", "4", "--fold", "1", "--device", "cpu") == 0
+    model = bundle.load(out)
+    assert len(model.provenance["training_cases"]) == 3  # type: ignore[arg-type]
+    (kept_back,) = model.provenance["validation_cases"]  # type: ignore[misc]
+    assert (out / "validation" / "predictions" / f"{kept_back}.nii.gz").is_file()
+    assert json.loads((out / "validation" / "summary.json").read_text())["cases"] == 1
+    assert "no prediction for" not in (out / "validation" / "report.html").read_text()
+
+
+def test_default_recipe_is_planned_and_kept_with_its_numbers(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    assert run("train", data, "-o", out, "--time-budget", "6s", "--device", "cpu") == 0
+    (stage,) = bundle.load(out).recipe.stages
+    assert stage.name == "whole"
+    assert stage.grid.mm == (2.0, 2.0, 3.0)  # type: ignore[union-attr]
+
+
+def test_a_stopped_training_goes_on(data: Path, recipe: Path, tmp_path: Path) -> None:
+    """SIGINT to the real process, as Ctrl-C does; what it leaves is a model and can be resumed."""
+    recipe.write_text(dump(tiny_recipe(together=True, iterations=100_000)))
+    out = tmp_path / "model"
+    command = [
+        sys.executable,
+        "-m",
+        "zoomseg.cli.main",
+        "train",
+        str(data),
+        "-o",
+        str(out),
+        "-r",
+        str(recipe),
+    ]
+    process = subprocess.Popen(
+        [*command, "--device", "cpu"], stderr=subprocess.PIPE, env=os.environ, text=True
+    )
+    log = out / "training" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.is_file() and len(log.read_text().splitlines()) > 2):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "go on with --resume" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert bundle.load(out).provenance["complete"] is False
+    done = json.loads((out / "training" / "job.json").read_text())
+    assert done["seconds"] is None
+    assert run("train", data, "-o", out, "--resume", "--epochs", "1", "--device", "cpu") == 0
+    assert bundle.load(out).provenance["complete"] is True
+
+
+def test_an_existing_model_is_not_overwritten(
+    data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    assert run("train", data, "-o", out, "-r", recipe, "--device", "cpu") == 0
+    before = (out / "model.json").read_bytes()
+    assert "already holds a model; give --resume" in refused(capfd, data, "-o", out, "-r", recipe)
+    assert (out / "model.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--time-budget", "0"), "expected a time such as 90s, 15m or 1h30m"),
+        (("--time-budget", "soon"), "expected a time such as 90s, 15m or 1h30m"),
+        (("--time-budget", "5m", "--epochs", "3"), "not both"),
+        (("--folds", "3", "--fold", "7"), "fold must be 0 to 2, got 7"),
+        (("--folds", "9"), "4 cases can be split into 2 to 4 folds, got 9"),
+        (("--fold", "1"), "give both"),
+        (("--resume",), "there is no training to resume"),
+        (("--device", "tpu"), "unknown device 'tpu'"),
+        (("-r", "defualt"), "default"),
+    ],
+)
+def test_wrong_use(
+    more: tuple[str, ...], says: str, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused(capfd, data, "-o", tmp_path / "m", *more)
+
+
+def test_unknown_recipe_key_is_named(
+    data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe.write_text(recipe.read_text().replace("on_missing:", "on_mising:"))
+    assert "on_mising" in refused(capfd, data, "-o", tmp_path / "m", "-r", recipe)
+
+
+def test_no_such_data_and_nowhere_to_write(
+    data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "nothing-here" in refused(capfd, tmp_path / "nothing-here", "-o", tmp_path / "m")
+    (tmp_path / "file").write_text("x")
+    assert str(tmp_path / "file") in refused(capfd, data, "-o", tmp_path / "file" / "m", "-r", recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("15m", 900), ("1h30m", 5400), ("0.5h", 1800), (" 2H ", 7200)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    context = click.Context(click.Command("x"))
+    assert parse_duration(context, click.Option(["--t"]), text) == seconds
