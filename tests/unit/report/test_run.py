@@ -1,0 +1,79 @@
+"""What a batch leaves: summary, account, and nothing of the user's overwritten."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tiny import tiny_case
+from untrained import predictor
+from zoomseg.core.errors import LabelError, OutputError
+from zoomseg.engine.batch import Done, Failed
+from zoomseg.io.scans import ScanInput, write_image
+from zoomseg.report.run import segment_to_folder
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> tuple[ScanInput, ...]:
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in" / "good.nii.gz", tiny_case(1)[0])
+    (tmp_path / "in" / "bad.nii.gz").write_bytes(b"no")
+    return tuple(ScanInput(n, (tmp_path / "in" / f"{n}.nii.gz",)) for n in ("good", "bad"))
+
+
+def test_account_names_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    told: list[Done | Failed] = []
+    failed = segment_to_folder(scans, tmp_path / "out", predictor(), progress=told.append)
+    assert [f.case for f in failed] == ["bad"]
+    assert [t.case for t in told] == ["good", "bad"]
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["labels"] == {"background": 0, "left kidney": 3, "right kidney": 7}
+    assert run["recipe"] == "tiny"
+    assert run["precision"] == "float32"
+    assert run["cases"]["bad"] == {"status": "failed", "error": failed[0].reason}
+    good = run["cases"]["good"]
+    assert set(good["seconds"]) >= {"read", "prepare", "coarse", "fine", "write", "total"}
+    coarse, fine = good["stages"]
+    assert (coarse["stage"], coarse["tiles"], coarse["region_share"]) == ("coarse", 1, 1.0)
+    assert fine["tiles"] + fine["tiles_skipped"] > 0
+    assert good["peak_ram_mb"] > 10
+    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+        assert [(r["case"], r["organ"]) for r in csv.DictReader(file)] == [
+            ("good", "left kidney"),
+            ("good", "right kidney"),
+        ]
+
+
+def test_account_is_there_after_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    """A batch that is stopped after the first case has told of it."""
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(_: object) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        segment_to_folder(scans, tmp_path / "out", predictor(), progress=stop)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert list(run["cases"]) == ["good"]
+    assert (tmp_path / "out" / "summary.csv").is_file()
+
+
+def test_only_chosen_organs_are_listed(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    segment_to_folder(scans[:1], tmp_path / "out", predictor(), ("right kidney",))
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["labels"] == {"background": 0, "right kidney": 7}
+    with pytest.raises(LabelError, match="unknown label"):
+        segment_to_folder(scans[:1], tmp_path / "other", predictor(), ("spleen",))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_scan_is_never_overwritten_by_its_labels(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    before = scans[0].paths[0].read_bytes()
+    with pytest.raises(OutputError, match="is the scan itself"):
+        segment_to_folder(scans, tmp_path / "in", predictor())
+    assert scans[0].paths[0].read_bytes() == before
