@@ -1,0 +1,102 @@
+"""A job decides once, writes down what it decided, and goes on from there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tiny import CPU, tiny_dataset, tiny_recipe
+from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError
+from zoomseg.engine import job
+from zoomseg.engine.job import Job
+from zoomseg.engine.log import Silent
+from zoomseg.io.dataset import Dataset
+from zoomseg.recipe.load import dump, from_dict
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "r.yaml"
+    path.write_text(dump(tiny_recipe(together=True, iterations=2)))
+    return str(path)
+
+
+def test_what_was_decided_is_written_down(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    job.start(data, tmp_path / "m", Job(recipe, folds=2, fold=1, seed=3), CPU, Silent())
+    record = json.loads((tmp_path / "m" / "training" / "job.json").read_text())
+    assert from_dict(record["recipe"]) == tiny_recipe(together=True, iterations=2)
+    assert sorted(record["train"] + record["validation"]) == [f"case_{n}" for n in range(4)]
+    assert len(record["validation"]) == 2
+    assert (record["seed"], record["seconds"], record["epochs"]) == (3, None, None)
+
+
+def test_folds_share_out_the_cases(data: Dataset) -> None:
+    held_back = [job.choose_split(data, Job(folds=4, fold=n)).validation for n in range(4)]
+    assert sorted(i for part in held_back for i in part) == sorted(data.ids)
+    everything = job.choose_split(data, Job())
+    assert everything.train == data.ids
+    assert everything.validation == ()
+    with pytest.raises(DatasetError, match="fold must be 0 to 1, got 5"):
+        job.choose_split(data, Job(folds=2, fold=5))
+
+
+def test_unlabelled_cases_are_not_trained_on(tmp_path: Path) -> None:
+    data = tiny_dataset(tmp_path / "d")
+    for file in (tmp_path / "d" / "labelsTr").iterdir():
+        file.unlink()
+    bare = Dataset(
+        data.root,
+        data.name,
+        data.channel_names,
+        data.schema,
+        tuple(type(c)(c.id, c.images, None, None) for c in data.cases),
+    )
+    with pytest.raises(DatasetError, match="has no labelled case"):
+        job.choose_split(bare, Job())
+
+
+def test_start_does_not_overwrite_resume_needs_a_start(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no training to resume"):
+        job.resume(data, tmp_path / "m", CPU, Silent())
+    job.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+    with pytest.raises(ModelError, match="already holds a model"):
+        job.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+
+
+def test_resume_refuses_a_data_set_that_lacks_a_case(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    job.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+    with pytest.raises(TrainingError, match="lacks case case_3"):
+        job.resume(data.subset(["case_0", "case_1", "case_2"]), tmp_path / "m", CPU, Silent())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"recipe": {}}', '{"recipe": 3, "train": 5}'])
+def test_damaged_job_file(data: Dataset, recipe: str, tmp_path: Path, text: str) -> None:
+    job.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+    (tmp_path / "m" / "training" / "job.json").write_text(text)
+    with pytest.raises((TrainingError, RecipeError), match=r"job\.json"):
+        job.resume(data, tmp_path / "m", CPU, Silent())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seconds": 0.0}, {"seconds": float("nan")}, {"epochs": 0}, {"seed": -1}], ids=str
+)
+def test_lengths_and_seeds_that_make_no_sense(wrong: dict[str, float]) -> None:
+    with pytest.raises(TrainingError):
+        Job(**wrong)  # type: ignore[arg-type]
+
+
+def test_recipe_that_predicts_labels_the_data_lacks(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=True)
+    coarse = recipe.stages[0].model_copy(update={"labels": ("spleen",)})
+    fine = recipe.stages[1].model_copy(update={"labels": ("spleen",)})
+    path = tmp_path / "r.yaml"
+    path.write_text(dump(recipe.model_copy(update={"stages": (coarse, fine)})))
+    with pytest.raises(RecipeError, match="spleen"):
+        job.start(data, tmp_path / "m", Job(str(path)), CPU, Silent())
