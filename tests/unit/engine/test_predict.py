@@ -1,18 +1,20 @@
-"""One scan through a cascade whose networks are known functions."""
+"""One scan through a cascade whose networks are known: where it looks, what it computes, what comes out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
-from untrained import predictor, untrained_bundle
+from untrained import untrained_bundle
 from zoomseg.core.case import Case
-from zoomseg.core.errors import GeometryError, ModelError
-from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.errors import GeometryError, ModelError, RecipeError
+from zoomseg.core.geometry import Box, Orientation
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import Volume
@@ -21,129 +23,299 @@ from zoomseg.engine.predict import (
     Network,
     Predictor,
     Result,
+    as_network,
+    build_network,
     cascade,
     input_channels,
     run_stage,
 )
+from zoomseg.recipe.spec import BodyMask, ImageInput, PriorInput, Recipe, Stage, UNet3D
 
 RECIPE = tiny_recipe(together=True)
+COARSE, FINE = RECIPE.stages
+SURE = 20.0
+"""A logit beside zeros: a probability of one, but for rounding."""
 
 
-def always(channel: int) -> Network:
-    """A network that is certain of one class everywhere."""
+def constant(c: int, logit: float = SURE) -> Network:
+    """A network that says class ``c`` wherever it is asked."""
 
-    def compute(x_BCIJK: Tensor, tile: Tile) -> Tensor:
-        logits = torch.zeros(1, SCHEMA.classes, *tile.inner.shape)
-        logits[:, channel] = 20.0
+    def network(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        logits = torch.zeros(1, 3, *tile.inner.shape)
+        logits[:, c] = logit
         return logits
 
-    return compute
+    return network
 
 
-def bright(x_BCIJK: Tensor, tile: Tile) -> Tensor:
-    """Class 1 where the normalised image is above a half, background elsewhere."""
-    high = x_BCIJK[:, :1] > 0.5
-    return torch.cat([~high * 20.0, high * 20.0, torch.full_like(high * 1.0, -20.0)], dim=1)
+def thresholds(image: Tensor) -> Tensor:
+    """Class indices of a normalised image ``[I, J, K]``: the tiny organs are bright, each in its way."""
+    return (image > 0.55).long() + (image > 0.75).long()
 
 
-def run(coarse: Network, fine: Network, organs: tuple[str, ...] | None = None) -> Result:
-    case = Case("x", tiny_case(0)[0])
-    return cascade(case, RECIPE, SCHEMA, {"coarse": coarse, "fine": fine}, CPU, organs)
+def threshold(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+    """A network that answers with the thresholds of the middle of what it reads."""
+    halo = [(a - b) // 2 for a, b in zip(tile.outer.shape, tile.inner.shape, strict=True)]
+    assert tuple(x_BCIJK.shape[2:]) == tile.outer.shape
+    i, j, k = (slice(h, h + n) for h, n in zip(halo, tile.inner.shape, strict=True))
+    hot = nn.functional.one_hot(thresholds(x_BCIJK[:, 0, i, j, k]), 3)
+    return SURE * hot.movedim(-1, 1).float()
 
 
-def test_the_fine_stage_decides_inside_its_region_and_only_there() -> None:
-    found = run(bright, always(2))
-    region = found.priors["fine"].region
-    inside = region.on(found.labels.grid).mask_in(found.labels.grid.box)
-    assert 0 < int(inside.sum()) < inside.numel()
-    assert torch.equal(found.labels.data, torch.where(inside, 2, 0).byte())
-    assert found.confidence["right kidney"] == pytest.approx(1.0, abs=1e-4)
+def case(seed: int = 0) -> Case:
+    return Case("a", tiny_case(seed)[0])
 
 
-def test_a_cascade_that_finds_nothing_says_background() -> None:
-    empty = RECIPE.model_copy(update={"on_missing": "empty"})
-    case = Case("x", tiny_case(0)[0])
-    found = cascade(case, empty, SCHEMA, {"coarse": always(0), "fine": always(1)}, CPU)
-    assert not found.labels.data.any()
-    assert list(found.priors) == ["coarse"]
-    assert [r.stage for r in found.records] == ["coarse"]
-    assert found.confidence == {}
+def drive(recipe: Recipe, coarse: Network, fine: Network, scan: Case | None = None) -> Result:
+    networks = {"coarse": coarse, "fine": fine}
+    return cascade(scan or case(), recipe, SCHEMA, networks, CPU)
 
 
-def test_on_missing_whole_volume_looks_everywhere() -> None:
-    found = run(always(0), always(1))
-    assert bool((found.labels.data == 1).all())
+def with_stages(**changes: Mapping[str, object]) -> Recipe:
+    stages = tuple(s.model_copy(update=dict(changes.get(s.name, {}))) for s in RECIPE.stages)
+    return RECIPE.model_copy(update={"stages": stages})
+
+
+def fine_region(result: Result) -> Tensor:
+    region = result.priors["fine"].region
+    return region.mask_in(region.grid.box)
+
+
+def test_the_fine_stage_decides_where_it_looks_and_nothing_is_said_elsewhere() -> None:
+    result = drive(RECIPE, threshold, threshold)
+    truth = thresholds(look.prepare(case(), RECIPE).image.data[0])
+    region = fine_region(result)
+    assert torch.equal(result.labels.data.long(), torch.where(region, truth, 0))
+    assert result.labels.data.unique().tolist() == [0, 1, 2]
+    everywhere = drive(RECIPE, threshold, constant(2)).labels.data
+    assert torch.equal(everywhere == 2, region)
+    assert 0 < int(region.sum()) < region.numel()
+
+
+def test_a_fine_stage_that_finds_nothing_wipes_out_what_the_coarse_one_found() -> None:
+    assert int(drive(RECIPE, constant(1), constant(0)).labels.data.max()) == 0
+    assert drive(RECIPE, constant(1), constant(2)).labels.data.unique().tolist() == [2]
+
+
+def test_without_fusion_the_coarse_answer_stays() -> None:
+    coarse_only = with_stages(fine={"fusion": "none"})
+    assert drive(coarse_only, constant(1), constant(2)).labels.data.unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("axes", [(0,), (1, 2)], ids=["mirrored", "upside down"])
+def test_labels_come_back_on_the_scans_own_grid(axes: tuple[int, ...]) -> None:
+    image = case().image
+    flip = (0 in axes, 1 in axes, 2 in axes)
+    turned = image.reoriented(Orientation((2, 0, 1), (flip[2], flip[0], flip[1])))
+    straight = drive(RECIPE, threshold, threshold).labels
+    result = drive(RECIPE, threshold, threshold, Case("a", turned)).labels
+    assert result.grid.same_as(turned.grid)
+    back = result.reoriented(Orientation.to_canonical(turned.grid))
+    assert torch.equal(back.data, straight.data)
+
+
+def test_nowhere_to_look_is_an_empty_label_map() -> None:
+    recipe = RECIPE.model_copy(update={"on_missing": "empty"})
+    result = drive(recipe, constant(0), constant(1))
+    assert result.labels.grid.same_as(case().image.grid)
+    assert int(result.labels.data.max()) == 0
+    assert [r.stage for r in result.records] == ["coarse"]
+    assert list(result.priors) == ["coarse"]
+    assert result.confidence == {}
+
+
+def test_missing_organs_may_mean_looking_everywhere() -> None:
+    result = drive(RECIPE, constant(0), constant(1))
+    assert result.records[1].region_share == 1.0
+    assert result.labels.data.unique().tolist() == [1]
+
+
+def test_no_stage_at_all_may_have_somewhere_to_look() -> None:
+    recipe = with_stages(coarse={"roi": BodyMask(threshold=1000.0)}).model_copy(
+        update={"on_missing": "empty"}
+    )
+    result = drive(recipe, constant(1), constant(1))
+    assert result.probabilities is None
+    assert (result.confidence, result.records, dict(result.priors)) == ({}, (), {})
+    assert int(result.labels.data.max()) == 0
 
 
 def test_only_the_organs_asked_for() -> None:
-    assert not run(bright, always(2), ("left kidney",)).labels.data.any()
-    assert bool((run(bright, always(2), ("right kidney",)).labels.data == 2).any())
+    networks = {"coarse": threshold, "fine": threshold}
+    both = cascade(case(), RECIPE, SCHEMA, networks, CPU).labels.data
+    one = cascade(case(), RECIPE, SCHEMA, networks, CPU, ("right kidney",)).labels.data
+    none = cascade(case(), RECIPE, SCHEMA, networks, CPU, ()).labels.data
+    assert torch.equal(one, torch.where(both == 2, 2, 0).byte())
+    assert 0 < int((one == 2).sum()) < int((both > 0).sum())
+    assert int(none.max()) == 0
 
 
-def test_tiles_that_touch_no_voxel_of_the_region_are_skipped_and_counted() -> None:
-    grid = Grid.from_spacing((64, 16, 12), (2.0, 2.0, 3.0))
-    image = Volume(torch.rand(1, *grid.shape), grid)
-    scan = look.prepare(Case("x", image), RECIPE)
-    mask = torch.zeros(64, 16, 12, dtype=torch.bool)
-    mask[:4], mask[-4:] = True, True
-    stage = RECIPE.stages[1]
-    view = look.View(stage, grid, Region(grid, grid.box, mask))
-    seen: list[Tile] = []
+def test_priors_are_kept_and_the_last_are_the_probabilities() -> None:
+    result = drive(RECIPE, constant(1, 1.0), constant(2, 2.0))
+    assert list(result.priors) == ["coarse", "fine"]
+    assert result.probabilities is result.priors["fine"]
+    for prior, c, logit in ((result.priors["coarse"], 1, 1.0), (result.priors["fine"], 2, 2.0)):
+        assert prior.labels == SCHEMA.names
+        expected = torch.zeros(3)
+        expected[c] = logit
+        for channel, p in zip(prior.probabilities, expected.softmax(dim=0), strict=True):
+            torch.testing.assert_close(channel, torch.full(prior.grid.shape, float(p)))
+    assert result.confidence == {
+        "right kidney": pytest.approx(float(torch.tensor([0.0, 0, 2]).softmax(0)[2]))
+    }
+
+
+def test_prior_channels_reach_the_next_stage() -> None:
+    """The coarse stage's certainty of class 2 is the fine network's third input channel."""
+    seen: list[Tensor] = []
 
     def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
-        seen.append(tile)
-        return always(1)(x_BCIJK, tile)
+        seen.append(x_BCIJK)
+        return constant(1)(x_BCIJK, tile)
 
-    first, _ = run_stage(
-        look.View(RECIPE.stages[0], grid, Region.whole(grid)), scan, {}, SCHEMA.names, always(0), CPU
-    )
-    prior, record = run_stage(view, scan, {"coarse": first}, SCHEMA.names, watch, CPU)
-    assert record.tiles == len(seen) == 2
-    assert record.tiles_skipped == 3
-    assert record.region_share == pytest.approx(8 / 64)
-    assert bool((prior.probabilities[1, :4] > 0.99).all())
-    assert bool((prior.probabilities[0, 30:34] == 1).all())
+    drive(RECIPE, constant(2), watch)
+    assert len(seen) > 1
+    for x_BCIJK in seen:
+        assert tuple(x_BCIJK.shape) == (1, 3, 16, 16, 12)
+        assert float(x_BCIJK[:, 1].max()) < 1e-6
+        assert float(x_BCIJK[:, 2].min()) > 1 - 1e-6
 
 
-def test_a_prior_ends_in_background_where_its_region_ends_inside_the_scan() -> None:
-    grid = Grid.from_spacing((24, 20, 16), (2.0, 2.0, 3.0))
-    scan = look.prepare(Case("x", tiny_case(0)[0]), RECIPE)
-    first, _ = run_stage(
-        look.View(RECIPE.stages[0], grid, Region.whole(grid)), scan, {}, SCHEMA.names, always(0), CPU
-    )
-    box = Box((4, 0, 5), (20, 20, 12))
-    view = look.View(RECIPE.stages[1], scan.grid, Region(scan.grid, box))
-    prior, _ = run_stage(view, scan, {"coarse": first}, SCHEMA.names, always(1), CPU)
-    assert prior.grid.same_as(scan.grid.crop(Box((3, 0, 4), (21, 20, 13))))
-    assert bool((prior.probabilities[0, 0] == 1).all())
-    assert bool((prior.probabilities[0, :, :, -1] == 1).all())
-    assert bool((prior.probabilities[1, 1:-1, :, 1:-1] > 0.99).all())
+def test_only_tiles_that_touch_the_region_are_computed() -> None:
+    """Two far corners of the scan: the tiles between them are skipped, and counted."""
+    small = with_stages(fine={"grid": FINE.grid.model_copy(update={"tile": (4, 4, 4), "overlap": 0.0})})
+    scan = look.prepare(case(), small)
+    mask = torch.zeros(scan.grid.shape, dtype=torch.bool)
+    mask[:4, :4, :4] = mask[-3:, -2:, -4:] = True
+    region = Region.of_mask(scan.grid, mask)
+    assert region is not None
+    asked: list[Tile] = []
+
+    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        asked.append(tile)
+        return constant(1)(x_BCIJK, tile)
+
+    stage = small.stages[1].model_copy(update={"inputs": (ImageInput(),)})
+    prior, record = run_stage(look.View(stage, scan.grid, region), scan, {}, SCHEMA.names, watch, CPU)
+    assert [t.inner for t in asked] == [Box((0, 0, 0), (4, 4, 4)), Box((20, 16, 12), (24, 20, 16))]
+    assert (record.stage, record.tiles, record.tiles_skipped) == ("fine", 2, 6 * 5 * 4 - 2)
+    assert record.region_share == pytest.approx((64 + 24) / (24 * 20 * 16))
+    winner = prior.probabilities.argmax(dim=0)
+    assert int((winner == 1).sum()) == 2 * 64  # a tile is answered whole; what was not asked is background
+    assert bool((winner[mask] == 1).all())
 
 
-def test_input_channels_count_the_image_and_the_labels_of_priors() -> None:
-    coarse, fine = RECIPE.stages
-    assert input_channels(coarse, RECIPE, SCHEMA, channels=2) == 2
-    assert input_channels(fine, RECIPE, SCHEMA, channels=2) == 4
+def test_a_ring_of_background_where_the_region_ends_inside_the_scan() -> None:
+    """So that a prior, whose edge goes on, says nothing beyond the region."""
+    scan = look.prepare(case(), RECIPE)
+    region = Region(scan.grid, Box((5, 0, 6), (15, 20, 16)))
+    stage = FINE.model_copy(update={"inputs": (ImageInput(),)})
+    view = look.View(stage, scan.grid, region)
+    prior, _ = run_stage(view, scan, {}, SCHEMA.names, constant(1), CPU)
+    assert prior.grid == scan.grid.crop(Box((4, 0, 5), (16, 20, 16)))  # the scan's faces get no ring
+    foreground = prior.probabilities[1]
+    ring = torch.ones(prior.grid.shape, dtype=torch.bool)
+    ring[1:-1, :, 1:] = False
+    assert float(foreground[ring].max()) == 0.0
+    assert float(prior.probabilities[0][ring].min()) == 1.0
+    assert float(foreground[~ring].min()) > 1 - 1e-6
+    reader = look.View(FINE, scan.grid, Region.whole(scan.grid))
+    beyond = look.read(reader, scan, {"coarse": prior}, Box((16, 0, 0), (24, 20, 16)))
+    assert float(beyond[1:].abs().max()) == 0.0
 
 
-def test_predictor_refuses_other_channels() -> None:
-    image, _ = tiny_case(0)
-    with pytest.raises(GeometryError, match=r"has 2 channel\(s\), the model needs 1: CT"):
-        predictor().predict(Case("x", Volume(image.data.repeat(2, 1, 1, 1), image.grid)))
+def test_valid_convolutions_answer_for_the_middle_of_what_they_read() -> None:
+    changes = {
+        "network": UNet3D(channels=(4, 8)),
+        "grid": FINE.grid.model_copy(update={"tile": (24, 24, 20), "padding": "valid", "overlap": 0.0}),
+    }
+    asked: list[Tile] = []
+
+    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        asked.append(tile)
+        return threshold(x_BCIJK, tile)
+
+    valid = drive(with_stages(fine=changes), constant(1), watch)
+    assert {t.outer.shape for t in asked} == {(24, 24, 20)}
+    assert {t.inner.shape for t in asked} == {(8, 8, 4)}
+    truth = thresholds(look.prepare(case(), RECIPE).image.data[0])
+    assert torch.equal(valid.labels.data.long(), truth)
 
 
-def test_weights_of_another_network_are_refused() -> None:
-    bundle = untrained_bundle()
-    swapped = replace(bundle, weights={"coarse": bundle.weights["fine"], "fine": bundle.weights["coarse"]})
-    with pytest.raises(ModelError, match="weights of stage 'coarse' do not fit its network"):
-        Predictor(swapped, CPU)
+def test_every_step_has_its_seconds() -> None:
+    result = drive(RECIPE, threshold, threshold)
+    assert list(result.seconds) == ["prepare", "coarse", "fine", "fuse"]
+    assert min(result.seconds.values()) > 0
 
 
-def test_prediction_is_repeatable_and_keeps_the_grid() -> None:
-    image, _ = tiny_case(4)
-    model = predictor()
-    one, two = (model.predict(Case("x", image)) for _ in range(2))
-    assert torch.equal(one.labels.data, two.labels.data)
-    assert one.labels.grid.same_as(image.grid)
-    total = one.priors["fine"].probabilities.sum(dim=0)
-    assert torch.allclose(total, torch.ones_like(total), atol=1e-4)
+def test_a_module_answers_with_its_finest_logits_and_without_gradient() -> None:
+    class Deep(nn.Module):
+        def forward(self, x_BCIJK: Tensor) -> tuple[Tensor, ...]:
+            return x_BCIJK * 2, x_BCIJK[:, :, ::2]
+
+    tile = Tile(Box((0, 0, 0), (4, 4, 4)), Box((0, 0, 0), (4, 4, 4)))
+    x_BCIJK = torch.rand(1, 2, 4, 4, 4, requires_grad=True)
+    answer = as_network(Deep(), CPU)(x_BCIJK, tile)
+    assert torch.equal(answer, x_BCIJK * 2)
+    assert not answer.requires_grad
+
+
+class TestPredictor:
+    def test_drives_the_networks_of_the_bundle(self) -> None:
+        bundle = untrained_bundle(3)
+        modules = {s.name: build_network(s, bundle.recipe, SCHEMA, 1) for s in bundle.recipe.stages}
+        for name, module in modules.items():
+            module.load_state_dict(dict(bundle.weights[name]))
+        networks = {name: as_network(module.eval(), CPU) for name, module in modules.items()}
+        expected = cascade(case(), bundle.recipe, SCHEMA, networks, CPU)
+        found = Predictor(bundle, CPU).predict(case())
+        assert torch.equal(found.labels.data, expected.labels.data)
+        assert found.probabilities is not None
+        assert expected.probabilities is not None
+        assert torch.equal(found.probabilities.probabilities, expected.probabilities.probabilities)
+
+    def test_wrong_number_of_channels(self) -> None:
+        image = case().image
+        two = Case("b", Volume(image.data.repeat(2, 1, 1, 1), image.grid))
+        with pytest.raises(GeometryError, match=r"^scan b has 2 channel\(s\), the model needs 1: CT$"):
+            Predictor(untrained_bundle(), CPU).predict(two)
+
+    def test_weights_of_another_network_are_one_line_that_names_the_stage(self) -> None:
+        bundle = untrained_bundle()
+        swapped = {"coarse": bundle.weights["fine"], "fine": bundle.weights["coarse"]}
+        with pytest.raises(ModelError, match=r"^weights of stage 'coarse' do not fit its network \(.*\)$"):
+            Predictor(replace(bundle, weights=swapped), CPU)
+
+    def test_a_recipe_that_wants_a_label_nobody_predicts(self) -> None:
+        bundle = untrained_bundle()
+        inputs = (ImageInput(), PriorInput(of="coarse", labels=("spleen",)))
+        with pytest.raises(RecipeError, match="does not predict 'spleen'"):
+            Predictor(replace(bundle, recipe=with_stages(fine={"inputs": inputs})), CPU)
+
+    @pytest.mark.parametrize("channel", [1, -1])
+    def test_a_recipe_that_wants_a_channel_scans_do_not_have(self, channel: int) -> None:
+        bundle = untrained_bundle()
+        recipe = with_stages(coarse={"inputs": (ImageInput(channel=channel),)})
+        with pytest.raises(RecipeError, match=f"stage 'coarse', inputs: scans have no channel {channel}"):
+            Predictor(replace(bundle, recipe=recipe), CPU)
+
+
+def test_channels_of_image_and_priors_add_up() -> None:
+    def count(*specs: ImageInput | PriorInput, channels: int = 1) -> int:
+        stage: Stage = FINE.model_copy(update={"inputs": specs})
+        return input_channels(stage, RECIPE, SCHEMA, channels)
+
+    assert count(ImageInput()) == 1
+    assert count(ImageInput(), channels=3) == 3
+    assert count(ImageInput(channel=1), channels=3) == 1
+    assert count(ImageInput(), PriorInput(of="coarse")) == 3
+    assert count(ImageInput(), PriorInput(of="coarse", labels=("right kidney",))) == 2
+
+
+def test_a_scan_of_one_slice_is_segmented() -> None:
+    image = case().image
+    slice_ = Case("a", image.crop(Box((0, 0, 8), (24, 20, 9))))
+    result = drive(RECIPE, constant(1), threshold, slice_)
+    assert result.labels.grid.shape == (24, 20, 1)
+    truth = thresholds(look.prepare(slice_, RECIPE).image.data[0])
+    assert np.array_equal(result.labels.data.numpy(), truth.numpy())
