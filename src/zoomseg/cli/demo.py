@@ -23,7 +23,7 @@ SMALL_RECIPE: Mapping[str, object] = {
     "fine_patch_voxels": 16_000,
     "base_channels": (12, 12),
     "max_channels": 96,
-    "learning_rate": 0.003,
+    "learning_rate": 0.005,
 }
 """What the default recipe is given here instead of its own numbers: steps of a fifth of a second."""
 

@@ -133,7 +133,8 @@ class Log:
 def _scalars(row: Row) -> dict[str, float]:
     tag = f"{row.stage}/{row.split}"
     by_label = {f"{tag}/dice/{name}": value for name, value in row.label_dice.items()}
-    return {f"{tag}/loss": row.loss, f"{tag}/dice": row.dice, "learning_rate": row.learning_rate, **by_label}
+    mean = {f"{tag}/dice": row.dice} if row.label_dice else {}  # no label in the patches, no mean
+    return {f"{tag}/loss": row.loss, "learning_rate": row.learning_rate, **mean, **by_label}
 
 
 class RunningDice:
