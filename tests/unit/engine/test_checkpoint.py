@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from zoomseg.core.errors import TrainingError
+from zoomseg.core.errors import OutputError, TrainingError
 from zoomseg.engine import checkpoint
 
 PROGRESS = checkpoint.Progress(unit=1, step=42, elapsed=3.5, spent=10.25, fingerprint="abc")
@@ -99,5 +101,23 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     checkpoint.save(path, PROGRESS, *trained(0))
     module = nn.Linear(3, 2)
     optimiser = torch.optim.AdamW(module.parameters())
-    with pytest.raises(TrainingError, match="does not fit this recipe"):
+    with pytest.raises(TrainingError, match="does not fit this recipe") as refusal:
         checkpoint.restore(path, {"coarse": module}, {"coarse": dict(module.state_dict())}, optimiser)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.safetensors"
+    checkpoint.save(path, PROGRESS, *trained(0))
+    before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"c\.safetensors: cannot be written \(No space left on device\)"):
+        checkpoint.save(path, PROGRESS, *trained(1))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]

@@ -14,9 +14,18 @@ def test_cpu_is_always_there() -> None:
     assert device.precision in (None, torch.bfloat16)
 
 
-def test_unknown_device_names_the_allowed() -> None:
-    with pytest.raises(ZoomSegError, match="unknown device 'tpu'; allowed: auto, cpu, cuda"):
-        resolve("tpu")
+@pytest.mark.parametrize("name", ["tpu", "cudas", "cuda:one", "cuda:-1", "cpu:0", ""])
+def test_unknown_device_names_the_allowed(name: str) -> None:
+    with pytest.raises(ZoomSegError, match=f"unknown device '{name}'; allowed: auto, cpu, cuda"):
+        resolve(name)
+
+
+def test_a_gpu_that_is_not_there_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve("cuda:1").place == torch.device("cuda:1")
+    with pytest.raises(ZoomSegError, match="device 'cuda:2' was asked for, but there are 2, from cuda:0"):
+        resolve("cuda:2")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

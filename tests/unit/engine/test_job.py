@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from tiny import CPU, tiny_dataset, tiny_recipe
-from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError
+from zoomseg.core.errors import DatasetError, ModelError, OutputError, RecipeError, TrainingError
 from zoomseg.engine import job
 from zoomseg.engine.job import Job
 from zoomseg.engine.log import Silent
-from zoomseg.io.dataset import Dataset
-from zoomseg.recipe.load import dump, from_dict
+from zoomseg.io.dataset import Dataset, open_dataset
+from zoomseg.recipe.load import dump, from_dict, load
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +101,101 @@ def test_recipe_that_predicts_labels_the_data_lacks(data: Dataset, tmp_path: Pat
     path.write_text(dump(recipe.model_copy(update={"stages": (coarse, fine)})))
     with pytest.raises(RecipeError, match="spleen"):
         job.start(data, tmp_path / "m", Job(str(path)), CPU, Silent())
+
+
+def described(root: Path, **changes: object) -> Dataset:
+    """The tiny data set with another ``dataset.json``."""
+    data = tiny_dataset(root)
+    description = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps(description | changes))
+    return open_dataset(data.root)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": {"background": 0, "left kidney": 7, "right kidney": 3}},
+        {"labels": {"background": 0, "spleen": 3, "liver": 7}},
+        {"channel_names": {"0": "MR"}},
+    ],
+    ids=["values swapped", "other names", "other channel"],
+)
+def test_resume_refuses_other_labels_and_channels(
+    data: Dataset, recipe: str, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """Same cases, same number of classes: a network would go on and mean something else."""
+    job.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+    other = described(tmp_path / "d", **changes)
+    with pytest.raises(TrainingError, match=f"has {next(iter(changes))[:6]}.* but .* was trained with"):
+        job.resume(other, tmp_path / "m", CPU, Silent())
+
+
+RECORD = {
+    "channels": ["CT"],
+    "labels": {"left kidney": 3, "right kidney": 7},
+    "recipe": tiny_recipe(together=True, iterations=2).model_dump(mode="json"),
+    "train": ["case_0"],
+    "validation": [],
+    "seed": 0,
+    "seconds": None,
+    "epochs": None,
+}
+PLANNED = load("default").model_dump(mode="json")
+
+
+def job_file(model: Path, **changes: object) -> None:
+    """What a training leaves that was killed before its first checkpoint."""
+    (model / "training").mkdir(parents=True)
+    (model / "training" / "job.json").write_text(json.dumps(RECORD | changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", "3"),
+        ("seconds", math.nan),
+        ("seed", -1),
+        ("seed", None),
+        ("train", "case_0"),
+        ("validation", [1]),
+        ("labels", []),
+        ("recipe", {"name": "x"}),
+        pytest.param("recipe", PLANNED, id="planned"),
+    ],
+)
+def test_a_job_file_with_wrong_entries(data: Dataset, tmp_path: Path, key: str, value: object) -> None:
+    job_file(tmp_path / "m", **{key: value})
+    with pytest.raises((TrainingError, RecipeError)) as refusal:
+        job.resume(data, tmp_path / "m", CPU, Silent())
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_training_killed_before_its_first_checkpoint_starts_again(data: Dataset, tmp_path: Path) -> None:
+    job_file(tmp_path / "m")
+    model = job.resume(data, tmp_path / "m", CPU, Silent())
+    assert model.provenance["training_cases"] == ["case_0"]
+    assert model.provenance["complete"] is True
+
+
+def test_a_place_that_cannot_be_written_is_noticed_before_planning(data: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    class Busy(Silent):
+        def preparing(self, stage: str, done: int, total: int) -> None:
+            raise AssertionError("planned first")
+
+    with pytest.raises(OutputError, match="file"):
+        job.start(data, tmp_path / "file" / "m", Job("default"), CPU, Busy())
+
+
+def test_a_wrong_recipe_leaves_nothing_behind(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no recipe 'defualt'"):
+        job.start(data, tmp_path / "m", Job("defualt"), CPU, Silent())
+    assert not (tmp_path / "m").exists()
+
+
+def test_planning_may_take_all_the_time(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the time budget of 1e-06 s was used up by planning"):
+        job.start(data, tmp_path / "m", Job("default", seconds=1e-6), CPU, Silent())
+    assert not (tmp_path / "m" / "training" / "job.json").exists()

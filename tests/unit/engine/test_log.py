@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from zoomseg.core.errors import OutputError
 from zoomseg.engine.log import Log, Row, RunningDice
 
 LABELS = ("liver", "spleen")
@@ -83,6 +87,50 @@ def test_tensorboard_gets_loss_and_dice(tmp_path: Path) -> None:
     assert scalars["coarse/train/loss"] == (10, 0.5)
     assert scalars["coarse/train/dice/liver"] == (10, 0.5)
     assert scalars["learning_rate"][1] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("place", ["table", "events"])
+def test_a_full_disk_is_one_error_at_the_next_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Also for TensorBoard's events, which must not get stuck in a queue that nobody empties."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Log(tmp_path, LABELS, None) as log:
+        target = log._csv if place == "table" else log._board
+        monkeypatch.setattr(log, "_csv" if place == "table" else "_board", Broken(target, full))
+        for _ in range(20):
+            with pytest.raises(OutputError, match=r"metrics\.csv: cannot be written \(No space left"):
+                log.write(row(0, 10, liver=0.5))
+
+
+class Broken:
+    """A writer whose writing fails."""
+
+    def __init__(self, writer: object, fail: Callable[..., None]) -> None:
+        self._writer = writer
+        self.writerow = self.write_event = fail
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._writer, name)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file")
+    with pytest.raises(OutputError, match="tensorboard: cannot be written"):
+        Log(tmp_path, LABELS, None)
+
+
+def test_bytes_that_are_no_text_in_an_old_table_are_dropped(tmp_path: Path) -> None:
+    with Log(tmp_path, LABELS, None) as log:
+        log.write(row(0, 10, liver=0.5))
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(path.read_bytes() + b"\xff\xfe\x00\x00")
+    with Log(tmp_path, LABELS, (0, 50)):
+        pass
+    assert [r["step"] for r in rows_of(tmp_path)] == ["10"]
 
 
 class TestRunningDice:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zoomseg.core.errors import OutputError
-from zoomseg.io.files import atomic_path, writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import atomic_path, writable_directory, write_json_atomic, write_text_atomic, writing
 
 
 def test_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
@@ -76,3 +76,33 @@ def test_json_round_trip_and_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json_atomic(tmp_path / "a.json", {"dice": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"dice": 0.5}
+
+
+def test_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a crash of the machine could leave the new name on an empty file."""
+    done: list[str] = []
+    flush, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("flushed"), flush(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("renamed"), rename(a, b)))
+    write_text_atomic(tmp_path / "a.txt", "text")
+    assert done == ["flushed", "renamed"]
+
+
+def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text_atomic(tmp_path / "a.txt", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_what_the_system_refuses_names_the_path() -> None:
+    def refuse(error: Exception) -> None:
+        with writing(Path("out/log.csv")):
+            raise error
+
+    with pytest.raises(OutputError, match=r"^out/log\.csv: cannot be written \(No space left on device\); "):
+        refuse(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with pytest.raises(KeyError):
+        refuse(KeyError("a bug stays a bug"))
