@@ -4,6 +4,7 @@ tissue, however turned and bent; mirrored patches with left and right exchanged.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from zoomseg.engine.patches import Batch, PatchSource
 from zoomseg.io.cache import ChunkedArray, write_array
 from zoomseg.recipe.load import from_dict
 from zoomseg.recipe.spec import Augmentation, Recipe, Stage
-from zoomseg.stage.sampler import list_candidates
+from zoomseg.stage.sampler import Candidates, list_candidates
 
 SCAN = oriented((56, 48, 40), (2.0, 2.5, 3.0), (-50.0, 20.0, -200.0), angles_deg=(4, -7, 10))
 SIDES = LabelSchema.consecutive(("left_kidney", "right_kidney"))
@@ -131,8 +132,9 @@ def test_equal_local_coordinates_show_the_same_point_of_the_patient(tmp_path: Pa
     assert compared > 10_000
 
 
-def test_the_drawn_voxel_is_where_both_stages_look(tmp_path: Path) -> None:
-    made, grids = recipe(Augmentation()), grids_of("scan")
+@pytest.mark.parametrize("kind", ["scan", "box"])
+def test_the_drawn_voxel_is_where_both_stages_look(tmp_path: Path, kind: str) -> None:
+    made, grids = recipe(Augmentation()), grids_of(kind)
     point = grids["fine"].world((30, 33, 17))
     packs = {}
     for name, grid in grids.items():
@@ -149,6 +151,24 @@ def test_the_drawn_voxel_is_where_both_stages_look(tmp_path: Path) -> None:
         assert fine.image_BCIJK[0][:, *at].numpy() == pytest.approx(point, abs=1e-3)
         assert np.abs(coarse.grids[0].index(fine.grids[0].world(at)) - there).max() <= 0.5
     assert found >= 5
+
+
+def test_however_a_patch_is_turned_the_drawn_voxel_is_in_its_middle(tmp_path: Path) -> None:
+    """Also where the coarse patch, about whose middle everything turns, has another one."""
+    turned = Augmentation(rotation_deg=(40, 40, 40), scale=(0.6, 1.6), flip_axes=("R", "S"))
+    made, grids = recipe(turned), grids_of("scan")
+    index = (14, 20, 13)
+    packs = {n: packed(tmp_path, n, g, ramp(g).data, np.zeros(g.shape, np.uint8)) for n, g in grids.items()}
+    only = {1: np.array([index], dtype=np.int32)}
+    packs["fine"] = replace(packs["fine"], candidates=Candidates(only[1], only))
+    for batch in drawn(made, packs, {"coarse": SIDES, "fine": SIDES}, 10):
+        fine, coarse = (batch.stages[name] for name in ("fine", "coarse"))
+        middle = [n // 2 for n in fine.target_BIJK.shape[1:]]
+        shown = fine.image_BCIJK[0][:, *middle].numpy()
+        # Half a voxel, as patches of even size have no middle voxel, and that turned and scaled.
+        assert np.abs(grids["fine"].index(shown) - index).max() < 1.7
+        apart = coarse.grids[0].centre_mm - fine.grids[0].centre_mm
+        assert np.abs(apart).max() > 3, "the two patches have one middle: the test shows nothing"
 
 
 def test_a_patch_that_is_not_changed_is_a_crop_of_image_labels_and_priors(tmp_path: Path) -> None:
