@@ -224,7 +224,11 @@ def _model_card(bundle: Bundle) -> str:
     recipe, schema = bundle.recipe, bundle.schema
     stages = "\n".join(f"- `{s.name}`: {s.network.kind} on a {s.grid.kind} grid" for s in recipe.stages)
     labels = "\n".join(f"| {v} | {_plain(n)} |" for n, v in zip(schema.names, schema.values, strict=True))
-    origin = "\n".join(f"- {_plain(key)}: {_brief(value)}" for key, value in bundle.provenance.items())
+    known = {
+        key.replace("_", " "): value for key, value in bundle.provenance.items() if value not in ("", [])
+    }
+    origin = "\n".join(f"- {_plain(key)}: {_brief(value)}" for key, value in known.items())
+    about = "\n".join(text for text in (recipe.description, recipe.source) if text)
     parameters = sum(t.numel() for tensors in bundle.weights.values() for t in tensors.values())
     return f"""# {_plain(recipe.name)}
 
@@ -252,8 +256,7 @@ unlike those it was trained on: other scanners, protocols, ages, diseases. Look 
 
 {stages}
 
-{recipe.description}
-{recipe.source}
+{about}
 
 The complete recipe is in `model.json`.
 """

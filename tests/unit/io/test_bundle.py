@@ -135,7 +135,8 @@ def test_the_model_card_names_labels_data_and_use(tmp_path: Path) -> None:
     save(hostile, tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "| 9 | right kidney |" in card
-    assert "data_set: phantoms" in card
+    assert "data set: phantoms" in card
+    assert "validation" not in card
     assert "cases: train: a, b" in card
     assert "not for diagnosis" in card
     assert "CT / 'x' # (b)" in card
