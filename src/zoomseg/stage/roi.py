@@ -51,8 +51,10 @@ def find_region(
 def body_mask(image: Volume, grid: Grid, threshold: float) -> Region | None:
     """Voxels over ``threshold`` in the first channel: largest component, holes filled slice by slice
     (lungs and bowel gas are open to the outside in 3D where the scan ends). Roth et al. 2018, 2.2."""
+    # Scans are often stored clipped (to [-125, 275] HU, say): air is then the lowest value there is.
+    level = max(threshold, float(image.data[0].min()))
     first = Volume(image.data[:1], image.grid)
-    mask: Mask = (resample(first, grid).data[0] > threshold).numpy()
+    mask: Mask = (resample(first, grid).data[0] > level).numpy()
     if not mask.any():
         return None
     components = cc3d.connected_components(mask, connectivity=6)

@@ -257,3 +257,15 @@ def test_whole_volume() -> None:
     found = roi.find_region(WholeVolume(), STAGE, VOID, {}, "empty")
     assert found is not None
     assert full(found).all()
+
+
+def test_body_mask_of_a_scan_stored_clipped_is_the_same() -> None:
+    """Clipped above the threshold, air is the lowest value there is, and still no body."""
+    grid = Grid.from_spacing((20, 20, 4), (2.0, 2.0, 2.0))
+    image = torch.full((1, 20, 20, 4), -1000.0)
+    image[:, 5:15, 6:14] = 40.0
+    whole = roi.body_mask(Volume(image, grid), grid, -200.0)
+    clipped = roi.body_mask(Volume(image.clamp(-125.0, 275.0), grid), grid, -200.0)
+    assert whole is not None
+    assert clipped is not None
+    assert clipped.box == whole.box == Box((5, 6, 0), (15, 14, 4))
