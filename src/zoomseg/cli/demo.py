@@ -161,6 +161,6 @@ def _bar(notes: Console, text: str, total: int) -> Iterator[Callable[[int], None
     from rich.progress import MofNCompleteColumn, Progress
 
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn())
-    with Progress(*columns, console=notes, transient=True) as progress:
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
         task = progress.add_task(text, total=total)
         yield lambda done: progress.update(task, completed=done)

@@ -38,7 +38,7 @@ def command(predictions: Path, reference: Path, out: Path, tolerance_mm: float, 
 
     notes = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=notes, transient=True) as bar:
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("Scoring", total=None)
         evaluation = evaluate(
             predictions,

@@ -45,7 +45,7 @@ def command(scans: tuple[Path, ...], out: Path, model: Path, organs: str | None,
     writable_directory(out)
     notes = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=notes, transient=True) as bar:
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("Predicting", total=len(found))
 
         def tell(outcome: Done | Failed) -> None:

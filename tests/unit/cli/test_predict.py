@@ -256,3 +256,51 @@ def test_same_name_twice(scan: Path, model: Path, tmp_path: Path, capfd: pytest.
     other = write(tmp_path / "other" / "patient.nii.gz", 8)
     assert run("predict", scan, other, "-m", model, "-o", tmp_path / "out") == 2
     assert "two scans are called 'patient'" in capfd.readouterr().err
+
+
+def test_if_no_scan_is_left_that_is_wrong_use(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad_scan("constant", tmp_path / "flat.nii.gz")
+    assert predict(tmp_path / "flat.nii.gz", model, tmp_path / "out") == 2
+    err = capfd.readouterr().err
+    assert err.startswith("failed: flat: ")
+    assert len(err.splitlines()) == 1
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_results_never_replace_the_scans(
+    scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = scan.read_bytes()
+    assert predict(scan.parent, model, scan.parent) == 2
+    assert "is the scan itself; choose another folder" in capfd.readouterr().err
+    assert scan.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 1', '{"format": 1}', '{"format": 99}', "\0\xff"])
+def test_damaged_model_file(scan: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.json").write_text(text, encoding="latin-1")
+    assert predict(scan, tmp_path / "model", tmp_path / "out") == 2
+    err = capfd.readouterr().err
+    assert err.startswith("zoomseg: model ")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_model(scan: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert predict(scan, scan.parent, tmp_path / "out") == 2
+    assert capfd.readouterr().err == f"zoomseg: {scan.parent} is not a model: model.json is missing\n"
+
+
+def test_chosen_organs_are_the_ones_evaluated(scan: Path, model: Path, tmp_path: Path) -> None:
+    """``run.json`` tells ``evaluate`` what was asked for, so that the rest is not scored as missed."""
+    (tmp_path / "truth").mkdir()
+    write_labels(tmp_path / "truth" / "patient.nii.gz", tiny_case(9)[1])
+    (tmp_path / "truth" / "labels.json").write_text('{"left kidney": 3, "right kidney": 7}')
+    assert predict(scan, model, tmp_path / "out", "--organs", "right kidney") == 0
+    assert run("evaluate", tmp_path / "out", tmp_path / "truth", "-o", tmp_path / "scores") == 0
+    scores = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    assert list(scores["organs"]) == ["right kidney"]
+    assert scores["organs"]["right kidney"]["dice"] > 0.7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,17 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
-from tiny import tiny_dataset, tiny_recipe
+from tiny import tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.cli.main import main
 from zoomseg.cli.train import parse_duration
+from zoomseg.core.case import Case
+from zoomseg.core.errors import GeometryError
+from zoomseg.core.volume import Volume
+from zoomseg.engine.predict import Predictor, Result
 from zoomseg.io import bundle
+from zoomseg.io.scans import read_label_values, write_image, write_labels
 from zoomseg.recipe.load import dump
 
 
@@ -151,3 +158,97 @@ def test_no_such_data_and_nowhere_to_write(
 def test_durations(text: str, seconds: float) -> None:
     context = click.Context(click.Command("x"))
     assert parse_duration(context, click.Option(["--t"]), text) == seconds
+
+
+def test_time_without_end_is_refused(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "expected a time" in refused(capfd, data, "-o", tmp_path / "m", "--time-budget", "9" * 400 + "h")
+
+
+def test_a_data_set_without_labels(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(data, bare)
+    shutil.rmtree(bare / "labelsTr")
+    said = refused(capfd, bare, "-o", tmp_path / "m")
+    assert said == "zoomseg: data set 'tiny' has no labelled case; zoomseg check says what is there"
+    assert not (tmp_path / "m").exists()
+
+
+def test_an_empty_folder_is_no_data_set(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "not a data set; expected imagesTr/" in refused(capfd, tmp_path / "empty", "-o", tmp_path / "m")
+    (tmp_path / "empty" / "imagesTr").mkdir()
+    (tmp_path / "empty" / "dataset.json").write_text("{")
+    assert "dataset.json: not valid JSON" in refused(capfd, tmp_path / "empty", "-o", tmp_path / "m")
+
+
+def test_a_bad_scan_among_the_training_cases_is_named(
+    data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    bad = copy / "imagesTr" / "case_2_0000.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:3000])
+    assert str(bad) in refused(capfd, copy, "-o", tmp_path / "m", "-r", recipe, "--device", "cpu")
+
+
+def test_a_damaged_checkpoint_is_named(
+    data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    assert run("train", data, "-o", out, "-r", recipe, "--device", "cpu") == 0
+    file = out / "training" / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    said = refused(capfd, data, "-o", out, "--resume", "--device", "cpu")
+    assert "checkpoint.safetensors" in said
+    assert bundle.load(out).provenance["complete"] is True  # the model is still what it was
+
+
+def test_a_case_kept_back_that_fails_is_named_and_the_others_are_scored(
+    data: Path,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    predict, failing = Predictor.predict, []
+
+    def first_fails(self: Predictor, case: Case, organs: tuple[str, ...] | None = None) -> Result:
+        if not failing:
+            failing.append(case.id)
+            raise GeometryError("cannot be brought onto a grid")
+        return predict(self, case, organs)
+
+    monkeypatch.setattr(Predictor, "predict", first_fails)
+    out = tmp_path / "model"
+    assert run("train", data, "-o", out, "-r", recipe, "--folds", "2", "--device", "cpu") == 1
+    assert f"failed: {failing[0]}: cannot be brought onto a grid\n" in capfd.readouterr().err
+    assert json.loads((out / "validation" / "summary.json").read_text())["cases"] == 1
+
+
+def test_scans_with_all_channels_in_one_file(tmp_path: Path) -> None:
+    """As in the Medical Segmentation Decathlon: trained on, predicted when kept back, scored."""
+    root = tmp_path / "data"
+    for seed in range(3):
+        image, labels = tiny_case(seed)
+        for folder in ("imagesTr", "labelsTr"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        write_image(
+            root / "imagesTr" / f"c{seed}.nii.gz",
+            Volume(torch.cat([image.data, image.data.flip(1)]), image.grid),
+        )
+        write_labels(root / "labelsTr" / f"c{seed}.nii.gz", labels)
+    pairs = [{"image": f"./imagesTr/c{n}.nii.gz", "label": f"./labelsTr/c{n}.nii.gz"} for n in range(3)]
+    description = {
+        "modality": {"0": "T1", "1": "T2"},
+        "labels": {"0": "background", "3": "left kidney", "7": "right kidney"},
+        "training": pairs,
+    }
+    (root / "dataset.json").write_text(json.dumps(description))
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump(tiny_recipe(together=True, iterations=1)))
+    out = tmp_path / "model"
+    assert run("train", root, "-o", out, "-r", path, "--folds", "3", "--device", "cpu") == 0
+    (case,) = bundle.load(out).provenance["validation_cases"]  # type: ignore[misc]
+    _, grid = read_label_values(out / "validation" / "predictions" / f"{case}.nii.gz")
+    assert grid.same_as(tiny_case(0)[0].grid)
+    assert json.loads((out / "validation" / "summary.json").read_text())["cases"] == 1
