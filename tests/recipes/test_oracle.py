@@ -51,10 +51,10 @@ def concrete(name: str, grid: Grid) -> Recipe:
 
 
 def oracle(truth: LabelMap, grid: Grid) -> Network:
-    """Certain of the reference, sampled on the tile; background beyond the scan."""
+    """Certain of the reference, sampled on the tile; beyond the scan its edge goes on, as the image does."""
 
     def compute(x_BCIJK: Tensor, tile: Tile) -> Tensor:
-        here = resample_labels(truth, grid.crop(tile.inner), outside=0).data.long()
+        here = resample_labels(truth, grid.crop(tile.inner)).data.long()
         return 20.0 * F.one_hot(here, truth.schema.classes).movedim(-1, 0)[None].float()
 
     return compute
