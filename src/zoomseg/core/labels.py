@@ -102,6 +102,14 @@ class LabelSchema:
             raise LabelError(f"unknown label '{name}'; allowed: {', '.join(self.names)}")
         return self.names.index(name) + 1
 
+    def find(self, name: str) -> str | None:
+        """The label that ``name`` means in another spelling: case, separators and the order of words do not
+        matter (``right_kidney``, ``Kidney Right``); None if there is none."""
+        if name in self.names:
+            return name
+        wanted = sorted(_tokens(name))
+        return next((n for n in self.names if sorted(_tokens(n)) == wanted), None)
+
     def select(self, names: Iterable[str] | str) -> tuple[str, ...]:
         """Resolve ``"all"``, label names and group names to label names in schema order."""
         if isinstance(names, str):

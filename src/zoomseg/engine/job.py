@@ -140,6 +140,10 @@ def resolve_recipe(
             observer.preparing("plan", done, total)
 
         recipe = plan.plan(recipe, plan.fingerprint(dataset, split.train, tell), dataset.schema)
+    recipe, notes = graph.fit(recipe, dataset.schema)
+    for note in notes:
+        observer.message(note)
+    recipe = graph.expand(recipe, dataset.schema)
     graph.validate_labels(recipe, dataset.schema)
     return recipe
 

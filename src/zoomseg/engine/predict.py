@@ -20,7 +20,7 @@ from zoomseg.engine.device import Device
 from zoomseg.io.bundle import Bundle
 from zoomseg.networks import build as networks
 from zoomseg.recipe import graph
-from zoomseg.recipe.spec import Recipe, Stage
+from zoomseg.recipe.spec import ATLAS, Recipe, Stage
 from zoomseg.stage import fusion, inputs
 
 Network = Callable[[Tensor, Tile], Tensor]
@@ -76,7 +76,8 @@ def input_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: 
             )
     count = len(shown)
     for spec in inputs.prior_specs(stage.inputs):
-        count += len(inputs.prior_names(spec, graph.resolve_labels(by_name[spec.of], schema)))
+        known = schema.names if spec.of == ATLAS else graph.resolve_labels(by_name[spec.of], schema)
+        count += len(inputs.prior_names(spec, known))
     return count
 
 

@@ -7,12 +7,27 @@ A stage may read only stages listed before it, so the listed order is the order 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from zoomseg.core.errors import LabelError, RecipeError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.recipe.spec import BoxAround, DilatedForeground, PriorInput, Recipe, Stage
+from zoomseg.recipe.spec import (
+    ATLAS,
+    AtlasInput,
+    BoxAround,
+    DilatedForeground,
+    InputSpec,
+    PriorInput,
+    ProbabilityTimesAtlas,
+    Recipe,
+    RoiSpec,
+    Stage,
+)
+
+Reading = TypeVar("Reading", RoiSpec, InputSpec)
 
 
 @dataclass(frozen=True)
@@ -35,13 +50,14 @@ def _references(stage: Stage) -> Iterator[_Reference]:
     match stage.roi:
         case DilatedForeground(of=of):
             yield _Reference("roi", of, ())
-        case BoxAround(of=of, labels=labels):
-            yield _Reference("roi", of, () if labels == "all" else labels)
+        case BoxAround(of=of, labels=labels) | ProbabilityTimesAtlas(of=of, labels=labels):
+            yield _Reference("roi", of, () if isinstance(labels, str) else labels)
         case _:
             pass
     for n, source in enumerate(stage.inputs):
         if isinstance(source, PriorInput):
-            yield _Reference(f"inputs[{n}]", source.of, () if source.labels == "all" else source.labels)
+            named = () if isinstance(source.labels, str) else source.labels
+            yield _Reference(f"inputs[{n}]", source.of, named)
 
 
 def validate(recipe: Recipe) -> None:
@@ -53,6 +69,8 @@ def validate(recipe: Recipe) -> None:
     """
     names = [stage.name for stage in recipe.stages]
     for n, stage in enumerate(recipe.stages):
+        if stage.name == ATLAS:
+            raise RecipeError(f"stages[{n}].name: '{ATLAS}' is the atlas prior's; choose another")
         if stage.name in names[:n]:
             raise RecipeError(
                 f"stages[{n}].name: '{stage.name}' is taken; every stage needs a name of its own"
@@ -63,6 +81,15 @@ def validate(recipe: Recipe) -> None:
                     f"stage '{stage.name}', {reference.field}.of: '{reference.of}' is not an earlier stage; "
                     f"allowed: {', '.join(names[:n]) or 'none, as this is the first stage'}"
                 )
+            if stage_of(recipe, reference.of).per_label and not stage.per_label:
+                raise RecipeError(
+                    f"stage '{stage.name}', {reference.field}.of: '{reference.of}' becomes one stage per "
+                    "label, so only a stage with per_label: true can read it"
+                )
+        if recipe.atlas is None and uses_atlas(stage):
+            raise RecipeError(
+                f"stage '{stage.name}' uses the atlas prior, but the recipe has no 'atlas'; give it one"
+            )
     if all(stage.fusion == "none" for stage in recipe.stages):
         raise RecipeError(
             f"stage '{names[-1]}', fusion: every stage says 'none', so no label map would come out; "
@@ -74,6 +101,121 @@ def validate(recipe: Recipe) -> None:
             raise RecipeError(f"train_together: stage '{name}' is named twice; allowed: once")
     for group in recipe.train_together:
         _validate_group(recipe, group)
+
+
+def uses_atlas(stage: Stage) -> bool:
+    """Whether a stage needs the recipe's atlas prior, to look, to see or to answer."""
+    return (
+        isinstance(stage.roi, ProbabilityTimesAtlas)
+        or any(isinstance(source, AtlasInput) for source in stage.inputs)
+        or stage.fusion == "replace_times_atlas"
+    )
+
+
+def fit(recipe: Recipe, schema: LabelSchema) -> tuple[Recipe, tuple[str, ...]]:
+    """A published recipe made to suit a data set's labels: its label names become the data set's spelling
+    (``right_kidney``, ``Kidney Right``), labels that the data set lacks are dropped, and stages left without
+    any label with them. Also says what was dropped, one line each.
+
+    Raises:
+        RecipeError: no stage is left.
+    """
+    notes: list[str] = []
+    stages: list[Stage] = []
+    gone: set[str] = set()
+    for stage in recipe.stages:
+        found, lacking = _spelled(stage.labels, schema)
+        if lacking:
+            notes.append(f"stage '{stage.name}': the data set has no {', '.join(lacking)}; dropped")
+        if found == () or any(reference.of in gone for reference in _references(stage)):
+            gone.add(stage.name)
+            notes.append(f"stage '{stage.name}' is left out: nothing that it needs is in the data set")
+            continue
+        stages.append(_relabelled(stage.model_copy(update={"labels": found}), schema))
+    if not stages:
+        raise RecipeError(
+            f"recipe '{recipe.name}' predicts none of the data set's labels: {', '.join(schema.names)}"
+        )
+    kept = {stage.name for stage in stages}
+    groups = (tuple(n for n in group if n in kept) for group in recipe.train_together)
+    update = {
+        "stages": tuple(stages),
+        "train_together": tuple(group for group in groups if len(group) > 1),
+        "largest_component": _spelled(recipe.largest_component, schema)[0],
+    }
+    return recipe.model_copy(update=update), tuple(notes)
+
+
+def _spelled(
+    labels: tuple[str, ...] | str, schema: LabelSchema
+) -> tuple[tuple[str, ...] | str, tuple[str, ...]]:
+    """Names in the schema's spelling, and those that it lacks."""
+    if isinstance(labels, str):
+        return labels, ()
+    known = {name: name if name in schema.groups else schema.find(name) for name in labels}
+    return tuple(own for own in known.values() if own), tuple(name for name, own in known.items() if not own)
+
+
+def _relabelled(stage: Stage, schema: LabelSchema) -> Stage:
+    """The labels that a stage reads of others, in the schema's spelling."""
+    roi, sources = stage.roi, list(stage.inputs)
+    if isinstance(roi, BoxAround | ProbabilityTimesAtlas):
+        roi = roi.model_copy(update={"labels": _spelled(roi.labels, schema)[0]})
+    for n, source in enumerate(sources):
+        if isinstance(source, PriorInput | AtlasInput):
+            sources[n] = source.model_copy(update={"labels": _spelled(source.labels, schema)[0]})
+    return stage.model_copy(update={"roi": roi, "inputs": tuple(sources)})
+
+
+def expand(recipe: Recipe, schema: LabelSchema) -> Recipe:
+    """``per_label`` stages taken apart into one per label, and ``own`` replaced by the labels meant: what is
+    trained, and what a model keeps. A recipe that has neither stays as it is.
+
+    Raises:
+        RecipeError: a label that the schema lacks, or two stages that would have one name.
+    """
+    apart = {stage.name for stage in recipe.stages if stage.per_label}
+    stages = tuple(_owned(part, apart, schema) for stage in recipe.stages for part in _parts(stage, schema))
+    names = [stage.name for stage in stages]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RecipeError(f"two stages would be named '{twice}'; rename a stage or a label")
+    return recipe.model_copy(update={"stages": stages})
+
+
+def _parts(stage: Stage, schema: LabelSchema) -> tuple[Stage, ...]:
+    if not stage.per_label:
+        return (stage,)
+    return tuple(
+        stage.model_copy(update={"name": part_name(stage.name, label), "labels": (label,)})
+        for label in resolve_labels(stage, schema)
+    )
+
+
+def part_name(stage: str, label: str) -> str:
+    """Name of the stage that a ``per_label`` stage becomes for one label."""
+    return f"{stage}-{re.sub('[^a-z0-9]+', '_', label.lower()).strip('_')}"
+
+
+def _owned(stage: Stage, apart: set[str], schema: LabelSchema) -> Stage:
+    """A stage that names the labels and the stages that it reads."""
+    own = resolve_labels(stage, schema)
+
+    def meant(spec: Reading) -> Reading:
+        update: dict[str, object] = {}
+        if getattr(spec, "labels", None) == "own":
+            update["labels"] = own
+        if stage.per_label and getattr(spec, "of", None) in apart:
+            update["of"] = part_name(spec.of, own[0])  # type: ignore[union-attr]
+        return spec.model_copy(update=update)
+
+    return stage.model_copy(
+        update={
+            "roi": meant(stage.roi),
+            "inputs": tuple(meant(source) for source in stage.inputs),
+            "per_label": False,
+        }
+    )
 
 
 def _validate_group(recipe: Recipe, group: tuple[str, ...]) -> None:

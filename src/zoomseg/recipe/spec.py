@@ -9,12 +9,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Shape = tuple[PositiveInt, PositiveInt, PositiveInt]
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+Labels = tuple[str, ...] | Literal["all", "own"]
+"""Labels of another stage: names, all that it predicts, or those that the stage saying so predicts."""
 
 
 class Spec(BaseModel):
@@ -75,11 +85,25 @@ class BoxAround(Spec):
 
     kind: Literal["box"] = "box"
     of: str
-    labels: tuple[str, ...] | Literal["all"] = "all"
+    labels: Labels = "all"
     margin_mm: NonNegative = 20.0
 
 
-RoiSpec = Annotated[WholeVolume | BodyMask | DilatedForeground | BoxAround, Field(discriminator="kind")]
+class ProbabilityTimesAtlas(Spec):
+    """The bounding box of where the probabilities of stage ``of`` times the atlas prior, summed over
+    ``labels``, exceed ``threshold``; widened by ``margin_mm`` (Valindria et al. 2018, Section 2.2)."""
+
+    kind: Literal["probability_times_atlas"] = "probability_times_atlas"
+    of: str
+    labels: Labels = "own"
+    threshold: Share = 0.1
+    margin_mm: NonNegative = 12.0
+
+
+RoiSpec = Annotated[
+    WholeVolume | BodyMask | DilatedForeground | BoxAround | ProbabilityTimesAtlas,
+    Field(discriminator="kind"),
+]
 
 # --- grid: sampled how ----------------------------------------------------------------------------
 
@@ -128,10 +152,25 @@ class PriorInput(Spec):
 
     kind: Literal["prior"] = "prior"
     of: str
-    labels: tuple[str, ...] | Literal["all"] = "all"
+    labels: Labels = "all"
 
 
-InputSpec = Annotated[ImageInput | PriorInput, Field(discriminator="kind")]
+ATLAS = "atlas"
+"""The atlas prior's name among the priors of a scan; no stage may have it."""
+
+
+class AtlasInput(Spec):
+    """The atlas prior of the recipe's ``atlas``, one channel per label."""
+
+    kind: Literal["atlas"] = "atlas"
+    labels: Labels = "own"
+
+    @property
+    def of(self) -> str:
+        return ATLAS
+
+
+InputSpec = Annotated[ImageInput | PriorInput | AtlasInput, Field(discriminator="kind")]
 
 # --- network --------------------------------------------------------------------------------------
 
@@ -167,7 +206,46 @@ class ResEncUNet(Spec):
         return self
 
 
-NetworkSpec = Annotated[UNet3D | ResEncUNet, Field(discriminator="kind")]
+class UNet2D(Spec):
+    """The U-Net of ``unet3d`` in two dimensions, on the slices of one plane (Zhou et al. 2016 use one such
+    network per plane). The input is a stack of slices; along it nothing is convolved or pooled."""
+
+    kind: Literal["unet2d"] = "unet2d"
+    plane: Literal["axial", "coronal", "sagittal"]
+    """The axis that is not convolved: S, A or R."""
+    channels: tuple[PositiveInt, ...] = (64, 128, 256, 512)
+
+
+class ResidualFCN(Spec):
+    """Residual FCN of DLTK (Pawlowski et al. 2017), as Valindria et al. 2018 use it: residual units, strided
+    down-sampling, batch norm, leaky ReLU; the decoder adds linear upsampling to a projected skip."""
+
+    kind: Literal["residual_fcn"] = "residual_fcn"
+    channels: tuple[PositiveInt, ...] = (16, 32, 64, 128)
+    strides: tuple[Shape, ...] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    """One per scale."""
+    units: PositiveInt = 1
+    """Residual units per scale."""
+
+    @model_validator(mode="after")
+    def _same_length(self) -> ResidualFCN:
+        if len(self.channels) != len(self.strides):
+            raise ValueError("channels and strides must have one entry per scale each")
+        return self
+
+
+class ResUNetASPP(Spec):
+    """Residual U-Net of four down-sampling and four up-sampling layers with atrous spatial pyramid pooling
+    at the bottom (FLARE 2022, Section 2.2)."""
+
+    kind: Literal["resunet_aspp"] = "resunet_aspp"
+    channels: tuple[PositiveInt, ...]
+    """One per level, the bottom's last."""
+    dilations: tuple[PositiveInt, ...]
+    """Of the parallel convolutions at the bottom."""
+
+
+NetworkSpec = Annotated[UNet3D | ResEncUNet | UNet2D | ResidualFCN | ResUNetASPP, Field(discriminator="kind")]
 
 # --- training -------------------------------------------------------------------------------------
 
@@ -186,7 +264,24 @@ class ClassBalanced(Spec):
     background_share: Share = 0.2
 
 
-SamplerSpec = Annotated[UniformInRegion | ClassBalanced, Field(discriminator="kind")]
+class Foreground(Spec):
+    """Patch centres on labelled voxels of the region, each equally likely."""
+
+    kind: Literal["foreground"] = "foreground"
+
+
+class ClassWeighted(Spec):
+    """First a class, background included, with a probability proportional to its number of voxels to the
+    power of ``exponent`` (below zero: small classes up), then a case that has it, then one of its voxels
+    (Valindria et al. 2018, Section 2.2; 0 = all classes alike)."""
+
+    kind: Literal["class_weighted"] = "class_weighted"
+    exponent: Annotated[float, Field(ge=-1, le=1)] = -0.25
+
+
+SamplerSpec = Annotated[
+    UniformInRegion | Foreground | ClassBalanced | ClassWeighted, Field(discriminator="kind")
+]
 
 
 class WeightedCrossEntropy(Spec):
@@ -204,7 +299,14 @@ class DiceCrossEntropy(Spec):
     cross_entropy_weight: NonNegative = 1.0
 
 
-LossSpec = Annotated[WeightedCrossEntropy | DiceCrossEntropy, Field(discriminator="kind")]
+class SoftDice(Spec):
+    """Minus the soft Dice of every class, background included, averaged over the K classes (Roth et al.
+    2018, MICCAI, equation 1; here one minus it)."""
+
+    kind: Literal["dice"] = "dice"
+
+
+LossSpec = Annotated[WeightedCrossEntropy | DiceCrossEntropy | SoftDice, Field(discriminator="kind")]
 
 
 class SGD(Spec):
@@ -287,6 +389,8 @@ class Training(Spec):
     budget_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the time budget relative to the other training units."""
     sampler: SamplerSpec = ClassBalanced()
+    distinct_cases: bool = False
+    """Patches of one batch come from different cases, as far as there are enough."""
     loss: LossSpec = DiceCrossEntropy()
     mask_loss: bool = False
     """Count only voxels of the stage's region in the loss."""
@@ -301,7 +405,14 @@ class Training(Spec):
 
 # --- a stage and a recipe -------------------------------------------------------------------------
 
-FusionKind = Literal["none", "replace_in_roi"]
+FusionKind = Literal[
+    "none", "replace_in_roi", "replace_times_atlas", "paste", "most_probable", "majority_vote"
+]
+"""``none``: only later stages read the answer. ``replace_in_roi``: inside the region the label map becomes
+the argmax. ``replace_times_atlas``: the same of the probabilities times the atlas prior. ``paste``: the
+stage's labels are erased and its foreground written over what is there. ``most_probable``: as paste, but
+where such stages disagree the higher probability wins. ``majority_vote``: every voxel gets the label most
+of these stages give it."""
 ArgmaxPlace = Literal["scan_grid", "stage_grid"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 
@@ -314,10 +425,50 @@ class Stage(Spec):
     network: NetworkSpec
     training: Training
     labels: tuple[str, ...] | Literal["all"] = "all"
+    per_label: bool = False
+    """One stage of its own for each of the labels, named ``<name>-<label>``."""
     fusion: FusionKind = "replace_in_roi"
     argmax_on: ArgmaxPlace = "scan_grid"
     """Where labels are decided: probabilities brought to the scan's grid (linear) first, or labels
     decided on the stage's grid and brought over (nearest)."""
+
+
+class PatchFusion(Spec):
+    """Patch-based label fusion with augmented features: every atlas voxel of the search window votes with
+    exp(-d / h), d the distance of patch intensities, gradients and contextual intensity differences (Bai et
+    al. 2015)."""
+
+    kind: Literal["patch"] = "patch"
+    patch_radius_vox: NonNegativeInt = 1
+    search_radius_vox: NonNegativeInt = 1
+
+
+class IntensityFusion(Spec):
+    """Every atlas votes with a weight that falls with its local intensity difference to the target."""
+
+    kind: Literal["intensity"] = "intensity"
+    patch_radius_vox: NonNegativeInt = 2
+
+
+class MajorityFusion(Spec):
+    """Every atlas has one vote."""
+
+    kind: Literal["majority"] = "majority"
+
+
+AtlasFusionSpec = Annotated[PatchFusion | IntensityFusion | MajorityFusion, Field(discriminator="kind")]
+
+
+class AtlasSpec(Spec):
+    """Labelled training scans, registered to the scan at hand, whose fused labels are a spatial prior."""
+
+    number: PositiveInt = 10
+    """Atlases used per scan: of more training cases, these many, evenly spread."""
+    spacing_mm: Spacing = (4.0, 4.0, 4.0)
+    """Grid of registration and fusion; an axis whose own spacing is coarser keeps that."""
+    registration: Literal["affine", "deformable"] = "deformable"
+    """Affine only, or affine and then deformable."""
+    fusion: AtlasFusionSpec = PatchFusion()
 
 
 class Recipe(Spec):
@@ -336,6 +487,9 @@ class Recipe(Spec):
     with live priors lie around the reference, as their predecessors change while they learn."""
     on_missing: Literal["whole_volume", "empty"] = "whole_volume"
     """What a region of an organ that was not found becomes."""
+    atlas: AtlasSpec | None = None
+    largest_component: tuple[str, ...] | Literal["all"] = ()
+    """Labels of which only the largest connected component is kept in the end."""
 
 
 class PlannedRecipe(Spec):

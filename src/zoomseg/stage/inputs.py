@@ -13,7 +13,7 @@ from zoomseg.core.case import Prior
 from zoomseg.core.geometry import Grid
 from zoomseg.core.resample import resample_data
 from zoomseg.core.volume import Volume
-from zoomseg.recipe.spec import ImageInput, InputSpec, IntensitySpec, PriorInput, Window, ZScore
+from zoomseg.recipe.spec import AtlasInput, ImageInput, InputSpec, IntensitySpec, PriorInput, Window, ZScore
 
 STATISTICS_VOXELS = 1_000_000
 """At most about this many voxels, evenly strided, decide a scan's percentiles and moments."""
@@ -76,16 +76,17 @@ def image_channels(specs: Sequence[InputSpec], channels: int) -> tuple[int, ...]
     return tuple(out)
 
 
-def prior_specs(specs: Sequence[InputSpec]) -> tuple[PriorInput, ...]:
-    return tuple(spec for spec in specs if isinstance(spec, PriorInput))
+def prior_specs(specs: Sequence[InputSpec]) -> tuple[PriorInput | AtlasInput, ...]:
+    """Those that read a prior: an earlier stage's, or the atlas's."""
+    return tuple(spec for spec in specs if isinstance(spec, PriorInput | AtlasInput))
 
 
-def prior_names(spec: PriorInput, labels: tuple[str, ...]) -> tuple[str, ...]:
+def prior_names(spec: PriorInput | AtlasInput, labels: tuple[str, ...]) -> tuple[str, ...]:
     """The labels of one prior input; ``labels`` are those that the stage it reads predicts."""
-    return labels if spec.labels == "all" else spec.labels
+    return labels if isinstance(spec.labels, str) else spec.labels
 
 
-def select_prior(spec: PriorInput, probabilities: Tensor, labels: tuple[str, ...]) -> Tensor:
+def select_prior(spec: PriorInput | AtlasInput, probabilities: Tensor, labels: tuple[str, ...]) -> Tensor:
     """The channels a prior input names, from ``[..., 1 + labels, I, J, K]``."""
     names = prior_names(spec, labels)
     index = torch.tensor([labels.index(n) + 1 for n in names], device=probabilities.device)

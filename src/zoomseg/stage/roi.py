@@ -41,7 +41,7 @@ def find_region(
             found = dilated_foreground(priors[spec.of], grid, spec.radius_vox)
         case BoxAround():
             prior = priors[spec.of]
-            names = prior.labels if spec.labels == "all" else spec.labels
+            names = prior.labels if isinstance(spec.labels, str) else spec.labels
             found = box_around(prior, names, grid, spec.margin_mm)
     if found is None and on_missing == "whole_volume":
         return Region.whole(grid)
