@@ -49,7 +49,7 @@ def shrunk(name: str, data: Dataset) -> Recipe:
             "iterations": STEPS,
         }
         planned = recipe.model_copy(update=small)
-        return plan.plan(planned, plan.fingerprint(data, data.ids), data.schema)
+        return plan.plan(planned, plan.fingerprint(data, data.ids), data.schema, CPU)
     stages = []
     for stage in recipe.stages:
         grid = stage.grid.model_copy(update={"tile": (24, 24, 24)})

@@ -42,7 +42,7 @@ def concrete(name: str, grid: Grid) -> Recipe:
             "region_margin_mm": 30.0,
         }
         data = Fingerprint(grid.spacing_mm, grid.shape, grid.shape, True, (-100.0, 300.0), 1)
-        return plan(recipe.model_copy(update=small), data, PHANTOM_SCHEMA)
+        return plan(recipe.model_copy(update=small), data, PHANTOM_SCHEMA, CPU)
     stages = [
         s.model_copy(update={"grid": s.grid.model_copy(update={"tile": (100, 100, 100)})})
         for s in recipe.stages

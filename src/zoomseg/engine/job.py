@@ -60,7 +60,7 @@ def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Obser
     split = choose_split(dataset, job)
     wanted = load(job.recipe)
     writable_directory(out / "training")  # before minutes are spent on planning
-    recipe = resolve_recipe(dataset, split, wanted, observer)
+    recipe = resolve_recipe(dataset, split, wanted, device, observer)
     # Planning is part of the time the user gave.
     seconds = None if job.seconds is None else job.seconds - (time.monotonic() - started)
     if seconds is not None and seconds <= 0:
@@ -131,15 +131,20 @@ def choose_split(dataset: Dataset, job: Job) -> train.Split:
 
 
 def resolve_recipe(
-    dataset: Dataset, split: train.Split, recipe: Recipe | PlannedRecipe, observer: Observer
+    dataset: Dataset,
+    split: train.Split,
+    recipe: Recipe | PlannedRecipe,
+    device: Device,
+    observer: Observer,
 ) -> Recipe:
-    """A planned recipe's numbers are filled in from the training cases; a concrete one is only checked."""
+    """A planned recipe's numbers are filled in from the training cases and the device; a published one is
+    made to suit the data set's labels."""
     if isinstance(recipe, PlannedRecipe):
 
         def tell(done: int, total: int) -> None:
             observer.preparing("plan", done, total)
 
-        recipe = plan.plan(recipe, plan.fingerprint(dataset, split.train, tell), dataset.schema)
+        recipe = plan.plan(recipe, plan.fingerprint(dataset, split.train, tell), dataset.schema, device)
     recipe, notes = graph.fit(recipe, dataset.schema)
     for note in notes:
         observer.message(note)

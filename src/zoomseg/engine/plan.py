@@ -2,8 +2,9 @@
 never computed again.
 
 The rules, in order: grids from the median scan's size and voxel budget; one stage if a scan fits a
-patch; patches as physical cubes; pooling only axes that are still long and not yet coarser than the
-others; a window from foreground intensities for CT, z-scores for anything else.
+patch; patches as physical cubes, larger on a GPU, and all voxel budgets scaled down until one training
+step fits the device's memory; pooling only axes that are still long and not yet coarser than the others;
+a window from foreground intensities for CT, z-scores for anything else.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
-from zoomseg.core.errors import DatasetError
+from zoomseg.core.errors import DatasetError, RecipeError
 from zoomseg.core.geometry import Index3, Orientation, Vector3
 from zoomseg.core.labels import LabelSchema, has_side
+from zoomseg.engine.device import Device
 from zoomseg.io.dataset import Dataset
+from zoomseg.networks import build as networks
 from zoomseg.recipe import spec as specs
 
 FINGERPRINT_CASES = 40
@@ -33,6 +38,15 @@ MAX_LEVELS = 6
 ANISOTROPY = 2.0
 """An axis this much coarser than the finest is not pooled (and not convolved across) yet."""
 BATCH_LIMIT = 4
+MEMORY_SHARE = 0.4
+"""Part of the device's memory that ``step_bytes`` may fill. A whole training process was measured at 2.4
+times that: gradients on their way, the loss, the framework, data."""
+WEIGHT_COPIES = 5
+"""Of every weight: itself, its gradient, two moments of the optimiser, its average."""
+SHRINK = 0.8
+"""Factor on all voxel budgets, as often as needed to fit."""
+SMALLEST_PATCH_VOXELS = 2000
+"""Patches are not shrunk below this: nothing could be learned from them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,7 @@ class Fingerprint:
     foreground_percentiles: tuple[float, float]
     """0.5th and 99.5th of the intensities inside labels."""
     cases: int
+    channels: int = 1
 
 
 def fingerprint(
@@ -89,27 +104,87 @@ def fingerprint(
         dataset.is_ct,
         (float(low), float(high)),
         len(ids),
+        len(dataset.channel_names),
     )
 
 
-def plan(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> specs.Recipe:
+def plan(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, device: Device) -> specs.Recipe:
     """Fill in a planned recipe's numbers.
 
     Small scans (a patch holds half of one, or more) get one stage at their own spacing; all others
     get a coarse stage that shows the whole scan and a fine one inside what it found.
+
+    Raises:
+        RecipeError: not even the smallest patches fit the device's memory.
     """
-    intensity = _intensity(data)
     single = math.prod(data.shape) <= SINGLE_STAGE_FACTOR * recipe.fine_patch_voxels
-    stages = _one_stage(recipe, data, schema) if single else _two_stages(recipe, data, schema)
+    stages_for = _one_stage if single else _two_stages
+    if device.place.type == "cuda" and not single:
+        recipe = recipe.model_copy(
+            update={"fine_patch_voxels": recipe.fine_patch_voxels * recipe.gpu_patch_factor}
+        )
+    available = MEMORY_SHARE * device.memory_bytes
+    stages = stages_for(recipe, data, schema)
+    while (needed := step_bytes(stages, data.channels, schema)) > available:
+        if SHRINK * recipe.fine_patch_voxels < SMALLEST_PATCH_VOXELS:
+            raise RecipeError(
+                f"a training step of recipe '{recipe.name}' needs {needed / 1e9:.2f} GB even with patches of "
+                f"{recipe.fine_patch_voxels} voxels; {device.name} has {available / 1e9:.2f} GB to spare; "
+                "use a device with more memory, or a recipe with a smaller batch or fewer channels"
+            )
+        recipe = _shrunk(recipe)
+        stages = stages_for(recipe, data, schema)
     return specs.Recipe(
         name=recipe.name,
         description=recipe.description,
         source=recipe.source,
-        intensity=intensity,
+        intensity=_intensity(data),
         stages=stages,
         train_together=() if single else (("coarse", "fine"),),
         prior_from="live",
     )
+
+
+def _shrunk(recipe: specs.PlannedRecipe) -> specs.PlannedRecipe:
+    """Smaller patches, and a coarse grid that the smaller coarse patch still shows whole."""
+    smaller = {
+        "fine_patch_voxels": round(SHRINK * recipe.fine_patch_voxels),
+        "coarse_voxels": round(SHRINK * recipe.coarse_voxels),
+    }
+    return recipe.model_copy(update=smaller)
+
+
+def step_bytes(stages: Sequence[specs.Stage], channels: int, schema: LabelSchema) -> int:
+    """Memory that one step of stages trained together fills, in float32: what the networks keep for the
+    backward pass, counted on shapes alone, and weights with gradients, averages and optimiser state.
+
+    Stages are those that the planner makes: each reads the image and all labels of the one before.
+    """
+    classes = len(schema.names) + 1
+    total = 0
+    for n, stage in enumerate(stages):
+        with torch.device("meta"):
+            module = networks.build(stage.network, channels + n * (classes - 1), classes, "same")
+            shape = (stage.training.batch, channels + n * (classes - 1), *stage.training.patch)
+            total += _kept_bytes(module, torch.empty(shape))
+        total += WEIGHT_COPIES * sum(4 * p.numel() for p in module.parameters())
+    return total
+
+
+def _kept_bytes(module: nn.Module, x_BCIJK: Tensor) -> int:
+    """Bytes of the tensors that autograd keeps between the forward and the backward pass."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        alive.append(storage)  # so that no storage made later is taken for it
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    alive: list[torch.UntypedStorage] = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(x_BCIJK)
+    return sum(kept.values())
 
 
 def _intensity(data: Fingerprint) -> specs.IntensitySpec:

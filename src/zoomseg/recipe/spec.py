@@ -504,6 +504,9 @@ class PlannedRecipe(Spec):
     coarse_voxels: PositiveInt
     """The coarse grid is chosen so that the median scan has about this many voxels."""
     fine_patch_voxels: PositiveInt
+    """On a CPU, where a larger patch takes time from the number of steps."""
+    gpu_patch_factor: PositiveInt = 1
+    """On a GPU, fine patches hold this many times as many voxels, as far as its memory allows."""
     base_channels: tuple[PositiveInt, PositiveInt]
     """Channels of the first level of the coarse and the fine network."""
     max_channels: PositiveInt

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
+from zoomseg.core.errors import RecipeError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.engine.plan import Fingerprint, plan, spacing_for
+from zoomseg.engine.device import Device
+from zoomseg.engine.plan import MEMORY_SHARE, Fingerprint, plan, spacing_for, step_bytes
+from zoomseg.networks import build as networks
 from zoomseg.networks.build import check_input_shape
 from zoomseg.recipe.load import load
-from zoomseg.recipe.spec import DilatedForeground, FixedSpacing, PlannedRecipe, Recipe, Window, ZScore
+from zoomseg.recipe.spec import DilatedForeground, FixedSpacing, PlannedRecipe, Recipe, Stage, Window, ZScore
 
 ABDOMEN = Fingerprint((0.8, 0.8, 2.0), (512, 512, 200), (512, 512, 300), True, (-110.2, 240.4), 30)
 THICK_MR = Fingerprint((1.25, 1.25, 7.7), (256, 256, 36), (256, 256, 40), False, (0.0, 900.0), 16)
@@ -19,10 +24,27 @@ CROPS = Fingerprint((1.0, 1.0, 1.0), (35, 50, 35), (43, 59, 47), False, (0.0, 90
 ORGANS = LabelSchema.consecutive(["liver", "right kidney", "left kidney"])
 
 
-def planned(data: Fingerprint, schema: LabelSchema = ORGANS) -> Recipe:
-    template = load("default")
-    assert isinstance(template, PlannedRecipe)
-    return plan(template, data, schema)
+@dataclass(frozen=True)
+class Sized(Device):
+    """A device with a memory of our choice."""
+
+    gigabytes: float
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.gigabytes * 1e9)
+
+    @property
+    def name(self) -> str:
+        return "test device"
+
+
+def device(kind: str, gigabytes: float) -> Device:
+    return Sized(torch.device(kind), None, gigabytes)
+
+
+def planned(data: Fingerprint, schema: LabelSchema = ORGANS, on: Device | None = None) -> Recipe:
+    return plan(template(), data, schema, on or device("cpu", 16))
 
 
 def template() -> PlannedRecipe:
@@ -97,3 +119,55 @@ def test_region_margin_in_voxels_of_the_fine_grid() -> None:
 def test_mirroring_only_where_every_label_survives_it(names: list[str], flips: tuple[str, ...]) -> None:
     recipe = planned(CROPS, LabelSchema.consecutive(names))
     assert recipe.stages[0].training.augmentation.flip_axes == flips
+
+
+def _voxels(stage: Stage) -> int:
+    return math.prod(stage.training.patch)
+
+
+def test_patches_shrink_until_a_step_fits_the_memory_and_the_coarse_one_still_shows_the_scan() -> None:
+    roomy = planned(ABDOMEN)
+    tight = planned(ABDOMEN, on=device("cpu", 1.0))
+    assert step_bytes(roomy.stages, 1, ORGANS) > MEMORY_SHARE * 1e9
+    assert step_bytes(tight.stages, 1, ORGANS) <= MEMORY_SHARE * 1e9
+    for small, large in zip(tight.stages, roomy.stages, strict=True):
+        assert 0.2 * _voxels(large) < _voxels(small) < _voxels(large)
+        assert small.grid.tile == small.training.patch
+    coarse = tight.stages[0].grid
+    assert isinstance(coarse, FixedSpacing)
+    seen = np.array(coarse.mm) * np.array(coarse.tile)
+    assert (seen >= np.array(ABDOMEN.shape) * np.array(ABDOMEN.spacing_mm) - 1e-6).all()
+
+
+def test_a_gpu_gets_larger_patches_up_to_its_memory() -> None:
+    cpu, small, large = (
+        planned(ABDOMEN, on=on) for on in (device("cpu", 16), device("cuda", 4), device("cuda", 80))
+    )
+    assert _voxels(cpu.stages[1]) < _voxels(small.stages[1]) < _voxels(large.stages[1])
+    # 1.6 million voxels of 3 mm: a cube of 117, in steps of what the network's pooling divides
+    assert template().gpu_patch_factor * template().fine_patch_voxels == 1_600_000
+    assert large.stages[1].training.patch == (128, 128, 128)
+    assert step_bytes(small.stages, 1, ORGANS) <= MEMORY_SHARE * 4e9
+
+
+def test_a_device_that_is_too_small_is_named_with_what_it_has() -> None:
+    with pytest.raises(RecipeError, match=r"test device has 0.00 GB to spare; use a device with more memory"):
+        planned(ABDOMEN, on=device("cpu", 0.005))
+
+
+def test_counted_memory_is_that_of_a_real_step() -> None:
+    stage = planned(CROPS, on=device("cpu", 1.0)).stages[0]
+    stage = stage.model_copy(update={"training": stage.training.model_copy(update={"patch": (16, 16, 16)})})
+    module = networks.build(stage.network, 1, 4, "same")
+    kept: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(torch.zeros(stage.training.batch, 1, 16, 16, 16))
+    parameters = 5 * 4 * sum(p.numel() for p in module.parameters())
+    assert step_bytes([stage], 1, ORGANS) == pytest.approx(sum(kept.values()) + parameters, rel=0.02)
