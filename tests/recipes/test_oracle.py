@@ -64,8 +64,7 @@ def predicted(case: Case, recipe: Recipe) -> LabelMap:
     assert case.labels is not None
     turn = Orientation.to_canonical(case.image.grid)
     truth = case.labels.reoriented(turn)
-    networks = {s.name: oracle(truth, stage_grid(s.grid, truth.grid)) for s in recipe.stages}
-    return cascade(case, recipe, truth.schema, networks, CPU).labels
+    return cascade(case, recipe, truth.schema, lambda view: oracle(truth, view.grid), CPU).labels
 
 
 def ceiling(case: Case, recipe: Recipe) -> LabelMap:

@@ -25,6 +25,10 @@ from zoomseg.stage import fusion, inputs
 
 Network = Callable[[Tensor, Tile], Tensor]
 """Input ``[1, C, *outer]`` and its tile -> logits ``[1, classes, *inner]``. The tile is for oracles."""
+NetworkOf = Callable[[look.View], Network]
+"""The network for where a stage looks: the stage's trained one, or an oracle on the view's grid."""
+AtlasOf = Callable[[look.Scan], Prior]
+"""The atlas prior of a scan, for recipes that have an atlas."""
 
 
 @dataclass(frozen=True)
@@ -185,16 +189,20 @@ class Predictor:
                 f"scan {case.id} has {case.image.channels} channel(s), the model needs {self.channels}: "
                 f"{', '.join(self.bundle.channel_names)}"
             )
-        return cascade(case, self.bundle.recipe, self.bundle.schema, self._networks, self.device, organs)
+        return cascade(case, self.bundle.recipe, self.bundle.schema, self._network, self.device, organs)
+
+    def _network(self, view: look.View) -> Network:
+        return self._networks[view.stage.name]
 
 
 def cascade(
     case: Case,
     recipe: Recipe,
     schema: LabelSchema,
-    stage_networks: Mapping[str, Network],
+    network_of: NetworkOf,
     device: Device,
     organs: tuple[str, ...] | None = None,
+    atlas_of: AtlasOf | None = None,
 ) -> Result:
     """Drive a recipe over one scan with the networks given (trained ones, or an oracle)."""
     started = time.perf_counter()
@@ -202,6 +210,10 @@ def cascade(
     seconds = {"prepare": time.perf_counter() - started}
     canvas = fusion.Canvas.blank(scan.grid, schema)
     priors: dict[str, Prior] = {}
+    if atlas_of is not None:
+        clock = time.perf_counter()
+        priors[ATLAS] = atlas_of(scan)
+        seconds[ATLAS] = time.perf_counter() - clock
     records: list[StageRecord] = []
     for stage in recipe.stages:
         view = look.view(stage, recipe, scan, priors)
@@ -209,7 +221,7 @@ def cascade(
         if view is None:
             priors[stage.name] = look.nothing(stage, scan, labels)
             continue
-        prior, record = run_stage(view, scan, priors, labels, stage_networks[stage.name], device)
+        prior, record = run_stage(view, scan, priors, labels, network_of(view), device)
         priors[stage.name] = prior
         records.append(record)
         seconds[stage.name] = record.seconds

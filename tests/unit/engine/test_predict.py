@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
 from untrained import untrained_bundle
-from zoomseg.core.case import Case
+from zoomseg.core.case import Case, Prior
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
 from zoomseg.core.geometry import Box, Orientation
 from zoomseg.core.region import Region
@@ -21,6 +21,7 @@ from zoomseg.core.volume import Volume
 from zoomseg.engine import look
 from zoomseg.engine.predict import (
     Network,
+    NetworkOf,
     Predictor,
     Result,
     as_network,
@@ -29,7 +30,7 @@ from zoomseg.engine.predict import (
     input_channels,
     run_stage,
 )
-from zoomseg.recipe.spec import BodyMask, ImageInput, PriorInput, Recipe, Stage, UNet3D
+from zoomseg.recipe.spec import ATLAS, AtlasInput, BodyMask, ImageInput, PriorInput, Recipe, Stage, UNet3D
 
 RECIPE = tiny_recipe(together=True)
 COARSE, FINE = RECIPE.stages
@@ -67,8 +68,11 @@ def case(seed: int = 0) -> Case:
 
 
 def drive(recipe: Recipe, coarse: Network, fine: Network, scan: Case | None = None) -> Result:
-    networks = {"coarse": coarse, "fine": fine}
-    return cascade(scan or case(), recipe, SCHEMA, networks, CPU)
+    return cascade(scan or case(), recipe, SCHEMA, by_name({"coarse": coarse, "fine": fine}), CPU)
+
+
+def by_name(networks: Mapping[str, Network]) -> NetworkOf:
+    return lambda view: networks[view.stage.name]
 
 
 def with_stages(**changes: Mapping[str, object]) -> Recipe:
@@ -141,7 +145,7 @@ def test_no_stage_at_all_may_have_somewhere_to_look() -> None:
 
 
 def test_only_the_organs_asked_for() -> None:
-    networks = {"coarse": threshold, "fine": threshold}
+    networks = by_name({"coarse": threshold, "fine": threshold})
     both = cascade(case(), RECIPE, SCHEMA, networks, CPU).labels.data
     one = cascade(case(), RECIPE, SCHEMA, networks, CPU, ("right kidney",)).labels.data
     none = cascade(case(), RECIPE, SCHEMA, networks, CPU, ()).labels.data
@@ -242,6 +246,32 @@ def test_valid_convolutions_answer_for_the_middle_of_what_they_read() -> None:
     assert torch.equal(valid.labels.data.long(), truth)
 
 
+def test_the_atlas_prior_is_made_once_per_scan_and_read_like_a_stage_s() -> None:
+    asked: list[look.Scan] = []
+
+    def atlas_of(scan: look.Scan) -> Prior:
+        asked.append(scan)
+        probabilities = torch.zeros(3, *scan.grid.shape)
+        probabilities[2] = 1.0
+        return Prior(probabilities, scan.grid, SCHEMA.names, Region.whole(scan.grid), ATLAS)
+
+    seen: list[Tensor] = []
+
+    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        seen.append(x_BCIJK)
+        return constant(1)(x_BCIJK, tile)
+
+    recipe = with_stages(fine={"inputs": (ImageInput(), AtlasInput(labels="all"))})
+    networks = by_name({"coarse": constant(1), "fine": watch})
+    result = cascade(case(), recipe, SCHEMA, networks, CPU, atlas_of=atlas_of)
+    assert [scan.id for scan in asked] == ["a"]
+    assert {tuple(x.shape) for x in seen} == {(1, 3, 16, 16, 12)}
+    assert {float(x[:, 1].max()) for x in seen} == {0.0}
+    assert {float(x[:, 2].min()) for x in seen} == {1.0}
+    assert list(result.seconds) == ["prepare", "atlas", "coarse", "fine", "fuse"]
+    assert list(result.priors) == ["coarse", "fine"]  # answers of stages only
+
+
 def test_every_step_has_its_seconds() -> None:
     result = drive(RECIPE, threshold, threshold)
     assert list(result.seconds) == ["prepare", "coarse", "fine", "fuse"]
@@ -267,7 +297,7 @@ class TestPredictor:
         for name, module in modules.items():
             module.load_state_dict(dict(bundle.weights[name]))
         networks = {name: as_network(module.eval(), CPU) for name, module in modules.items()}
-        expected = cascade(case(), bundle.recipe, SCHEMA, networks, CPU)
+        expected = cascade(case(), bundle.recipe, SCHEMA, by_name(networks), CPU)
         found = Predictor(bundle, CPU).predict(case())
         assert torch.equal(found.labels.data, expected.labels.data)
         assert found.probabilities is not None
