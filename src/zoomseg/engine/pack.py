@@ -20,6 +20,7 @@ from zoomseg.core.geometry import Box, Grid, Vector3
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.region import Region
 from zoomseg.core.resample import coordinates_box, nearest_index, resample_data, sample
+from zoomseg.core.volume import LabelMap
 from zoomseg.engine import look
 from zoomseg.io.cache import ChunkedArray, write_array
 from zoomseg.recipe import graph
@@ -101,7 +102,7 @@ def pack(
     grid = seen.grid.crop(box)
     channels = list(inputs.image_channels(stage.inputs, scan.image.channels))
     image = resample_data(scan.image.data[channels], scan.grid, grid).numpy().astype(np.float16)
-    target = _stage_labels(scan, labels, grid)
+    target = stage_labels(scan.labels, labels, grid)
     inside = seen.region.mask_in(box).numpy()
     if stage.training.mask_loss:
         target[~inside] = IGNORE
@@ -132,15 +133,13 @@ def _store_priors(
     return out
 
 
-def _stage_labels(scan: look.Scan, labels: tuple[str, ...], grid: Grid) -> npt.NDArray[np.uint8]:
-    """The reference on ``grid``, nearest neighbour, as the stage's own class indices."""
-    assert scan.labels is not None
-    schema = scan.labels.schema
+def stage_labels(reference: LabelMap, labels: tuple[str, ...], grid: Grid) -> npt.NDArray[np.uint8]:
+    """The reference on ``grid``, nearest neighbour, as class indices of a stage that predicts ``labels``."""
     table = np.zeros(256, dtype=np.uint8)
     table[IGNORE] = IGNORE
     for own, name in enumerate(labels, start=1):
-        table[schema.class_of(name)] = own
-    out: npt.NDArray[np.uint8] = table[nearest_index(scan.labels.data, scan.grid, grid).numpy()]
+        table[reference.schema.class_of(name)] = own
+    out: npt.NDArray[np.uint8] = table[nearest_index(reference.data, reference.grid, grid).numpy()]
     return out
 
 
@@ -159,7 +158,7 @@ def reference_priors(recipe: Recipe, names: tuple[str, ...], scan: look.Scan) ->
         whole = stage.model_copy(update={"roi": WholeVolume()})
         seen = look.view(whole, recipe, scan, out)
         assert seen is not None  # a whole volume is never empty
-        target = torch.from_numpy(_stage_labels(scan, labels, seen.grid)).long()
+        target = torch.from_numpy(stage_labels(scan.labels, labels, seen.grid)).long()
         hot = torch.nn.functional.one_hot(target, 1 + len(labels)).movedim(-1, 0).float()
         out[stage.name] = Prior(hot, seen.grid, labels, Region.whole(seen.grid), stage.name)
     return out
