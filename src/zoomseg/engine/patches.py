@@ -70,18 +70,18 @@ class PatchSource:
         self._stages = stages
         self._packs = packs
         self._lead = stages[-1]
-        self._schemas = schemas
         self._tables = {name: augment.mirror_table(schema) for name, schema in schemas.items()}
-        candidates = [p.candidates for p in packs[self._lead.name]]
-        training = self._lead.training
-        classes = range(1, schemas[self._lead.name].classes)
-        self._sampler = Sampler(training.sampler, candidates, list(classes))
+        lead, training = packs[self._lead.name], self._lead.training
+        self._sampler = Sampler(training.sampler, [p.candidates for p in lead], [p.counts for p in lead])
         self._augmentation = training.augmentation if augmented else Augmentation()
         self._limits = recipe.intensity.output if isinstance(recipe.intensity, Window) else None
 
     def draw(self, size: int, rng: np.random.Generator) -> Batch:
         """``size`` patches. All randomness comes from ``rng``: equal generators, equal batches."""
-        draws = [self._sampler.draw(rng) for _ in range(size)]
+        if self._lead.training.distinct_cases:
+            draws = self._sampler.draw_distinct(size, rng)
+        else:
+            draws = tuple(self._sampler.draw(rng) for _ in range(size))
         examples = [self._example(draw, rng) for draw in draws]
         lead = self._packs[self._lead.name]
         stages = {s.name: _stack([e[s.name] for e in examples]) for s in self._stages}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoomseg.core.labels import IGNORE
-from zoomseg.recipe.spec import DiceCrossEntropy, LossSpec, WeightedCrossEntropy
+from zoomseg.recipe.spec import DiceCrossEntropy, LossSpec, SoftDice, WeightedCrossEntropy
 
 
 def compute(spec: LossSpec, logits: Sequence[Tensor], target_BIJK: Tensor, counts_BC: Tensor) -> Tensor:
@@ -52,6 +52,8 @@ def _level(spec: LossSpec, logits_BCIJK: Tensor, target_BIJK: Tensor, counts_BC:
             return spec.cross_entropy_weight * F.cross_entropy(
                 logits_BCIJK, target_BIJK, ignore_index=IGNORE
             ) + spec.dice_weight * soft_dice_loss(logits_BCIJK, target_BIJK)
+        case SoftDice():
+            return 1 - soft_dice(logits_BCIJK, target_BIJK)[0].mean()
 
 
 def class_weights(counts_C: Tensor) -> Tensor:
@@ -68,16 +70,21 @@ def weighted_cross_entropy(logits_BCIJK: Tensor, target_BIJK: Tensor, counts_BC:
     return total / (target_BIJK != IGNORE).sum()
 
 
-def soft_dice_loss(logits_BCIJK: Tensor, target_BIJK: Tensor) -> Tensor:
-    """One minus the soft Dice over the whole batch, averaged over the foreground classes in it."""
+def soft_dice(logits_BCIJK: Tensor, target_BIJK: Tensor) -> tuple[Tensor, Tensor]:
+    """Soft Dice ``[C]`` of every class over the whole batch, background included, and the reference's
+    voxels of it. A class that the batch lacks has a Dice of zero, and no gradient."""
     counts = (target_BIJK != IGNORE)[:, None]
     probabilities = logits_BCIJK.softmax(dim=1) * counts
     safe = torch.where(target_BIJK == IGNORE, 0, target_BIJK)
     truth = torch.zeros_like(probabilities).scatter_(1, safe[:, None], 1.0) * counts
     axes = (0, 2, 3, 4)
-    overlap = (probabilities * truth).sum(axes)[1:]
-    sizes = truth.sum(axes)[1:]
-    dice = 2 * overlap / (probabilities.sum(axes)[1:] + sizes).clamp_min(1e-5)
+    overlap, sizes = (probabilities * truth).sum(axes), truth.sum(axes)
+    return 2 * overlap / (probabilities.sum(axes) + sizes).clamp_min(1e-5), sizes
+
+
+def soft_dice_loss(logits_BCIJK: Tensor, target_BIJK: Tensor) -> Tensor:
+    """One minus the soft Dice over the whole batch, averaged over the foreground classes in it."""
+    dice, sizes = (x[1:] for x in soft_dice(logits_BCIJK, target_BIJK))
     present = sizes > 0
     if not bool(present.any()):
         return logits_BCIJK.sum() * 0.0

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from zoomseg.core.geometry import Index3
 from zoomseg.core.labels import IGNORE
-from zoomseg.recipe.spec import ClassBalanced, SamplerSpec, UniformInRegion
+from zoomseg.recipe.spec import ClassBalanced, ClassWeighted, Foreground, SamplerSpec, UniformInRegion
 
 LISTED_VOXELS = 4000
 """Voxels listed per case and class."""
@@ -25,7 +25,7 @@ Indices = npt.NDArray[np.int32]
 @dataclass(frozen=True)
 class Candidates:
     """Possible patch centres of one case, in indices of the stage's grid: ``region [n, 3]`` anywhere
-    in the region, ``classes[c] [n, 3]`` for the classes that the case has."""
+    in the region, ``classes[c] [n, 3]`` for the classes that the case has, 0 (background) among them."""
 
     region: Indices
     classes: Mapping[int, Indices]
@@ -60,30 +60,82 @@ def list_candidates(
     classes = {
         c: pick(order[bounds[c] : bounds[c + 1]]) for c in range(1, IGNORE) if bounds[c + 1] > bounds[c]
     }
-    return Candidates(pick(allowed), classes)
+    region = pick(allowed)
+    if bounds[1] > bounds[0]:
+        classes[0] = pick(order[bounds[0] : bounds[1]])
+    return Candidates(region, classes)
+
+
+Source = int | None
+"""What a centre is drawn from: the voxels of a class, or (None) all of the region."""
 
 
 class Sampler:
     """Draws patch centres over a whole data set, with the randomness handed in."""
 
-    def __init__(self, spec: SamplerSpec, candidates: Sequence[Candidates], classes: Sequence[int]) -> None:
+    def __init__(
+        self, spec: SamplerSpec, candidates: Sequence[Candidates], counts: Sequence[npt.NDArray[np.int64]]
+    ) -> None:
+        """
+        Args:
+            candidates: of every case.
+            counts: of every case, the voxels of each class in its region, background first (``[classes]``).
+        """
         self._spec = spec
         self._candidates = candidates
-        self._with = {c: [n for n, case in enumerate(candidates) if c in case.classes] for c in classes}
-        self._with = {c: cases for c, cases in self._with.items() if cases}
-        self._usable = [n for n, case in enumerate(candidates) if len(case.region)]
+        listed = [[c in case.classes for c in range(len(counts[0]))] for case in candidates]
+        self._counts = np.where(listed, np.stack(counts), 0)
+        cases_of = [np.flatnonzero(column).tolist() for column in self._counts.T]
+        self._with: dict[Source, list[int]] = dict(enumerate(cases_of))
+        self._with[None] = [n for n, case in enumerate(candidates) if len(case.region)]
+        labelled = np.flatnonzero(self._counts[:, 1:].any(axis=1)).tolist()
+        only_labelled = isinstance(spec, Foreground) and labelled
+        self._usable = frozenset(labelled if only_labelled else self._with[None])
 
     def draw(self, rng: np.random.Generator) -> Draw:
-        match self._spec:
-            case ClassBalanced() as spec if self._with and rng.random() >= spec.background_share:
-                label = int(rng.choice(list(self._with)))
-                case = int(rng.choice(self._with[label]))
-                return self._at(case, self._candidates[case].classes[label], rng)
-            case ClassBalanced() | UniformInRegion():
-                case = int(rng.choice(self._usable))
-                return self._at(case, self._candidates[case].region, rng)
+        return self._draw_from(self._source(self._usable, rng), self._usable, rng)
 
-    @staticmethod
-    def _at(case: int, voxels: Indices, rng: np.random.Generator) -> Draw:
+    def draw_distinct(self, size: int, rng: np.random.Generator) -> tuple[Draw, ...]:
+        """``size`` draws from different cases; with fewer cases than that, each comes once before any comes
+        again.
+
+        Classes keep the probabilities of ``draw`` as far as that is possible: all are drawn first, and the
+        rarest (in the fewest cases) chooses its case first. Only a class whose cases are all taken is drawn
+        anew, as ``draw`` would if there were only the cases left.
+        """
+        sources = [self._source(self._usable, rng) for _ in range(size)]
+        left: frozenset[int] = frozenset()
+        draws: list[Draw] = []
+        for source in sorted(sources, key=lambda source: len(self._with[source])):
+            left = left or self._usable
+            taken = left.isdisjoint(self._with[source])
+            draws.append(self._draw_from(self._source(left, rng) if taken else source, left, rng))
+            left -= {draws[-1].case}
+        return tuple(draws)
+
+    def _source(self, cases: frozenset[int], rng: np.random.Generator) -> Source:
+        """A class that some of ``cases`` have, or anywhere in their regions."""
+        counts = self._counts[sorted(cases)].sum(axis=0)
+        match self._spec:
+            case UniformInRegion():
+                return None
+            case ClassBalanced(background_share=share):
+                organs = (np.flatnonzero(counts[1:]) + 1).tolist()
+                return int(rng.choice(organs)) if organs and rng.random() >= share else None
+            case Foreground():
+                weights = np.where(np.arange(len(counts)) > 0, counts, 0).astype(np.float64)
+            case ClassWeighted(exponent=exponent):
+                total = np.maximum(self._counts.sum(axis=0), 1).astype(np.float64)
+                weights = np.where(counts > 0, total**exponent, 0.0)
+        return int(rng.choice(len(weights), p=weights / weights.sum())) if weights.any() else None
+
+    def _draw_from(self, source: Source, cases: frozenset[int], rng: np.random.Generator) -> Draw:
+        options = [n for n in self._with[source] if n in cases]
+        shares = None
+        if isinstance(self._spec, Foreground) and source is not None:
+            shares = self._counts[options, source] / self._counts[options, source].sum()
+        case = int(rng.choice(options, p=shares))
+        listed = self._candidates[case]
+        voxels = listed.region if source is None else listed.classes[source]
         i, j, k = voxels[int(rng.integers(len(voxels)))].tolist()
         return Draw(case, (i, j, k))

@@ -303,3 +303,13 @@ def test_a_batch_stacks_its_draws(together: dict[str, list[Packed]]) -> None:
         for case, counts in zip(batch.cases, data.counts_BC, strict=True):
             held = next(p for p in together[name] if p.case == case)
             assert counts.tolist() == held.counts.tolist()
+
+
+def test_patches_of_a_batch_may_come_from_different_cases(together: dict[str, list[Packed]]) -> None:
+    def mixed(**training: object) -> list[int]:
+        patches = source(together, **training)  # type: ignore[arg-type]
+        batches = [patches.draw(2, np.random.default_rng(seed)).cases for seed in range(30)]
+        return [len(set(cases)) for cases in batches]
+
+    assert set(mixed()) == {1, 2}
+    assert set(mixed(distinct_cases=True)) == {2}

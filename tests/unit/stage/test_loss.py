@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zoomseg.core.labels import IGNORE
-from zoomseg.recipe.spec import DiceCrossEntropy, WeightedCrossEntropy
+from zoomseg.recipe.spec import DiceCrossEntropy, LossSpec, SoftDice, WeightedCrossEntropy
 from zoomseg.stage import loss
 
 COUNTS = torch.tensor([[6, 2, 0]])
@@ -75,6 +75,53 @@ class TestSoftDice:
         assert float(loss.soft_dice_loss(certain([0, 1, 1, 2]), target)) == pytest.approx(0, abs=1e-5)
 
 
+class TestDiceOfAllClasses:
+    """Equation 1 of Roth et al. 2018 (MICCAI), by hand."""
+
+    TARGET = torch.tensor([[0, 1, IGNORE, 1], [0, 0, 1, IGNORE]], dtype=torch.uint8).reshape(2, 4, 1, 1)
+    P1 = torch.tensor([[0.1, 0.6, 0.9, 0.7], [0.3, 0.5, 0.2, 0.8]], dtype=torch.float64)
+    """Probability of class 1 of 2."""
+
+    @staticmethod
+    def by_hand(p1: torch.Tensor) -> torch.Tensor:
+        found, said = p1[0, 1] + p1[0, 3] + p1[1, 2], p1[0, [0, 1, 3]].sum() + p1[1, :3].sum()
+        dice1 = 2 * found / (said + 3)
+        rest = 3 - (p1[0, 0] + p1[1, 0] + p1[1, 1])
+        dice0 = 2 * rest / ((6 - said) + 3)
+        return 1 - (dice0 + dice1) / 2
+
+    def logits(self) -> torch.Tensor:
+        return torch.stack([(1 - self.P1).log(), self.P1.log()], dim=1).reshape(2, 2, 4, 1, 1)
+
+    def test_value(self) -> None:
+        # Class 1: 2 * 1.5 / (2.4 + 3); background: 2 * 2.1 / (3.6 + 3).
+        value = loss.compute(SoftDice(), [self.logits()], self.TARGET, COUNTS)
+        assert float(value) == pytest.approx(1 - (3 / 5.4 + 4.2 / 6.6) / 2, rel=1e-5)
+        assert float(self.by_hand(self.P1)) == pytest.approx(float(value), rel=1e-5)
+
+    def test_gradient(self) -> None:
+        logits = self.logits().requires_grad_()
+        (found,) = torch.autograd.grad(loss.compute(SoftDice(), [logits], self.TARGET, COUNTS), logits)
+        p1 = self.P1.clone().requires_grad_()
+        (by_p1,) = torch.autograd.grad(self.by_hand(p1), p1)
+        by_logit = by_p1 * self.P1 * (1 - self.P1)
+        wanted = torch.stack([-by_logit, by_logit], dim=1).reshape(2, 2, 4, 1, 1)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
+
+    def test_a_class_that_is_not_there_counts_as_missed_and_pulls_nothing(self) -> None:
+        target, logits = (
+            line([0, 1, 1]),
+            torch.randn(1, 3, 3, 1, 1, generator=torch.Generator().manual_seed(0)),
+        )
+        perfect = loss.compute(SoftDice(), [certain([0, 1, 1])], target, COUNTS)
+        assert float(perfect) == pytest.approx(1 / 3, abs=1e-5)
+        dice, sizes = loss.soft_dice(logits, target.long())
+        assert (float(dice[2]), sizes.tolist()) == (0, [1, 2, 0])
+        two = logits.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss.soft_dice(two, target.long())[0][2], two)
+        assert not gradient.any()
+
+
 class TestCompute:
     def test_dice_and_cross_entropy_are_weighed(self) -> None:
         target, logits = line([0, 1, 2, 2]), torch.zeros(1, 3, 4, 1, 1)
@@ -95,16 +142,16 @@ class TestCompute:
 
     def test_nothing_that_counts_is_zero_with_a_gradient(self) -> None:
         logits = torch.zeros(1, 3, 2, 1, 1, requires_grad=True)
-        for spec in (WeightedCrossEntropy(), DiceCrossEntropy()):
+        for spec in (WeightedCrossEntropy(), DiceCrossEntropy(), SoftDice()):
             value = loss.compute(spec, [logits], line([IGNORE, IGNORE]), COUNTS)
             (gradient,) = torch.autograd.grad(value, logits)
             assert float(value.detach()) == 0
             assert not gradient.any()
 
-    @pytest.mark.parametrize("spec", [WeightedCrossEntropy(), DiceCrossEntropy()], ids=lambda s: s.kind)
-    def test_ignored_voxels_have_no_gradient_and_all_others_have_one(
-        self, spec: WeightedCrossEntropy | DiceCrossEntropy
-    ) -> None:
+    @pytest.mark.parametrize(
+        "spec", [WeightedCrossEntropy(), DiceCrossEntropy(), SoftDice()], ids=lambda s: s.kind
+    )
+    def test_ignored_voxels_have_no_gradient_and_all_others_have_one(self, spec: LossSpec) -> None:
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(2, 3, 4, 4, 4, generator=generator, requires_grad=True)
         target = torch.randint(0, 3, (2, 4, 4, 4), generator=generator).byte()
