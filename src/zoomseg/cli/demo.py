@@ -119,7 +119,7 @@ def _train(dataset: Path, model: Path, recipe: Path, seconds: float | None, note
     from zoomseg.cli.live import TrainingDisplay
     from zoomseg.engine import job
     from zoomseg.engine.device import resolve
-    from zoomseg.engine.train import InterruptedTrainingError
+    from zoomseg.engine.stop import InterruptedTrainingError
     from zoomseg.io.dataset import open_dataset
 
     data, device = open_dataset(dataset), resolve("auto")

@@ -17,7 +17,7 @@ from zoomseg.cli.demo import Demo
 from zoomseg.cli.main import main
 from zoomseg.core.errors import OutputError
 from zoomseg.engine import job, log
-from zoomseg.engine.train import InterruptedTrainingError
+from zoomseg.engine.stop import InterruptedTrainingError
 from zoomseg.io import bundle
 from zoomseg.io.phantom import PHANTOM_SCHEMA, phantom_case
 from zoomseg.report import run as predictions

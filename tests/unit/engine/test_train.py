@@ -6,7 +6,6 @@ import csv
 import errno
 import itertools
 import os
-import signal
 import threading
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from zoomseg.core.errors import OutputError, RecipeError, TrainingError
 from zoomseg.engine import train
 from zoomseg.engine.log import Row, Silent
 from zoomseg.engine.predict import Predictor
-from zoomseg.engine.train import InterruptedTrainingError, Settings, Split
+from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.engine.train import Settings, Split
 from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset
 
@@ -140,7 +140,7 @@ def test_end_to_end_gradient_reaches_the_coarse_network_from_the_fine_loss_alone
     source = train.PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
     batch = source.draw(1, np.random.default_rng(0))
     weight = unit.modules["coarse"].heads[0].weight
-    fine = run._forward(unit, batch, unit.modules)[0]["fine"]
+    fine = unit.forward(batch, unit.modules)[0]["fine"]
     (gradient,) = torch.autograd.grad(fine, weight)
     assert float(gradient.abs().max()) > 0
     at = int(gradient.abs().argmax())
@@ -148,7 +148,7 @@ def test_end_to_end_gradient_reaches_the_coarse_network_from_the_fine_loss_alone
     for delta in (1e-2, -1e-2):
         with torch.no_grad():
             weight.view(-1)[at] += delta
-            values.append(float(run._forward(unit, batch, unit.modules)[0]["fine"]))
+            values.append(float(unit.forward(batch, unit.modules)[0]["fine"]))
             weight.view(-1)[at] -= delta
     assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(gradient.view(-1)[at]), rel=0.03)
 
@@ -159,7 +159,7 @@ def test_loss_that_is_not_finite_names_the_cases_and_gives_up(
     def broken(*_: object) -> torch.Tensor:
         return torch.tensor(float("nan"), requires_grad=True)
 
-    monkeypatch.setattr(train.loss, "compute", broken)
+    monkeypatch.setattr("zoomseg.engine.unit.loss.compute", broken)
     watch = Recorder()
     with pytest.raises(TrainingError, match=r"10 steps in a row without a finite loss.*case_\d"):
         train.train(data, SPLIT, tiny_recipe(True), tmp_path / "m", Settings(CPU), watch)
@@ -176,7 +176,7 @@ def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path) -> N
     batch = source.draw(1, np.random.default_rng(0))
     batch.stages["fine"].image_BCIJK[0, 0, 0, 0, 0] = float("inf")
     before = {k: v.clone() for k, v in unit.modules["fine"].state_dict().items()}
-    assert run._step(unit, batch, {}, measure=False) is None
+    assert unit.learn(batch, {}, measure=False) is None
     after = unit.modules["fine"].state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
 
@@ -238,17 +238,6 @@ def test_stopping_while_preparing_does_not_wait_for_the_other_cases(data: Datase
         data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU, resume=True), Silent()
     )
     assert model.provenance["complete"] is True
-
-
-def test_the_first_signal_asks_the_second_ends() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with train._stop_signals() as stop:
-        assert not stop.is_set()
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_full_disk_ends_training_and_a_resumed_one_goes_on(

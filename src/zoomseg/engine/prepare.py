@@ -1,0 +1,119 @@
+"""Every case of a training unit made ready, one after the other, before the unit's first step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from zoomseg.core.case import Prior
+from zoomseg.core.errors import TrainingError
+from zoomseg.engine import look, pack
+from zoomseg.engine.device import Device
+from zoomseg.engine.log import Observer
+from zoomseg.engine.predict import as_network, run_stage
+from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.engine.unit import Unit
+from zoomseg.io.dataset import Dataset
+from zoomseg.recipe.spec import Recipe
+
+Finished = Callable[[str], Mapping[str, nn.Module]]
+"""The finished stages' networks, by stage name, that answer for a case."""
+
+
+@dataclass(frozen=True, eq=False)
+class Packs:
+    """By stage name, the cases in one order."""
+
+    train: Mapping[str, Sequence[pack.Packed]]
+    validation: Mapping[str, Sequence[pack.Packed]]
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """What all units of a run have in common. ``labels`` are those that every stage predicts, ``cache``
+    the folder that packed cases are written to."""
+
+    dataset: Dataset
+    recipe: Recipe
+    labels: Mapping[str, tuple[str, ...]]
+    cache: Path
+    seed: int
+    device: Device
+    observer: Observer
+
+    def packs(
+        self,
+        unit: Unit,
+        train: Sequence[str],
+        validation: Sequence[str],
+        finished: Finished,
+        stop: threading.Event,
+    ) -> Packs:
+        """Sample every case on the grids of the unit's stages.
+
+        Stages trained apart from those they follow look where these, finished, found something;
+        stages that run together look where the reference says.
+
+        Raises:
+            InterruptedTrainingError: ``stop`` was set.
+            TrainingError: a stage has nowhere to look in any training case.
+        """
+        ids = [*train, *validation]
+        kept: dict[str, dict[str, pack.Packed]] = {}
+        for done, case_id in enumerate(ids):
+            if stop.is_set():
+                raise InterruptedTrainingError("stopped while preparing the data; go on with --resume")
+            self.observer.preparing(unit.lead.name, done, len(ids))
+            packed = self._pack_case(unit, case_id, finished(case_id), len(kept))
+            if packed is None:
+                self.observer.message(f"{case_id}: stage '{unit.lead.name}' has nowhere to look; left out")
+            else:
+                kept[case_id] = packed
+        self.observer.preparing(unit.lead.name, len(ids), len(ids))
+        if not any(i in kept for i in train):
+            raise TrainingError(f"stage '{unit.lead.name}' has nowhere to look in any training case")
+        parts = [
+            {s.name: [kept[i][s.name] for i in part if i in kept] for s in unit.stages}
+            for part in (train, validation)
+        ]
+        return Packs(*parts)
+
+    def _pack_case(
+        self, unit: Unit, case_id: str, finished: Mapping[str, nn.Module], number: int
+    ) -> dict[str, pack.Packed] | None:
+        case = next(case for case in self.dataset.cases if case.id == case_id)
+        scan = look.prepare(self.dataset.load(case), self.recipe)
+        priors = self._priors(unit, scan, finished)
+        live = {s.name for s in unit.stages}
+        out: dict[str, pack.Packed] = {}
+        for stage in unit.stages:
+            rng = np.random.default_rng([self.seed, unit.index, number])
+            specs = tuple(
+                spec for spec in stage.inputs if not (spec.kind == "prior" and spec.of in live)
+            )  # live priors are computed in every step, not stored
+            shown = stage.model_copy(update={"inputs": specs})
+            labels = self.labels[stage.name]
+            packed = pack.pack(shown, self.recipe, scan, priors, labels, self.cache, rng)
+            if packed is None:
+                return None
+            out[stage.name] = packed
+        return out
+
+    def _priors(self, unit: Unit, scan: look.Scan, finished: Mapping[str, nn.Module]) -> dict[str, Prior]:
+        together = tuple(s.name for s in unit.stages)
+        priors = pack.reference_priors(self.recipe, together, scan)
+        for stage in self.recipe.stages:
+            if stage.name in finished and stage.name not in together:
+                seen = look.view(stage, self.recipe, scan, priors)
+                labels = self.labels[stage.name]
+                if seen is None:
+                    priors[stage.name] = look.nothing(stage, scan, labels)
+                    continue
+                network = as_network(finished[stage.name], self.device)
+                priors[stage.name], _ = run_stage(seen, scan, priors, labels, network, self.device)
+        return priors
