@@ -6,13 +6,23 @@ Shape suffixes: B batch, C channels (S of the skip), I J K voxels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoomseg.core.geometry import Index3
 
 LEAKY_SLOPE = 0.01
+
+Norm = Callable[[int], nn.Module]
+"""Makes the norm of so many channels."""
+
+
+def instance_norm(channels: int) -> nn.Module:
+    """Instance norm that learns a scale and a shift per channel."""
+    return nn.InstanceNorm3d(channels, affine=True)
 
 
 def same_padding(kernel: Index3) -> Index3:
@@ -20,14 +30,45 @@ def same_padding(kernel: Index3) -> Index3:
     return (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
 
 
-def crop_margin(x_BCIJK: Tensor, margin_vox: int) -> Tensor:
-    """Take ``margin_vox`` voxels off each of the six sides."""
-    m = margin_vox
-    return x_BCIJK if m == 0 else x_BCIJK[:, :, m:-m, m:-m, m:-m]
+def crop_margin(x_BCIJK: Tensor, margin_vox: Index3) -> Tensor:
+    """Take ``margin_vox`` voxels off both sides of each axis."""
+    for axis, margin in enumerate(margin_vox, start=2):
+        x_BCIJK = x_BCIJK.narrow(axis, margin, x_BCIJK.shape[axis] - 2 * margin) if margin else x_BCIJK
+    return x_BCIJK
+
+
+def upsample(x_BCIJK: Tensor, factors: Index3) -> Tensor:
+    """Trilinear upsampling by ``factors``, half-voxel exact; what is constant stays so up to the border."""
+    if factors == (1, 1, 1):
+        return x_BCIJK
+    scale = [float(n) for n in factors]
+    return F.interpolate(x_BCIJK, scale_factor=scale, mode="trilinear", align_corners=False)
+
+
+class TwoConvolutions(nn.Sequential):
+    """Twice a convolution with bias, batch norm, ReLU; the first convolution has the ``stride``."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_mid: int,
+        channels_out: int,
+        kernel: Index3,
+        padding: Index3,
+        stride: Index3 = (1, 1, 1),
+    ) -> None:
+        super().__init__(
+            nn.Conv3d(channels_in, channels_mid, kernel, stride, padding),
+            nn.BatchNorm3d(channels_mid),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(channels_mid, channels_out, kernel, padding=padding),
+            nn.BatchNorm3d(channels_out),
+            nn.ReLU(inplace=True),
+        )
 
 
 class ConvNormAct(nn.Sequential):
-    """Same-padded convolution, instance norm, leaky ReLU (left out where ``activation`` is False)."""
+    """Same-padded convolution, norm, leaky ReLU of negative ``slope`` (``None``: no activation)."""
 
     def __init__(
         self,
@@ -35,13 +76,14 @@ class ConvNormAct(nn.Sequential):
         channels_out: int,
         kernel: Index3,
         stride: Index3 = (1, 1, 1),
-        activation: bool = True,
+        norm: Norm = instance_norm,
+        slope: float | None = LEAKY_SLOPE,
     ) -> None:
         # The norm subtracts the mean, so a bias of the convolution would do nothing.
         conv = nn.Conv3d(channels_in, channels_out, kernel, stride, same_padding(kernel), bias=False)
-        layers: list[nn.Module] = [conv, nn.InstanceNorm3d(channels_out, affine=True)]
-        if activation:
-            layers.append(nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
+        layers: list[nn.Module] = [conv, norm(channels_out)]
+        if slope is not None:
+            layers.append(nn.LeakyReLU(slope, inplace=True))
         super().__init__(*layers)
 
 
@@ -53,18 +95,24 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, kernel: Index3, stride: Index3 = (1, 1, 1)
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: Index3,
+        stride: Index3 = (1, 1, 1),
+        norm: Norm = instance_norm,
+        slope: float = LEAKY_SLOPE,
     ) -> None:
         super().__init__()
-        self.first = ConvNormAct(channels_in, channels_out, kernel, stride)
-        self.second = ConvNormAct(channels_out, channels_out, kernel, activation=False)
+        self.first = ConvNormAct(channels_in, channels_out, kernel, stride, norm, slope)
+        self.second = ConvNormAct(channels_out, channels_out, kernel, norm=norm, slope=None)
         skip: list[nn.Module] = []
         if stride != (1, 1, 1):
             skip.append(nn.AvgPool3d(stride, stride))
         if channels_in != channels_out:
-            skip.append(ConvNormAct(channels_in, channels_out, (1, 1, 1), activation=False))
+            skip.append(ConvNormAct(channels_in, channels_out, (1, 1, 1), norm=norm, slope=None))
         self.skip = nn.Sequential(*skip)
-        self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+        self.activation = nn.LeakyReLU(slope, inplace=True)
 
     def forward(self, x_BCIJK: Tensor) -> Tensor:
         out: Tensor = self.activation(self.second(self.first(x_BCIJK)) + self.skip(x_BCIJK))

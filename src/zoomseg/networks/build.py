@@ -6,18 +6,24 @@ resolution, then, in training only, those of lower resolutions for deep supervis
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Literal
 
+import torch
 from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Index3
+from zoomseg.networks.aspp import ResUNetASPP
+from zoomseg.networks.dltk import ResidualFCN
 from zoomseg.networks.residual import ResEncUNet
-from zoomseg.networks.unet import UNet3D, valid_halo
+from zoomseg.networks.unet import Padding, UNet, in_plane, valid_halo
 from zoomseg.recipe import spec as specs
 
-Padding = Literal["same", "valid"]
+FLAT_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""Axis of canonical (RAS+) scans that the slices of a plane are stacked along."""
 
 
 def build(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padding) -> nn.Module:
@@ -29,7 +35,9 @@ def build(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padd
     _check(spec, padding)
     match spec:
         case specs.UNet3D():
-            return UNet3D(in_channels, classes, spec.channels, padding=1 if padding == "same" else 0)
+            return UNet(in_channels, classes, spec.channels, padding)
+        case specs.UNet2D():
+            return UNet(in_channels, classes, spec.channels, padding, FLAT_AXIS[spec.plane])
         case specs.ResEncUNet():
             return ResEncUNet(
                 in_channels,
@@ -40,6 +48,10 @@ def build(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padd
                 spec.blocks,
                 spec.deep_supervision,
             )
+        case specs.ResidualFCN():
+            return ResidualFCN(in_channels, classes, spec.channels, spec.strides, spec.units)
+        case specs.ResUNetASPP():
+            return ResUNetASPP(in_channels, classes, spec.channels, spec.dilations)
 
 
 def halo(spec: specs.NetworkSpec, padding: Padding) -> Index3:
@@ -47,19 +59,19 @@ def halo(spec: specs.NetworkSpec, padding: Padding) -> Index3:
     _check(spec, padding)
     if padding == "same":
         return (0, 0, 0)
-    lost = valid_halo(len(spec.channels))
-    return (lost, lost, lost)
+    return in_plane(valid_halo(len(spec.channels)), _flat_axis(spec), flat=0)
 
 
 def divisor(spec: specs.NetworkSpec) -> Index3:
     """What each side of an input must be a multiple of with same padding."""
     match spec:
-        case specs.UNet3D():
-            factor = 2 ** (len(spec.channels) - 1)
-            return (factor, factor, factor)
-        case specs.ResEncUNet():
+        case specs.UNet3D() | specs.UNet2D():
+            return in_plane(2 ** (len(spec.channels) - 1), _flat_axis(spec))
+        case specs.ResEncUNet() | specs.ResidualFCN():
             i, j, k = (math.prod(stride[a] for stride in spec.strides) for a in range(3))
             return (i, j, k)
+        case specs.ResUNetASPP():
+            return in_plane(2 ** len(spec.channels), None)
 
 
 def check_input_shape(spec: specs.NetworkSpec, padding: Padding, shape: Index3) -> Index3:
@@ -90,6 +102,23 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
+def multiply_adds(module: nn.Module, shape: tuple[int, int, int, int]) -> int:
+    """Multiplications with a weight, each with its addition, in the convolutions of one forward pass over
+    one input of ``shape`` (channels, then voxels), in the module's present mode (training heads count).
+
+    Nothing is computed: the module runs on torch's meta device, itself untouched.
+    """
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    weightless = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(module, weightless, (torch.empty(1, *shape, device="meta"),))
+    return int(counter.get_total_flops()) // 2
+
+
+def _flat_axis(spec: specs.NetworkSpec) -> int | None:
+    return FLAT_AXIS[spec.plane] if isinstance(spec, specs.UNet2D) else None
+
+
 def _nearest(spec: specs.NetworkSpec, padding: Padding, size: int, axis: int) -> tuple[int, ...]:
     """The allowed size or sizes next to ``size`` along one axis; ``size`` alone if it is allowed.
 
@@ -111,9 +140,9 @@ def _nearest(spec: specs.NetworkSpec, padding: Padding, size: int, axis: int) ->
 def _check(spec: specs.NetworkSpec, padding: Padding) -> None:
     if len(spec.channels) < 2:
         raise RecipeError(f"{spec.kind} needs at least 2 levels, got channels {list(spec.channels)}")
+    if padding == "valid" and not isinstance(spec, specs.UNet3D | specs.UNet2D):
+        raise RecipeError(f"{spec.kind} keeps its input's shape: use padding 'same', got 'valid'")
     if isinstance(spec, specs.ResEncUNet):
-        if padding == "valid":
-            raise RecipeError("resenc_unet keeps its input's shape: use padding 'same', got 'valid'")
         even = [kernel for kernel in spec.kernels if any(n % 2 == 0 for n in kernel)]
         if even:
             raise RecipeError(f"kernels must have odd sizes, got {list(even[0])}")

@@ -5,11 +5,17 @@ Shape suffixes: B batch, C channels, I J K voxels.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoomseg.core.geometry import Index3
-from zoomseg.networks.blocks import LEAKY_SLOPE, ConvNormAct, ResidualBlock, concatenate, initialise
+from zoomseg.networks.blocks import (
+    LEAKY_SLOPE,
+    ConvNormAct,
+    ResidualBlock,
+    concatenate,
+    initialise,
+    upsample,
+)
 
 
 class ResEncUNet(nn.Module):
@@ -65,10 +71,4 @@ class ResEncUNet(nn.Module):
             x = self.decoder[level](concatenate(self.up[level](x), skips[level]))
             if level < answering:
                 logits.insert(0, self.heads[level](x))
-        return (self._at_input_resolution(logits[0]), *logits[1:])
-
-    def _at_input_resolution(self, logits_BCIJK: Tensor) -> Tensor:
-        if self.stem_stride == (1, 1, 1):
-            return logits_BCIJK
-        scale = [float(s) for s in self.stem_stride]
-        return F.interpolate(logits_BCIJK, scale_factor=scale, mode="trilinear", align_corners=False)
+        return (upsample(logits[0], self.stem_stride), *logits[1:])

@@ -1,4 +1,4 @@
-"""The 3D U-Net of Cicek et al. 2016 (MICCAI), as used by Roth et al. 2018.
+"""The 3D U-Net of Cicek et al. 2016 (MICCAI), as used by Roth et al. 2018; flat along one axis, in 2D.
 
 Shape suffixes: B batch, C channels, I J K voxels.
 """
@@ -6,10 +6,20 @@ Shape suffixes: B batch, C channels, I J K voxels.
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 from torch import Tensor, nn
 
-from zoomseg.networks.blocks import concatenate, crop_margin, initialise
+from zoomseg.core.geometry import Index3
+from zoomseg.networks.blocks import TwoConvolutions, concatenate, crop_margin, initialise, same_padding
+
+Padding = Literal["same", "valid"]
+
+
+def in_plane(size: int, flat_axis: int | None, flat: int = 1) -> Index3:
+    """``size`` along every axis but ``flat_axis``, which has ``flat``."""
+    i, j, k = (flat if axis == flat_axis else size for axis in range(3))
+    return (i, j, k)
 
 
 def valid_halo(levels: int) -> int:
@@ -30,42 +40,42 @@ def _skip_margins(levels: int) -> tuple[int, ...]:
     return tuple(reversed(margins))
 
 
-class _TwoConvolutions(nn.Sequential):
-    """Twice a 3x3x3 convolution, batch norm, ReLU."""
-
-    def __init__(self, channels_in: int, channels_mid: int, channels_out: int, padding: int) -> None:
-        super().__init__(
-            nn.Conv3d(channels_in, channels_mid, 3, padding=padding),
-            nn.BatchNorm3d(channels_mid),
-            nn.ReLU(inplace=True),
-            nn.Conv3d(channels_mid, channels_out, 3, padding=padding),
-            nn.BatchNorm3d(channels_out),
-            nn.ReLU(inplace=True),
-        )
-
-
-class UNet3D(nn.Module):
+class UNet(nn.Module):
     """``channels`` leave each encoder level, whose first convolution has half of them; transposed
     convolutions keep their channels; decoder levels have ``channels`` throughout.
 
-    ``padding`` 0 is the published network (valid convolutions, skips cropped), 1 keeps the shape.
+    ``padding`` "valid" is the published network (skips cropped), "same" keeps the shape. Along
+    ``flat_axis`` (0 = I, 1 = J, 2 = K) nothing is convolved, pooled or cropped: the input is then a stack
+    of slices, each seen alone. In training, batch norm counts all voxels of all slices of the batch.
     """
 
-    def __init__(self, in_channels: int, classes: int, channels: tuple[int, ...], padding: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        channels: tuple[int, ...],
+        padding: Padding,
+        flat_axis: int | None = None,
+    ) -> None:
         super().__init__()
+        kernel, window = in_plane(3, flat_axis), in_plane(2, flat_axis)
+        added = same_padding(kernel) if padding == "same" else (0, 0, 0)
         inputs = (in_channels, *channels[:-1])
         self.encoder = nn.ModuleList(
-            _TwoConvolutions(c_in, max(1, c // 2), c, padding)
+            TwoConvolutions(c_in, max(1, c // 2), c, kernel, added)
             for c_in, c in zip(inputs, channels, strict=True)
         )
-        self.pool = nn.MaxPool3d(2)
+        self.pool = nn.MaxPool3d(window)
         # Biases as published: with them, and batch norm aside, the count is Cicek's 19 069 955.
-        self.up = nn.ModuleList(nn.ConvTranspose3d(c, c, 2, stride=2, bias=False) for c in channels[1:])
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(c, c, window, stride=window, bias=False) for c in channels[1:]
+        )
         self.decoder = nn.ModuleList(
-            _TwoConvolutions(c + below, c, c, padding) for c, below in itertools.pairwise(channels)
+            TwoConvolutions(c + below, c, c, kernel, added) for c, below in itertools.pairwise(channels)
         )
         self.last = nn.Conv3d(channels[0], classes, 1)
-        self.margins = _skip_margins(len(channels)) if padding == 0 else (0,) * (len(channels) - 1)
+        lost = _skip_margins(len(channels)) if padding == "valid" else (0,) * (len(channels) - 1)
+        self.margins = tuple(in_plane(margin, flat_axis, flat=0) for margin in lost)
         initialise(self, slope=0.0)
 
     def forward(self, x_BCIJK: Tensor) -> tuple[Tensor, ...]:

@@ -10,10 +10,12 @@ from zoomseg.networks.blocks import (
     LEAKY_SLOPE,
     ConvNormAct,
     ResidualBlock,
+    TwoConvolutions,
     concatenate,
     crop_margin,
     initialise,
     same_padding,
+    upsample,
 )
 
 
@@ -25,9 +27,44 @@ def test_same_padding_keeps_the_shape() -> None:
 
 def test_crop_margin_takes_both_sides() -> None:
     x = torch.arange(5.0**3).reshape(1, 1, 5, 5, 5)
-    assert crop_margin(x, 2).item() == 62
-    assert crop_margin(x, 1).shape == (1, 1, 3, 3, 3)
-    assert crop_margin(x, 0) is x
+    assert crop_margin(x, (2, 2, 2)).item() == 62
+    assert torch.equal(crop_margin(x, (1, 0, 2)), x[:, :, 1:4, :, 2:3])
+    assert crop_margin(x, (0, 0, 0)) is x
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_upsampled_ramps_keep_their_place(factor: int) -> None:
+    """Half-voxel exact: a ramp over the low resolution stays the same ramp at the high one."""
+    centres = (torch.arange(8.0) + 0.5) * factor  # in small voxels, from the first one's outer face
+    ramp = centres[None, None, :, None, None].expand(1, 1, 8, 3, 4)
+    out = upsample(ramp, (factor, 1, 2))
+    assert out.shape == (1, 1, 8 * factor, 3, 8)
+    expected = torch.arange(8.0 * factor) + 0.5
+    inside = slice(factor, -factor)
+    torch.testing.assert_close(out[0, 0, inside, 1, 2], expected[inside])
+
+
+def test_upsampled_constants_stay_up_to_the_border() -> None:
+    assert torch.equal(
+        upsample(torch.full((1, 1, 2, 3, 2), 7.0), (2, 2, 2)), torch.full((1, 1, 4, 6, 4), 7.0)
+    )
+    x = torch.rand(1, 1, 2, 2, 2)
+    assert upsample(x, (1, 1, 1)) is x
+
+
+def test_two_convolutions_stride_once() -> None:
+    block = TwoConvolutions(2, 3, 5, (3, 3, 1), (1, 1, 0), (2, 2, 1))
+    assert block(torch.rand(2, 2, 8, 6, 3)).shape == (2, 5, 4, 3, 3)
+    valid = TwoConvolutions(2, 3, 5, (3, 3, 1), (0, 0, 0))
+    assert valid(torch.rand(2, 2, 8, 6, 3)).shape == (2, 5, 4, 2, 3)
+
+
+def test_the_norm_may_be_another() -> None:
+    """Batch norm in evaluation: a case's answer does not depend on its own mean, as instance norm's does."""
+    block = ResidualBlock(2, 4, (3, 3, 3), norm=nn.BatchNorm3d, slope=0.0)
+    kinds = {type(m) for m in block.modules() if "Norm3d" in type(m).__name__}
+    assert kinds == {nn.BatchNorm3d}
+    assert block(torch.randn(2, 2, 4, 4, 4)).min() == 0  # ReLU, without a leak
 
 
 def test_instance_norm_sees_each_case_alone() -> None:
@@ -42,7 +79,7 @@ def test_instance_norm_sees_each_case_alone() -> None:
 def test_without_activation_negative_values_pass() -> None:
     torch.manual_seed(0)
     x = torch.rand(1, 1, 6, 6, 6)
-    block = ConvNormAct(1, 1, (3, 3, 3), activation=False)
+    block = ConvNormAct(1, 1, (3, 3, 3), slope=None)
     plain = block(x)
     assert plain.min() < -0.5
     active = nn.functional.leaky_relu(plain, LEAKY_SLOPE)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from zoomseg.core.errors import RecipeError
 from zoomseg.networks import build as networks
-from zoomseg.recipe.spec import ResEncUNet, UNet3D
+from zoomseg.recipe.spec import NetworkSpec, ResEncUNet, ResidualFCN, ResUNetASPP, UNet2D, UNet3D
 
 
 def residual(**changes: object) -> ResEncUNet:
@@ -87,6 +88,12 @@ def test_divisor_counts_the_stem_stride() -> None:
 def test_networks_that_cannot_be_are_refused() -> None:
     with pytest.raises(RecipeError, match="use padding 'same', got 'valid'"):
         networks.build(residual(), 1, 2, "valid")
+    with pytest.raises(RecipeError, match="residual_fcn keeps its input's shape"):
+        networks.build(ResidualFCN(), 1, 2, "valid")
+    with pytest.raises(RecipeError, match="resunet_aspp keeps its input's shape"):
+        networks.halo(ResUNetASPP(channels=(4, 8), dilations=(2,)), "valid")
+    with pytest.raises(RecipeError, match="unet2d needs at least 2 levels"):
+        networks.build(UNet2D(plane="axial", channels=(8,)), 1, 2, "same")
     with pytest.raises(RecipeError, match="odd sizes, got \\[3, 2, 3\\]"):
         networks.build(residual(kernels=((3, 3, 3), (3, 2, 3), (3, 3, 3))), 1, 2, "same")
     with pytest.raises(RecipeError, match="at least 2 levels"):
@@ -107,3 +114,85 @@ def test_parameters_counts_only_what_learns() -> None:
     assert networks.parameters(module) == 8
     module.bias.requires_grad_(False)
     assert networks.parameters(module) == 6
+
+
+@pytest.mark.parametrize(("plane", "axis"), [("sagittal", 0), ("coronal", 1), ("axial", 2)])
+def test_a_plane_needs_nothing_of_the_axis_across_it(plane: str, axis: int) -> None:
+    spec = UNet2D.model_validate({"plane": plane, "channels": (2, 2, 2, 2)})
+    assert networks.divisor(spec) == tuple(1 if a == axis else 8 for a in range(3))
+    assert networks.halo(spec, "valid") == tuple(0 if a == axis else 44 for a in range(3))
+    shape = [96, 96, 96]
+    shape[axis] = 7
+    assert networks.check_input_shape(spec, "same", (shape[0], shape[1], shape[2])) == tuple(shape)
+    shape[axis - 1] = 97
+    with pytest.raises(RecipeError, match=rf"axis {'ijk'[axis - 1]}: 97 \(nearest: 96 or 104\)"):
+        networks.check_input_shape(spec, "same", (shape[0], shape[1], shape[2]))
+
+
+@pytest.mark.parametrize(
+    ("spec", "factors"),
+    [
+        (ResidualFCN(), (8, 8, 8)),
+        (ResidualFCN(channels=(4, 8), strides=((2, 2, 1), (3, 2, 2))), (6, 4, 2)),
+        (ResUNetASPP(channels=(4, 6, 8), dilations=(2,)), (8, 8, 8)),
+    ],
+)
+def test_divisor_is_the_smallest_step_that_keeps_the_shape(
+    spec: NetworkSpec, factors: tuple[int, int, int]
+) -> None:
+    assert networks.divisor(spec) == factors
+    module = networks.build(spec, 1, 2, "same").eval()
+    for times in (1, 2):
+        shape = networks.check_input_shape(
+            spec, "same", (times * factors[0], times * factors[1], times * factors[2])
+        )
+        with torch.no_grad():
+            assert tuple(module(torch.zeros(1, 1, *shape))[0].shape[2:]) == shape
+    with pytest.raises(RecipeError, match=rf"axis i: {factors[0] + 1} \(nearest: {factors[0]} or"):
+        networks.check_input_shape(spec, "same", (factors[0] + 1, factors[1], factors[2]))
+
+
+def test_multiply_adds_of_convolutions_by_hand() -> None:
+    strided = nn.Conv3d(3, 5, (3, 3, 1), stride=2, padding=(1, 1, 0))
+    assert networks.multiply_adds(strided, (3, 8, 6, 4)) == (4 * 3 * 2) * 5 * (3 * 9)
+    depthwise = nn.Conv3d(4, 4, 3, padding=2, dilation=2, groups=4)
+    assert networks.multiply_adds(depthwise, (4, 5, 5, 5)) == 5**3 * 4 * 27
+    up = nn.ConvTranspose3d(6, 2, 2, stride=2)
+    assert networks.multiply_adds(up, (6, 3, 4, 5)) == (3 * 4 * 5) * 8 * 6 * 2
+    assert networks.multiply_adds(nn.Sequential(depthwise, depthwise), (4, 5, 5, 5)) == 2 * 5**3 * 4 * 27
+
+
+def test_multiply_adds_of_a_network_by_hand() -> None:
+    """Two levels of 4 and 6 channels on 8x8x8 voxels, 2 classes."""
+    module = networks.build(UNet3D(channels=(4, 6)), 1, 2, "same")
+    high = 27 * (1 * 2 + 2 * 4) + 27 * ((4 + 6) * 4 + 4 * 4) + 4 * 2
+    low = 27 * (4 * 3 + 3 * 6) + 8 * 6 * 6  # the transposed convolution counts per voxel that enters
+    assert networks.multiply_adds(module, (1, 8, 8, 8)) == 8**3 * high + 4**3 * low
+
+
+def test_counting_leaves_the_module_as_it_was() -> None:
+    module = networks.build(ResUNetASPP(channels=(2, 4), dilations=(1,)), 1, 2, "same").train()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    networks.multiply_adds(module, (1, 8, 8, 8))
+    after = module.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert module.training
+
+
+def test_heads_of_training_count_in_training_only() -> None:
+    module = networks.build(residual(), 1, 2, "same")
+    extra = networks.multiply_adds(module.train(), (1, 8, 8, 4)) - networks.multiply_adds(
+        module.eval(), (1, 8, 8, 4)
+    )
+    assert extra == 0  # two decoder levels: the lower has no head
+    deeper = residual(
+        channels=(4, 6, 8, 8),
+        strides=((1, 1, 1), *((2, 2, 2),) * 3),
+        kernels=((3, 3, 3),) * 4,
+        blocks=(1,) * 4,
+    )
+    module = networks.build(deeper, 1, 2, "same")
+    extra = networks.multiply_adds(module.train(), (1, 16, 16, 16)) - networks.multiply_adds(
+        module.eval(), (1, 16, 16, 16)
+    )
+    assert extra == 8**3 * 6 * 2

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from zoomseg.networks import build as networks
-from zoomseg.networks.unet import UNet3D
+from zoomseg.networks.unet import UNet, in_plane
 from zoomseg.recipe import spec as specs
 
 TINY = specs.UNet3D(channels=(4, 6, 8))
@@ -32,7 +33,7 @@ def test_channels_of_the_figure() -> None:
     """Cicek et al. 2016, Fig. 2: numbers over the feature maps."""
     with torch.device("meta"):
         module = networks.build(specs.UNet3D(), 1, 8, "valid")
-    assert isinstance(module, UNet3D)
+    assert isinstance(module, UNet)
     convolutions = [m for m in module.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)]
     pairs = {(m.in_channels, m.out_channels) for m in convolutions}
     down = {(1, 32), (32, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512)}
@@ -122,3 +123,117 @@ def test_gradients_reach_every_parameter() -> None:
     ]
     assert dead == []
     assert silent == []
+
+
+FLAT = specs.UNet2D(plane="axial", channels=(4, 6, 8))
+
+
+def flat_axis(plane: str) -> int:
+    return {"sagittal": 2, "coronal": 3, "axial": 4}[plane]  # of [B, C, I, J, K]
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """Running statistics and shifts as after training: those of a new batch norm would hide mistakes."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm3d):
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            part.running_mean.normal_(std=0.3)
+            part.running_var.uniform_(0.5, 2)
+            nn.init.normal_(part.bias, std=0.3)
+    return module.double().eval()
+
+
+def in_two_dimensions(module: nn.Module, slices_NCXY: torch.Tensor) -> torch.Tensor:
+    """The U-Net computed by 2D operations from the weights of ``module``, flat along K, same padding."""
+    assert isinstance(module, UNet)
+
+    def convolve(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        for part in block.children():
+            if isinstance(part, nn.Conv3d):
+                x = F.conv2d(x, part.weight[..., 0], part.bias, padding=1)
+            elif isinstance(part, nn.BatchNorm3d):
+                x = F.batch_norm(x, part.running_mean, part.running_var, part.weight, part.bias)
+            else:
+                x = x.relu()
+        return x
+
+    skips = []
+    x = slices_NCXY
+    for level, block in enumerate(module.encoder):
+        x = convolve(block, x if level == 0 else F.max_pool2d(x, 2))
+        skips.append(x)
+    for level in reversed(range(len(module.decoder))):
+        up = module.up[level]
+        assert isinstance(up, nn.ConvTranspose3d)
+        x = F.conv_transpose2d(x, up.weight[..., 0], stride=2)
+        x = convolve(module.decoder[level], torch.cat((skips[level], x), dim=1))
+    return F.conv2d(x, module.last.weight[..., 0], module.last.bias)
+
+
+def test_flat_along_an_axis_is_the_two_dimensional_network() -> None:
+    torch.manual_seed(0)
+    module = randomised(networks.build(FLAT, 2, 3, "same"))
+    x = torch.randn(2, 2, 8, 12, 5, dtype=torch.double)
+    slices = x.movedim(4, 1).flatten(0, 1)
+    with torch.no_grad():
+        expected = in_two_dimensions(module, slices).unflatten(0, (2, 5)).movedim(1, 4)
+        torch.testing.assert_close(module(x)[0], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_slices_of_a_plane_do_not_see_each_other(plane: str, padding: networks.Padding) -> None:
+    torch.manual_seed(0)
+    spec = specs.UNet2D.model_validate({"plane": plane, "channels": (4, 6)})
+    module = randomised(networks.build(spec, 1, 3, padding))
+    axis = flat_axis(plane)
+    x = torch.randn(1, 1, 20, 20, 20, dtype=torch.double).narrow(axis, 0, 5)
+    changed = x.clone()
+    changed.select(axis, 2)[:] += 1
+    others = [d for d in range(5) if d != axis]
+    with torch.no_grad():
+        whole = module(x)[0]
+        one_by_one = torch.cat([module(part)[0] for part in x.split(1, dim=axis)], dim=axis)
+        touched = (module(changed)[0] - whole).abs().amax(dim=others)
+    torch.testing.assert_close(whole, one_by_one, rtol=1e-12, atol=1e-12)
+    assert touched[2] > 0.01
+    assert touched[[0, 1, 3, 4]].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_valid_slices_lose_their_margin_in_plane_only(plane: str) -> None:
+    spec = specs.UNet2D.model_validate({"plane": plane, "channels": (2, 2, 2)})
+    axis = flat_axis(plane) - 2
+    shape = list(networks.check_input_shape(spec, "valid", in_plane(44, axis, flat=3)))
+    assert shape == [3 if a == axis else 4 for a in range(3)]
+    module = networks.build(spec, 1, 2, "valid").eval()
+    with torch.no_grad():
+        found = module(torch.zeros(1, 1, *in_plane(44, axis, flat=3)))[0].shape[2:]
+    assert list(found) == shape
+
+
+def test_two_dimensional_network_has_a_third_of_the_taps() -> None:
+    """Convolutions 9 taps instead of 27, transposed ones 4 instead of 8; all else is equal."""
+    with torch.device("meta"):
+        flat = networks.build(FLAT, 1, 3, "same")
+        solid = networks.build(TINY, 1, 3, "same")
+
+    def weights(module: nn.Module, kind: type[nn.Module], size: int) -> int:
+        found = [
+            m.weight.numel() for m in module.modules() if isinstance(m, kind) and m.kernel_size[0] == size
+        ]
+        return sum(found)
+
+    assert 3 * weights(flat, nn.Conv3d, 3) == weights(solid, nn.Conv3d, 3) > 0
+    assert 2 * weights(flat, nn.ConvTranspose3d, 2) == weights(solid, nn.ConvTranspose3d, 2) > 0
+    difference = 2 * weights(flat, nn.Conv3d, 3) + weights(flat, nn.ConvTranspose3d, 2)
+    assert networks.parameters(solid) - networks.parameters(flat) == difference
+
+
+def test_two_dimensional_gradients_reach_every_weight() -> None:
+    torch.manual_seed(0)
+    module = networks.build(FLAT, 2, 3, "same").train()
+    module(torch.randn(1, 2, 8, 8, 3))[0].square().sum().backward()
+    weights = [(n, p) for n, p in module.named_parameters() if p.ndim > 1]
+    assert [n for n, p in weights if p.grad is None or not p.grad.abs().any()] == []
