@@ -19,6 +19,7 @@ from zoomseg.engine.predict import as_network, run_stage
 from zoomseg.engine.stop import InterruptedTrainingError
 from zoomseg.engine.unit import Unit
 from zoomseg.io.dataset import Dataset
+from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe
 
 Finished = Callable[[str], Mapping[str, nn.Module]]
@@ -105,10 +106,13 @@ class Preparation:
         return out
 
     def _priors(self, unit: Unit, scan: look.Scan, finished: Mapping[str, nn.Module]) -> dict[str, Prior]:
+        """What the unit's stages read: the reference for those that run together, the answers of the
+        finished stages that they follow."""
         together = tuple(s.name for s in unit.stages)
+        read = {name for stage in together for name in graph.ancestors(self.recipe, stage)}
         priors = pack.reference_priors(self.recipe, together, scan)
         for stage in self.recipe.stages:
-            if stage.name in finished and stage.name not in together:
+            if stage.name in read and stage.name not in together:
                 seen = look.view(stage, self.recipe, scan, priors)
                 labels = self.labels[stage.name]
                 if seen is None:
