@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import torch
 from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.core.volume import Volume
+from zoomseg.engine.meter import Meter, Usage
 from zoomseg.engine.predict import Predictor, Result
 from zoomseg.io.scans import ScanInput, read_image, write_labels
 
@@ -27,9 +26,8 @@ class Done:
     image: Volume
     result: Result
     seconds: dict[str, float]
-    peak_ram_mb: float
-    """Highest memory of the process so far."""
-    peak_vram_mb: float
+    usage: Usage
+    """From before reading to after writing."""
 
 
 @dataclass(frozen=True)
@@ -68,29 +66,20 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _segment(scan: ScanInput, out: Path, predictor: Predictor, organs: tuple[str, ...] | None) -> Done:
-    clock = [time.perf_counter()]
-    image = read_image(scan.paths, channels_last=predictor.channels > 1)
-    clock.append(time.perf_counter())
-    result = predictor.predict(Case(scan.id, image), organs)
-    clock.append(time.perf_counter())
-    path = result_path(out, scan)
-    write_labels(path, result.labels, like=scan.paths[0])
-    clock.append(time.perf_counter())
+    with Meter(predictor.device.place) as meter:
+        clock = [time.perf_counter()]
+        image = read_image(scan.paths, channels_last=predictor.channels > 1)
+        clock.append(time.perf_counter())
+        result = predictor.predict(Case(scan.id, image), organs)
+        clock.append(time.perf_counter())
+        path = result_path(out, scan)
+        write_labels(path, result.labels, like=scan.paths[0])
+        clock.append(time.perf_counter())
     seconds = {"read": clock[1] - clock[0], **result.seconds, "write": clock[3] - clock[2]}
     seconds["total"] = clock[3] - clock[0]
-    return Done(scan.id, path, image, result, seconds, peak_ram_mb(), _peak_vram_mb())
+    return Done(scan.id, path, image, result, seconds, meter.usage)
 
 
 def result_path(out: Path, scan: ScanInput) -> Path:
     """Where a scan's label map goes."""
     return out / f"{scan.id}.nii.gz"
-
-
-def peak_ram_mb() -> float:
-    """Highest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024**2 if sys.platform == "darwin" else 1024)
-
-
-def _peak_vram_mb() -> float:
-    return torch.cuda.max_memory_allocated() / 1024**2 if torch.cuda.is_available() else 0.0

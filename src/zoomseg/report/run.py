@@ -84,6 +84,5 @@ def _account(done: Done) -> dict[str, Any]:
         "status": "done",
         "seconds": {step: round(value, 3) for step, value in done.seconds.items()},
         "stages": [asdict(record) for record in done.result.records],
-        "peak_ram_mb": round(done.peak_ram_mb, 1),
-        "peak_vram_mb": round(done.peak_vram_mb, 1),
+        **{measure: round(value, 1) for measure, value in asdict(done.usage).items()},
     }

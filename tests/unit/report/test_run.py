@@ -40,6 +40,9 @@ def test_account_names_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) 
     assert (coarse["stage"], coarse["tiles"], coarse["region_share"]) == ("coarse", 1, 1.0)
     assert fine["tiles"] + fine["tiles_skipped"] > 0
     assert good["peak_ram_mb"] > 10
+    assert good["ram_area_mb_s"] > 10 * good["seconds"]["total"]
+    assert good["cpu_area_percent_s"] > 0
+    assert (good["peak_vram_mb"], good["vram_area_mb_s"]) == (0, 0)  # on the CPU
     with (tmp_path / "out" / "summary.csv").open(newline="") as file:
         assert [(r["case"], r["organ"]) for r in csv.DictReader(file)] == [
             ("good", "left kidney"),

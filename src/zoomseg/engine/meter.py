@@ -1,0 +1,141 @@
+"""What a piece of work costs: memory, GPU memory and CPU over time, as the FLARE challenge measures it.
+
+GPU memory is what torch has allocated for tensors: exact to the byte at its peak, and of this process
+alone. The driver's own figure also counts other programs, the CUDA context and torch's cache, and so
+differs from machine to machine.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import TracebackType
+
+import psutil
+import torch
+
+PERIOD_SECONDS = 0.1
+"""Pause between two looks, as in the FLARE challenge."""
+
+_MB = 1024**2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One look at the process. Memory in MB (2^20 bytes)."""
+
+    seconds: float
+    """Of any clock."""
+    ram_mb: float
+    highest_ram_mb: float
+    """Since the process began."""
+    vram_mb: float
+    highest_vram_mb: float
+    """Since the meter began."""
+    cpu_seconds: float
+    """Used by all threads of the process since it began."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was used between two points in time; GPU figures are 0 for work on the CPU."""
+
+    peak_ram_mb: float
+    peak_vram_mb: float
+    ram_area_mb_s: float
+    """Area under the memory-time curve."""
+    vram_area_mb_s: float
+    """Area under the GPU-memory-time curve."""
+    cpu_area_percent_s: float
+    """Area under the CPU-utilisation-time curve; one busy core is 100 %, two are 200 %."""
+
+
+class Meter:
+    """``with Meter(place) as meter: ...``; then ``meter.usage``. A thread looks every ``period`` seconds."""
+
+    def __init__(
+        self,
+        place: torch.device,
+        probe: Callable[[], Reading] | None = None,
+        period: float = PERIOD_SECONDS,
+    ) -> None:
+        self._place = place
+        self._probe = probe or (lambda: take_reading(place))
+        self._period = period
+        self._readings: list[Reading] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="zoomseg-meter", daemon=True)
+
+    def __enter__(self) -> Meter:
+        if _on_gpu(self._place):
+            torch.cuda.reset_peak_memory_stats(self._place)
+        self._readings.append(self._probe())
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        self._readings.append(self._probe())
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._period):
+            self._readings.append(self._probe())
+
+    @property
+    def usage(self) -> Usage:
+        """What was used; once the meter has ended."""
+        return used(self._readings)
+
+
+def used(readings: Sequence[Reading]) -> Usage:
+    """Areas (trapezoids between readings) and peaks of at least one reading, in order of time.
+
+    The CPU's area is exact: the system itself counts the time that its cores spent on the process.
+    """
+    first, last = readings[0], readings[-1]
+    # The system's own peak misses nothing between readings, but is this work's only if it rose meanwhile.
+    rose = [last.highest_ram_mb] if last.highest_ram_mb > first.highest_ram_mb else []
+    return Usage(
+        peak_ram_mb=max([*rose, *(r.ram_mb for r in readings)]),
+        peak_vram_mb=last.highest_vram_mb,
+        ram_area_mb_s=_area([(r.seconds, r.ram_mb) for r in readings]),
+        vram_area_mb_s=_area([(r.seconds, r.vram_mb) for r in readings]),
+        cpu_area_percent_s=100 * (last.cpu_seconds - first.cpu_seconds),
+    )
+
+
+def _area(curve: Sequence[tuple[float, float]]) -> float:
+    return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(curve))
+
+
+def take_reading(place: torch.device) -> Reading:
+    """This process, now; GPU memory of ``place``."""
+    process = psutil.Process()
+    cpu = process.cpu_times()
+    gpu = _on_gpu(place)
+    return Reading(
+        time.perf_counter(),
+        process.memory_info().rss / _MB,
+        highest_ram_mb(),
+        torch.cuda.memory_allocated(place) / _MB if gpu else 0.0,
+        torch.cuda.max_memory_allocated(place) / _MB if gpu else 0.0,
+        cpu.user + cpu.system,
+    )
+
+
+def highest_ram_mb() -> float:
+    """Highest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (_MB if sys.platform == "darwin" else 1024)
+
+
+def _on_gpu(place: torch.device) -> bool:
+    return place.type == "cuda" and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
