@@ -9,8 +9,20 @@ from torch import nn
 from zoomseg.networks import build as networks
 from zoomseg.networks.aspp import ResUNetASPP
 from zoomseg.recipe import spec as specs
+from zoomseg.recipe.load import load
 
-SPEC = specs.ResUNetASPP(channels=(32, 64, 128, 256), dilations=(2, 4, 8))
+
+def _shipped() -> specs.ResUNetASPP:
+    recipe = load("flare22-whole-volume")
+    assert isinstance(recipe, specs.Recipe)
+    found = {stage.network for stage in recipe.stages}
+    assert len(found) == 1  # Tables 2 and 3: one architecture throughout
+    network = found.pop()
+    assert isinstance(network, specs.ResUNetASPP)
+    return network
+
+
+SPEC = _shipped()
 CLASSES = 14
 """Thirteen organs and the background."""
 GROUPS = {"liver, spleen, both kidneys": 5, "stomach, pancreas, duodenum": 4, "aorta, inferior vena cava": 3}

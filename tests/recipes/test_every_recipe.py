@@ -1,0 +1,87 @@
+"""Every shipped recipe, shrunk but kind by kind as it is: trains a few steps, is saved, loaded, predicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shrunk import shrunk
+from tiny import CPU, tiny_case, tiny_dataset
+from zoomseg.core.case import Case
+from zoomseg.engine import train
+from zoomseg.engine.log import Row, Silent
+from zoomseg.engine.predict import Predictor, Result
+from zoomseg.io import bundle
+from zoomseg.io.dataset import Dataset
+from zoomseg.recipe import graph
+from zoomseg.recipe.load import load, names
+from zoomseg.recipe.spec import Recipe
+
+STEPS = 3
+
+
+class _Rows(Silent):
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def row(self, row: Row, remaining_seconds: float | None) -> None:
+        self.rows.append(row)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+def trained(recipe: Recipe, data: Dataset, out: Path) -> tuple[list[Row], Result]:
+    watch = _Rows()
+    train.train(data, train.Split(data.ids, ()), recipe, out, train.Settings(CPU, seed=5), watch)
+    image, _ = tiny_case(seed=9)
+    result = Predictor(bundle.load(out), CPU).predict(Case("new", image, None))
+    assert result.labels.grid.same_as(image.grid)
+    assert result.schema == data.schema
+    assert int(result.labels.data.max()) <= len(data.schema.names)
+    return watch.rows, result
+
+
+@pytest.mark.parametrize("name", names())
+def test_it_trains_and_predicts(name: str, data: Dataset, tmp_path: Path) -> None:
+    recipe = shrunk(name, data, STEPS)
+    rows, result = trained(recipe, data, tmp_path / "model")
+    assert {row.stage for row in rows} == {stage.name for stage in recipe.stages}
+    assert all(torch.isfinite(torch.tensor(row.loss)) for row in rows)
+    assert recipe.stages[0].name in result.priors
+    for stage, prior in result.priors.items():
+        sums = prior.probabilities.sum(dim=0)
+        assert torch.allclose(sums, torch.ones_like(sums), atol=1e-4), stage
+
+
+def test_flare_finds_small_organs_again_and_refines_each(data: Dataset, tmp_path: Path) -> None:
+    """The tiny data set has kidneys only: let them be the small organs."""
+    recipe = shrunk("flare22-whole-volume", data, STEPS)
+    assert [stage.name for stage in recipe.stages] == ["coarse", "big-abdomen"]
+    whole = load("flare22-whole-volume")
+    assert isinstance(whole, Recipe)
+    kidneys = ("left_kidney", "right_kidney")
+    stages = tuple(
+        s.model_copy(update={"labels": kidneys}) if s.name in ("relocate", "refine") else s
+        for s in whole.stages
+        if not s.name.startswith("big")
+    )
+    fitted, notes = graph.fit(whole.model_copy(update={"stages": stages}), data.schema)
+    assert notes == ()
+    small = {s.name: s for s in recipe.stages}["coarse"]
+    own = {"grid": small.grid, "training": small.training, "network": small.network}
+    fitted = fitted.model_copy(
+        update={
+            "stages": tuple(s.model_copy(update=own) for s in fitted.stages),
+            "on_missing": "whole_volume",
+        }
+    )
+    rows, result = trained(graph.expand(fitted, data.schema), data, tmp_path / "model")
+    expected = {"coarse", "relocate", "refine-left_kidney", "refine-right_kidney"}
+    assert {row.stage for row in rows} == expected
+    assert set(result.priors) == expected
+    assert result.priors["refine-left_kidney"].labels == ("left kidney",)
