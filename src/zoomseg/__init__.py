@@ -43,30 +43,34 @@ def load(model: str | PathLike[str], device: str = "auto") -> Model:
 def train(
     dataset: str | PathLike[str],
     out: str | PathLike[str],
-    recipe: str = "default",
+    recipe: str | None = None,
     *,
     seconds: float | None = None,
     epochs: int | None = None,
     folds: int | None = None,
     fold: int = 0,
     seed: int = 0,
+    init: str | PathLike[str] | None = None,
     resume: bool = False,
     device: str = "auto",
 ) -> Model:
-    """Train ``recipe`` on a data set folder, write the model to ``out`` and return it loaded.
+    """Train a recipe on a data set folder, write the model to ``out`` and return it loaded.
 
     Args:
+        recipe: name or path; None: that of ``init``, else ``default``.
         seconds: time budget; ``epochs`` of 100 steps instead; neither: the recipe's own length.
         folds: keep fold ``fold`` of so many back for validation.
+        init: folder of a model to fine-tune, also to other labels, with a tenth of the learning rate.
         resume: go on with the training that ``out`` holds.
 
     Raises:
-        DatasetError, RecipeError, TrainingError: what is wrong, in one line.
+        DatasetError, ModelError, RecipeError, TrainingError: what is wrong, in one line.
     """
     from zoomseg.api import train_model
     from zoomseg.engine.job import Job
 
-    job = Job(recipe, seconds, epochs, folds, fold, seed)
+    initial = None if init is None else Path(init)
+    job = Job(recipe, seconds, epochs, folds, fold, seed, initial)
     return train_model(Path(dataset), Path(out), job, resume, device)
 
 

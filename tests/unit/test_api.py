@@ -11,6 +11,7 @@ import zoomseg
 from tiny import tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.core.errors import GeometryError, LabelError, ModelError
 from zoomseg.core.volume import Volume
+from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
 from zoomseg.recipe.load import dump
 
@@ -63,3 +64,13 @@ def test_training_resumes_from_python(trained: Path) -> None:
     before = zoomseg.load(trained, device="cpu").predict(tiny_case(5)[0]).labels.data
     again = zoomseg.train(data, trained, resume=True, device="cpu")
     assert torch.equal(again.predict(tiny_case(5)[0]).labels.data, before)
+
+
+def test_a_model_is_fine_tuned_from_python(trained: Path, tmp_path: Path) -> None:
+    data = trained.parent / "data"
+    zoomseg.train(data, tmp_path / "m", str(trained.parent / "r.yaml"), init=trained, epochs=1, device="cpu")
+    assert bundle.load(tmp_path / "m").provenance["init"] == {
+        "model": "model",
+        "recipe": "tiny",
+        "tensors": 50,
+    }

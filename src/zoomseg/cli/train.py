@@ -26,7 +26,7 @@ def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None
 @click.command(name="train")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the model.")
-@click.option("-r", "--recipe", default="default", show_default=True, help="Name or path of a recipe.")
+@click.option("-r", "--recipe", help="Name or path of a recipe.  [default: that of --init, else 'default']")
 @click.option(
     "--time-budget",
     metavar="TIME",
@@ -37,6 +37,12 @@ def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None
 @click.option("--folds", type=click.IntRange(min=2), help="Split the cases into so many folds ...")
 @click.option(
     "--fold", type=click.IntRange(min=0), default=0, show_default=True, help="... and validate on this one."
+)
+@click.option(
+    "--init",
+    metavar="MODEL",
+    type=click.Path(path_type=Path),
+    help="Fine-tune a model, also to other labels: a tenth of the learning rate.",
 )
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training of this folder stopped.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -50,11 +56,12 @@ def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None
 def command(
     dataset: Path,
     out: Path,
-    recipe: str,
+    recipe: str | None,
     time_budget: float | None,
     epochs: int | None,
     folds: int | None,
     fold: int,
+    init: Path | None,
     resume: bool,
     device: str,
     seed: int,
@@ -82,7 +89,7 @@ def command(
         if resume:
             model = job.resume(data, out, where, display, time_budget, epochs)
         else:
-            wish = job.Job(recipe, time_budget, epochs, folds, fold, seed)
+            wish = job.Job(recipe, time_budget, epochs, folds, fold, seed, init)
             model = job.start(data, out, wish, where, display)
     click.echo(f"Model: {out}")
     held_back = model.provenance["validation_cases"]

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError
-from zoomseg.engine import plan, train
+from zoomseg.engine import plan, train, transfer
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer
-from zoomseg.io.bundle import Bundle
+from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset, folds
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.recipe import graph
@@ -27,28 +27,31 @@ from zoomseg.recipe.spec import PlannedRecipe, Recipe
 
 @dataclass(frozen=True)
 class Job:
-    """What a user asks for. ``folds`` and ``fold`` keep one of the folds back for validation.
+    """What a user asks for. ``folds`` and ``fold`` keep one of the folds back for validation. ``init`` is a
+    model to start from; without ``recipe`` its own is taken, and without both the one called ``default``.
 
     Raises:
         TrainingError: a length or a seed that makes no sense.
     """
 
-    recipe: str = "default"
+    recipe: str | None = None
     seconds: float | None = None
     epochs: int | None = None
     folds: int | None = None
     fold: int = 0
     seed: int = 0
+    init: Path | None = None
 
     def __post_init__(self) -> None:
         _check_numbers(self.seconds, self.epochs, self.seed)
 
 
-def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Observer) -> Bundle:
+def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Observer) -> bundle.Bundle:
     """Train a new model into ``out``.
 
     Raises:
-        ModelError: ``out`` already holds a model or a training.
+        ModelError: ``out`` already holds a model or a training; ``job.init`` is not a model, or one that
+            nothing can be taken from.
         TrainingError: planning took all the time.
         DatasetError: too few labelled cases, a fold that does not exist.
         RecipeError: the recipe does not fit the data set's labels.
@@ -58,9 +61,18 @@ def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Obser
         raise ModelError(f"{out} already holds a model; give --resume to go on with it, or another folder")
     started = time.monotonic()
     split = choose_split(dataset, job)
-    wanted = load(job.recipe)
+    initial = None if job.init is None else transfer.load(job.init, dataset)
+    wanted = _wanted(job, initial)
     writable_directory(out / "training")  # before minutes are spent on planning
     recipe = resolve_recipe(dataset, split, wanted, device, observer)
+    taken: transfer.Transfer | None = None
+    if job.init is not None and initial is not None:
+        recipe = transfer.slower(recipe)
+        taken = _transfer(job.init, initial, recipe, dataset)
+        observer.message(f"starting from {job.init}; learning rates are a tenth of the recipe's")
+        for name, stage in taken.stages.items():
+            observer.message(stage.told(name))
+        bundle.save(initial, _initial_folder(out))
     # Planning is part of the time the user gave.
     seconds = None if job.seconds is None else job.seconds - (time.monotonic() - started)
     if seconds is not None and seconds <= 0:
@@ -73,9 +85,10 @@ def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Obser
         "seed": job.seed,
         "seconds": job.seconds,
         "epochs": job.epochs,
+        "init": None if job.init is None else str(job.init.resolve()),
     }
     write_json_atomic(_job_file(out), record)
-    settings = train.Settings(device, seconds, job.epochs, job.seed)
+    settings = train.Settings(device, seconds, job.epochs, job.seed, init=taken)
     return train.train(dataset, split, recipe, out, settings, observer)
 
 
@@ -86,7 +99,7 @@ def resume(
     observer: Observer,
     seconds: float | None = None,
     epochs: int | None = None,
-) -> Bundle:
+) -> bundle.Bundle:
     """Go on with the training in ``out``; ``seconds`` or ``epochs`` replace its length.
 
     Raises:
@@ -110,7 +123,11 @@ def resume(
     if seconds is None and epochs is None:
         seconds, epochs = record["seconds"], record["epochs"]
     _check_numbers(seconds, epochs, record["seed"])
-    settings = train.Settings(device, seconds, epochs, record["seed"], resume=True)
+    taken: transfer.Transfer | None = None
+    if record["init"] is not None:
+        initial = transfer.load(_initial_folder(out), dataset)
+        taken = _transfer(Path(record["init"]), initial, recipe, dataset)
+    settings = train.Settings(device, seconds, epochs, record["seed"], resume=True, init=taken)
     return train.train(dataset, split, recipe, out, settings, observer)
 
 
@@ -153,8 +170,25 @@ def resolve_recipe(
     return recipe
 
 
+def _wanted(job: Job, initial: bundle.Bundle | None) -> Recipe | PlannedRecipe:
+    if job.recipe is None and initial is not None:
+        return transfer.recipe_of(initial)
+    return load("default" if job.recipe is None else job.recipe)
+
+
+def _transfer(path: Path, initial: bundle.Bundle, recipe: Recipe, dataset: Dataset) -> transfer.Transfer:
+    channels = len(dataset.channel_names)
+    return transfer.match(path.resolve().name, initial, recipe, dataset.schema, channels)
+
+
 def _job_file(out: Path) -> Path:
     return out / "training" / "job.json"
+
+
+def _initial_folder(out: Path) -> Path:
+    """A copy of the model to start from: units that a resumed training has yet to begin need it, wherever
+    the model itself went."""
+    return out / "training" / "init"
 
 
 def _fixed_by(dataset: Dataset) -> dict[str, Any]:
@@ -175,7 +209,7 @@ def _check_numbers(seconds: float | None, epochs: int | None, seed: int) -> None
 
 def _read_job(out: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(_job_file(out).read_text(encoding="utf-8"))
+        record: dict[str, Any] = {"init": None} | json.loads(_job_file(out).read_text(encoding="utf-8"))
         valid = (
             all(isinstance(record[key], dict) for key in ("recipe", "labels"))
             and all(isinstance(record[key], list) for key in ("train", "validation", "channels"))
@@ -183,6 +217,7 @@ def _read_job(out: Path) -> dict[str, Any]:
             and isinstance(record["seed"], int)
             and isinstance(record["seconds"], int | float | None)
             and isinstance(record["epochs"], int | None)
+            and isinstance(record["init"], str | None)
         )
     except (FileNotFoundError, NotADirectoryError) as error:
         raise TrainingError(f"there is no training to resume in {out}; leave --resume out") from error

@@ -29,6 +29,7 @@ from zoomseg.engine.predict import build_network
 from zoomseg.engine.prepare import Packs, Preparation
 from zoomseg.engine.schedule import Length
 from zoomseg.engine.stop import InterruptedTrainingError, stop_signals
+from zoomseg.engine.transfer import Transfer
 from zoomseg.engine.unit import Unit
 from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset
@@ -54,13 +55,15 @@ BAD_STEPS_ALLOWED = 10
 
 @dataclass(frozen=True)
 class Settings:
-    """How long, on what, and from where. Neither ``seconds`` nor ``epochs``: the recipe's iterations."""
+    """How long, on what, and from where: ``init`` says what networks take over from a trained model before
+    their first step. Neither ``seconds`` nor ``epochs``: the recipe's iterations."""
 
     device: Device
     seconds: float | None = None
     epochs: int | None = None
     seed: int = 0
     resume: bool = False
+    init: Transfer | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,8 @@ class _Run:
         for stage in stages:
             if stage.name in trained:
                 module = build_network(stage, self.recipe, self.dataset.schema, channels)
+                if self.settings.init is not None:
+                    self.settings.init.apply(stage.name, module)
                 modules[stage.name] = module.to(self.settings.device.place)
             else:
                 modules[stage.name] = self.finished[stage.name]
@@ -350,6 +355,7 @@ class _Run:
         return model
 
     def _provenance(self, complete: bool) -> dict[str, bundle.JSON]:
+        initial = self.settings.init
         return {
             "data_set": self.dataset.name,
             "training_cases": list(self.split.train),
@@ -361,6 +367,7 @@ class _Run:
             "seconds": round(self.spent, 1),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "complete": complete,
+            **({} if initial is None else {"init": initial.provenance}),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from tiny import tiny_case, tiny_dataset, tiny_recipe
+from untrained import untrained_bundle
 from zoomseg.cli.main import main
 from zoomseg.cli.train import parse_duration
 from zoomseg.core.case import Case
@@ -107,6 +109,17 @@ def test_a_stopped_training_goes_on(data: Path, recipe: Path, tmp_path: Path) ->
     assert bundle.load(out).provenance["complete"] is True
 
 
+def test_fine_tuning_says_what_it_takes_over(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe(together=True, iterations=1)
+    bundle.save(dataclasses.replace(untrained_bundle(), recipe=recipe), tmp_path / "old")
+    out = tmp_path / "model"
+    assert run("train", data, "-o", out, "--init", tmp_path / "old", "--device", "cpu") == 0
+    assert "stage 'coarse': 25 of 25 tensors are taken over" in " ".join(capfd.readouterr().err.split())
+    assert bundle.load(out).recipe.stages[1].training.optimiser.lr == pytest.approx(3e-4)
+
+
 def test_an_existing_model_is_not_overwritten(
     data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +142,7 @@ def test_an_existing_model_is_not_overwritten(
         (("--resume",), "there is no training to resume"),
         (("--device", "tpu"), "unknown device 'tpu'"),
         (("-r", "defualt"), "default"),
+        (("--init", "nowhere"), "no model folder at nowhere"),
     ],
 )
 def test_wrong_use(

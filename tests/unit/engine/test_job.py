@@ -99,7 +99,9 @@ def test_recipe_that_predicts_labels_the_data_lacks(data: Dataset, tmp_path: Pat
     fine = recipe.stages[1].model_copy(update={"labels": ("spleen",)})
     path = tmp_path / "r.yaml"
     path.write_text(dump(recipe.model_copy(update={"stages": (coarse, fine)})))
-    with pytest.raises(RecipeError, match="spleen"):
+    with pytest.raises(
+        RecipeError, match="predicts none of the data set's labels: left kidney, right kidney"
+    ):
         job.start(data, tmp_path / "m", Job(str(path)), CPU, Silent())
 
 
@@ -161,6 +163,7 @@ def job_file(model: Path, **changes: object) -> None:
         ("validation", [1]),
         ("labels", []),
         ("recipe", {"name": "x"}),
+        ("init", 3),
         pytest.param("recipe", PLANNED, id="planned"),
     ],
 )
