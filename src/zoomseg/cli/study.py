@@ -1,0 +1,121 @@
+"""``zoomseg study``: a paper's ablation table on your own data."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from zoomseg.cli.train import parse_duration
+
+if TYPE_CHECKING:
+    from zoomseg.engine.log import Observer
+
+ABLATIONS = (
+    "roth2018-cascade",
+    "roth2018-candidate-region",
+    "roth2018-pyramid",
+    "valindria2018",
+    "flare22",
+    "roth2018-finetune",
+)
+"""Typed here, too, as ``--help`` must not wait for the package that defines them; a test compares."""
+
+
+@click.command(name="study")
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option("--ablation", type=click.Choice(ABLATIONS), required=True, help="Which paper's table.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for everything; an interrupted study in it goes on.",
+)
+@click.option(
+    "--time-budget",
+    metavar="TIME",
+    callback=parse_duration,
+    help="For EACH training, e.g. 15m or 1h30m; without it, the recipe's own number of iterations.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    help="Train all of so many folds and pool their cases; else the first of 5 (valindria2018: both of 2).",
+)
+@click.option(
+    "--fold", type=click.IntRange(min=0), help="Only this fold; a later run without it adds the rest."
+)
+@click.option(
+    "--coarser",
+    type=click.FloatRange(min=1),
+    default=1.0,
+    show_default=True,
+    help="Voxels of all stages' grids so many times as large along each axis.",
+)
+@click.option(
+    "--narrower",
+    type=click.FloatRange(min=1),
+    default=1.0,
+    show_default=True,
+    help="Networks with so many times fewer channels.",
+)
+@click.option(
+    "--init", type=click.Path(path_type=Path), help="Model to fine-tune (roth2018-finetune, which needs it)."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of folds and trainings."
+)
+def command(
+    dataset: Path,
+    ablation: str,
+    out: Path,
+    time_budget: float | None,
+    folds: int | None,
+    fold: int | None,
+    coarser: float,
+    narrower: float,
+    init: Path | None,
+    device: str,
+    seed: int,
+) -> int:
+    """Train and score every row of a paper's ablation on DATASET, beside the paper's numbers.
+
+    All trainings have the same budget and the same folds. Writes table.csv, table.md and report.html (Dice
+    and NSD per organ, box plots, paired Wilcoxon tests), and says where the paper's order of rows is found
+    again. May be stopped at any moment: the same command goes on.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from zoomseg.cli.live import TrainingDisplay
+    from zoomseg.engine.device import resolve
+    from zoomseg.io.dataset import open_dataset
+    from zoomseg.study.ablations import STUDIES, RegionCurve
+    from zoomseg.study.region import run_curve
+    from zoomseg.study.run import run_ablation
+    from zoomseg.study.trainings import Settings, Watch, open_trainings
+
+    notes = Console(stderr=True)
+
+    def say(text: str) -> None:
+        notes.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def display() -> AbstractContextManager[Observer]:
+        return TrainingDisplay(notes)
+
+    study = STUDIES[ablation]
+    settings = Settings(time_budget, folds, fold, seed, coarser, narrower, init)
+    watch = Watch(say, display)
+    trainings = open_trainings(study, open_dataset(dataset), out, settings, resolve(device), watch)
+    if isinstance(study, RegionCurve):
+        failed = run_curve(study, trainings)[1]
+    else:
+        failed = run_ablation(study, trainings).failed
+    for problem in failed:
+        notes.print(f"[red]failed:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+    click.echo(f"Table: {out / 'table.md'}; report: {out / 'report.html'}")
+    return 1 if failed else 0

@@ -1,0 +1,354 @@
+"""The papers' studies as data: which trainings, which ways of predicting, what the paper published.
+
+A study starts from a shipped recipe. A *training* changes it before it is trained; a *row* of the table
+names a training and changes the trained recipe once more before it predicts, so that one training can answer
+for several rows. Published numbers are typed from the tables cited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from zoomseg.core.labels import LabelSchema
+from zoomseg.study.edits import (
+    Edit,
+    chain,
+    on_stages,
+    only,
+    overlap,
+    times_atlas,
+    trained_apart,
+    unchanged,
+    unweighted,
+    without_atlas,
+    without_auto_context,
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper's table says of one row, 0 to 1, by the paper's organ names; ``mean`` if it has one."""
+
+    dice: Mapping[str, float]
+    mean: float | None = None
+    nsd: Mapping[str, float] = field(default_factory=dict)
+    mean_nsd: float | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training per fold, in the folder ``id``. ``fine_tuned`` starts from the model given with --init."""
+
+    id: str
+    change: Edit = unchanged
+    fine_tuned: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table. ``training`` None: no network at all, the atlas prior alone answers."""
+
+    name: str
+    training: Training | None
+    predict: Edit = unchanged
+    published: Published | None = None
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A table of a paper. ``recipe`` is a shipped recipe's name or a file; None: that of the model given
+    with --init. p-values compare each row with the one above it, and with ``baseline``."""
+
+    name: str
+    recipe: str | None
+    source: str
+    rows: tuple[Row, ...]
+    baseline: str
+    folds: int = 5
+    pooled: bool = False
+    """Whether all folds are trained unless one is asked for, and their cases pooled."""
+    note: str = ""
+    """What must be known of the paper's numbers to compare with them."""
+
+
+@dataclass(frozen=True)
+class RegionCurve:
+    """How a candidate region grows: sensitivity and false-positive rate over the dilation radius."""
+
+    name: str
+    recipe: str
+    source: str
+    training: Training
+    stage: str
+    radii_vox: tuple[int, ...]
+    folds: int = 5
+    pooled: bool = False
+
+
+# --- organs of the papers in a data set -----------------------------------------------------------
+
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "artery": ("aorta",),
+    "vein": ("portal vein", "portal vein and splenic vein", "portal and splenic vein"),
+    "gallbladder": ("gall bladder",),
+    "bladder": ("urinary bladder",),
+    "esophagus": ("oesophagus",),
+    "inferior vena cava": ("IVC", "postcava"),
+    "right adrenal gland": ("right adrenal",),
+    "left adrenal gland": ("left adrenal",),
+}
+"""A paper's organ -> what data sets call it. The gastric surgery data of Roth et al. label the arteries
+around the stomach, of which the aorta is the largest, and the portal vein with its branches."""
+
+
+def find_organ(paper: str, schema: LabelSchema) -> str | None:
+    """The data set's label for a paper's organ, or None."""
+    names = (paper, *ALIASES.get(paper, ()))
+    return next((own for own in map(schema.find, names) if own is not None), None)
+
+
+# --- what the papers published --------------------------------------------------------------------
+
+
+def _row(organs: tuple[str, ...], *dice: float, mean: float | None = None, unit: float = 1.0) -> Published:
+    shares = {organ: round(value / unit, 6) for organ, value in zip(organs, dice, strict=True)}
+    return Published(shares, None if mean is None else round(mean / unit, 6))
+
+
+CASCADE = "roth2018-cascade"
+PYRAMID = "roth2018-pyramid"
+VALINDRIA = "valindria2018-small-organs"
+FLARE = "flare22-whole-volume"
+
+_CASCADE = Training("cascade")
+_TESTED = ("liver", "spleen", "pancreas")
+
+CASCADE_ROWS = (
+    Row(
+        "stage 1, tiles side by side",
+        _CASCADE,
+        only("stage1"),
+        _row(_TESTED, 93.6, 89.7, 68.5, unit=100),
+    ),
+    Row(
+        "stage 2, tiles side by side",
+        _CASCADE,
+        overlap("stage2", 0.0),
+        _row(_TESTED, 94.9, 91.4, 81.2, unit=100),
+    ),
+    Row("stage 2, tiles overlapping", _CASCADE, unchanged, _row(_TESTED, 95.4, 92.8, 82.2, unit=100)),
+)
+
+_GASTRIC = ("artery", "vein", "liver", "spleen", "stomach", "gallbladder", "pancreas")
+_APART = Training("apart", trained_apart)
+_ALONE = Training("level2-alone", chain(on_stages(without_auto_context, "level2"), only("level2")))
+
+PYRAMID_ROWS = (
+    Row(
+        "level 1",
+        _APART,
+        only("level1"),
+        _row(_GASTRIC, 75.4, 64.0, 95.4, 94.0, 93.7, 80.2, 79.8, mean=83.2, unit=100),
+    ),
+    Row(
+        "level 2, auto-context",
+        _APART,
+        unchanged,
+        _row(_GASTRIC, 82.5, 76.8, 96.7, 96.6, 95.9, 84.4, 83.4, mean=88.1, unit=100),
+    ),
+    Row(
+        "end-to-end, auto-context",
+        Training("end-to-end"),
+        unchanged,
+        _row(_GASTRIC, 83.0, 79.4, 96.9, 97.2, 96.2, 83.6, 86.7, mean=89.0, unit=100),
+    ),
+    Row(
+        "level 2, no auto-context",
+        _ALONE,
+        unchanged,
+        _row(_GASTRIC, 69.9, 72.8, 86.7, 90.9, 3.8, 73.4, 77.0, mean=67.8, unit=100),
+    ),
+)
+
+_SMALL = (
+    "adrenal gland",
+    "gallbladder",
+    "pancreas",
+    "bladder",
+    "right clavicle",
+    "left clavicle",
+    "rectum",
+    "sacrum",
+)
+_PLAIN = Training("plain", chain(without_atlas, on_stages(without_auto_context), on_stages(unweighted)))
+_WEIGHTED = Training("weighted", without_atlas)
+
+VALINDRIA_ROWS = (
+    Row(
+        "multi-atlas alone",
+        None,
+        unchanged,
+        _row(_SMALL, 0.044, 0.298, 0.377, 0.680, 0.135, 0.163, 0.429, 0.466, mean=0.324),
+    ),
+    Row(
+        "FCN",
+        _PLAIN,
+        only("coarse"),
+        _row(_SMALL, 0.006, 0.330, 0.373, 0.401, 0.055, 0.080, 0.346, 0.361, mean=0.244),
+    ),
+    Row(
+        "W",
+        _WEIGHTED,
+        only("coarse"),
+        _row(_SMALL, 0.097, 0.443, 0.465, 0.689, 0.462, 0.484, 0.526, 0.701, mean=0.483),
+    ),
+    Row(
+        "W + CMA",
+        _WEIGHTED,
+        chain(only("coarse"), times_atlas("coarse", VALINDRIA)),
+        _row(_SMALL, 0.203, 0.436, 0.519, 0.717, 0.381, 0.397, 0.549, 0.693, mean=0.487),
+    ),
+    Row(
+        "2SN",
+        _PLAIN,
+        unchanged,
+        _row(_SMALL, 0.046, 0.375, 0.455, 0.594, 0.274, 0.379, 0.393, 0.490, mean=0.376),
+    ),
+    Row(
+        "W + AC + 2SN",
+        _WEIGHTED,
+        unchanged,
+        _row(_SMALL, 0.133, 0.507, 0.612, 0.729, 0.519, 0.535, 0.591, 0.721, mean=0.543),
+    ),
+    Row(
+        "W + AC + 2SN + CMA",
+        Training("full"),
+        unchanged,
+        _row(_SMALL, 0.146, 0.532, 0.567, 0.754, 0.541, 0.547, 0.658, 0.735, mean=0.560),
+    ),
+)
+
+_WHOLE = Training("whole-volume")
+
+FLARE_ROWS = (
+    Row("coarse only", _WHOLE, only("coarse")),
+    Row(
+        "coarse to fine",
+        _WHOLE,
+        unchanged,
+        Published(
+            dice={
+                "liver": 0.9695,
+                "right kidney": 0.9203,
+                "spleen": 0.9420,
+                "pancreas": 0.8711,
+                "aorta": 0.9426,
+                "inferior vena cava": 0.9049,
+                "right adrenal gland": 0.7703,
+                "left adrenal gland": 0.8009,
+                "gallbladder": 0.8070,
+                "esophagus": 0.8482,
+                "stomach": 0.9122,
+                "duodenum": 0.8102,
+                "left kidney": 0.8977,
+            },
+            mean=0.8767,
+            nsd={
+                "liver": 0.9832,
+                "right kidney": 0.9448,
+                "spleen": 0.9807,
+                "pancreas": 0.9643,
+                "aorta": 0.9813,
+                "inferior vena cava": 0.9272,
+                "right adrenal gland": 0.8807,
+                "left adrenal gland": 0.8948,
+                "gallbladder": 0.7943,
+                "esophagus": 0.9315,
+                "stomach": 0.9553,
+                "duodenum": 0.9424,
+                "left kidney": 0.9302,
+            },
+            mean_nsd=0.9316,
+        ),
+    ),
+)
+
+_TORSO = (
+    "right lung",
+    "left lung",
+    "liver",
+    "gallbladder",
+    "spleen",
+    "right kidney",
+    "left kidney",
+    "pancreas",
+)
+
+FINETUNE_ROWS = (
+    Row(
+        "from scratch",
+        Training("scratch"),
+        unchanged,
+        _row(_TORSO, 96.2, 96.3, 94.0, 74.9, 91.0, 87.6, 84.1, 32.0, mean=82.0, unit=100),
+    ),
+    Row(
+        "fine-tuned",
+        Training("fine-tuned", fine_tuned=True),
+        unchanged,
+        _row(_TORSO, 96.4, 96.6, 94.9, 76.3, 90.1, 90.5, 88.5, 33.0, mean=83.3, unit=100),
+    ),
+)
+
+STUDIES: Mapping[str, Ablation | RegionCurve] = {
+    study.name: study
+    for study in (
+        Ablation(
+            CASCADE,
+            CASCADE,
+            "Roth et al. 2018, Comput Med Imaging Graph 66:90-99, Table 2 (150 scans of another hospital)",
+            CASCADE_ROWS,
+            baseline=CASCADE_ROWS[0].name,
+        ),
+        RegionCurve(
+            "roth2018-candidate-region",
+            CASCADE,
+            "Roth et al. 2018, Comput Med Imaging Graph 66:90-99, Fig. 6",
+            Training("stage1", only("stage1")),
+            stage="stage1",
+            radii_vox=tuple(range(7)),
+        ),
+        Ablation(
+            PYRAMID,
+            PYRAMID,
+            "Roth et al. 2018, MICCAI, LNCS 11073:417-425, Table 1 (37 scans)",
+            PYRAMID_ROWS,
+            baseline=PYRAMID_ROWS[0].name,
+        ),
+        Ablation(
+            "valindria2018",
+            VALINDRIA,
+            "Valindria et al. 2018, MLMI, LNCS 11046:346-354, Table 1 (48 whole-body MR, two folds)",
+            VALINDRIA_ROWS,
+            baseline="FCN",
+            folds=2,
+            pooled=True,
+            note="The paper's means are over its eight small organs.",
+        ),
+        Ablation(
+            "flare22",
+            FLARE,
+            "Chen et al. 2022, MICCAI FLARE challenge, Table 4 (50 validation scans)",
+            FLARE_ROWS,
+            baseline=FLARE_ROWS[0].name,
+            note="The challenge's NSD has a tolerance of its own for each organ.",
+        ),
+        Ablation(
+            "roth2018-finetune",
+            None,
+            "Roth et al. 2018, Comput Med Imaging Graph 66:90-99, Table 5 (10 torso scans)",
+            FINETUNE_ROWS,
+            baseline=FINETUNE_ROWS[0].name,
+        ),
+    )
+}

@@ -1,0 +1,171 @@
+"""Changes of a recipe: functions from a recipe to another one, which can be chained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from zoomseg.core.errors import RecipeError
+from zoomseg.core.geometry import Index3
+from zoomseg.networks.build import divisor
+from zoomseg.recipe import graph
+from zoomseg.recipe.load import load
+from zoomseg.recipe.spec import (
+    BoxAround,
+    Downsample,
+    FixedShape,
+    FixedSpacing,
+    PriorInput,
+    ProbabilityTimesAtlas,
+    Recipe,
+    Stage,
+    UniformInRegion,
+)
+
+Edit = Callable[[Recipe], Recipe]
+
+
+def unchanged(recipe: Recipe) -> Recipe:
+    return recipe
+
+
+def chain(*edits: Edit) -> Edit:
+    """One edit after the other."""
+
+    def apply(recipe: Recipe) -> Recipe:
+        for edit in edits:
+            recipe = edit(recipe)
+        return recipe
+
+    return apply
+
+
+def on_stages(change: Callable[[Stage], Stage], *names: str) -> Edit:
+    """``change`` applied to the stages named; to all, if none is."""
+
+    def apply(recipe: Recipe) -> Recipe:
+        stages = tuple(change(s) if not names or s.name in names else s for s in recipe.stages)
+        return recipe.model_copy(update={"stages": stages})
+
+    return apply
+
+
+def only(name: str) -> Edit:
+    """Stage ``name`` and those that it needs; its answer becomes the label map."""
+
+    def apply(recipe: Recipe) -> Recipe:
+        last = graph.stage_of(recipe, name)
+        if last.fusion == "none":
+            last = last.model_copy(update={"fusion": "replace_in_roi"})
+        needed = graph.ancestors(recipe, name)
+        stages = (*(s for s in recipe.stages if s.name in needed), last)
+        kept = {stage.name for stage in stages}
+        groups = tuple(group for group in recipe.train_together if set(group) <= kept)
+        return recipe.model_copy(update={"stages": stages, "train_together": groups})
+
+    return apply
+
+
+def overlap(name: str, share: float) -> Edit:
+    """Tiles of stage ``name`` share this part of their size."""
+
+    def change(stage: Stage) -> Stage:
+        return stage.model_copy(update={"grid": stage.grid.model_copy(update={"overlap": share})})
+
+    return on_stages(change, name)
+
+
+def trained_apart(recipe: Recipe) -> Recipe:
+    """Stages are trained one after the other: no gradient flows between them."""
+    return recipe.model_copy(update={"train_together": ()})
+
+
+def without_auto_context(stage: Stage) -> Stage:
+    """The network no longer sees what earlier stages said."""
+    inputs = tuple(source for source in stage.inputs if not isinstance(source, PriorInput))
+    return stage.model_copy(update={"inputs": inputs})
+
+
+def unweighted(stage: Stage) -> Stage:
+    """Training patches anywhere in the region, each place as likely as any other."""
+    training = stage.training.model_copy(update={"sampler": UniformInRegion()})
+    return stage.model_copy(update={"training": training})
+
+
+def box_of_coarse(stage: Stage) -> Stage:
+    """The box of what the coarse stage found, without the atlas's word."""
+    roi = stage.roi
+    if isinstance(roi, ProbabilityTimesAtlas):
+        roi = BoxAround(of=roi.of, labels=roi.labels, margin_mm=roi.margin_mm)
+    return stage.model_copy(update={"roi": roi})
+
+
+def without_atlas(recipe: Recipe) -> Recipe:
+    """No atlas at all: no region and no answer depends on it."""
+    return on_stages(box_of_coarse)(recipe).model_copy(update={"atlas": None})
+
+
+def times_atlas(name: str, published: str) -> Edit:
+    """Stage ``name`` answers with its probabilities times the atlas prior of a shipped recipe."""
+
+    def apply(recipe: Recipe) -> Recipe:
+        change = {"fusion": "replace_times_atlas"}
+        stages = on_stages(lambda stage: stage.model_copy(update=change), name)(recipe).stages
+        return recipe.model_copy(update={"stages": stages, "atlas": shipped(published).atlas})
+
+    return apply
+
+
+def shipped(name_or_path: str) -> Recipe:
+    """A recipe with all its numbers.
+
+    Raises:
+        RecipeError: there is none, or it has to be planned first.
+    """
+    recipe = load(name_or_path)
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"recipe '{name_or_path}' has no numbers of its own; a study needs a concrete one")
+    return recipe
+
+
+# --- to make a study small ------------------------------------------------------------------------
+
+
+def coarser(factor: float) -> Edit:
+    """All stages on grids whose voxels are ``factor`` times as large along each axis.
+
+    A fixed shape becomes as many times smaller, in steps that the network can take, and with it the one
+    tile and patch that hold it; all other tiles and patches keep their size in voxels.
+    """
+
+    def change(stage: Stage) -> Stage:
+        grid, patch = stage.grid, stage.training.patch
+        match grid:
+            case Downsample():
+                i, j, k = grid.factor
+                update: dict[str, object] = {"factor": (i * factor, j * factor, k * factor)}
+            case FixedSpacing():
+                i, j, k = grid.mm
+                update = {"mm": (i * factor, j * factor, k * factor)}
+            case FixedShape():
+                patch = _fewer(grid.shape, factor, divisor(stage.network))
+                update = {"shape": patch, "tile": patch}
+        training = stage.training.model_copy(update={"patch": patch})
+        return stage.model_copy(update={"grid": grid.model_copy(update=update), "training": training})
+
+    return unchanged if factor == 1 else on_stages(change)
+
+
+def _fewer(shape: Index3, factor: float, steps: Index3) -> Index3:
+    i, j, k = (max(1, round(n / factor / step)) * step for n, step in zip(shape, steps, strict=True))
+    return (i, j, k)
+
+
+def narrower(factor: float) -> Edit:
+    """All networks with ``factor`` times fewer channels at every level, an even number of them."""
+
+    def change(stage: Stage) -> Stage:
+        channels = tuple(max(2, 2 * round(n / factor / 2)) for n in stage.network.channels)
+        network = stage.network.model_copy(update={"channels": channels})
+        return stage.model_copy(update={"network": network})
+
+    return unchanged if factor == 1 else on_stages(change)

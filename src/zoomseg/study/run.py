@@ -1,0 +1,193 @@
+"""A paper's ablation on a data set: train what its rows need, predict and score the held-out cases, tabulate.
+
+```
+OUT/study.json                               what was asked for
+OUT/runs/<training>/fold-<n>/                a model with its training, as `zoomseg train` writes it
+OUT/rows/<row>/fold-<n>/predictions/, metrics.csv, summary.json, report.html
+OUT/table.csv, table.md, report.html         rewritten as rows are finished
+```
+
+Whatever is finished on disk is not done again, so that a study may be stopped at any moment.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from zoomseg.core.errors import RecipeError, ScanError
+from zoomseg.core.labels import BACKGROUND, LabelSchema
+from zoomseg.engine.batch import Failed, segment
+from zoomseg.engine.predict import Predictor
+from zoomseg.io.bundle import Bundle
+from zoomseg.io.files import writable_directory, write_json_atomic
+from zoomseg.io.scans import ScanInput
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import Recipe
+from zoomseg.report.evaluate import evaluate
+from zoomseg.report.metrics import OrganScore
+from zoomseg.report.result import CaseResult, Evaluation
+from zoomseg.study.ablations import Ablation, Row
+from zoomseg.study.edits import Edit
+from zoomseg.study.table import RowResult, on_common_organs, write_report, write_table
+from zoomseg.study.trainings import Trainings
+
+TOLERANCE_MM = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished study: its rows, and the cases that failed, one line each."""
+
+    rows: tuple[RowResult, ...]
+    failed: tuple[str, ...]
+
+
+def run_ablation(study: Ablation, trainings: Trainings) -> Outcome:
+    """Carry out every row; a case that fails is named, and the row is scored on the others.
+
+    Raises:
+        InterruptedTrainingError: stopped; called again, it goes on from there.
+        ScanError: not one case of a row could be predicted.
+    """
+    done: list[RowResult] = []
+    failed: list[str] = []
+    out, schema = trainings.out, trainings.dataset.schema
+    for number, row in enumerate(study.rows, start=1):
+        trainings.watch.say(f"row {number} of {len(study.rows)}: {row.name}")
+        parts = [_scored(row, fold, trainings, failed) for fold in trainings.folds]
+        done.append(RowResult(row, _pooled(parts)))
+        rows = on_common_organs(done)
+        page = write_table(out, study, rows, schema, notes(trainings, _unscored(done, rows)))
+    write_report(out, page, rows)
+    return Outcome(tuple(rows), tuple(failed))
+
+
+def notes(trainings: Trainings, unscored: Sequence[str] = ()) -> list[str]:
+    """How the study was made."""
+    s = trainings.settings
+    length = "the recipe's own number of iterations" if s.seconds is None else f"{s.seconds:g} s"
+    whole = (
+        f"all {trainings.count} folds, pooled" if len(trainings.folds) > 1 else f"fold {trainings.folds[0]}"
+    )
+    smaller = [
+        *([f"grids {s.coarser:g} times coarser than the paper's"] if s.coarser != 1 else []),
+        *([f"networks with {s.narrower:g} times fewer channels"] if s.narrower != 1 else []),
+    ]
+    return [
+        f"Each training: {length}, on {trainings.device.name}, seed {s.seed}. Rows that share a training "
+        "share its time.",
+        f"Data set '{trainings.dataset.name}', {whole} of {trainings.count}.",
+        *([f"Made smaller: {'; '.join(smaller)}."] if smaller else []),
+        *([f"Not scored, as not every row predicts them: {', '.join(unscored)}."] if unscored else []),
+        *([f"Fine-tuned from {s.init}."] if s.init is not None else []),
+    ]
+
+
+def _unscored(before: Sequence[RowResult], after: Sequence[RowResult]) -> list[str]:
+    kept = set(after[0].evaluation.organs)
+    return list(dict.fromkeys(o for r in before for o in r.evaluation.organs if o not in kept))
+
+
+def _pooled(parts: Sequence[Evaluation]) -> Evaluation:
+    """The cases of all folds as one evaluation."""
+    cases = tuple(case for part in parts for case in part.cases)
+    return replace(parts[0], cases=tuple(sorted(cases, key=lambda case: case.id)))
+
+
+# --- one row on one fold --------------------------------------------------------------------------
+
+
+def _scored(row: Row, fold: int, trainings: Trainings, failed: list[str]) -> Evaluation:
+    folder = trainings.out / "rows" / slug(row.name) / f"fold-{fold}"
+    held_back = trainings.split(fold).validation
+    found = read_scores(folder, len(held_back))
+    if found is not None:
+        return found
+    predictions = folder / "predictions"
+    if row.training is None:
+        raise RecipeError(f"row '{row.name}' needs the atlas prior, which cannot be computed yet")
+    model = answering(trainings.model(row.training, fold), row.predict)
+    problems = _predict(trainings, model, held_back, predictions)
+    failed += [f"{row.name}, fold {fold}: {problem}" for problem in problems]
+    if len(problems) == len(held_back):
+        raise ScanError(f"row '{row.name}', fold {fold}: no case could be predicted; {problems[0]}")
+    trainings.watch.say(f"scoring {len(held_back) - len(problems)} cases")
+    reference = trainings.dataset.subset(held_back)
+    scores = evaluate(
+        predictions, reference, folder, TOLERANCE_MM, provenance={"row": row.name, "fold": fold}
+    )
+    failed += [f"{row.name}, fold {fold}: {failure.case}: {failure.reason}" for failure in scores.failures]
+    # From the file, with its digits, so that a resumed study has exactly the same table.
+    return read_scores(folder, len(scores.cases)) or scores
+
+
+def answering(model: Bundle, change: Edit) -> Bundle:
+    """A trained model that answers in another way: with fewer stages, other tiles, another fusion."""
+    recipe = change(model.recipe)
+    kept = {stage.name for stage in recipe.stages}
+    weights = {name: tensors for name, tensors in model.weights.items() if name in kept}
+    return replace(model, recipe=recipe, weights=weights)
+
+
+def predicted_organs(recipe: Recipe, schema: LabelSchema) -> tuple[str, ...]:
+    """The labels that some stage of a recipe enters into the label map."""
+    found = {
+        label
+        for stage in recipe.stages
+        if stage.fusion != "none"
+        for label in graph.resolve_labels(stage, schema)
+    }
+    return tuple(name for name in schema.names if name in found)
+
+
+def _predict(trainings: Trainings, model: Bundle, ids: Sequence[str], out: Path) -> list[str]:
+    """Predict the cases that have no prediction yet; returns those that failed, one line each."""
+    organs = predicted_organs(model.recipe, model.schema)
+    _name_labels(out, organs, model.schema)
+    by_id = {case.id: case for case in trainings.dataset.cases}
+    missing = [ScanInput(i, by_id[i].images) for i in ids if not (out / f"{i}.nii.gz").is_file()]
+    if not missing:
+        return []
+    problems: list[str] = []
+    outcomes = segment(missing, out, Predictor(model, trainings.device), organs)
+    for number, outcome in enumerate(outcomes, start=1):
+        trainings.watch.say(f"predicted {number} of {len(missing)}: {outcome.case}")
+        if isinstance(outcome, Failed):
+            problems.append(f"{outcome.case}: {outcome.reason}")
+    return problems
+
+
+def _name_labels(out: Path, organs: Sequence[str], schema: LabelSchema) -> None:
+    """What the label values of the predictions mean; only what is predicted is scored."""
+    values = dict(zip(schema.names, schema.values, strict=True))
+    writable_directory(out)
+    write_json_atomic(out / "labels.json", {"labels": {BACKGROUND: 0} | {o: values[o] for o in organs}})
+
+
+def slug(name: str) -> str:
+    """A row's name as a folder's."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def read_scores(folder: Path, cases: int) -> Evaluation | None:
+    """The evaluation that lies in ``folder``; None if there is none of so many cases, or it is damaged."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        if summary["cases"] != cases:
+            return None
+        by_case: dict[str, list[OrganScore]] = {}
+        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                case, organ = line.pop("case"), line.pop("organ")
+                values = {key: float(value) if value else math.nan for key, value in line.items()}
+                by_case.setdefault(case, []).append(OrganScore(organ, **values))
+        results = tuple(CaseResult(case, tuple(scores)) for case, scores in by_case.items())
+        return Evaluation(tuple(summary["organs"]), float(summary["tolerance_mm"]), results)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None

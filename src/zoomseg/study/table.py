@@ -1,0 +1,278 @@
+"""A study's table: Dice and NSD by organ beside the paper's, paired tests, what the order of rows says."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from zoomseg.core.labels import LabelSchema
+from zoomseg.io.files import write_text_atomic
+from zoomseg.report.figures import dice_by_organ
+from zoomseg.report.html import number
+from zoomseg.report.result import CaseResult, Evaluation, mean
+from zoomseg.study.ablations import Ablation, Published, Row, find_organ
+from zoomseg.study.page import Page, Plot, Sheet, html, markdown
+
+LEAST_PAIRS = 6
+"""With fewer pairs no two-sided signed-rank test can reach p < 0.05."""
+
+MEAN = "mean"
+COLUMNS = (
+    "row",
+    "organ",
+    "cases",
+    "dice",
+    "dice_sd",
+    "nsd",
+    "paper_organ",
+    "paper_dice",
+    "paper_nsd",
+    "p_row_above",
+    "p_baseline",
+)
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """The scores of one row, the cases of all its folds together."""
+
+    row: Row
+    evaluation: Evaluation
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+
+@dataclass(frozen=True)
+class Line:
+    """One organ of one row, or the mean over organs; NaN where something does not exist."""
+
+    row: str
+    organ: str
+    cases: int
+    dice: float
+    dice_sd: float
+    nsd: float
+    paper_organ: str
+    paper_dice: float
+    paper_nsd: float
+    p_row_above: float
+    p_baseline: float
+
+
+def on_common_organs(results: Sequence[RowResult]) -> list[RowResult]:
+    """Rows compare over the organs that all of them predict, in the data set's order."""
+    common = set.intersection(*(set(r.evaluation.organs) for r in results)) if results else set()
+    return [replace(r, evaluation=_restricted(r.evaluation, common)) for r in results]
+
+
+def _restricted(evaluation: Evaluation, organs: set[str]) -> Evaluation:
+    cases = tuple(
+        CaseResult(case.id, tuple(s for s in case.scores if s.organ in organs)) for case in evaluation.cases
+    )
+    return replace(evaluation, organs=tuple(o for o in evaluation.organs if o in organs), cases=cases)
+
+
+def paired_p(a: Evaluation, b: Evaluation, organ: str) -> float:
+    """Two-sided Wilcoxon signed-rank p of the Dice of one organ, or of each case's mean, over the cases that
+    both have; NaN for fewer than 6 of them. Equal in every case gives 1."""
+    first, second = _by_case(a, organ), _by_case(b, organ)
+    shared = sorted(first.keys() & second.keys())
+    if len(shared) < LEAST_PAIRS:
+        return math.nan
+    difference = np.array([first[case] - second[case] for case in shared])
+    if not difference.any():
+        return 1.0
+    return float(stats.wilcoxon(difference).pvalue)
+
+
+def _by_case(evaluation: Evaluation, organ: str) -> dict[str, float]:
+    values = {
+        case.id: case.mean_dice if organ == MEAN else case.dice_by_organ.get(organ, math.nan)
+        for case in evaluation.cases
+    }
+    return {case: value for case, value in values.items() if not math.isnan(value)}
+
+
+def lines(study: Ablation, results: Sequence[RowResult], schema: LabelSchema) -> list[Line]:
+    """The whole table, one row's organs after the other, each row's mean first."""
+    baseline = next((r for r in results if r.name == study.baseline), None)
+    out: list[Line] = []
+    for above, result in zip([None, *results], results, strict=False):
+        summary = {s.organ: s for s in result.evaluation.summary}
+        names = _paper_names(result.row.published, schema)
+        for organ in (MEAN, *result.evaluation.organs):
+            against = (
+                math.nan if other is None else paired_p(other.evaluation, result.evaluation, organ)
+                for other in (above, None if baseline is result else baseline)
+            )
+            scores = (
+                (len(result.evaluation.cases), result.evaluation.mean["dice"], math.nan)
+                if organ == MEAN
+                else (summary[organ].cases, summary[organ].dice, summary[organ].dice_sd)
+            )
+            nsd = result.evaluation.mean["nsd"] if organ == MEAN else summary[organ].nsd
+            paper = "" if organ == MEAN else names.get(organ, "")
+            dice, paper_nsd = _published(result.row.published, organ, paper)
+            out.append(Line(result.name, organ, *scores, nsd, paper, dice, paper_nsd, *against))
+    return out
+
+
+def _paper_names(published: Published | None, schema: LabelSchema) -> dict[str, str]:
+    """Data set's label -> paper's organ."""
+    organs = () if published is None else tuple(published.dice)
+    found = {find_organ(organ, schema): organ for organ in organs}
+    return {own: organ for own, organ in found.items() if own is not None}
+
+
+def _published(published: Published | None, organ: str, paper: str) -> tuple[float, float]:
+    """The paper's Dice and NSD, NaN where it has none."""
+    if published is None:
+        return math.nan, math.nan
+    if organ == MEAN:
+        dice, nsd = published.mean, published.mean_nsd
+        return math.nan if dice is None else dice, math.nan if nsd is None else nsd
+    return published.dice.get(paper, math.nan), published.nsd.get(paper, math.nan)
+
+
+# --- is the paper's order found again? ------------------------------------------------------------
+
+
+def findings(results: Sequence[RowResult], schema: LabelSchema) -> list[str]:
+    """One sentence per pair of neighbouring rows that the paper published."""
+    pairs = itertools.pairwise(results)
+    return [_finding(a, b, schema) for a, b in pairs if a.row.published and b.row.published]
+
+
+def _finding(a: RowResult, b: RowResult, schema: LabelSchema) -> str:
+    organs, paper = _compared(a, b, schema)
+    own = [mean(s.dice for s in r.evaluation.summary if s.organ in organs) for r in (a, b)]
+    p = paired_p(a.evaluation, b.evaluation, MEAN)
+    verdict = (
+        "reproduced" if _sign(own) == _sign(paper) else "not reproduced" if _sign(own) else "undecided: equal"
+    )
+    significance = "" if math.isnan(p) else f" (p = {_p(p)} over all organs)"
+    return (
+        f"{a.name} → {b.name}: Dice {_change(paper)} in the paper, {_change(own)} here{significance}; "
+        f"the paper's order is {verdict}."
+    )
+
+
+def _compared(a: RowResult, b: RowResult, schema: LabelSchema) -> tuple[set[str], list[float]]:
+    """The organs of the data set that the paper has, too, with the paper's means over these; where there is
+    none, all organs and the paper's own means."""
+    names = _paper_names(a.row.published, schema)
+    shared = {own: paper for own, paper in names.items() if own in a.evaluation.organs}
+    tables = [r.row.published for r in (a, b) if r.row.published is not None]
+    if shared:
+        return set(shared), [mean(t.dice[paper] for paper in shared.values()) for t in tables]
+    return set(a.evaluation.organs), [math.nan if t.mean is None else t.mean for t in tables]
+
+
+def _sign(values: Sequence[float]) -> int:
+    difference = values[1] - values[0]
+    return 0 if abs(difference) < 1e-9 or math.isnan(difference) else int(math.copysign(1, difference))
+
+
+def _change(values: Sequence[float]) -> str:
+    word = {1: "rises", -1: "falls", 0: "stays"}[_sign(values)]
+    return f"{word} from {number(values[0], 3)} to {number(values[1], 3)}"
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def write_table(
+    out: Path, study: Ablation, results: Sequence[RowResult], schema: LabelSchema, notes: Iterable[str]
+) -> Page:
+    """Write ``table.csv`` and ``table.md``; the page lacks the plots, which take seconds to draw."""
+    table = lines(study, results, schema)
+    write_text_atomic(out / "table.csv", csv_text(table))
+    page = Page(
+        f"{study.name}: the paper's study on your data",
+        findings(results, schema),
+        [*_notes(study, results, table), *notes],
+        [
+            _sheet("Dice, the paper's in brackets", "dice", results, table, with_p=True),
+            _sheet("NSD, the paper's in brackets", "nsd", results, table, with_p=False),
+        ],
+    )
+    write_text_atomic(out / "table.md", markdown(page))
+    return page
+
+
+def write_report(out: Path, page: Page, results: Sequence[RowResult]) -> None:
+    """Write ``report.html``: the page with box plots, one per organ, one box per row."""
+    organs = results[0].evaluation.organs if results else ()
+    plots = [
+        Plot(f"{organ}: Dice by row, every case a dot", dice_by_organ(_boxes(results, organ)))
+        for organ in (MEAN, *organs)
+    ]
+    write_text_atomic(out / "report.html", html(replace(page, plots=plots)))
+
+
+def _boxes(results: Sequence[RowResult], organ: str) -> dict[str, list[float]]:
+    return {r.name: list(_by_case(r.evaluation, organ).values()) for r in results}
+
+
+def csv_text(table: Iterable[Line]) -> str:
+    """One line per row and organ; what does not exist is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for line in table:
+        values = (getattr(line, column) for column in COLUMNS)
+        writer.writerow([_number(v) if isinstance(v, float) else v for v in values])
+    return text.getvalue()
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _sheet(
+    title: str, metric: str, results: Sequence[RowResult], table: Sequence[Line], with_p: bool
+) -> Sheet:
+    by_row = {r.name: [line for line in table if line.row == r.name] for r in results}
+    organs = [line.organ for line in next(iter(by_row.values()), [])]
+    rows = [_cells(name, own, metric, with_p) for name, own in by_row.items()]
+    tests = ("p, row above", "p, baseline") if with_p else ()
+    return Sheet(title, ("row", "cases", *organs, *tests), tuple(rows))
+
+
+def _cells(name: str, own: Sequence[Line], metric: str, with_p: bool) -> tuple[str, ...]:
+    pairs = ((getattr(line, metric), getattr(line, f"paper_{metric}")) for line in own)
+    scores = (f"{number(a, 3)}" + ("" if math.isnan(b) else f" ({b:.3f})") for a, b in pairs)
+    tests = (_p(own[0].p_row_above), _p(own[0].p_baseline)) if with_p else ()
+    return (name, str(own[0].cases), *scores, *tests)
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "–"  # noqa: RUF001 - a dash for what does not exist, as in all reports
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _notes(study: Ablation, results: Sequence[RowResult], table: Sequence[Line]) -> list[str]:
+    renamed = {line.paper_organ: line.organ for line in table if line.paper_organ not in ("", line.organ)}
+    tolerance = results[0].evaluation.tolerance_mm if results else 1.0
+    beside = "; ".join(f"{paper} of the paper beside {own}" for paper, own in renamed.items())
+    return [
+        f"The paper's numbers: {study.source}. {study.note}".strip(),
+        *([f"Organs matched by meaning: {beside}."] if beside else []),
+        "Where the paper has organs of this data set, an order of rows is judged over these; "
+        "else over the means of either.",
+        f"p: two-sided Wilcoxon signed-rank test of the cases' mean Dice, paired by case, against the row "
+        f"above and against '{study.baseline}'; none for fewer than {LEAST_PAIRS} cases. By organ: in "
+        "table.csv.",
+        f"Means are over organs of the organs' means over cases. NSD at {tolerance:g} mm.",
+    ]

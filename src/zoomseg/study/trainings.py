@@ -1,0 +1,207 @@
+"""The trainings of a study: each once per fold, all with the same budget, resumed where they stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoomseg.core.errors import DatasetError, TrainingError
+from zoomseg.engine import job, transfer
+from zoomseg.engine.device import Device
+from zoomseg.engine.log import Observer, Silent
+from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.engine.train import Split
+from zoomseg.io import bundle
+from zoomseg.io.bundle import Bundle
+from zoomseg.io.dataset import Dataset
+from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.recipe.load import dump
+from zoomseg.recipe.spec import Recipe
+from zoomseg.study.ablations import Ablation, RegionCurve, Training
+from zoomseg.study.edits import coarser, narrower, shipped
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose. ``seconds`` is for each training; None: the recipe's own number of iterations.
+
+    ``folds`` None: the study's own scheme. With ``fold`` only that one is trained.
+    """
+
+    seconds: float | None = None
+    folds: int | None = None
+    fold: int | None = None
+    seed: int = 0
+    coarser: float = 1.0
+    narrower: float = 1.0
+    init: Path | None = None
+
+
+def _silent() -> AbstractContextManager[Observer]:
+    return nullcontext(Silent())
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Whoever follows a study: what is done now, and a display for each training."""
+
+    say: Callable[[str], None] = lambda text: None
+    training: Callable[[], AbstractContextManager[Observer]] = _silent
+
+
+def chosen_folds(study: Ablation | RegionCurve, settings: Settings) -> tuple[int, tuple[int, ...]]:
+    """How many folds there are, and which of them are trained.
+
+    Raises:
+        DatasetError: a fold that does not exist.
+    """
+    count = study.folds if settings.folds is None else settings.folds
+    if settings.fold is not None:
+        if not 0 <= settings.fold < count:
+            raise DatasetError(f"fold must be 0 to {count - 1}, got {settings.fold}")
+        return count, (settings.fold,)
+    if settings.folds is None and not study.pooled:
+        return count, (0,)
+    return count, tuple(range(count))
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """A study's folder: ``runs/<training>/fold-<n>`` is a model with its training, as ``zoomseg train``
+    writes it; ``study.json`` keeps two different studies from being mixed."""
+
+    study: Ablation | RegionCurve
+    dataset: Dataset
+    out: Path
+    settings: Settings
+    device: Device
+    watch: Watch
+    recipe: Recipe
+    """What all trainings start from."""
+    count: int
+    folds: tuple[int, ...]
+
+    def split(self, fold: int) -> Split:
+        return job.choose_split(self.dataset, job.Job(folds=self.count, fold=fold, seed=self.settings.seed))
+
+    def folder(self, run: str, fold: int) -> Path:
+        return self.out / "runs" / run / f"fold-{fold}"
+
+    def model(self, training: Training, fold: int) -> Bundle:
+        """The trained model: from disk where it is finished, else trained or resumed now.
+
+        Raises:
+            InterruptedTrainingError: the user stopped it; the next call goes on.
+        """
+        folder = self.folder(training.id, fold)
+        if (folder / "model.json").is_file():
+            model = bundle.load(folder)
+            if model.provenance.get("complete") is True:
+                return model
+        self.watch.say(f"training '{training.id}', fold {fold} of {self.count}")
+        try:
+            with self.watch.training() as observer:
+                return self._train(training, fold, folder, observer)
+        except InterruptedTrainingError as error:
+            raise InterruptedTrainingError("stopped; the same command goes on from here") from error
+
+    def _train(self, training: Training, fold: int, folder: Path, observer: Observer) -> Bundle:
+        if (folder / "training" / "job.json").is_file():
+            return job.resume(self.dataset, folder, self.device, observer)
+        recipe = training.change(self.recipe)
+        recipe = recipe.model_copy(update={"name": f"{recipe.name}-{training.id}"})
+        file = self.out / "runs" / training.id / "recipe.yaml"
+        writable_directory(file.parent)
+        write_text_atomic(file, dump(recipe))
+        settings = self.settings
+        wish = job.Job(
+            str(file),
+            settings.seconds,
+            folds=self.count,
+            fold=fold,
+            seed=settings.seed,
+            init=settings.init if training.fine_tuned else None,
+        )
+        return job.start(self.dataset, folder, wish, self.device, observer)
+
+
+def open_trainings(
+    study: Ablation | RegionCurve,
+    dataset: Dataset,
+    out: Path,
+    settings: Settings,
+    device: Device,
+    watch: Watch | None = None,
+) -> Trainings:
+    """Begin a study in ``out``, or go on with the one that is there.
+
+    Raises:
+        TrainingError: ``out`` holds another study; --init is missing, or given where it means nothing.
+        DatasetError: a fold that does not exist.
+        OutputError: ``out`` cannot be written.
+    """
+    count, folds = chosen_folds(study, settings)
+    recipe = _recipe(study, settings, dataset)
+    record = _record(study, dataset, settings, count)
+    file = out / "study.json"
+    if file.exists():
+        _check_same(file, record)
+    writable_directory(out)
+    write_json_atomic(file, record)
+    return Trainings(study, dataset, out, settings, device, watch or Watch(), recipe, count, folds)
+
+
+def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset) -> Recipe:
+    if study.recipe is not None:
+        if settings.init is not None:
+            raise TrainingError(f"study '{study.name}' starts from no model; leave --init out")
+        recipe = shipped(study.recipe)
+        return narrower(settings.narrower)(coarser(settings.coarser)(recipe))
+    if settings.init is None:
+        raise TrainingError(f"study '{study.name}' fine-tunes a model; give it with --init MODEL")
+    if settings.coarser != 1 or settings.narrower != 1:
+        raise TrainingError(
+            "grids and networks are those of the model given with --init; leave --coarser and --narrower out"
+        )
+    return transfer.recipe_of(transfer.load(settings.init, dataset))
+
+
+def _record(
+    study: Ablation | RegionCurve, dataset: Dataset, settings: Settings, count: int
+) -> dict[str, object]:
+    return {
+        "ablation": study.name,
+        "data set": dataset.name,
+        "cases": list(dataset.ids),
+        "time budget in seconds": settings.seconds,
+        "folds": count,
+        "seed": settings.seed,
+        "coarser": settings.coarser,
+        "narrower": settings.narrower,
+        "init": None if settings.init is None else str(settings.init),
+    }
+
+
+def _check_same(file: Path, record: dict[str, object]) -> None:
+    try:
+        before: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TrainingError(f"{file} is damaged ({error}); choose another folder") from error
+    if not isinstance(before, dict):
+        raise TrainingError(f"{file} is damaged (not a JSON object); choose another folder")
+    for key, value in record.items():
+        if before.get(key) != value:
+            was, now = (_short(v) for v in (before.get(key), value))
+            raise TrainingError(
+                f"{file.parent} holds a study with {key} {was}, this one has {now}; "
+                "give the same options to go on with it, or another folder"
+            )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

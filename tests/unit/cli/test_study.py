@@ -1,0 +1,92 @@
+"""``zoomseg study``: from a folder to a table; wrong use in one line; stopped, it goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tiny import tiny_dataset, tiny_recipe
+from zoomseg.cli.main import main
+from zoomseg.cli.study import ABLATIONS
+from zoomseg.engine import job
+from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.recipe.load import dump
+from zoomseg.study import ablations
+from zoomseg.study.ablations import STUDIES, Ablation, Row, Training
+from zoomseg.study.edits import only
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_dataset(tmp_path_factory.mktemp("study") / "data").root
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``roth2018-cascade`` on the tiny recipe."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump(tiny_recipe(together=True)))
+    both = Training("both")
+    rows = (Row("coarse", both, only("coarse")), Row("fine", both))
+    study = Ablation("roth2018-cascade", str(path), "nowhere", rows, baseline="coarse", folds=4)
+    monkeypatch.setattr(ablations, "STUDIES", {study.name: study})
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["study", *(str(a) for a in arguments)])
+    return int(stop.value.code or 0)
+
+
+def test_the_names_are_those_of_the_studies() -> None:
+    assert tuple(STUDIES) == ABLATIONS
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_study_within_a_time_budget(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = (data, "--ablation", "roth2018-cascade", "-o", out, "--time-budget", "2s", "--device", "cpu")
+    assert run(*arguments) == 0
+    shown = capfd.readouterr()
+    assert "row 1 of 2: coarse" in shown.err
+    assert "training 'both', fold 0 of 4" in shown.err
+    assert str(out / "table.md") in shown.out
+    for name in ("table.csv", "table.md", "report.html"):
+        assert (out / name).is_file()
+    assert "Each training: 2 s, on" in (out / "table.md").read_text()
+    assert run(*arguments, "--seed", "1") == 2
+    assert "holds a study with seed 0, this one has 1" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_stopped_it_says_how_to_go_on(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: object) -> None:
+        raise InterruptedTrainingError("stopped at step 3; go on with --resume")
+
+    monkeypatch.setattr(job, "start", stopped)
+    assert run(data, "--ablation", "roth2018-cascade", "-o", tmp_path / "out", "--device", "cpu") == 130
+    assert capfd.readouterr().err.splitlines()[-1] == "zoomseg: stopped; the same command goes on from here"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ablation", "roth2019"], "roth2018-cascade"),
+        (["--ablation", "roth2018-finetune"], "give it with --init MODEL"),
+        (["--ablation", "flare22", "--init", "x"], "starts from no model; leave --init out"),
+        (["--ablation", "flare22", "--fold", "5"], "fold must be 0 to 4, got 5"),
+        (["--ablation", "flare22", "--coarser", "0.5"], "0.5 is not in the range"),
+        (["--ablation", "flare22", "--time-budget", "soon"], "expected a time such as"),
+    ],
+)
+def test_wrong_use(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert run(data, "-o", tmp_path / "out", *arguments) == 2
+    err = capfd.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()

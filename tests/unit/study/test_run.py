@@ -1,0 +1,220 @@
+"""A study of two rows really trains, predicts, scores and tabulates, and does nothing twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
+from untrained import untrained_bundle
+from zoomseg.core.errors import ScanError
+from zoomseg.engine import job
+from zoomseg.engine.predict import Predictor, Result
+from zoomseg.io.dataset import Dataset
+from zoomseg.recipe.load import dump
+from zoomseg.report.metrics import OrganScore
+from zoomseg.report.result import CaseResult, Evaluation
+from zoomseg.study import run
+from zoomseg.study.ablations import Ablation, Published, Row, Training
+from zoomseg.study.edits import chain, on_stages, only, unchanged
+from zoomseg.study.run import Outcome, answering, predicted_organs, read_scores, run_ablation, slug
+from zoomseg.study.trainings import Settings, Watch, open_trainings
+
+BOTH = Training("both")
+COARSE = Row("coarse (first)", BOTH, only("coarse"), Published({"left kidney": 0.5}, 0.5))
+FINE = Row("fine", BOTH, unchanged, Published({"left kidney": 0.75}, 0.7))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Ablation:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(dump(tiny_recipe(together=True, iterations=4)))
+    return Ablation("tiny", str(path), "Table 0", (COARSE, FINE), baseline=COARSE.name, folds=2, pooled=True)
+
+
+@pytest.fixture(scope="module")
+def done(study: Ablation, data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out")
+    carried_out(study, data, out)
+    return out
+
+
+def carried_out(study: Ablation, data: Dataset, out: Path, said: list[str] | None = None) -> Outcome:
+    said = [] if said is None else said
+    return run_ablation(study, open_trainings(study, data, out, Settings(), CPU, Watch(said.append)))
+
+
+def table(out: Path) -> dict[tuple[str, str], dict[str, str]]:
+    rows = csv.DictReader((out / "table.csv").read_text().splitlines())
+    return {(row["row"], row["organ"]): row for row in rows}
+
+
+def test_the_table_has_what_evaluate_gives(done: Path) -> None:
+    found = table(done)
+    assert list(found) == [
+        (row, organ) for row in (COARSE.name, FINE.name) for organ in ("mean", *SCHEMA.names)
+    ]
+    for row in (COARSE, FINE):
+        folders = [done / "rows" / slug(row.name) / f"fold-{fold}" for fold in (0, 1)]
+        parts = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+        for organ in SCHEMA.names:
+            both = [part["organs"][organ]["dice"] for part in parts]  # two cases each
+            line = found[row.name, organ]
+            assert float(line["dice"]) == pytest.approx(sum(both) / 2, abs=1e-5)
+            assert line["cases"] == "4"
+            assert float(line["nsd"]) == pytest.approx(
+                sum(part["organs"][organ]["nsd"] for part in parts) / 2, abs=1e-5
+            )
+        mean = [part["mean"]["dice"] for part in parts]
+        assert float(found[row.name, "mean"]["dice"]) == pytest.approx(sum(mean) / 2, abs=1e-5)
+
+
+def test_the_papers_numbers_stand_beside(done: Path) -> None:
+    found = table(done)
+    assert found["fine", "left kidney"]["paper_dice"] == "0.75"
+    assert found["fine", "right kidney"]["paper_dice"] == ""
+    assert found["fine", "mean"]["paper_dice"] == "0.7"
+    assert found["fine", "left kidney"]["p_row_above"] == ""  # four cases
+    text = (done / "table.md").read_text()
+    assert "Dice rises from 0.500 to 0.750 in the paper" in text
+    assert "all 2 folds" in text
+
+
+def test_rows_share_their_training_and_differ_in_how_they_predict(done: Path) -> None:
+    assert [p.name for p in (done / "runs").iterdir()] == ["both"]
+    values = table(done)
+    assert values[COARSE.name, "mean"]["dice"] != values["fine", "mean"]["dice"]
+    assert (done / "report.html").read_text().count("data:image/png;base64,") == 3
+
+
+def test_all_labelled_cases_are_predicted_once_by_the_model_that_did_not_see_them(
+    done: Path, data: Dataset
+) -> None:
+    for row in (COARSE, FINE):
+        seen = []
+        for fold in (0, 1):
+            held_back = json.loads((done / "runs/both" / f"fold-{fold}" / "training/job.json").read_text())
+            files = (done / "rows" / slug(row.name) / f"fold-{fold}" / "predictions").glob("*.nii.gz")
+            predicted = sorted(f.name.removesuffix(".nii.gz") for f in files)
+            assert predicted == held_back["validation"]
+            seen += predicted
+        assert sorted(seen) == list(data.ids)
+
+
+def test_nothing_is_done_twice(
+    done: Path, study: Ablation, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object, **named: object) -> None:
+        raise AssertionError("done again")
+
+    for name in ("start", "resume"):
+        monkeypatch.setattr(job, name, never)
+    monkeypatch.setattr(Predictor, "predict", never)
+    monkeypatch.setattr(run, "evaluate", never)
+    before = (done / "table.csv").read_text()
+    carried_out(study, data, done)
+    assert (done / "table.csv").read_text() == before
+
+
+def test_only_what_is_missing_is_predicted_again(
+    done: Path, study: Ablation, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = done / "rows" / "fine" / "fold-1"
+    lost = min((folder / "predictions").glob("*.nii.gz"))
+    before = (done / "table.csv").read_text(), lost.read_bytes()
+    lost.unlink()
+    (folder / "summary.json").unlink()
+    monkeypatch.setattr(job, "start", None)
+    said: list[str] = []
+    carried_out(study, data, done, said)
+    assert [text for text in said if text.startswith("predicted")] == [
+        f"predicted 1 of 1: {lost.name.removesuffix('.nii.gz')}"
+    ]
+    assert (done / "table.csv").read_text() == before[0]
+
+
+def test_a_case_that_fails_is_named_and_tried_again(
+    done: Path, study: Ablation, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = done / "rows" / "fine" / "fold-0"
+    lost = min((folder / "predictions").glob("*.nii.gz"))
+    case = lost.name.removesuffix(".nii.gz")
+    before = (done / "table.csv").read_text()
+    lost.unlink()
+    (folder / "summary.json").unlink()
+
+    def broken(*arguments: object) -> Result:
+        raise ScanError("cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", broken)
+        assert carried_out(study, data, done).failed == (f"fine, fold 0: {case}: cannot be read",)
+        assert table(done)["fine", "left kidney"]["cases"] == "3"
+    assert carried_out(study, data, done).failed == ()
+    assert (done / "table.csv").read_text() == before
+
+
+def test_if_no_case_can_be_predicted_it_stops(
+    done: Path, study: Ablation, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_row = Row("other", BOTH)
+
+    def broken(*arguments: object) -> Result:
+        raise ScanError("cannot be read")
+
+    monkeypatch.setattr(Predictor, "predict", broken)
+    other = Ablation("tiny", study.recipe, "", (only_row,), baseline="other", folds=2, pooled=True)
+    with pytest.raises(ScanError, match="row 'other', fold 0: no case could be predicted; case_"):
+        carried_out(other, data, done)
+
+
+def test_answering_keeps_the_weights_of_the_stages_left() -> None:
+    model = answering(untrained_bundle(), only("coarse"))
+    assert list(model.weights) == ["coarse"]
+    assert [s.name for s in model.recipe.stages] == ["coarse"]
+
+
+def test_organs_are_those_that_enter_the_label_map() -> None:
+    def say(labels: tuple[str, ...], fusion: str) -> dict[str, object]:
+        return {"labels": labels, "fusion": fusion}
+
+    recipe = chain(
+        on_stages(lambda s: s.model_copy(update=say(("left kidney",), "none")), "coarse"),
+        on_stages(lambda s: s.model_copy(update=say(("right kidney",), "paste")), "fine"),
+    )(tiny_recipe(together=True))
+    assert predicted_organs(recipe, SCHEMA) == ("right kidney",)
+    assert predicted_organs(tiny_recipe(together=True), SCHEMA) == SCHEMA.names
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"cases": 1}', '{"cases": 1, "organs": 3}'])
+def test_damaged_scores_are_made_again(tmp_path: Path, text: str) -> None:
+    (tmp_path / "summary.json").write_text(text)
+    (tmp_path / "metrics.csv").write_text("case,organ\n")
+    assert read_scores(tmp_path, 1) is None
+
+
+def test_scores_come_back_from_disk(tmp_path: Path) -> None:
+    from zoomseg.report.evaluate import write_metrics
+
+    cases = (
+        CaseResult("a", (OrganScore("liver", 0.5, 0.25, 3.0, 1.5, 10.0, 12.0),)),
+        CaseResult("b", (OrganScore("liver", 0.0, 0.0, float("inf"), float("inf"), 0.0, 12.0),)),
+    )
+    made = Evaluation(("liver",), 1.0, cases)
+    write_metrics(tmp_path / "metrics.csv", made)
+    (tmp_path / "summary.json").write_text(json.dumps(made.as_json()))
+    assert read_scores(tmp_path, 2) == made
+    assert read_scores(tmp_path, 3) is None
+
+
+def test_slugs() -> None:
+    assert slug("W + AC + 2SN") == "w-ac-2sn"
+    assert slug("level 2, no auto-context") == "level-2-no-auto-context"

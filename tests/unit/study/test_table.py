@@ -1,0 +1,171 @@
+"""Numbers of the table: pooled means, paired tests, the paper's beside them, and the verdict on the order."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from zoomseg.core.labels import LabelSchema
+from zoomseg.report.metrics import OrganScore
+from zoomseg.report.result import CaseResult, Evaluation
+from zoomseg.study.ablations import Ablation, Published, Row
+from zoomseg.study.table import (
+    MEAN,
+    RowResult,
+    csv_text,
+    findings,
+    lines,
+    on_common_organs,
+    paired_p,
+    write_report,
+    write_table,
+)
+
+SCHEMA = LabelSchema.consecutive(["liver", "aorta", "left kidney"])
+LOW = [0.2, 0.3, 0.25, 0.35, 0.4, 0.1]
+HIGH = [0.5, 0.55, 0.75, 0.45, 0.8, 0.2]
+
+
+def scored(**dice: list[float]) -> Evaluation:
+    """Cases with these Dice by organ; NSD is half of Dice."""
+    count = len(next(iter(dice.values())))
+    cases = tuple(
+        CaseResult(
+            f"case_{n}",
+            tuple(OrganScore(o, values[n], values[n] / 2, 1.0, 1.0, 1.0, 1.0) for o, values in dice.items()),
+        )
+        for n in range(count)
+    )
+    return Evaluation(tuple(dice), 1.0, cases)
+
+
+def row(name: str, liver: float | None, artery: float = 0.5, mean: float | None = None) -> Row:
+    published = (
+        None if liver is None else Published({"liver": liver, "artery": artery}, mean, {"liver": 0.25})
+    )
+    return Row(name, None, published=published)
+
+
+def study(*rows: Row) -> Ablation:
+    return Ablation("test", None, "Table 9", rows, baseline=rows[0].name)
+
+
+def results(*pairs: tuple[Row, Evaluation]) -> list[RowResult]:
+    return [RowResult(row, evaluation) for row, evaluation in pairs]
+
+
+def test_the_test_is_scipys_signed_rank_over_shared_cases() -> None:
+    a, b = scored(liver=LOW), scored(liver=HIGH)
+    expected = stats.wilcoxon(LOW, HIGH).pvalue
+    assert expected == pytest.approx(0.03125)
+    assert paired_p(a, b, "liver") == pytest.approx(expected)
+    assert paired_p(a, b, MEAN) == pytest.approx(expected)
+    fewer = Evaluation(b.organs, 1.0, b.cases[1:])
+    assert math.isnan(paired_p(a, fewer, "liver"))
+    assert paired_p(a, a, "liver") == 1.0
+
+
+def test_cases_without_the_organ_do_not_pair() -> None:
+    a, b = scored(liver=[*LOW, math.nan]), scored(liver=[*HIGH, 0.9])
+    assert paired_p(a, b, "liver") == pytest.approx(0.03125)
+
+
+def test_lines_have_own_and_published_values() -> None:
+    first, second = row("one", 0.9, 0.6, mean=0.75), row("two", None)
+    table = lines(
+        study(first, second),
+        results((first, scored(liver=LOW, aorta=HIGH)), (second, scored(liver=HIGH, aorta=HIGH))),
+        SCHEMA,
+    )
+    by = {(line.row, line.organ): line for line in table}
+    assert list(by) == [(r, o) for r in ("one", "two") for o in (MEAN, "liver", "aorta")]
+    liver, aorta, mean = by["one", "liver"], by["one", "aorta"], by["one", MEAN]
+    assert liver.dice == pytest.approx(sum(LOW) / 6)
+    assert liver.nsd == pytest.approx(sum(LOW) / 12)
+    assert mean.dice == pytest.approx((sum(LOW) + sum(HIGH)) / 12)
+    assert (liver.paper_organ, liver.paper_dice, liver.paper_nsd) == ("liver", 0.9, 0.25)
+    assert (aorta.paper_organ, aorta.paper_dice) == ("artery", 0.6)
+    assert math.isnan(aorta.paper_nsd)
+    assert mean.paper_dice == 0.75
+    assert math.isnan(liver.p_row_above)
+    assert math.isnan(liver.p_baseline)
+    assert by["two", "liver"].p_row_above == by["two", "liver"].p_baseline == pytest.approx(0.03125)
+    assert by["two", "aorta"].p_row_above == 1.0
+    assert math.isnan(by["two", "liver"].paper_dice)
+
+
+def test_csv_leaves_empty_what_does_not_exist() -> None:
+    first = row("one", None)
+    text = csv_text(lines(study(first), results((first, scored(liver=[0.5, 0.7]))), SCHEMA))
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [r["organ"] for r in rows] == ["mean", "liver"]
+    assert rows[1]["dice"] == "0.6"
+    assert rows[1]["dice_sd"] == "0.141421"
+    assert (rows[1]["cases"], rows[1]["paper_dice"], rows[1]["p_baseline"]) == ("2", "", "")
+
+
+def test_rows_are_compared_over_the_organs_that_all_predict() -> None:
+    one, two = row("one", None), row("two", None)
+    found = on_common_organs(
+        results((one, scored(liver=LOW, aorta=HIGH)), (two, scored(aorta=LOW, **{"left kidney": LOW})))
+    )
+    assert [r.evaluation.organs for r in found] == [("aorta",), ("aorta",)]
+    assert found[0].evaluation.mean["dice"] == pytest.approx(sum(HIGH) / 6)
+    assert [len(case.scores) for case in found[0].evaluation.cases] == [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("papers", "own", "verdict"),
+    [
+        ((0.6, 0.8), (LOW, HIGH), "reproduced"),
+        ((0.8, 0.6), (LOW, HIGH), "not reproduced"),
+        ((0.8, 0.6), (HIGH, LOW), "reproduced"),
+        ((0.6, 0.8), (LOW, LOW), "undecided: equal"),
+    ],
+)
+def test_the_papers_order(
+    papers: tuple[float, float], own: tuple[list[float], list[float]], verdict: str
+) -> None:
+    one, two = row("one", papers[0]), row("two", papers[1])
+    (text,) = findings(results((one, scored(liver=own[0])), (two, scored(liver=own[1]))), SCHEMA)
+    assert text.endswith(f"the paper's order is {verdict}.")
+
+
+def test_an_order_is_judged_over_shared_organs_else_over_means() -> None:
+    """The liver falls in both although the kidney, which the paper lacks, lifts the own mean."""
+    one, two = row("one", 0.8, mean=0.1), row("two", 0.6, mean=0.9)
+    kidney = {"left kidney": [0.0] * 6}, {"left kidney": [1.0] * 6}
+    (text,) = findings(
+        results((one, scored(liver=HIGH, **kidney[0])), (two, scored(liver=LOW, **kidney[1]))), SCHEMA
+    )
+    assert "Dice falls from 0.800 to 0.600 in the paper, falls from 0.542 to 0.267 here" in text
+    assert "p = " in text
+    (text,) = findings(results((one, scored(**kidney[0])), (two, scored(**kidney[1]))), SCHEMA)
+    assert "Dice rises from 0.100 to 0.900 in the paper, rises from 0.000 to 1.000 here" in text
+
+
+def test_rows_that_the_paper_lacks_have_no_order() -> None:
+    one, two = row("one", None), row("two", 0.6)
+    assert findings(results((one, scored(liver=LOW)), (two, scored(liver=HIGH))), SCHEMA) == []
+
+
+def test_files(tmp_path: Path) -> None:
+    one, two = row("one", 0.6, 0.4, mean=0.55), row("two", 0.8)
+    made = results((one, scored(liver=LOW, aorta=LOW)), (two, scored(liver=HIGH, aorta=LOW)))
+    page = write_table(tmp_path, study(one, two), made, SCHEMA, ["made in a test"])
+    write_report(tmp_path, page, made)
+    text = (tmp_path / "table.md").read_text()
+    assert "| row | cases | mean | liver | aorta | p, row above | p, baseline |" in text
+    assert "| one | 6 | 0.267 (0.550) | 0.267 (0.600) | 0.267 (0.400) | – | – |" in text  # noqa: RUF001
+    assert "| two | 6 | 0.404 | 0.542 (0.800) | 0.267 (0.500) | 0.031 | 0.031 |" in text
+    assert "artery of the paper beside aorta" in text
+    assert "Table 9" in text
+    assert "made in a test" in text
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 3
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 7

@@ -1,0 +1,150 @@
+"""Trainings are done once, alike for every row, and a folder holds one study only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tiny import CPU, tiny_dataset, tiny_recipe
+from zoomseg.core.errors import DatasetError, TrainingError
+from zoomseg.engine import job
+from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.io.bundle import Bundle
+from zoomseg.io.dataset import Dataset
+from zoomseg.recipe.load import dump, load
+from zoomseg.study.ablations import Ablation, Row, Training
+from zoomseg.study.edits import only
+from zoomseg.study.trainings import Settings, Trainings, chosen_folds, open_trainings
+
+COARSE = Training("coarse", only("coarse"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("trainings"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Ablation:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(dump(tiny_recipe(together=True, iterations=2)))
+    return Ablation("tiny", str(path), "nowhere", (Row("coarse", COARSE),), baseline="coarse", folds=2)
+
+
+DEFAULT = Settings()
+
+
+def opened(study: Ablation, data: Dataset, out: Path, settings: Settings = DEFAULT) -> Trainings:
+    return open_trainings(study, data, out, settings, CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pooled", "expected"),
+    [
+        (Settings(), False, (5, (0,))),
+        (Settings(), True, (5, (0, 1, 2, 3, 4))),
+        (Settings(folds=3), False, (3, (0, 1, 2))),
+        (Settings(folds=3, fold=2), False, (3, (2,))),
+        (Settings(fold=4), True, (5, (4,))),
+    ],
+)
+def test_folds(
+    study: Ablation, settings: Settings, pooled: bool, expected: tuple[int, tuple[int, ...]]
+) -> None:
+    assert chosen_folds(replace(study, folds=5, pooled=pooled), settings) == expected
+
+
+def test_a_fold_that_does_not_exist(study: Ablation) -> None:
+    with pytest.raises(DatasetError, match="fold must be 0 to 1, got 2"):
+        chosen_folds(study, Settings(fold=2))
+
+
+def test_a_training_is_a_job_of_the_changed_recipe_and_done_once(
+    study: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    trainings = opened(study, data, tmp_path, Settings(coarser=2, narrower=2, seed=3))
+    model = trainings.model(COARSE, 0)
+    (stage,) = model.recipe.stages
+    assert (stage.name, stage.grid.mm, stage.network.channels) == ("coarse", (8, 8, 8), (4, 8))  # type: ignore[union-attr]
+    split = trainings.split(0)
+    assert model.provenance["training_cases"] == list(split.train)
+    assert model.provenance["validation_cases"] == list(split.validation)
+    assert split == job.choose_split(data, job.Job(folds=2, fold=0, seed=3))
+    folder = tmp_path / "runs" / "coarse" / "fold-0"
+    record = json.loads((folder / "training" / "job.json").read_text())
+    assert (record["seed"], record["seconds"]) == (3, None)
+    assert load(tmp_path / "runs" / "coarse" / "recipe.yaml").name == "tiny-coarse"
+    before = (folder / "model.json").stat().st_mtime_ns
+    again = opened(study, data, tmp_path, Settings(coarser=2, narrower=2, seed=3)).model(COARSE, 0)
+    assert (folder / "model.json").stat().st_mtime_ns == before
+    assert again.recipe == model.recipe
+
+
+def test_a_training_that_was_begun_is_resumed(
+    study: Ablation, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings = opened(study, data, tmp_path)
+    calls: list[str] = []
+    real = job.start
+
+    def stopped(*arguments: object) -> Bundle:
+        folder = tmp_path / "runs" / "coarse" / "fold-1"
+        (folder / "training").mkdir(parents=True)
+        (folder / "training" / "job.json").write_text("{}")
+        raise InterruptedTrainingError("stopped at step 1")
+
+    def resumed(dataset: Dataset, out: Path, *arguments: object) -> Bundle:
+        calls.append(f"resumed {out.name}")
+        return real(dataset, tmp_path / "elsewhere", job.Job(study.recipe or ""), *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job, "start", stopped)
+    with pytest.raises(InterruptedTrainingError, match="the same command goes on from here"):
+        trainings.model(COARSE, 1)
+    monkeypatch.setattr(job, "resume", resumed)
+    trainings.model(COARSE, 1)
+    assert calls == ["resumed fold-1"]
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (Settings(seconds=60), "time budget in seconds null, this one has 60"),
+        (Settings(seed=1), "seed 0, this one has 1"),
+        (Settings(coarser=2), "coarser 1.0, this one has 2"),
+        (Settings(folds=4), "folds 2, this one has 4"),
+    ],
+)
+def test_a_folder_holds_one_study(
+    study: Ablation, data: Dataset, tmp_path: Path, other: Settings, what: str
+) -> None:
+    opened(study, data, tmp_path)
+    with pytest.raises(TrainingError, match=what):
+        opened(study, data, tmp_path, other)
+    opened(study, data, tmp_path, Settings(fold=1))  # one fold of the same study
+
+
+def test_other_data_are_another_study(study: Ablation, data: Dataset, tmp_path: Path) -> None:
+    opened(study, data, tmp_path)
+    with pytest.raises(TrainingError, match="cases"):
+        opened(study, data.subset(["case_0", "case_1", "case_2"]), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_damaged_record_is_named(study: Ablation, data: Dataset, tmp_path: Path, text: str) -> None:
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(TrainingError, match=r"study\.json is damaged"):
+        opened(study, data, tmp_path)
+
+
+def test_init_is_for_fine_tuning_and_needed_there(study: Ablation, data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="starts from no model; leave --init out"):
+        opened(study, data, tmp_path, Settings(init=tmp_path))
+    fine_tuning = replace(study, recipe=None)
+    with pytest.raises(TrainingError, match="give it with --init MODEL"):
+        opened(fine_tuning, data, tmp_path)
+    with pytest.raises(TrainingError, match="leave --coarser and --narrower out"):
+        opened(fine_tuning, data, tmp_path, Settings(init=tmp_path, coarser=2))
+    assert not (tmp_path / "study.json").exists()
