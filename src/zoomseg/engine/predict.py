@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -208,7 +209,6 @@ def cascade(
     started = time.perf_counter()
     scan = look.prepare(case, recipe)
     seconds = {"prepare": time.perf_counter() - started}
-    canvas = fusion.Canvas.blank(scan.grid, schema)
     priors: dict[str, Prior] = {}
     if atlas_of is not None:
         clock = time.perf_counter()
@@ -225,23 +225,42 @@ def cascade(
         priors[stage.name] = prior
         records.append(record)
         seconds[stage.name] = record.seconds
-        if stage.fusion != "none" and not _overwritten(stage, recipe):
-            clock = time.perf_counter()
-            fusion.fuse(stage.fusion, stage.argmax_on, canvas, prior)
-            seconds["fuse"] = seconds.get("fuse", 0.0) + time.perf_counter() - clock
-    labels_map = _select(canvas, organs).reoriented(scan.orientation.inverse)
     answers = {record.stage: priors[record.stage] for record in records}
+    clock = time.perf_counter()
+    canvas = _fused(recipe, answers, fusion.Canvas.blank(scan.grid, schema), priors.get(ATLAS))
+    seconds["fuse"] = time.perf_counter() - clock
+    labels_map = _select(canvas, organs).reoriented(scan.orientation.inverse)
     confidence = fusion.confidence(list(answers.values())[-1]) if answers else {}
     return Result(case.id, labels_map, confidence, answers, tuple(records), seconds)
 
 
+def _fused(
+    recipe: Recipe, answers: Mapping[str, Prior], canvas: fusion.Canvas, atlas: Prior | None
+) -> fusion.Canvas:
+    """The canvas after every stage that answered; neighbours of one kind enter together, as they may vote.
+    Only when all have answered, as the canvas is for nobody to read before."""
+    entering = list(itertools.dropwhile(lambda s: _overwritten(s, recipe), recipe.stages))
+    kinds = itertools.groupby((s for s in entering if s.fusion != "none"), key=lambda s: s.fusion)
+    for kind, stages in kinds:
+        said = [fusion.Answer(answers[s.name], s.argmax_on) for s in stages if s.name in answers]
+        if said:
+            fusion.fuse(kind, canvas, said, atlas)
+    fusion.keep_largest(canvas, canvas.schema.select(recipe.largest_component))
+    return canvas
+
+
 def _overwritten(stage: Stage, recipe: Recipe) -> bool:
-    """Whether a later stage looks at all of this stage's foreground and replaces it: then fusing this
-    stage's answer would be lost work."""
+    """Whether a stage's foreground leaves no trace, as a later one looks at all of it and replaces it: then
+    entering it into a blank canvas would be lost work."""
     later = recipe.stages[recipe.stages.index(stage) + 1 :]
-    return any(
-        s.fusion == "replace_in_roi" and s.roi.kind == "dilated_foreground" and s.roi.of == stage.name
-        for s in later
+    return stage.fusion == "none" or (
+        stage.fusion in ("replace_in_roi", "paste")
+        and any(
+            s.fusion in ("replace_in_roi", "replace_times_atlas")
+            and s.roi.kind == "dilated_foreground"
+            and s.roi.of == stage.name
+            for s in later
+        )
     )
 
 

@@ -7,12 +7,17 @@ does: elsewhere it is not computed. The result equals the naive full-size argmax
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from zoomseg.core.case import Prior
+from zoomseg.core.components import largest_component
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import bounding_box
@@ -36,32 +41,167 @@ class Canvas:
         return cls(grid, schema, torch.zeros(grid.shape, dtype=torch.uint8))
 
 
-def fuse(kind: FusionKind, argmax_place: ArgmaxPlace, canvas: Canvas, prior: Prior) -> None:
-    """Enter a stage's answer into the canvas, in place."""
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a stage says, and on which grid its labels are decided."""
+
+    prior: Prior
+    argmax_place: ArgmaxPlace = "scan_grid"
+
+
+def fuse(kind: FusionKind, canvas: Canvas, answers: Sequence[Answer], atlas: Prior | None = None) -> None:
+    """Enter the answers of stages that follow each other and are of one kind into the canvas, in place.
+
+    Args:
+        atlas: needed for ``replace_times_atlas``.
+    """
     match kind:
         case "none":
             return
         case "replace_in_roi":
-            replace_in_roi(canvas, prior, argmax_place)
+            for answer in answers:
+                replace_in_roi(canvas, answer.prior, answer.argmax_place)
+        case "replace_times_atlas":
+            assert atlas is not None  # a recipe without one is refused
+            for answer in answers:
+                replace_in_roi(canvas, times_atlas(answer.prior, atlas), answer.argmax_place)
+        case "paste":
+            for answer in answers:
+                most_probable(canvas, [answer])
+        case "most_probable":
+            most_probable(canvas, answers)
+        case "majority_vote":
+            majority_vote(canvas, answers)
 
 
 def replace_in_roi(canvas: Canvas, prior: Prior, argmax_place: ArgmaxPlace = "scan_grid") -> None:
     """Inside the prior's region the canvas becomes the prior's argmax; outside it stays."""
-    decided = prior.probabilities.argmax(dim=0).byte() if argmax_place == "stage_grid" else None
-    target = canvas.grid.box_of(prior.region.grid, prior.region.box).intersect(canvas.grid.box)
-    classes = torch.tensor([0, *(canvas.schema.class_of(n) for n in prior.labels)], dtype=torch.uint8)
-    for block in blocks(target):
-        grid = canvas.grid.crop(block)
-        winner = (
-            argmax_on(prior.probabilities, prior.grid, grid)
-            if decided is None
-            else nearest_index(decided, prior.grid, grid)
-        )
-        answer = classes[winner.long()]
-        if prior.region.mask is not None:
-            here = prior.region.on(grid).mask_in(grid.box)
-            answer = torch.where(here, answer, canvas.labels[block.slices])
-        canvas.labels[block.slices] = answer
+    voice = _Voice.of(canvas, Answer(prior, argmax_place))
+    for block in blocks(voice.box):
+        label, _, asked = voice.on(canvas.grid.crop(block))
+        canvas.labels[block.slices] = torch.where(asked, label, canvas.labels[block.slices])
+
+
+def times_atlas(prior: Prior, atlas: Prior) -> Prior:
+    """``prior`` times the atlas prior of the same labels, on the prior's grid, summing to one in every
+    voxel. The background's atlas prior is all that is none of the prior's labels. Where the two leave
+    nothing possible it is background."""
+    shares = resample_data(atlas.probabilities.float(), atlas.grid, prior.grid)
+    wanted = shares[[atlas.channel(name) for name in prior.labels]]
+    rest = (shares.sum(dim=0, keepdim=True) - wanted.sum(dim=0, keepdim=True)).clamp_min(0)
+    product = prior.probabilities * torch.cat([rest, wanted])
+    total = product.sum(dim=0)
+    product[0][total == 0] = 1.0
+    return replace(prior, probabilities=product / product.sum(dim=0))
+
+
+def most_probable(canvas: Canvas, answers: Sequence[Answer]) -> None:
+    """The labels that the answers decide about are erased from the canvas, and what they found is written
+    over what is there. Where several found something, the highest probability wins; of equal ones the
+    first. Background is no finding, so the order of the answers does not matter otherwise."""
+    voices = [_Voice.of(canvas, answer) for answer in answers]
+    _erase(canvas, {c for voice in voices for c in voice.classes.tolist()})
+    for block in blocks(_union(voice.box for voice in voices)):
+        best = torch.zeros(block.shape)
+        for voice in voices:
+            box = voice.box.intersect(block)
+            if box.empty:
+                continue
+            label, probability, asked = voice.on(canvas.grid.crop(box))
+            highest = best[box.relative_to(block.start).slices]
+            wins = asked & (label > 0) & (probability > highest)
+            canvas.labels[box.slices][wins] = label[wins]
+            highest[wins] = probability[wins]
+
+
+def majority_vote(canvas: Canvas, answers: Sequence[Answer]) -> None:
+    """Every voxel that any of the answers is about becomes the label, or background, that most of them give
+    it. Among equally many votes the most probable single one decides; of equally probable ones the
+    first. Zhou et al. 2016."""
+    voices = [_Voice.of(canvas, answer) for answer in answers]
+    for block in blocks(_union(voice.box for voice in voices), BLOCK_VOXELS // len(voices)):
+        votes = [_vote(canvas, voice, block) for voice in voices]
+        best, winner = torch.zeros(block.shape), canvas.labels[block.slices].clone()
+        for label, probability, asked in votes:
+            # Half a probability is less than a vote, so that it only decides between equal votes.
+            score = probability / 2 + sum((other == label) & cast for other, _, cast in votes)
+            wins = asked & (score > best)
+            winner[wins], best[wins] = label[wins], score[wins]
+        canvas.labels[block.slices] = winner
+
+
+@dataclass(frozen=True, eq=False)
+class _Voice:
+    """An answer, to be heard block by block on the scan's grid. ``box`` of that grid holds all it says."""
+
+    answer: Answer
+    box: Box
+    classes: Tensor
+    """Classes of the canvas (uint8), by the prior's channel."""
+    decided: tuple[Tensor, Tensor] | None
+    """Probability and channel of the winner on the stage's grid, where that is the place."""
+
+    @classmethod
+    def of(cls, canvas: Canvas, answer: Answer) -> _Voice:
+        prior = answer.prior
+        box = canvas.grid.box_of(prior.region.grid, prior.region.box).intersect(canvas.grid.box)
+        classes = torch.tensor([0, *(canvas.schema.class_of(n) for n in prior.labels)], dtype=torch.uint8)
+        decided = None
+        if answer.argmax_place == "stage_grid":
+            best, winner = prior.probabilities.max(dim=0)
+            decided = best, winner.byte()
+        return cls(answer, box, classes, decided)
+
+    def on(self, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """On a block of the scan, each of its shape: the winning class (uint8) and its probability, and
+        whether a voxel belongs to the region that the stage answers for (bool)."""
+        prior = self.answer.prior
+        if self.decided is None:
+            best, winner = max_on(prior.probabilities, prior.grid, grid)
+        else:
+            best, winner = (nearest_index(x, prior.grid, grid) for x in self.decided)
+        label = self.classes[winner.long()]
+        if prior.region.mask is None:
+            return label, best, torch.ones(grid.shape, dtype=torch.bool)
+        return label, best, prior.region.on(grid).mask_in(grid.box)
+
+
+def _vote(canvas: Canvas, voice: _Voice, block: Box) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``_Voice.on``, for a block that reaches beyond what the voice is about."""
+    whole = (
+        torch.zeros(block.shape, dtype=torch.uint8),
+        torch.zeros(block.shape),
+        torch.zeros(block.shape, dtype=torch.bool),
+    )
+    box = voice.box.intersect(block)
+    if not box.empty:
+        for out, said in zip(whole, voice.on(canvas.grid.crop(box)), strict=True):
+            out[box.relative_to(block.start).slices] = said
+    return whole
+
+
+def _union(boxes: Iterable[Box]) -> Box:
+    return functools.reduce(Box.union, boxes)
+
+
+def _erase(canvas: Canvas, classes: Collection[int]) -> None:
+    table = np.arange(256, dtype=np.uint8)
+    table[list(classes)] = 0
+    for slab in canvas.labels.numpy():
+        # Slab by slab, as numpy takes by 8-byte indices; clipping needs no second buffer.
+        np.take(table, slab, out=slab, mode="clip")
+
+
+def keep_largest(canvas: Canvas, labels: Iterable[str]) -> None:
+    """Of each of these labels only the largest connected component (26 neighbours) stays; the rest
+    becomes background."""
+    data = canvas.labels.numpy()
+    found = ndimage.find_objects(data)
+    for c in (canvas.schema.class_of(name) for name in labels):
+        where = found[c - 1] if c <= len(found) else None
+        if where is not None:
+            own = data[where] == c
+            data[where][own & ~largest_component(own)] = 0
 
 
 def confidence(prior: Prior) -> dict[str, float]:
@@ -84,9 +224,9 @@ def blocks(box: Box, voxels: int = BLOCK_VOXELS) -> list[Box]:
     ]
 
 
-def argmax_on(probabilities: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Winning channel (uint8 ``target.shape``) of ``[C, ...]`` on ``source`` linearly resampled to
-    ``target``; ties go to the lower channel, as in argmax."""
+def max_on(probabilities: Tensor, source: Grid, target: Grid) -> tuple[Tensor, Tensor]:
+    """Highest probability and the channel (uint8) that has it, each ``target.shape``, of ``[C, ...]`` on
+    ``source`` linearly resampled to ``target``; ties go to the lower channel, as in argmax."""
     count = probabilities.shape[0]
     best = resample_data(probabilities[:1].float(), source, target, antialias=False)[0].clone()
     winner = torch.zeros(target.shape, dtype=torch.uint8)
@@ -105,7 +245,7 @@ def argmax_on(probabilities: Tensor, source: Grid, target: Grid) -> Tensor:
         better = value > view
         view[better] = value[better]
         winner[box.slices][better] = c
-    return winner
+    return best, winner
 
 
 def _open_at_edges(reach: Box, source: Grid, whole: Box) -> Box:

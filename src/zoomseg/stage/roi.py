@@ -7,21 +7,26 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-import cc3d
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy import ndimage
 from torch import Tensor
 
 from zoomseg.core.case import Prior
+from zoomseg.core.components import Mask, largest_component
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region, bounding_box
-from zoomseg.core.resample import resample
+from zoomseg.core.resample import resample, resample_data
 from zoomseg.core.volume import Volume
-from zoomseg.recipe.spec import BodyMask, BoxAround, DilatedForeground, RoiSpec, WholeVolume
-
-Mask = npt.NDArray[np.bool_]
+from zoomseg.recipe.spec import (
+    ATLAS,
+    BodyMask,
+    BoxAround,
+    DilatedForeground,
+    ProbabilityTimesAtlas,
+    RoiSpec,
+    WholeVolume,
+)
 
 
 def find_region(
@@ -41,8 +46,11 @@ def find_region(
             found = dilated_foreground(priors[spec.of], grid, spec.radius_vox)
         case BoxAround():
             prior = priors[spec.of]
-            names = prior.labels if isinstance(spec.labels, str) else spec.labels
-            found = box_around(prior, names, grid, spec.margin_mm)
+            found = box_around(foreground(prior, _names(spec, prior)), prior.grid, grid, spec.margin_mm)
+        case ProbabilityTimesAtlas():
+            prior = priors[spec.of]
+            likely = probability_times_atlas(prior, priors[ATLAS], _names(spec, prior)) > spec.threshold
+            found = box_around(likely, prior.grid, grid, spec.margin_mm)
     if found is None and on_missing == "whole_volume":
         return Region.whole(grid)
     return found
@@ -57,10 +65,7 @@ def body_mask(image: Volume, grid: Grid, threshold: float) -> Region | None:
     mask: Mask = (resample(first, grid).data[0] > level).numpy()
     if not mask.any():
         return None
-    components = cc3d.connected_components(mask, connectivity=6)
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    mask = components == int(np.argmax(sizes))
+    mask = largest_component(mask, connectivity=6)
     for k in range(mask.shape[2]):
         mask[:, :, k] = ndimage.binary_fill_holes(mask[:, :, k])
     return Region.of_mask(grid, torch.from_numpy(mask))
@@ -117,12 +122,24 @@ def _dilated(mask: Tensor, radius_vox: float) -> Tensor:
     return squared <= radius_vox**2
 
 
-def box_around(prior: Prior, labels: tuple[str, ...], grid: Grid, margin_mm: float) -> Region | None:
-    """The bounding box of ``labels`` in the prior's argmax, widened by ``margin_mm`` on every side."""
-    box = bounding_box(foreground(prior, labels))
+def _names(spec: BoxAround | ProbabilityTimesAtlas, prior: Prior) -> tuple[str, ...]:
+    return prior.labels if isinstance(spec.labels, str) else spec.labels
+
+
+def probability_times_atlas(prior: Prior, atlas: Prior, labels: tuple[str, ...]) -> Tensor:
+    """Probability times atlas prior of every label, summed over ``labels``: ``[I, J, K]`` on the prior's
+    grid, zero where the prior does not answer. Valindria et al. 2018, Section 2.2."""
+    own = prior.probabilities[[prior.channel(name) for name in labels]].cpu()
+    shares = atlas.probabilities[[atlas.channel(name) for name in labels]].float()
+    return (own * resample_data(shares, atlas.grid, prior.grid)).sum(dim=0) * prior.answered
+
+
+def box_around(mask: Tensor, source: Grid, grid: Grid, margin_mm: float) -> Region | None:
+    """The bounding box of a mask on ``source``, widened by ``margin_mm`` on every side."""
+    box = bounding_box(mask)
     if box is None:
         return None
-    here = grid.box_of(prior.grid, box)
+    here = grid.box_of(source, box)
     margin = [math.ceil(margin_mm / s) for s in grid.spacing_mm]
     wide: Box = here.expand((margin[0], margin[1], margin[2])).intersect(grid.box)
     return None if wide.empty else Region(grid, wide)

@@ -30,7 +30,18 @@ from zoomseg.engine.predict import (
     input_channels,
     run_stage,
 )
-from zoomseg.recipe.spec import ATLAS, AtlasInput, BodyMask, ImageInput, PriorInput, Recipe, Stage, UNet3D
+from zoomseg.recipe.spec import (
+    ATLAS,
+    AtlasInput,
+    BodyMask,
+    DilatedForeground,
+    ImageInput,
+    PriorInput,
+    Recipe,
+    Stage,
+    UNet3D,
+)
+from zoomseg.stage import fusion
 
 RECIPE = tiny_recipe(together=True)
 COARSE, FINE = RECIPE.stages
@@ -142,6 +153,153 @@ def test_no_stage_at_all_may_have_somewhere_to_look() -> None:
     assert result.probabilities is None
     assert (result.confidence, result.records, dict(result.priors)) == ({}, (), {})
     assert int(result.labels.data.max()) == 0
+
+
+# --- how the answers of several stages enter the label map ------------------------------------------
+
+
+def chain(*stages: tuple[str, Mapping[str, object]], **changes: object) -> Recipe:
+    """Stages by name, each the tiny coarse one with changes: a network sees the whole scan."""
+    made = tuple(COARSE.model_copy(update={"name": name, **change}) for name, change in stages)
+    return RECIPE.model_copy(update={"stages": made, "train_together": (), **changes})
+
+
+def stripes(classes: str, logit: float = SURE) -> Network:
+    """A network that says one class for every index of the scan's first axis (``"001120..."``)."""
+    hot = nn.functional.one_hot(torch.tensor([int(c) for c in classes]), 3).T * logit
+
+    def network(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        at = torch.arange(tile.inner.start[0], tile.inner.stop[0]).clamp(0, len(classes) - 1)
+        return hot[:, at].reshape(1, 3, -1, 1, 1).expand(1, 3, *tile.inner.shape)
+
+    return network
+
+
+def along(recipe: Recipe, **networks: Network) -> str:
+    """The label map along the scan's first axis, in the coarse stage's voxels; all rows must be alike."""
+    labels = cascade(case(), recipe, SCHEMA, by_name(networks), CPU).labels.data
+    assert bool((labels == labels[:, :1, :1]).all())
+    return "".join(str(int(c)) for c in labels[::2, 0, 0])
+
+
+NEAREST = {"argmax_on": "stage_grid"}
+LEFT, MIDDLE, RIGHT = stripes("111110000000"), stripes("000111110000"), stripes("000000222000")
+
+
+def test_stages_paste_their_labels_and_keep_off_others() -> None:
+    one = {"labels": ("left kidney",), "fusion": "paste", **NEAREST}
+
+    def two(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        return MIDDLE(x_BCIJK, tile)[:, :2]
+
+    recipe = chain(("all", NEAREST), ("left", one))
+    both = chain(("first", NEAREST), ("all", NEAREST), ("left", one))
+    wanted = "000111112000"
+    assert along(recipe, all=RIGHT, left=two) == wanted
+    assert along(both, first=LEFT, all=RIGHT, left=two) == wanted
+    assert along(chain(("left", one), ("all", NEAREST)), all=RIGHT, left=two) == "000000222000"
+
+
+def test_where_a_stage_has_nowhere_to_look_the_earlier_answer_stays() -> None:
+    nowhere = {"fusion": "paste", "roi": BodyMask(threshold=1000.0), **NEAREST}
+    recipe = chain(("all", NEAREST), ("fine", nowhere), on_missing="empty")
+    assert along(recipe, all=LEFT) == "111110000000"
+    voting = {"fusion": "majority_vote", **NEAREST}
+    nobody = chain(("all", NEAREST), ("fine", nowhere | voting), on_missing="empty")
+    assert along(nobody, all=LEFT) == "111110000000"
+
+
+def test_stages_that_follow_each_other_vote_together() -> None:
+    vote, silent = {"fusion": "majority_vote", **NEAREST}, {"fusion": "none"}
+    networks = {"a": LEFT, "b": MIDDLE, "c": RIGHT}
+    two_of_three = "000110000000"
+    recipe = chain(("a", vote), ("b", vote), ("c", vote))
+    assert along(recipe, **networks) == two_of_three
+    # A stage that only others read does not come between them.
+    assert (
+        along(chain(("a", vote), ("n", silent), ("b", vote), ("c", vote)), n=RIGHT, **networks)
+        == two_of_three
+    )
+    # One that enters does: what was voted before is replaced.
+    later = chain(("a", vote), ("b", NEAREST), ("c", vote))
+    assert along(later, **networks) == "000000222000"
+
+
+def test_the_most_probable_of_stages_that_follow_each_other() -> None:
+    surest = {"fusion": "most_probable", **NEAREST}
+    unsure = stripes("000000222000", 2.0)
+    recipe = chain(("a", surest), ("b", surest))
+    assert along(recipe, a=MIDDLE, b=unsure) == "000111112000"
+    assert along(recipe, a=unsure, b=MIDDLE) == "000111112000"
+    assert along(recipe, a=stripes("000111110000", 2.0), b=RIGHT) == "000111222000"
+
+
+def test_what_an_overwritten_stage_would_have_erased_is_erased() -> None:
+    """The second stage replaces everything, then the third looks closer at what the second found. What the
+    first found elsewhere is gone."""
+    closer = {"roi": DilatedForeground(of="b", radius_vox=0), **NEAREST}
+    recipe = chain(("a", NEAREST), ("b", NEAREST), ("c", closer))
+    assert along(recipe, a=LEFT, b=RIGHT, c=RIGHT) == "000000222000"
+
+
+def test_an_answer_that_is_overwritten_is_not_entered(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[str] = []
+
+    def fuse(kind: str, canvas: fusion.Canvas, answers: list[fusion.Answer], atlas: object) -> None:
+        entered.extend(f"{answer.prior.source} {kind}" for answer in answers)
+
+    monkeypatch.setattr(fusion, "fuse", fuse)
+    closer = {"roi": DilatedForeground(of="a", radius_vox=0)}
+    networks = by_name(dict.fromkeys("abc", LEFT))
+
+    def of(*stages: tuple[str, Mapping[str, object]]) -> list[str]:
+        entered.clear()
+        cascade(case(), chain(*stages), SCHEMA, networks, CPU)
+        return list(entered)
+
+    assert of(("a", {}), ("b", closer)) == ["b replace_in_roi"]
+    assert of(("a", {"fusion": "paste"}), ("b", closer)) == ["b replace_in_roi"]
+    # These would have a say although a later stage looks at all they found.
+    vote = {"fusion": "majority_vote"}
+    assert of(("a", vote), ("b", vote), ("c", closer)) == [
+        "a majority_vote",
+        "b majority_vote",
+        "c replace_in_roi",
+    ]
+    pasted = closer | {"fusion": "paste"}
+    assert of(("a", {}), ("b", pasted)) == ["a replace_in_roi", "b paste"]
+    assert of(("c", {}), ("a", {}), ("b", closer)) == [f"{name} replace_in_roi" for name in "cab"]
+
+
+def test_the_atlas_prior_has_its_say_where_a_stage_asks_for_it() -> None:
+    """An undecided network, and an atlas that has each kidney on its side."""
+    scan = look.prepare(case(), RECIPE)
+    grid = scan.grid.with_shape((12, 10, 8))
+    shares = torch.zeros(3, *grid.shape)
+    shares[0], shares[1, :4], shares[2, 8:] = 0.5, 0.5, 0.5
+    shares[0, 4:8] = 1
+    atlas = Prior(shares, grid, SCHEMA.names, Region.whole(grid), ATLAS)
+    fusing = {"fusion": "replace_times_atlas", "grid": COARSE.grid.model_copy(update={"mm": (4.0, 4.0, 6.0)})}
+
+    def unsure(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        logits = torch.zeros(1, 3, *tile.inner.shape)
+        logits[:, 1:] = 0.1
+        return logits
+
+    recipe = chain(("a", fusing | NEAREST))
+    result = cascade(case(), recipe, SCHEMA, by_name({"a": unsure}), CPU, atlas_of=lambda scan: atlas)
+    assert result.labels.data[::2, 0, 0].tolist() == [1] * 4 + [0] * 4 + [2] * 4
+    assert list(result.priors) == ["a"]
+    assert list(result.seconds) == ["prepare", ATLAS, "a", "fuse"]
+
+
+def test_the_largest_component_is_kept_in_the_end() -> None:
+    twice = stripes("110111222020")
+    assert along(chain(("a", NEAREST)), a=twice) == "110111222020"
+    left = chain(("a", NEAREST), largest_component=("left kidney",))
+    assert along(left, a=twice) == "000111222020"
+    both = chain(("a", NEAREST), largest_component="all")
+    assert along(both, a=twice) == "000111222000"
 
 
 def test_only_the_organs_asked_for() -> None:

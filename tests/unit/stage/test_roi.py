@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,14 @@ from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
 from zoomseg.io.phantom import phantom_case
-from zoomseg.recipe.spec import BodyMask, BoxAround, DilatedForeground, WholeVolume
+from zoomseg.recipe.spec import (
+    ATLAS,
+    BodyMask,
+    BoxAround,
+    DilatedForeground,
+    ProbabilityTimesAtlas,
+    WholeVolume,
+)
 from zoomseg.stage import roi
 
 NAMES = ("liver", "spleen", "pancreas")
@@ -195,7 +204,7 @@ def test_what_the_prior_says_beside_its_region_does_not_count() -> None:
     assert found is not None
     assert found.box == Box((3, 3, 3), (6, 6, 6))
     assert found.voxels == 7
-    around = roi.box_around(prior, NAMES, STAGE, 0.0)
+    around = roi.find_region(BoxAround(of="coarse", margin_mm=0.0), STAGE, VOID, {"coarse": prior}, "empty")
     assert around is not None
     assert around.box == Box((4, 4, 4), (5, 5, 5))
 
@@ -233,19 +242,102 @@ def test_box_of_some_labels_ends_with_the_scan() -> None:
 
 def test_box_of_a_label_that_the_prior_does_not_have() -> None:
     grid = Grid.from_spacing((4, 4, 4), (2.0, 2.0, 2.0))
-    with pytest.raises(LabelError, match="stage 'coarse' does not predict 'heart'; it has: liver, spleen"):
-        roi.box_around(prior_of(np.zeros(grid.shape), grid), ("heart",), grid, 0.0)
+    priors = {"coarse": prior_of(np.zeros(grid.shape), grid), ATLAS: prior_of(np.zeros(grid.shape), grid)}
+    kinds: tuple[type[BoxAround | ProbabilityTimesAtlas], ...] = (BoxAround, ProbabilityTimesAtlas)
+    for kind in kinds:
+        with pytest.raises(
+            LabelError, match="stage 'coarse' does not predict 'heart'; it has: liver, spleen"
+        ):
+            roi.find_region(kind(of="coarse", labels=("heart",)), grid, VOID, priors, "empty")
+
+
+# --- probability times atlas ----------------------------------------------------------------------
+
+
+def soft_prior(grid: Grid, **at: tuple[tuple[int, int, int], float]) -> Prior:
+    """Background nearly everywhere, and probabilities of labels in single voxels."""
+    probabilities = torch.zeros(1 + len(NAMES), *grid.shape)
+    for name, (index, p) in at.items():
+        probabilities[(1 + NAMES.index(name), *index)] = p
+    probabilities[0] = 1 - probabilities[1:].sum(dim=0)
+    return Prior(probabilities, grid, NAMES, Region.whole(grid), "coarse")
+
+
+def times_atlas(prior: Prior, atlas: Prior, **settings: object) -> Region | None:
+    spec = ProbabilityTimesAtlas.model_validate({"of": "coarse", **settings})
+    return roi.find_region(spec, STAGE, VOID, {"coarse": prior, ATLAS: atlas}, "empty")
+
+
+def test_where_probability_times_atlas_exceeds_the_threshold() -> None:
+    coarse = soft_prior(STAGE, liver=((4, 5, 6), 0.5), spleen=((9, 9, 9), 0.9), pancreas=((12, 3, 2), 0.9))
+    atlas = soft_prior(STAGE, liver=((4, 5, 6), 0.4), spleen=((9, 9, 9), 0.4), pancreas=((1, 1, 1), 1.0))
+    # 0.5 * 0.4 = 0.2 and 0.9 * 0.4 = 0.36; where the network sees a pancreas the atlas has none.
+    spots = {0.1: Box((4, 5, 6), (10, 10, 10)), 0.3: Box((9, 9, 9), (10, 10, 10))}
+    for threshold, box in spots.items():
+        found = times_atlas(coarse, atlas, labels="all", threshold=threshold, margin_mm=0)
+        assert found is not None
+        assert (found.box, found.mask) == (box, None)
+    assert times_atlas(coarse, atlas, labels="all", threshold=0.37) is None
+    liver = times_atlas(coarse, atlas, labels=("liver",), threshold=0.1, margin_mm=4.0)
+    assert liver is not None
+    assert liver.box == Box((2, 3, 4), (7, 8, 9))  # two voxels of 2 mm on each side, and two of 3 mm
+    assert times_atlas(coarse, atlas, labels=("pancreas",), threshold=0.01) is None
+
+
+def test_the_products_of_labels_are_summed() -> None:
+    """Neither of two neighbours is likely enough alone, where they share a voxel both are."""
+    both = soft_prior(STAGE, liver=((4, 5, 6), 0.5), spleen=((4, 5, 6), 0.5))
+    for names, expected in ((("liver",), None), (("liver", "spleen"), Box((4, 5, 6), (5, 6, 7)))):
+        found = times_atlas(both, both, labels=names, threshold=0.3, margin_mm=0)
+        assert (found and found.box) == expected
+
+
+def test_the_atlas_prior_comes_to_the_coarse_prior_s_grid_by_linear_interpolation() -> None:
+    """An atlas prior that falls evenly from one end of the scan to the other, on another grid, and a stage
+    that is certain: the box ends where the atlas prior is the threshold."""
+    coarse = STAGE.with_spacing((2.0, 3.0, 6.0))
+    sure = prior_of(np.ones(coarse.shape), coarse)
+    wide = STAGE.with_shape((9, 5, 4)).crop(Box((-2, 0, 0), (11, 5, 4)))
+    x = wide.world(indices(wide))[..., 0]
+    share = torch.from_numpy((x - x.min()) / (x.max() - x.min())).float()
+    atlas = Prior(
+        torch.stack([1 - share, share, 0 * share, 0 * share]), wide, NAMES, Region.whole(wide), "atlas"
+    )
+    here = coarse.world(indices(coarse))[:, 0, 0, 0]
+    first = int(np.flatnonzero((here - x.min()) / (x.max() - x.min()) > 0.45)[0])
+    assert 2 < first < 15
+    found = times_atlas(sure, atlas, labels=("liver",), threshold=0.45, margin_mm=0)
+    assert found is not None
+    assert found.box == Box((first, 0, 0), STAGE.shape)
+
+
+def test_an_unlikely_organ_is_not_found_beside_the_prior_s_region() -> None:
+    mask = torch.zeros(STAGE.shape, dtype=torch.bool)
+    mask[:8] = True
+    region = Region.of_mask(STAGE, mask)
+    assert region is not None
+    both = soft_prior(STAGE, liver=((12, 5, 6), 1.0))
+    assert times_atlas(both, both, labels=("liver",)) is not None
+    assert times_atlas(replace(both, region=region), both, labels=("liver",)) is None
 
 
 # --- nothing found --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", [DilatedForeground(of="coarse"), BoxAround(of="coarse", labels=("spleen",))])
-def test_an_organ_that_was_not_found(spec: DilatedForeground | BoxAround) -> None:
+@pytest.mark.parametrize(
+    "spec",
+    [
+        DilatedForeground(of="coarse"),
+        BoxAround(of="coarse", labels=("spleen",)),
+        ProbabilityTimesAtlas(of="coarse", labels=("spleen",)),
+    ],
+    ids=lambda spec: spec.kind,
+)
+def test_an_organ_that_was_not_found(spec: DilatedForeground | BoxAround | ProbabilityTimesAtlas) -> None:
     classes = np.zeros(STAGE.shape, dtype=int)
-    if spec.kind == "box":
+    if spec.kind != "dilated_foreground":
         classes[4, 4, 4] = 1  # a liver, but no spleen
-    priors = {"coarse": prior_of(classes, STAGE)}
+    priors = {"coarse": prior_of(classes, STAGE), ATLAS: prior_of(np.full(STAGE.shape, 2), STAGE)}
     assert roi.find_region(spec, STAGE, VOID, priors, "empty") is None
     everywhere = roi.find_region(spec, STAGE, VOID, priors, "whole_volume")
     assert everywhere is not None
