@@ -1,0 +1,151 @@
+"""``roth2018-pyramid`` against the paper (Roth et al. 2018, MICCAI), and its gradients end to end."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shrunk import shrunk
+from tiny import CPU, tiny_dataset
+from zoomseg.engine import train
+from zoomseg.engine.log import Silent
+from zoomseg.engine.patches import Batch, PatchSource
+from zoomseg.engine.unit import Unit
+from zoomseg.io.dataset import Dataset
+from zoomseg.networks import build as networks
+from zoomseg.recipe import graph, load
+from zoomseg.recipe.spec import (
+    AdamW,
+    Downsample,
+    Foreground,
+    ImageInput,
+    PriorInput,
+    Recipe,
+    SoftDice,
+    UNet3D,
+)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    loaded = load.load("roth2018-pyramid")
+    assert isinstance(loaded, Recipe)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+def test_levels(recipe: Recipe) -> None:
+    grids = [stage.grid for stage in recipe.stages]
+    assert [g.factor for g in grids if isinstance(g, Downsample)] == [(4, 4, 4), (2, 2, 2)]  # ds_1 = 2^S
+    assert recipe.stages[0].inputs == (ImageInput(),)
+    assert recipe.stages[1].inputs == (ImageInput(), PriorInput(of="level1"))
+    assert [unit.trained for unit in graph.training_units(recipe)] == [("level1", "level2")]
+    for stage in recipe.stages:
+        assert stage.network == UNet3D(channels=(64, 128, 256, 512))
+        assert stage.grid.padding == "same"
+        assert stage.training.patch == (64, 64, 64)
+        assert all(n > 64 for n in stage.grid.tile)  # "larger input size" at prediction
+        assert networks.check_input_shape(stage.network, "same", stage.grid.tile) == stage.grid.tile
+
+
+def test_how_it_learns(recipe: Recipe) -> None:
+    training = recipe.stages[1].training
+    assert training == recipe.stages[0].training
+    assert (training.batch, training.distinct_cases, training.iterations) == (3, True, 20_000)
+    assert isinstance(training.sampler, Foreground)
+    assert isinstance(training.loss, SoftDice)
+    assert training.optimiser == AdamW(lr=1e-3, weight_decay=0)  # without decay it is Adam
+
+
+def test_each_level_has_over_19_million_parameters() -> None:
+    with torch.device("meta"):
+        for channels in (1, 8):  # the image; with the maps of seven organs
+            module = networks.build(UNet3D(channels=(64, 128, 256, 512)), channels, 8, "same")
+            assert 19.0e6 < networks.parameters(module) < 19.2e6
+
+
+def pyramid(data: Dataset, levels: int) -> Recipe:
+    """The recipe on the tiny data set, with a further, lower level where there are three (ds_1 = 8)."""
+    small = shrunk("roth2018-pyramid", data, iterations=2)
+    if levels == 2:
+        return small
+    first, second = small.stages
+    lowest = first.model_copy(
+        update={"name": "level0", "grid": first.grid.model_copy(update={"factor": (8, 8, 8)})}
+    )
+    first = first.model_copy(update={"inputs": (ImageInput(), PriorInput(of="level0"))})
+    names = ("level0", "level1", "level2")
+    return small.model_copy(update={"stages": (lowest, first, second), "train_together": (names,)})
+
+
+def one_batch(recipe: Recipe, data: Dataset, out: Path, names: tuple[str, ...]) -> tuple[Unit, Batch]:
+    run = train._Run(data, train.Split(data.ids, ()), recipe, out, train.Settings(CPU), Silent())
+    unit = run._unit(0, names)
+    source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
+    return unit, source.draw(3, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_levels_share_the_patch_centre_and_each_sees_twice_as_far(
+    levels: int, data: Dataset, tmp_path: Path
+) -> None:
+    recipe = pyramid(data, levels)
+    names = tuple(s.name for s in recipe.stages)
+    _, batch = one_batch(recipe, data, tmp_path, names)
+    assert len(set(batch.cases)) == 3  # "sampled from different CT volumes"
+    for low, high in itertools.pairwise(names):
+        for below, above in zip(batch.stages[low].grids, batch.stages[high].grids, strict=True):
+            assert np.allclose(np.array(below.extent_mm), 2 * np.array(above.extent_mm))
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_the_lowest_level_learns_from_the_highest_loss_alone(
+    levels: int, data: Dataset, tmp_path: Path
+) -> None:
+    """Through every upsampling and crop between them: autograd against a finite difference."""
+    recipe = pyramid(data, levels)
+    names = tuple(s.name for s in recipe.stages)
+    unit, batch = one_batch(recipe, data, tmp_path, names)
+
+    def loss() -> torch.Tensor:
+        return unit.forward(batch, unit.modules)[0]["level2"]
+
+    weights = list(unit.modules[names[0]].parameters())
+    gradient = torch.autograd.grad(loss(), weights)
+    length = float(torch.sqrt(sum((g.square().sum() for g in gradient), torch.zeros(()))))
+    assert length > 0
+    values = []
+    step = 2e-4  # along the gradient, where the loss (a float32 of about one) changes most
+    for delta in (step, -step):
+        with torch.no_grad():
+            for w, g in zip(weights, gradient, strict=True):
+                w += delta * g / length
+            values.append(float(loss().detach()))
+            for w, g in zip(weights, gradient, strict=True):
+                w -= delta * g / length
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(length, rel=0.02)
+
+
+def test_trained_separately_no_gradient_reaches_the_lower_level(data: Dataset, tmp_path: Path) -> None:
+    """The ablation's switch: an empty ``train_together``."""
+    recipe = pyramid(data, 2).model_copy(update={"train_together": ()})
+    assert [unit.trained for unit in graph.training_units(recipe)] == [("level1",), ("level2",)]
+    run = train._Run(data, train.Split(data.ids, ()), recipe, tmp_path, train.Settings(CPU), Silent())
+    run.finished |= run._unit(0, ("level1",)).finished()
+    unit = run._unit(1, ("level2",))
+    source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
+    losses, _ = unit.forward(source.draw(3, np.random.default_rng(1)), unit.modules)
+    assert losses.keys() == {"level2"}
+    losses["level2"].backward()
+    assert all(p.grad is None for p in unit.modules["level1"].parameters())
+    assert any(
+        float(p.grad.abs().max()) > 0 for p in unit.modules["level2"].parameters() if p.grad is not None
+    )
