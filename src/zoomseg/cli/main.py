@@ -13,9 +13,11 @@ COMMANDS = {
     "demo": "Phantom scans: train, predict, evaluate, report; a few minutes on 2 cores.",
     "check": "Audit a data set before training; --fix writes a repaired copy.",
     "recipes": "List the recipes, or print one resolved.",
+    "ceiling": "Best Dice that a recipe permits on a data set, and where the rest is lost.",
     "train": "Train a recipe on labelled scans.",
     "predict": "Segment scans with a trained model.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
+    "study": "A paper's ablation table on your data, beside the paper's numbers.",
 }
 """Command name -> one line of help. The command is ``command`` in ``zoomseg.cli.<name>``."""
 

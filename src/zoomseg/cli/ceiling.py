@@ -1,0 +1,108 @@
+"""``zoomseg ceiling``: the best Dice that a recipe permits on a data set, before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from zoomseg.engine.ceiling import Ceiling
+    from zoomseg.engine.device import Device
+    from zoomseg.io.dataset import Dataset
+    from zoomseg.recipe.spec import Recipe
+
+
+@click.command(name="ceiling")
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option("-r", "--recipe", default="default", show_default=True, help="Name or path of a recipe.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for ceiling.csv and ceiling.md.")
+@click.option("--cases", type=click.IntRange(min=1), help="Only the first so many labelled cases.")
+def command(dataset: Path, recipe: str, out: Path | None, cases: int | None) -> int:
+    """Say how good a recipe can get on DATASET with perfect networks, and where the rest is lost.
+
+    An oracle takes the place of every network: it returns the reference on the grid it is asked for. What
+    an organ then lacks to a Dice of 1 is lost by the stage's grid, by its region (candidate region or box),
+    or otherwise (tiles, fusion). "outside" is the share of the organ outside the region. Nothing is trained.
+    A case that fails is named, the others are done, and the exit code is 1 (2 if none is left).
+    """
+    from rich.console import Console
+
+    from zoomseg.core.errors import DatasetError
+    from zoomseg.engine.ceiling import write
+    from zoomseg.engine.device import resolve
+    from zoomseg.io.dataset import open_dataset
+    from zoomseg.io.files import writable_directory
+
+    data, device = open_dataset(dataset), resolve("auto")
+    notes = Console(stderr=True)
+    resolved = _resolve(data, recipe, device, notes)
+    if out is not None:
+        writable_directory(out)  # before minutes are spent
+    rows, failed = _measure(data, resolved, cases, device, notes)
+    if not rows:
+        raise DatasetError(f"data set '{data.name}': no case shows an organ that the recipe answers for")
+    Console().print(_table(rows))
+    if out is not None:
+        write(rows, out, f"Ceiling of {resolved.name} on {data.name}")
+        click.echo(f"Table: {out / 'ceiling.md'}")
+    return 1 if failed else 0
+
+
+def _resolve(data: Dataset, recipe: str, device: Device, notes: Console) -> Recipe:
+    """The recipe as training on all cases would have it; what of it and the data does not meet is told."""
+    from zoomseg.cli.live import TrainingDisplay
+    from zoomseg.engine import ceiling, job
+    from zoomseg.recipe.load import load
+
+    wanted = load(recipe)
+    with TrainingDisplay(notes) as display:
+        split = job.choose_split(data, job.Job(recipe))
+        resolved = job.resolve_recipe(data, split, wanted, device, display)
+    missing = ceiling.check(resolved, data)
+    if missing:
+        notes.print(f"no stage answers for {', '.join(missing)}", style="yellow", markup=False)
+    return resolved
+
+
+def _measure(
+    data: Dataset, recipe: Recipe, cases: int | None, device: Device, notes: Console
+) -> tuple[list[Ceiling], int]:
+    """All rows, and the number of cases that failed."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from zoomseg.core.errors import ZoomSegError
+    from zoomseg.engine.ceiling import measure
+
+    rows: list[Ceiling] = []
+    failed = 0
+    chosen = [case for case in data.cases if case.labels is not None][:cases]
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
+        for case in bar.track(chosen, description="Driving oracles"):
+            try:
+                rows += measure(data.load(case), recipe, device)
+            except ZoomSegError as error:
+                failed += 1
+                notes.print(f"failed: {case.id}: {error}", style="red", markup=False, soft_wrap=True)
+    return rows, failed
+
+
+def _table(rows: list[Ceiling]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from zoomseg.engine.ceiling import table
+
+    heading, *lines, mean = table(rows)
+    shown = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1, 0, 0), pad_edge=False)
+    for n, (title, footer) in enumerate(zip(heading, mean, strict=True)):
+        shown.add_column(title.replace(": ", ":\n"), footer=footer, justify="right" if n else "left")
+    for line in lines:
+        shown.add_row(*(Text(cell) for cell in line))  # Text: brackets in an organ's name are no markup
+    return shown
