@@ -172,7 +172,8 @@ def expand(recipe: Recipe, schema: LabelSchema) -> Recipe:
     trained, and what a model keeps. A recipe that has neither stays as it is.
 
     Raises:
-        RecipeError: a label that the schema lacks, or two stages that would have one name.
+        RecipeError: a label that the schema lacks, two stages that would have one name, or a graph that does
+            not hold any more (a stage read for a label that it is not made for).
     """
     apart = {stage.name for stage in recipe.stages if stage.per_label}
     stages = tuple(_owned(part, apart, schema) for stage in recipe.stages for part in _parts(stage, schema))
@@ -180,7 +181,9 @@ def expand(recipe: Recipe, schema: LabelSchema) -> Recipe:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise RecipeError(f"two stages would be named '{twice}'; rename a stage or a label")
-    return recipe.model_copy(update={"stages": stages})
+    expanded = recipe.model_copy(update={"stages": stages})
+    validate(expanded)
+    return expanded
 
 
 def _parts(stage: Stage, schema: LabelSchema) -> tuple[Stage, ...]:

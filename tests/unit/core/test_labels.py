@@ -115,6 +115,31 @@ def test_class_of() -> None:
         ABDOMEN.class_of("heart")
 
 
+@pytest.mark.parametrize(
+    ("meant", "found"),
+    [
+        ("right kidney", "right kidney"),
+        ("right_kidney", "right kidney"),
+        ("Kidney Right", "right kidney"),
+        ("kidney-LEFT", "left kidney"),
+        ("LeftKidney", "left kidney"),
+        ("kidney", None),
+        ("right kidneys", None),
+        ("right left kidney", None),
+        ("kidneys", None),
+        ("", None),
+    ],
+)
+def test_find_does_not_mind_spelling_but_words(meant: str, found: str | None) -> None:
+    assert ABDOMEN.find(meant) == found
+
+
+def test_find_prefers_the_very_name() -> None:
+    schema = LabelSchema.consecutive(["kidney_left", "left kidney"])
+    assert schema.find("left kidney") == "left kidney"
+    assert schema.find("Left_Kidney") == "kidney_left"
+
+
 def test_select_resolves_names_and_groups_in_schema_order() -> None:
     assert ABDOMEN.select("all") == ABDOMEN.names
     assert ABDOMEN.select("liver") == ("liver",)

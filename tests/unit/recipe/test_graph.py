@@ -8,7 +8,7 @@ from zoomseg.core.errors import RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.recipe import graph
 from zoomseg.recipe.graph import TrainingUnit
-from zoomseg.recipe.spec import Recipe
+from zoomseg.recipe.spec import BoxAround, PriorInput, Recipe
 
 SCHEMA = LabelSchema(
     ("liver", "left kidney", "right kidney"), (1, 2, 3), {"kidneys": ("left kidney", "right kidney")}
@@ -35,6 +35,7 @@ def recipe(*stages: dict[str, object], **changes: object) -> Recipe:
 
 
 BOX = {"kind": "box", "of": "one"}
+TIMES_ATLAS = {"kind": "probability_times_atlas", "of": "one"}
 
 
 def test_a_chain_is_valid() -> None:
@@ -56,6 +57,24 @@ def test_a_chain_is_valid() -> None:
             "stage 'two', roi.of: 'one' is not an earlier stage; allowed: zero$",
         ),
         ((stage("one", fusion="none"),), "stage 'one', fusion: every stage says 'none'"),
+        ((stage("one"), stage("atlas")), r"stages\[1\]\.name: 'atlas' is the atlas prior's; choose another"),
+        (
+            (stage("one", per_label=True), stage("two", roi=BOX)),
+            "stage 'two', roi.of: 'one' becomes one stage per label, so only a stage with per_label: true",
+        ),
+        (
+            (stage("one", per_label=True), stage("two", inputs=reads("one"))),
+            r"stage 'two', inputs\[1\]\.of: 'one' becomes one stage per label",
+        ),
+        (
+            (stage("one"), stage("two", roi=TIMES_ATLAS)),
+            "stage 'two' uses the atlas prior, but .* no 'atlas'",
+        ),
+        ((stage("one", inputs=({"kind": "atlas"},)),), "stage 'one' uses the atlas prior, but .* no 'atlas'"),
+        (
+            (stage("one", fusion="replace_times_atlas"),),
+            "stage 'one' uses the atlas prior, but .* no 'atlas'",
+        ),
     ],
 )
 def test_broken_graphs_are_refused(stages: tuple[dict[str, object], ...], line: str) -> None:
@@ -144,3 +163,191 @@ def test_labels_wanted_of_a_stage_must_be_predicted_by_it() -> None:
         )
         with pytest.raises(RecipeError, match=line):
             graph.validate_labels(bad, SCHEMA)
+
+
+# --- the atlas prior ------------------------------------------------------------------------------
+
+
+def test_who_uses_the_atlas_may_where_there_is_one() -> None:
+    stages = (
+        stage("one", inputs=({"kind": "image"}, {"kind": "atlas"})),
+        stage("two", roi=TIMES_ATLAS),
+        stage("three", fusion="replace_times_atlas"),
+        stage("four", roi=BOX),
+    )
+    built = recipe(*stages, atlas={})
+    graph.validate(built)
+    assert [graph.uses_atlas(s) for s in built.stages] == [True, True, True, False]
+    assert graph.ancestors(built, "two") == ("one",)
+
+
+# --- a published recipe on another data set ---------------------------------------------------------
+
+FOUND = LabelSchema(
+    ("Liver", "kidney left", "kidney right"), (1, 2, 3), {"kidneys": ("kidney left", "kidney right")}
+)
+
+
+def test_label_names_become_the_data_set_s_spelling_wherever_they_stand() -> None:
+    published = recipe(
+        stage("one", labels=("liver", "left_kidney", "right_kidney")),
+        stage("two", labels=("kidneys",), roi=BOX | {"labels": ("left_kidney", "right_kidney")}),
+        stage(
+            "three", roi=TIMES_ATLAS | {"labels": ("liver",)}, inputs=reads("one", labels=("right_kidney",))
+        ),
+        stage("four", inputs=({"kind": "atlas", "labels": ("LIVER",)}, *reads("one", labels="own"))),
+        largest_component=("left_kidney",),
+        atlas={},
+    )
+    fitted, notes = graph.fit(published, FOUND)
+    assert notes == ()
+    _, two, three, four = fitted.stages
+    assert [s.labels for s in fitted.stages] == [
+        ("Liver", "kidney left", "kidney right"),
+        ("kidneys",),
+        "all",
+        "all",
+    ]
+    assert isinstance(two.roi, BoxAround)
+    assert two.roi.labels == ("kidney left", "kidney right")
+    assert three.roi.labels == ("Liver",)  # type: ignore[union-attr]
+    assert three.inputs[1].labels == ("kidney right",)  # type: ignore[union-attr]
+    assert [s.labels for s in four.inputs if s.kind != "image"] == [("Liver",), "own"]
+    assert fitted.largest_component == ("kidney left",)
+    graph.validate_labels(graph.expand(fitted, FOUND), FOUND)
+
+
+def test_labels_that_the_data_set_lacks_are_dropped_and_told() -> None:
+    published = recipe(
+        stage("one", labels=("liver", "spleen", "left_kidney")),
+        stage("two", labels=("spleen", "pancreas"), roi=BOX | {"labels": "own"}),
+        stage("three", inputs=reads("two")),
+        stage("four", roi=BOX, inputs=reads("one")),
+        train_together=[["one", "two"], ["one", "four"]],
+        largest_component=("spleen", "liver"),
+    )
+    fitted, notes = graph.fit(published, FOUND)
+    assert [s.name for s in fitted.stages] == ["one", "four"]
+    assert fitted.stages[0].labels == ("Liver", "kidney left")
+    assert fitted.train_together == (("one", "four"),)
+    assert fitted.largest_component == ("Liver",)
+    assert notes == (
+        "stage 'one': the data set has no spleen; dropped",
+        "stage 'two': the data set has no spleen, pancreas; dropped",
+        "stage 'two' is left out: nothing that it needs is in the data set",
+        "stage 'three' is left out: nothing that it needs is in the data set",
+    )
+
+
+def test_a_recipe_that_fits_stays_as_it_is() -> None:
+    plain = recipe(stage("one"), stage("two", roi=BOX, inputs=reads("one")), largest_component="all")
+    fitted, notes = graph.fit(plain, FOUND)
+    assert (fitted, notes) == (plain, ())
+    assert graph.expand(plain, FOUND) == plain
+
+
+def test_a_recipe_of_which_nothing_is_left_is_refused() -> None:
+    line = "recipe 'r' predicts none of the data set's labels: Liver, kidney left, kidney right"
+    with pytest.raises(RecipeError, match=line):
+        graph.fit(recipe(stage("one", labels=("spleen",)), stage("two", roi=BOX)), FOUND)
+
+
+# --- one stage per label ----------------------------------------------------------------------------
+
+
+def test_a_stage_per_label_becomes_one_stage_for_each() -> None:
+    built = recipe(
+        stage("coarse"),
+        stage(
+            "find", labels=("kidneys",), per_label=True, roi={"kind": "box", "of": "coarse", "labels": "own"}
+        ),
+        stage(
+            "fine",
+            labels=("right kidney",),
+            per_label=True,
+            roi={"kind": "box", "of": "find", "labels": "own"},
+            inputs=reads("find", "coarse", labels="own"),
+        ),
+    )
+    graph.validate(built)
+    made = graph.expand(built, SCHEMA)
+    assert [s.name for s in made.stages] == [
+        "coarse",
+        "find-left_kidney",
+        "find-right_kidney",
+        "fine-right_kidney",
+    ]
+    assert [s.labels for s in made.stages] == ["all", ("left kidney",), ("right kidney",), ("right kidney",)]
+    assert not any(s.per_label for s in made.stages)
+    assert [(s.roi.of, s.roi.labels) for s in made.stages if isinstance(s.roi, BoxAround)] == [
+        ("coarse", ("left kidney",)),
+        ("coarse", ("right kidney",)),
+        ("find-right_kidney", ("right kidney",)),
+    ]
+    priors = [source for source in made.stages[-1].inputs if isinstance(source, PriorInput)]
+    assert [(p.of, p.labels) for p in priors] == [
+        ("find-right_kidney", ("right kidney",)),
+        ("coarse", ("right kidney",)),
+    ]
+    graph.validate_labels(made, SCHEMA)
+    assert graph.ancestors(made, "fine-right_kidney") == ("coarse", "find-right_kidney")
+    assert graph.expand(made, SCHEMA) == made
+
+
+def test_own_labels_are_those_that_the_stage_predicts() -> None:
+    built = recipe(stage("one"), stage("two", labels=("kidneys",), roi=BOX | {"labels": "own"}))
+    roi = graph.expand(built, SCHEMA).stages[1].roi
+    assert isinstance(roi, BoxAround)
+    assert roi.labels == ("left kidney", "right kidney")
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [("left kidney", "fine-left_kidney"), ("Kidney (L)", "fine-kidney_l"), ("VertebraL1", "fine-vertebral1")],
+)
+def test_names_of_parts_are_names_of_stages(label: str, name: str) -> None:
+    assert graph.part_name("fine", label) == name
+    assert recipe(stage(name)).stages[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("stages", "changes", "line"),
+    [
+        (
+            (stage("one", per_label=True), stage("one-liver")),
+            {},
+            "two stages would be named 'one-liver'; rename",
+        ),
+        (
+            (
+                stage("one", labels=("liver",), per_label=True),
+                stage("two", labels=("liver", "kidneys"), per_label=True, roi=BOX | {"labels": "own"}),
+            ),
+            {},
+            "stage 'two-left_kidney', roi.of: 'one-left_kidney' is not an earlier stage; allowed: one-liver",
+        ),
+        (
+            (stage("one"), stage("two", per_label=True, inputs=reads("one"))),
+            {"train_together": [["one", "two"]]},
+            "train_together: unknown stage 'two'; allowed: one, two-liver, two-left_kidney, two-right_kidney",
+        ),
+        (
+            (stage("one", labels=("spleen",), per_label=True),),
+            {},
+            "stage 'one', labels: unknown label 'spleen'",
+        ),
+    ],
+)
+def test_what_cannot_be_taken_apart_is_refused(
+    stages: tuple[dict[str, object], ...], changes: dict[str, object], line: str
+) -> None:
+    built = recipe(*stages, **changes)
+    graph.validate(built)
+    with pytest.raises(RecipeError, match=line):
+        graph.expand(built, SCHEMA)
+
+
+def test_a_recipe_whose_only_fused_stage_is_dropped_is_refused() -> None:
+    fitted, _ = graph.fit(recipe(stage("one", fusion="none"), stage("two", labels=("spleen",))), FOUND)
+    with pytest.raises(RecipeError, match="every stage says 'none', so no label map would come out"):
+        graph.expand(fitted, FOUND)
