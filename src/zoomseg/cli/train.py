@@ -26,7 +26,7 @@ def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None
 @click.command(name="train")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the model.")
-@click.option("-r", "--recipe", help="Name or path of a recipe.  [default: that of --init, else 'default']")
+@click.option("-r", "--recipe", help="Name or path of a recipe; left out: that of --init, or 'default'.")
 @click.option(
     "--time-budget",
     metavar="TIME",

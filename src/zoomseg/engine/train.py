@@ -11,7 +11,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from zoomseg.engine.stop import InterruptedTrainingError, stop_signals
 from zoomseg.engine.transfer import Transfer
 from zoomseg.engine.unit import Unit
 from zoomseg.io import bundle
-from zoomseg.io.dataset import Dataset
+from zoomseg.io.dataset import Dataset, folds
 from zoomseg.io.files import writable_directory, write_bytes_atomic
 from zoomseg.networks import build as networks
 from zoomseg.recipe import graph
@@ -64,6 +64,20 @@ class Settings:
     seed: int = 0
     resume: bool = False
     init: Transfer | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One training of a unit's stages: on all training cases, or, so that training cases can be answered for
+    by networks that did not see them, on one half of these. ``share`` is its part of the time budget
+    relative to the other parts."""
+
+    trained: tuple[str, ...]
+    half: int | None
+    share: float
+
+    def row_name(self, stage: str) -> str:
+        return stage if self.half is None else f"{stage}-half-{self.half + 1}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,10 @@ class _Run:
         self.checkpoint = self.folder / "checkpoint.safetensors"
         self.started = time.monotonic()
         self.already_spent = 0.0
+        self.parts = _parts(recipe)
+        self.halves = _halves(split, settings.seed) if any(p.half is not None for p in self.parts) else ()
         self.finished: dict[str, nn.Module] = {}
+        self.copies: tuple[dict[str, nn.Module], dict[str, nn.Module]] = ({}, {})
         self.stop = threading.Event()
         self.labels = {s.name: graph.resolve_labels(s, dataset.schema) for s in recipe.stages}
         self.schemas = {name: LabelSchema.consecutive(labels) for name, labels in self.labels.items()}
@@ -147,17 +164,17 @@ class _Run:
     def train(self, stop: threading.Event) -> bundle.Bundle:
         self.stop = stop
         resumed = self._resume_point()
-        units = graph.training_units(self.recipe)
         all_labels = self.dataset.schema.names
         resume_at = (resumed.unit, resumed.step) if resumed else None
         with Log(self.folder, all_labels, resume_at) as log:
-            for index, names in enumerate(units):
-                unit = self._unit(index, names.trained)
+            for index, part in enumerate(self.parts):
+                unit = self._unit(index, part.trained)
                 if resumed is not None and index <= resumed.unit:
                     self._restore(unit, resumed)
                 if resumed is None or index >= resumed.unit:
-                    self._train_unit(unit, units, log)
-                self.finished |= unit.finished()
+                    self._train_unit(unit, log)
+                done = self.finished if part.half is None else self.copies[part.half]
+                done.update(unit.finished())
         model = self._save_model()
         shutil.rmtree(self.cache, ignore_errors=True)
         return model
@@ -214,25 +231,24 @@ class _Run:
 
     # --- one unit ---------------------------------------------------------------------------------
 
-    def _train_unit(self, unit: Unit, units: Sequence[graph.TrainingUnit], log: Log) -> None:
+    def _train_unit(self, unit: Unit, log: Log) -> None:
         packs = self._pack(unit)
         source = PatchSource(self.recipe, unit.stages, packs.train, self.schemas)
         validation = self._validation_batches(unit, packs)
         if self.settings.seconds is not None:
             if unit.step == 0:
                 unit.spent = self.spent
-            unit.length = Length(None, self._unit_seconds(unit, units))
+            unit.length = Length(None, self._unit_seconds(unit))
         elif unit.step == 0:
             unit.spent = self.spent
         self._loop(unit, source, validation, log)
         self._save(unit)
         write_bytes_atomic(self._unit_file(unit.index), self.checkpoint.read_bytes())
 
-    def _unit_seconds(self, unit: Unit, units: Sequence[graph.TrainingUnit]) -> float:
+    def _unit_seconds(self, unit: Unit) -> float:
         """This unit's part of what the budget still holds at its first step."""
         assert self.settings.seconds is not None
-        by_name = {s.name: s for s in self.recipe.stages}
-        shares = [by_name[u.trained[-1]].training.budget_share for u in units[unit.index :]]
+        shares = [part.share for part in self.parts[unit.index :]]
         part = (self.settings.seconds - unit.spent) * shares[0] / sum(shares)
         least = LEAST_SHARE * self.settings.seconds
         if part >= least:
@@ -277,9 +293,18 @@ class _Run:
                 saved = time.monotonic()
 
     def _pack(self, unit: Unit) -> Packs:
-        return self.preparation.packs(
-            unit, self.split.train, self.split.validation, lambda case: self.finished, self.stop
-        )
+        half = self.parts[unit.index].half
+        train = self.split.train if half is None else self.halves[half]
+        validation = self.split.validation if half is None else ()
+        return self.preparation.packs(unit, train, validation, self._answering, self.stop)
+
+    def _answering(self, case: str) -> Mapping[str, nn.Module]:
+        """The finished networks that answer for a case: of stages that have copies, the one that did not
+        see it."""
+        for half, ids in enumerate(self.halves):
+            if case in ids:
+                return self.finished | self.copies[1 - half]
+        return self.finished
 
     def _validation_batches(self, unit: Unit, packs: Packs) -> tuple[Batch, ...]:
         """The same unaugmented patches every time."""
@@ -312,7 +337,7 @@ class _Run:
                 unit.progress,
                 unit.learning_rate,
                 split,
-                name,
+                self.parts[unit.index].row_name(name),
                 losses[name],
                 dice[name].by_label(self.labels[name]),
             )
@@ -339,7 +364,7 @@ class _Run:
     def _save_model(self, unit: Unit | None = None) -> bundle.Bundle:
         """Write the stages that have learned something so far as a model of their own."""
         weights: dict[str, Mapping[str, Tensor]] = {n: m.state_dict() for n, m in self.finished.items()}
-        if unit is not None:
+        if unit is not None and self.parts[unit.index].half is None:
             weights |= {name: unit.averaged[name] for name in unit.trained}
         stages = tuple(s for s in self.recipe.stages if s.name in weights)
         groups = tuple(g for g in self.recipe.train_together if set(g) <= set(weights))
@@ -369,6 +394,28 @@ class _Run:
             "complete": complete,
             **({} if initial is None else {"init": initial.provenance}),
         }
+
+
+def _parts(recipe: Recipe) -> tuple[_Part, ...]:
+    """What is trained, one after the other: every unit, and with ``prior_from: out_of_fold`` two copies of
+    those that later ones read, which share the unit's time."""
+    units = graph.training_units(recipe)
+    out: list[_Part] = []
+    for n, unit in enumerate(units):
+        later = {name for u in units[n + 1 :] for s in u.trained for name in graph.ancestors(recipe, s)}
+        copied = recipe.prior_from == "out_of_fold" and not later.isdisjoint(unit.trained)
+        halves = (None, 0, 1) if copied else (None,)
+        share = graph.stage_of(recipe, unit.trained[-1]).training.budget_share
+        out += [_Part(unit.trained, half, share / len(halves)) for half in halves]
+    return tuple(out)
+
+
+def _halves(split: Split, seed: int) -> tuple[tuple[str, ...], ...]:
+    if len(split.train) < 2:
+        raise TrainingError(
+            "prior_from: out_of_fold needs 2 training cases or more, got 1; use 'predictions' or add cases"
+        )
+    return folds(split.train, 2, seed)
 
 
 def _check_shapes(stage: Stage) -> None:

@@ -481,10 +481,13 @@ class Recipe(Spec):
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     train_together: tuple[tuple[str, ...], ...] = ()
     """Groups of stages trained end to end: gradients flow from a stage into those whose priors it reads."""
-    prior_from: Literal["live", "predictions"] = "live"
+    prior_from: Literal["live", "out_of_fold", "predictions"] = "live"
     """Where training takes earlier stages' answers from: computed by the earlier networks on the same
-    augmented case, or by the finished stage on the case as it is. Regions of stages that are trained
-    with live priors lie around the reference, as their predecessors change while they learn."""
+    augmented case (``live``), or once on the case as it is, by the finished stage (``predictions``) or by a
+    copy of it that was trained on the other half of the training cases (``out_of_fold``: networks are
+    over-confident on cases they learned from). Both copies are trained as long as the stage itself, or share
+    its time budget. Regions of stages that are trained with live priors lie around the reference, as their
+    predecessors change while they learn."""
     on_missing: Literal["whole_volume", "empty"] = "whole_volume"
     """What a region of an organ that was not found becomes."""
     atlas: AtlasSpec | None = None

@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ from zoomseg.core.errors import OutputError, RecipeError, TrainingError
 from zoomseg.engine import train
 from zoomseg.engine.log import Row, Silent
 from zoomseg.engine.predict import Predictor
+from zoomseg.engine.prepare import Finished, Packs, Preparation
 from zoomseg.engine.stop import InterruptedTrainingError
 from zoomseg.engine.train import Settings, Split
+from zoomseg.engine.unit import Unit
 from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset
+from zoomseg.recipe.spec import Recipe
 
 SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
 
@@ -114,6 +118,93 @@ def test_resumed_run_equals_an_uninterrupted_one(
     with (tmp_path / "cut" / "training" / "metrics.csv").open(newline="") as file:
         steps = [(r["unit"], int(r["step"])) for r in csv.DictReader(file) if r["split"] == "train"]
     assert sorted(set(steps)) == [(str(u), s) for u in range(1 if together else 2) for s in range(1, 15)]
+
+
+def out_of_fold_recipe(iterations: int) -> Recipe:
+    return tiny_recipe(together=False, iterations=iterations).model_copy(update={"prior_from": "out_of_fold"})
+
+
+def test_out_of_fold_priors_come_from_the_copy_that_did_not_see_the_case(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = Split(("case_0", "case_1", "case_2"), ("case_3",))
+    prepared: list[tuple[Sequence[str], Sequence[str], Finished]] = []
+    packs = Preparation.packs
+
+    def spy(
+        self: Preparation,
+        unit: Unit,
+        train: Sequence[str],
+        validation: Sequence[str],
+        finished: Finished,
+        stop: threading.Event,
+    ) -> Packs:
+        prepared.append((train, validation, finished))
+        return packs(self, unit, train, validation, finished, stop)
+
+    monkeypatch.setattr(Preparation, "packs", spy)
+    run = train._Run(data, split, out_of_fold_recipe(2), tmp_path / "m", Settings(CPU), Silent())
+    model = run.train(threading.Event())
+    (all_cases, *_), (one, no_validation, _), (two, *_), (fine, validation, answering) = prepared
+    assert all_cases == fine == split.train
+    assert sorted((*one, *two)) == sorted(split.train)
+    assert min(len(one), len(two)) == 1
+    assert (no_validation, validation) == ((), split.validation)
+    learned = [weight(run.copies[half]["coarse"]) for half in (0, 1)]
+    assert not torch.equal(learned[0], learned[1])
+    for case in split.train:
+        assert torch.equal(weight(answering(case)["coarse"]), learned[1 if case in one else 0])
+    whole = model.weights["coarse"]["heads.0.weight"]
+    assert torch.equal(weight(answering("case_3")["coarse"]), whole)
+    plain = tiny_recipe(together=False, iterations=2)
+    other = train.train(data, split, plain, tmp_path / "plain", Settings(CPU), Silent())
+    assert torch.equal(other.weights["coarse"]["heads.0.weight"], whole)
+
+
+def weight(module: torch.nn.Module) -> torch.Tensor:
+    return module.state_dict()["heads.0.weight"]
+
+
+@pytest.mark.parametrize("kill_in", [2, 3])
+def test_out_of_fold_training_resumes_in_any_part(
+    data: Dataset, tmp_path: Path, kill_in: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, stop = out_of_fold_recipe(3), threading.Event()
+    whole = train.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+    monkeypatch.setattr(train, "LOG_EVERY_STEPS", 1)
+
+    class StopIn(Recorder):
+        def row(self, row: Row, remaining_seconds: float | None) -> None:
+            if (row.unit, row.step) == (kill_in, 2):
+                stop.set()
+
+    run = train._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopIn())
+    with pytest.raises(InterruptedTrainingError):
+        run.train(stop)
+    part = bundle.load(tmp_path / "cut")
+    assert sorted(part.weights) == (["coarse", "fine"] if kill_in == 3 else ["coarse"])
+    watch = Recorder()
+    resumed = train.train(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU, resume=True), watch)
+    assert_same(whole, resumed)
+    names = ["coarse", "coarse-half-1", "coarse-half-2", "fine"]
+    assert list(dict.fromkeys(row.stage for row in watch.rows)) == names[kill_in:]
+
+
+def test_copies_share_their_stages_time() -> None:
+    recipe = out_of_fold_recipe(1)
+    parts = [(part.trained, part.half, part.share) for part in train._parts(recipe)]
+    third = pytest.approx(1 / 3)
+    coarse, fine = ("coarse",), ("fine",)
+    assert parts == [(coarse, None, third), (coarse, 0, third), (coarse, 1, third), (fine, None, 1.0)]
+    alone = recipe.model_copy(update={"prior_from": "predictions"})
+    assert [part.half for part in train._parts(alone)] == [None, None]
+
+
+def test_one_case_has_no_halves(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="out_of_fold needs 2 training cases or more, got 1"):
+        train.train(
+            data, Split(("case_0",), ()), out_of_fold_recipe(1), tmp_path / "m", Settings(CPU), Silent()
+        )
 
 
 def test_finished_run_resumes_to_itself(data: Dataset, tmp_path: Path) -> None:

@@ -77,17 +77,17 @@ FINE = ("stages", 1)
         (
             put("extra", to=3),
             "unknown key 'extra' (allowed: name, description, source, intensity, stages, train_together, "
-            "prior_from, on_missing)",
+            "prior_from, on_missing, atlas, largest_component)",
         ),
         (
             put(*FINE, "roi", "kind", to="bodymask"),
             "stage 'stage2', roi.kind: got 'bodymask', "
-            "expected one of whole_volume, body_mask, dilated_foreground, box",
+            "expected one of whole_volume, body_mask, dilated_foreground, box, probability_times_atlas",
         ),
         (
             drop(*FINE, "roi", "kind"),
             "stage 'stage2', roi.kind: is missing, "
-            "expected one of whole_volume, body_mask, dilated_foreground, box",
+            "expected one of whole_volume, body_mask, dilated_foreground, box, probability_times_atlas",
         ),
         (drop(*FINE, "grid", "tile"), "stage 'stage2', grid.tile: is missing"),
         (put(*FINE, "grid", "tile", 1, to=0), "stage 'stage2', grid.tile[1]: got 0, expected a number > 0"),
@@ -128,7 +128,7 @@ FINE = ("stages", 1)
         (put(*FINE, to=7), "stages[1]: got 7, expected a mapping of keys"),
         (put("stages", to=[]), "stages: got [], expected a list of at least 1"),
         (put("intensity", "lower", to=900), "intensity: lower (900.0) must be below upper (500.0)"),
-        (put("prior_from", to="x"), "prior_from: got 'x', expected live or predictions"),
+        (put("prior_from", to="x"), "prior_from: got 'x', expected live, out_of_fold or predictions"),
         (put("name", to=["x"]), "name: got ['x'], expected text"),
     ],
 )
@@ -142,7 +142,8 @@ def test_all_problems_come_at_once_up_to_a_bound() -> None:
         put("stages", 0, "network", "kind", to="unet")(data)
 
     assert message(two) == (
-        "stage 'stage1', network.kind: got 'unet', expected one of unet3d, resenc_unet; "
+        "stage 'stage1', network.kind: got 'unet', expected one of unet3d, resenc_unet, unet2d, "
+        "residual_fcn, resunet_aspp; "
         "stage 'stage2', grid.tile: is missing"
     )
 
