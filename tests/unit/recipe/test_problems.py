@@ -128,7 +128,7 @@ FINE = ("stages", 1)
         (put(*FINE, to=7), "stages[1]: got 7, expected a mapping of keys"),
         (put("stages", to=[]), "stages: got [], expected a list of at least 1"),
         (put("intensity", "lower", to=900), "intensity: lower (900.0) must be below upper (500.0)"),
-        (put("prior_from", to="x"), "prior_from: got 'x', expected live or predictions"),
+        (put("prior_from", to="x"), "prior_from: got 'x', expected live, out_of_fold or predictions"),
         (put("name", to=["x"]), "name: got ['x'], expected text"),
     ],
 )
