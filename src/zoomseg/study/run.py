@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zoomseg.core.errors import RecipeError, ScanError
+from zoomseg.core.errors import OutputError, RecipeError, ScanError, ZoomSegError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
 from zoomseg.engine.batch import Failed, segment
 from zoomseg.engine.predict import Predictor
+from zoomseg.engine.stop import InterruptedTrainingError
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
@@ -34,6 +35,7 @@ from zoomseg.report.metrics import OrganScore
 from zoomseg.report.result import CaseResult, Evaluation
 from zoomseg.study.ablations import Ablation, Row
 from zoomseg.study.edits import Edit
+from zoomseg.study.page import Page
 from zoomseg.study.table import RowResult, on_common_organs, write_report, write_table
 from zoomseg.study.trainings import Trainings
 
@@ -42,38 +44,64 @@ TOLERANCE_MM = 1.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished study: its rows, and the cases that failed, one line each."""
+    """A finished study: its rows, and the cases and rows that failed, one line each."""
 
     rows: tuple[RowResult, ...]
     failed: tuple[str, ...]
 
 
 def run_ablation(study: Ablation, trainings: Trainings) -> Outcome:
-    """Carry out every row; a case that fails is named, and the row is scored on the others.
+    """Carry out every row. A case that fails is named, and the row is scored on the others; a row that
+    cannot be carried out is named and left out.
 
     Raises:
         InterruptedTrainingError: stopped; called again, it goes on from there.
-        ScanError: not one case of a row could be predicted.
+        OutputError: ``trainings.out`` cannot be written.
+        ZoomSegError: not one row could be carried out; why the first could not.
     """
     done: list[RowResult] = []
     failed: list[str] = []
-    out, schema = trainings.out, trainings.dataset.schema
+    left_out: list[tuple[Row, ZoomSegError]] = []
     for number, row in enumerate(study.rows, start=1):
         trainings.watch.say(f"row {number} of {len(study.rows)}: {row.name}")
-        parts = [_scored(row, fold, trainings, failed) for fold in trainings.folds]
+        try:
+            parts = [_scored(row, fold, trainings, failed) for fold in trainings.folds]
+        except (InterruptedTrainingError, OutputError):
+            raise
+        except ZoomSegError as error:  # hours of other rows must not be lost with it
+            trainings.watch.say(f"row '{row.name}' is left out: {error}")
+            left_out.append((row, error))
+            continue
         done.append(RowResult(row, _pooled(parts)))
-        rows = on_common_organs(done)
-        page = write_table(out, study, rows, schema, notes(trainings, _unscored(done, rows)))
-    write_report(out, page, rows)
-    return Outcome(tuple(rows), tuple(failed))
+        _tabulate(study, trainings, done, left_out)
+    if not done:
+        raise left_out[0][1]
+    page, rows = _tabulate(study, trainings, done, left_out)
+    write_report(trainings.out, page, rows)
+    return Outcome(tuple(rows), (*failed, *(f"row '{row.name}': {error}" for row, error in left_out)))
+
+
+def _tabulate(
+    study: Ablation,
+    trainings: Trainings,
+    done: Sequence[RowResult],
+    left_out: Sequence[tuple[Row, ZoomSegError]],
+) -> tuple[Page, list[RowResult]]:
+    rows = on_common_organs(done)
+    about = notes(trainings, _unscored(done, rows))
+    about += [f"Row '{row.name}' is left out: {error}" for row, error in left_out]
+    return write_table(trainings.out, study, rows, trainings.dataset.schema, about), rows
 
 
 def notes(trainings: Trainings, unscored: Sequence[str] = ()) -> list[str]:
     """How the study was made."""
     s = trainings.settings
     length = "the recipe's own number of iterations" if s.seconds is None else f"{s.seconds:g} s"
-    whole = (
-        f"all {trainings.count} folds, pooled" if len(trainings.folds) > 1 else f"fold {trainings.folds[0]}"
+    several = len(trainings.folds) > 1
+    part = (
+        f"all {trainings.count} folds, pooled"
+        if several
+        else f"fold {trainings.folds[0]} of {trainings.count}"
     )
     smaller = [
         *([f"grids {s.coarser:g} times coarser than the paper's"] if s.coarser != 1 else []),
@@ -82,7 +110,7 @@ def notes(trainings: Trainings, unscored: Sequence[str] = ()) -> list[str]:
     return [
         f"Each training: {length}, on {trainings.device.name}, seed {s.seed}. Rows that share a training "
         "share its time.",
-        f"Data set '{trainings.dataset.name}', {whole} of {trainings.count}.",
+        f"Data set '{trainings.dataset.name}', {part}.",
         *([f"Made smaller: {'; '.join(smaller)}."] if smaller else []),
         *([f"Not scored, as not every row predicts them: {', '.join(unscored)}."] if unscored else []),
         *([f"Fine-tuned from {s.init}."] if s.init is not None else []),

@@ -46,7 +46,7 @@ def test_the_names_are_those_of_the_studies() -> None:
 @pytest.mark.usefixtures("tiny")
 def test_a_study_within_a_time_budget(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    arguments = (data, "--ablation", "roth2018-cascade", "-o", out, "--time-budget", "2s", "--device", "cpu")
+    arguments = (data, "--ablation", "roth2018-cascade", "-o", out, "--time-budget", "1s", "--device", "cpu")
     assert run(*arguments) == 0
     shown = capfd.readouterr()
     assert "row 1 of 2: coarse" in shown.err
@@ -54,7 +54,7 @@ def test_a_study_within_a_time_budget(data: Path, tmp_path: Path, capfd: pytest.
     assert str(out / "table.md") in shown.out
     for name in ("table.csv", "table.md", "report.html"):
         assert (out / name).is_file()
-    assert "Each training: 2 s, on" in (out / "table.md").read_text()
+    assert "Each training: 1 s, on" in (out / "table.md").read_text()
     assert run(*arguments, "--seed", "1") == 2
     assert "holds a study with seed 0, this one has 1" in capfd.readouterr().err
 
