@@ -34,7 +34,7 @@ from zoomseg.core.volume import LabelMap
 from zoomseg.engine.device import Device
 from zoomseg.engine.look import Scan, View
 from zoomseg.engine.pack import stage_labels
-from zoomseg.engine.predict import AtlasOf, Network, NetworkOf, cascade, input_channels
+from zoomseg.engine.predict import AtlasOf, Network, NetworkOf, Result, cascade, input_channels
 from zoomseg.io.dataset import Dataset
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.recipe import graph
@@ -138,9 +138,8 @@ def check(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
     return tuple(organ for organ in dataset.schema.names if organ not in answered)
 
 
-def measure(case: Case, recipe: Recipe, device: Device) -> tuple[Ceiling, ...]:
-    """Drive an expanded recipe over a labelled case with oracles. Organs that the case's reference does not
-    show, or that were not drawn in it, are left out.
+def best(case: Case, recipe: Recipe, device: Device) -> Result:
+    """What an expanded recipe says of a labelled case if all its networks, and the atlas, are right.
 
     Raises:
         DatasetError: the case has no labels.
@@ -148,11 +147,22 @@ def measure(case: Case, recipe: Recipe, device: Device) -> tuple[Ceiling, ...]:
     if case.labels is None:
         raise DatasetError(f"case {case.id} has no labels, so there is no ceiling")
     reference = case.labels.reoriented(Orientation.to_canonical(case.image.grid))
-    schema = reference.schema
     atlas_of = None if recipe.atlas is None else atlas_oracle(recipe.atlas)
-    result = cascade(case, recipe, schema, oracle(reference), device, atlas_of=atlas_of)
-    answered = result.labels.reoriented(Orientation.to_canonical(case.image.grid))
-    reached = dice(answered.data, reference)
+    return cascade(case, recipe, reference.schema, oracle(reference), device, atlas_of=atlas_of)
+
+
+def measure(case: Case, recipe: Recipe, device: Device) -> tuple[Ceiling, ...]:
+    """The ceiling of an expanded recipe on a labelled case. Organs that the case's reference does not show,
+    or that were not drawn in it, are left out.
+
+    Raises:
+        DatasetError: the case has no labels.
+    """
+    result = best(case, recipe, device)
+    assert case.labels is not None
+    turn = Orientation.to_canonical(case.image.grid)
+    reference, schema = case.labels.reoriented(turn), case.labels.schema
+    reached = dice(result.labels.reoriented(turn).data, reference)
     last = answering(recipe, schema)
     shown = [o for o in last if o in reached and (case.annotated is None or o in case.annotated)]
     stages = {last[organ].name: last[organ] for organ in shown}
