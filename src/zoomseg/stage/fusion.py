@@ -76,10 +76,20 @@ def fuse(kind: FusionKind, canvas: Canvas, answers: Sequence[Answer], atlas: Pri
 
 def replace_in_roi(canvas: Canvas, prior: Prior, argmax_place: ArgmaxPlace = "scan_grid") -> None:
     """Inside the prior's region the canvas becomes the prior's argmax; outside it stays."""
-    voice = _Voice.of(canvas, Answer(prior, argmax_place))
-    for block in blocks(voice.box):
-        label, _, asked = voice.on(canvas.grid.crop(block))
-        canvas.labels[block.slices] = torch.where(asked, label, canvas.labels[block.slices])
+    decided = prior.probabilities.argmax(dim=0).byte() if argmax_place == "stage_grid" else None
+    classes = _classes(canvas, prior)
+    for block in blocks(_box(canvas, prior)):
+        grid = canvas.grid.crop(block)
+        winner = (
+            max_on(prior.probabilities, prior.grid, grid)[1]
+            if decided is None
+            else nearest_index(decided, prior.grid, grid)
+        )
+        answer = classes[winner.long()]
+        if prior.region.mask is not None:
+            here = prior.region.on(grid).mask_in(grid.box)
+            answer = torch.where(here, answer, canvas.labels[block.slices])
+        canvas.labels[block.slices] = answer
 
 
 def times_atlas(prior: Prior, atlas: Prior) -> Prior:
@@ -107,11 +117,11 @@ def most_probable(canvas: Canvas, answers: Sequence[Answer]) -> None:
             box = voice.box.intersect(block)
             if box.empty:
                 continue
-            label, probability, asked = voice.on(canvas.grid.crop(box))
-            highest = best[box.relative_to(block.start).slices]
-            wins = asked & (label > 0) & (probability > highest)
-            canvas.labels[box.slices][wins] = label[wins]
-            highest[wins] = probability[wins]
+            view, highest = canvas.labels[box.slices], best[box.relative_to(block.start).slices]
+            label, probability = voice.on(canvas.grid.crop(box))
+            probability = torch.where(label > 0, probability, 0.0)
+            view.copy_(torch.where(probability > highest, label, view))
+            highest.copy_(torch.maximum(probability, highest))
 
 
 def majority_vote(canvas: Canvas, answers: Sequence[Answer]) -> None:
@@ -121,58 +131,61 @@ def majority_vote(canvas: Canvas, answers: Sequence[Answer]) -> None:
     voices = [_Voice.of(canvas, answer) for answer in answers]
     for block in blocks(_union(voice.box for voice in voices), BLOCK_VOXELS // len(voices)):
         votes = [_vote(canvas, voice, block) for voice in voices]
-        best, winner = torch.zeros(block.shape), canvas.labels[block.slices].clone()
-        for label, probability, asked in votes:
+        best, view = torch.zeros(block.shape), canvas.labels[block.slices]
+        for label, probability in votes:
+            alike = torch.zeros(block.shape, dtype=torch.uint8)
+            for other, cast in votes:
+                alike += (other == label) & (cast > 0)
             # Half a probability is less than a vote, so that it only decides between equal votes.
-            score = probability / 2 + sum((other == label) & cast for other, _, cast in votes)
-            wins = asked & (score > best)
-            winner[wins], best[wins] = label[wins], score[wins]
-        canvas.labels[block.slices] = winner
+            score = torch.where(probability > 0, probability / 2 + alike, 0.0)
+            view.copy_(torch.where(score > best, label, view))
+            best = torch.maximum(score, best)
 
 
 @dataclass(frozen=True, eq=False)
 class _Voice:
     """An answer, to be heard block by block on the scan's grid. ``box`` of that grid holds all it says."""
 
-    answer: Answer
+    prior: Prior
     box: Box
     classes: Tensor
-    """Classes of the canvas (uint8), by the prior's channel."""
     decided: tuple[Tensor, Tensor] | None
     """Probability and channel of the winner on the stage's grid, where that is the place."""
 
     @classmethod
     def of(cls, canvas: Canvas, answer: Answer) -> _Voice:
-        prior = answer.prior
-        box = canvas.grid.box_of(prior.region.grid, prior.region.box).intersect(canvas.grid.box)
-        classes = torch.tensor([0, *(canvas.schema.class_of(n) for n in prior.labels)], dtype=torch.uint8)
-        decided = None
+        prior, decided = answer.prior, None
         if answer.argmax_place == "stage_grid":
             best, winner = prior.probabilities.max(dim=0)
             decided = best, winner.byte()
-        return cls(answer, box, classes, decided)
+        return cls(prior, _box(canvas, prior), _classes(canvas, prior), decided)
 
-    def on(self, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """On a block of the scan, each of its shape: the winning class (uint8) and its probability, and
-        whether a voxel belongs to the region that the stage answers for (bool)."""
-        prior = self.answer.prior
+    def on(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """On a block of the scan, each of its shape: the winning class (uint8), and its probability; zero
+        outside the region that the stage answers for."""
+        prior = self.prior
         if self.decided is None:
             best, winner = max_on(prior.probabilities, prior.grid, grid)
         else:
             best, winner = (nearest_index(x, prior.grid, grid) for x in self.decided)
-        label = self.classes[winner.long()]
-        if prior.region.mask is None:
-            return label, best, torch.ones(grid.shape, dtype=torch.bool)
-        return label, best, prior.region.on(grid).mask_in(grid.box)
+        if prior.region.mask is not None:
+            best = torch.where(prior.region.on(grid).mask_in(grid.box), best, 0.0)
+        return self.classes[winner.long()], best
 
 
-def _vote(canvas: Canvas, voice: _Voice, block: Box) -> tuple[Tensor, Tensor, Tensor]:
+def _box(canvas: Canvas, prior: Prior) -> Box:
+    """The box of the scan's grid that holds the prior's region."""
+    return canvas.grid.box_of(prior.region.grid, prior.region.box).intersect(canvas.grid.box)
+
+
+def _classes(canvas: Canvas, prior: Prior) -> Tensor:
+    """Classes of the canvas (uint8), by the prior's channel."""
+    return torch.tensor([0, *(canvas.schema.class_of(n) for n in prior.labels)], dtype=torch.uint8)
+
+
+def _vote(canvas: Canvas, voice: _Voice, block: Box) -> tuple[Tensor, Tensor]:
     """As ``_Voice.on``, for a block that reaches beyond what the voice is about."""
-    whole = (
-        torch.zeros(block.shape, dtype=torch.uint8),
-        torch.zeros(block.shape),
-        torch.zeros(block.shape, dtype=torch.bool),
-    )
+    whole = torch.zeros(block.shape, dtype=torch.uint8), torch.zeros(block.shape)
     box = voice.box.intersect(block)
     if not box.empty:
         for out, said in zip(whole, voice.on(canvas.grid.crop(box)), strict=True):
