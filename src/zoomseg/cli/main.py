@@ -13,7 +13,7 @@ COMMANDS = {
     "demo": "Phantom scans: train, predict, evaluate, report; a few minutes on 2 cores.",
     "check": "Audit a data set before training; --fix writes a repaired copy.",
     "recipes": "List the recipes, or print one resolved.",
-    "ceiling": "Best Dice that a recipe permits on a data set, and where the rest is lost.",
+    "ceiling": "Best Dice that a recipe permits: what its grids and regions lose, per organ.",
     "train": "Train a recipe on labelled scans.",
     "predict": "Segment scans with a trained model.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",

@@ -115,3 +115,18 @@ def test_gpu_memory_is_what_tensors_hold() -> None:
         del block
     assert meter.usage.peak_vram_mb - before == pytest.approx(64, abs=0.01)
     assert meter.usage.vram_area_mb_s > 0.2 * 64
+
+
+def test_the_gpu_asked_is_the_one_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: torch's counters stand in, and say which device they were asked about."""
+    place, asked = torch.device("cuda:1"), []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(device))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * 1024**2 * device.index)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * 1024**2 * device.index)
+    with Meter(place, period=3600.0) as meter:
+        assert asked == [place]
+        time.sleep(0.05)
+    assert asked == [place]  # the peak is of all that the meter saw
+    assert meter.usage.peak_vram_mb == 5.0
+    assert 3 * 0.05 <= meter.usage.vram_area_mb_s < 3 * 5
