@@ -29,6 +29,7 @@ from zoomseg.recipe.spec import PlannedRecipe, Recipe
 class Job:
     """What a user asks for. ``folds`` and ``fold`` keep one of the folds back for validation. ``init`` is a
     model to start from; without ``recipe`` its own is taken, and without both the one called ``default``.
+    ``registered`` is a folder in which registered atlases are kept for further trainings of the same cases.
 
     Raises:
         TrainingError: a length or a seed that makes no sense.
@@ -41,6 +42,7 @@ class Job:
     fold: int = 0
     seed: int = 0
     init: Path | None = None
+    registered: Path | None = None
 
     def __post_init__(self) -> None:
         _check_numbers(self.seconds, self.epochs, self.seed)
@@ -86,9 +88,10 @@ def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Obser
         "seconds": job.seconds,
         "epochs": job.epochs,
         "init": None if job.init is None else str(job.init.resolve()),
+        "registered": None if job.registered is None else str(job.registered.resolve()),
     }
     write_json_atomic(_job_file(out), record)
-    settings = train.Settings(device, seconds, job.epochs, job.seed, init=taken)
+    settings = train.Settings(device, seconds, job.epochs, job.seed, init=taken, registered=job.registered)
     return train.train(dataset, split, recipe, out, settings, observer)
 
 
@@ -127,7 +130,10 @@ def resume(
     if record["init"] is not None:
         initial = transfer.load(_initial_folder(out), dataset)
         taken = _transfer(Path(record["init"]), initial, recipe, dataset)
-    settings = train.Settings(device, seconds, epochs, record["seed"], resume=True, init=taken)
+    registered = None if record["registered"] is None else Path(record["registered"])
+    settings = train.Settings(
+        device, seconds, epochs, record["seed"], resume=True, init=taken, registered=registered
+    )
     return train.train(dataset, split, recipe, out, settings, observer)
 
 
@@ -209,7 +215,8 @@ def _check_numbers(seconds: float | None, epochs: int | None, seed: int) -> None
 
 def _read_job(out: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = {"init": None} | json.loads(_job_file(out).read_text(encoding="utf-8"))
+        optional = {"init": None, "registered": None}
+        record: dict[str, Any] = optional | json.loads(_job_file(out).read_text(encoding="utf-8"))
         valid = (
             all(isinstance(record[key], dict) for key in ("recipe", "labels"))
             and all(isinstance(record[key], list) for key in ("train", "validation", "channels"))
@@ -218,6 +225,7 @@ def _read_job(out: Path) -> dict[str, Any]:
             and isinstance(record["seconds"], int | float | None)
             and isinstance(record["epochs"], int | None)
             and isinstance(record["init"], str | None)
+            and isinstance(record["registered"], str | None)
         )
     except (FileNotFoundError, NotADirectoryError) as error:
         raise TrainingError(f"there is no training to resume in {out}; leave --resume out") from error

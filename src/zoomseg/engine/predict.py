@@ -16,7 +16,8 @@ from zoomseg.core.errors import GeometryError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.tiling import Stitcher, Tile, cover, tent
 from zoomseg.core.volume import LabelMap
-from zoomseg.engine import look
+from zoomseg.engine import atlases, look
+from zoomseg.engine.atlases import AtlasOf
 from zoomseg.engine.device import Device
 from zoomseg.io.bundle import Bundle
 from zoomseg.networks import build as networks
@@ -28,8 +29,6 @@ Network = Callable[[Tensor, Tile], Tensor]
 """Input ``[1, C, *outer]`` and its tile -> logits ``[1, classes, *inner]``. The tile is for oracles."""
 NetworkOf = Callable[[look.View], Network]
 """The network for where a stage looks: the stage's trained one, or an oracle on the view's grid."""
-AtlasOf = Callable[[look.Scan], Prior]
-"""The atlas prior of a scan, for recipes that have an atlas."""
 
 
 @dataclass(frozen=True)
@@ -152,15 +151,19 @@ def _with_background_rim(probabilities: Tensor, view: look.View, labels: tuple[s
 class Predictor:
     """A loaded model, ready for any number of scans."""
 
-    def __init__(self, bundle: Bundle, device: Device) -> None:
+    def __init__(self, bundle: Bundle, device: Device, atlas_of: AtlasOf | None = None) -> None:
         """
+        Args:
+            atlas_of: what gives a scan's atlas prior, instead of the model's own atlases.
+
         Raises:
-            ModelError: the weights do not fit the networks.
+            ModelError: the weights do not fit the networks, or the model's atlases are missing.
             RecipeError: the recipe does not fit the model's labels and channels.
         """
         graph.validate_labels(bundle.recipe, bundle.schema)
         self.bundle = bundle
         self.device = device
+        self._atlas_of = atlas_of or atlases.of_model(bundle)
         self._networks = {
             stage.name: as_network(self._module(stage), device) for stage in bundle.recipe.stages
         }
@@ -190,7 +193,8 @@ class Predictor:
                 f"scan {case.id} has {case.image.channels} channel(s), the model needs {self.channels}: "
                 f"{', '.join(self.bundle.channel_names)}"
             )
-        return cascade(case, self.bundle.recipe, self.bundle.schema, self._network, self.device, organs)
+        bundle = self.bundle
+        return cascade(case, bundle.recipe, bundle.schema, self._network, self.device, organs, self._atlas_of)
 
     def _network(self, view: look.View) -> Network:
         return self._networks[view.stage.name]

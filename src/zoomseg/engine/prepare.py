@@ -13,6 +13,7 @@ from torch import nn
 from zoomseg.core.case import Prior
 from zoomseg.core.errors import TrainingError
 from zoomseg.engine import look, pack
+from zoomseg.engine.atlases import AtlasOf
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer
 from zoomseg.engine.predict import as_network, run_stage
@@ -20,7 +21,7 @@ from zoomseg.engine.stop import InterruptedTrainingError
 from zoomseg.engine.unit import Unit
 from zoomseg.io.dataset import Dataset
 from zoomseg.recipe import graph
-from zoomseg.recipe.spec import Recipe
+from zoomseg.recipe.spec import ATLAS, Recipe
 
 Finished = Callable[[str], Mapping[str, nn.Module]]
 """The finished stages' networks, by stage name, that answer for a case."""
@@ -46,6 +47,7 @@ class Preparation:
     seed: int
     device: Device
     observer: Observer
+    atlas_of: AtlasOf | None
 
     def packs(
         self,
@@ -111,6 +113,9 @@ class Preparation:
         together = tuple(s.name for s in unit.stages)
         read = {name for stage in together for name in graph.ancestors(self.recipe, stage)}
         priors = pack.reference_priors(self.recipe, together, scan)
+        looking = [s for s in self.recipe.stages if s.name in read or s.name in together]
+        if self.atlas_of is not None and any(graph.uses_atlas(stage) for stage in looking):
+            priors[ATLAS] = self.atlas_of(scan)
         for stage in self.recipe.stages:
             if stage.name in read and stage.name not in together:
                 seen = look.view(stage, self.recipe, scan, priors)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from zoomseg.core.errors import RecipeError, TrainingError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.engine import checkpoint
+from zoomseg.engine import atlases, checkpoint
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Log, Observer, Row, RunningDice
 from zoomseg.engine.patches import Batch, PatchSource
@@ -36,7 +36,7 @@ from zoomseg.io.dataset import Dataset, folds
 from zoomseg.io.files import writable_directory, write_bytes_atomic
 from zoomseg.networks import build as networks
 from zoomseg.recipe import graph
-from zoomseg.recipe.spec import Recipe, Stage
+from zoomseg.recipe.spec import ATLAS, Recipe, Stage
 from zoomseg.stage import augment, inputs
 
 STEPS_PER_EPOCH = 100
@@ -64,6 +64,8 @@ class Settings:
     seed: int = 0
     resume: bool = False
     init: Transfer | None = None
+    registered: Path | None = None
+    """Where registered atlases are kept for other trainings; None: with this one, while it runs."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,8 @@ class _Run:
         self.stop = threading.Event()
         self.labels = {s.name: graph.resolve_labels(s, dataset.schema) for s in recipe.stages}
         self.schemas = {name: LabelSchema.consecutive(labels) for name, labels in self.labels.items()}
-        self.preparation = Preparation(
-            dataset, recipe, self.labels, self.cache, settings.seed, settings.device, observer
-        )
+        self.labels[ATLAS] = dataset.schema.names
+        self.atlas_of: atlases.AtlasOf | None = None
         for stage in recipe.stages:
             _check_shapes(stage)
         for unit in graph.training_units(recipe):
@@ -163,6 +164,8 @@ class _Run:
 
     def train(self, stop: threading.Event) -> bundle.Bundle:
         self.stop = stop
+        if atlases.wanted(self.recipe):
+            self.atlas_of = self._atlas()
         resumed = self._resume_point()
         all_labels = self.dataset.schema.names
         resume_at = (resumed.unit, resumed.step) if resumed else None
@@ -205,6 +208,13 @@ class _Run:
     def _steps(self, stage: Stage) -> int:
         epochs = self.settings.epochs
         return stage.training.iterations if epochs is None else epochs * STEPS_PER_EPOCH
+
+    def _atlas(self) -> atlases.AtlasOf:
+        """Atlases are the training cases. The model keeps those that are used for a scan which is none."""
+        library = atlases.collect(self.dataset, self.split.train, self.recipe, self.observer, self.stop)
+        library.reduced().save(writable_directory(self.out / atlases.FOLDER))
+        registered = self.settings.registered or self.cache / "registered"
+        return atlases.of_library(library, registered, self.observer.message)
 
     def _resume_point(self) -> checkpoint.Progress | None:
         if not self.settings.resume or not self.checkpoint.is_file():
@@ -296,7 +306,17 @@ class _Run:
         half = self.parts[unit.index].half
         train = self.split.train if half is None else self.halves[half]
         validation = self.split.validation if half is None else ()
-        return self.preparation.packs(unit, train, validation, self._answering, self.stop)
+        preparation = Preparation(
+            self.dataset,
+            self.recipe,
+            self.labels,
+            self.cache,
+            self.settings.seed,
+            self.settings.device,
+            self.observer,
+            self.atlas_of,
+        )
+        return preparation.packs(unit, train, validation, self._answering, self.stop)
 
     def _answering(self, case: str) -> Mapping[str, nn.Module]:
         """The finished networks that answer for a case: of stages that have copies, the one that did not

@@ -57,6 +57,8 @@ class Bundle:
     channel_names: tuple[str, ...]
     weights: Mapping[str, Mapping[str, Tensor]]
     provenance: Mapping[str, JSON]
+    folder: Path | None = None
+    """Where it was read from."""
 
     def __post_init__(self) -> None:
         stages = [stage.name for stage in self.recipe.stages]
@@ -144,7 +146,7 @@ def load(path: Path) -> Bundle:
         schema = LabelSchema(tuple(labels.names), tuple(labels.values), groups)
     except (RecipeError, LabelError) as error:
         raise _damaged(path, str(error)) from error
-    return Bundle(recipe, schema, tuple(manifest.channel_names), weights, manifest.provenance)  # type: ignore[arg-type]
+    return Bundle(recipe, schema, tuple(manifest.channel_names), weights, manifest.provenance, path)  # type: ignore[arg-type]
 
 
 def _write_weights(path: Path, stage: str, tensors: Mapping[str, Tensor], half: bool) -> _Weights:

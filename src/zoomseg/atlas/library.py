@@ -1,0 +1,340 @@
+"""Atlases: labelled scans kept on a coarse grid, and the spatial prior they give for another scan.
+
+On disk an atlas library is a folder of two files, of which nothing is ever executed:
+
+```
+atlases.json                   what there is: cases, grids, labels, and the other file's SHA-256
+atlases-<sha>.safetensors      images (float16) and class indices (uint8)
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from zoomseg.atlas import register as registration
+from zoomseg.atlas.fuse import fuse
+from zoomseg.core.case import Prior
+from zoomseg.core.errors import DatasetError, GeometryError, LabelError, ModelError, ZoomSegError
+from zoomseg.core.geometry import Grid
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.region import Region
+from zoomseg.core.resample import resample, resample_labels
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.io.files import write_bytes_atomic
+from zoomseg.recipe.spec import ATLAS, AtlasSpec
+
+FORMAT = 1
+MANIFEST = "atlases.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """One labelled scan on its atlas grid: normalised image ``[1, I, J, K]`` (float16) and labels.
+
+    Raises:
+        DatasetError: the image is not finite in float16, or the labels hold more than the schema's classes.
+    """
+
+    id: str
+    image: Volume
+    labels: LabelMap
+
+    def __post_init__(self) -> None:
+        if not self.image.grid.same_as(self.labels.grid) or self.image.channels != 1:
+            raise GeometryError(f"atlas {self.id}: image and labels must share one grid, with one channel")
+        if not bool(self.image.data.isfinite().all()):
+            raise DatasetError(f"atlas {self.id}: its normalised image is not finite in float16")
+        if int(self.labels.data.max()) >= self.labels.schema.classes:
+            raise DatasetError(
+                f"atlas {self.id}: class {int(self.labels.data.max())} is beyond the {self.labels.schema.classes} "
+                "classes; leave out cases in which not every label is annotated"
+            )
+
+
+def atlas_grid(grid: Grid, spec: AtlasSpec) -> Grid:
+    """The grid of registration and fusion over a scan: the recipe's spacing, an axis that is coarser than
+    that as it is."""
+    wanted = [max(own, asked) for own, asked in zip(grid.spacing_mm, spec.spacing_mm, strict=True)]
+    return grid.with_spacing((wanted[0], wanted[1], wanted[2]))
+
+
+@dataclass(frozen=True, eq=False)
+class AtlasLibrary:
+    """Labelled scans that can be registered to another one. All have the same schema."""
+
+    spec: AtlasSpec
+    schema: LabelSchema
+    atlases: tuple[Atlas, ...]
+
+    def __post_init__(self) -> None:
+        ids = [atlas.id for atlas in self.atlases]
+        if not ids or len(set(ids)) != len(ids):
+            raise DatasetError(f"an atlas library needs distinct cases, at least one; got {ids[:10]}")
+        if any(atlas.labels.schema != self.schema for atlas in self.atlases):
+            raise LabelError("all atlases must have the same labels")
+
+    @classmethod
+    def build(cls, spec: AtlasSpec, cases: Iterable[tuple[str, Volume, LabelMap]]) -> AtlasLibrary:
+        """Bring cases (id, normalised image, labels; canonical orientation) to the atlas grid. Of several
+        channels the first is kept. Cases should be annotated completely: what is not drawn in an atlas
+        counts as a vote for background.
+
+        Raises:
+            DatasetError: no case, a case twice, or one that holds classes beyond the schema's.
+            LabelError: the cases' labels differ.
+        """
+        atlases = []
+        for id, image, labels in cases:
+            grid = atlas_grid(image.grid, spec)
+            coarse = resample(Volume(image.data[:1].float(), image.grid), grid)
+            half = Volume(coarse.data.half(), grid)
+            atlases.append(Atlas(id, half, resample_labels(labels, grid)))
+        if not atlases:
+            raise DatasetError("atlas priors need labelled cases; there is none")
+        return cls(spec, atlases[0].labels.schema, tuple(atlases))
+
+    def chosen(self, exclude: str | None = None) -> tuple[Atlas, ...]:
+        """The ``number`` atlases used for a scan, evenly spread over all but the case ``exclude``."""
+        others = [atlas for atlas in self.atlases if atlas.id != exclude]
+        number = min(self.spec.number, len(others))
+        return tuple(others[(2 * i + 1) * len(others) // (2 * number)] for i in range(number))
+
+    def reduced(self) -> AtlasLibrary:
+        """Only the atlases that are used for a scan which is none of them."""
+        return AtlasLibrary(self.spec, self.schema, self.chosen())
+
+    def prior(
+        self,
+        image: Volume,
+        *,
+        exclude: str | None = None,
+        cache: Path | None = None,
+        on_warning: Callable[[str], None] = lambda message: None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Prior:
+        """Register the chosen atlases to a scan and fuse their labels.
+
+        Args:
+            image: the scan, normalised as the atlases were, canonical orientation.
+            exclude: the case that this scan is, if it is one of the atlases.
+            cache: folder in which registered atlases are kept for the next time.
+            on_warning: is told of every atlas that is dropped.
+            progress: ``(done, total)`` after every atlas, and after fusion.
+
+        Returns:
+            Probabilities on the atlas grid over the scan, of all labels of the schema.
+
+        Raises:
+            RegistrationError: no atlas could be registered.
+            LibraryMissing: the registration library is not installed.
+        """
+        atlases = self.chosen(exclude)
+        if not atlases:
+            raise registration.RegistrationError(f"the only atlas is the scan '{exclude}' itself; add cases")
+        grid = atlas_grid(image.grid, self.spec)
+        target = resample(Volume(image.data[:1].float(), image.grid), grid)
+        images, labels = [], []
+        for done, atlas in enumerate(atlases, start=1):
+            try:
+                moved = _registered(target, atlas, self.spec, cache)
+            except registration.RegistrationError as error:
+                on_warning(f"atlas {atlas.id} is left out: {error}")
+            else:
+                images.append(moved.image.data[0])
+                labels.append(moved.labels.data)
+            progress(done, len(atlases) + 1)
+        if not images:
+            raise registration.RegistrationError(
+                f"none of the {len(atlases)} atlases could be registered to the scan; is it of the same "
+                "kind as the training scans? Otherwise use a recipe without atlas priors"
+            )
+        stacked = torch.stack(images), torch.stack(labels)
+        probabilities = fuse(self.spec.fusion, target.data[0], *stacked, self.schema.classes)
+        progress(len(atlases) + 1, len(atlases) + 1)
+        return Prior(probabilities, grid, self.schema.names, Region.whole(grid), ATLAS)
+
+    def save(self, folder: Path) -> None:
+        """Write the library; ``load`` reads it back as it is.
+
+        Raises:
+            OutputError: no permission, full disk; an earlier library in the folder is still usable.
+        """
+        tensors: dict[str, Tensor] = {}
+        for i, atlas in enumerate(self.atlases):
+            tensors |= {f"image.{i}": atlas.image.data, f"labels.{i}": atlas.labels.data}
+        content = safetensors.save({name: t.contiguous().clone() for name, t in tensors.items()})
+        digest = hashlib.sha256(content).hexdigest()
+        manifest = _Manifest(
+            format=FORMAT,
+            spec=self.spec.model_dump(mode="json"),
+            names=list(self.schema.names),
+            values=list(self.schema.values),
+            groups={name: list(members) for name, members in self.schema.groups.items()},
+            atlases=[
+                _Entry(id=a.id, shape=list(a.image.grid.shape), affine=a.image.grid.affine.tolist())
+                for a in self.atlases
+            ],
+            file=f"atlases-{digest[:12]}.safetensors",
+            sha256=digest,
+        )
+        write_bytes_atomic(folder / manifest.file, content)
+        write_bytes_atomic(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        for file in folder.glob("atlases-*.safetensors"):
+            if file.name != manifest.file:
+                file.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> AtlasLibrary:
+        """Read a library.
+
+        Raises:
+            ModelError: missing or damaged files, voxels that are not what ``atlases.json`` says, or a
+                format that a later ZoomSeg wrote.
+        """
+        manifest = _read_manifest(folder)
+        tensors = _read_tensors(folder, manifest)
+        try:
+            groups = {name: tuple(members) for name, members in manifest.groups.items()}
+            schema = LabelSchema(tuple(manifest.names), tuple(manifest.values), groups)
+            spec = AtlasSpec.model_validate(manifest.spec)
+            atlases = tuple(
+                _atlas(entry, tensors, i, schema) for i, entry in enumerate(manifest.atlases)
+            )
+            return cls(spec, schema, atlases)
+        except ValidationError as error:
+            raise _damaged(folder, f"{MANIFEST}: {_first(error)}") from error
+        except ZoomSegError as error:
+            raise _damaged(folder, str(error)) from error
+
+
+# --- registered atlases, on disk -------------------------------------------------------------------
+
+
+def _registered(target: Volume, atlas: Atlas, spec: AtlasSpec, cache: Path | None) -> Atlas:
+    """The atlas on the scan's atlas grid, from the cache if it has been there before."""
+    file = None if cache is None else cache / f"{_key(target, atlas, spec)}.safetensors"
+    if file is not None:
+        found = _read_registered(file, target.grid, atlas)
+        if found is not None:
+            return found
+    moving = Volume(atlas.image.data.float(), atlas.image.grid)
+    warp = registration.register(target, moving, spec.registration)
+    moved = Atlas(
+        atlas.id, Volume(warp.image(moving).data.half(), target.grid), warp.labels(atlas.labels)
+    )
+    if file is not None:
+        content = {"image": moved.image.data.contiguous(), "labels": moved.labels.data.contiguous()}
+        write_bytes_atomic(file, safetensors.save(content))
+    return moved
+
+
+def _key(target: Volume, atlas: Atlas, spec: AtlasSpec) -> str:
+    """A hash of all that the registered atlas depends on."""
+    digest = hashlib.sha256(f"{registration.VERSION} {spec.registration}".encode())
+    for volume in (target, atlas.image):
+        digest.update(repr((volume.grid.shape, volume.grid.affine.tolist())).encode())
+        digest.update(volume.data.contiguous().numpy().tobytes())
+    digest.update(atlas.labels.data.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _read_registered(file: Path, grid: Grid, atlas: Atlas) -> Atlas | None:
+    """What the cache holds; None where it holds nothing, or nothing usable: then it is made again."""
+    try:
+        tensors = safetensors.load(file.read_bytes())
+        image, labels = tensors["image"], tensors["labels"]
+        if image.dtype != torch.float16:
+            return None
+        return Atlas(atlas.id, Volume(image, grid), LabelMap(labels, grid, atlas.labels.schema))
+    except (OSError, SafetensorError, ValueError, KeyError, ZoomSegError):
+        return None
+
+
+# --- the library, on disk --------------------------------------------------------------------------
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    id: Annotated[str, Field(min_length=1)]
+    shape: Annotated[list[int], Field(min_length=3, max_length=3)]
+    affine: list[list[float]]
+
+
+class _Manifest(BaseModel):
+    """``atlases.json``. The pattern keeps the name inside the folder."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    format: int
+    spec: dict[str, object]
+    names: list[str]
+    values: list[int]
+    groups: dict[str, list[str]]
+    atlases: list[_Entry]
+    file: Annotated[str, Field(pattern=r"^atlases-[0-9a-f]{12}\.safetensors$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _read_manifest(folder: Path) -> _Manifest:
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise ModelError(f"{folder} holds no atlases: {MANIFEST} is missing; copy or train the model again")
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise _damaged(folder, f"{MANIFEST}: {error}") from error
+    found = data.get("format") if isinstance(data, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise ModelError(
+            f"atlases in {folder} have format {found}, this ZoomSeg reads up to {FORMAT}; update ZoomSeg"
+        )
+    try:
+        return _Manifest.model_validate(data)
+    except ValidationError as error:
+        raise _damaged(folder, f"{MANIFEST}: {_first(error)}") from error
+
+
+def _read_tensors(folder: Path, manifest: _Manifest) -> dict[str, Tensor]:
+    try:
+        content = (folder / manifest.file).read_bytes()
+    except OSError as error:
+        raise _damaged(folder, f"{manifest.file}: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != manifest.sha256:
+        raise _damaged(folder, f"{manifest.file} is not the file that {MANIFEST} names (SHA-256 differs)")
+    try:
+        return safetensors.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _damaged(folder, f"{manifest.file}: {error}") from error
+
+
+def _atlas(entry: _Entry, tensors: dict[str, Tensor], number: int, schema: LabelSchema) -> Atlas:
+    image, labels = tensors.get(f"image.{number}"), tensors.get(f"labels.{number}")
+    if image is None or labels is None or image.dtype != torch.float16:
+        raise ModelError(f"atlas {entry.id} has no float16 image or no labels")
+    if {len(row) for row in entry.affine} != {4} or len(entry.affine) != 4:
+        raise ModelError(f"atlas {entry.id} has no 4x4 affine")
+    grid = Grid((entry.shape[0], entry.shape[1], entry.shape[2]), np.array(entry.affine))
+    return Atlas(entry.id, Volume(image, grid), LabelMap(labels, grid, schema))
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in detail["loc"]) or "top level"
+    return f"{where}: {detail['msg']}"
+
+
+def _damaged(folder: Path, reason: str) -> ModelError:
+    line = " ".join(reason.split())
+    return ModelError(f"atlases in {folder} are damaged ({line}); copy or train the model again")

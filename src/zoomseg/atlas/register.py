@@ -1,0 +1,181 @@
+"""Registration of one scan to another with ANTs: affine, then symmetric diffeomorphic (SyN).
+
+ANTs (the optional extra ``atlas``) finds the transform; the voxels are moved by ``core.resample``, as
+everywhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoomseg.core.errors import GeometryError, ZoomSegError
+from zoomseg.core.geometry import FloatArray, Grid
+from zoomseg.core.resample import sample
+from zoomseg.core.volume import LabelMap, Volume
+
+VERSION = 1
+"""Raised whenever the same two scans are registered differently than before: cached results are then old."""
+
+SEED = 1
+_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+
+# For scans of about 80 x 80 x 110 voxels: 15 to 20 seconds on one core (see decision 0007). The finest
+# level is left out, as it takes most of the time and gains little where the voxels are large already.
+_AFFINE = {
+    "aff_iterations": (200, 60),
+    "aff_shrink_factors": (4, 2),
+    "aff_smoothing_sigmas": (2, 1),
+    "aff_random_sampling_rate": 0.5,
+}
+_DEFORMABLE = {"syn_metric": "CC", "syn_sampling": 2, "reg_iterations": (60, 10, 0)}
+
+
+class RegistrationError(ZoomSegError):
+    """One scan could not be registered to another."""
+
+
+class LibraryMissing(ZoomSegError):
+    """The registration library is not installed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Warp:
+    """Which point of ``moving`` belongs to each voxel of ``fixed``: fractional voxel indices
+    ``[I, J, K, 3]`` of the moving grid, float32."""
+
+    fixed: Grid
+    moving: Grid
+    coordinates: Tensor
+
+    def __post_init__(self) -> None:
+        if tuple(self.coordinates.shape) != (*self.fixed.shape, 3):
+            raise GeometryError(
+                f"warp of shape {tuple(self.coordinates.shape)} for a grid of shape {self.fixed.shape}"
+            )
+
+    def image(self, volume: Volume) -> Volume:
+        """A moving image on the fixed grid, linear; beyond it its edge voxels go on."""
+        self._check(volume.grid)
+        return Volume(sample(volume.data, self.coordinates, "linear"), self.fixed)
+
+    def labels(self, labels: LabelMap) -> LabelMap:
+        """A moving label map on the fixed grid, nearest neighbour; beyond it there is background."""
+        self._check(labels.grid)
+        moved = sample(labels.data[None], self.coordinates, "nearest", outside=0)[0]
+        return LabelMap(moved, self.fixed, labels.schema)
+
+    def _check(self, grid: Grid) -> None:
+        if not self.moving.same_as(grid):
+            raise GeometryError("a warp moves only what lies on the grid it was found for")
+
+
+def register(fixed: Volume, moving: Volume, kind: Literal["affine", "deformable"]) -> Warp:
+    """Find where the voxels of ``fixed`` lie in ``moving``, by their first channels: mutual information for
+    the affine transform, local cross-correlation for the deformation.
+
+    Runs on one thread, whatever torch may use: only then do two runs give the same bits.
+
+    Raises:
+        LibraryMissing: ANTs is not installed.
+        RegistrationError: it finds no transform between these two scans.
+    """
+    ants = library()
+    for volume, name in ((fixed, "fixed"), (moving, "moving")):
+        _check_content(volume, name)
+    with tempfile.TemporaryDirectory(prefix="zoomseg-register-") as folder:
+        try:
+            displacement = _displacement(ants, _image(ants, fixed), _image(ants, moving), kind, folder)
+        except Exception as error:  # whatever the library throws: RuntimeError, ValueError, its own
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise RegistrationError(f"no transform was found between the two scans ({reason})") from error
+    if not np.isfinite(displacement).all():
+        raise RegistrationError("no transform was found between the two scans (it is not finite)")
+    return Warp(fixed.grid, moving.grid, _coordinates(fixed.grid, moving.grid, displacement))
+
+
+def library() -> Any:
+    """ANTsPy, imported when first needed.
+
+    Raises:
+        LibraryMissing: it is not installed.
+    """
+    # Read once, when the library first runs a filter. It has no other switch, and on more threads
+    # than one its sums, and with them its results, differ from run to run.
+    os.environ[_THREADS] = "1"
+    try:
+        import ants
+    except ImportError as error:
+        raise LibraryMissing(
+            "atlas priors need the registration library ANTsPy, which is not installed; "
+            "install it with: pip install 'zoomseg[atlas]'"
+        ) from error
+    return ants
+
+
+def _check_content(volume: Volume, name: str) -> None:
+    channel = volume.data[0]
+    if not bool(channel.isfinite().all()):
+        raise RegistrationError(f"the {name} scan holds values that are not finite")
+    if float(channel.amin()) == float(channel.amax()):
+        raise RegistrationError(f"the {name} scan has the same value everywhere; nothing to register")
+
+
+def _displacement(ants: Any, fixed: Any, moving: Any, kind: str, folder: str) -> FloatArray:
+    """Where ANTs sends each fixed voxel: displacement in its world ``[I, J, K, 3]``, mm."""
+    ants.config.set_ants_deterministic(on=False, seed_value=SEED)  # its "on" allows other transforms only
+    found = ants.registration(fixed, moving, "Affine", outprefix=f"{folder}/affine", **_AFFINE)
+    transforms = found["fwdtransforms"]
+    if kind == "deformable":
+        found = ants.registration(
+            fixed,
+            moving,
+            "SyNOnly",
+            initial_transform=transforms,
+            outprefix=f"{folder}/deformable",
+            **_DEFORMABLE,
+        )
+        transforms = found["fwdtransforms"]
+    whole = ants.apply_transforms(fixed, moving, transforms, compose=f"{folder}/whole")
+    field: FloatArray = ants.image_read(str(Path(whole))).numpy().astype(np.float64)
+    return field.reshape(*fixed.shape, 3)
+
+
+def _image(ants: Any, volume: Volume) -> Any:
+    world = _itk_world(volume.grid)
+    spacing = np.array(volume.grid.spacing_mm)
+    # ANTs starts from the centres of mass: of a z-scored scan, whose values sum to about zero, that would be
+    # anywhere. Counted from the lowest value on, it is where the tissue is.
+    data = volume.data[0].float().numpy()
+    return ants.from_numpy(
+        np.ascontiguousarray(data - data.min(), dtype=np.float32),
+        origin=world[:3, 3].tolist(),
+        spacing=spacing.tolist(),
+        direction=world[:3, :3] / spacing,
+    )
+
+
+def _itk_world(grid: Grid) -> FloatArray:
+    """The affine that ANTs is told: LPS instead of RAS, and with axes at right angles. A sheared grid
+    (gantry tilt) gets the nearest such axes, as ITK's files cannot hold others; since only indices come
+    back (``_coordinates``), that makes the affine transform one shear larger and nothing wrong."""
+    spacing = np.array(grid.spacing_mm)
+    u, _, v = np.linalg.svd(grid.affine[:3, :3] / spacing)
+    world = grid.affine.copy()
+    world[:3, :3] = (u @ v) * spacing
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ world
+
+
+def _coordinates(fixed: Grid, moving: Grid, displacement: FloatArray) -> Tensor:
+    """Moving indices of the fixed voxels, by the worlds in which the displacement was found."""
+    here, there = _itk_world(fixed), np.linalg.inv(_itk_world(moving))
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in fixed.shape), indexing="ij"), axis=-1)
+    points = index @ here[:3, :3].T + here[:3, 3] + displacement
+    return torch.from_numpy((points @ there[:3, :3].T + there[:3, 3]).astype(np.float32))

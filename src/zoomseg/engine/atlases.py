@@ -1,0 +1,104 @@
+"""Atlas priors in training and prediction: the atlases are the training cases, kept in the model's folder."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from zoomseg.atlas.library import AtlasLibrary
+from zoomseg.atlas.register import library as registration_library
+from zoomseg.core.case import Prior
+from zoomseg.core.errors import DatasetError, ModelError
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.engine import look
+from zoomseg.engine.log import Observer
+from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.io.bundle import Bundle
+from zoomseg.io.dataset import CaseFiles, Dataset
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import ATLAS, Recipe
+
+FOLDER = "atlases"
+"""In the model's folder."""
+
+AtlasOf = Callable[[look.Scan], Prior]
+"""What gives the atlas prior of a scan."""
+
+
+def wanted(recipe: Recipe) -> bool:
+    """Whether any stage uses the atlas prior."""
+    return any(graph.uses_atlas(stage) for stage in recipe.stages)
+
+
+def collect(
+    dataset: Dataset, ids: Sequence[str], recipe: Recipe, observer: Observer, stop: threading.Event
+) -> AtlasLibrary:
+    """The cases ``ids`` as atlases, but for those in which not every label was drawn: there, what is not
+    drawn would be a vote for background.
+
+    Raises:
+        LibraryMissing: the registration library is not installed.
+        DatasetError: no case is annotated completely.
+        InterruptedTrainingError: ``stop`` was set.
+    """
+    assert recipe.atlas is not None  # graph.validate: no stage uses the prior without it
+    registration_library()  # before minutes are spent on reading
+    every = set(dataset.schema.names)
+    files = {case.id: case for case in dataset.cases}
+    complete = [files[i] for i in ids if (drawn := files[i].annotated) is None or drawn >= every]
+    if not complete:
+        raise DatasetError("no training case is annotated completely; atlases need all labels")
+    return AtlasLibrary.build(recipe.atlas, _scans(dataset, complete, recipe, observer, stop))
+
+
+def _scans(
+    dataset: Dataset,
+    cases: Sequence[CaseFiles],
+    recipe: Recipe,
+    observer: Observer,
+    stop: threading.Event,
+) -> Iterator[tuple[str, Volume, LabelMap]]:
+    for done, case in enumerate(cases):
+        if stop.is_set():
+            raise InterruptedTrainingError("stopped while preparing the data; go on with --resume")
+        observer.preparing(ATLAS, done, len(cases))
+        scan = look.prepare(dataset.load(case), recipe)
+        assert scan.labels is not None  # cases to train on are labelled
+        yield scan.id, scan.image, scan.labels
+    observer.preparing(ATLAS, len(cases), len(cases))
+
+
+def of_library(library: AtlasLibrary, cache: Path | None, warn: Callable[[str], None]) -> AtlasOf:
+    """Priors of scans by the atlases of a library; no scan is its own atlas. What was registered is kept in
+    ``cache``."""
+
+    def prior(scan: look.Scan) -> Prior:
+        return library.prior(
+            scan.image,
+            exclude=scan.id,
+            cache=cache,
+            on_warning=lambda message: warn(f"{scan.id}: {message}"),
+        )
+
+    return prior
+
+
+def of_model(model: Bundle) -> AtlasOf | None:
+    """Priors by a model's own atlases; None if it uses none.
+
+    Raises:
+        ModelError: its atlases are not in its folder, or damaged.
+    """
+    if not wanted(model.recipe):
+        return None
+    if model.folder is None:
+        raise ModelError("the model uses an atlas prior, but was not read from a folder with its atlases")
+    library = AtlasLibrary.load(model.folder / FOLDER)
+    if library.schema.names != model.schema.names:
+        raise ModelError(f"{model.folder / FOLDER} has other labels than the model; copy the whole folder")
+
+    def prior(scan: look.Scan) -> Prior:
+        return library.prior(scan.image)
+
+    return prior
