@@ -26,7 +26,14 @@ def test_shipped_recipes_load_under_their_own_name_and_survive_a_round_trip(
 
 
 def test_the_shipped_recipes() -> None:
-    assert load.names() == ("default", "roth2018-cascade")
+    assert load.names() == (
+        "default",
+        "flare22-whole-volume",
+        "roth2018-cascade",
+        "roth2018-pyramid",
+        "valindria2018-small-organs",
+        "zhou2016-2d-vote",
+    )
     assert isinstance(load.load("default"), PlannedRecipe)
     assert isinstance(load.load("roth2018-cascade"), Recipe)
 
@@ -52,10 +59,10 @@ def test_the_graph_is_checked_on_loading() -> None:
     [
         (
             "roth2018",
-            "no recipe 'roth2018'; did you mean 'roth2018-cascade'. Shipped: default, roth2018-cascade",
+            "no recipe 'roth2018'; did you mean 'roth2018-cascade'. Shipped: default, flare22-whole-volume",
         ),
         ("Default", "no recipe 'Default'; did you mean 'default'"),
-        ("qqq", "no recipe 'qqq'; Shipped: default, roth2018-cascade. Or give the path"),
+        ("qqq", "no recipe 'qqq'; Shipped: default, flare22-whole-volume, .*zhou2016-2d-vote. Or give the path"),
         ("nowhere/mine.yaml", "no file 'nowhere/mine.yaml'; Shipped"),
         ("", "no recipe ''"),
         ("..", "no recipe '..'"),
