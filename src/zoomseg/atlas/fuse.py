@@ -23,7 +23,7 @@ from zoomseg.recipe.spec import AtlasFusionSpec, IntensityFusion, MajorityFusion
 
 CONTEXT_RADII_VOX = (2, 4, 8, 16)
 """How far from a voxel its surroundings are compared: four distances, each double the last, as in the
-authors' implementation, starting at half of its 4 voxels as the voxels here are two to three times as large."""
+authors' implementation; it starts at 4 voxels, which are half as large as the ones used here."""
 
 BLOCK_BYTES = 200_000_000
 """About so much memory holds the distances (and the contextual features) that are worked on at a time."""
@@ -216,8 +216,10 @@ def _pool(volumes: Tensor, radius: int) -> Tensor:
 def _fuse_patches(spec: PatchFusion, target: Tensor, images: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Voxels whose whole search window says the same in all atlases have their answer; the others are
     worked on in slabs."""
-    low, high = (sign * _pool(sign * _pad(labels.float(), spec.search_radius_vox), spec.search_radius_vox)
-                 for sign in (-1, 1))
+    low, high = (
+        sign * _pool(sign * _pad(labels.float(), spec.search_radius_vox), spec.search_radius_vox)
+        for sign in (-1, 1)
+    )
     low, high = low.amin(dim=0), high.amax(dim=0)
     out = torch.zeros(classes, *target.shape)
     out.scatter_(0, low[None].long(), 1.0)

@@ -57,10 +57,11 @@ class Atlas:
             raise GeometryError(f"atlas {self.id}: image and labels must share one grid, with one channel")
         if not bool(self.image.data.isfinite().all()):
             raise DatasetError(f"atlas {self.id}: its normalised image is not finite in float16")
-        if int(self.labels.data.max()) >= self.labels.schema.classes:
+        highest, classes = int(self.labels.data.max()), self.labels.schema.classes
+        if highest >= classes:
             raise DatasetError(
-                f"atlas {self.id}: class {int(self.labels.data.max())} is beyond the {self.labels.schema.classes} "
-                "classes; leave out cases in which not every label is annotated"
+                f"atlas {self.id}: class {highest} is beyond the {classes} classes;"
+                " leave out cases in which not every label is annotated"
             )
 
 
@@ -139,7 +140,7 @@ class AtlasLibrary:
 
         Raises:
             RegistrationError: no atlas could be registered.
-            LibraryMissing: the registration library is not installed.
+            LibraryMissingError: the registration library is not installed.
         """
         atlases = self.chosen(exclude)
         if not atlases:
@@ -210,9 +211,7 @@ class AtlasLibrary:
             groups = {name: tuple(members) for name, members in manifest.groups.items()}
             schema = LabelSchema(tuple(manifest.names), tuple(manifest.values), groups)
             spec = AtlasSpec.model_validate(manifest.spec)
-            atlases = tuple(
-                _atlas(entry, tensors, i, schema) for i, entry in enumerate(manifest.atlases)
-            )
+            atlases = tuple(_atlas(entry, tensors, i, schema) for i, entry in enumerate(manifest.atlases))
             return cls(spec, schema, atlases)
         except ValidationError as error:
             raise _damaged(folder, f"{MANIFEST}: {_first(error)}") from error
@@ -232,9 +231,7 @@ def _registered(target: Volume, atlas: Atlas, spec: AtlasSpec, cache: Path | Non
             return found
     moving = Volume(atlas.image.data.float(), atlas.image.grid)
     warp = registration.register(target, moving, spec.registration)
-    moved = Atlas(
-        atlas.id, Volume(warp.image(moving).data.half(), target.grid), warp.labels(atlas.labels)
-    )
+    moved = Atlas(atlas.id, Volume(warp.image(moving).data.half(), target.grid), warp.labels(atlas.labels))
     if file is not None:
         content = {"image": moved.image.data.contiguous(), "labels": moved.labels.data.contiguous()}
         write_bytes_atomic(file, safetensors.save(content))

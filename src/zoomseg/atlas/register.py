@@ -42,14 +42,18 @@ class RegistrationError(ZoomSegError):
     """One scan could not be registered to another."""
 
 
-class LibraryMissing(ZoomSegError):
+class LibraryMissingError(ZoomSegError):
     """The registration library is not installed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Warp:
     """Which point of ``moving`` belongs to each voxel of ``fixed``: fractional voxel indices
-    ``[I, J, K, 3]`` of the moving grid, float32."""
+    ``[I, J, K, 3]`` of the moving grid, float32.
+
+    Raises:
+        RegistrationError: they are not finite.
+    """
 
     fixed: Grid
     moving: Grid
@@ -60,6 +64,8 @@ class Warp:
             raise GeometryError(
                 f"warp of shape {tuple(self.coordinates.shape)} for a grid of shape {self.fixed.shape}"
             )
+        if not bool(self.coordinates.isfinite().all()):
+            raise RegistrationError("no transform was found between the two scans (it is not finite)")
 
     def image(self, volume: Volume) -> Volume:
         """A moving image on the fixed grid, linear; beyond it its edge voxels go on."""
@@ -84,7 +90,7 @@ def register(fixed: Volume, moving: Volume, kind: Literal["affine", "deformable"
     Runs on one thread, whatever torch may use: only then do two runs give the same bits.
 
     Raises:
-        LibraryMissing: ANTs is not installed.
+        LibraryMissingError: ANTs is not installed.
         RegistrationError: it finds no transform between these two scans.
     """
     ants = library()
@@ -96,8 +102,6 @@ def register(fixed: Volume, moving: Volume, kind: Literal["affine", "deformable"
         except Exception as error:  # whatever the library throws: RuntimeError, ValueError, its own
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise RegistrationError(f"no transform was found between the two scans ({reason})") from error
-    if not np.isfinite(displacement).all():
-        raise RegistrationError("no transform was found between the two scans (it is not finite)")
     return Warp(fixed.grid, moving.grid, _coordinates(fixed.grid, moving.grid, displacement))
 
 
@@ -105,7 +109,7 @@ def library() -> Any:
     """ANTsPy, imported when first needed.
 
     Raises:
-        LibraryMissing: it is not installed.
+        LibraryMissingError: it is not installed.
     """
     # Read once, when the library first runs a filter. It has no other switch, and on more threads
     # than one its sums, and with them its results, differ from run to run.
@@ -113,7 +117,7 @@ def library() -> Any:
     try:
         import ants
     except ImportError as error:
-        raise LibraryMissing(
+        raise LibraryMissingError(
             "atlas priors need the registration library ANTsPy, which is not installed; "
             "install it with: pip install 'zoomseg[atlas]'"
         ) from error

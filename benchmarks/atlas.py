@@ -1,0 +1,127 @@
+"""How long does an atlas prior take, and how good is it? One case against others of its data set.
+
+    uv run python benchmarks/atlas.py DATASET CASE [CASE ...] -o OUT
+
+The cases named are targets in turn; the atlases are the other cases, `AtlasSpec`'s defaults (ten, 4 mm,
+affine and deformable). Writes OUT/table.md: Dice per organ of the labels that each way of fusion finds most
+probable, on the atlas grid against the reference brought to it, and the seconds of each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from zoomseg.atlas.library import AtlasLibrary
+from zoomseg.core.resample import resample_labels
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.engine import look
+from zoomseg.io.dataset import Dataset, open_dataset
+from zoomseg.recipe.load import load
+from zoomseg.recipe.spec import (
+    AtlasFusionSpec,
+    AtlasSpec,
+    IntensityFusion,
+    MajorityFusion,
+    PatchFusion,
+    Recipe,
+)
+
+FUSIONS: tuple[AtlasFusionSpec, ...] = (MajorityFusion(), IntensityFusion(), PatchFusion())
+"""The first one finds the cache empty, so that it pays for registration."""
+
+
+def dice(found: Tensor, reference: Tensor, schema_names: tuple[str, ...]) -> dict[str, float]:
+    """Organs that the reference has not are left out."""
+    out = {}
+    for c, name in enumerate(schema_names, start=1):
+        a, b = found == c, reference == c
+        if b.any():
+            out[name] = float(2 * (a & b).sum() / (a.sum() + b.sum()))
+    return out
+
+
+def cases(
+    dataset: Dataset, recipe: Recipe, targets: dict[str, look.Scan | None]
+) -> Iterator[tuple[str, Volume, LabelMap]]:
+    """What a library is built of, one scan in memory at a time but for the targets, which are kept."""
+    for files in dataset.cases:
+        scan = look.prepare(dataset.load(files), recipe)
+        if scan.id in targets:
+            targets[scan.id] = scan
+        assert isinstance(scan.labels, LabelMap)
+        yield scan.id, scan.image, scan.labels
+
+
+def run(target: look.Scan, library: AtlasLibrary) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Dice by fusion and organ; seconds by step."""
+    scores: dict[str, dict[str, float]] = {}
+    seconds: dict[str, float] = {}
+    assert isinstance(target.labels, LabelMap)
+    with tempfile.TemporaryDirectory() as cache:
+        for fusion in FUSIONS:
+            spec = library.spec.model_copy(update={"fusion": fusion})
+            variant = AtlasLibrary(spec, library.schema, library.atlases)
+            start = time.perf_counter()
+            prior = variant.prior(target.image, exclude=target.id, cache=Path(cache), on_warning=print)
+            elapsed = time.perf_counter() - start
+            if not seconds:
+                seconds[f"registration of {len(variant.chosen(target.id))} atlases"] = elapsed
+            else:
+                seconds[f"{fusion.kind} fusion, registered atlases from the cache"] = elapsed
+            reference = resample_labels(target.labels, prior.grid).data
+            scores[fusion.kind] = dice(prior.probabilities.argmax(dim=0), reference, prior.labels)
+    return scores, seconds
+
+
+def table(names: tuple[str, ...], results: Mapping[str, list[dict[str, float]]]) -> list[str]:
+    lines = [f"| organ | {' | '.join(results)} |", "|---|" + "---:|" * len(results)]
+    for name in (*names, "mean"):
+        row: list[str] = []
+        for cases in results.values():
+            values = [float(np.mean([*c.values()])) if name == "mean" else c.get(name, np.nan) for c in cases]
+            row.append(f"{np.nanmean(values):.3f}" if not np.isnan(values).all() else "")
+        lines.append(f"| {name} | {' | '.join(row)} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("targets", nargs="+", metavar="CASE")
+    parser.add_argument(
+        "-r", "--recipe", default="valindria2018-small-organs", help="whose intensity normalisation"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    options = parser.parse_args()
+    recipe = load(options.recipe)
+    assert isinstance(recipe, Recipe)
+    targets: dict[str, look.Scan | None] = dict.fromkeys(options.targets)
+    library = AtlasLibrary.build(AtlasSpec(), cases(open_dataset(options.dataset), recipe, targets))
+    results: dict[str, list[dict[str, float]]] = {fusion.kind: [] for fusion in FUSIONS}
+    seconds: dict[str, list[float]] = {}
+    for id, target in targets.items():
+        if target is None:
+            parser.error(f"{options.dataset} has no case '{id}'")
+        scores, spent = run(target, library)
+        for kind, score in scores.items():
+            results[kind].append(score)
+        for step, value in spent.items():
+            seconds.setdefault(step, []).append(value)
+    lines = table(library.schema.names, results)
+    lines += ["", "| step | seconds a scan |", "|---|---:|"]
+    lines += [f"| {step} | {np.mean(values):.1f} |" for step, values in seconds.items()]
+    text = "\n".join(lines) + "\n"
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
