@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zoomseg.core.errors import OutputError, RecipeError, ScanError, ZoomSegError
+from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
+from zoomseg.engine import atlases
 from zoomseg.engine.batch import Failed, segment
 from zoomseg.engine.predict import Predictor
 from zoomseg.engine.stop import InterruptedTrainingError
@@ -34,6 +35,7 @@ from zoomseg.report.evaluate import evaluate
 from zoomseg.report.metrics import OrganScore
 from zoomseg.report.result import CaseResult, Evaluation
 from zoomseg.study.ablations import Ablation, Row
+from zoomseg.study.atlases import atlas_of, segment_by_atlas
 from zoomseg.study.edits import Edit
 from zoomseg.study.page import Page
 from zoomseg.study.table import RowResult, on_common_organs, write_report, write_table
@@ -138,10 +140,7 @@ def _scored(row: Row, fold: int, trainings: Trainings, failed: list[str]) -> Eva
     if found is not None:
         return found
     predictions = folder / "predictions"
-    if row.training is None:
-        raise RecipeError(f"row '{row.name}' needs the atlas prior, which cannot be computed yet")
-    model = answering(trainings.model(row.training, fold), row.predict)
-    problems = _predict(trainings, model, held_back, predictions)
+    problems = _predict(row, fold, trainings, held_back, predictions)
     failed += [f"{row.name}, fold {fold}: {problem}" for problem in problems]
     if len(problems) == len(held_back):
         raise ScanError(f"row '{row.name}', fold {fold}: no case could be predicted; {problems[0]}")
@@ -174,21 +173,32 @@ def predicted_organs(recipe: Recipe, schema: LabelSchema) -> tuple[str, ...]:
     return tuple(name for name in schema.names if name in found)
 
 
-def _predict(trainings: Trainings, model: Bundle, ids: Sequence[str], out: Path) -> list[str]:
+def _predict(row: Row, fold: int, trainings: Trainings, ids: Sequence[str], out: Path) -> list[str]:
     """Predict the cases that have no prediction yet; returns those that failed, one line each."""
-    organs = predicted_organs(model.recipe, model.schema)
-    _name_labels(out, organs, model.schema)
-    by_id = {case.id: case for case in trainings.dataset.cases}
-    missing = [ScanInput(i, by_id[i].images) for i in ids if not (out / f"{i}.nii.gz").is_file()]
+    missing = [i for i in ids if not (out / f"{i}.nii.gz").is_file()]
     if not missing:
         return []
+    if row.training is None:
+        schema = trainings.dataset.schema
+        _name_labels(out, schema.names, schema)
+        return segment_by_atlas(trainings, fold, missing, out)
+    model = answering(trainings.model(row.training, fold), row.predict)
+    organs = predicted_organs(model.recipe, model.schema)
+    _name_labels(out, organs, model.schema)
+    scans = [ScanInput(case.id, case.images) for case in trainings.dataset.subset(missing).cases]
     problems: list[str] = []
-    outcomes = segment(missing, out, Predictor(model, trainings.device), organs)
+    outcomes = segment(scans, out, _predictor(model, fold, trainings), organs)
     for number, outcome in enumerate(outcomes, start=1):
-        trainings.watch.say(f"predicted {number} of {len(missing)}: {outcome.case}")
+        trainings.watch.say(f"predicted {number} of {len(scans)}: {outcome.case}")
         if isinstance(outcome, Failed):
             problems.append(f"{outcome.case}: {outcome.reason}")
     return problems
+
+
+def _predictor(model: Bundle, fold: int, trainings: Trainings) -> Predictor:
+    """Rows share the study's atlases, also those whose training used none."""
+    prior_of = atlas_of(trainings, fold) if atlases.wanted(model.recipe) else None
+    return Predictor(model, trainings.device, prior_of)
 
 
 def _name_labels(out: Path, organs: Sequence[str], schema: LabelSchema) -> None:

@@ -91,6 +91,11 @@ class Trainings:
     def folder(self, run: str, fold: int) -> Path:
         return self.out / "runs" / run / f"fold-{fold}"
 
+    @property
+    def registered(self) -> Path:
+        """Where registered atlases are kept, for all trainings and rows."""
+        return self.out / "atlases" / "registered"
+
     def model(self, training: Training, fold: int) -> Bundle:
         """The trained model: from disk where it is finished, else trained or resumed now.
 
@@ -125,6 +130,7 @@ class Trainings:
             fold=fold,
             seed=settings.seed,
             init=settings.init if training.fine_tuned else None,
+            registered=self.registered,
         )
         return job.start(self.dataset, folder, wish, self.device, observer)
 
