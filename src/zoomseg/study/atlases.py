@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoomseg.atlas.library import MANIFEST, AtlasLibrary
-from zoomseg.atlas.register import LibraryMissing
+from zoomseg.atlas.register import LibraryMissingError
 from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, RecipeError, ZoomSegError
 from zoomseg.core.volume import LabelMap
@@ -27,7 +27,7 @@ def atlas_of(trainings: Trainings, fold: int) -> AtlasOf:
 
     Raises:
         RecipeError: the study's recipe has no atlas.
-        LibraryMissing: the registration library is not installed.
+        LibraryMissingError: the registration library is not installed.
         DatasetError: no training case is annotated completely.
     """
     folder = trainings.out / "atlases" / f"fold-{fold}"
@@ -53,7 +53,7 @@ def segment_by_atlas(trainings: Trainings, fold: int, ids: Sequence[str], out: P
     that failed, one line each.
 
     Raises:
-        LibraryMissing: the registration library is not installed.
+        LibraryMissingError: the registration library is not installed.
         OutputError: ``out`` cannot be written.
     """
     prior_of = atlas_of(trainings, fold)
@@ -67,7 +67,7 @@ def segment_by_atlas(trainings: Trainings, fold: int, ids: Sequence[str], out: P
             labels = LabelMap(canvas.labels, canvas.grid, canvas.schema)
             labels = labels.reoriented(scan.orientation.inverse)
             write_labels(out / f"{files.id}.nii.gz", labels, like=files.images[0])
-        except (OutputError, LibraryMissing):
+        except (OutputError, LibraryMissingError):
             raise
         except ZoomSegError as error:
             problems.append(f"{files.id}: {error}")

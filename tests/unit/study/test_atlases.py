@@ -11,7 +11,7 @@ import torch
 
 from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.atlas.library import AtlasLibrary
-from zoomseg.atlas.register import LibraryMissing, RegistrationError
+from zoomseg.atlas.register import LibraryMissingError, RegistrationError
 from zoomseg.core.case import Prior
 from zoomseg.core.errors import DatasetError, RecipeError
 from zoomseg.core.region import Region
@@ -129,8 +129,8 @@ def test_a_scan_that_cannot_be_registered_is_named_a_missing_library_stops(
         "case_1: no transform",
         "case_2: no transform",
     ]
-    monkeypatch.setattr(AtlasLibrary, "prior", refusing(LibraryMissing("install it")))
-    with pytest.raises(LibraryMissing, match="install it"):
+    monkeypatch.setattr(AtlasLibrary, "prior", refusing(LibraryMissingError("install it")))
+    with pytest.raises(LibraryMissingError, match="install it"):
         segment_by_atlas(opened, 0, ["case_1"], out)
 
 
