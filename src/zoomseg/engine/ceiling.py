@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoomseg.atlas.library import atlas_grid
 from zoomseg.core.case import Case, Prior
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Box, Grid, Orientation
@@ -91,8 +92,7 @@ def atlas_oracle(spec: AtlasSpec) -> AtlasOf:
 
     def atlas_of(scan: Scan) -> Prior:
         assert scan.labels is not None
-        i, j, k = (max(*pair) for pair in zip(scan.grid.spacing_mm, spec.spacing_mm, strict=True))
-        grid = scan.grid.with_spacing((i, j, k))
+        grid = atlas_grid(scan.grid, spec)
         names = scan.labels.schema.names
         return Prior(_certain(scan.labels, names, grid), grid, names, Region.whole(grid), ATLAS)
 

@@ -234,8 +234,16 @@ def cascade(
     canvas = _fused(recipe, answers, fusion.Canvas.blank(scan.grid, schema), priors.get(ATLAS))
     seconds["fuse"] = time.perf_counter() - clock
     labels_map = _select(canvas, organs).reoriented(scan.orientation.inverse)
-    confidence = fusion.confidence(list(answers.values())[-1]) if answers else {}
-    return Result(case.id, labels_map, confidence, answers, tuple(records), seconds)
+    return Result(case.id, labels_map, _confidence(recipe, answers), answers, tuple(records), seconds)
+
+
+def _confidence(recipe: Recipe, answers: Mapping[str, Prior]) -> dict[str, float]:
+    """Of every organ, by the last stage that answered for it."""
+    out: dict[str, float] = {}
+    for stage in recipe.stages:
+        if stage.fusion != "none" and stage.name in answers:
+            out |= fusion.confidence(answers[stage.name])
+    return out
 
 
 def _fused(

@@ -449,3 +449,10 @@ def _check_shapes(stage: Stage) -> None:
             networks.check_input_shape(stage.network, stage.grid.padding, shape)
         except RecipeError as error:
             raise RecipeError(f"stage '{stage.name}', {field}: {error}") from error
+    lowest = zip(stage.training.patch, networks.divisor(stage.network), strict=True)
+    batch_norm = stage.network.kind != "resenc_unet"
+    if batch_norm and stage.training.batch == 1 and all(size == factor for size, factor in lowest):
+        raise RecipeError(
+            f"stage '{stage.name}', training: the lowest level of a patch of {list(stage.training.patch)} is a "
+            "single voxel, which batch norm cannot normalise with a batch of 1; give a larger patch or batch"
+        )

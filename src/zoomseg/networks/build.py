@@ -33,6 +33,14 @@ def build(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padd
         RecipeError: the network cannot have this padding, or its numbers make no network.
     """
     _check(spec, padding)
+    module = _module(spec, in_channels, classes, padding)
+    # Channels last makes batch norm, and with it these networks, faster by a third or more on a CPU; instance
+    # norm loses as much by it.
+    instance_norm = isinstance(spec, specs.ResEncUNet)
+    return module if instance_norm else module.to(memory_format=torch.channels_last_3d)
+
+
+def _module(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padding) -> nn.Module:
     match spec:
         case specs.UNet3D():
             return UNet(in_channels, classes, spec.channels, padding)

@@ -127,11 +127,12 @@ def fit(recipe: Recipe, schema: LabelSchema) -> tuple[Recipe, tuple[str, ...]]:
         found, lacking = _spelled(stage.labels, schema)
         if lacking:
             notes.append(f"stage '{stage.name}': the data set has no {', '.join(lacking)}; dropped")
-        if found == () or any(reference.of in gone for reference in _references(stage)):
+        fitted = _relabelled(stage.model_copy(update={"labels": found}), schema)
+        if _unusable(fitted, gone):
             gone.add(stage.name)
             notes.append(f"stage '{stage.name}' is left out: nothing that it needs is in the data set")
-            continue
-        stages.append(_relabelled(stage.model_copy(update={"labels": found}), schema))
+        else:
+            stages.append(fitted)
     if not stages:
         raise RecipeError(
             f"recipe '{recipe.name}' predicts none of the data set's labels: {', '.join(schema.names)}"
@@ -144,6 +145,15 @@ def fit(recipe: Recipe, schema: LabelSchema) -> tuple[Recipe, tuple[str, ...]]:
         "largest_component": _spelled(recipe.largest_component, schema)[0],
     }
     return recipe.model_copy(update=update), tuple(notes)
+
+
+def _unusable(stage: Stage, gone: set[str]) -> bool:
+    """Whether a stage has no label left, to predict or to read of another, or reads one that is gone."""
+    return (
+        stage.labels == ()
+        or any(getattr(spec, "labels", None) == () for spec in (stage.roi, *stage.inputs))
+        or any(reference.of in gone for reference in _references(stage))
+    )
 
 
 def _spelled(

@@ -160,7 +160,7 @@ def _finding(a: RowResult, b: RowResult, schema: LabelSchema) -> str:
     verdict = (
         "reproduced" if _sign(own) == _sign(paper) else "not reproduced" if _sign(own) else "undecided: equal"
     )
-    significance = "" if math.isnan(p) else f" (p = {_p(p)} over all organs)"
+    significance = " (too few cases to test)" if math.isnan(p) else f" (p {_equals(p)} over all organs)"
     return (
         f"{a.name} → {b.name}: Dice {_change(paper)} in the paper, {_change(own)} here{significance}; "
         f"the paper's order is {verdict}."
@@ -260,6 +260,10 @@ def _p(value: float) -> str:
     if math.isnan(value):
         return "–"  # noqa: RUF001 - a dash for what does not exist, as in all reports
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _equals(p: float) -> str:
+    return _p(p) if p < 0.001 else f"= {_p(p)}"
 
 
 def _notes(study: Ablation, results: Sequence[RowResult], table: Sequence[Line]) -> list[str]:
