@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``roth2018-cascade`` on the tiny recipe."""
     path = tmp_path / "tiny.yaml"
-    path.write_text(dump(tiny_recipe(together=True)))
+    path.write_text(dump(tiny_recipe(together=True, iterations=4)))
     both = Training("both")
     rows = (Row("coarse", both, only("coarse")), Row("fine", both))
     study = Ablation("roth2018-cascade", str(path), "nowhere", rows, baseline="coarse", folds=4)
@@ -44,9 +44,9 @@ def test_the_names_are_those_of_the_studies() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_study_within_a_time_budget(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_from_a_folder_to_a_table(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    arguments = (data, "--ablation", "roth2018-cascade", "-o", out, "--time-budget", "1s", "--device", "cpu")
+    arguments = (data, "--ablation", "roth2018-cascade", "-o", out, "--device", "cpu")
     assert run(*arguments) == 0
     shown = capfd.readouterr()
     assert "row 1 of 2: coarse" in shown.err
@@ -54,7 +54,7 @@ def test_a_study_within_a_time_budget(data: Path, tmp_path: Path, capfd: pytest.
     assert str(out / "table.md") in shown.out
     for name in ("table.csv", "table.md", "report.html"):
         assert (out / name).is_file()
-    assert "Each training: 1 s, on" in (out / "table.md").read_text()
+    assert "Each training: the recipe's own number of iterations, on" in (out / "table.md").read_text()
     assert run(*arguments, "--seed", "1") == 2
     assert "holds a study with seed 0, this one has 1" in capfd.readouterr().err
 
@@ -63,11 +63,16 @@ def test_a_study_within_a_time_budget(data: Path, tmp_path: Path, capfd: pytest.
 def test_stopped_it_says_how_to_go_on(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(*arguments: object) -> None:
+    wishes: list[job.Job] = []
+
+    def stopped(data: object, out: object, wish: job.Job, *arguments: object) -> None:
+        wishes.append(wish)
         raise InterruptedTrainingError("stopped at step 3; go on with --resume")
 
     monkeypatch.setattr(job, "start", stopped)
-    assert run(data, "--ablation", "roth2018-cascade", "-o", tmp_path / "out", "--device", "cpu") == 130
+    arguments = ("--time-budget", "1m30s", "--folds", "2", "--fold", "1", "--seed", "4", "--device", "cpu")
+    assert run(data, "--ablation", "roth2018-cascade", "-o", tmp_path / "out", *arguments) == 130
+    assert [(w.seconds, w.folds, w.fold, w.seed, w.init) for w in wishes] == [(90, 2, 1, 4, None)]
     assert capfd.readouterr().err.splitlines()[-1] == "zoomseg: stopped; the same command goes on from here"
 
 
