@@ -103,6 +103,15 @@ def test_moves_image_and_labels_onto_the_fixed_grid(affine: Warp) -> None:
     assert float((affine.image(moving_image).data - image.data).abs().mean()) < 0.02
 
 
+def test_scans_of_mean_zero_are_registered_as_well() -> None:
+    """Z-scored scans have their centre of mass anywhere: registration must not start from there."""
+    (fixed, _), (moving, _) = phantom(FIXED), phantom(MOVING, MOTION)
+    scored = [Volume((v.data - v.data.mean()) / v.data.std(), v.grid) for v in (fixed, moving)]
+    found = register(scored[0], scored[1], "affine")
+    assert errors_mm(found).mean() < 1.0
+    assert errors_mm(found).max() < 2.5
+
+
 def test_deformable_follows_a_deformation_that_affine_cannot() -> None:
     image, labels = phantom(FIXED, bump_mm=14.0)
     moving_image, moving_labels = phantom(MOVING, MOTION)
