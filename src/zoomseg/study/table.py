@@ -24,6 +24,9 @@ from zoomseg.study.page import Page, Plot, Sheet, html, markdown
 LEAST_PAIRS = 6
 """With fewer pairs no two-sided signed-rank test can reach p < 0.05."""
 
+SHOWN_DIGITS = 3
+"""Of Dice and NSD, as in the papers."""
+
 MEAN = "mean"
 COLUMNS = (
     "row",
@@ -179,13 +182,14 @@ def _compared(a: RowResult, b: RowResult, schema: LabelSchema) -> tuple[set[str]
 
 
 def _sign(values: Sequence[float]) -> int:
-    difference = values[1] - values[0]
-    return 0 if abs(difference) < 1e-9 or math.isnan(difference) else int(math.copysign(1, difference))
+    """Of the change, in the digits that are shown: a verdict must not rest on what a reader cannot see."""
+    first, second = (round(value, SHOWN_DIGITS) for value in values)
+    return (second > first) - (second < first)
 
 
 def _change(values: Sequence[float]) -> str:
     word = {1: "rises", -1: "falls", 0: "stays"}[_sign(values)]
-    return f"{word} from {number(values[0], 3)} to {number(values[1], 3)}"
+    return f"{word} from {number(values[0], SHOWN_DIGITS)} to {number(values[1], SHOWN_DIGITS)}"
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -251,7 +255,9 @@ def _sheet(
 
 def _cells(name: str, own: Sequence[Line], metric: str, with_p: bool) -> tuple[str, ...]:
     pairs = ((getattr(line, metric), getattr(line, f"paper_{metric}")) for line in own)
-    scores = (f"{number(a, 3)}" + ("" if math.isnan(b) else f" ({b:.3f})") for a, b in pairs)
+    scores = (
+        number(a, SHOWN_DIGITS) + ("" if math.isnan(b) else f" ({number(b, SHOWN_DIGITS)})") for a, b in pairs
+    )
     tests = (_p(own[0].p_row_above), _p(own[0].p_baseline)) if with_p else ()
     return (name, str(own[0].cases), *scores, *tests)
 

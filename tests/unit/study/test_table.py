@@ -126,6 +126,8 @@ def test_rows_are_compared_over_the_organs_that_all_predict() -> None:
         ((0.8, 0.6), (LOW, HIGH), "not reproduced"),
         ((0.8, 0.6), (HIGH, LOW), "reproduced"),
         ((0.6, 0.8), (LOW, LOW), "undecided: equal"),
+        ((0.6, 0.8), ([0.1] * 6, [0.1004] * 6), "undecided: equal"),
+        ((0.6, 0.8), ([0.1] * 6, [0.1006] * 6), "reproduced"),
     ],
 )
 def test_the_papers_order(
