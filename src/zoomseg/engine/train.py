@@ -453,6 +453,6 @@ def _check_shapes(stage: Stage) -> None:
     batch_norm = stage.network.kind != "resenc_unet"
     if batch_norm and stage.training.batch == 1 and all(size == factor for size, factor in lowest):
         raise RecipeError(
-            f"stage '{stage.name}', training: the lowest level of a patch of {list(stage.training.patch)} is a "
-            "single voxel, which batch norm cannot normalise with a batch of 1; give a larger patch or batch"
+            f"stage '{stage.name}', training: a patch of {list(stage.training.patch)} comes down to a single "
+            "voxel, which batch norm cannot normalise with a batch of 1; give a larger patch or batch"
         )

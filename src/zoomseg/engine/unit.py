@@ -20,6 +20,7 @@ from zoomseg.engine.device import Device
 from zoomseg.engine.log import RunningDice
 from zoomseg.engine.patches import Batch, StageBatch
 from zoomseg.engine.schedule import Length, learning_rate_factor
+from zoomseg.networks import build as networks
 from zoomseg.recipe.spec import SGD, AdamW, OptimiserSpec, Stage
 from zoomseg.stage import inputs, loss
 
@@ -118,7 +119,7 @@ class Unit:
             data = batch.stages[stage.name]
             x_BCIJK = self._assemble(stage, data, batch, answers)
             learning = stage.name in self.trained and modules[stage.name].training
-            with torch.set_grad_enabled(learning), self.device.autocast():
+            with torch.set_grad_enabled(learning), self._autocast(stage):
                 logits = modules[stage.name](x_BCIJK)
             if stage.name in self.trained:
                 target = data.target_BIJK.to(self.device.place)
@@ -151,6 +152,14 @@ class Unit:
             self.modules[name].load_state_dict(self.averaged[name])
             self.modules[name].eval().requires_grad_(False)
         return {name: self.modules[name] for name in self.trained}
+
+    def _autocast(self, stage: Stage) -> torch.autocast:
+        """Float32 where feature maps come down to two voxels along their first axis: there, torch's bfloat16
+        gradient of a 3x3x3 convolution on a CPU reads memory that nobody wrote (seen with torch 2.13)."""
+        size, factor = stage.training.patch[0], networks.divisor(stage.network)[0]
+        if self.device.place.type == "cpu" and 2 <= size <= 2 * factor:
+            return torch.autocast("cpu", enabled=False)
+        return self.device.autocast()
 
     def _assemble(
         self, stage: Stage, data: StageBatch, batch: Batch, answers: Mapping[str, Tensor]

@@ -11,6 +11,7 @@ import torch
 from tiny import CPU, tiny_dataset, tiny_recipe
 from zoomseg.core.labels import IGNORE
 from zoomseg.engine import train
+from zoomseg.engine.device import Device
 from zoomseg.engine.log import RunningDice, Silent
 from zoomseg.engine.patches import Batch, PatchSource
 from zoomseg.engine.train import Settings, Split
@@ -136,3 +137,22 @@ def test_overlaps_count_agreement_and_both_sizes() -> None:
     overlap, size = overlaps(probabilities, target)
     assert overlap == [1, 1, 0]
     assert size == [1 + 1, 1 + 2, 1 + 0]
+
+
+@pytest.mark.parametrize(("patch", "half"), [((16, 16, 12), True), ((4, 16, 12), False)])
+def test_no_bfloat16_on_a_cpu_where_feature_maps_are_two_voxels_long(
+    data: Dataset, tmp_path: Path, patch: tuple[int, int, int], half: bool
+) -> None:
+    """torch reads unwritten memory there: gradients would be anything, or not finite."""
+    recipe = tiny_recipe(together=False)
+    training = recipe.stages[0].training.model_copy(update={"patch": patch})
+    coarse = recipe.stages[0].model_copy(update={"training": training})
+    recipe = recipe.model_copy(update={"stages": (coarse,)})
+    device = Device(torch.device("cpu"), torch.bfloat16)
+    run = train._Run(data, SPLIT, recipe, tmp_path, Settings(device), Silent())
+    unit = run._unit(0, ("coarse",))
+    source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
+    seen: list[torch.dtype] = []
+    unit.modules["coarse"].heads[0].register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+    learn(unit, source.draw(2, np.random.default_rng(0)))
+    assert seen == [torch.bfloat16 if half else torch.float32]
