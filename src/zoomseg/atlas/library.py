@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -131,7 +131,7 @@ class AtlasLibrary:
         Args:
             image: the scan, normalised as the atlases were, canonical orientation.
             exclude: the case that this scan is, if it is one of the atlases.
-            cache: folder in which registered atlases are kept for the next time.
+            cache: folder in which registered atlases, and what was fused of them, are kept for the next time.
             on_warning: is told of every atlas that is dropped.
             progress: ``(done, total)`` after every atlas, and after fusion.
 
@@ -147,6 +147,11 @@ class AtlasLibrary:
             raise registration.RegistrationError(f"the only atlas is the scan '{exclude}' itself; add cases")
         grid = atlas_grid(image.grid, self.spec)
         target = resample(Volume(image.data[:1].float(), image.grid), grid)
+        file = None if cache is None else cache / f"{_fused_key(target, atlases, self.spec)}.safetensors"
+        known = None if file is None else _read_fused(file, (self.schema.classes, *grid.shape))
+        if known is not None:
+            progress(len(atlases) + 1, len(atlases) + 1)
+            return Prior(known, grid, self.schema.names, Region.whole(grid), ATLAS)
         images, labels = [], []
         for done, atlas in enumerate(atlases, start=1):
             try:
@@ -164,6 +169,8 @@ class AtlasLibrary:
             )
         stacked = torch.stack(images), torch.stack(labels)
         probabilities = fuse(self.spec.fusion, target.data[0], *stacked, self.schema.classes)
+        if file is not None and len(images) == len(atlases):  # else the warning must come again
+            write_bytes_atomic(file, safetensors.save({"probabilities": probabilities.contiguous()}))
         progress(len(atlases) + 1, len(atlases) + 1)
         return Prior(probabilities, grid, self.schema.names, Region.whole(grid), ATLAS)
 
@@ -246,6 +253,22 @@ def _key(target: Volume, atlas: Atlas, spec: AtlasSpec) -> str:
         digest.update(volume.data.contiguous().numpy().tobytes())
     digest.update(atlas.labels.data.contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _fused_key(target: Volume, atlases: Sequence[Atlas], spec: AtlasSpec) -> str:
+    """A hash of all that the fused labels depend on."""
+    keys = [_key(target, atlas, spec) for atlas in atlases]
+    return hashlib.sha256("\n".join([spec.fusion.model_dump_json(), *keys]).encode()).hexdigest()[:32]
+
+
+def _read_fused(file: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """Probabilities from the cache; None where it holds none that could be."""
+    try:
+        probabilities = safetensors.load(file.read_bytes())["probabilities"]
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return None
+    sound = tuple(probabilities.shape) == shape and probabilities.dtype == torch.float32
+    return probabilities if sound and bool(probabilities.isfinite().all()) else None
 
 
 def _read_registered(file: Path, grid: Grid, atlas: Atlas) -> Atlas | None:

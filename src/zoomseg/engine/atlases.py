@@ -69,6 +69,28 @@ def _scans(
     observer.preparing(ATLAS, len(cases), len(cases))
 
 
+def prepare_all(
+    prior_of: AtlasOf,
+    dataset: Dataset,
+    ids: Sequence[str],
+    recipe: Recipe,
+    observer: Observer,
+    stop: threading.Event,
+) -> None:
+    """Have the priors of the cases ``ids`` computed, and kept, before they are needed.
+
+    Raises:
+        InterruptedTrainingError: ``stop`` was set.
+    """
+    files = {case.id: case for case in dataset.cases}
+    for done, case_id in enumerate(ids):
+        if stop.is_set():
+            raise InterruptedTrainingError("stopped while registering atlases; go on with --resume")
+        observer.preparing(f"{ATLAS} (registration)", done, len(ids))
+        prior_of(look.prepare(dataset.load(files[case_id]), recipe))
+    observer.preparing(f"{ATLAS} (registration)", len(ids), len(ids))
+
+
 def of_library(library: AtlasLibrary, cache: Path | None, warn: Callable[[str], None]) -> AtlasOf:
     """Priors of scans by the atlases of a library; no scan is its own atlas. What was registered is kept in
     ``cache``."""

@@ -210,11 +210,16 @@ class _Run:
         return stage.training.iterations if epochs is None else epochs * STEPS_PER_EPOCH
 
     def _atlas(self) -> atlases.AtlasOf:
-        """Atlases are the training cases. The model keeps those that are used for a scan which is none."""
+        """Atlases are the training cases. The model keeps those that are used for a scan which is none.
+        Every case's prior is made at once, and kept while the training runs."""
         library = atlases.collect(self.dataset, self.split.train, self.recipe, self.observer, self.stop)
         library.reduced().save(writable_directory(self.out / atlases.FOLDER))
         registered = self.settings.registered or self.cache / "registered"
-        return atlases.of_library(library, registered, self.observer.message)
+        prior_of = atlases.of_library(library, registered, self.observer.message)
+        # First, so that the time it takes is known when units share what is left.
+        ids = (*self.split.train, *self.split.validation)
+        atlases.prepare_all(prior_of, self.dataset, ids, self.recipe, self.observer, self.stop)
+        return prior_of
 
     def _resume_point(self) -> checkpoint.Progress | None:
         if not self.settings.resume or not self.checkpoint.is_file():

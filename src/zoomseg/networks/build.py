@@ -37,7 +37,9 @@ def build(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padd
     # Channels last makes batch norm, and with it these networks, faster by a third or more on a CPU; instance
     # norm loses as much by it.
     instance_norm = isinstance(spec, specs.ResEncUNet)
-    return module if instance_norm else module.to(memory_format=torch.channels_last_3d)
+    if not instance_norm:
+        module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return module
 
 
 def _module(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padding) -> nn.Module:

@@ -113,6 +113,7 @@ def notes(trainings: Trainings, unscored: Sequence[str] = ()) -> list[str]:
         f"Each training: {length}, on {trainings.device.name}, seed {s.seed}. Rows that share a training "
         "share its time.",
         f"Data set '{trainings.dataset.name}', {part}.",
+        *(["Atlas priors were made before the trainings' time began."] if trainings.recipe.atlas else []),
         *([f"Made smaller: {'; '.join(smaller)}."] if smaller else []),
         *([f"Not scored, as not every row predicts them: {', '.join(unscored)}."] if unscored else []),
         *([f"Fine-tuned from {s.init}."] if s.init is not None else []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoomseg.core.errors import DatasetError, TrainingError
-from zoomseg.engine import job, transfer
+from zoomseg.engine import atlases, job, transfer
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer, Silent
 from zoomseg.engine.stop import InterruptedTrainingError
@@ -132,7 +133,18 @@ class Trainings:
             init=settings.init if training.fine_tuned else None,
             registered=self.registered,
         )
+        if atlases.wanted(recipe):
+            self._make_priors(recipe, fold, observer)
         return job.start(self.dataset, folder, wish, self.device, observer)
+
+    def _make_priors(self, recipe: Recipe, fold: int, observer: Observer) -> None:
+        """Atlas priors are made before the training's clock starts, as rows with and without them are to have
+        the same time to learn."""
+        split, stop = self.split(fold), threading.Event()
+        library = atlases.collect(self.dataset, split.train, recipe, observer, stop)
+        prior_of = atlases.of_library(library, self.registered, self.watch.say)
+        ids = (*split.train, *split.validation)
+        atlases.prepare_all(prior_of, self.dataset, ids, recipe, observer, stop)
 
 
 def open_trainings(

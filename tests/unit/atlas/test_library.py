@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from zoomseg.atlas import register as registration
+from zoomseg.atlas.fuse import fuse
 from zoomseg.atlas.library import Atlas, AtlasLibrary, atlas_grid
 from zoomseg.atlas.register import LibraryMissingError, RegistrationError, Warp
 from zoomseg.core.errors import DatasetError, LabelError, ModelError
@@ -14,7 +15,7 @@ from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.resample import affine_coordinates
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.recipe.spec import ATLAS, AtlasSpec, MajorityFusion
+from zoomseg.recipe.spec import ATLAS, AtlasSpec, IntensityFusion, MajorityFusion
 
 SCHEMA = LabelSchema(("liver", "spleen"), (6, 1), {"both": ("liver", "spleen")})
 GRID = Grid.from_spacing((16, 14, 12), (2.0, 2.0, 5.0))
@@ -131,6 +132,20 @@ def test_registered_atlases_come_from_the_cache(
     assert torch.equal(first.probabilities, second.probabilities)
 
 
+def test_what_was_fused_comes_from_the_cache(
+    library: AtlasLibrary, calls: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = case(9)[1]
+    first = library.prior(image, cache=tmp_path)
+    asked = []
+    monkeypatch.setattr("zoomseg.atlas.library.fuse", lambda *given: asked.append(given) or fuse(*given))
+    assert torch.equal(first.probabilities, library.prior(image, cache=tmp_path).probabilities)
+    assert asked == []
+    other = library.spec.model_copy(update={"fusion": IntensityFusion()})
+    AtlasLibrary(other, library.schema, library.atlases).prior(image, cache=tmp_path)
+    assert len(asked) == 1
+
+
 def test_cache_knows_scan_atlas_and_kind_of_registration(
     library: AtlasLibrary, calls: list[int], tmp_path: Path
 ) -> None:
@@ -149,6 +164,14 @@ def test_cache_knows_scan_atlas_and_kind_of_registration(
 def test_damaged_cache_is_made_again(library: AtlasLibrary, calls: list[int], tmp_path: Path) -> None:
     image = case(9)[1]
     good = library.prior(image, cache=tmp_path)
+    fused = [f for f in tmp_path.iterdir() if "probabilities" in load(f.read_bytes())]
+    assert len(fused) == 1
+    broken = torch.full_like(good.probabilities, float("nan"))
+    for content in (b"rubbish", save({"probabilities": torch.zeros(1)}), save({"probabilities": broken})):
+        fused[0].write_bytes(content)
+        assert torch.equal(good.probabilities, library.prior(image, cache=tmp_path).probabilities)
+    assert len(calls) == 3
+    fused[0].unlink()
     files = sorted(tmp_path.iterdir())
     files[0].write_bytes(b"rubbish")
     files[1].write_bytes(save({"image": torch.zeros(1, 2, 2, 2).half(), "labels": torch.zeros(2, 2, 2)}))
