@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def trainings(data: Dataset, folder: Path, atlas: AtlasSpec | None, said: list[str]) -> Trainings:
     path = folder / "tiny.yaml"
-    path.write_text(dump(tiny_recipe(together=True).model_copy(update={"atlas": atlas})))
+    path.write_text(dump(tiny_recipe(together=True, iterations=6).model_copy(update={"atlas": atlas})))
     study = Ablation("tiny", str(path), "", (ALONE,), baseline=ALONE.name, folds=2)
     return open_trainings(study, data, folder / "out", Settings(), CPU, Watch(said.append))
 
