@@ -38,7 +38,7 @@ def collect(
     drawn would be a vote for background.
 
     Raises:
-        LibraryMissing: the registration library is not installed.
+        LibraryMissingError: the registration library is not installed.
         DatasetError: no case is annotated completely.
         InterruptedTrainingError: ``stop`` was set.
     """

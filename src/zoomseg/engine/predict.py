@@ -242,7 +242,9 @@ def _confidence(recipe: Recipe, answers: Mapping[str, Prior]) -> dict[str, float
     out: dict[str, float] = {}
     for stage in recipe.stages:
         if stage.fusion != "none" and stage.name in answers:
-            out |= fusion.confidence(answers[stage.name])
+            prior = answers[stage.name]
+            earlier = {organ: value for organ, value in out.items() if organ not in prior.labels}
+            out = earlier | fusion.confidence(prior)
     return out
 
 

@@ -327,6 +327,28 @@ def test_priors_are_kept_and_the_last_are_the_probabilities() -> None:
     }
 
 
+def test_confidence_is_that_of_the_last_stage_which_answers_for_an_organ() -> None:
+    coarse, fine = RECIPE.stages
+    right = fine.model_copy(update={"labels": ("right kidney",), "fusion": "paste"})
+    recipe = RECIPE.model_copy(update={"stages": (coarse, right)})
+
+    def halves(x_BCIJK: torch.Tensor, tile: object) -> torch.Tensor:
+        logits = torch.zeros(1, 3, *x_BCIJK.shape[2:])
+        middle = x_BCIJK.shape[2] // 2
+        logits[:, 1, :middle], logits[:, 2, middle:] = 1.0, 1.0
+        return logits
+
+    def organ(x_BCIJK: torch.Tensor, tile: object) -> torch.Tensor:
+        return torch.tensor([0.0, 2.0]).reshape(1, 2, 1, 1, 1).expand(1, 2, *x_BCIJK.shape[2:])
+
+    networks = by_name({"coarse": halves, "fine": organ})
+    found = cascade(case(), recipe, SCHEMA, networks, CPU).confidence
+    assert found == {
+        "left kidney": pytest.approx(float(torch.tensor([0.0, 1, 0]).softmax(0)[1])),
+        "right kidney": pytest.approx(float(torch.tensor([0.0, 2]).softmax(0)[1])),
+    }
+
+
 def test_prior_channels_reach_the_next_stage() -> None:
     """The coarse stage's certainty of class 2 is the fine network's third input channel."""
     seen: list[Tensor] = []
