@@ -33,6 +33,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.resample import resample, resample_labels
 from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.io.bundle import first_problem, read_tensors
 from zoomseg.io.files import write_bytes_atomic
 from zoomseg.recipe.spec import ATLAS, AtlasSpec
 
@@ -213,7 +214,10 @@ class AtlasLibrary:
                 format that a later ZoomSeg wrote.
         """
         manifest = _read_manifest(folder)
-        tensors = _read_tensors(folder, manifest)
+        try:
+            tensors = read_tensors(folder, manifest.file, manifest.sha256, MANIFEST)
+        except ValueError as error:
+            raise _damaged(folder, str(error)) from error
         try:
             groups = {name: tuple(members) for name, members in manifest.groups.items()}
             schema = LabelSchema(tuple(manifest.names), tuple(manifest.values), groups)
@@ -221,7 +225,7 @@ class AtlasLibrary:
             atlases = tuple(_atlas(entry, tensors, i, schema) for i, entry in enumerate(manifest.atlases))
             return cls(spec, schema, atlases)
         except ValidationError as error:
-            raise _damaged(folder, f"{MANIFEST}: {_first(error)}") from error
+            raise _damaged(folder, f"{MANIFEST}: {first_problem(error)}") from error
         except ZoomSegError as error:
             raise _damaged(folder, str(error)) from error
 
@@ -323,20 +327,7 @@ def _read_manifest(folder: Path) -> _Manifest:
     try:
         return _Manifest.model_validate(data)
     except ValidationError as error:
-        raise _damaged(folder, f"{MANIFEST}: {_first(error)}") from error
-
-
-def _read_tensors(folder: Path, manifest: _Manifest) -> dict[str, Tensor]:
-    try:
-        content = (folder / manifest.file).read_bytes()
-    except OSError as error:
-        raise _damaged(folder, f"{manifest.file}: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != manifest.sha256:
-        raise _damaged(folder, f"{manifest.file} is not the file that {MANIFEST} names (SHA-256 differs)")
-    try:
-        return safetensors.load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise _damaged(folder, f"{manifest.file}: {error}") from error
+        raise _damaged(folder, f"{MANIFEST}: {first_problem(error)}") from error
 
 
 def _atlas(entry: _Entry, tensors: dict[str, Tensor], number: int, schema: LabelSchema) -> Atlas:
@@ -347,12 +338,6 @@ def _atlas(entry: _Entry, tensors: dict[str, Tensor], number: int, schema: Label
         raise ModelError(f"atlas {entry.id} has no 4x4 affine")
     grid = Grid((entry.shape[0], entry.shape[1], entry.shape[2]), np.array(entry.affine))
     return Atlas(entry.id, Volume(image, grid), LabelMap(labels, grid, schema))
-
-
-def _first(error: ValidationError) -> str:
-    detail = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in detail["loc"]) or "top level"
-    return f"{where}: {detail['msg']}"
 
 
 def _damaged(folder: Path, reason: str) -> ModelError:

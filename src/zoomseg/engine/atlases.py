@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from zoomseg.atlas.library import AtlasLibrary
@@ -49,24 +50,32 @@ def collect(
     complete = [files[i] for i in ids if (drawn := files[i].annotated) is None or drawn >= every]
     if not complete:
         raise DatasetError("no training case is annotated completely; atlases need all labels")
-    return AtlasLibrary.build(recipe.atlas, _scans(dataset, complete, recipe, observer, stop))
+    reading = _Step(ATLAS, "preparing the data", observer, stop)
+    return AtlasLibrary.build(recipe.atlas, _labelled(reading.scans(dataset, complete, recipe)))
 
 
-def _scans(
-    dataset: Dataset,
-    cases: Sequence[CaseFiles],
-    recipe: Recipe,
-    observer: Observer,
-    stop: threading.Event,
-) -> Iterator[tuple[str, Volume, LabelMap]]:
-    for done, case in enumerate(cases):
-        if stop.is_set():
-            raise InterruptedTrainingError("stopped while preparing the data; go on with --resume")
-        observer.preparing(ATLAS, done, len(cases))
-        scan = look.prepare(dataset.load(case), recipe)
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """Cases gone through one by one: told under ``name``, and stopped between two."""
+
+    name: str
+    doing: str
+    observer: Observer
+    stop: threading.Event
+
+    def scans(self, dataset: Dataset, cases: Sequence[CaseFiles], recipe: Recipe) -> Iterator[look.Scan]:
+        for done, case in enumerate(cases):
+            if self.stop.is_set():
+                raise InterruptedTrainingError(f"stopped while {self.doing}; go on with --resume")
+            self.observer.preparing(self.name, done, len(cases))
+            yield look.prepare(dataset.load(case), recipe)
+        self.observer.preparing(self.name, len(cases), len(cases))
+
+
+def _labelled(scans: Iterator[look.Scan]) -> Iterator[tuple[str, Volume, LabelMap]]:
+    for scan in scans:
         assert scan.labels is not None  # cases to train on are labelled
         yield scan.id, scan.image, scan.labels
-    observer.preparing(ATLAS, len(cases), len(cases))
 
 
 def prepare_all(
@@ -83,12 +92,9 @@ def prepare_all(
         InterruptedTrainingError: ``stop`` was set.
     """
     files = {case.id: case for case in dataset.cases}
-    for done, case_id in enumerate(ids):
-        if stop.is_set():
-            raise InterruptedTrainingError("stopped while registering atlases; go on with --resume")
-        observer.preparing(f"{ATLAS} (registration)", done, len(ids))
-        prior_of(look.prepare(dataset.load(files[case_id]), recipe))
-    observer.preparing(f"{ATLAS} (registration)", len(ids), len(ids))
+    step = _Step(f"{ATLAS} (registration)", "registering atlases", observer, stop)
+    for scan in step.scans(dataset, [files[i] for i in ids], recipe):
+        prior_of(scan)
 
 
 def of_library(library: AtlasLibrary, cache: Path | None, warn: Callable[[str], None]) -> AtlasOf:

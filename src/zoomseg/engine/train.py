@@ -164,9 +164,9 @@ class _Run:
 
     def train(self, stop: threading.Event) -> bundle.Bundle:
         self.stop = stop
+        resumed = self._resume_point()  # before minutes are spent on atlases
         if atlases.wanted(self.recipe):
             self.atlas_of = self._atlas()
-        resumed = self._resume_point()
         all_labels = self.dataset.schema.names
         resume_at = (resumed.unit, resumed.step) if resumed else None
         with Log(self.folder, all_labels, resume_at) as log:

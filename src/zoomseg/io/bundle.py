@@ -180,20 +180,32 @@ def _read_manifest(path: Path) -> _Manifest:
     try:
         return _Manifest.model_validate(data)
     except ValidationError as error:
-        raise _damaged(path, f"model.json: {_first(error)}") from error
+        raise _damaged(path, f"model.json: {first_problem(error)}") from error
+
+
+def read_tensors(folder: Path, file: str, sha256: str, manifest: str) -> dict[str, Tensor]:
+    """A safetensors file, only if it is the one that the file ``manifest`` beside it names.
+
+    Raises:
+        ValueError: what is wrong with it, for the caller to say of what.
+    """
+    try:
+        content = (folder / file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{file} is not the file that {manifest} names (SHA-256 differs)")
+    try:
+        return safetensors.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _read_weights(path: Path, stage: str, entry: _Weights) -> dict[str, Tensor]:
     try:
-        content = (path / entry.file).read_bytes()
-    except OSError as error:
-        raise _damaged(path, f"{entry.file}: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise _damaged(path, f"{entry.file} is not the file that model.json names (SHA-256 differs)")
-    try:
-        tensors = safetensors.load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise _damaged(path, f"{entry.file}: {error}") from error
+        tensors = read_tensors(path, entry.file, entry.sha256, "model.json")
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
     _check_tensors(stage, tensors)
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
@@ -210,7 +222,8 @@ def _check_tensors(stage: str, tensors: Mapping[str, Tensor]) -> None:
             raise ModelError(f"weight '{name}' of stage '{stage}' is not finite; the model cannot be used")
 
 
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """The first of a manifest's problems: where, and what."""
     detail = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in detail["loc"]) or "top level"
     return f"{where}: {detail['msg']}"
