@@ -63,8 +63,10 @@ def _paragraphs(command: click.Command) -> Iterator[str]:
 
 def _names(option: click.Option) -> str:
     value = "" if option.is_flag else f" {_value(option)}"
-    return ", ".join(f"`{name}`" for name in option.opts[:-1]) + (", " if option.opts[1:] else "") + (
-        f"`{option.opts[-1]}{value}`"
+    return (
+        ", ".join(f"`{name}`" for name in option.opts[:-1])
+        + (", " if option.opts[1:] else "")
+        + (f"`{option.opts[-1]}{value}`")
     )
 
 

@@ -71,7 +71,6 @@ def input_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: 
     Raises:
         RecipeError: it wants an image channel that the scans do not have.
     """
-    by_name = {s.name: s for s in recipe.stages}
     shown = inputs.image_channels(stage.inputs, channels)
     for channel in shown:
         if not 0 <= channel < channels:
@@ -80,8 +79,7 @@ def input_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: 
             )
     count = len(shown)
     for spec in inputs.prior_specs(stage.inputs):
-        known = schema.names if spec.of == ATLAS else graph.resolve_labels(by_name[spec.of], schema)
-        count += len(inputs.prior_names(spec, known))
+        count += len(inputs.prior_names(spec, graph.prior_labels(recipe, spec.of, schema)))
     return count
 
 

@@ -21,7 +21,7 @@ from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset
 from zoomseg.networks import build as networks
 from zoomseg.recipe import graph
-from zoomseg.recipe.spec import ATLAS, BoxAround, ProbabilityTimesAtlas, Recipe, Stage
+from zoomseg.recipe.spec import BoxAround, ProbabilityTimesAtlas, Recipe, Stage
 from zoomseg.stage import inputs
 
 SLOWER = 10
@@ -256,10 +256,7 @@ def _input_names(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: in
     """The channels that ``stage.inputs.assemble`` gives the network, in their order."""
     names = [(_IMAGE, str(channel)) for channel in inputs.image_channels(stage.inputs, channels)]
     for spec in inputs.prior_specs(stage.inputs):
-        if spec.of == ATLAS:
-            known = schema.names
-        else:
-            known = graph.resolve_labels(graph.stage_of(recipe, spec.of), schema)
+        known = graph.prior_labels(recipe, spec.of, schema)
         names += [(spec.of, label) for label in inputs.prior_names(spec, known)]
     return tuple(names)
 

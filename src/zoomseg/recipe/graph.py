@@ -288,6 +288,11 @@ def resolve_labels(stage: Stage, schema: LabelSchema) -> tuple[str, ...]:
     return labels
 
 
+def prior_labels(recipe: Recipe, of: str, schema: LabelSchema) -> tuple[str, ...]:
+    """The labels of a prior: those that the stage ``of`` predicts, or, of the atlas prior, all."""
+    return schema.names if of == ATLAS else resolve_labels(stage_of(recipe, of), schema)
+
+
 def stage_of(recipe: Recipe, name: str) -> Stage:
     """The stage of that name.
 

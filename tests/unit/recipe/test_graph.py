@@ -8,7 +8,7 @@ from zoomseg.core.errors import RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.recipe import graph
 from zoomseg.recipe.graph import TrainingUnit
-from zoomseg.recipe.spec import BoxAround, PriorInput, Recipe
+from zoomseg.recipe.spec import ATLAS, BoxAround, PriorInput, Recipe
 
 SCHEMA = LabelSchema(
     ("liver", "left kidney", "right kidney"), (1, 2, 3), {"kidneys": ("left kidney", "right kidney")}
@@ -351,3 +351,11 @@ def test_a_recipe_whose_only_fused_stage_is_dropped_is_refused() -> None:
     fitted, _ = graph.fit(recipe(stage("one", fusion="none"), stage("two", labels=("spleen",))), FOUND)
     with pytest.raises(RecipeError, match="every stage says 'none', so no label map would come out"):
         graph.expand(fitted, FOUND)
+
+
+def test_a_prior_has_its_stage_s_labels_and_the_atlas_s_all() -> None:
+    built = recipe(stage("one", labels=("liver",)), stage("two"))
+    schema = LabelSchema.consecutive(["spleen", "liver"])
+    assert graph.prior_labels(built, "one", schema) == ("liver",)
+    assert graph.prior_labels(built, "two", schema) == ("spleen", "liver")
+    assert graph.prior_labels(built, ATLAS, schema) == ("spleen", "liver")
