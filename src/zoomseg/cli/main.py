@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "Train a recipe on labelled scans.",
     "predict": "Segment scans with a trained model.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
+    "export": "A model as one zip that runs without ZoomSeg and without PyTorch.",
     "study": "A paper's ablation table on your data, beside the paper's numbers.",
 }
 """Command name -> one line of help. The command is ``command`` in ``zoomseg.cli.<name>``."""

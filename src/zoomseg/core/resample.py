@@ -10,6 +10,8 @@ Shapes: C channels, I J K voxels.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +25,9 @@ from zoomseg.core.volume import LabelMap, Volume
 
 PARALLEL_TOLERANCE = 1e-4
 """Axes count as parallel if an off-axis step across the whole target moves less than this many voxels."""
+
+PIECE_VOXELS = 8_000_000
+"""Larger data is changed and shrunk piece by piece, so that a scan never exists in float as a whole."""
 
 TIE_TOLERANCE = 1e-4
 """A point this little before the middle between two voxels counts as in the middle."""
@@ -79,34 +84,82 @@ def linear_weights(size_in: int, size_out: int, scale: float, offset: float, ant
     return torch.from_numpy(out.astype(np.float32))
 
 
-def _apply_axis(data: Tensor, weights: Tensor, axis: int) -> Tensor:
-    """Contract one axis of ``[C, I, J, K]`` with ``[out, in]`` weights, reading only the rows in use."""
-    used = torch.nonzero(weights.any(dim=0)).flatten()
-    low, high = int(used[0]), int(used[-1]) + 1
-    data = data.narrow(axis, low, high - low)
-    weights = weights[:, low:high].to(data.device)
-    identity = torch.eye(high - low, device=data.device)
+def _used(weights: Tensor) -> tuple[int, int]:
+    """The range of source voxels that any row reads."""
+    columns = torch.nonzero(weights.any(dim=0)).flatten()
+    return int(columns[0]), int(columns[-1]) + 1
+
+
+def _contract(data: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Contract one axis of ``[C, A, B, D]`` with ``[out, in]`` weights; a copy costs nothing."""
+    identity = torch.eye(weights.shape[1], device=weights.device)
     if weights.shape == identity.shape and torch.equal(weights, identity):
         return data
-    return torch.movedim(torch.movedim(data, axis, -1) @ weights.T.to(data.dtype), -1, axis)
+    lead, trail = data.shape[:axis], data.shape[axis + 1 :]
+    flat = data.reshape(math.prod(lead), data.shape[axis], math.prod(trail))
+    weights = weights.to(data.dtype)
+    out = flat[..., 0] @ weights.T if flat.shape[2] == 1 else torch.matmul(weights, flat)
+    return out.reshape(*lead, weights.shape[0], *trail)
 
 
-def resample_data(data: Tensor, source: Grid, target: Grid, antialias: bool = True) -> Tensor:
-    """``[C, I, J, K]`` on ``source`` to ``[C, *target.shape]``, linear; differentiable in ``data``."""
-    data = data if data.is_floating_point() else data.float()
+def _by_axes(data: Tensor, weights: list[Tensor], change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Contract all three axes of ``[C, A, B, D]``, given in the order they lie in memory, slowest first.
+    The axis that shrinks most goes first: less to carry through the others; but what is large enters in
+    pieces along A, which then goes last."""
+    order = sorted(range(3), key=lambda a: weights[a].shape[0] / weights[a].shape[1])
+    pieces = math.ceil(data.numel() / PIECE_VOXELS)
+    if pieces == 1:
+        data = change(data)
+    else:
+        order.remove(0)
+        parts = []
+        for part in data.tensor_split(min(pieces, data.shape[1]), dim=1):
+            part = change(part)
+            for a in order:
+                part = _contract(part, weights[a], 1 + a)
+            parts.append(part)
+        data, order = torch.cat(parts, dim=1), [0]
+    for a in order:
+        data = _contract(data, weights[a], 1 + a)
+    return data
+
+
+def as_float(data: Tensor) -> Tensor:
+    """Integers as float32; floats as they are."""
+    return data if data.is_floating_point() else data.float()
+
+
+def resample_data(
+    data: Tensor,
+    source: Grid,
+    target: Grid,
+    antialias: bool = True,
+    change: Callable[[Tensor], Tensor] = as_float,
+) -> Tensor:
+    """``[C, I, J, K]`` on ``source`` to ``[C, *target.shape]``, linear; differentiable in ``data``.
+
+    Args:
+        change: what is done to the values first, voxel by voxel (normalisation). Only what is read is
+            changed, and never all of a large scan at once.
+    """
     if source == target:
-        return data
+        return change(data)
     matrix = target.to_index_of(source)
     axes = _axiswise(matrix, target.shape)
     if axes is None:
-        return sample(data, affine_coordinates(matrix, target.shape).to(data.device), "linear")
-    # The axis that shrinks most goes first: less to carry through the others.
-    ratio = [target.shape[a] / source.shape[axes.order[a]] for a in range(3)]
-    for a in sorted(range(3), key=lambda a: ratio[a]):
-        n_in = source.shape[axes.order[a]]
-        weights = linear_weights(n_in, target.shape[a], axes.scale[a], axes.offset[a], antialias)
-        data = _apply_axis(data, weights, 1 + axes.order[a])
-    return data.permute(0, *(1 + s for s in axes.order)).contiguous()
+        coordinates = affine_coordinates(matrix, target.shape)
+        box = coordinates_box(coordinates, source.shape)
+        near = change(data[(slice(None), *box.slices)])
+        return sample(near, (coordinates - torch.tensor(box.start)).to(data.device), "linear")
+    weights: list[Tensor] = [torch.empty(0)] * 3  # by source axis
+    for a, s in enumerate(axes.order):
+        matrix_a = linear_weights(source.shape[s], target.shape[a], axes.scale[a], axes.offset[a], antialias)
+        low, high = _used(matrix_a)
+        data = data.narrow(1 + s, low, high - low)
+        weights[s] = matrix_a[:, low:high].to(data.device)
+    memory = sorted(range(3), key=lambda s: -data.stride(1 + s))
+    out = _by_axes(data.permute(0, *(1 + s for s in memory)), [weights[s] for s in memory], change)
+    return out.permute(0, *(1 + memory.index(s) for s in axes.order)).contiguous()
 
 
 def resample(volume: Volume, grid: Grid, antialias: bool = True) -> Volume:

@@ -7,14 +7,20 @@
            |<-halo>|                                              |<-halo>|
 
 With valid padding the halo is what the convolutions eat; with same padding it is zero. Inner boxes
-cover the region's box; those that touch no voxel of the region are not computed.
+cover the region, and nothing is computed that touches no voxel of it: tiles stand in rows of equal k, each
+row only as wide as the region is there. Rows are computed in order, so that of the answer no more is held
+at once than the tiles of a row reach.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,9 +40,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiling:
+    """Tiles in the order of their first k."""
+
     tiles: tuple[Tile, ...]
     skipped: int
-    """Tiles of the region's box that were left out as they touch no voxel of the region."""
+    """So many tiles more would cover the region's box."""
 
     @property
     def outer(self) -> Box:
@@ -45,6 +53,12 @@ class Tiling:
         for tile in self.tiles[1:]:
             box = box.union(tile.outer)
         return box
+
+    @property
+    def rows(self) -> Iterator[tuple[int, tuple[Tile, ...]]]:
+        """First k of the inner boxes, and the tiles that have it."""
+        for k, row in itertools.groupby(self.tiles, key=lambda tile: tile.inner.start[2]):
+            yield k, tuple(row)
 
 
 def _starts(low: int, high: int, size: int, overlap: float) -> list[int]:
@@ -58,6 +72,17 @@ def _starts(low: int, high: int, size: int, overlap: float) -> list[int]:
     return [low + round(n * (length - size) / (count - 1)) for n in range(count)]
 
 
+def _spread(low: int, occupied: npt.NDArray[np.bool_], size: int, overlap: float, scan: int) -> Iterator[int]:
+    """First indices of tiles that cover what is occupied of the indices from ``low`` on; where a tile's size
+    or more lies empty between, none. They stay inside the ``scan`` indices that there are, if they can."""
+    where = np.flatnonzero(occupied)
+    gaps = np.flatnonzero(np.diff(where) > size)
+    firsts, lasts = where[[0, *(gaps + 1)]], where[[*gaps, -1]]
+    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        for start in _starts(low + first, low + last + 1, size, overlap):
+            yield min(max(start, 0), scan - size) if size <= scan else start
+
+
 def cover(region: Region, tile: Index3, halo: Index3, overlap: float) -> Tiling:
     """Tiles of input shape ``tile`` whose inner boxes (``tile - 2 * halo``) cover ``region``.
 
@@ -67,22 +92,42 @@ def cover(region: Region, tile: Index3, halo: Index3, overlap: float) -> Tiling:
     inner = (tile[0] - 2 * halo[0], tile[1] - 2 * halo[1], tile[2] - 2 * halo[2])
     if min(inner) < 1:
         raise GeometryError(f"a tile of {tile} voxels leaves nothing inside a halo of {halo}")
-    axes = [
-        _starts(low, high, size, overlap)
-        for low, high, size in zip(region.box.start, region.box.stop, inner, strict=True)
-    ]
-    kept: list[Tile] = []
-    for i in axes[0]:
-        for j in axes[1]:
-            for k in axes[2]:
-                box = Box((i, j, k), (i + inner[0], j + inner[1], k + inner[2]))
-                if region.touches(box):
-                    kept.append(Tile(box.expand(halo), box))
-    if not kept:
+    if region.voxels == 0:
         raise GeometryError(
             f"the region holds no voxel of a grid of shape {region.grid.shape}: it is smaller than its voxels"
         )
-    return Tiling(tuple(kept), math.prod(len(a) for a in axes) - len(kept))
+    tiles = [
+        Tile(Box(start, _add(start, inner)).expand(halo), Box(start, _add(start, inner)))
+        for start in _covering(region, inner, overlap)
+    ]
+    box = region.box
+    whole = math.prod(
+        len(_starts(low, high, size, overlap))
+        for low, high, size in zip(box.start, box.stop, inner, strict=True)
+    )
+    return Tiling(tuple(tiles), max(0, whole - len(tiles)))
+
+
+def _covering(region: Region, size: Index3, overlap: float) -> Iterator[Index3]:
+    """First voxels of the tiles: rows in k, in every row columns in i, in every column tiles in j."""
+    mask = np.ones(region.box.shape, dtype=bool) if region.mask is None else region.mask.cpu().numpy()
+    origin, scan = region.box.start, region.grid.shape
+
+    def along(axis: int, part: npt.NDArray[np.bool_]) -> Iterator[tuple[int, slice]]:
+        occupied = np.asarray(part.any(axis=tuple(a for a in range(3) if a != axis)))
+        for start in _spread(origin[axis], occupied, size[axis], overlap, scan[axis]):
+            first = start - origin[axis]
+            yield start, slice(max(0, first), first + size[axis])
+
+    for k, planes in along(2, mask):
+        row = mask[:, :, planes]
+        for i, rows in along(0, row):
+            for j, _ in along(1, row[rows]):
+                yield i, j, k
+
+
+def _add(a: Index3, b: Index3) -> Index3:
+    return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
 
 
 def tent(shape: Index3) -> Tensor:
@@ -94,22 +139,26 @@ def tent(shape: Index3) -> Tensor:
 
 
 class Stitcher:
-    """Weighted mean of overlapping tiles' probabilities ``[C, ...]`` over ``box``.
+    """Weighted mean of overlapping tiles' probabilities ``[C, ...]`` over ``box``, for tiles that come in the
+    order of their first k. No more planes are held than a tile has.
 
     A voxel that no tile answered is background (channel 0 = 1).
     """
 
     def __init__(self, classes: int, box: Box, weights: Tensor, device: torch.device | str = "cpu") -> None:
         self.box = box
+        self._first = box.start[2]
         self._weights = weights.to(device)
-        self._sum = torch.zeros((classes, *box.shape), device=device)
-        self._weight = torch.zeros(box.shape, device=device)
+        held = (*box.shape[:2], min(weights.shape[2], box.shape[2]))
+        self._sum = torch.zeros((classes, *held), device=device)
+        self._weight = torch.zeros(held, device=device)
 
     def add(self, tile: Tile, probabilities: Tensor) -> None:
         """``probabilities`` has the shape of ``tile.inner``; what falls outside ``box`` is dropped.
 
         Raises:
-            GeometryError: another shape, which would be pasted in the wrong place.
+            GeometryError: another shape, which would be pasted in the wrong place; or planes that were
+                taken already, or cannot be held yet.
         """
         expected = (self._sum.shape[0], *self._weights.shape)
         if tuple(probabilities.shape) != expected or tile.inner.shape != self._weights.shape:
@@ -120,15 +169,37 @@ class Stitcher:
         common = tile.inner.intersect(self.box)
         if common.empty:
             return
-        here = common.relative_to(self.box.start).slices
+        held = (self._first, self._first + self._sum.shape[3])
+        if common.start[2] < held[0] or common.stop[2] > held[1]:
+            raise GeometryError(
+                f"a tile with planes {common.start[2]} to {common.stop[2]} came where {held[0]} to {held[1]} "
+                "are held; tiles must come in the order of their first k"
+            )
+        here = common.relative_to((*self.box.start[:2], self._first)).slices
         there = common.relative_to(tile.inner.start).slices
         weights = self._weights[there]
-        self._sum[(slice(None), *here)] += probabilities[(slice(None), *there)].float() * weights
+        self._sum[(slice(None), *here)].addcmul_(probabilities[(slice(None), *there)].float(), weights)
         self._weight[here] += weights
 
-    def result(self) -> Tensor:
-        """``[C, *box.shape]``. Divides the sums in place to save memory: call it once, at the end."""
-        unseen = self._weight == 0
-        out = self._sum.div_(self._weight.masked_fill(unseen, 1.0))
+    def take(self, stop: int | None = None) -> Iterator[Tensor]:
+        """What is finished once no tile to come begins before plane ``stop`` (None: no tile is to come):
+        consecutive ``[C, I, J, planes]``, each but once, and to be used before the next is asked for."""
+        stop = self.box.stop[2] if stop is None else min(stop, self.box.stop[2])
+        while self._first < stop:
+            count = min(stop - self._first, self._sum.shape[3])
+            yield self._normalised(count)
+            self._forget(count)
+
+    def _normalised(self, count: int) -> Tensor:
+        weight = self._weight[..., :count]
+        unseen = weight == 0
+        out = self._sum[..., :count].div_(weight.masked_fill(unseen, 1.0))
         out[0][unseen] = 1.0
         return out
+
+    def _forget(self, count: int) -> None:
+        self._first += count
+        for held in (self._sum, self._weight):
+            if count < held.shape[-1]:
+                held[..., :-count] = held[..., count:].clone()
+            held[..., -count:] = 0

@@ -70,7 +70,7 @@ def _segment(scan: ScanInput, out: Path, predictor: Predictor, organs: tuple[str
         clock = [time.perf_counter()]
         image = read_image(scan.paths, channels_last=predictor.channels > 1)
         clock.append(time.perf_counter())
-        result = predictor.predict(Case(scan.id, image), organs)
+        result = predictor.predict(Case(scan.id, image), organs, keep=False)
         clock.append(time.perf_counter())
         path = result_path(out, scan)
         write_labels(path, result.labels, like=scan.paths[0])

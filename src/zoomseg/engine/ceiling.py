@@ -79,8 +79,9 @@ def oracle(reference: LabelMap) -> NetworkOf:
     def network_of(view: View) -> Network:
         labels = graph.resolve_labels(view.stage, reference.schema)
 
-        def compute(x_BCIJK: Tensor, tile: Tile) -> Tensor:
-            return SURE * _certain(reference, labels, view.grid.crop(tile.inner))[None]
+        def compute(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+            grids = [view.grid.crop(tile.inner) for tile in tiles]
+            return SURE * torch.stack([_certain(reference, labels, grid) for grid in grids])
 
         return compute
 

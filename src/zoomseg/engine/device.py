@@ -26,6 +26,11 @@ class Device:
         )
 
     @property
+    def tiles_at_once(self) -> int:
+        """How many tiles a network gets together: what one keeps a CPU busy with does not fill a GPU."""
+        return 4 if self.place.type == "cuda" else 1
+
+    @property
     def name(self) -> str:
         if self.place.type == "cuda":
             return torch.cuda.get_device_name(self.place)

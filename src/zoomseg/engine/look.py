@@ -1,12 +1,12 @@
 """What a stage sees: the same code in training and in prediction.
 
-``prepare`` brings a scan into the canonical orientation and normalises it; ``view`` decides where a
+``prepare`` finds how a scan is normalised and which way up it lies; ``view`` decides where a
 stage looks and on which grid; ``read`` gives the network's input for a box of that grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,25 +16,34 @@ from zoomseg.core.case import Case, Prior
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.recipe.spec import FixedShape, Recipe, Stage
+from zoomseg.recipe.spec import FixedShape, InputSpec, Recipe, Stage
 from zoomseg.stage import grid as grids
 from zoomseg.stage import inputs, roi
+from zoomseg.stage.inputs import Normalisation
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A case made ready: canonical orientation, ``raw`` in the scan's unit, ``image`` normalised."""
+    """A case made ready. ``raw`` is as it came, in the scan's own unit and orientation: nothing as large as
+    a scan is turned or made float, only what a stage reads of it. ``grid`` and ``labels`` are canonical."""
 
     id: str
     raw: Volume
-    image: Volume
+    normalisation: Normalisation
+    grid: Grid
     labels: LabelMap | None
     orientation: Orientation
-    """How the scan's own axes became canonical; its inverse brings labels back."""
+    """How the scan's own axes become canonical; its inverse brings labels back."""
 
     @property
-    def grid(self) -> Grid:
-        return self.raw.grid
+    def image(self) -> Volume:
+        """The whole scan, normalised and canonical."""
+        normal = Volume(self.normalisation.apply(self.raw.data), self.raw.grid)
+        return normal.reoriented(self.orientation)
+
+    def image_on(self, grid: Grid, specs: Sequence[InputSpec]) -> Tensor:
+        """The image channels ``[C, *grid.shape]`` that a stage with these inputs sees, normalised."""
+        return inputs.image_on(specs, self.raw, self.normalisation, grid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +57,9 @@ class View:
 
 def prepare(case: Case, recipe: Recipe) -> Scan:
     orientation = Orientation.to_canonical(case.image.grid)
-    raw = case.image.reoriented(orientation)
-    normalise = inputs.normalisation(recipe.intensity, raw)
     labels = None if case.labels is None else case.labels.reoriented(orientation)
-    return Scan(case.id, raw, Volume(normalise.apply(raw.data), raw.grid), labels, orientation)
+    normalisation = inputs.normalisation(recipe.intensity, case.image)
+    return Scan(case.id, case.image, normalisation, orientation.grid(case.image.grid), labels, orientation)
 
 
 def view(stage: Stage, recipe: Recipe, scan: Scan, priors: Mapping[str, Prior]) -> View | None:
@@ -77,4 +85,21 @@ def nothing(stage: Stage, scan: Scan, labels: tuple[str, ...]) -> Prior:
 
 def read(view: View, scan: Scan, priors: Mapping[str, Prior], box: Box) -> Tensor:
     """The network's input ``[C, *box.shape]``; beyond the scan its edge voxels go on."""
-    return inputs.assemble(view.stage.inputs, scan.image, priors, view.grid.crop(box))
+    return Reader(view, scan, priors, box).read(box)
+
+
+class Reader:
+    """Gives the network's input for boxes inside one: the image is sampled once, priors, of which there may
+    be a hundred, box by box."""
+
+    def __init__(self, view: View, scan: Scan, priors: Mapping[str, Prior], box: Box) -> None:
+        self._view = view
+        self._priors = priors
+        self._start = box.start
+        self._image = scan.image_on(view.grid.crop(box), view.stage.inputs)
+
+    def read(self, box: Box) -> Tensor:
+        """``[C, *box.shape]``."""
+        image = self._image[(slice(None), *box.relative_to(self._start).slices)]
+        priors = inputs.priors_on(self._view.stage.inputs, self._priors, self._view.grid.crop(box))
+        return torch.cat([image, *priors])

@@ -19,7 +19,7 @@ from zoomseg.core.case import Prior
 from zoomseg.core.geometry import Box, Grid, Vector3
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.region import Region
-from zoomseg.core.resample import coordinates_box, nearest_index, resample_data, sample
+from zoomseg.core.resample import coordinates_box, nearest_index, sample
 from zoomseg.core.volume import LabelMap
 from zoomseg.engine import look
 from zoomseg.io.cache import ChunkedArray, write_array
@@ -100,8 +100,7 @@ def pack(
     patch = stage.training.patch
     box = seen.region.box.expand(patch).intersect(seen.grid.box)
     grid = seen.grid.crop(box)
-    channels = list(inputs.image_channels(stage.inputs, scan.image.channels))
-    image = resample_data(scan.image.data[channels], scan.grid, grid).numpy().astype(np.float16)
+    image = scan.image_on(grid, stage.inputs).numpy().astype(np.float16)
     target = stage_labels(scan.labels, labels, grid)
     inside = seen.region.mask_in(box).numpy()
     if stage.training.mask_loss:

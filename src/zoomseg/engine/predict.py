@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoomseg.core.case import Case, Prior
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
+from zoomseg.core.geometry import Box
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.tiling import Stitcher, Tile, cover, tent
 from zoomseg.core.volume import LabelMap
@@ -25,8 +26,8 @@ from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, Recipe, Stage
 from zoomseg.stage import fusion, inputs
 
-Network = Callable[[Tensor, Tile], Tensor]
-"""Input ``[1, C, *outer]`` and its tile -> logits ``[1, classes, *inner]``. The tile is for oracles."""
+Network = Callable[[Tensor, tuple[Tile, ...]], Tensor]
+"""Input ``[B, C, *outer]`` and its B tiles -> logits ``[B, classes, *inner]``. The tiles are for oracles."""
 NetworkOf = Callable[[look.View], Network]
 """The network for where a stage looks: the stage's trained one, or an oracle on the view's grid."""
 
@@ -46,7 +47,7 @@ class StageRecord:
 @dataclass(frozen=True, eq=False)
 class Result:
     """``labels`` on the scan's own grid and orientation; ``priors`` on the canonical stage grids, of the
-    stages that had somewhere to look."""
+    stages that had somewhere to look, if they were to be kept."""
 
     case: str
     labels: LabelMap
@@ -91,9 +92,9 @@ def build_network(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: i
 
 
 def as_network(module: nn.Module, device: Device) -> Network:
-    """A trained module as the callable that ``run_stage`` drives."""
+    """A trained module as the callable that ``Course`` drives."""
 
-    def compute(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+    def compute(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
         with torch.inference_mode(), device.autocast():
             logits: Tensor = module(x_BCIJK.to(device.place))[0]
             return logits
@@ -101,49 +102,101 @@ def as_network(module: nn.Module, device: Device) -> Network:
     return compute
 
 
-def run_stage(
-    view: look.View,
-    scan: look.Scan,
-    priors: Mapping[str, Prior],
-    labels: tuple[str, ...],
-    network: Network,
-    device: Device,
-) -> tuple[Prior, StageRecord]:
-    """Compute a stage on one scan. Only tiles that touch the region are computed; the inputs are
-    sampled once, over the box that the tiles read."""
-    started = time.perf_counter()
-    spec = view.stage.grid
-    halo = networks.halo(view.stage.network, spec.padding)
-    tiling = cover(view.region, spec.tile, halo, spec.overlap)
-    outer = tiling.outer
-    data = look.read(view, scan, priors, outer)
-    answered = tiling.tiles[0].inner.shape
-    weights = tent(answered) if spec.overlap > 0 and spec.padding == "same" else torch.ones(answered)
-    stitcher = Stitcher(1 + len(labels), view.region.box, weights, device.place)
-    for tile in tiling.tiles:
-        window = data[(slice(None), *tile.outer.relative_to(outer.start).slices)]
-        stitcher.add(tile, network(window[None], tile)[0].float().softmax(dim=0))
-    prior = _with_background_rim(stitcher.result().cpu(), view, labels)
-    record = StageRecord(
-        view.stage.name,
-        time.perf_counter() - started,
-        len(tiling.tiles),
-        tiling.skipped,
-        view.region.voxels / view.grid.box.voxels,
-    )
-    return prior, record
+@dataclass(frozen=True)
+class Progress:
+    """How far a scan is: ``done`` of ``tiles`` of a stage."""
+
+    stage: str
+    done: int
+    tiles: int
 
 
-def _with_background_rim(probabilities: Tensor, view: look.View, labels: tuple[str, ...]) -> Prior:
-    """Where the region ends inside the scan, one voxel of certain background is added: a prior's edge
-    goes on beyond its grid, and beyond the region the stage said nothing."""
-    box = view.region.box.expand((1, 1, 1)).intersect(view.grid.box)
-    if box != view.region.box:
-        wide = torch.zeros((probabilities.shape[0], *box.shape))
-        wide[0] = 1.0
-        wide[(slice(None), *view.region.box.relative_to(box.start).slices)] = probabilities
-        probabilities = wide
-    return Prior(probabilities, view.grid.crop(box), labels, view.region, view.stage.name)
+Tell = Callable[[Progress], None]
+
+
+def _silent(progress: Progress) -> None:
+    pass
+
+
+class Course:
+    """A stage's way over one scan: only tiles that touch the region are computed, row by row, and their
+    answer comes out as slabs of finished planes."""
+
+    def __init__(
+        self,
+        view: look.View,
+        scan: look.Scan,
+        priors: Mapping[str, Prior],
+        labels: tuple[str, ...],
+        network: Network,
+        device: Device,
+        tell: Tell = _silent,
+    ) -> None:
+        self.view = view
+        self.labels = labels
+        self._started = time.perf_counter()
+        self._network = network
+        self._device = device
+        self._tell = tell
+        spec = view.stage.grid
+        halo = networks.halo(view.stage.network, spec.padding)
+        self.tiling = cover(view.region, spec.tile, halo, spec.overlap)
+        self._reader = look.Reader(view, scan, priors, self.tiling.outer)
+        # Where the region ends inside the scan, one voxel of certain background is added: a prior's edge
+        # goes on beyond its grid, and beyond the region the stage said nothing.
+        self._box = view.region.box.expand((1, 1, 1)).intersect(view.grid.box)
+        self.grid = view.grid.crop(self._box)
+        """Of the whole answer."""
+
+    def slabs(self) -> Iterator[Tensor]:
+        """Probabilities ``[C, I, J, planes]``, one slab after the other, together on ``grid``; each is to be
+        used before the next is asked for."""
+        at = self.view.region.box.start[2]
+        for slab in self._stitched():
+            yield self._with_rim(slab, at, at + slab.shape[3])
+            at += slab.shape[3]
+
+    def _stitched(self) -> Iterator[Tensor]:
+        spec, answered = self.view.stage.grid, self.tiling.tiles[0].inner.shape
+        weights = tent(answered) if spec.overlap > 0 and spec.padding == "same" else torch.ones(answered)
+        stitcher = Stitcher(1 + len(self.labels), self.view.region.box, weights, self._device.place)
+        done, size = 0, self._device.tiles_at_once
+        for k, row in self.tiling.rows:
+            yield from stitcher.take(k)
+            for n in range(0, len(row), size):
+                self._compute(row[n : n + size], stitcher)
+                done += len(row[n : n + size])
+                self._tell(Progress(self.view.stage.name, done, len(self.tiling.tiles)))
+        yield from stitcher.take()
+
+    def _compute(self, tiles: tuple[Tile, ...], stitcher: Stitcher) -> None:
+        logits = self._network(torch.stack([self._reader.read(tile.outer) for tile in tiles]), tiles)
+        for tile, own in zip(tiles, logits, strict=True):
+            stitcher.add(tile, own.float().softmax(dim=0))
+
+    def _with_rim(self, slab: Tensor, start: int, stop: int) -> Tensor:
+        """Planes ``start`` to ``stop`` of the stage's grid, with what of the rim lies beside them."""
+        box, wide = self.view.region.box, self._box
+        low = [a - b for a, b in zip(box.start, wide.start, strict=True)]
+        high = [b - a for a, b in zip(box.stop, wide.stop, strict=True)]
+        low[2] *= start == box.start[2]
+        high[2] *= stop == box.stop[2]
+        if not any(low + high):
+            return slab
+        margins = [n for a in (2, 1, 0) for n in (low[a], high[a])]
+        return torch.cat([F.pad(slab[:1], margins, value=1.0), F.pad(slab[1:], margins)])
+
+    def prior(self) -> Prior:
+        """The answer as a whole."""
+        whole = torch.cat([slab.clone() for slab in self.slabs()], dim=3).cpu()
+        return Prior(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
+
+    @property
+    def record(self) -> StageRecord:
+        """Once all slabs were taken."""
+        share = self.view.region.voxels / self.view.grid.box.voxels
+        seconds = time.perf_counter() - self._started
+        return StageRecord(self.view.stage.name, seconds, len(self.tiling.tiles), self.tiling.skipped, share)
 
 
 class Predictor:
@@ -180,8 +233,10 @@ class Predictor:
         """How many channels a scan must have."""
         return len(self.bundle.channel_names)
 
-    def predict(self, case: Case, organs: tuple[str, ...] | None = None) -> Result:
-        """Segment one scan.
+    def predict(
+        self, case: Case, organs: tuple[str, ...] | None = None, keep: bool = True, tell: Tell = _silent
+    ) -> Result:
+        """Segment one scan; ``keep`` and ``tell`` as in ``cascade``.
 
         Raises:
             GeometryError: the scan has not as many channels as the model.
@@ -192,7 +247,9 @@ class Predictor:
                 f"{', '.join(self.bundle.channel_names)}"
             )
         bundle = self.bundle
-        return cascade(case, bundle.recipe, bundle.schema, self._network, self.device, organs, self._atlas_of)
+        return cascade(
+            case, bundle.recipe, bundle.schema, self._network, self.device, organs, self._atlas_of, keep, tell
+        )
 
     def _network(self, view: look.View) -> Network:
         return self._networks[view.stage.name]
@@ -206,59 +263,99 @@ def cascade(
     device: Device,
     organs: tuple[str, ...] | None = None,
     atlas_of: AtlasOf | None = None,
+    keep: bool = True,
+    tell: Tell = _silent,
 ) -> Result:
-    """Drive a recipe over one scan with the networks given (trained ones, or an oracle)."""
-    started = time.perf_counter()
+    """Drive a recipe over one scan with the networks given (trained ones, or an oracle).
+
+    Args:
+        keep: whether every stage's prior is wanted in the result; else the last stage's answer goes into
+            the label map slab by slab, and is never held as a whole.
+    """
+    clock = _Clock()
     scan = look.prepare(case, recipe)
-    seconds = {"prepare": time.perf_counter() - started}
+    clock.lap("prepare")
     priors: dict[str, Prior] = {}
     if atlas_of is not None:
-        clock = time.perf_counter()
         priors[ATLAS] = atlas_of(scan)
-        seconds[ATLAS] = time.perf_counter() - clock
-    records: list[StageRecord] = []
+        clock.lap(ATLAS)
+    canvas = fusion.Canvas.blank(scan.grid, schema, device.place)
+    said = _Said()
     for stage in recipe.stages:
-        view = look.view(stage, recipe, scan, priors)
-        labels = graph.resolve_labels(stage, schema)
+        view, labels = look.view(stage, recipe, scan, priors), graph.resolve_labels(stage, schema)
         if view is None:
             priors[stage.name] = look.nothing(stage, scan, labels)
             continue
-        prior, record = run_stage(view, scan, priors, labels, network_of(view), device)
-        priors[stage.name] = prior
-        records.append(record)
-        seconds[stage.name] = record.seconds
-    answers = {record.stage: priors[record.stage] for record in records}
-    clock = time.perf_counter()
-    canvas = _fused(recipe, answers, fusion.Canvas.blank(scan.grid, schema), priors.get(ATLAS))
-    seconds["fuse"] = time.perf_counter() - clock
-    labels_map = _select(canvas, organs).reoriented(scan.orientation.inverse)
-    return Result(case.id, labels_map, _confidence(recipe, answers), answers, tuple(records), seconds)
+        course = Course(view, scan, priors, labels, network_of(view), device, tell)
+        if not keep and stage is recipe.stages[-1] and stage.fusion == "replace_in_roi":
+            _enter(recipe, said.answers, canvas, priors.get(ATLAS))
+            said.answers.clear()
+            said.hear(stage, labels, _paint(course, canvas))
+        else:
+            priors[stage.name] = said.answers[stage.name] = course.prior()
+            said.hear(stage, labels, fusion.confidence(priors[stage.name]))
+        said.records.append(course.record)
+        clock.lap(stage.name)
+    _enter(recipe, said.answers, canvas, priors.get(ATLAS))
+    fusion.keep_largest(canvas, schema.select(recipe.largest_component))
+    if organs is not None:
+        fusion.keep_only(canvas, schema.select(organs))
+    labels_map = LabelMap(canvas.labels.cpu(), canvas.grid, schema).reoriented(scan.orientation.inverse)
+    clock.lap("fuse")
+    return Result(case.id, labels_map, said.confidence, said.answers, tuple(said.records), clock.seconds)
 
 
-def _confidence(recipe: Recipe, answers: Mapping[str, Prior]) -> dict[str, float]:
-    """Of every organ, by the last stage that answered for it."""
-    out: dict[str, float] = {}
-    for stage in recipe.stages:
-        if stage.fusion != "none" and stage.name in answers:
-            prior = answers[stage.name]
-            earlier = {organ: value for organ, value in out.items() if organ not in prior.labels}
-            out = earlier | fusion.confidence(prior)
-    return out
+class _Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
 
 
-def _fused(
-    recipe: Recipe, answers: Mapping[str, Prior], canvas: fusion.Canvas, atlas: Prior | None
-) -> fusion.Canvas:
-    """The canvas after every stage that answered; neighbours of one kind enter together, as they may vote.
-    Only when all have answered, as the canvas is for nobody to read before."""
+class _Said:
+    """What the stages said so far."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Prior] = {}
+        """Those that are still to be entered into the label map."""
+        self.records: list[StageRecord] = []
+        self.confidence: dict[str, float] = {}
+        """Of every organ, by the last stage that answered for it."""
+
+    def hear(self, stage: Stage, labels: tuple[str, ...], found: Mapping[str, float]) -> None:
+        """A stage's confidence in what it found of its labels."""
+        if stage.fusion != "none":
+            earlier = {organ: value for organ, value in self.confidence.items() if organ not in labels}
+            self.confidence = earlier | dict(found)
+
+
+def _paint(course: Course, canvas: fusion.Canvas) -> dict[str, float]:
+    """Enter an answer slab by slab; the confidence of what was found."""
+    view, labels = course.view, course.labels
+    painter = fusion.Painter(canvas, course.grid, labels, view.region, view.stage.argmax_on)
+    heard, at = fusion.Confidence(labels), 0
+    for slab in course.slabs():
+        planes = course.grid.crop(Box((0, 0, at), (*slab.shape[1:3], at + slab.shape[3])))
+        heard.add(slab, view.region.on(planes).mask_in(planes.box))
+        painter.add(slab)
+        at += slab.shape[3]
+    return heard.by_organ
+
+
+def _enter(recipe: Recipe, answers: Mapping[str, Prior], canvas: fusion.Canvas, atlas: Prior | None) -> None:
+    """Every answer into the canvas; neighbours of one kind enter together, as they may vote. Only when all
+    have answered, as the canvas is for nobody to read before."""
     entering = list(itertools.dropwhile(lambda s: _overwritten(s, recipe), recipe.stages))
     kinds = itertools.groupby((s for s in entering if s.fusion != "none"), key=lambda s: s.fusion)
     for kind, stages in kinds:
         said = [fusion.Answer(answers[s.name], s.argmax_on) for s in stages if s.name in answers]
         if said:
             fusion.fuse(kind, canvas, said, atlas)
-    fusion.keep_largest(canvas, canvas.schema.select(recipe.largest_component))
-    return canvas
 
 
 def _overwritten(stage: Stage, recipe: Recipe) -> bool:
@@ -274,13 +371,3 @@ def _overwritten(stage: Stage, recipe: Recipe) -> bool:
             for s in later
         )
     )
-
-
-def _select(canvas: fusion.Canvas, organs: tuple[str, ...] | None) -> LabelMap:
-    labels = canvas.labels
-    if organs is not None:
-        keep = np.zeros(256, dtype=np.uint8)
-        for name in canvas.schema.select(organs):
-            keep[canvas.schema.class_of(name)] = canvas.schema.class_of(name)
-        labels = torch.from_numpy(keep)[labels.long()]
-    return LabelMap(labels, canvas.grid, canvas.schema)

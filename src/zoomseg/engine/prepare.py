@@ -16,7 +16,7 @@ from zoomseg.engine import look, pack
 from zoomseg.engine.atlases import AtlasOf
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer
-from zoomseg.engine.predict import as_network, run_stage
+from zoomseg.engine.predict import Course, as_network
 from zoomseg.engine.stop import InterruptedTrainingError
 from zoomseg.engine.unit import Unit
 from zoomseg.io.dataset import Dataset
@@ -124,5 +124,5 @@ class Preparation:
                     priors[stage.name] = look.nothing(stage, scan, labels)
                     continue
                 network = as_network(finished[stage.name], self.device)
-                priors[stage.name], _ = run_stage(seen, scan, priors, labels, network, self.device)
+                priors[stage.name] = Course(seen, scan, priors, labels, network, self.device).prior()
         return priors

@@ -169,7 +169,7 @@ def _audit_image(dataset: Dataset, case: CaseFiles, facts: _Facts) -> Grid | Non
         first = first or volume.grid
         _audit_grid(first, volume.grid, name, facts)
         digest.update(repr(volume.data.shape).encode())
-        digest.update(volume.data.numpy().data)
+        digest.update(volume.data.float().contiguous().numpy().data)
         for channel in volume.data.numpy():
             _audit_channel(channel, name, facts)
             label_like = label_like and looks_like_labels(channel)

@@ -22,13 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813
 import torch
-from nibabel.imageglobals import LoggingOutputSuppressor
-from nibabel.openers import ImageOpener
 
 from zoomseg.core.errors import GeometryError, LabelError, OutputError, ScanError, ZoomSegError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.io import nifti
 from zoomseg.io.files import atomic_path
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
@@ -232,12 +231,7 @@ def _header(path: Path, channels_last: bool = False) -> _Header:
 
 
 def _nifti_header(path: Path, suffix: str, channels_last: bool) -> _Header:
-    with ImageOpener(str(path)) as stream:
-        block = stream.read(540)
-    is_second = block[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
-    kind = nib.Nifti2Header if is_second else nib.Nifti1Header
-    # Unchecked, as nibabel's own checks silently turn a spacing of zero into one.
-    raw = kind(block[: kind.sizeof_hdr], check=False)
+    raw = nifti.unchecked_header(path)
     dimensions = int(raw["dim"][0])
     if not 1 <= dimensions <= 7:
         raise ScanError(f"{path}: damaged, truncated or not an image (header gives {dimensions} dimensions)")
@@ -248,15 +242,7 @@ def _nifti_header(path: Path, suffix: str, channels_last: bool) -> _Header:
         raise ScanError(f"{path}: voxels of type {dtype}; grey values are needed, one real number per voxel")
     _check_size(path, shape, dtype.itemsize, suffix == ".nii.gz", path.stat().st_size)
     _check_spacing(path, raw["pixdim"][1:4])
-    return _Header(shape, Grid((shape[0], shape[1], shape[2]), _load_nifti(path).affine))
-
-
-def _load_nifti(path: Path) -> Any:
-    with LoggingOutputSuppressor():  # its remarks about harmless header fields are not for our users
-        image = nib.load(path, mmap=False)
-    if not isinstance(image, nib.Nifti1Image):
-        raise ScanError(f"{path}: not a NIfTI image")
-    return image
+    return _Header(shape, Grid((shape[0], shape[1], shape[2]), nifti.load(path).affine))
 
 
 def _itk_reader(path: Path) -> sitk.ImageFileReader:
@@ -329,9 +315,8 @@ _ITK_TYPES = {
 def _stored(path: Path, header: _Header) -> _Stored:
     with _reading(path):
         if scan_suffix(path) in (".nii", ".nii.gz"):
-            proxy = _load_nifti(path).dataobj
-            raw = np.asarray(proxy.get_unscaled())
-            return _Stored(raw.reshape(header.shape, order="F"), float(proxy.slope), float(proxy.inter))
+            raw, slope, intercept = nifti.voxels(path)
+            return _Stored(raw.reshape(header.shape, order="F"), slope, intercept)
         raw = sitk.GetArrayFromImage(_itk_reader(path).Execute())
         return _Stored(raw.T.reshape(header.shape, order="F"), 1.0, 0.0)
 
@@ -342,7 +327,8 @@ def read_grid(path: Path) -> Grid:
 
 
 def read_voxels(path: Path, channels_last: bool = False) -> Volume:
-    """Intensities of one file as they are, NaN and all: float32 ``[C, I, J, K]``.
+    """Intensities of one file as they are, NaN and all: ``[C, I, J, K]``, float32, or integers of up to 16
+    bits where the file holds such: a large scan is then half the size.
 
     Args:
         channels_last: a 4-D file holds one channel per volume (as in the Medical Segmentation Decathlon).
@@ -354,21 +340,29 @@ def read_voxels(path: Path, channels_last: bool = False) -> Volume:
     header = _header(path, channels_last)
     stored = _stored(path, header)
     with _reading(path), np.errstate(over="ignore"):
-        if stored.scaled:
-            # Eight and sixteen bit values are exact in float32; wider ones are scaled before rounding.
-            work = np.dtype(np.float32 if stored.raw.dtype.itemsize <= 2 else np.float64)
-            values = stored.raw.astype(work)
-            values *= work.type(stored.slope)
-            values += work.type(stored.intercept)
-        else:
-            values = stored.raw
+        values = _intensities(stored)
         four = values if values.ndim == 4 else values[..., None]
-        data = np.ascontiguousarray(np.moveaxis(four, -1, 0), dtype=np.float32)
-        return Volume(torch.from_numpy(data), header.grid)
+        return Volume(torch.from_numpy(np.moveaxis(four, -1, 0)), header.grid)
+
+
+def _intensities(stored: _Stored) -> AnyArray:
+    raw = stored.raw
+    if stored.scaled:
+        # Eight and sixteen bit values are exact in float32; wider ones are scaled before rounding.
+        work = np.dtype(np.float32 if raw.dtype.itemsize <= 2 else np.float64)
+        values = raw.astype(work)
+        values *= work.type(stored.slope)
+        values += work.type(stored.intercept)
+        return values.astype(np.float32, copy=False)
+    return raw if raw.dtype in _KEPT_TYPES else raw.astype(np.float32)
+
+
+_KEPT_TYPES = (np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16))
 
 
 def read_image(paths: Path | str | Sequence[Path], channels_last: bool = False) -> Volume:
-    """Read a scan: float32 ``[C, I, J, K]``, one channel per file (or per volume of one 4-D file).
+    """Read a scan: ``[C, I, J, K]``, float32 or small integers (see ``read_voxels``), one channel per file
+    (or per volume of one 4-D file).
 
     Slope and intercept are applied. Grids of several files must agree within
     ``GEOMETRY_TOLERANCE_MM``; the first one is kept.
@@ -507,7 +501,7 @@ def write_array(path: Path, array: AnyArray, grid: Grid, like: Path | None = Non
     if suffix in (".nii", ".nii.gz"):
         image = _nifti_image(array, grid, like)
         with atomic_path(path) as partial:
-            nib.save(image, partial)
+            nifti.save(image, partial, compressed=suffix == ".nii.gz")
         return
     if array.ndim != 3:
         raise OutputError(f"{path}: several channels can only be written as .nii or .nii.gz")
@@ -526,7 +520,7 @@ def _nifti_image(array: AnyArray, grid: Grid, like: Path | None) -> nib.Nifti1Im
     if like is None or scan_suffix(like) not in (".nii", ".nii.gz"):
         return image
     check_same_grid(_header(Path(like), channels_last=True).grid, grid, Path(like), Path("the result"))
-    source = _load_nifti(Path(like))
+    source = nifti.load(Path(like))
     if int(source.header["sform_code"]) > 0:
         image.set_sform(source.header.get_sform(), code=int(source.header["sform_code"]))
     if int(source.header["qform_code"]) > 0:

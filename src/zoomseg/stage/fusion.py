@@ -8,10 +8,10 @@ does: elsewhere it is not computed. The result equals the naive full-size argmax
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -20,7 +20,7 @@ from zoomseg.core.case import Prior
 from zoomseg.core.components import largest_component
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.region import bounding_box
+from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.resample import nearest_index, resample_data
 from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
 
@@ -37,8 +37,10 @@ class Canvas:
     labels: Tensor
 
     @classmethod
-    def blank(cls, grid: Grid, schema: LabelSchema) -> Canvas:
-        return cls(grid, schema, torch.zeros(grid.shape, dtype=torch.uint8))
+    def blank(cls, grid: Grid, schema: LabelSchema, device: torch.device | str = "cpu") -> Canvas:
+        """All background; plane by plane in memory, as it is filled, and as files have it."""
+        planes = torch.zeros(grid.shape[::-1], dtype=torch.uint8, device=device)
+        return cls(grid, schema, planes.permute(2, 1, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,20 +78,64 @@ def fuse(kind: FusionKind, canvas: Canvas, answers: Sequence[Answer], atlas: Pri
 
 def replace_in_roi(canvas: Canvas, prior: Prior, argmax_place: ArgmaxPlace = "scan_grid") -> None:
     """Inside the prior's region the canvas becomes the prior's argmax; outside it stays."""
-    decided = prior.probabilities.argmax(dim=0).byte() if argmax_place == "stage_grid" else None
-    classes = _classes(canvas, prior)
-    for block in blocks(_box(canvas, prior)):
-        grid = canvas.grid.crop(block)
-        winner = (
-            max_on(prior.probabilities, prior.grid, grid)[1]
-            if decided is None
-            else nearest_index(decided, prior.grid, grid)
-        )
-        answer = classes[winner.long()]
-        if prior.region.mask is not None:
-            here = prior.region.on(grid).mask_in(grid.box)
-            answer = torch.where(here, answer, canvas.labels[block.slices])
-        canvas.labels[block.slices] = answer
+    painter = Painter(canvas, prior.grid, prior.labels, prior.region, argmax_place)
+    painter.add(prior.probabilities)
+
+
+class Painter:
+    """``replace_in_roi`` for an answer that comes in slabs of planes, each painted as soon as the planes that
+    it is blended with are there: of a hundred classes on a fine grid no more than a slab is ever held."""
+
+    def __init__(
+        self, canvas: Canvas, grid: Grid, labels: tuple[str, ...], region: Region, place: ArgmaxPlace
+    ) -> None:
+        """``grid`` is that of the whole answer, parallel to the canvas's and not turned against it."""
+        self._canvas = canvas
+        self._grid = grid
+        self._region = region
+        self._place = place
+        self._classes = _classes(canvas, labels)
+        self._box = canvas.grid.box_of(region.grid, region.box).intersect(canvas.grid.box)
+        self._painted = self._box.start[2]
+        self._came = 0
+        self._edge: Tensor | None = None
+
+    def add(self, probabilities: Tensor) -> None:
+        """The next planes ``[C, I, J, planes]``."""
+        first = self._came
+        self._came += probabilities.shape[3]
+        last = self._came == self._grid.shape[2]
+        if self._edge is not None:
+            # The planes between the last slab and this one are blends of both.
+            probabilities, first = torch.cat([self._edge, probabilities], dim=3), first - 1
+        self._edge = None if last else probabilities[..., -1:].clone()
+        start, stop = (0, 0, first), (*self._grid.shape[:2], self._came)
+        self._paint(probabilities, self._grid.crop(Box(start, stop)), self._ready(last))
+
+    def _ready(self, last: bool) -> int:
+        """The first plane of the canvas that needs planes to come."""
+        if last:
+            return self._box.stop[2]
+        matrix = self._canvas.grid.to_index_of(self._grid)
+        stop = math.floor(float((self._came - 1 - matrix[2, 3]) / matrix[2, 2])) + 1
+        return min(max(stop, self._painted), self._box.stop[2])
+
+    def _paint(self, probabilities: Tensor, source: Grid, stop: int) -> None:
+        start = (*self._box.start[:2], self._painted)
+        self._painted = stop
+        decided = probabilities.argmax(dim=0).byte() if self._place == "stage_grid" else None
+        for block in blocks(Box(start, (*self._box.stop[:2], stop))):
+            grid, view = self._canvas.grid.crop(block), self._canvas.labels[block.slices]
+            winner = (
+                max_on(probabilities, source, grid)[1]
+                if decided is None
+                else nearest_index(decided, source, grid)
+            )
+            answer = _look_up(self._classes, winner)
+            if self._region.mask is not None:
+                here = self._region.on(grid).mask_in(grid.box).to(view.device)
+                answer = torch.where(here, answer, view)
+            view.copy_(answer)
 
 
 def times_atlas(prior: Prior, atlas: Prior) -> Prior:
@@ -158,7 +204,7 @@ class _Voice:
         if answer.argmax_place == "stage_grid":
             best, winner = prior.probabilities.max(dim=0)
             decided = best, winner.byte()
-        return cls(prior, _box(canvas, prior), _classes(canvas, prior), decided)
+        return cls(prior, _box(canvas, prior), _classes(canvas, prior.labels), decided)
 
     def on(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """On a block of the scan, each of its shape: the winning class (uint8), and its probability; zero
@@ -170,7 +216,7 @@ class _Voice:
             best, winner = (nearest_index(x, prior.grid, grid) for x in self.decided)
         if prior.region.mask is not None:
             best = torch.where(prior.region.on(grid).mask_in(grid.box), best, 0.0)
-        return self.classes[winner.long()], best
+        return _look_up(self.classes, winner), best
 
 
 def _box(canvas: Canvas, prior: Prior) -> Box:
@@ -178,9 +224,17 @@ def _box(canvas: Canvas, prior: Prior) -> Box:
     return canvas.grid.box_of(prior.region.grid, prior.region.box).intersect(canvas.grid.box)
 
 
-def _classes(canvas: Canvas, prior: Prior) -> Tensor:
-    """Classes of the canvas (uint8), by the prior's channel."""
-    return torch.tensor([0, *(canvas.schema.class_of(n) for n in prior.labels)], dtype=torch.uint8)
+def _classes(canvas: Canvas, labels: tuple[str, ...]) -> Tensor:
+    """Classes of the canvas (uint8), by channel of an answer for these labels."""
+    classes = [0, *(canvas.schema.class_of(name) for name in labels)]
+    return torch.tensor(classes, dtype=torch.uint8, device=canvas.labels.device)
+
+
+def _look_up(table: Tensor, index: Tensor) -> Tensor:
+    """``table[index]`` of uint8, where torch would need indices of 8 bytes."""
+    if torch.equal(table, torch.arange(len(table), dtype=table.dtype, device=table.device)):
+        return index
+    return table.index_select(0, index.flatten().int()).reshape(index.shape)
 
 
 def _vote(canvas: Canvas, voice: _Voice, block: Box) -> tuple[Tensor, Tensor]:
@@ -198,11 +252,16 @@ def _union(boxes: Iterable[Box]) -> Box:
 
 
 def _erase(canvas: Canvas, classes: Collection[int]) -> None:
-    table = np.arange(256, dtype=np.uint8)
-    table[list(classes)] = 0
-    for slab in canvas.labels.numpy():
-        # Slab by slab, as numpy takes by 8-byte indices; clipping needs no second buffer.
-        np.take(table, slab, out=slab, mode="clip")
+    """These become background."""
+    for plane in canvas.labels.permute(2, 0, 1):
+        for c in classes:
+            plane.masked_fill_(plane == c, 0)
+
+
+def keep_only(canvas: Canvas, labels: Collection[str]) -> None:
+    """All other labels become background."""
+    keep = {canvas.schema.class_of(name) for name in labels}
+    _erase(canvas, {canvas.schema.class_of(name) for name in canvas.schema.names} - keep)
 
 
 def keep_largest(canvas: Canvas, labels: Iterable[str]) -> None:
@@ -217,12 +276,36 @@ def keep_largest(canvas: Canvas, labels: Iterable[str]) -> None:
             data[where][own & ~largest_component(own)] = 0
 
 
+class Confidence:
+    """Mean winning probability (0 to 1) over each organ's voxels in a region, on the stage's grid; of an
+    answer that may come in parts."""
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self._labels = labels
+        self._sums = torch.zeros(1 + len(labels), dtype=torch.float64)
+        self._counts = torch.zeros(1 + len(labels), dtype=torch.int64)
+
+    def add(self, probabilities: Tensor, answered: Tensor) -> None:
+        """``[C, I, J, K]``, and which of its voxels were asked for."""
+        best, winner = probabilities.max(dim=0)
+        inside = answered.to(winner.device) & (winner > 0)
+        best, winner = best[inside].double(), winner[inside]
+        size = len(self._sums)
+        self._sums += torch.bincount(winner, best, minlength=size).cpu()
+        self._counts += torch.bincount(winner, minlength=size).cpu()
+
+    @property
+    def by_organ(self) -> dict[str, float]:
+        """Of the organs that were found."""
+        pairs = zip(self._labels, self._sums[1:].tolist(), self._counts[1:].tolist(), strict=True)
+        return {name: total / count for name, total, count in pairs if count}
+
+
 def confidence(prior: Prior) -> dict[str, float]:
-    """Mean winning probability (0 to 1) over each organ's voxels in the region, on the stage's grid."""
-    best, winner = (x[prior.answered] for x in prior.probabilities.max(dim=0))
-    sums = torch.bincount(winner, best.double(), minlength=1 + len(prior.labels))
-    counts = torch.bincount(winner, minlength=1 + len(prior.labels))
-    return {name: float(sums[c] / counts[c]) for c, name in enumerate(prior.labels, start=1) if counts[c]}
+    """See ``Confidence``."""
+    out = Confidence(prior.labels)
+    out.add(prior.probabilities, prior.answered)
+    return out.by_organ
 
 
 def blocks(box: Box, voxels: int = BLOCK_VOXELS) -> list[Box]:
@@ -242,7 +325,7 @@ def max_on(probabilities: Tensor, source: Grid, target: Grid) -> tuple[Tensor, T
     ``source`` linearly resampled to ``target``; ties go to the lower channel, as in argmax."""
     count = probabilities.shape[0]
     best = resample_data(probabilities[:1].float(), source, target, antialias=False)[0].clone()
-    winner = torch.zeros(target.shape, dtype=torch.uint8)
+    winner = torch.zeros_like(best, dtype=torch.uint8)
     # Rounding in the interpolation must not cut a voxel that reaches 1/C exactly.
     threshold = (1 - 1e-4) / count
     whole = source.box_of(target, target.box)

@@ -16,7 +16,7 @@ from zoomseg.core.volume import Volume
 from zoomseg.recipe.spec import AtlasInput, ImageInput, InputSpec, IntensitySpec, PriorInput, Window, ZScore
 
 STATISTICS_VOXELS = 1_000_000
-"""At most about this many voxels, evenly strided, decide a scan's percentiles and moments."""
+"""At most about this many voxels, evenly spread, decide a scan's percentiles and moments."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,18 @@ class Normalisation:
 
     def apply(self, data: Tensor) -> Tensor:
         """``[C, I, J, K]`` of the scan's own unit to normalised float32."""
-        channels = [
-            (channel.float().clamp(lo, hi) - shift) * scale
-            for channel, lo, hi, shift, scale in zip(
-                data, self.lower, self.upper, self.shift, self.scale, strict=True
-            )
-        ]
-        return torch.stack(channels)
+        out = torch.empty_like(data, dtype=torch.float32)
+        for channel, own, lo, hi, shift, scale in zip(
+            data, out, self.lower, self.upper, self.shift, self.scale, strict=True
+        ):
+            own.copy_(channel).clamp_(lo, hi).sub_(shift).mul_(scale)
+        return out
+
+    def of(self, channels: Sequence[int]) -> Normalisation:
+        """That of some of the channels."""
+        rows = (self.lower, self.upper, self.shift, self.scale)
+        lower, upper, shift, scale = (tuple(row[c] for c in channels) for row in rows)
+        return Normalisation(lower, upper, shift, scale)
 
 
 def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
@@ -56,15 +61,23 @@ def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
 
 
 def _moments(channel: Tensor, spec: ZScore) -> tuple[float, float, float, float]:
-    flat = channel.flatten()
-    step = max(1, flat.numel() // STATISTICS_VOXELS)
-    while math.gcd(step, flat.numel()) > 1:  # else every row, or every slice, is met at the same place
-        step += 1
-    flat = flat[::step].float()
-    ordered = flat.sort().values
+    ordered = _sample(channel).flatten().float().sort().values
     low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in spec.clip_percentiles)
-    clipped = flat.clamp(low, high)
+    clipped = ordered.clamp(low, high)
     return low, high, float(clipped.mean()), 1.0 / max(float(clipped.std()), 1e-6)
+
+
+def _sample(channel: Tensor) -> Tensor:
+    """A scan's voxels, or of a large one some in every part: the same ones however it lies in memory, and
+    whichever way up."""
+    # Every step-th from either end, so that along each axis up to twice as many are met.
+    step = math.ceil((8 * channel.numel() / STATISTICS_VOXELS) ** (1 / 3))
+    if channel.numel() <= STATISTICS_VOXELS:
+        return channel
+    for axis, size in enumerate(channel.shape):
+        index = torch.arange(0, size, step, device=channel.device)
+        channel = channel.index_select(axis, torch.unique(torch.cat([index, size - 1 - index])))
+    return channel
 
 
 def image_channels(specs: Sequence[InputSpec], channels: int) -> tuple[int, ...]:
@@ -93,12 +106,19 @@ def select_prior(spec: PriorInput | AtlasInput, probabilities: Tensor, labels: t
     return probabilities.index_select(probabilities.ndim - 4, index)
 
 
-def assemble(specs: Sequence[InputSpec], image: Volume, priors: Mapping[str, Prior], grid: Grid) -> Tensor:
-    """All input channels ``[C, *grid.shape]``: ``image`` (normalised) and the priors, on ``grid``."""
-    picked = image.data[list(image_channels(specs, image.channels))]
-    parts = [resample_data(picked, image.grid, grid).float()]
+def image_on(specs: Sequence[InputSpec], image: Volume, normalisation: Normalisation, grid: Grid) -> Tensor:
+    """The image channels ``[C, *grid.shape]`` that these inputs show, normalised."""
+    channels = list(image_channels(specs, image.channels))
+    own = normalisation.of(channels)
+    seen = image.data if channels == list(range(image.channels)) else image.data[channels]
+    return resample_data(seen, image.grid, grid, change=own.apply)
+
+
+def priors_on(specs: Sequence[InputSpec], priors: Mapping[str, Prior], grid: Grid) -> list[Tensor]:
+    """The channels ``[C, *grid.shape]`` of every prior that these inputs show."""
+    parts = []
     for spec in prior_specs(specs):
         prior = priors[spec.of]
         chosen = select_prior(spec, prior.probabilities, prior.labels)
         parts.append(resample_data(chosen.float(), prior.grid, grid))
-    return torch.cat(parts)
+    return parts

@@ -52,8 +52,13 @@ def test_scans_of_any_orientation_become_ras_and_labels_go_back(affine: np.ndarr
     directions = scan.grid.affine[:3, :3]
     assert np.array_equal(directions, np.diag(np.diag(directions)))
     assert (np.diag(directions) > 0).all()
+    shown = scan.image.data
+    on_grid = scan.image_on(scan.grid, RECIPE.stages[0].inputs)
     for axis in range(3):
-        assert torch.equal(scan.raw.data[axis], coordinate(scan.grid, axis))
+        expected = scan.normalisation.of([axis]).apply(coordinate(scan.grid, axis)[None])[0]
+        assert torch.equal(shown[axis], expected)
+        assert torch.equal(on_grid[axis], expected)
+    assert scan.image.grid.same_as(scan.grid)
     assert scan.labels is not None
     back = scan.labels.reoriented(scan.orientation.inverse)
     assert back.grid.same_as(grid)

@@ -20,6 +20,7 @@ from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import Volume
 from zoomseg.engine import look
 from zoomseg.engine.predict import (
+    Course,
     Network,
     NetworkOf,
     Predictor,
@@ -28,7 +29,6 @@ from zoomseg.engine.predict import (
     build_network,
     cascade,
     input_channels,
-    run_stage,
 )
 from zoomseg.recipe.spec import (
     ATLAS,
@@ -52,7 +52,8 @@ SURE = 20.0
 def constant(c: int, logit: float = SURE) -> Network:
     """A network that says class ``c`` wherever it is asked."""
 
-    def network(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+    def network(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        (tile,) = tiles
         logits = torch.zeros(1, 3, *tile.inner.shape)
         logits[:, c] = logit
         return logits
@@ -65,8 +66,9 @@ def thresholds(image: Tensor) -> Tensor:
     return (image > 0.55).long() + (image > 0.75).long()
 
 
-def threshold(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+def threshold(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
     """A network that answers with the thresholds of the middle of what it reads."""
+    (tile,) = tiles
     halo = [(a - b) // 2 for a, b in zip(tile.outer.shape, tile.inner.shape, strict=True)]
     assert tuple(x_BCIJK.shape[2:]) == tile.outer.shape
     i, j, k = (slice(h, h + n) for h, n in zip(halo, tile.inner.shape, strict=True))
@@ -168,7 +170,8 @@ def stripes(classes: str, logit: float = SURE) -> Network:
     """A network that says one class for every index of the scan's first axis (``"001120..."``)."""
     hot = nn.functional.one_hot(torch.tensor([int(c) for c in classes]), 3).T * logit
 
-    def network(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+    def network(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        (tile,) = tiles
         at = torch.arange(tile.inner.start[0], tile.inner.stop[0]).clamp(0, len(classes) - 1)
         return hot[:, at].reshape(1, 3, -1, 1, 1).expand(1, 3, *tile.inner.shape)
 
@@ -189,8 +192,9 @@ LEFT, MIDDLE, RIGHT = stripes("111110000000"), stripes("000111110000"), stripes(
 def test_stages_paste_their_labels_and_keep_off_others() -> None:
     one = {"labels": ("left kidney",), "fusion": "paste", **NEAREST}
 
-    def two(x_BCIJK: Tensor, tile: Tile) -> Tensor:
-        return MIDDLE(x_BCIJK, tile)[:, :2]
+    def two(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        (tile,) = tiles
+        return MIDDLE(x_BCIJK, tiles)[:, :2]
 
     recipe = chain(("all", NEAREST), ("left", one))
     both = chain(("first", NEAREST), ("all", NEAREST), ("left", one))
@@ -281,7 +285,8 @@ def test_the_atlas_prior_has_its_say_where_a_stage_asks_for_it() -> None:
     atlas = Prior(shares, grid, SCHEMA.names, Region.whole(grid), ATLAS)
     fusing = {"fusion": "replace_times_atlas", "grid": COARSE.grid.model_copy(update={"mm": (4.0, 4.0, 6.0)})}
 
-    def unsure(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+    def unsure(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        (tile,) = tiles
         logits = torch.zeros(1, 3, *tile.inner.shape)
         logits[:, 1:] = 0.1
         return logits
@@ -353,9 +358,10 @@ def test_prior_channels_reach_the_next_stage() -> None:
     """The coarse stage's certainty of class 2 is the fine network's third input channel."""
     seen: list[Tensor] = []
 
-    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+    def watch(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        (tile,) = tiles
         seen.append(x_BCIJK)
-        return constant(1)(x_BCIJK, tile)
+        return constant(1)(x_BCIJK, tiles)
 
     drive(RECIPE, constant(2), watch)
     assert len(seen) > 1
@@ -375,12 +381,14 @@ def test_only_tiles_that_touch_the_region_are_computed() -> None:
     assert region is not None
     asked: list[Tile] = []
 
-    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+    def watch(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        (tile,) = tiles
         asked.append(tile)
-        return constant(1)(x_BCIJK, tile)
+        return constant(1)(x_BCIJK, tiles)
 
     stage = small.stages[1].model_copy(update={"inputs": (ImageInput(),)})
-    prior, record = run_stage(look.View(stage, scan.grid, region), scan, {}, SCHEMA.names, watch, CPU)
+    course = Course(look.View(stage, scan.grid, region), scan, {}, SCHEMA.names, watch, CPU)
+    prior, record = course.prior(), course.record
     assert [t.inner for t in asked] == [Box((0, 0, 0), (4, 4, 4)), Box((20, 16, 12), (24, 20, 16))]
     assert (record.stage, record.tiles, record.tiles_skipped) == ("fine", 2, 6 * 5 * 4 - 2)
     assert record.region_share == pytest.approx((64 + 24) / (24 * 20 * 16))
@@ -395,7 +403,7 @@ def test_a_ring_of_background_where_the_region_ends_inside_the_scan() -> None:
     region = Region(scan.grid, Box((5, 0, 6), (15, 20, 16)))
     stage = FINE.model_copy(update={"inputs": (ImageInput(),)})
     view = look.View(stage, scan.grid, region)
-    prior, _ = run_stage(view, scan, {}, SCHEMA.names, constant(1), CPU)
+    prior = Course(view, scan, {}, SCHEMA.names, constant(1), CPU).prior()
     assert prior.grid == scan.grid.crop(Box((4, 0, 5), (16, 20, 16)))  # the scan's faces get no ring
     foreground = prior.probabilities[1]
     ring = torch.ones(prior.grid.shape, dtype=torch.bool)
@@ -415,9 +423,10 @@ def test_valid_convolutions_answer_for_the_middle_of_what_they_read() -> None:
     }
     asked: list[Tile] = []
 
-    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+    def watch(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        (tile,) = tiles
         asked.append(tile)
-        return threshold(x_BCIJK, tile)
+        return threshold(x_BCIJK, tiles)
 
     valid = drive(with_stages(fine=changes), constant(1), watch)
     assert {t.outer.shape for t in asked} == {(24, 24, 20)}
@@ -437,9 +446,10 @@ def test_the_atlas_prior_is_made_once_per_scan_and_read_like_a_stage_s() -> None
 
     seen: list[Tensor] = []
 
-    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+    def watch(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        (tile,) = tiles
         seen.append(x_BCIJK)
-        return constant(1)(x_BCIJK, tile)
+        return constant(1)(x_BCIJK, tiles)
 
     recipe = with_stages(fine={"inputs": (ImageInput(), AtlasInput(labels="all"))})
     networks = by_name({"coarse": constant(1), "fine": watch})
@@ -465,7 +475,7 @@ def test_a_module_answers_with_its_finest_logits_and_without_gradient() -> None:
 
     tile = Tile(Box((0, 0, 0), (4, 4, 4)), Box((0, 0, 0), (4, 4, 4)))
     x_BCIJK = torch.rand(1, 2, 4, 4, 4, requires_grad=True)
-    answer = as_network(Deep(), CPU)(x_BCIJK, tile)
+    answer = as_network(Deep(), CPU)(x_BCIJK, (tile,))
     assert torch.equal(answer, x_BCIJK * 2)
     assert not answer.requires_grad
 

@@ -407,11 +407,11 @@ def test_full_disk_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.Mon
     write_image(tmp_path / "a.nii.gz", image)
     before = (tmp_path / "a.nii.gz").read_bytes()
 
-    def half(_: object, path: Path) -> None:
+    def half(_: object, path: Path, compressed: bool) -> None:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("zoomseg.io.scans.nib.save", half)
+    monkeypatch.setattr("zoomseg.io.nifti.save", half)
     with pytest.raises(OutputError, match=r"a\.nii\.gz: cannot be written \(No space left on device\)"):
         write_image(tmp_path / "a.nii.gz", image)
     assert (tmp_path / "a.nii.gz").read_bytes() == before

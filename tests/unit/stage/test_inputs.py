@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +11,9 @@ from zoomseg.core.case import Prior
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
-from zoomseg.recipe.spec import ImageInput, PriorInput, Window, ZScore
+from zoomseg.recipe.spec import ImageInput, InputSpec, PriorInput, Window, ZScore
 from zoomseg.stage import inputs
+from zoomseg.stage.inputs import Normalisation
 
 GRID = Grid.from_spacing((4, 4, 4), (1.0, 1.0, 1.0))
 
@@ -97,7 +101,13 @@ class TestSelection:
         assert torch.equal(out, probabilities[:, 2:])
 
 
-def test_assemble_puts_image_and_priors_on_the_asked_grid() -> None:
+def seen(specs: Sequence[InputSpec], image: Volume, priors: Mapping[str, Prior], grid: Grid) -> torch.Tensor:
+    n = image.channels
+    plain = Normalisation((-math.inf,) * n, (math.inf,) * n, (0.0,) * n, (1.0,) * n)
+    return torch.cat([inputs.image_on(specs, image, plain, grid), *inputs.priors_on(specs, priors, grid)])
+
+
+def test_image_and_priors_come_on_the_asked_grid() -> None:
     image = scan(ramp(0, 63), torch.full((4, 4, 4), 5.0))
     coarse = GRID.downsampled((2, 2, 2))
     probabilities = torch.zeros(3, *coarse.shape)
@@ -105,7 +115,7 @@ def test_assemble_puts_image_and_priors_on_the_asked_grid() -> None:
     prior = Prior(probabilities, coarse, ("liver", "spleen"), Region.whole(coarse), "coarse")
     specs = [ImageInput(channel=0), PriorInput(of="coarse", labels=("spleen",))]
     target = GRID.crop(Box((1, 1, 1), (3, 3, 3)))
-    out = inputs.assemble(specs, image, {"coarse": prior}, target)
+    out = seen(specs, image, {"coarse": prior}, target)
     assert torch.equal(out[0], image.data[0, 1:3, 1:3, 1:3])
     assert out[1].tolist() == torch.full((2, 2, 2), 0.25).tolist()
     assert out.shape == (2, 2, 2, 2)
@@ -118,9 +128,9 @@ def test_a_prior_lies_where_it_was_computed() -> None:
     prior = Prior(torch.stack([1 - spleen, spleen]), grid, ("spleen",), Region.whole(grid), "coarse")
     image = Volume(torch.zeros(1, 8, 1, 1), grid.with_shape((8, 1, 1)))
     specs = [ImageInput(), PriorInput(of="coarse")]
-    out = inputs.assemble(specs, image, {"coarse": prior}, image.grid)
+    out = seen(specs, image, {"coarse": prior}, image.grid)
     assert out[1].flatten().tolist() == [0, 0, 0, 0.25, 0.75, 1, 1, 1]
-    beyond = inputs.assemble(specs, image, {"coarse": prior}, image.grid.crop(Box((6, 0, 0), (11, 1, 1))))
+    beyond = seen(specs, image, {"coarse": prior}, image.grid.crop(Box((6, 0, 0), (11, 1, 1))))
     assert beyond[1].flatten().tolist() == [1, 1, 1, 1, 1]
 
 

@@ -1,0 +1,25 @@
+"""``zoomseg export``: a model as one file that runs without ZoomSeg."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(name="export")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The zip file to write.")
+@click.option("--half", is_flag=True, help="Store the weights as float16: half the size.")
+def command(model: Path, out: Path, half: bool) -> None:
+    """Write the model folder MODEL as one zip that segments scans without ZoomSeg and without PyTorch.
+
+    The zip holds the whole pipeline: pre-processing, all stages as ONNX networks, fusion and
+    post-processing. `python FILE.zip SCAN.nii.gz -o LABELS.nii.gz` runs it wherever numpy, scipy, nibabel and
+    openvino or onnxruntime are installed. Recipes with atlas priors or a majority vote cannot be exported.
+    """
+    from zoomseg.export.package import export
+    from zoomseg.io import bundle
+
+    export(bundle.load(model), out, half)
+    click.echo(f"{out} written ({out.stat().st_size / 1e6:.1f} MB)")

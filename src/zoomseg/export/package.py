@@ -1,0 +1,210 @@
+"""A trained model as one zip that runs without torch and without ZoomSeg.
+
+```
+__main__.py               python FILE.zip SCAN.nii.gz -o LABELS.nii.gz
+pipeline.json             recipe, labels, channels, networks and their SHA-256, provenance
+networks/<stage>.onnx     tile in, probabilities out
+zoomseg/                  the runner, and the modules of ZoomSeg that it uses, as they are
+README.txt
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.resources
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoomseg.core.errors import ModelError, OutputError, RecipeError, ZoomSegError
+from zoomseg.engine.predict import build_network, input_channels
+from zoomseg.export.runner.pipeline import FORMAT, MANIFEST
+from zoomseg.io.bundle import Bundle
+from zoomseg.io.files import atomic_path, writable_directory
+from zoomseg.networks import build as networks
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import BoxAround, InputSpec, PriorInput, Recipe, Stage
+from zoomseg.stage import inputs
+
+if TYPE_CHECKING:
+    from zoomseg.core.labels import LabelSchema
+
+RUNNER = "export/runner"
+CARRIED = ("core/errors.py", "core/geometry.py", "core/labels.py", "io/files.py")
+"""Modules of the package that the runner imports; they need numpy and nothing else."""
+
+FUSIONS = ("none", "replace_in_roi", "paste", "most_probable")
+"""What the runner can do."""
+
+MAIN = """\
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 11):
+    sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0])
+
+from zoomseg.export.runner.main import main
+
+sys.exit(main(Path(__file__).parent, sys.argv[1:]))
+"""
+
+NOTICE = "For research. Not a medical device; not for diagnosis or treatment. Look at every result."
+
+
+class ExportError(ZoomSegError):
+    """What is needed to export is not installed."""
+
+
+def export(bundle: Bundle, path: Path, half: bool = False) -> None:
+    """Write ``bundle`` as a package to ``path``; the file is either the old one or the whole new one.
+
+    Args:
+        half: store the weights as float16.
+
+    Raises:
+        RecipeError: the runner cannot do what a stage asks for.
+        ModelError: the weights do not fit the networks, or not into float16.
+        ExportError: onnx or onnxscript is not installed.
+        OutputError: ``path`` cannot be written.
+    """
+    refuse(bundle.recipe)
+    if path.suffix.lower() != ".zip":
+        raise OutputError(f"{path}: a package is a zip file; give it a name that ends in .zip")
+    writable_directory(path.parent)
+    models = {stage.name: _network(bundle, stage, half) for stage in bundle.recipe.stages}
+    with atomic_path(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for name, text in _texts(bundle, models):
+            _add(archive, name, text.encode(), zipfile.ZIP_DEFLATED)
+        for stage, model in models.items():
+            _add(archive, _file(stage), model, zipfile.ZIP_STORED)  # weights do not get smaller
+
+
+def refuse(recipe: Recipe) -> None:
+    """Refuse a recipe that the runner cannot carry out.
+
+    Raises:
+        RecipeError: names the stage, what it asks for and what is possible.
+    """
+    for stage in recipe.stages:
+        if graph.uses_atlas(stage):
+            raise RecipeError(
+                f"stage '{stage.name}' needs an atlas prior, which a package cannot make; "
+                "only recipes without atlas can be exported: use 'zoomseg predict'"
+            )
+        if stage.fusion not in FUSIONS:
+            raise RecipeError(
+                f"stage '{stage.name}', fusion '{stage.fusion}' cannot be exported; allowed: "
+                f"{', '.join(FUSIONS)}: use 'zoomseg predict'"
+            )
+
+
+def _network(bundle: Bundle, stage: Stage, half: bool) -> bytes:
+    try:
+        from zoomseg.export.networks import to_onnx
+    except ImportError as error:
+        raise ExportError(
+            f"exporting needs {error.name}, which is not installed; install it with: "
+            "pip install 'zoomseg[export]'"
+        ) from error
+    recipe, schema, channels = bundle.recipe, bundle.schema, len(bundle.channel_names)
+    module = build_network(stage, recipe, schema, channels)
+    try:
+        module.load_state_dict(dict(bundle.weights[stage.name]))
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise ModelError(f"weights of stage '{stage.name}' do not fit its network ({detail})") from error
+    return to_onnx(module.float(), input_channels(stage, recipe, schema, channels), stage.grid.tile, half)
+
+
+def _file(stage: str) -> str:
+    return f"networks/{stage}.onnx"
+
+
+def _texts(bundle: Bundle, models: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
+    """Everything in a package but the networks: name and content."""
+    yield "__main__.py", MAIN
+    yield "README.txt", _readme(bundle)
+    yield MANIFEST, json.dumps(manifest(bundle, models), indent=1, ensure_ascii=False)
+    package = importlib.resources.files("zoomseg")
+    runner = sorted(f.name for f in (package / RUNNER).iterdir() if f.name.endswith(".py"))
+    for name in (*CARRIED, *(f"{RUNNER}/{file}" for file in runner)):
+        yield f"zoomseg/{name}", (package / name).read_text(encoding="utf-8")
+    for folder in ("", "core/", "io/", "export/"):
+        yield f"zoomseg/{folder}__init__.py", ""
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes, compression: int) -> None:
+    """Without the time of day, so that the same model gives the same file."""
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = compression
+    entry.external_attr = 0o644 << 16
+    archive.writestr(entry, content)
+
+
+def manifest(bundle: Bundle, models: Mapping[str, bytes]) -> dict[str, Any]:
+    """``pipeline.json``: all that the runner needs, and where the model came from."""
+    recipe = resolved(bundle.recipe, bundle.schema)
+    return {
+        "format": FORMAT,
+        "zoomseg": importlib.metadata.version("zoomseg"),
+        "notice": NOTICE,
+        "recipe": recipe.model_dump(mode="json"),
+        "labels": {"names": bundle.schema.names, "values": bundle.schema.values},
+        "channel_names": bundle.channel_names,
+        "networks": {
+            stage.name: {
+                "file": _file(stage.name),
+                "sha256": hashlib.sha256(models[stage.name]).hexdigest(),
+                "halo": networks.halo(stage.network, stage.grid.padding),
+            }
+            for stage in recipe.stages
+        },
+        "provenance": dict(bundle.provenance),
+    }
+
+
+def resolved(recipe: Recipe, schema: LabelSchema) -> Recipe:
+    """The recipe with every label named, so that a reader need not know what ``all`` means where."""
+
+    def named(stage: Stage) -> Stage:
+        roi = stage.roi
+        if isinstance(roi, BoxAround) and isinstance(roi.labels, str):
+            roi = roi.model_copy(update={"labels": graph.prior_labels(recipe, roi.of, schema)})
+        seen: list[InputSpec] = []
+        for source in stage.inputs:
+            if isinstance(source, PriorInput):
+                names = inputs.prior_names(source, graph.prior_labels(recipe, source.of, schema))
+                seen.append(source.model_copy(update={"labels": names}))
+            else:
+                seen.append(source)
+        labels = graph.resolve_labels(stage, schema)
+        return stage.model_copy(update={"roi": roi, "inputs": tuple(seen), "labels": labels})
+
+    stages = tuple(named(stage) for stage in recipe.stages)
+    largest = schema.select(recipe.largest_component)
+    return recipe.model_copy(update={"stages": stages, "largest_component": largest})
+
+
+def _readme(bundle: Bundle) -> str:
+    recipe, schema = bundle.recipe, bundle.schema
+    labels = "\n".join(f"{value:6}  {name}" for name, value in zip(schema.names, schema.values, strict=True))
+    return f"""{recipe.name}: a ZoomSeg model that runs by itself
+
+{NOTICE}
+Its errors are unknown on scans unlike those it was trained on.
+
+    pip install numpy scipy nibabel openvino        (or onnxruntime in place of openvino)
+    python FILE.zip SCAN.nii.gz -o LABELS.nii.gz
+
+Python 3.11 or newer. SCAN is a 3-D NIfTI file in any orientation, one file per channel:
+{", ".join(bundle.channel_names)}. LABELS lies on the scan's own grid and holds these values:
+
+{labels}
+
+pipeline.json holds the recipe with every number, the labels, and how the model was made.
+networks/*.onnx take one tile of a stage ("inputs") and give its probabilities, background first.
+"""

@@ -1,0 +1,121 @@
+"""What a package holds: ``pipeline.json`` as values, and the networks beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoomseg.core.errors import ModelError, ZoomSegError
+from zoomseg.core.geometry import Index3
+from zoomseg.core.labels import LabelSchema
+
+FORMAT = 1
+MANIFEST = "pipeline.json"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A stage's ONNX file in the package; the answer is ``halo`` voxels smaller on each side."""
+
+    file: str
+    sha256: str
+    halo: Index3
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage of the recipe, every label by name. ``roi`` and ``grid`` are as in the recipe; ``channels``
+    are those of the scan, ``priors`` (stage and labels of it) come after them in the network's input."""
+
+    name: str
+    labels: tuple[str, ...]
+    roi: Mapping[str, Any]
+    grid: Mapping[str, Any]
+    channels: tuple[int, ...]
+    priors: tuple[tuple[str, tuple[str, ...]], ...]
+    fusion: str
+    argmax_on: str
+    network: Network
+
+    @property
+    def tile(self) -> Index3:
+        i, j, k = self.grid["tile"]
+        return (i, j, k)
+
+    @property
+    def blended(self) -> bool:
+        """Whether overlapping tiles count more in their middle."""
+        return bool(self.grid["overlap"] > 0 and self.grid["padding"] == "same")
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """``intensity`` and ``on_missing`` are as in the recipe; ``largest`` are the labels of which only the
+    largest component is kept."""
+
+    schema: LabelSchema
+    channel_names: tuple[str, ...]
+    intensity: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    on_missing: str
+    largest: tuple[str, ...]
+
+
+def read(archive: Path) -> tuple[Pipeline, Mapping[str, bytes]]:
+    """The pipeline of a package, and every stage's network.
+
+    Raises:
+        ModelError: not a package, damaged, or written by a later version than this runner.
+    """
+    try:
+        with zipfile.ZipFile(archive) as files:
+            pipeline = parse(json.loads(files.read(MANIFEST)))
+            networks = {stage.name: files.read(stage.network.file) for stage in pipeline.stages}
+    except (OSError, zipfile.BadZipFile, KeyError, IndexError, TypeError, ValueError, ZoomSegError) as error:
+        line = " ".join(str(error).split())
+        raise ModelError(f"package {archive} is damaged ({line}); export it again") from error
+    for stage in pipeline.stages:
+        if hashlib.sha256(networks[stage.name]).hexdigest() != stage.network.sha256:
+            raise ModelError(f"package {archive} is damaged ({stage.network.file} differs); export it again")
+    return pipeline, networks
+
+
+def parse(data: Mapping[str, Any]) -> Pipeline:
+    """``pipeline.json`` as values."""
+    if data["format"] != FORMAT:
+        raise ModelError(f"format {data['format']}, this runner reads {FORMAT}")
+    recipe, labels = data["recipe"], data["labels"]
+    channels = len(data["channel_names"])
+    return Pipeline(
+        LabelSchema(tuple(labels["names"]), tuple(labels["values"])),
+        tuple(data["channel_names"]),
+        recipe["intensity"],
+        tuple(_stage(stage, channels, data["networks"][stage["name"]]) for stage in recipe["stages"]),
+        recipe["on_missing"],
+        tuple(recipe["largest_component"]),
+    )
+
+
+def _stage(data: Mapping[str, Any], channels: int, network: Mapping[str, Any]) -> Stage:
+    seen: list[int] = []
+    for source in data["inputs"]:
+        if source["kind"] == "image":
+            seen.extend(range(channels) if source["channel"] == "all" else [source["channel"]])
+    priors = [(s["of"], tuple(s["labels"])) for s in data["inputs"] if s["kind"] == "prior"]
+    i, j, k = network["halo"]
+    return Stage(
+        data["name"],
+        tuple(data["labels"]),
+        data["roi"],
+        data["grid"],
+        tuple(seen),
+        tuple(priors),
+        data["fusion"],
+        data["argmax_on"],
+        Network(network["file"], network["sha256"], (i, j, k)),
+    )

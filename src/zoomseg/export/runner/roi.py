@@ -1,0 +1,118 @@
+"""Where a stage looks: body mask, dilated foreground, box around labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from zoomseg.core.geometry import Grid
+from zoomseg.export.runner import resample
+from zoomseg.export.runner.region import Answer, Mask, Region, bounding_box
+from zoomseg.export.runner.resample import AnyArray
+
+
+def find(
+    roi: Mapping[str, Any], grid: Grid, voxels: AnyArray, scan: Grid, answers: Mapping[str, Answer]
+) -> Region | None:
+    """The region of ``roi`` on ``grid``; None where there is nothing to look at. ``voxels [C, I, J, K]`` are
+    the scan's own, on ``scan``."""
+    match roi["kind"]:
+        case "whole_volume":
+            return Region.whole(grid)
+        case "body_mask":
+            return body_mask(voxels, scan, grid, roi["threshold"])
+        case "dilated_foreground":
+            return dilated_foreground(answers[roi["of"]], grid, roi["radius_vox"])
+        case "box":
+            return box_around(answers[roi["of"]], tuple(roi["labels"]), grid, roi["margin_mm"])
+        case kind:
+            raise ValueError(f"region of kind '{kind}'")
+
+
+def body_mask(voxels: AnyArray, scan: Grid, grid: Grid, threshold: float) -> Region | None:
+    """Voxels over ``threshold`` in the first channel: largest component, holes filled slice by slice."""
+    # Scans are often stored clipped: air is then the lowest value there is.
+    level = max(threshold, float(voxels[0].min()))
+    mask: Mask = resample.linear(voxels[:1], scan, grid)[0] > level
+    if not mask.any():
+        return None
+    mask = largest_component(mask, ndimage.generate_binary_structure(3, 1))
+    for k in range(mask.shape[2]):
+        mask[:, :, k] = ndimage.binary_fill_holes(mask[:, :, k])
+    return _region(grid, mask)
+
+
+def largest_component(mask: Mask, neighbours: Mask) -> Mask:
+    """The largest connected component; of equally large ones the first in memory. Nothing stays nothing."""
+    components, count = ndimage.label(mask, neighbours)
+    if count == 0:
+        return mask
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    largest: Mask = components == int(np.argmax(sizes))
+    return largest
+
+
+def _region(grid: Grid, mask: Mask) -> Region | None:
+    box = bounding_box(mask)
+    return None if box is None else Region(grid, box, mask[box.slices])
+
+
+def _foreground(answer: Answer, labels: tuple[str, ...]) -> Mask:
+    """Where the answer holds, and its argmax is one of ``labels``."""
+    winner = answer.probabilities.argmax(axis=0)
+    found: Mask = np.isin(winner, answer.channels(labels)) & answer.answered
+    return found
+
+
+def dilated_foreground(answer: Answer, grid: Grid, radius_vox: float) -> Region | None:
+    """All that the answer found, dilated by a ball of ``radius_vox`` voxels of ``grid``."""
+    found = _moved(_foreground(answer, answer.labels), answer.grid, grid)
+    if found is None:
+        return None
+    reach = math.floor(radius_vox)
+    box = found.box.expand((reach, reach, reach)).intersect(grid.box)
+    return Region(grid, box, dilated(found.mask_in(box), radius_vox))
+
+
+def _moved(mask: Mask, source: Grid, grid: Grid) -> Region | None:
+    """A mask on another grid: voxels whose centre falls on a set voxel, and, so that nothing is lost on a
+    coarser grid, those that hold the centre of one."""
+    found = _region(source, mask)
+    if found is None:
+        return None
+    moved = found.on(grid)
+    out = moved.mask_in(moved.box)
+    centres = grid.index(source.world(np.argwhere(mask))) - np.array(moved.box.start)
+    held = np.clip(np.floor(centres + 0.5), 0, np.array(moved.box.shape) - 1).astype(int)
+    out[tuple(held.T)] = True
+    return Region(grid, moved.box, out)
+
+
+def dilated(mask: Mask, radius_vox: float) -> Mask:
+    """Voxels no farther than ``radius_vox`` from a set voxel, by exact squared distance, axis by axis."""
+    far = 4 * math.floor(radius_vox + 1) ** 2
+    squared: AnyArray = np.where(mask, 0, far).astype(np.int16 if far < 2**14 else np.int32)
+    for axis, size in enumerate(mask.shape):
+        lines = np.moveaxis(squared, axis, 0)
+        best = lines.copy()
+        for step in range(1, min(math.floor(radius_vox), size - 1) + 1):
+            np.minimum(best[:-step], lines[step:] + step**2, out=best[:-step])
+            np.minimum(best[step:], lines[:-step] + step**2, out=best[step:])
+        squared = np.moveaxis(best, 0, axis)
+    near: Mask = squared <= radius_vox**2
+    return near
+
+
+def box_around(answer: Answer, labels: tuple[str, ...], grid: Grid, margin_mm: float) -> Region | None:
+    """The bounding box of the answer's ``labels``, widened by ``margin_mm`` on every side."""
+    box = bounding_box(_foreground(answer, labels))
+    if box is None:
+        return None
+    i, j, k = (math.ceil(margin_mm / s) for s in grid.spacing_mm)
+    wide = grid.box_of(answer.grid, box).expand((i, j, k)).intersect(grid.box)
+    return None if wide.empty else Region(grid, wide)

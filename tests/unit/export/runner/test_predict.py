@@ -1,0 +1,158 @@
+"""The runner's label map is that of ``zoomseg predict``, voxel by voxel, with the same networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lattices import oriented
+from packaged import pipeline_of, torch_networks, untrained
+from shrunk import shrunk
+from tiny import CPU, SCHEMA, tiny_case, tiny_dataset, tiny_recipe
+from zoomseg.core.case import Case
+from zoomseg.core.errors import ScanError
+from zoomseg.core.geometry import Grid
+from zoomseg.core.volume import Volume
+from zoomseg.engine.predict import Predictor
+from zoomseg.export.runner import fusion, predict
+from zoomseg.io.bundle import Bundle
+from zoomseg.io.dataset import Dataset
+from zoomseg.io.phantom import phantom_case
+from zoomseg.recipe.load import from_dict
+from zoomseg.recipe.spec import Recipe
+
+RESENC = {
+    "kind": "resenc_unet",
+    "channels": [4, 8],
+    "strides": [[1, 1, 1], [2, 2, 2]],
+    "kernels": [[3, 3, 3], [3, 3, 3]],
+    "blocks": [1, 1],
+}
+TRAINING = {"patch": [8, 8, 8], "iterations": 1}
+BOX = {"kind": "box", "of": "first", "labels": ["left kidney"], "margin_mm": 8}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusion, "BLOCK_VOXELS", 2500)
+
+
+def both(bundle: Bundle, image: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """Label maps of the runner and of the package."""
+    networks = torch_networks(bundle)
+    found = predict.segment(pipeline_of(bundle), networks, image.data.numpy(), image.grid)
+    return found, Predictor(bundle, CPU).predict(Case("x", image)).labels.data.numpy()
+
+
+def stage(name: str, **changes: object) -> dict[str, object]:
+    grid = {"kind": "spacing", "mm": [4, 4, 4], "tile": [8, 8, 8]}
+    return {"name": name, "grid": grid, "network": RESENC, "training": TRAINING, **changes}
+
+
+def recipe(*stages: dict[str, object], **changes: object) -> Recipe:
+    window = {"kind": "window", "lower": -150, "upper": 200}
+    made = from_dict({"name": "made", "intensity": window, "stages": list(stages), **changes})
+    assert isinstance(made, Recipe)
+    return made
+
+
+SHAPE = {"kind": "shape", "shape": [12, 12, 8], "tile": [12, 12, 8]}
+THIN = {"kind": "downsample", "factor": [2, 2, 1], "tile": [8, 8, 8], "overlap": 0.5}
+VALID = {"kind": "downsample", "factor": [1, 1, 1], "tile": [24, 24, 24], "padding": "valid"}
+UNET = {"kind": "unet3d", "channels": [4, 8]}
+FIRST = stage("first", fusion="none")
+PRIOR = {"kind": "prior", "of": "first", "labels": ["right kidney"]}
+MADE = {
+    "box on a fixed shape, pasted": recipe(
+        stage("first", grid=THIN),
+        stage("second", roi=BOX, grid=SHAPE, labels=["right kidney"], fusion="paste"),
+    ),
+    "two that compete, one with auto-context": recipe(
+        FIRST,
+        stage("left", roi=BOX, labels=["left kidney"], fusion="most_probable"),
+        stage(
+            "right",
+            grid=THIN,
+            inputs=[{"kind": "image"}, PRIOR],
+            labels=["right kidney"],
+            fusion="most_probable",
+        ),
+        largest_component="all",
+    ),
+    "body mask, valid padding, decided on its own grid": recipe(
+        stage(
+            "body",
+            roi={"kind": "body_mask", "threshold": 40},
+            grid=VALID,
+            network=UNET,
+            argmax_on="stage_grid",
+        ),
+        intensity={"kind": "zscore"},
+        largest_component=["left kidney"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("seed", [3, 4])
+def test_made_recipes(name: str, seed: int) -> None:
+    found, expected = both(untrained(MADE[name], SCHEMA, seed=seed), tiny_case(seed)[0])
+    assert len(np.unique(expected)) > 1
+    assert np.array_equal(found, expected)
+
+
+SHIPPED = {"default": 4, "roth2018-cascade": 1, "roth2018-pyramid": 3, "flare22-whole-volume": 0}
+"""Recipe -> a seed of weights that find something, but not the same everywhere."""
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes(name: str, data: Dataset) -> None:
+    bundle = untrained(shrunk(name, data, 1), data.schema, seed=SHIPPED[name])
+    found, expected = both(bundle, tiny_case(9)[0])
+    assert len(np.unique(expected)) > 1
+    assert np.array_equal(found, expected)
+
+
+GRIDS = {
+    "flipped": oriented((24, 20, 16), (2, 2, 3), (24, -20, 24), flip=(1, 0, 1)),
+    "permuted": oriented((16, 24, 20), (3, 2, 2), (-20, 20, -24), order=(2, 0, 1), flip=(0, 1, 0)),
+    "oblique": oriented((24, 20, 16), (2, 2, 3), (-24, -20, -24), angles_deg=(8, -5, 12)),
+    "anisotropic": oriented((40, 36, 5), (1.2, 1.1, 9), (-24, -20, -22)),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_scans_in_any_orientation(name: str) -> None:
+    values = phantom_case(4, GRIDS[name]).image.data * 0.3
+    bundle = untrained(tiny_recipe(together=True), SCHEMA, seed=2)
+    found, expected = both(bundle, Volume(values, GRIDS[name]))
+    assert found.shape == GRIDS[name].shape
+    assert len(np.unique(expected)) > 2
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("on_missing", ["empty", "whole_volume"])
+def test_when_the_first_stage_finds_nothing(on_missing: str) -> None:
+    made = MADE["two that compete, one with auto-context"].model_copy(update={"on_missing": on_missing})
+    bundle = untrained(made, SCHEMA, seed=1)
+    first = dict(bundle.weights["first"])
+    first["heads.0.bias"] = torch.tensor([50.0, 0.0, 0.0])
+    silent = replace(bundle, weights={**bundle.weights, "first": first})
+    found, expected = both(silent, tiny_case(1)[0])
+    assert len(np.unique(expected)) > 1
+    assert np.array_equal(found, expected)
+
+
+def test_the_number_of_channels_is_checked() -> None:
+    bundle = untrained(tiny_recipe(together=True), SCHEMA, ("CT", "PET"))
+    voxels, grid = np.zeros((1, 4, 4, 4)), Grid.from_spacing((4, 4, 4), (1, 1, 1))
+    with pytest.raises(ScanError, match=r"has 1 channel\(s\), the model needs 2: CT, PET"):
+        predict.segment(pipeline_of(bundle), {}, voxels, grid)
