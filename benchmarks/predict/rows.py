@@ -1,0 +1,104 @@
+"""The rows of the benchmark: which process each is, and what is read from it when it is done."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from account import Account, Segment, read_account
+
+HERE = Path(__file__).parent
+
+ZOOMSEG_GROUPS = {"read": "read", "prepare": "prepare", "atlas": "prepare", "fuse": "merge", "write": "write"}
+"""Of the steps in ``run.json``; any other is a stage, which counts as network."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all rows do."""
+
+    scan: Path
+    model: Path
+    peers: Path | None
+    """The Python that has nnU-Net and MONAI."""
+    spacing_mm: float
+    device: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """A row's network: for ZoomSeg, that of the last stage."""
+
+    name: str
+    features: tuple[int, ...]
+    flops_per_voxel: float
+    classes: int
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    title: str
+    network: Network
+    command: Callable[[Job, Network, Path], list[str]]
+    """Job, network and an empty folder for the results -> the process."""
+    account: Callable[[Path], Account]
+    """The folder with the results -> what the process says about itself."""
+
+
+def zoomseg_command(job: Job, network: Network, out: Path) -> list[str]:
+    program = [sys.executable, "-m", "zoomseg.cli.main", "predict", str(job.scan)]
+    return [*program, "-m", str(job.model), "-o", str(out), "--device", job.device]
+
+
+def zoomseg_account(out: Path) -> Account:
+    """From ``run.json``, which has seconds without times: the steps are laid one after the other, so that the
+    last ends when the label map was written."""
+    run = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    ((case, record),) = run["cases"].items()
+    if record["status"] != "done":
+        raise ValueError(record["error"])
+    seconds = {step: value for step, value in record["seconds"].items() if step != "total"}
+    now = (out / f"{case}.nii.gz").stat().st_mtime - sum(seconds.values())
+    segments = []
+    for step, value in seconds.items():
+        segments.append(Segment(step, ZOOMSEG_GROUPS.get(step, "network"), now, now + value))
+        now += value
+    tiles = sum(stage["tiles"] for stage in record["stages"])
+    return Account(f"ZoomSeg {run['zoomseg']}", tuple(segments), tiles, record["peak_vram_mb"])
+
+
+def peer_command(script: str) -> Callable[[Job, Network, Path], list[str]]:
+    def command(job: Job, network: Network, out: Path) -> list[str]:
+        features = [str(n) for n in network.features]
+        return [
+            *(str(job.peers), str(HERE / script), "--scan", str(job.scan), "--out", str(out)),
+            *("--features", *features, "--classes", str(network.classes)),
+            *("--spacing", str(job.spacing_mm), "--device", job.device),
+        ]
+
+    return command
+
+
+def peer_account(out: Path) -> Account:
+    return read_account(out / "account.json")
+
+
+PEERS = ("nnunet", "nnunet-same-flops", "monai")
+NAMES = ("zoomseg", *PEERS)
+
+
+def zoomseg_row(fine: Network) -> Row:
+    return Row("zoomseg", "ZoomSeg", fine, zoomseg_command, zoomseg_account)
+
+
+def peer_rows(default: Network, same_flops: Network) -> list[Row]:
+    nnunet, monai = peer_command("row_nnunet.py"), peer_command("row_monai.py")
+    return [
+        Row("nnunet", "nnU-Net, its own network", default, nnunet, peer_account),
+        Row("nnunet-same-flops", "nnU-Net, same FLOPs", same_flops, nnunet, peer_account),
+        Row("monai", "MONAI, same FLOPs", same_flops, monai, peer_account),
+    ]
