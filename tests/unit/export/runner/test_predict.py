@@ -102,7 +102,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("name", MADE)
-@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize("seed", [0, 4])
 def test_made_recipes(name: str, seed: int) -> None:
     found, expected = both(untrained(MADE[name], SCHEMA, seed=seed), tiny_case(seed)[0])
     assert len(np.unique(expected)) > 1
