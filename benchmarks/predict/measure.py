@@ -29,6 +29,7 @@ class Measured:
     name: str
     title: str
     program: str
+    """Name and version, once the process has told."""
     network: str
     flops_per_voxel: float
     classes: int
@@ -54,7 +55,7 @@ def measure(row: Row, job: Job, out: Path, env: Mapping[str, str], limit_mb: flo
             return measured(row, watched, row.account(out))
         except (OSError, ValueError, KeyError) as error:
             failure = f"left no account of itself ({error})"
-    return measured(row, watched, Account(row.title, (), 0), failure)
+    return measured(row, watched, Account("", (), 0), failure)
 
 
 def measured(row: Row, watched: Watched, account: Account, failure: str | None = None) -> Measured:

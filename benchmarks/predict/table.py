@@ -73,7 +73,7 @@ def markdown(setting: Setting, rows: Sequence[Measured]) -> str:
 
 
 def _overview(row: Measured, rows: Sequence[Measured]) -> str:
-    label = f"{row.title} ({row.program}, {row.network})"
+    label = f"{row.title} ({', '.join(filter(None, (row.program, row.network)))})"
     vram = _memory(row.peak_vram_mb) if row.peak_vram_mb else ""
     end = f"{_memory(row.peak_ram_mb)} | {vram} | {row.tiles} | {row.classes} | {row.flops_per_voxel:,.0f} |"
     if row.failure is not None:

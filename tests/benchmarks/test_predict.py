@@ -206,7 +206,7 @@ def a_row(name: str, title: str, failure: str | None = None) -> measure.Measured
     return measure.Measured(
         name,
         title,
-        "P 1",
+        "" if failure else "P 1",
         "U-Net",
         125728.0,
         14,
@@ -238,6 +238,7 @@ def test_the_table_compares_and_says_who_failed(tmp_path: Path) -> None:
         "3.0 x",
         "",
     )
+    assert (nnunet[""], monai[""]) == ("nnU-Net (P 1, U-Net)", "MONAI (U-Net)")
     assert (monai["network"], monai["total"]) == ("", f"{failure}, after 30 s")
     assert (monai["peak RAM"], monai["FLOPs per voxel"]) == ("2.50 GB", "125,728")
     assert "| nnU-Net | network | network | 4.00 | 2.00 GB |" in lines
