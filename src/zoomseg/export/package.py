@@ -18,9 +18,10 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoomseg.core.errors import ModelError, OutputError, RecipeError, ZoomSegError
+from zoomseg.core.labels import LabelSchema
 from zoomseg.engine.predict import build_network, input_channels
 from zoomseg.export.runner.pipeline import FORMAT, MANIFEST
 from zoomseg.io.bundle import Bundle
@@ -29,9 +30,6 @@ from zoomseg.networks import build as networks
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import BoxAround, InputSpec, PriorInput, Recipe, Stage
 from zoomseg.stage import inputs
-
-if TYPE_CHECKING:
-    from zoomseg.core.labels import LabelSchema
 
 RUNNER = "export/runner"
 CARRIED = ("core/errors.py", "core/geometry.py", "core/labels.py", "io/files.py")

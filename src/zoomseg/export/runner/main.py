@@ -22,6 +22,9 @@ def main(archive: Path, arguments: Sequence[str]) -> int:
     except ZoomSegError as error:
         print(f"{archive.name}: {error}", file=sys.stderr)
         return error.exit_code
+    except MemoryError:
+        print(f"{archive.name}: the scan does not fit in memory; run it on a larger machine", file=sys.stderr)
+        return ZoomSegError.exit_code
     except KeyboardInterrupt:
         print(f"{archive.name}: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -23,13 +24,14 @@ def segment(pipeline: Pipeline, networks: Mapping[str, Network], voxels: AnyArra
     """Class indices ``[I, J, K]`` of a scan ``[C, I, J, K]`` on its own grid and in its own orientation.
 
     Raises:
-        ScanError: the scan has not as many channels as the model.
+        ScanError: the scan has not as many channels as the model, or needs more memory than there is.
     """
     if len(voxels) != len(pipeline.channel_names):
         raise ScanError(
             f"the scan has {len(voxels)} channel(s), the model needs {len(pipeline.channel_names)}: "
             f"{', '.join(pipeline.channel_names)}; give one file per channel, in this order"
         )
+    _require(voxels.size * (voxels.itemsize + 4), f"a scan of {grid.shape} voxels")
     scan = inputs.prepare(voxels, grid, pipeline.intensity)
     answers: dict[str, Answer] = {}
     answered: list[Stage] = []
@@ -44,10 +46,22 @@ def segment(pipeline: Pipeline, networks: Mapping[str, Network], voxels: AnyArra
     return inputs.reorient(canvas.labels, scan.orientation.inverse)
 
 
+def _require(need_bytes: int, what: str) -> None:
+    """Refuse what cannot fit: a wrong spacing in a header makes a stage's grid as large as it likes."""
+    have_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    if have_bytes is not None and need_bytes > have_bytes:
+        need, have = (f"{n / 1e9:.1f} GB" for n in (need_bytes, have_bytes))
+        raise ScanError(
+            f"{what} needs {need} of memory, this machine has {have}; is the scan's spacing right?"
+        )
+
+
 def _look(stage: Stage, scan: Scan, answers: Mapping[str, Answer], on_missing: str) -> Region | None:
     """The stage's region on its grid; None where there is nothing to look at."""
     fixed = stage.grid["kind"] == "shape"
     grid = scan.grid if fixed else inputs.stage_grid(stage, scan.grid, scan.grid.box)
+    if stage.roi["kind"] == "body_mask":  # is made on all of the grid: float32, components, masks
+        _require(10 * grid.box.voxels, f"the body mask of stage '{stage.name}' on {grid.shape} voxels")
     region = roi.find(stage.roi, grid, scan.raw, scan.grid, answers)
     if region is None and on_missing == "whole_volume":
         region = Region.whole(grid)
@@ -68,6 +82,8 @@ def run_stage(
     stage: Stage, region: Region, scan: Scan, answers: Mapping[str, Answer], network: Network
 ) -> Answer:
     """Compute a stage. The inputs are sampled once, over the box that the tiles read."""
+    held = 2 + len(stage.labels) + len(stage.channels) + sum(len(labels) for _, labels in stage.priors)
+    _require(4 * held * region.box.voxels, f"stage '{stage.name}' on {region.box.shape} voxels")
     tiles = cover(region, stage.tile, stage.network.halo, stage.grid["overlap"])
     outer = tiles[0].outer
     for tile in tiles:

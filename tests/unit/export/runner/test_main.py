@@ -128,6 +128,19 @@ def test_wrong_use_is_one_line(
         assert not out.exists()
 
 
+def test_too_little_memory_is_one_line(
+    archive: Path, scan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(predict, "segment", full)
+    assert run(archive, scan, "-o", scan.with_name("out.nii.gz")) == 2
+    assert capsys.readouterr().err == (
+        "model.zip: the scan does not fit in memory; run it on a larger machine\n"
+    )
+
+
 def test_a_missing_library_is_one_line(
     archive: Path, scan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

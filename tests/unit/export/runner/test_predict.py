@@ -125,6 +125,7 @@ GRIDS = {
     "flipped": oriented((24, 20, 16), (2, 2, 3), (24, -20, 24), flip=(1, 0, 1)),
     "permuted": oriented((16, 24, 20), (3, 2, 2), (-20, 20, -24), order=(2, 0, 1), flip=(0, 1, 0)),
     "oblique": oriented((24, 20, 16), (2, 2, 3), (-24, -20, -24), angles_deg=(8, -5, 12)),
+    "one slice": oriented((24, 20, 1), (2, 2, 3), (-24, -20, 0)),
     "anisotropic": oriented((40, 36, 5), (1.2, 1.1, 9), (-24, -20, -22)),
 }
 
@@ -149,6 +150,26 @@ def test_when_the_first_stage_finds_nothing(on_missing: str) -> None:
     found, expected = both(silent, tiny_case(1)[0])
     assert len(np.unique(expected)) > 1
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("two that compete, one with auto-context", "stage 'first' on"),
+        ("body mask, valid padding, decided on its own grid", "the body mask of stage 'body' on"),
+    ],
+)
+def test_a_scan_that_cannot_fit_is_refused(name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything as large as that is made."""
+    bundle = untrained(MADE[name], SCHEMA)
+    image = Volume(tiny_case(1)[0].data, Grid.from_spacing((24, 20, 16), (20, 20, 30)))
+    scan_bytes = image.data.numel() * (4 + 4)
+    monkeypatch.setattr(predict.os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": scan_bytes}.get)
+    with pytest.raises(ScanError, match=rf"^{what} .* this machine has 0.0 GB; is the scan's spacing right"):
+        predict.segment(pipeline_of(bundle), torch_networks(bundle), image.data.numpy(), image.grid)
+    monkeypatch.setattr(predict.os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": scan_bytes - 1}.get)
+    with pytest.raises(ScanError, match=r"^a scan of \(24, 20, 16\) voxels needs"):
+        predict.segment(pipeline_of(bundle), {}, image.data.numpy(), image.grid)
 
 
 def test_the_number_of_channels_is_checked() -> None:
