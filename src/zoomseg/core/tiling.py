@@ -142,11 +142,19 @@ class Stitcher:
     """Weighted mean of overlapping tiles' probabilities ``[C, ...]`` over ``box``, for tiles that come in the
     order of their first k. No more planes are held than a tile has.
 
-    A voxel that no tile answered is background (channel 0 = 1).
+    A voxel that no tile answered, or that is outside ``asked``, is background (channel 0 = 1).
     """
 
-    def __init__(self, classes: int, box: Box, weights: Tensor, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        classes: int,
+        box: Box,
+        weights: Tensor,
+        device: torch.device | str = "cpu",
+        asked: Box | None = None,
+    ) -> None:
         self.box = box
+        self._asked = asked or box
         self._first = box.start[2]
         self._weights = weights.to(device)
         held = (*box.shape[:2], min(weights.shape[2], box.shape[2]))
@@ -154,7 +162,8 @@ class Stitcher:
         self._weight = torch.zeros(held, device=device)
 
     def add(self, tile: Tile, probabilities: Tensor) -> None:
-        """``probabilities`` has the shape of ``tile.inner``; what falls outside ``box`` is dropped.
+        """``probabilities`` has the shape of ``tile.inner``; what falls outside what is asked is
+        dropped.
 
         Raises:
             GeometryError: another shape, which would be pasted in the wrong place; or planes that were
@@ -166,7 +175,7 @@ class Stitcher:
                 f"a tile that answers for {tile.inner.shape} voxels got {tuple(probabilities.shape)}, "
                 f"expected {expected}"
             )
-        common = tile.inner.intersect(self.box)
+        common = tile.inner.intersect(self._asked)
         if common.empty:
             return
         held = (self._first, self._first + self._sum.shape[3])
@@ -199,7 +208,9 @@ class Stitcher:
 
     def _forget(self, count: int) -> None:
         self._first += count
+        planes = self._weight.shape[2]
         for held in (self._sum, self._weight):
-            if count < held.shape[-1]:
-                held[..., :-count] = held[..., count:].clone()
-            held[..., -count:] = 0
+            for k in range(0, planes - count, count):  # each step reads only what no step has written
+                width = min(count, planes - count - k)
+                held[..., k : k + width] = held[..., k + count : k + count + width]
+            held[..., planes - count :] = 0

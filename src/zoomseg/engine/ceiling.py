@@ -44,9 +44,6 @@ from zoomseg.recipe.spec import ATLAS, AtlasSpec, FixedShape, Recipe, RoiSpec, S
 from zoomseg.stage import fusion
 from zoomseg.stage.grid import stage_grid
 
-SURE = 20.0
-"""An oracle's logit beside zeros: a probability of one, but for rounding."""
-
 Place = Literal["", "candidate region", "box"]
 
 
@@ -81,7 +78,7 @@ def oracle(reference: LabelMap) -> NetworkOf:
 
         def compute(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
             grids = [view.grid.crop(tile.inner) for tile in tiles]
-            return SURE * torch.stack([_certain(reference, labels, grid) for grid in grids])
+            return torch.stack([_certain(reference, labels, grid) for grid in grids])
 
         return compute
 

@@ -12,6 +12,9 @@ import torch
 
 from zoomseg.core.errors import ZoomSegError
 
+CPU_VOXELS, GPU_VOXELS = 1 << 17, 1 << 20
+"""Input voxels that keep a device busy: more at once only take memory."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -25,10 +28,9 @@ class Device:
             self.place.type, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None
         )
 
-    @property
-    def tiles_at_once(self) -> int:
-        """How many tiles a network gets together: what one keeps a CPU busy with does not fill a GPU."""
-        return 4 if self.place.type == "cuda" else 1
+    def tiles_at_once(self, voxels: int) -> int:
+        """How many tiles of so many voxels a network gets together, so that the device is kept busy."""
+        return max(1, (GPU_VOXELS if self.place.type == "cuda" else CPU_VOXELS) // voxels)
 
     @property
     def name(self) -> str:

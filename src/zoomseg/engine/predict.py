@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoomseg.core.case import Case, Prior
@@ -27,7 +27,8 @@ from zoomseg.recipe.spec import ATLAS, Recipe, Stage
 from zoomseg.stage import fusion, inputs
 
 Network = Callable[[Tensor, tuple[Tile, ...]], Tensor]
-"""Input ``[B, C, *outer]`` and its B tiles -> logits ``[B, classes, *inner]``. The tiles are for oracles."""
+"""Input ``[B, C, *outer]`` and its B tiles -> probabilities ``[B, classes, *inner]``. The tiles are for
+oracles."""
 NetworkOf = Callable[[look.View], Network]
 """The network for where a stage looks: the stage's trained one, or an oracle on the view's grid."""
 
@@ -38,6 +39,8 @@ class StageRecord:
 
     stage: str
     seconds: float
+    network_seconds: float
+    """Of these, in the network."""
     tiles: int
     tiles_skipped: int
     region_share: float
@@ -97,7 +100,7 @@ def as_network(module: nn.Module, device: Device) -> Network:
     def compute(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
         with torch.inference_mode(), device.autocast():
             logits: Tensor = module(x_BCIJK.to(device.place))[0]
-            return logits
+            return logits.float().softmax(dim=1)
 
     return compute
 
@@ -135,6 +138,7 @@ class Course:
         self.view = view
         self.labels = labels
         self._started = time.perf_counter()
+        self._network_seconds = 0.0
         self._network = network
         self._device = device
         self._tell = tell
@@ -144,23 +148,18 @@ class Course:
         self._reader = look.Reader(view, scan, priors, self.tiling.outer)
         # Where the region ends inside the scan, one voxel of certain background is added: a prior's edge
         # goes on beyond its grid, and beyond the region the stage said nothing.
-        self._box = view.region.box.expand((1, 1, 1)).intersect(view.grid.box)
-        self.grid = view.grid.crop(self._box)
+        self.box = view.region.box.expand((1, 1, 1)).intersect(view.grid.box)
+        self.grid = view.grid.crop(self.box)
         """Of the whole answer."""
 
     def slabs(self) -> Iterator[Tensor]:
         """Probabilities ``[C, I, J, planes]``, one slab after the other, together on ``grid``; each is to be
         used before the next is asked for."""
-        at = self.view.region.box.start[2]
-        for slab in self._stitched():
-            yield self._with_rim(slab, at, at + slab.shape[3])
-            at += slab.shape[3]
-
-    def _stitched(self) -> Iterator[Tensor]:
         spec, answered = self.view.stage.grid, self.tiling.tiles[0].inner.shape
         weights = tent(answered) if spec.overlap > 0 and spec.padding == "same" else torch.ones(answered)
-        stitcher = Stitcher(1 + len(self.labels), self.view.region.box, weights, self._device.place)
-        done, size = 0, self._device.tiles_at_once
+        classes, place, asked = 1 + len(self.labels), self._device.place, self.view.region.box
+        stitcher = Stitcher(classes, self.box, weights, place, asked)
+        done, size = 0, self._device.tiles_at_once(math.prod(spec.tile))
         for k, row in self.tiling.rows:
             yield from stitcher.take(k)
             for n in range(0, len(row), size):
@@ -170,21 +169,12 @@ class Course:
         yield from stitcher.take()
 
     def _compute(self, tiles: tuple[Tile, ...], stitcher: Stitcher) -> None:
-        logits = self._network(torch.stack([self._reader.read(tile.outer) for tile in tiles]), tiles)
-        for tile, own in zip(tiles, logits, strict=True):
-            stitcher.add(tile, own.float().softmax(dim=0))
-
-    def _with_rim(self, slab: Tensor, start: int, stop: int) -> Tensor:
-        """Planes ``start`` to ``stop`` of the stage's grid, with what of the rim lies beside them."""
-        box, wide = self.view.region.box, self._box
-        low = [a - b for a, b in zip(box.start, wide.start, strict=True)]
-        high = [b - a for a, b in zip(box.stop, wide.stop, strict=True)]
-        low[2] *= start == box.start[2]
-        high[2] *= stop == box.stop[2]
-        if not any(low + high):
-            return slab
-        margins = [n for a in (2, 1, 0) for n in (low[a], high[a])]
-        return torch.cat([F.pad(slab[:1], margins, value=1.0), F.pad(slab[1:], margins)])
+        data = torch.stack([self._reader.read(tile.outer) for tile in tiles])
+        started = time.perf_counter()
+        answers = self._network(data, tiles)
+        self._network_seconds += time.perf_counter() - started
+        for tile, answer in zip(tiles, answers, strict=True):
+            stitcher.add(tile, answer)
 
     def prior(self) -> Prior:
         """The answer as a whole."""
@@ -196,7 +186,8 @@ class Course:
         """Once all slabs were taken."""
         share = self.view.region.voxels / self.view.grid.box.voxels
         seconds = time.perf_counter() - self._started
-        return StageRecord(self.view.stage.name, seconds, len(self.tiling.tiles), self.tiling.skipped, share)
+        tiles, skipped = len(self.tiling.tiles), self.tiling.skipped
+        return StageRecord(self.view.stage.name, seconds, self._network_seconds, tiles, skipped, share)
 
 
 class Predictor:
@@ -336,14 +327,14 @@ class _Said:
 
 def _paint(course: Course, canvas: fusion.Canvas) -> dict[str, float]:
     """Enter an answer slab by slab; the confidence of what was found."""
-    view, labels = course.view, course.labels
-    painter = fusion.Painter(canvas, course.grid, labels, view.region, view.stage.argmax_on)
-    heard, at = fusion.Confidence(labels), 0
+    region, labels = course.view.region, course.labels
+    painter = fusion.Painter(canvas, course.grid, labels, region, course.view.stage.argmax_on)
+    heard, at = fusion.Confidence(labels), course.box.start[2]
     for slab in course.slabs():
-        planes = course.grid.crop(Box((0, 0, at), (*slab.shape[1:3], at + slab.shape[3])))
-        heard.add(slab, view.region.on(planes).mask_in(planes.box))
+        planes = Box((*course.box.start[:2], at), (*course.box.stop[:2], at + slab.shape[3]))
+        heard.add(slab, region.mask_in(planes))
         painter.add(slab)
-        at += slab.shape[3]
+        at = planes.stop[2]
     return heard.by_organ
 
 

@@ -61,9 +61,10 @@ def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
 
 
 def _moments(channel: Tensor, spec: ZScore) -> tuple[float, float, float, float]:
-    ordered = _sample(channel).flatten().float().sort().values
+    some = _sample(channel).flatten().float()
+    ordered = some.sort().values
     low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in spec.clip_percentiles)
-    clipped = ordered.clamp(low, high)
+    clipped = some.clamp(low, high)
     return low, high, float(clipped.mean()), 1.0 / max(float(clipped.std()), 1e-6)
 
 

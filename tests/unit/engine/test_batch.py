@@ -48,7 +48,7 @@ def test_good_bad_good(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
 def test_out_of_memory_is_a_failed_scan_other_errors_are_bugs(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_large(*_: object) -> None:
+    def too_large(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
 
     model = predictor()
@@ -57,7 +57,7 @@ def test_out_of_memory_is_a_failed_scan_other_errors_are_bugs(
     assert isinstance(outcome, Failed)
     assert "does not fit in memory" in outcome.reason
 
-    def bug(*_: object) -> None:
+    def bug(*_: object, **__: object) -> None:
         raise RuntimeError("shapes differ")
 
     monkeypatch.setattr(model, "predict", bug)

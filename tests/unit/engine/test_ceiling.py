@@ -201,9 +201,9 @@ def test_an_oracle_answers_in_its_stage_s_own_classes() -> None:
     grid = STRADDLING.labels.grid
     spleen = look.View(stage("s", labels=("spleen",)), grid, Region.whole(grid))
     box = Box((1, 2, 0), (3, 4, 2))
-    logits = oracle(STRADDLING.labels)(spleen)(torch.zeros(1, 1, 2, 2, 2), (Tile(box, box),))
-    assert tuple(logits.shape) == (1, 2, 2, 2, 2)
-    assert logits.softmax(dim=1)[0, 1, :, 0, 0].tolist() == pytest.approx([0, 1], abs=1e-6)
+    sure = oracle(STRADDLING.labels)(spleen)(torch.zeros(1, 1, 2, 2, 2), (Tile(box, box),))
+    assert tuple(sure.shape) == (1, 2, 2, 2, 2)
+    assert sure[0, 1, :, 0, 0].tolist() == [0, 1]
 
 
 def test_the_oracle_s_atlas_is_the_reference_on_the_atlas_s_grid() -> None:

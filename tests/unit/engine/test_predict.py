@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -49,14 +49,24 @@ SURE = 20.0
 """A logit beside zeros: a probability of one, but for rounding."""
 
 
+def each(answer: Callable[[Tensor, Tile], Tensor]) -> Network:
+    """A network from what it answers to a single tile."""
+
+    def network(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        assert len(x_BCIJK) == len(tiles)
+        return torch.cat([answer(x[None], tile) for x, tile in zip(x_BCIJK, tiles, strict=True)])
+
+    return network
+
+
 def constant(c: int, logit: float = SURE) -> Network:
     """A network that says class ``c`` wherever it is asked."""
 
-    def network(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        (tile,) = tiles
+    @each
+    def network(x_BCIJK: Tensor, tile: Tile) -> Tensor:
         logits = torch.zeros(1, 3, *tile.inner.shape)
         logits[:, c] = logit
-        return logits
+        return logits.softmax(dim=1)
 
     return network
 
@@ -66,14 +76,14 @@ def thresholds(image: Tensor) -> Tensor:
     return (image > 0.55).long() + (image > 0.75).long()
 
 
-def threshold(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+@each
+def threshold(x_BCIJK: Tensor, tile: Tile) -> Tensor:
     """A network that answers with the thresholds of the middle of what it reads."""
-    (tile,) = tiles
     halo = [(a - b) // 2 for a, b in zip(tile.outer.shape, tile.inner.shape, strict=True)]
     assert tuple(x_BCIJK.shape[2:]) == tile.outer.shape
     i, j, k = (slice(h, h + n) for h, n in zip(halo, tile.inner.shape, strict=True))
     hot = nn.functional.one_hot(thresholds(x_BCIJK[:, 0, i, j, k]), 3)
-    return SURE * hot.movedim(-1, 1).float()
+    return (SURE * hot.movedim(-1, 1).float()).softmax(dim=1)
 
 
 def case(seed: int = 0) -> Case:
@@ -169,11 +179,12 @@ def chain(*stages: tuple[str, Mapping[str, object]], **changes: object) -> Recip
 def stripes(classes: str, logit: float = SURE) -> Network:
     """A network that says one class for every index of the scan's first axis (``"001120..."``)."""
     hot = nn.functional.one_hot(torch.tensor([int(c) for c in classes]), 3).T * logit
+    sure = hot.softmax(dim=0)
 
-    def network(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        (tile,) = tiles
+    @each
+    def network(x_BCIJK: Tensor, tile: Tile) -> Tensor:
         at = torch.arange(tile.inner.start[0], tile.inner.stop[0]).clamp(0, len(classes) - 1)
-        return hot[:, at].reshape(1, 3, -1, 1, 1).expand(1, 3, *tile.inner.shape)
+        return sure[:, at].reshape(1, 3, -1, 1, 1).expand(1, 3, *tile.inner.shape)
 
     return network
 
@@ -192,9 +203,9 @@ LEFT, MIDDLE, RIGHT = stripes("111110000000"), stripes("000111110000"), stripes(
 def test_stages_paste_their_labels_and_keep_off_others() -> None:
     one = {"labels": ("left kidney",), "fusion": "paste", **NEAREST}
 
-    def two(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        (tile,) = tiles
-        return MIDDLE(x_BCIJK, tiles)[:, :2]
+    @each
+    def two(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        return MIDDLE(x_BCIJK, (tile,))[:, :2]
 
     recipe = chain(("all", NEAREST), ("left", one))
     both = chain(("first", NEAREST), ("all", NEAREST), ("left", one))
@@ -285,11 +296,11 @@ def test_the_atlas_prior_has_its_say_where_a_stage_asks_for_it() -> None:
     atlas = Prior(shares, grid, SCHEMA.names, Region.whole(grid), ATLAS)
     fusing = {"fusion": "replace_times_atlas", "grid": COARSE.grid.model_copy(update={"mm": (4.0, 4.0, 6.0)})}
 
-    def unsure(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        (tile,) = tiles
+    @each
+    def unsure(x_BCIJK: Tensor, tile: Tile) -> Tensor:
         logits = torch.zeros(1, 3, *tile.inner.shape)
         logits[:, 1:] = 0.1
-        return logits
+        return logits.softmax(dim=1)
 
     recipe = chain(("a", fusing | NEAREST))
     result = cascade(case(), recipe, SCHEMA, by_name({"a": unsure}), CPU, atlas_of=lambda scan: atlas)
@@ -338,13 +349,14 @@ def test_confidence_is_that_of_the_last_stage_which_answers_for_an_organ() -> No
     recipe = RECIPE.model_copy(update={"stages": (coarse, right)})
 
     def halves(x_BCIJK: torch.Tensor, tile: object) -> torch.Tensor:
-        logits = torch.zeros(1, 3, *x_BCIJK.shape[2:])
+        logits = torch.zeros(len(x_BCIJK), 3, *x_BCIJK.shape[2:])
         middle = x_BCIJK.shape[2] // 2
         logits[:, 1, :middle], logits[:, 2, middle:] = 1.0, 1.0
-        return logits
+        return logits.softmax(dim=1)
 
     def organ(x_BCIJK: torch.Tensor, tile: object) -> torch.Tensor:
-        return torch.tensor([0.0, 2.0]).reshape(1, 2, 1, 1, 1).expand(1, 2, *x_BCIJK.shape[2:])
+        sure = torch.tensor([0.0, 2.0]).softmax(dim=0)
+        return sure.reshape(1, 2, 1, 1, 1).expand(len(x_BCIJK), 2, *x_BCIJK.shape[2:])
 
     networks = by_name({"coarse": halves, "fine": organ})
     found = cascade(case(), recipe, SCHEMA, networks, CPU).confidence
@@ -358,10 +370,10 @@ def test_prior_channels_reach_the_next_stage() -> None:
     """The coarse stage's certainty of class 2 is the fine network's third input channel."""
     seen: list[Tensor] = []
 
-    def watch(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        (tile,) = tiles
+    @each
+    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
         seen.append(x_BCIJK)
-        return constant(1)(x_BCIJK, tiles)
+        return constant(1)(x_BCIJK, (tile,))
 
     drive(RECIPE, constant(2), watch)
     assert len(seen) > 1
@@ -381,10 +393,10 @@ def test_only_tiles_that_touch_the_region_are_computed() -> None:
     assert region is not None
     asked: list[Tile] = []
 
-    def watch(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        (tile,) = tiles
+    @each
+    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
         asked.append(tile)
-        return constant(1)(x_BCIJK, tiles)
+        return constant(1)(x_BCIJK, (tile,))
 
     stage = small.stages[1].model_copy(update={"inputs": (ImageInput(),)})
     course = Course(look.View(stage, scan.grid, region), scan, {}, SCHEMA.names, watch, CPU)
@@ -423,10 +435,10 @@ def test_valid_convolutions_answer_for_the_middle_of_what_they_read() -> None:
     }
     asked: list[Tile] = []
 
-    def watch(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        (tile,) = tiles
+    @each
+    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
         asked.append(tile)
-        return threshold(x_BCIJK, tiles)
+        return threshold(x_BCIJK, (tile,))
 
     valid = drive(with_stages(fine=changes), constant(1), watch)
     assert {t.outer.shape for t in asked} == {(24, 24, 20)}
@@ -446,10 +458,10 @@ def test_the_atlas_prior_is_made_once_per_scan_and_read_like_a_stage_s() -> None
 
     seen: list[Tensor] = []
 
-    def watch(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        (tile,) = tiles
+    @each
+    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
         seen.append(x_BCIJK)
-        return constant(1)(x_BCIJK, tiles)
+        return constant(1)(x_BCIJK, (tile,))
 
     recipe = with_stages(fine={"inputs": (ImageInput(), AtlasInput(labels="all"))})
     networks = by_name({"coarse": constant(1), "fine": watch})
@@ -468,7 +480,7 @@ def test_every_step_has_its_seconds() -> None:
     assert min(result.seconds.values()) > 0
 
 
-def test_a_module_answers_with_its_finest_logits_and_without_gradient() -> None:
+def test_a_module_answers_with_its_finest_probabilities_and_without_gradient() -> None:
     class Deep(nn.Module):
         def forward(self, x_BCIJK: Tensor) -> tuple[Tensor, ...]:
             return x_BCIJK * 2, x_BCIJK[:, :, ::2]
@@ -476,7 +488,7 @@ def test_a_module_answers_with_its_finest_logits_and_without_gradient() -> None:
     tile = Tile(Box((0, 0, 0), (4, 4, 4)), Box((0, 0, 0), (4, 4, 4)))
     x_BCIJK = torch.rand(1, 2, 4, 4, 4, requires_grad=True)
     answer = as_network(Deep(), CPU)(x_BCIJK, (tile,))
-    assert torch.equal(answer, x_BCIJK * 2)
+    assert torch.equal(answer, (x_BCIJK * 2).softmax(dim=1))
     assert not answer.requires_grad
 
 
@@ -539,3 +551,20 @@ def test_a_scan_of_one_slice_is_segmented() -> None:
     assert result.labels.grid.shape == (24, 20, 1)
     truth = thresholds(look.prepare(slice_, RECIPE).image.data[0])
     assert np.array_equal(result.labels.data.numpy(), truth.numpy())
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_an_answer_painted_slab_by_slab_is_the_same(overlap: float) -> None:
+    """The last stage's answer is not kept as a whole, and neither labels nor confidence change by it."""
+    bundle = untrained_bundle(3)
+    fine = bundle.recipe.stages[-1]
+    grid = fine.grid.model_copy(update={"tile": (8, 8, 4), "overlap": overlap, "mm": (2.3, 1.9, 2.0)})
+    stages = (*bundle.recipe.stages[:-1], fine.model_copy(update={"grid": grid}))
+    predictor = Predictor(replace(bundle, recipe=bundle.recipe.model_copy(update={"stages": stages})), CPU)
+    kept, painted = (predictor.predict(case(), keep=keep) for keep in (True, False))
+    assert kept.labels.data.unique().numel() > 1
+    assert torch.equal(painted.labels.data, kept.labels.data)
+    assert painted.confidence == pytest.approx(kept.confidence, abs=1e-6)
+    assert [r.stage for r in painted.records] == [r.stage for r in kept.records]
+    assert list(painted.priors) == []
+    assert list(kept.priors) == ["coarse", "fine"]
