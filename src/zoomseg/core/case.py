@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from zoomseg.core.errors import GeometryError, LabelError
@@ -49,6 +50,10 @@ class Prior:
         """Bool mask ``[I, J, K]``: the voxels of ``grid`` that belong to the region. Tiles reach beyond
         it, but what they say there was never asked, and need not be any good."""
         return self.region.on(self.grid).mask_in(self.grid.box)
+
+    def to(self, device: torch.device) -> Prior:
+        """With its probabilities there."""
+        return replace(self, probabilities=self.probabilities.to(device))
 
     def channel(self, label: str) -> int:
         """Index of a label's probabilities; 0 for background."""

@@ -43,3 +43,7 @@ class OutputError(ZoomSegError):
 
 class TrainingError(ZoomSegError):
     """Training cannot start or go on."""
+
+
+class MemoryLimitError(ZoomSegError):
+    """Something does not fit into the memory that the user allows, or that there is."""

@@ -55,11 +55,13 @@ class View:
     region: Region
 
 
-def prepare(case: Case, recipe: Recipe) -> Scan:
+def prepare(case: Case, recipe: Recipe, place: torch.device | None = None) -> Scan:
+    """``place``: where the voxels are to be; None: where they are."""
     orientation = Orientation.to_canonical(case.image.grid)
     labels = None if case.labels is None else case.labels.reoriented(orientation)
-    normalisation = inputs.normalisation(recipe.intensity, case.image)
-    return Scan(case.id, case.image, normalisation, orientation.grid(case.image.grid), labels, orientation)
+    raw = case.image if place is None else Volume(case.image.data.to(place), case.image.grid)
+    normalisation = inputs.normalisation(recipe.intensity, raw)
+    return Scan(case.id, raw, normalisation, orientation.grid(case.image.grid), labels, orientation)
 
 
 def view(stage: Stage, recipe: Recipe, scan: Scan, priors: Mapping[str, Prior]) -> View | None:
@@ -94,9 +96,10 @@ class Reader:
 
     def __init__(self, view: View, scan: Scan, priors: Mapping[str, Prior], box: Box) -> None:
         self._view = view
-        self._priors = priors
         self._start = box.start
         self._image = scan.image_on(view.grid.crop(box), view.stage.inputs)
+        read = {spec.of for spec in inputs.prior_specs(view.stage.inputs)}
+        self._priors = {name: priors[name].to(self._image.device) for name in read}
 
     def read(self, box: Box) -> Tensor:
         """``[C, *box.shape]``."""

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from zoomseg.core.case import Case, Prior
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
-from zoomseg.core.geometry import Box
+from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.tiling import Stitcher, Tile, cover, tent
 from zoomseg.core.volume import LabelMap
-from zoomseg.engine import atlases, look
+from zoomseg.engine import atlases, look, memory
 from zoomseg.engine.atlases import AtlasOf
 from zoomseg.engine.device import Device
+from zoomseg.engine.memory import Limits
 from zoomseg.io.bundle import Bundle
 from zoomseg.networks import build as networks
 from zoomseg.recipe import graph
@@ -38,6 +40,8 @@ class StageRecord:
     """What one stage did on one scan, for ``run.json``."""
 
     stage: str
+    tile: Index3
+    """As it was computed: a memory limit may have asked for smaller ones than the recipe's."""
     seconds: float
     network_seconds: float
     """Of these, in the network."""
@@ -45,6 +49,8 @@ class StageRecord:
     tiles_skipped: int
     region_share: float
     """Voxels of the region over voxels of the stage's grid."""
+    flops: int = 0
+    """Floating-point operations in the network's convolutions: two for every multiplication."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,16 +193,24 @@ class Course:
         share = self.view.region.voxels / self.view.grid.box.voxels
         seconds = time.perf_counter() - self._started
         tiles, skipped = len(self.tiling.tiles), self.tiling.skipped
-        return StageRecord(self.view.stage.name, seconds, self._network_seconds, tiles, skipped, share)
+        stage, tile = self.view.stage.name, self.view.stage.grid.tile
+        return StageRecord(stage, tile, seconds, self._network_seconds, tiles, skipped, share)
 
 
 class Predictor:
     """A loaded model, ready for any number of scans."""
 
-    def __init__(self, bundle: Bundle, device: Device, atlas_of: AtlasOf | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        atlas_of: AtlasOf | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         """
         Args:
             atlas_of: what gives a scan's atlas prior, instead of the model's own atlases.
+            limits: how much memory the process may take.
 
         Raises:
             ModelError: the weights do not fit the networks, or the model's atlases are missing.
@@ -206,9 +220,9 @@ class Predictor:
         self.bundle = bundle
         self.device = device
         self._atlas_of = atlas_of or atlases.of_model(bundle)
-        self._networks = {
-            stage.name: as_network(self._module(stage), device) for stage in bundle.recipe.stages
-        }
+        self.limits = limits or Limits(device.place)
+        self._modules = {stage.name: self._module(stage) for stage in bundle.recipe.stages}
+        self._networks = {name: as_network(module, device) for name, module in self._modules.items()}
 
     def _module(self, stage: Stage) -> nn.Module:
         module = build_network(stage, self.bundle.recipe, self.bundle.schema, self.channels)
@@ -231,19 +245,48 @@ class Predictor:
 
         Raises:
             GeometryError: the scan has not as many channels as the model.
+            MemoryLimitError: not even the smallest tiles fit into the memory allowed.
         """
         if case.image.channels != self.channels:
             raise GeometryError(
                 f"scan {case.id} has {case.image.channels} channel(s), the model needs {self.channels}: "
                 f"{', '.join(self.bundle.channel_names)}"
             )
+
+        def fit(view: look.View, whole: bool) -> look.View:
+            labels = memory.COPIES_OF_LABELS * case.image.grid.box.voxels
+            return self.limits.fit(view, self._work(view.stage), whole, labels) if self.limits.any else view
+
         bundle = self.bundle
-        return cascade(
-            case, bundle.recipe, bundle.schema, self._network, self.device, organs, self._atlas_of, keep, tell
+        result = cascade(
+            case,
+            bundle.recipe,
+            bundle.schema,
+            self._network,
+            self.device,
+            organs,
+            self._atlas_of,
+            keep,
+            tell,
+            fit,
         )
+        records = tuple(replace(r, flops=r.tiles * self._flops(r.stage, r.tile)) for r in result.records)
+        return replace(result, records=records)
 
     def _network(self, view: look.View) -> Network:
         return self._networks[view.stage.name]
+
+    def _work(self, stage: Stage) -> memory.Work:
+        schema, seen = self.bundle.schema, len(inputs.image_channels(stage.inputs, self.channels))
+        read = input_channels(stage, self.bundle.recipe, schema, self.channels)
+        classes = 1 + len(graph.resolve_labels(stage, schema))
+        return memory.Work(self._modules[stage.name], read, seen, classes)
+
+    @functools.cache  # noqa: B019 - a predictor lives as long as its process
+    def _flops(self, stage: str, tile: Index3) -> int:
+        """Of one tile."""
+        read = self._work(graph.stage_of(self.bundle.recipe, stage)).channels
+        return 2 * networks.multiply_adds(self._modules[stage], (read, *tile))
 
 
 def cascade(
@@ -256,15 +299,17 @@ def cascade(
     atlas_of: AtlasOf | None = None,
     keep: bool = True,
     tell: Tell = _silent,
+    fit: Callable[[look.View, bool], look.View] = lambda view, whole: view,
 ) -> Result:
     """Drive a recipe over one scan with the networks given (trained ones, or an oracle).
 
     Args:
         keep: whether every stage's prior is wanted in the result; else the last stage's answer goes into
             the label map slab by slab, and is never held as a whole.
+        fit: makes tiles smaller where memory is short, by view and whether the answer is kept as a whole.
     """
     clock = _Clock()
-    scan = look.prepare(case, recipe)
+    scan = look.prepare(case, recipe, device.place)
     clock.lap("prepare")
     priors: dict[str, Prior] = {}
     if atlas_of is not None:
@@ -277,8 +322,9 @@ def cascade(
         if view is None:
             priors[stage.name] = look.nothing(stage, scan, labels)
             continue
-        course = Course(view, scan, priors, labels, network_of(view), device, tell)
-        if not keep and stage is recipe.stages[-1] and stage.fusion == "replace_in_roi":
+        whole = keep or stage is not recipe.stages[-1] or stage.fusion != "replace_in_roi"
+        course = Course(fit(view, whole), scan, priors, labels, network_of(view), device, tell)
+        if not whole:
             _enter(recipe, said.answers, canvas, priors.get(ATLAS))
             said.answers.clear()
             said.hear(stage, labels, _paint(course, canvas))
@@ -344,7 +390,8 @@ def _enter(recipe: Recipe, answers: Mapping[str, Prior], canvas: fusion.Canvas, 
     entering = list(itertools.dropwhile(lambda s: _overwritten(s, recipe), recipe.stages))
     kinds = itertools.groupby((s for s in entering if s.fusion != "none"), key=lambda s: s.fusion)
     for kind, stages in kinds:
-        said = [fusion.Answer(answers[s.name], s.argmax_on) for s in stages if s.name in answers]
+        place = canvas.labels.device
+        said = [fusion.Answer(answers[s.name].to(place), s.argmax_on) for s in stages if s.name in answers]
         if said:
             fusion.fuse(kind, canvas, said, atlas)
 

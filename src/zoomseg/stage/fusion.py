@@ -114,23 +114,24 @@ class Painter:
         first = self._came
         self._came += probabilities.shape[3]
         last = self._came == self._grid.shape[2]
-        if self._edge is not None:
-            # The planes between the last slab and this one are blends of both.
-            probabilities, first = torch.cat([self._edge, probabilities], dim=3), first - 1
+        if self._edge is not None:  # what lies between the last slab and this one is a blend of both
+            seam = torch.cat([self._edge, probabilities[..., :1]], dim=3)
+            self._paint(seam, first - 1, self._ready(first + 1, last and first + 1 == self._came))
+        self._paint(probabilities, first, self._ready(self._came, last))
         self._edge = None if last else probabilities[..., -1:].clone()
-        start, stop = (0, 0, first), (*self._grid.shape[:2], self._came)
-        self._paint(probabilities, self._grid.crop(Box(start, stop)), self._ready(last))
 
-    def _ready(self, last: bool) -> int:
-        """The first plane of the canvas that needs planes to come."""
+    def _ready(self, came: int, last: bool) -> int:
+        """The first plane of the canvas that needs more than ``came`` planes of the answer."""
         if last:
             return self._box.stop[2]
         matrix = self._canvas.grid.to_index_of(self._grid)
-        stop = math.floor(float((self._came - 1 - matrix[2, 3]) / matrix[2, 2])) + 1
+        stop = math.floor(float((came - 1 - matrix[2, 3]) / matrix[2, 2])) + 1
         return min(max(stop, self._painted), self._box.stop[2])
 
-    def _paint(self, probabilities: Tensor, source: Grid, stop: int) -> None:
-        start = (*self._box.start[:2], self._painted)
+    def _paint(self, probabilities: Tensor, first: int, stop: int) -> None:
+        """The canvas up to plane ``stop``, by planes of the answer that begin with ``first``."""
+        planes = Box((0, 0, first), (*self._grid.shape[:2], first + probabilities.shape[3]))
+        source, start = self._grid.crop(planes), (*self._box.start[:2], self._painted)
         self._painted = stop
         decided = probabilities.argmax(dim=0).byte() if self._place == "stage_grid" else None
         for block in blocks(Box(start, (*self._box.stop[:2], stop))):
@@ -224,7 +225,7 @@ class _Voice:
         else:
             best, winner = (nearest_index(x, prior.grid, grid) for x in self.decided)
         if prior.region.mask is not None:
-            best = torch.where(prior.region.on(grid).mask_in(grid.box), best, 0.0)
+            best = torch.where(prior.region.on(grid).mask_in(grid.box).to(best.device), best, 0.0)
         return _look_up(self.classes, winner), best
 
 

@@ -62,7 +62,7 @@ def body_mask(image: Volume, grid: Grid, threshold: float) -> Region | None:
     # Scans are often stored clipped (to [-125, 275] HU, say): air is then the lowest value there is.
     level = max(threshold, float(image.data[0].min()))
     first = Volume(image.data[:1], image.grid)
-    mask: Mask = (resample(first, grid).data[0] > level).numpy()
+    mask: Mask = (resample(first, grid).data[0] > level).cpu().numpy()
     if not mask.any():
         return None
     mask = largest_component(mask, connectivity=6)

@@ -1,0 +1,243 @@
+"""Prediction within the memory that the user allows: what a stage will need is counted before it runs, and
+its tiles are made smaller until it fits.
+
+The count is of what is large: the scan, the label map, a stage's image, a batch of tiles with what the
+network makes of them, the planes of the answer that are held. All in bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import platform
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from zoomseg.core.errors import MemoryLimitError, ZoomSegError
+from zoomseg.core.geometry import Grid, Index3
+from zoomseg.core.resample import PIECE_VOXELS
+from zoomseg.engine.look import View
+from zoomseg.networks import build as networks
+
+_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+
+FRAMEWORK = 1.3
+"""Measured over counted: convolutions keep copies of their own in other layouts, freed blocks do not fit what
+comes next."""
+
+PIECES = 3 * 4 * PIECE_VOXELS
+"""What resampling a large scan piece by piece takes."""
+
+COPIES_OF_LABELS = 3
+"""The label map in the making, turned as the scan is, and with the file's values."""
+
+
+def parse_bytes(text: str) -> int:
+    """``4G``, ``2.5GB``, ``800M``, ``1073741824``: units of 1024.
+
+    Raises:
+        ZoomSegError: not an amount of memory.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
+    amount = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not 1 <= amount < 2**63:
+        raise ZoomSegError(f"'{text}' is not an amount of memory; write it like 800M or 4G")
+    return int(amount)
+
+
+def spoken(amount: float) -> str:
+    """For people: ``1.3 GB`` (2^30 bytes)."""
+    return (
+        f"{amount / _UNITS['G']:.1f} GB" if amount >= 0.1 * _UNITS["G"] else f"{amount / _UNITS['M']:.0f} MB"
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage does, as far as memory is concerned."""
+
+    module: nn.Module
+    channels: int
+    """That the network reads: image and priors."""
+    image_channels: int
+    classes: int
+
+
+class Limits:
+    """At most ``ram`` bytes of main memory and ``vram`` of the GPU's, for the whole process; None: any."""
+
+    def __init__(self, place: torch.device, ram: int | None = None, vram: int | None = None) -> None:
+        self._place = place
+        self._ram = ram
+        self._vram = vram if place.type == "cuda" else None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one."""
+        return self._ram is not None or self._vram is not None
+
+    def admit(self, grid: Grid, stored_bytes: int) -> None:
+        """Refuse a scan before it is read.
+
+        Args:
+            stored_bytes: of its voxels in memory.
+
+        Raises:
+            MemoryLimitError: scan and label map alone are too large.
+        """
+        needed = stored_bytes + COPIES_OF_LABELS * grid.box.voxels + PIECES
+        self._refuse_over(self._used_ram() + needed, self._ram, "main memory", "the scan and its label map")
+
+    def fit(self, view: View, work: Work, whole: bool, still_to_fill: int) -> View:
+        """The view with tiles that fit: the recipe's own, if they do.
+
+        Args:
+            whole: whether the answer is kept as a whole.
+            still_to_fill: bytes of the label map, which is there already but not touched by all yet.
+
+        Raises:
+            MemoryLimitError: not even the smallest tiles fit.
+        """
+        needed = math.inf
+        for tile in _tiles(view):
+            fitting = _with_tile(view, tile)
+            needed = stage_bytes(fitting, work, whole)
+            if self._room(still_to_fill) >= needed:
+                return fitting
+        limit, what = (self._vram, "GPU memory") if self._vram is not None else (self._ram, "main memory")
+        used = self._used_vram() if self._vram is not None else self._used_ram() + still_to_fill
+        self._refuse_over(used + needed, limit, what, f"stage '{view.stage.name}' with its smallest tiles")
+        return view
+
+    def _room(self, still_to_fill: int) -> float:
+        """Bytes that the work on this device may take."""
+        if self._vram is not None:
+            return self._vram - self._used_vram()
+        if self._ram is None or self._place.type == "cuda":
+            return math.inf
+        return self._ram - self._used_ram() - still_to_fill
+
+    def _refuse_over(self, needed: float, limit: int | None, kind: str, what: str) -> None:
+        if limit is not None and needed > limit:
+            option = "--max-vram" if kind == "GPU memory" else "--max-ram"
+            raise MemoryLimitError(
+                f"{what} would need about {spoken(needed)} of {kind}, {spoken(limit)} are allowed; allow "
+                f"more with {option}, crop the scan, or use a model with a coarser grid"
+            )
+
+    def _used_ram(self) -> int:
+        gc.collect()
+        _give_back()
+        return int(psutil.Process().memory_info().rss)
+
+    def _used_vram(self) -> int:
+        return int(torch.cuda.memory_allocated(self._place))
+
+
+def _give_back() -> None:
+    """Freed memory that glibc keeps for later would count as used."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _tiles(view: View) -> Iterator[Index3]:
+    """The recipe's tile, then ever smaller ones that the network can read: half the longest side at a time."""
+    spec = view.stage.grid
+    tile: Index3 = spec.tile
+    yield tile
+    divisor = networks.divisor(view.stage.network)
+    if spec.padding == "valid" or spec.kind == "shape":
+        return  # sizes of their own: one pass over the box, or what valid convolutions can read
+    while True:
+        sides = [n for n in range(3) if tile[n] >= 4 * divisor[n]]
+        if not sides:
+            return
+        axis = max(sides, key=lambda n: tile[n])
+        half = tile[axis] // 2 // divisor[axis] * divisor[axis]
+        i, j, k = (half if n == axis else tile[n] for n in range(3))
+        tile = (i, j, k)
+        yield tile
+
+
+def _with_tile(view: View, tile: Index3) -> View:
+    if tile == view.stage.grid.tile:
+        return view
+    grid = view.stage.grid.model_copy(update={"tile": tile})
+    return View(view.stage.model_copy(update={"grid": grid}), view.grid, view.region)
+
+
+def stage_bytes(view: View, work: Work, whole: bool) -> int:
+    """What a stage takes beside what is there already; ``whole`` if its answer is kept as a whole."""
+    spec, box = view.stage.grid, view.region.box
+    halo = networks.halo(view.stage.network, spec.padding)
+    inner = [n - 2 * h for n, h in zip(spec.tile, halo, strict=True)]
+    wide = [max(n, t) + 2 * h for n, t, h in zip(box.shape, inner, halo, strict=True)]
+    image = 4 * 2 * work.image_channels * math.prod(wide)
+    tile = 4 * 2 * work.channels * math.prod(spec.tile) + activation_bytes(work, spec.tile)
+    plane = 4 * (work.classes + 1) * (box.shape[0] + 2) * (box.shape[1] + 2)
+    held = plane * min(inner[2], box.shape[2] + 2) + (2 * plane * (box.shape[2] + 2) if whole else 0)
+    mask = 4 * box.voxels if view.region.mask is not None else 0
+    return round(FRAMEWORK * (image + tile + held + mask) + PIECES)
+
+
+def activation_bytes(work: Work, tile: Index3) -> int:
+    """The most that is alive at once while the network computes a tile, its probabilities included; counted
+    in float32 on torch's meta device, where nothing is computed."""
+    weightless = {
+        name: tensor.detach().to("meta")
+        for name, tensor in (*work.module.named_parameters(), *work.module.named_buffers())
+    }
+    x_BCIJK = torch.empty(1, work.channels, *tile, device="meta")
+    with torch.inference_mode(), _Alive() as alive:
+        functional_call(work.module, weightless, (x_BCIJK,))[0].float().softmax(dim=1)
+    return int(alive.most)
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors made meanwhile that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = 0
+        self._now = 0
+        self._users: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and id(leaf) not in known:
+                self._meet(leaf)
+        return out
+
+    def _meet(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        self._users[key] = self._users.get(key, 0) + 1
+        if self._users[key] == 1:
+            self._now += size
+            self.most = max(self.most, self._now)
+        weakref.finalize(tensor, self._part, key, size)
+
+    def _part(self, key: int, size: int) -> None:
+        self._users[key] -= 1
+        if self._users[key] == 0:
+            del self._users[key]
+            self._now -= size
