@@ -15,19 +15,23 @@ import click
 )
 @click.option("--organs", help="Only these, separated by commas.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def command(scans: tuple[Path, ...], out: Path, model: Path, organs: str | None, device: str) -> int:
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Tiles as they are computed; then seconds, FLOPs and memory."
+)
+def command(
+    scans: tuple[Path, ...], out: Path, model: Path, organs: str | None, device: str, verbose: bool
+) -> int:
     """Segment SCANS: NIfTI, NRRD or MHA files, or folders of those.
 
     Writes <case>.nii.gz on each scan's own grid, summary.csv (one row per case and organ) and run.json
-    (seconds by step, tiles computed and skipped, peak memory). A scan that fails is named, the others
-    are done, and the exit code is 1 (2 if none is left).
+    (seconds by step, tiles computed and skipped, FLOPs, peak memory). A scan that fails is named, the
+    others are done, and the exit code is 1 (2 if none is left). While one scan is computed, the next is
+    read and the last one written.
     """
     from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from zoomseg.cli.progress import PredictionDisplay
     from zoomseg.core.errors import ScanError
-    from zoomseg.engine.batch import Done, Failed
     from zoomseg.engine.device import resolve
     from zoomseg.engine.predict import Predictor
     from zoomseg.io import bundle
@@ -43,21 +47,8 @@ def command(scans: tuple[Path, ...], out: Path, model: Path, organs: str | None,
     predictor = Predictor(bundle.load(model), resolve(device))
     chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
     writable_directory(out)
-    notes = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("Predicting", total=len(found))
-
-        def tell(outcome: Done | Failed) -> None:
-            if isinstance(outcome, Failed):
-                text = f"[red]failed:[/] {escape(outcome.case)}: {escape(outcome.reason)}"
-                notes.print(text, soft_wrap=True)
-            else:
-                text = f"{escape(outcome.case)}  {outcome.seconds['total']:.1f} s"
-                notes.print(text, highlight=False, soft_wrap=True)
-            bar.advance(task)
-
-        failed = segment_to_folder(found, out, predictor, chosen, tell)
+    with PredictionDisplay(Console(stderr=True), len(found), verbose) as display:
+        failed = segment_to_folder(found, out, predictor, chosen, display.settle, display.tell)
     click.echo(f"{len(found) - len(failed)} of {len(found)} scans written to {out}")
     if not failed:
         return 0

@@ -1,11 +1,19 @@
-"""Many scans with one loaded model: a scan that fails is named, the others are done."""
+"""Many scans with one loaded model: a scan that fails is named, the others are done.
+
+While a scan is computed, the next one is read and the last one written, each in a thread of its own. The
+computation stays in the caller's thread, where an interruption arrives.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -13,7 +21,7 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.core.volume import Volume
 from zoomseg.engine.meter import Meter, Usage
-from zoomseg.engine.predict import Predictor, Result
+from zoomseg.engine.predict import Predictor, Progress, Result
 from zoomseg.io.scans import ScanInput, read_image, write_labels
 
 
@@ -26,8 +34,11 @@ class Done:
     image: Volume
     result: Result
     seconds: dict[str, float]
+    """``read``, the steps of the computation, ``write``, and ``total`` for all of them and what lies
+    between; apart from these ``waited``, for which the computation stood still until the scan was read."""
     usage: Usage
-    """From before reading to after writing."""
+    """Of the process while this scan had the computation: from the wait for its reading to the turn of the
+    next scan; if none was waiting, until this one was written."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +49,157 @@ class Failed:
     reason: str
 
 
+Outcome = Done | Failed
+Settle = Callable[[Outcome], None]
+TellScan = Callable[[str, Progress], None]
+"""How far the scan of this id is."""
+
+T = TypeVar("T")
+
+
+def silent(case: str, progress: Progress) -> None:
+    pass
+
+
 def segment(
-    scans: Iterable[ScanInput], out: Path, predictor: Predictor, organs: tuple[str, ...] | None = None
-) -> Iterator[Done | Failed]:
-    """Read, predict and write scans one after the other, to ``out/<case>.nii.gz``.
+    scans: Iterable[ScanInput],
+    out: Path,
+    predictor: Predictor,
+    settle: Settle,
+    organs: tuple[str, ...] | None = None,
+    tell: TellScan = silent,
+    ahead: bool = True,
+) -> None:
+    """Read, predict and write scans, to ``out/<case>.nii.gz``.
+
+    Args:
+        settle: gets the outcomes in the order of the scans, each as soon as it is written, in the thread
+            that writes; what it raises ends the batch.
+        tell: called in the caller's thread.
+        ahead: whether reading, computing and writing overlap. Then up to three scans are in memory (one
+            coming, one computed, one being written), else one.
 
     Raises:
         OutputError: a result cannot be written (the next one could not either).
+        KeyboardInterrupt: at once, but for a result that is being written: it is written and settled.
     """
-    for scan in scans:
-        try:
-            yield _segment(scan, out, predictor, organs)
-        except OutputError:
+    with ThreadPoolExecutor(1, "zoomseg-write") as writer:
+        _Batch(iter(scans), out, predictor, settle, organs, tell, ahead, writer).run()
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    scan: ScanInput
+    image: Volume | Failed
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Computed:
+    scan: ScanInput
+    image: Volume
+    result: Result
+    seconds: dict[str, float]
+    """By step so far."""
+    total: float
+
+
+@dataclass(eq=False)
+class _Batch:
+    scans: Iterator[ScanInput]
+    out: Path
+    predictor: Predictor
+    settle: Settle
+    organs: tuple[str, ...] | None
+    tell: TellScan
+    ahead: bool
+    writer: ThreadPoolExecutor
+    coming: deque[Future[_Read]] = field(default_factory=deque)
+    """At most one."""
+    writing: Future[None] | None = None
+
+    def run(self) -> None:
+        while self.coming or self._begin_reading():
+            self._do(self.coming.popleft())
+        self._await_writing()
+
+    def _do(self, reading: Future[_Read]) -> None:
+        """One scan, to where the next one's turn comes."""
+        with Meter(self.predictor.device.place) as meter:
+            began = time.perf_counter()
+            read = reading.result()
+            waited = time.perf_counter() - began
+            if self.ahead:
+                self._begin_reading()
+            found = self._compute(read, waited)
+            if not self.coming:  # nothing to overlap with: what writing takes is this scan's, too
+                self._write(found, meter)
+                self._await_writing()
+                return
+        self._write(found, meter)
+
+    def _begin_reading(self) -> bool:
+        """False if there is nothing left to read."""
+        scan = next(self.scans, None)
+        if scan is not None:
+            self.coming.append(_in_background(lambda: self._read(scan)))
+        return scan is not None
+
+    def _read(self, scan: ScanInput) -> _Read:
+        began = time.perf_counter()
+        image = _tried(scan, lambda: read_image(scan.paths, channels_last=self.predictor.channels > 1))
+        return _Read(scan, image, time.perf_counter() - began)
+
+    def _compute(self, read: _Read, waited: float) -> _Computed | Failed:
+        scan, image = read.scan, read.image
+        if isinstance(image, Failed):
+            return image
+        began = time.perf_counter()
+        case, tell = Case(scan.id, image), lambda progress: self.tell(scan.id, progress)
+        result = _tried(scan, lambda: self.predictor.predict(case, self.organs, keep=False, tell=tell))
+        if isinstance(result, Failed):
+            return result
+        total = read.seconds + time.perf_counter() - began
+        seconds = {"read": read.seconds, "waited": waited, **result.seconds}
+        return _Computed(scan, image, result, seconds, total)
+
+    def _write(self, found: _Computed | Failed, meter: Meter) -> None:
+        self._await_writing()  # no more than one finished scan is held
+        self.writing = self.writer.submit(self._finish, found, meter)
+
+    def _await_writing(self) -> None:
+        if self.writing is not None:
+            self.writing.result()
+
+    def _finish(self, found: _Computed | Failed, meter: Meter) -> None:
+        if isinstance(found, Failed):
+            self.settle(found)
+            return
+        path = result_path(self.out, found.scan)
+        self.settle(_tried(found.scan, lambda: _written(found, path, meter)))
+
+
+def _written(found: _Computed, path: Path, meter: Meter) -> Done:
+    began = time.perf_counter()
+    write_labels(path, found.result.labels, like=found.scan.paths[0])
+    write = time.perf_counter() - began
+    meter.end()
+    seconds = found.seconds | {"write": write, "total": found.total + write}
+    return Done(found.scan.id, path, found.image, found.result, seconds, meter.usage)
+
+
+def _tried(scan: ScanInput, work: Callable[[], T]) -> T | Failed:
+    """What goes wrong with one scan is that scan's failure; what would go wrong with any is raised."""
+    try:
+        return work()
+    except OutputError:
+        raise
+    except ZoomSegError as error:
+        return Failed(scan.id, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
             raise
-        except ZoomSegError as error:
-            yield Failed(scan.id, str(error))
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            yield Failed(scan.id, f"{scan.paths[0]}: does not fit in memory")
+        return Failed(scan.id, f"{scan.paths[0]}: does not fit in memory")
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -65,19 +208,18 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
-def _segment(scan: ScanInput, out: Path, predictor: Predictor, organs: tuple[str, ...] | None) -> Done:
-    with Meter(predictor.device.place) as meter:
-        clock = [time.perf_counter()]
-        image = read_image(scan.paths, channels_last=predictor.channels > 1)
-        clock.append(time.perf_counter())
-        result = predictor.predict(Case(scan.id, image), organs, keep=False)
-        clock.append(time.perf_counter())
-        path = result_path(out, scan)
-        write_labels(path, result.labels, like=scan.paths[0])
-        clock.append(time.perf_counter())
-    seconds = {"read": clock[1] - clock[0], **result.seconds, "write": clock[3] - clock[2]}
-    seconds["total"] = clock[3] - clock[0]
-    return Done(scan.id, path, image, result, seconds, meter.usage)
+def _in_background(work: Callable[[], T]) -> Future[T]:
+    """Work in a thread that is abandoned when the process ends; for executors' threads it would wait."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="zoomseg-read", daemon=True).start()
+    return future
 
 
 def result_path(out: Path, scan: ScanInput) -> Path:

@@ -81,6 +81,12 @@ class Meter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Before the block ends, where the work does; the block's own end then counts no more."""
+        if self._done.is_set():
+            return
         self._done.set()
         self._thread.join()
         self._readings.append(self._probe())

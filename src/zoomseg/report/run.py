@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND
-from zoomseg.engine.batch import Done, Failed, result_path, segment
+from zoomseg.engine import batch
+from zoomseg.engine.batch import Done, Failed, Outcome, TellScan, result_path
 from zoomseg.engine.predict import Predictor
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
@@ -26,9 +27,15 @@ def segment_to_folder(
     out: Path,
     predictor: Predictor,
     organs: tuple[str, ...] | None = None,
-    progress: Callable[[Done | Failed], None] | None = None,
+    progress: Callable[[Outcome], None] | None = None,
+    tell: TellScan = batch.silent,
+    ahead: bool = True,
 ) -> tuple[Failed, ...]:
     """Segment scans into ``out`` with ``summary.csv`` and ``run.json``; the failed ones are returned.
+
+    Args:
+        progress: told of every scan that is done with, in order, in the thread that writes.
+        tell, ahead: as in ``engine.batch.segment``.
 
     Raises:
         OutputError: ``out`` cannot be written, or a result would overwrite its scan.
@@ -42,19 +49,24 @@ def segment_to_folder(
     rows: list[OrganRow] = []
     run = _header(predictor, chosen)
     failed: list[Failed] = []
-    for outcome in segment(scans, out, predictor, chosen):
+    began = time.perf_counter()
+
+    def settle(outcome: Outcome) -> None:
         match outcome:
             case Done():
-                result = outcome.result
-                rows += organ_rows(outcome.case, result.labels, outcome.image, result.confidence, chosen)
+                found, outcome = _summed_up(outcome, chosen)
+                rows.extend(found)
                 run["cases"][outcome.case] = _account(outcome)
             case Failed():
                 failed.append(outcome)
                 run["cases"][outcome.case] = {"status": "failed", "error": outcome.reason}
+        run["seconds"] = round(time.perf_counter() - began, 3)
         write_summary(out / "summary.csv", rows)
         write_json_atomic(out / "run.json", run)
         if progress is not None:
             progress(outcome)
+
+    batch.segment(scans, out, predictor, settle, chosen, tell, ahead)
     return tuple(failed)
 
 
@@ -74,9 +86,19 @@ def _header(predictor: Predictor, organs: tuple[str, ...]) -> dict[str, Any]:
         "device": predictor.device.name,
         "precision": str(predictor.device.precision or "float32").removeprefix("torch."),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": 0.0,
         "labels": {BACKGROUND: 0} | {name: schema.values[schema.names.index(name)] for name in organs},
         "cases": {},
     }
+
+
+def _summed_up(done: Done, organs: tuple[str, ...]) -> tuple[list[OrganRow], Done]:
+    """The rows of a case, and the case with the seconds that they took."""
+    began = time.perf_counter()
+    rows = organ_rows(done.case, done.result.labels, done.image, done.result.confidence, organs)
+    took = time.perf_counter() - began
+    steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
+    return rows, replace(done, seconds=steps | {"summary": took, "total": done.seconds["total"] + took})
 
 
 def _account(done: Done) -> dict[str, Any]:
@@ -84,5 +106,6 @@ def _account(done: Done) -> dict[str, Any]:
         "status": "done",
         "seconds": {step: round(value, 3) for step, value in done.seconds.items()},
         "stages": [asdict(record) for record in done.result.records],
+        "flops": sum(record.flops for record in done.result.records),
         **{measure: round(value, 1) for measure, value in asdict(done.usage).items()},
     }

@@ -13,6 +13,7 @@ Whatever is finished on disk is not done again, so that a study may be stopped a
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -23,7 +24,7 @@ from pathlib import Path
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
 from zoomseg.engine import atlases
-from zoomseg.engine.batch import Failed, segment
+from zoomseg.engine.batch import Done, Failed, segment
 from zoomseg.engine.predict import Predictor
 from zoomseg.engine.stop import InterruptedTrainingError
 from zoomseg.io.bundle import Bundle
@@ -187,12 +188,15 @@ def _predict(row: Row, fold: int, trainings: Trainings, ids: Sequence[str], out:
     organs = predicted_organs(model.recipe, model.schema)
     _name_labels(out, organs, model.schema)
     scans = [ScanInput(case.id, case.images) for case in trainings.dataset.subset(missing).cases]
+    numbers = itertools.count(1)
     problems: list[str] = []
-    outcomes = segment(scans, out, _predictor(model, fold, trainings), organs)
-    for number, outcome in enumerate(outcomes, start=1):
-        trainings.watch.say(f"predicted {number} of {len(scans)}: {outcome.case}")
+
+    def settle(outcome: Done | Failed) -> None:
+        trainings.watch.say(f"predicted {next(numbers)} of {len(scans)}: {outcome.case}")
         if isinstance(outcome, Failed):
             problems.append(f"{outcome.case}: {outcome.reason}")
+
+    segment(scans, out, _predictor(model, fold, trainings), settle, organs)
     return problems
 
 

@@ -71,6 +71,23 @@ def test_writes_labels_summary_and_account(scan: Path, model: Path, tmp_path: Pa
     assert account["seconds"]["total"] >= account["seconds"]["fine"] > 0
 
 
+def test_verbose_tells_tiles_and_costs(
+    scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(scan, model, tmp_path / "out", "-v") == 0
+    lines = [line.split() for line in capfd.readouterr().err.splitlines()]
+    stages = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["patient"]["stages"]
+    for stage in stages:
+        tiles = str(stage["tiles"])
+        assert ["patient", stage["stage"], tiles, "of", tiles, "tiles"] in lines
+        (row,) = [line for line in lines if line[0] == stage["stage"]]
+        assert row[2:] == [
+            f"{stage['network_seconds']:.2f}",
+            *(tiles, str(stage["tiles_skipped"])),
+            f"{stage['flops'] / 1e9:,.1f}",
+        ]
+
+
 def test_only_the_organs_asked_for(scan: Path, model: Path, tmp_path: Path) -> None:
     assert predict(scan, model, tmp_path / "out", "--organs", "right kidney") == 0
     assert set(np.unique(read_label_values(tmp_path / "out" / "patient.nii.gz")[0])) == {0, 7}
@@ -241,12 +258,11 @@ def test_full_disk_leaves_nothing_that_looks_complete(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def full(image: nib.Nifti1Image, path: str | Path, *_: object, **__: object) -> None:
-        Path(path).write_bytes(b"part of a file")
+    def full(image: nib.Nifti1Image, path: Path, compressed: bool) -> None:
+        path.write_bytes(b"part of a file")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(scans.nib, "save", full)
-    monkeypatch.setattr(scans.nib.Nifti1Image, "to_filename", full)
+    monkeypatch.setattr(scans.nifti, "save", full)
     assert predict(scan, model, tmp_path / "out") == 2
     assert "No space left on device" in capfd.readouterr().err
     assert list((tmp_path / "out").rglob("*.nii.gz")) == []

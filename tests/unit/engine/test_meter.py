@@ -46,6 +46,13 @@ def test_looks_at_the_beginning_and_at_the_end() -> None:
     assert meter.usage == Usage(200.0, 0.0, 600.0, 0.0, 200.0)
 
 
+def test_ends_where_the_work_does_not_where_the_block_does() -> None:
+    given = iter([IDLE, replace(IDLE, seconds=4.0), replace(IDLE, seconds=9.0)])
+    with Meter(CPU, lambda: next(given), period=3600.0) as meter:
+        meter.end()
+    assert meter.usage.ram_area_mb_s == 400.0
+
+
 def test_looks_meanwhile_until_the_end_also_of_work_that_fails() -> None:
     """The third look is awaited inside; after the meter's end there is exactly one more, then none."""
     looks: list[Reading] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,18 @@ def test_account_names_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) 
     assert run["precision"] == "float32"
     assert run["cases"]["bad"] == {"status": "failed", "error": failed[0].reason}
     good = run["cases"]["good"]
-    assert set(good["seconds"]) >= {"read", "prepare", "coarse", "fine", "write", "total"}
+    assert list(good["seconds"]) == [
+        *("read", "waited", "prepare", "coarse", "fine", "fuse", "write", "summary", "total")
+    ]
+    own = sum(seconds for step, seconds in good["seconds"].items() if step not in ("waited", "total"))
+    assert own - 0.01 <= good["seconds"]["total"] <= run["seconds"] + 0.01
     coarse, fine = good["stages"]
     assert (coarse["stage"], coarse["tiles"], coarse["region_share"]) == ("coarse", 1, 1.0)
     assert fine["tiles"] + fine["tiles_skipped"] > 0
+    assert 0 < coarse["network_seconds"] < coarse["seconds"]
+    assert 0 < coarse["flops"] < good["flops"] == coarse["flops"] + fine["flops"]
     assert good["peak_ram_mb"] > 10
-    assert good["ram_area_mb_s"] > 10 * good["seconds"]["total"]
+    assert good["ram_area_mb_s"] > 0
     assert good["cpu_area_percent_s"] > 0
     assert (good["peak_vram_mb"], good["vram_area_mb_s"]) == (0, 0)  # on the CPU
     with (tmp_path / "out" / "summary.csv").open(newline="") as file:
@@ -48,6 +55,18 @@ def test_account_names_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) 
             ("good", "left kidney"),
             ("good", "right kidney"),
         ]
+
+
+def test_the_reference_explains_every_key(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    segment_to_folder(scans, tmp_path / "out", predictor())
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    good = run["cases"]["good"]
+    steps = {step for step in good["seconds"] if step not in ("coarse", "fine")}
+    tables = [set(run), set(good) | {"error"}, steps, set(good["stages"][0])]
+    page = Path(__file__).parents[3] / "docs" / "reference" / "run-json.md"
+    rows = re.findall(r"^\|(.*?)\|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    explained = [name for row in rows for name in re.findall("`(.+?)`", row)]
+    assert sorted(explained) == sorted(name for table in tables for name in table)
 
 
 def test_account_is_there_after_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:

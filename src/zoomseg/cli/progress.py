@@ -1,0 +1,97 @@
+"""A batch of predictions on the terminal: bars that move, or plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from zoomseg.engine.batch import Done, Failed
+from zoomseg.engine.memory import spoken
+from zoomseg.engine.predict import Progress
+
+PLAIN_EVERY_SECONDS = 10.0
+"""Pause between lines within a stage where output is not a terminal."""
+
+
+class PredictionDisplay:
+    """One line for every scan; ``verbose``: also the tiles of the scan at hand, and after it a table of what
+    it cost. ``tell`` and ``settle`` may be called from different threads."""
+
+    def __init__(self, console: Console, scans: int, verbose: bool) -> None:
+        columns = (*Bars.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        self._console = console
+        self._verbose = verbose
+        self._bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._scans = self._bars.add_task("Predicting", total=scans)
+        self._tiles = self._bars.add_task("", total=None, visible=False)
+        self._stage = ("", "")
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> PredictionDisplay:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def tell(self, case: str, progress: Progress) -> None:
+        """How many tiles of a stage are done."""
+        if not self._verbose:
+            return
+        if self._console.is_terminal:
+            self._move(case, progress)
+        elif progress.done == progress.tiles or time.monotonic() - self._last_line > PLAIN_EVERY_SECONDS:
+            self._last_line = time.monotonic()
+            self._line(Text(f"{case}  {progress.stage}  {progress.done} of {progress.tiles} tiles"))
+
+    def _move(self, case: str, progress: Progress) -> None:
+        if self._stage != (case, progress.stage):
+            self._stage = (case, progress.stage)
+            title = escape(f"{case}  {progress.stage}")
+            self._bars.reset(self._tiles, description=title, total=progress.tiles, visible=True)
+        self._bars.update(self._tiles, completed=progress.done)
+
+    def settle(self, outcome: Done | Failed) -> None:
+        """A scan is done with."""
+        if isinstance(outcome, Failed):
+            self._line(Text.assemble(("failed:", "red"), f" {outcome.case}: {outcome.reason}"))
+        else:
+            line = Text(f"{outcome.case}  {outcome.seconds['total']:.1f} s")
+            self._line(Group(line, *costs(outcome)) if self._verbose else line)
+        self._bars.advance(self._scans)
+
+    def _line(self, what: Text | Group) -> None:
+        self._console.print(what, highlight=False, soft_wrap=True)
+
+
+def costs(done: Done) -> tuple[Table, Text]:
+    """What a scan took, step by step, and of memory."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("step")
+    for title in ("seconds", "in networks", "tiles", "skipped", "GFLOPs"):
+        table.add_column(title, justify="right")
+    records = {record.stage: record for record in done.result.records}
+    for step, seconds in done.seconds.items():
+        found = records.values() if step == "total" else [r for r in (records.get(step),) if r is not None]
+        cells = (
+            f"{sum(r.network_seconds for r in found):.2f}",
+            f"{sum(r.tiles for r in found)}",
+            f"{sum(r.tiles_skipped for r in found)}",
+            f"{sum(r.flops for r in found) / 1e9:,.1f}",
+        )
+        # Text: brackets in a stage's name are no markup.
+        table.add_row(Text(step), f"{seconds:.2f}", *(cells if found else ()))
+    usage = done.usage
+    memory = f"peak RAM {spoken(usage.peak_ram_mb * 2**20)}"
+    if usage.peak_vram_mb:
+        memory += f", VRAM {spoken(usage.peak_vram_mb * 2**20)} ({usage.vram_area_mb_s:,.0f} MB x s)"
+    return table, Text(memory)
