@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,19 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import look
 from zoomseg.engine.log import Observer
 from zoomseg.engine.stop import InterruptedTrainingError
-from zoomseg.io.bundle import Bundle
+from zoomseg.io.bundle import ATLASES, Bundle
 from zoomseg.io.dataset import CaseFiles, Dataset
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, Recipe
 
-FOLDER = "atlases"
+FOLDER = ATLASES
 """In the model's folder."""
 
 AtlasOf = Callable[[look.Scan], Prior]
 """What gives the atlas prior of a scan."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (case id, steps done, steps in all): a step for every atlas, and one for fusion."""
 
 
 def wanted(recipe: Recipe) -> bool:
@@ -112,8 +116,23 @@ def of_library(library: AtlasLibrary, cache: Path | None, warn: Callable[[str], 
     return prior
 
 
-def of_model(model: Bundle) -> AtlasOf | None:
+def _warn(message: str) -> None:
+    """To whoever calls from Python; commands have their own way to say it."""
+    warnings.warn(message, stacklevel=2)
+
+
+def _silent(case: str, done: int, total: int) -> None:
+    pass
+
+
+def of_model(
+    model: Bundle, warn: Callable[[str], None] = _warn, progress: Progress = _silent
+) -> AtlasOf | None:
     """Priors by a model's own atlases; None if it uses none.
+
+    Args:
+        warn: is told of every atlas that is dropped, and for which case.
+        progress: registration takes many seconds for each atlas.
 
     Raises:
         ModelError: its atlases are not in its folder, or damaged.
@@ -127,6 +146,10 @@ def of_model(model: Bundle) -> AtlasOf | None:
         raise ModelError(f"{model.folder / FOLDER} has other labels than the model; copy the whole folder")
 
     def prior(scan: look.Scan) -> Prior:
-        return library.prior(scan.image)
+        return library.prior(
+            scan.image,
+            on_warning=lambda message: warn(f"{scan.id}: {message}"),
+            progress=lambda done, total: progress(scan.id, done, total),
+        )
 
     return prior

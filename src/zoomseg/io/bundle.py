@@ -4,6 +4,7 @@
 model.json                          recipe, labels, channels, provenance, and the weights' SHA-256
 weights/<stage>-<sha>.safetensors   one per stage
 README.md                           model card
+atlases/                            coarse images of training cases, if the recipe has an atlas prior
 ```
 
 Weights carry their hash in the name and ``model.json`` is replaced last, so a process that is killed
@@ -36,6 +37,9 @@ JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | 
 
 FORMAT = 1
 """Raised whenever an older ZoomSeg could misread a newer model."""
+
+ATLASES = "atlases"
+"""Where a model that needs them keeps its atlases, beside what is read and written here."""
 
 _INTEGER_TYPES = (torch.int64, torch.int32)
 _SHOWN_ITEMS = 12
@@ -121,7 +125,7 @@ def save(bundle: Bundle, path: Path, half: bool = False) -> None:
     )
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
     write_bytes_atomic(path / "model.json", text.encode())
-    write_bytes_atomic(path / "README.md", _model_card(bundle).encode())
+    write_bytes_atomic(path / "README.md", _model_card(bundle, (path / ATLASES).is_dir()).encode())
     kept = {path / entry.file for entry in weights.values()}
     for file in (path / "weights").glob("*.safetensors"):
         if file not in kept:
@@ -234,7 +238,7 @@ def _damaged(path: Path, reason: str) -> ModelError:
     return ModelError(f"model {path} is damaged ({line}); copy or train it again")
 
 
-def _model_card(bundle: Bundle) -> str:
+def _model_card(bundle: Bundle, with_atlases: bool) -> str:
     """What a person who finds the folder must know, in Markdown."""
     recipe, schema = bundle.recipe, bundle.schema
     stages = "\n".join(f"- `{s.name}`: {s.network.kind} on a {s.grid.kind} grid" for s in recipe.stages)
@@ -267,13 +271,29 @@ unlike those it was trained on: other scanners, protocols, ages, diseases. Look 
 
 {origin or "Not recorded."}
 
-## Stages ({parameters:,} parameters)
+{_atlas_notice(bundle) if with_atlases else ""}## Stages ({parameters:,} parameters)
 
 {stages}
 
 {about}
 
 The complete recipe is in `model.json`.
+"""
+
+
+def _atlas_notice(bundle: Bundle) -> str:
+    """What the folder holds of the patients themselves, unlike weights."""
+    atlas, cases = bundle.recipe.atlas, bundle.provenance.get("training_cases")
+    if atlas is None:
+        return ""
+    number = min(atlas.number, len(cases)) if isinstance(cases, list) else atlas.number
+    spacing = " x ".join(f"{mm:g}" for mm in atlas.spacing_mm)
+    return f"""## Holds images of patients
+
+The folder `{ATLASES}` holds images of up to {number} training patients, with labels and case names, on
+coarse grids ({spacing} mm, or the scan's own where that is coarser). Share the model only as you may share
+the scans.
+
 """
 
 

@@ -27,6 +27,7 @@ from zoomseg.stage.roi import dilated_foreground
 from zoomseg.study.ablations import RegionCurve
 from zoomseg.study.page import Page, Plot, Sheet, html, markdown
 from zoomseg.study.run import notes
+from zoomseg.study.steps import told, training_steps
 from zoomseg.study.trainings import Trainings
 
 MEAN = "mean"
@@ -103,7 +104,9 @@ def run_curve(study: RegionCurve, trainings: Trainings) -> tuple[tuple[Point, ..
     points = tuple(p for name, cases in found.items() for p in summarise(name, cases, study.radii_vox))
     if not points:
         raise ScanError(f"the candidate region could not be looked at in any case; {failed[0]}")
-    _write(trainings.out, study, points, notes(trainings))
+    steps = training_steps(trainings, study.training)
+    budget = [told(study.training.id, (), steps, len(trainings.folds))] if steps else []
+    _write(trainings.out, study, points, [*notes(trainings), *budget])
     return points, tuple(failed)
 
 

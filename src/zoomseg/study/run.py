@@ -36,9 +36,10 @@ from zoomseg.report.evaluate import evaluate
 from zoomseg.report.metrics import OrganScore
 from zoomseg.report.result import CaseResult, Evaluation
 from zoomseg.study.ablations import Ablation, Row
-from zoomseg.study.atlases import atlas_of, segment_by_atlas
+from zoomseg.study.atlases import segment_by_atlas
 from zoomseg.study.edits import Edit
 from zoomseg.study.page import Page
+from zoomseg.study.steps import told, training_steps
 from zoomseg.study.table import RowResult, on_common_organs, write_report, write_table
 from zoomseg.study.trainings import Trainings
 
@@ -75,7 +76,7 @@ def run_ablation(study: Ablation, trainings: Trainings) -> Outcome:
             trainings.watch.say(f"row '{row.name}' is left out: {error}")
             left_out.append((row, error))
             continue
-        done.append(RowResult(row, _pooled(parts)))
+        done.append(RowResult(row, _pooled(parts), training_steps(trainings, row.training)))
         _tabulate(study, trainings, done, left_out)
     if not done:
         raise left_out[0][1]
@@ -91,9 +92,18 @@ def _tabulate(
     left_out: Sequence[tuple[Row, ZoomSegError]],
 ) -> tuple[Page, list[RowResult]]:
     rows = on_common_organs(done)
-    about = notes(trainings, _unscored(done, rows))
+    about = [*notes(trainings, _unscored(done, rows)), *_steps_told(rows, len(trainings.folds))]
     about += [f"Row '{row.name}' is left out: {error}" for row, error in left_out]
     return write_table(trainings.out, study, rows, trainings.dataset.schema, about), rows
+
+
+def _steps_told(rows: Sequence[RowResult], folds: int) -> list[str]:
+    """One note for every training whose steps are known."""
+    shared: dict[str, list[RowResult]] = {}
+    for result in rows:
+        if result.row.training is not None and result.steps:
+            shared.setdefault(result.row.training.id, []).append(result)
+    return [told(id, [r.name for r in of], of[0].steps, folds) for id, of in shared.items()]
 
 
 def notes(trainings: Trainings, unscored: Sequence[str] = ()) -> list[str]:
@@ -202,7 +212,7 @@ def _predict(row: Row, fold: int, trainings: Trainings, ids: Sequence[str], out:
 
 def _predictor(model: Bundle, fold: int, trainings: Trainings) -> Predictor:
     """Rows share the study's atlases, also those whose training used none."""
-    prior_of = atlas_of(trainings, fold) if atlases.wanted(model.recipe) else None
+    prior_of = trainings.atlas_of(fold) if atlases.wanted(model.recipe) else None
     return Predictor(model, trainings.device, prior_of)
 
 

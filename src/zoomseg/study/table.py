@@ -7,7 +7,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from zoomseg.report.html import number
 from zoomseg.report.result import CaseResult, Evaluation, mean
 from zoomseg.study.ablations import Ablation, Published, Row, find_organ
 from zoomseg.study.page import Page, Plot, Sheet, html, markdown
+from zoomseg.study.steps import Steps
 
 LEAST_PAIRS = 6
 """With fewer pairs no two-sided signed-rank test can reach p < 0.05."""
@@ -40,15 +41,17 @@ COLUMNS = (
     "paper_nsd",
     "p_row_above",
     "p_baseline",
+    "steps",
 )
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """The scores of one row, the cases of all its folds together."""
+    """The scores of one row, the cases of all its folds together, and the steps of its training."""
 
     row: Row
     evaluation: Evaluation
+    steps: Steps = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -57,7 +60,8 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Line:
-    """One organ of one row, or the mean over organs; NaN where something does not exist."""
+    """One organ of one row, or the mean over organs; NaN or None where something does not exist. ``steps``
+    are all of the row's training, also those of stages that the row does not ask."""
 
     row: str
     organ: str
@@ -70,6 +74,7 @@ class Line:
     paper_nsd: float
     p_row_above: float
     p_baseline: float
+    steps: int | None
 
 
 def on_common_organs(results: Sequence[RowResult]) -> list[RowResult]:
@@ -114,7 +119,7 @@ def lines(study: Ablation, results: Sequence[RowResult], schema: LabelSchema) ->
         summary = {s.organ: s for s in result.evaluation.summary}
         names = _paper_names(result.row.published, schema)
         for organ in (MEAN, *result.evaluation.organs):
-            against = (
+            p_above, p_baseline = (
                 math.nan if other is None else paired_p(other.evaluation, result.evaluation, organ)
                 for other in (above, None if baseline is result else baseline)
             )
@@ -126,7 +131,9 @@ def lines(study: Ablation, results: Sequence[RowResult], schema: LabelSchema) ->
             nsd = result.evaluation.mean["nsd"] if organ == MEAN else summary[organ].nsd
             paper = "" if organ == MEAN else names.get(organ, "")
             dice, paper_nsd = _published(result.row.published, organ, paper)
-            out.append(Line(result.name, organ, *scores, nsd, paper, dice, paper_nsd, *against))
+            steps = sum(result.steps.values()) or None
+            known = (*scores, nsd, paper, dice, paper_nsd)
+            out.append(Line(result.name, organ, *known, p_above, p_baseline, steps))
     return out
 
 

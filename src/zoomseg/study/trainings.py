@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoomseg.core.errors import DatasetError, TrainingError
+from zoomseg.atlas.library import MANIFEST, AtlasLibrary
+from zoomseg.core.errors import DatasetError, RecipeError, TrainingError
 from zoomseg.engine import atlases, job, transfer
+from zoomseg.engine.atlases import AtlasOf
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer, Silent
 from zoomseg.engine.stop import InterruptedTrainingError
@@ -20,6 +22,7 @@ from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dataset import Dataset
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import Recipe
 from zoomseg.study.ablations import Ablation, RegionCurve, Training
@@ -110,14 +113,44 @@ class Trainings:
                 return model
         self.watch.say(f"training '{training.id}', fold {fold} of {self.count}")
         try:
-            with self.watch.training() as observer:
-                return self._train(training, fold, folder, observer)
+            return self._train(training, fold, folder)
         except InterruptedTrainingError as error:
             raise InterruptedTrainingError("stopped; the same command goes on from here") from error
 
-    def _train(self, training: Training, fold: int, folder: Path, observer: Observer) -> Bundle:
+    def steps_log(self, training: Training, fold: int) -> Path:
+        """Where a training writes its steps."""
+        return self.folder(training.id, fold) / "training" / "metrics.csv"
+
+    def atlas_of(self, fold: int) -> AtlasOf:
+        """What gives the atlas prior of any scan; a case of the fold's training cases is not its own atlas.
+        What was registered is kept for all trainings and rows.
+
+        Raises:
+            RecipeError: the study's recipe has no atlas.
+            LibraryMissingError: the registration library is not installed.
+            DatasetError: no training case is annotated completely.
+        """
+        return atlases.of_library(self._atlases(fold), self.registered, self.watch.say)
+
+    def _atlases(self, fold: int) -> AtlasLibrary:
+        """The fold's training cases as atlases, read once. No training changes how: its rows could not be
+        compared with the others."""
+        folder = self.out / "atlases" / f"fold-{fold}"
+        if (folder / MANIFEST).is_file():
+            return AtlasLibrary.load(folder)
+        if self.recipe.atlas is None:
+            raise RecipeError(f"recipe '{self.recipe.name}' has no atlas prior; give it an 'atlas'")
+        self.watch.say(f"reading the atlases of fold {fold}")
+        ids = self.split(fold).train
+        with self.watch.training() as observer:
+            library = atlases.collect(self.dataset, ids, self.recipe, observer, threading.Event())
+        library.save(folder)
+        return library
+
+    def _train(self, training: Training, fold: int, folder: Path) -> Bundle:
         if (folder / "training" / "job.json").is_file():
-            return job.resume(self.dataset, folder, self.device, observer)
+            with self.watch.training() as observer:
+                return job.resume(self.dataset, folder, self.device, observer)
         recipe = training.change(self.recipe)
         recipe = recipe.model_copy(update={"name": f"{recipe.name}-{training.id}"})
         file = self.out / "runs" / training.id / "recipe.yaml"
@@ -134,17 +167,17 @@ class Trainings:
             registered=self.registered,
         )
         if atlases.wanted(recipe):
-            self._make_priors(recipe, fold, observer)
-        return job.start(self.dataset, folder, wish, self.device, observer)
+            self._make_priors(recipe, fold)
+        with self.watch.training() as observer:
+            return job.start(self.dataset, folder, wish, self.device, observer)
 
-    def _make_priors(self, recipe: Recipe, fold: int, observer: Observer) -> None:
+    def _make_priors(self, recipe: Recipe, fold: int) -> None:
         """Atlas priors are made before the training's clock starts, as rows with and without them are to have
         the same time to learn."""
-        split, stop = self.split(fold), threading.Event()
-        library = atlases.collect(self.dataset, split.train, recipe, observer, stop)
-        prior_of = atlases.of_library(library, self.registered, self.watch.say)
+        split, prior_of = self.split(fold), self.atlas_of(fold)
         ids = (*split.train, *split.validation)
-        atlases.prepare_all(prior_of, self.dataset, ids, recipe, observer, stop)
+        with self.watch.training() as observer:
+            atlases.prepare_all(prior_of, self.dataset, ids, recipe, observer, threading.Event())
 
 
 def open_trainings(
@@ -159,11 +192,13 @@ def open_trainings(
 
     Raises:
         TrainingError: ``out`` holds another study; --init is missing, or given where it means nothing.
-        DatasetError: a fold that does not exist.
+        DatasetError: a fold that does not exist; the data set lacks the organs that the study is about.
         OutputError: ``out`` cannot be written.
     """
     count, folds = chosen_folds(study, settings)
     recipe = _recipe(study, settings, dataset)
+    if isinstance(study, Ablation):
+        _check_rows(study, recipe, dataset)
     record = _record(study, dataset, settings, count)
     file = out / "study.json"
     if file.exists():
@@ -186,6 +221,29 @@ def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset)
             "grids and networks are those of the model given with --init; leave --coarser and --narrower out"
         )
     return transfer.recipe_of(transfer.load(settings.init, dataset))
+
+
+def _check_rows(study: Ablation, recipe: Recipe, dataset: Dataset) -> None:
+    """Where rows differ only in stages for organs that the data set lacks, hours would be spent on comparing
+    a training with itself."""
+    seen: dict[tuple[str, str], str] = {}
+    for row in study.rows:
+        if row.training is None:
+            continue
+        try:
+            fitted = graph.fit(row.training.change(recipe), dataset.schema)[0]
+            answering = row.predict(graph.expand(fitted, dataset.schema))
+        except RecipeError:  # the row is left out, and named, when its turn comes
+            continue
+        same = seen.setdefault((row.training.id, answering.model_dump_json()), row.name)
+        if same != row.name:
+            organs = dict.fromkeys(o for s in recipe.stages if isinstance(s.labels, tuple) for o in s.labels)
+            raise DatasetError(
+                f"study '{study.name}' compares nothing on data set '{dataset.name}' (labels "
+                f"{', '.join(dataset.schema.names)}): without the organs that its stages are for "
+                f"({', '.join(organs)}), rows '{same}' and '{row.name}' are the same; "
+                "choose another --ablation or data set"
+            )
 
 
 def _record(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from shrunk import shrunk
 from tiny import CPU, tiny_case, tiny_dataset
+from zoomseg.atlas import register as registration
 from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, ModelError
+from zoomseg.core.volume import Volume
 from zoomseg.engine import atlases, look, train
 from zoomseg.engine.log import Silent
 from zoomseg.engine.predict import Predictor
@@ -50,6 +54,7 @@ def model(data: Dataset, recipe: Recipe, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_model_keeps_its_atlases_and_predicts_with_them(model: Path, data: Dataset) -> None:
+    assert "images of up to 2 training patients" in (model / "README.md").read_text()
     image, labels = tiny_case(seed=9)
     loaded = bundle.load(model)
     prior_of = atlases.of_model(loaded)
@@ -120,6 +125,34 @@ def test_stopping_while_atlases_are_read(data: Dataset, recipe: Recipe) -> None:
     stop.set()
     with pytest.raises(InterruptedTrainingError, match="--resume"):
         atlases.collect(data, data.ids, recipe, Silent(), stop)
+
+
+def test_a_dropped_atlas_and_the_way_there_are_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To those who ask for it; else as a Python warning."""
+    image, _ = tiny_case(seed=9)
+    loaded = bundle.load(model)
+    scan = look.prepare(Case("new", image, None), loaded.recipe)
+    real, calls = registration.register, itertools.count()
+
+    def fails_first(
+        fixed: Volume, moving: Volume, kind: Literal["affine", "deformable"]
+    ) -> registration.Warp:
+        if next(calls) % 2 == 0:  # of two atlases
+            raise registration.RegistrationError("no transform")
+        return real(fixed, moving, kind)
+
+    monkeypatch.setattr(registration, "register", fails_first)
+    warned: list[str] = []
+    seen: list[tuple[str, int, int]] = []
+    own = atlases.of_model(loaded, warned.append, lambda *told: seen.append(told))
+    assert own is not None
+    told = own(scan)
+    assert warned == ["new: atlas case_0 is left out: no transform"]
+    assert seen == [("new", n, 3) for n in (1, 2, 3)]
+    silent = atlases.of_model(loaded)
+    assert silent is not None
+    with pytest.warns(UserWarning, match="^new: atlas case_0 is left out: no transform$"):
+        assert torch.equal(silent(scan).probabilities, told.probabilities)
 
 
 def test_a_model_without_its_atlases_says_so(model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from zoomseg.core.errors import ModelError, OutputError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io import bundle, files
 from zoomseg.io.bundle import JSON, Bundle, load, save
-from zoomseg.recipe.spec import Downsample, Recipe, Stage, Training, UNet3D, Window
+from zoomseg.recipe.spec import AtlasSpec, Downsample, Recipe, Stage, Training, UNet3D, Window
 
 
 def recipe(*names: str) -> Recipe:
@@ -140,6 +140,35 @@ def test_the_model_card_names_labels_data_and_use(tmp_path: Path) -> None:
     assert "cases: train: a, b" in card
     assert "not for diagnosis" in card
     assert "CT / 'x' # (b)" in card
+
+
+def test_the_card_of_a_model_with_atlases_warns_of_the_patients_in_it(tmp_path: Path) -> None:
+    """Wherever the atlases lie, and nowhere else: a copy of the weights alone holds no patient."""
+    plain = make()
+    spec = AtlasSpec(number=10, spacing_mm=(4, 4, 5.5))
+    provenance: dict[str, JSON] = {"training_cases": ["a", "b", "c"]}
+    bundles = {
+        "copy": replaced(plain, atlas=spec, provenance=provenance),
+        "few": replaced(plain, atlas=spec, provenance=provenance),
+        "unknown": replaced(plain, atlas=spec, provenance={}),
+        "plain": plain,
+    }
+    for name, made in bundles.items():
+        if name != "copy":
+            (tmp_path / name / bundle.ATLASES).mkdir(parents=True)
+        save(made, tmp_path / name)
+    cards = {name: " ".join((tmp_path / name / "README.md").read_text().split()) for name in bundles}
+    assert "The folder `atlases` holds images of up to 3 training patients, with labels" in cards["few"]
+    assert "on coarse grids (4 x 4 x 5.5 mm, or" in cards["few"]
+    assert "Share the model only as you may share the scans." in cards["few"]
+    assert "up to 10 training patients" in cards["unknown"]
+    for name in ("copy", "plain"):
+        assert "patients" not in cards[name]
+
+
+def replaced(made: Bundle, atlas: AtlasSpec, provenance: dict[str, JSON]) -> Bundle:
+    recipe = made.recipe.model_copy(update={"atlas": atlas})
+    return dataclasses.replace(made, recipe=recipe, provenance=provenance)
 
 
 @pytest.mark.parametrize(

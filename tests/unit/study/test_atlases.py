@@ -23,7 +23,7 @@ from zoomseg.io.scans import read_labels
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import ATLAS, AtlasSpec
 from zoomseg.study.ablations import Ablation, Row, Training
-from zoomseg.study.atlases import atlas_of, segment_by_atlas
+from zoomseg.study.atlases import segment_by_atlas
 from zoomseg.study.edits import chain, only, times_atlas, without_atlas
 from zoomseg.study.run import run_ablation
 from zoomseg.study.trainings import Settings, Trainings, Watch, open_trainings
@@ -76,9 +76,9 @@ def test_atlases_are_the_training_cases_and_read_once(
     monkeypatch.setattr(AtlasLibrary, "prior", remember)
     case = opened.dataset.load(opened.dataset.cases[0])
     scan = look.prepare(case, opened.recipe)
-    atlas_of(opened, 1)(scan)
+    opened.atlas_of(1)(scan)
     monkeypatch.setattr(AtlasLibrary, "build", refusing(AssertionError("read again")))
-    atlas_of(opened, 1)(scan)
+    opened.atlas_of(1)(scan)
     for library in seen:
         assert {atlas.id for atlas in library.atlases} == set(opened.split(1).train)
         assert library.schema == SCHEMA
@@ -93,16 +93,16 @@ def test_cases_that_are_drawn_in_part_are_no_atlases(data: Dataset, tmp_path: Pa
     )
     opened = trainings(partly, tmp_path, AtlasSpec(), [])
     with_it = next(fold for fold in (0, 1) if "case_0" in opened.split(fold).train)
-    atlas_of(opened, with_it)
+    opened.atlas_of(with_it)
     library = AtlasLibrary.load(opened.out / "atlases" / f"fold-{with_it}")
     assert [atlas.id for atlas in library.atlases] == ["case_0"]
     with pytest.raises(DatasetError, match="no training case is annotated completely"):
-        atlas_of(opened, 1 - with_it)
+        opened.atlas_of(1 - with_it)
 
 
 def test_a_recipe_without_an_atlas(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="recipe 'tiny' has no atlas prior"):
-        atlas_of(trainings(data, tmp_path, None, []), 0)
+        trainings(data, tmp_path, None, []).atlas_of(0)
 
 
 def test_what_the_atlases_say_is_the_label_map(

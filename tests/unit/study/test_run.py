@@ -84,7 +84,13 @@ def test_the_papers_numbers_stand_beside(done: Path) -> None:
     assert found["fine", "right kidney"]["paper_dice"] == ""
     assert found["fine", "mean"]["paper_dice"] == "0.7"
     assert found["fine", "left kidney"]["p_row_above"] == ""  # three cases
+    assert {line["steps"] for line in found.values()} == {"4"}
     text = (done / "table.md").read_text()
+    steps = (
+        "Training 'both' (rows coarse (first); fine): 4 optimiser steps (coarse + fine 4), mean over 2 folds."
+    )
+    assert f"- {steps}\n" in text
+    assert steps.replace("'", "&#39;") in (done / "report.html").read_text()
     assert "Dice rises from 0.500 to 0.750 in the paper" in text
     assert "all 2 folds" in text
 
@@ -152,7 +158,7 @@ def test_a_case_that_fails_is_named_and_tried_again(
     lost.unlink()
     (folder / "summary.json").unlink()
 
-    def broken(*arguments: object) -> Result:
+    def broken(*arguments: object, **named: object) -> Result:
         raise ScanError("cannot be read")
 
     with monkeypatch.context() as patch:
@@ -168,7 +174,7 @@ def test_if_no_case_can_be_predicted_it_stops(
 ) -> None:
     other_row = Row("other", BOTH)
 
-    def broken(*arguments: object) -> Result:
+    def broken(*arguments: object, **named: object) -> Result:
         raise ScanError("cannot be read")
 
     monkeypatch.setattr(Predictor, "predict", broken)

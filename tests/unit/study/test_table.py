@@ -107,6 +107,14 @@ def test_csv_leaves_empty_what_does_not_exist() -> None:
     assert rows[1]["dice"] == "0.6"
     assert rows[1]["dice_sd"] == "0.141421"
     assert (rows[1]["cases"], rows[1]["paper_dice"], rows[1]["p_baseline"]) == ("2", "", "")
+    assert rows[1]["steps"] == ""
+
+
+def test_every_line_of_a_row_has_the_steps_of_its_training() -> None:
+    first = row("one", None)
+    result = RowResult(first, scored(liver=[0.5, 0.7]), {"coarse": 1_200_000, "fine": 34_567})
+    rows = csv.DictReader(io.StringIO(csv_text(lines(study(first), [result], SCHEMA))))
+    assert [r["steps"] for r in rows] == ["1234567", "1234567"]
 
 
 def test_rows_are_compared_over_the_organs_that_all_predict() -> None:

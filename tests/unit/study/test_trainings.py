@@ -7,16 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from tiny import CPU, tiny_dataset, tiny_recipe
+from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
+from zoomseg.atlas.library import AtlasLibrary
+from zoomseg.core.case import Prior
 from zoomseg.core.errors import DatasetError, TrainingError
+from zoomseg.core.region import Region
+from zoomseg.core.volume import Volume
 from zoomseg.engine import job
 from zoomseg.engine.stop import InterruptedTrainingError
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dataset import Dataset
 from zoomseg.recipe.load import dump, load
+from zoomseg.recipe.spec import ATLAS, AtlasInput, AtlasSpec, ImageInput, Stage
 from zoomseg.study.ablations import Ablation, Row, Training
-from zoomseg.study.edits import only
+from zoomseg.study.edits import chain, on_stages, only, unchanged, without_atlas
 from zoomseg.study.trainings import Settings, Trainings, chosen_folds, open_trainings
 
 COARSE = Training("coarse", only("coarse"))
@@ -148,3 +154,96 @@ def test_init_is_for_fine_tuning_and_needed_there(study: Ablation, data: Dataset
     with pytest.raises(TrainingError, match="leave --coarser and --narrower out"):
         opened(fine_tuning, data, tmp_path, Settings(init=tmp_path, coarser=2))
     assert not (tmp_path / "study.json").exists()
+
+
+# --- atlas priors, and the training's clock -------------------------------------------------------
+
+
+class StartedError(Exception):
+    """In place of a training."""
+
+
+@pytest.fixture
+def with_atlas(tmp_path: Path, data: Dataset) -> Trainings:
+    """The coarse stage also sees the atlas prior."""
+
+    def seen(stage: Stage) -> Stage:
+        return stage.model_copy(update={"inputs": (*stage.inputs, AtlasInput(labels=SCHEMA.names))})
+
+    recipe = on_stages(seen, "coarse")(tiny_recipe(together=True, iterations=2))
+    path = tmp_path / "atlas.yaml"
+    path.write_text(dump(recipe.model_copy(update={"atlas": AtlasSpec()})))
+    return opened(Ablation("tiny", str(path), "", (), baseline="", folds=2), data, tmp_path / "out")
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done, in order: priors by the case they are for, collecting, the start of the training."""
+    calls: list[str] = []
+    build = AtlasLibrary.build
+
+    def collected(*arguments: object) -> AtlasLibrary:
+        calls.append("collected")
+        return build(*arguments)  # type: ignore[arg-type]
+
+    def prior(self: AtlasLibrary, image: Volume, *, exclude: str, **_: object) -> Prior:
+        calls.append(exclude)
+        maps = torch.ones(3, *image.grid.shape) / 3
+        return Prior(maps, image.grid, self.schema.names, Region.whole(image.grid), ATLAS)
+
+    def start(dataset: Dataset, out: Path, wish: job.Job, *_: object) -> Bundle:
+        calls.append("started")
+        raise StartedError(str(wish.registered))
+
+    monkeypatch.setattr(AtlasLibrary, "build", collected)
+    monkeypatch.setattr(AtlasLibrary, "prior", prior)
+    monkeypatch.setattr(job, "start", start)
+    return calls
+
+
+def test_priors_are_made_before_the_clock_of_a_training_starts(
+    with_atlas: Trainings, done: list[str]
+) -> None:
+    """All of them, where the training looks for them; a second training of the fold reads no case again."""
+    split = with_atlas.split(0)
+    priors = [*split.train, *split.validation]
+    with pytest.raises(StartedError, match=str(with_atlas.registered)):
+        with_atlas.model(Training("full"), 0)
+    assert done == ["collected", *priors, "started"]
+    with pytest.raises(StartedError):
+        with_atlas.model(Training("coarse", only("coarse")), 0)
+    assert done[len(priors) + 2 :] == [*priors, "started"]
+
+
+def test_no_priors_for_a_training_that_uses_none(with_atlas: Trainings, done: list[str]) -> None:
+    def blind(stage: Stage) -> Stage:
+        return stage.model_copy(update={"inputs": (ImageInput(),)})
+
+    for name, change in (("blind", on_stages(blind, "coarse")), ("none", without_atlas)):
+        with pytest.raises(StartedError):
+            with_atlas.model(Training(name, chain(on_stages(blind, "coarse"), change)), 0)
+    assert done == ["started", "started"]
+
+
+# --- a study that compares nothing ----------------------------------------------------------------
+
+
+def test_rows_that_only_organs_would_tell_apart_are_refused(data: Dataset, tmp_path: Path) -> None:
+    def of_liver(stage: Stage) -> Stage:
+        return stage.model_copy(update={"labels": ("liver", "spleen")})
+
+    path = tmp_path / "liver.yaml"
+    path.write_text(dump(on_stages(of_liver, "fine")(tiny_recipe(together=True))))
+    both = Training("both")
+    rows = (Row("coarse", both, only("coarse")), Row("coarse to fine", both, unchanged))
+    study = Ablation("livers", str(path), "", rows, baseline="coarse")
+    with pytest.raises(DatasetError) as refused:
+        opened(study, data, tmp_path / "out")
+    assert str(refused.value) == (
+        "study 'livers' compares nothing on data set 'tiny' (labels left kidney, right kidney): without the "
+        "organs that its stages are for (liver, spleen), rows 'coarse' and 'coarse to fine' are the same; "
+        "choose another --ablation or data set"
+    )
+    assert not (tmp_path / "out").exists()
+    apart = (rows[0], Row("coarse to fine", Training("other"), unchanged))
+    assert opened(replace(study, rows=apart), data, tmp_path / "out").count == 5

@@ -1,0 +1,53 @@
+"""How far a study's budget went: the optimiser steps of each training."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from zoomseg.study.ablations import Training
+from zoomseg.study.trainings import Trainings
+
+Steps = Mapping[str, int]
+"""Stage, or ``coarse + fine`` for stages trained together -> steps; empty if they are not known."""
+
+
+def read_steps(log: Path) -> dict[str, int]:
+    """The last steps in a training's ``metrics.csv``. The log has a unit's very last step where held-out
+    cases are validated, as in a study; where none of them shows the stage anything, up to 9 fewer."""
+    stages: dict[int, list[str]] = {}
+    last: dict[int, int] = {}
+    try:
+        with log.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                unit, stage, step = int(row["unit"]), row["stage"], int(row["step"])
+                names = stages.setdefault(unit, [])
+                if stage not in names:
+                    names.append(stage)
+                last[unit] = max(step, last.get(unit, 0))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return {}
+    return {" + ".join(names): last[unit] for unit, names in stages.items()}
+
+
+def mean_steps(folds: Sequence[Steps]) -> dict[str, int]:
+    """Means over folds, in whole steps; none, unless all folds trained the same."""
+    if not folds or any(fold.keys() != folds[0].keys() for fold in folds):
+        return {}
+    return {name: round(sum(fold[name] for fold in folds) / len(folds)) for name in folds[0]}
+
+
+def training_steps(trainings: Trainings, training: Training | None) -> dict[str, int]:
+    """Of a finished training, the mean over the study's folds; of no training, none."""
+    if training is None:
+        return {}
+    return mean_steps([read_steps(trainings.steps_log(training, fold)) for fold in trainings.folds])
+
+
+def told(id: str, rows: Sequence[str], steps: Steps, folds: int) -> str:
+    """The steps of a training, as a sentence for the study's notes."""
+    used = f" (rows {'; '.join(rows)})" if rows else ""
+    parts = ", ".join(f"{name} {count}" for name, count in steps.items())
+    mean = f", mean over {folds} folds" if folds > 1 else ""
+    return f"Training '{id}'{used}: {sum(steps.values())} optimiser steps ({parts}){mean}."
