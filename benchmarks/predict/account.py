@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-GROUPS = ("start", "read", "prepare", "network", "merge", "write")
+GROUPS = ("start", "read", "prepare", "network", "other", "merge", "write")
 """What steps of different programs have in common. ``start``: imports, weights, and what no step claims;
-``prepare``: from the scan's voxels to the network's; ``merge``: from its answer to the label map."""
+``prepare``: from the scan's voxels to the network's; ``merge``: from its answer to the label map; ``other``:
+both of these, tile by tile, where a program does not tell them apart."""
 
 P = ParamSpec("P")
 T = TypeVar("T")

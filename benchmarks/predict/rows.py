@@ -12,8 +12,18 @@ from account import Account, Segment, read_account
 
 HERE = Path(__file__).parent
 
-ZOOMSEG_GROUPS = {"read": "read", "prepare": "prepare", "atlas": "prepare", "fuse": "merge", "write": "write"}
-"""Of the steps in ``run.json``; any other is a stage, which counts as network."""
+ZOOMSEG_GROUPS = {
+    "read": "read",
+    "prepare": "prepare",
+    "atlas": "prepare",
+    "fuse": "merge",
+    "write": "write",
+    "summary": "write",
+}
+"""Of the steps in ``run.json`` that are no stage."""
+AFTER_WRITING = ("summary",)
+NO_STEPS = ("total", "waited")
+"""Seconds of others told once more: of all, and of reading."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +71,26 @@ def zoomseg_account(out: Path) -> Account:
     ((case, record),) = run["cases"].items()
     if record["status"] != "done":
         raise ValueError(record["error"])
-    seconds = {step: value for step, value in record["seconds"].items() if step != "total"}
-    now = (out / f"{case}.nii.gz").stat().st_mtime - sum(seconds.values())
+    seconds = {step: value for step, value in record["seconds"].items() if step not in NO_STEPS}
+    in_network = {stage["stage"]: stage["network_seconds"] for stage in record["stages"]}
+    before = sum(value for step, value in seconds.items() if step not in AFTER_WRITING)
+    now = (out / f"{case}.nii.gz").stat().st_mtime - before
     segments = []
     for step, value in seconds.items():
-        segments.append(Segment(step, ZOOMSEG_GROUPS.get(step, "network"), now, now + value))
-        now += value
+        for name, group, took in _parts(step, value, in_network.get(step)):
+            segments.append(Segment(name, group, now, now + took))
+            now += took
     tiles = sum(stage["tiles"] for stage in record["stages"])
     return Account(f"ZoomSeg {run['zoomseg']}", tuple(segments), tiles, record["peak_vram_mb"])
+
+
+def _parts(step: str, seconds: float, in_network: float | None) -> list[tuple[str, str, float]]:
+    """Name, group and seconds of a step: of a stage its network, then what is done around it. The two take
+    turns, tile by tile, so that memory seen in one of them may have been taken by the other."""
+    if in_network is None:
+        return [(step, ZOOMSEG_GROUPS.get(step, "other"), seconds)]
+    network = min(in_network, seconds)  # seconds of steps are rounded
+    return [(step, "network", network), (f"{step}, around", "other", seconds - network)]
 
 
 def peer_command(script: str) -> Callable[[Job, Network, Path], list[str]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from account import GROUPS
 from measure import Measured
 
-COLOURS = dict(zip(GROUPS, ("#bbbbbb", "#4477aa", "#66ccee", "#228833", "#ccbb44", "#aa3377"), strict=True))
+_BRIGHT = ("#bbbbbb", "#4477aa", "#66ccee", "#228833", "#ee6677", "#ccbb44", "#aa3377")
+COLOURS = dict(zip(GROUPS, _BRIGHT, strict=True))
 """Told apart by colour-blind readers, too (Paul Tol's bright scheme)."""
 
 
@@ -58,8 +59,8 @@ def markdown(setting: Setting, rows: Sequence[Measured]) -> str:
         *(_overview(row, rows) for row in rows),
         "",
         "Seconds. `start`: imports, weights and what no step claims; `prepare`: from the scan's voxels to",
-        "the network's; `merge`: from its answer to the label map; `outside network`: all but `network` and",
-        "`start`. Memory is of the whole process tree.",
+        "the network's; `merge`: from its answer to the label map; `other`: these two, where they take turns",
+        "tile by tile; `outside network`: all but `network` and `start`. Memory is of the process tree.",
         "",
         "| | step | part of | seconds | peak RAM |",
         "|---|---|---|---:|---:|",

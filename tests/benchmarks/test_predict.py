@@ -126,8 +126,8 @@ def test_an_account_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_step_of_no_group_is_refused() -> None:
-    with pytest.raises(ValueError, match="no group 'other'; allowed: start, read"):
-        account.Segment("load", "other", 0, 1)
+    with pytest.raises(ValueError, match="no group 'rest'; allowed: start, read"):
+        account.Segment("load", "rest", 0, 1)
 
 
 def test_steps_are_laid_beside_memory() -> None:
@@ -150,8 +150,19 @@ def test_steps_are_laid_beside_memory() -> None:
 
 
 def test_zoomsegs_steps_end_when_the_label_map_was_written(tmp_path: Path) -> None:
-    seconds = {"read": 1.0, "coarse": 2.0, "fuse": 0.5, "write": 0.25, "total": 4.0}
-    stages = [{"stage": "coarse", "tiles": 4}, {"stage": "fine", "tiles": 9}]
+    seconds = {
+        "read": 1.0,
+        "waited": 1.0,
+        "coarse": 2.0,
+        "fuse": 0.5,
+        "write": 0.25,
+        "summary": 0.5,
+        "total": 4.5,
+    }
+    stages = [
+        {"stage": "coarse", "tiles": 4, "network_seconds": 1.5},
+        {"stage": "fine", "tiles": 9, "network_seconds": 0.0},
+    ]
     case = {"status": "done", "seconds": seconds, "stages": stages, "peak_vram_mb": 7.0}
     (tmp_path / "run.json").write_text(json.dumps({"zoomseg": "9", "cases": {"a": case}}))
     (tmp_path / "a.nii.gz").touch()
@@ -161,9 +172,11 @@ def test_zoomsegs_steps_end_when_the_label_map_was_written(tmp_path: Path) -> No
         "ZoomSeg 9",
         (
             account.Segment("read", "read", 996.25, 997.25),
-            account.Segment("coarse", "network", 997.25, 999.25),
+            account.Segment("coarse", "network", 997.25, 998.75),
+            account.Segment("coarse, around", "other", 998.75, 999.25),
             account.Segment("fuse", "merge", 999.25, 999.75),
             account.Segment("write", "write", 999.75, 1000.0),
+            account.Segment("summary", "write", 1000.0, 1000.5),
         ),
         13,
         7.0,

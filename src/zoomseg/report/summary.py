@@ -93,6 +93,8 @@ def _count(
     """Voxels and sum of values per class, in one pass over foreground voxels."""
     voxels = np.zeros(_CLASSES, dtype=np.int64)
     sums = np.zeros(_CLASSES, dtype=np.float64)
+    as_they_lie = np.argsort(classes.strides)[::-1]
+    classes, values = classes.transpose(as_they_lie), values.transpose(as_they_lie)
     step = max(1, SLAB_VOXELS * len(classes) // classes.size)
     for start in range(0, len(classes), step):
         slab = classes[start : start + step]
@@ -104,5 +106,6 @@ def _count(
 
 
 def _classes_at_border(classes: npt.NDArray[np.uint8]) -> set[int]:
-    planes = [classes.take(i, axis) for axis in range(3) for i in (0, -1)]
+    # Views: ``take`` would first copy the whole array wherever it is not in C order.
+    planes = [np.moveaxis(classes, axis, 0)[i] for axis in range(3) for i in (0, -1)]
     return {int(c) for plane in planes for c in np.unique(plane)}

@@ -50,6 +50,17 @@ def test_every_border_is_looked_at(axis, plane):
     assert [row.flags for row in rows] == [(), ("touches_border",), ("missing",)]
 
 
+@pytest.mark.parametrize("lying", [(2, 1, 0), (1, 2, 0), (0, 2, 1)])
+@pytest.mark.parametrize("image_too", [False, True])
+def test_how_arrays_lie_in_memory_does_not_matter(lying, image_too):
+    labels, image = scan()
+    back = tuple(np.argsort(lying))
+    turned = LabelMap(labels.data.permute(lying).contiguous().permute(back), GRID, SCHEMA)
+    intensities = image.data[0].permute(lying).contiguous().permute(back)[None] if image_too else image.data
+    assert turned.data.stride() != labels.data.stride()
+    assert organ_rows("a", turned, Volume(intensities, GRID), {}) == organ_rows("a", labels, image, {})
+
+
 def test_slabs_add_up(monkeypatch):
     labels, image = scan()
     whole = organ_rows("a", labels, image, {})
