@@ -15,24 +15,36 @@ import click
 )
 @click.option("--organs", help="Only these, separated by commas.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--max-ram", metavar="SIZE", help="Stay below so much memory, e.g. 4G; tiles are made to fit.")
+@click.option("--max-vram", metavar="SIZE", help="The same for GPU memory.")
 @click.option(
     "-v", "--verbose", is_flag=True, help="Tiles as they are computed; then seconds, FLOPs and memory."
 )
 def command(
-    scans: tuple[Path, ...], out: Path, model: Path, organs: str | None, device: str, verbose: bool
+    scans: tuple[Path, ...],
+    out: Path,
+    model: Path,
+    organs: str | None,
+    device: str,
+    max_ram: str | None,
+    max_vram: str | None,
+    verbose: bool,
 ) -> int:
     """Segment SCANS: NIfTI, NRRD or MHA files, or folders of those.
 
     Writes <case>.nii.gz on each scan's own grid, summary.csv (one row per case and organ) and run.json
     (seconds by step, tiles computed and skipped, FLOPs, peak memory). A scan that fails is named, the
     others are done, and the exit code is 1 (2 if none is left). While one scan is computed, the next is
-    read and the last one written.
+    read and the last one written, unless memory is limited. A scan that would not fit is refused with
+    what it would need.
     """
     from rich.console import Console
 
     from zoomseg.cli.progress import PredictionDisplay
     from zoomseg.core.errors import ScanError
+    from zoomseg.engine import atlases
     from zoomseg.engine.device import resolve
+    from zoomseg.engine.memory import Limits, parse_bytes
     from zoomseg.engine.predict import Predictor
     from zoomseg.io import bundle
     from zoomseg.io.files import writable_directory
@@ -44,11 +56,18 @@ def command(
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:
         raise ScanError(f"two scans are called '{twice[0]}'; their results would overwrite each other")
-    predictor = Predictor(bundle.load(model), resolve(device))
+    display = PredictionDisplay(Console(stderr=True), len(found), verbose)
+    trained = bundle.load(model)
+    atlas_of = atlases.of_model(trained, display.warn, display.register)
+    where = resolve(device)
+    ram, vram = (None if size is None else parse_bytes(size) for size in (max_ram, max_vram))
+    predictor = Predictor(trained, where, atlas_of, Limits(where.place, ram, vram))
     chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
     writable_directory(out)
-    with PredictionDisplay(Console(stderr=True), len(found), verbose) as display:
-        failed = segment_to_folder(found, out, predictor, chosen, display.settle, display.tell)
+    with display:
+        # One scan after the other where memory is counted: two that overlap would both have to fit.
+        ahead = not predictor.limits.any
+        failed = segment_to_folder(found, out, predictor, chosen, display.settle, display.tell, ahead)
     click.echo(f"{len(found) - len(failed)} of {len(found)} scans written to {out}")
     if not failed:
         return 0

@@ -45,20 +45,30 @@ class PredictionDisplay:
 
     def tell(self, case: str, progress: Progress) -> None:
         """How many tiles of a stage are done."""
-        if not self._verbose:
-            return
+        if self._verbose:
+            self._show(case, progress, "tiles")
+
+    def register(self, case: str, done: int, total: int) -> None:
+        """How far a scan's atlases are; shown to everybody, as they take minutes."""
+        self._show(case, Progress("registering atlases", done, total), "steps")
+
+    def warn(self, message: str) -> None:
+        """Something is left out, and the scan is segmented all the same."""
+        self._line(Text(message, style="yellow"))
+
+    def _show(self, case: str, progress: Progress, unit: str) -> None:
         if self._console.is_terminal:
             self._move(case, progress)
         elif progress.done == progress.tiles or time.monotonic() - self._last_line > PLAIN_EVERY_SECONDS:
             self._last_line = time.monotonic()
-            self._line(Text(f"{case}  {progress.stage}  {progress.done} of {progress.tiles} tiles"))
+            self._line(Text(f"{case}  {progress.stage}  {progress.done} of {progress.tiles} {unit}"))
 
     def _move(self, case: str, progress: Progress) -> None:
         if self._stage != (case, progress.stage):
             self._stage = (case, progress.stage)
             title = escape(f"{case}  {progress.stage}")
             self._bars.reset(self._tiles, description=title, total=progress.tiles, visible=True)
-        self._bars.update(self._tiles, completed=progress.done)
+        self._bars.update(self._tiles, completed=progress.done, visible=progress.done < progress.tiles)
 
     def settle(self, outcome: Done | Failed) -> None:
         """A scan is done with."""

@@ -26,7 +26,7 @@ from zoomseg.core.volume import LabelMap, Volume
 PARALLEL_TOLERANCE = 1e-4
 """Axes count as parallel if an off-axis step across the whole target moves less than this many voxels."""
 
-PIECE_VOXELS = 8_000_000
+PIECE_VOXELS = 4_000_000
 """Larger data is changed and shrunk piece by piece, so that a scan never exists in float as a whole."""
 
 TIE_TOLERANCE = 1e-4

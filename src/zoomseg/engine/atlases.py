@@ -7,19 +7,22 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from zoomseg.atlas.library import AtlasLibrary
-from zoomseg.atlas.register import library as registration_library
 from zoomseg.core.case import Prior
 from zoomseg.core.errors import DatasetError, ModelError
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import look
-from zoomseg.engine.log import Observer
 from zoomseg.engine.stop import InterruptedTrainingError
 from zoomseg.io.bundle import ATLASES, Bundle
-from zoomseg.io.dataset import CaseFiles, Dataset
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, Recipe
+
+# Prediction by a model without atlases starts without the library and what only training needs.
+if TYPE_CHECKING:
+    from zoomseg.atlas.library import AtlasLibrary
+    from zoomseg.engine.log import Observer
+    from zoomseg.io.dataset import CaseFiles, Dataset
 
 FOLDER = ATLASES
 """In the model's folder."""
@@ -47,6 +50,9 @@ def collect(
         DatasetError: no case is annotated completely.
         InterruptedTrainingError: ``stop`` was set.
     """
+    from zoomseg.atlas.library import AtlasLibrary
+    from zoomseg.atlas.register import library as registration_library
+
     assert recipe.atlas is not None  # graph.validate: no stage uses the prior without it
     registration_library()  # before minutes are spent on reading
     every = set(dataset.schema.names)
@@ -141,6 +147,8 @@ def of_model(
         return None
     if model.folder is None:
         raise ModelError("the model uses an atlas prior, but was not read from a folder with its atlases")
+    from zoomseg.atlas.library import AtlasLibrary
+
     library = AtlasLibrary.load(model.folder / FOLDER)
     if library.schema.names != model.schema.names:
         raise ModelError(f"{model.folder / FOLDER} has other labels than the model; copy the whole folder")

@@ -22,7 +22,7 @@ from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.core.volume import Volume
 from zoomseg.engine.meter import Meter, Usage
 from zoomseg.engine.predict import Predictor, Progress, Result
-from zoomseg.io.scans import ScanInput, read_image, write_labels
+from zoomseg.io.scans import ScanInput, read_image, reading_bytes, write_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +147,15 @@ class _Batch:
 
     def _read(self, scan: ScanInput) -> _Read:
         began = time.perf_counter()
-        image = _tried(scan, lambda: read_image(scan.paths, channels_last=self.predictor.channels > 1))
+        image = _tried(scan, lambda: self._admitted(scan))
         return _Read(scan, image, time.perf_counter() - began)
+
+    def _admitted(self, scan: ScanInput) -> Volume:
+        """A scan that is refused if it is too large for the memory allowed, before it is read."""
+        channels = self.predictor.channels
+        if self.predictor.limits.any:
+            self.predictor.limits.admit(*reading_bytes(scan.paths, channels_last=channels > 1))
+        return read_image(scan.paths, channels_last=channels > 1)
 
     def _compute(self, read: _Read, waited: float) -> _Computed | Failed:
         scan, image = read.scan, read.image

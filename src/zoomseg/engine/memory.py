@@ -13,22 +13,20 @@ import math
 import platform
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid, Index3
 from zoomseg.core.resample import PIECE_VOXELS
+from zoomseg.engine.device import give_back_memory
 from zoomseg.engine.look import View
 from zoomseg.networks import build as networks
+from zoomseg.recipe.spec import Stage
 
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
@@ -39,8 +37,11 @@ comes next."""
 PIECES = 3 * 4 * PIECE_VOXELS
 """What resampling a large scan piece by piece takes."""
 
+FIRST_USE = 64 * 1024**2
+"""What libraries load and compile when they are first used."""
+
 COPIES_OF_LABELS = 3
-"""The label map in the making, turned as the scan is, and with the file's values."""
+"""At the end: the label map as it was made, turned as the scan is, and with the file's values."""
 
 
 def parse_bytes(text: str) -> int:
@@ -57,9 +58,9 @@ def parse_bytes(text: str) -> int:
 
 
 def spoken(amount: float) -> str:
-    """For people: ``1.3 GB`` (2^30 bytes)."""
+    """For people: ``1.34 GB`` (2^30 bytes)."""
     return (
-        f"{amount / _UNITS['G']:.1f} GB" if amount >= 0.1 * _UNITS["G"] else f"{amount / _UNITS['M']:.0f} MB"
+        f"{amount / _UNITS['G']:.2f} GB" if amount >= 0.1 * _UNITS["G"] else f"{amount / _UNITS['M']:.0f} MB"
     )
 
 
@@ -87,16 +88,14 @@ class Limits:
         """Whether there is one."""
         return self._ram is not None or self._vram is not None
 
-    def admit(self, grid: Grid, stored_bytes: int) -> None:
-        """Refuse a scan before it is read.
-
-        Args:
-            stored_bytes: of its voxels in memory.
+    def admit(self, grid: Grid, reading: int) -> None:
+        """Refuse a scan before it is read, which will take ``reading`` bytes.
 
         Raises:
             MemoryLimitError: scan and label map alone are too large.
         """
-        needed = stored_bytes + COPIES_OF_LABELS * grid.box.voxels + PIECES
+        labels = grid.box.voxels
+        needed = reading + max(labels + PIECES, COPIES_OF_LABELS * labels)
         self._refuse_over(self._used_ram() + needed, self._ram, "main memory", "the scan and its label map")
 
     def fit(self, view: View, work: Work, whole: bool, still_to_fill: int) -> View:
@@ -115,6 +114,7 @@ class Limits:
             needed = stage_bytes(fitting, work, whole)
             if self._room(still_to_fill) >= needed:
                 return fitting
+            give_back_memory()  # short of it, hoarding freed blocks for speed is no longer wise
         limit, what = (self._vram, "GPU memory") if self._vram is not None else (self._ram, "main memory")
         used = self._used_vram() if self._vram is not None else self._used_ram() + still_to_fill
         self._refuse_over(used + needed, limit, what, f"stage '{view.stage.name}' with its smallest tiles")
@@ -152,7 +152,7 @@ def _give_back() -> None:
 
 
 def _tiles(view: View) -> Iterator[Index3]:
-    """The recipe's tile, then ever smaller ones that the network can read: half the longest side at a time."""
+    """The recipe's tile, then ever smaller ones that the network can read, the longest side halved."""
     spec = view.stage.grid
     tile: Index3 = spec.tile
     yield tile
@@ -184,59 +184,68 @@ def stage_bytes(view: View, work: Work, whole: bool) -> int:
     inner = [n - 2 * h for n, h in zip(spec.tile, halo, strict=True)]
     wide = [max(n, t) + 2 * h for n, t, h in zip(box.shape, inner, halo, strict=True)]
     image = 4 * 2 * work.image_channels * math.prod(wide)
-    tile = 4 * 2 * work.channels * math.prod(spec.tile) + activation_bytes(work, spec.tile)
+    tile = 4 * 2 * work.channels * math.prod(spec.tile) + activation_bytes(work, view.stage, spec.tile)
     plane = 4 * (work.classes + 1) * (box.shape[0] + 2) * (box.shape[1] + 2)
     held = plane * min(inner[2], box.shape[2] + 2) + (2 * plane * (box.shape[2] + 2) if whole else 0)
     mask = 4 * box.voxels if view.region.mask is not None else 0
-    return round(FRAMEWORK * (image + tile + held + mask) + PIECES)
+    return round(FRAMEWORK * (image + tile + held + mask) + PIECES + FIRST_USE)
 
 
-def activation_bytes(work: Work, tile: Index3) -> int:
-    """The most that is alive at once while the network computes a tile, its probabilities included; counted
-    in float32 on torch's meta device, where nothing is computed."""
-    weightless = {
-        name: tensor.detach().to("meta")
-        for name, tensor in (*work.module.named_parameters(), *work.module.named_buffers())
-    }
-    x_BCIJK = torch.empty(1, work.channels, *tile, device="meta")
-    with torch.inference_mode(), _Alive() as alive:
-        functional_call(work.module, weightless, (x_BCIJK,))[0].float().softmax(dim=1)
-    return int(alive.most)
+def activation_bytes(work: Work, stage: Stage, tile: Index3) -> int:
+    """The most that is alive at once while the network computes a tile, and its probabilities; counted in
+    float32 on a smaller tile, and scaled."""
+    smaller = _smaller(stage, tile)
+    x_BCIJK = torch.zeros(1, work.channels, *smaller, device=next(work.module.parameters()).device)
+    with torch.inference_mode(), _Alive(work.module) as alive:
+        work.module(x_BCIJK)
+    return math.ceil(alive.most * math.prod(tile) / math.prod(smaller)) + 4 * work.classes * math.prod(tile)
 
 
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors made meanwhile that are still alive."""
+def _smaller(stage: Stage, tile: Index3) -> Index3:
+    """A tile that the network can read in no time; the tile itself for valid convolutions, whose answers
+    shrink by a fixed margin, so that nothing scales."""
+    divisor = networks.divisor(stage.network)
+    if stage.grid.padding == "valid":
+        return tile
+    i, j, k = (min(n, 2 * d) for n, d in zip(tile, divisor, strict=True))
+    return (i, j, k)
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+
+class _Alive:
+    """Counts the bytes of what the parts of a module read and answer, as long as these are alive."""
+
+    def __init__(self, module: nn.Module) -> None:
         self.most = 0
         self._now = 0
+        self._met: set[int] = set()
         self._users: dict[int, int] = {}
+        leaves = [part for part in module.modules() if not list(part.children())]
+        self._hooks = [part.register_forward_hook(self._watch) for part in leaves]
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        known = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and id(leaf) not in known:
-                self._meet(leaf)
-        return out
+    def __enter__(self) -> _Alive:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _watch(self, part: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
+        for tensor in (*given, answer):
+            if id(tensor) not in self._met:
+                self._meet(tensor)
 
     def _meet(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
+        self._met.add(id(tensor))
         self._users[key] = self._users.get(key, 0) + 1
         if self._users[key] == 1:
             self._now += size
             self.most = max(self.most, self._now)
-        weakref.finalize(tensor, self._part, key, size)
+        weakref.finalize(tensor, self._part, id(tensor), key, size)
 
-    def _part(self, key: int, size: int) -> None:
+    def _part(self, tensor: int, key: int, size: int) -> None:
+        self._met.discard(tensor)
         self._users[key] -= 1
         if self._users[key] == 0:
             del self._users[key]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import time
@@ -222,16 +221,17 @@ class Predictor:
         self._atlas_of = atlas_of or atlases.of_model(bundle)
         self.limits = limits or Limits(device.place)
         self._modules = {stage.name: self._module(stage) for stage in bundle.recipe.stages}
+        self._counters = {name: networks.FlopCounter(module) for name, module in self._modules.items()}
         self._networks = {name: as_network(module, device) for name, module in self._modules.items()}
 
     def _module(self, stage: Stage) -> nn.Module:
         module = build_network(stage, self.bundle.recipe, self.bundle.schema, self.channels)
-        try:
-            module.load_state_dict(dict(self.bundle.weights[stage.name]))
+        try:  # assigned: a copy would be held twice
+            module.load_state_dict(dict(self.bundle.weights[stage.name]), assign=True)
         except RuntimeError as error:
             detail = str(error).splitlines()[-1].strip()
             raise ModelError(f"weights of stage '{stage.name}' do not fit its network ({detail})") from error
-        return module.float().to(self.device.place).eval()
+        return networks.laid_out(stage.network, module.float().to(self.device.place)).eval()
 
     @property
     def channels(self) -> int:
@@ -254,7 +254,7 @@ class Predictor:
             )
 
         def fit(view: look.View, whole: bool) -> look.View:
-            labels = memory.COPIES_OF_LABELS * case.image.grid.box.voxels
+            labels = case.image.grid.box.voxels
             return self.limits.fit(view, self._work(view.stage), whole, labels) if self.limits.any else view
 
         bundle = self.bundle
@@ -270,7 +270,7 @@ class Predictor:
             tell,
             fit,
         )
-        records = tuple(replace(r, flops=r.tiles * self._flops(r.stage, r.tile)) for r in result.records)
+        records = tuple(replace(r, flops=self._counters[r.stage].take()) for r in result.records)
         return replace(result, records=records)
 
     def _network(self, view: look.View) -> Network:
@@ -281,12 +281,6 @@ class Predictor:
         read = input_channels(stage, self.bundle.recipe, schema, self.channels)
         classes = 1 + len(graph.resolve_labels(stage, schema))
         return memory.Work(self._modules[stage.name], read, seen, classes)
-
-    @functools.cache  # noqa: B019 - a predictor lives as long as its process
-    def _flops(self, stage: str, tile: Index3) -> int:
-        """Of one tile."""
-        read = self._work(graph.stage_of(self.bundle.recipe, stage)).channels
-        return 2 * networks.multiply_adds(self._modules[stage], (read, *tile))
 
 
 def cascade(

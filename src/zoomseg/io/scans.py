@@ -15,12 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813
 import torch
 
 from zoomseg.core.errors import GeometryError, LabelError, OutputError, ScanError, ZoomSegError
@@ -29,6 +28,10 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io import nifti
 from zoomseg.io.files import atomic_path
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # noqa: N813
+# Where it is needed it is imported on the spot: it takes a tenth of a second, and most scans are NIfTI.
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
@@ -207,6 +210,8 @@ class _Header:
 
     shape: tuple[int, ...]
     grid: Grid
+    dtype: np.dtype[Any]
+    scaled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,10 +247,14 @@ def _nifti_header(path: Path, suffix: str, channels_last: bool) -> _Header:
         raise ScanError(f"{path}: voxels of type {dtype}; grey values are needed, one real number per voxel")
     _check_size(path, shape, dtype.itemsize, suffix == ".nii.gz", path.stat().st_size)
     _check_spacing(path, raw["pixdim"][1:4])
-    return _Header(shape, Grid((shape[0], shape[1], shape[2]), nifti.load(path).affine))
+    slope, intercept = (float(raw[name]) for name in ("scl_slope", "scl_inter"))
+    scaled = math.isfinite(slope) and slope != 0 and (slope, intercept) != (1.0, 0.0)
+    return _Header(shape, Grid((shape[0], shape[1], shape[2]), nifti.load(path).affine), dtype, scaled)
 
 
 def _itk_reader(path: Path) -> sitk.ImageFileReader:
+    import SimpleITK as sitk  # noqa: N813
+
     detached = _DETACHED.search(_text_header(path))
     if detached and detached[1].upper() != b"LOCAL" and not re.fullmatch(rb"[^/\\%]+", detached[1]):
         place = detached[1].decode(errors="replace")
@@ -286,8 +295,8 @@ def _itk_header(path: Path, channels_last: bool) -> _Header:
     detached = _DETACHED.search(text)
     data = path.with_name(detached[1].decode()) if detached and detached[1].upper() != b"LOCAL" else path
     packed = re.search(rb"encoding:\s*(gz|bz)|CompressedData\s*=\s*True", text, re.IGNORECASE) is not None
-    item = np.dtype(_ITK_TYPES.get(reader.GetPixelID(), "float64")).itemsize
-    _check_size(path, shape, item, packed, data.stat().st_size)
+    dtype = np.dtype(_itk_types().get(reader.GetPixelID(), "float64"))
+    _check_size(path, shape, dtype.itemsize, packed, data.stat().st_size)
     dimension = reader.GetDimension()
     spacing = reader.GetSpacing()[:3]
     _check_spacing(path, spacing)
@@ -295,21 +304,14 @@ def _itk_header(path: Path, channels_last: bool) -> _Header:
     affine = np.eye(4)
     affine[:3, :3] = direction * np.array(spacing)
     affine[:3, 3] = reader.GetOrigin()[:3]
-    return _Header(shape, Grid((shape[0], shape[1], shape[2]), _LPS_TO_RAS @ affine))
+    return _Header(shape, Grid((shape[0], shape[1], shape[2]), _LPS_TO_RAS @ affine), dtype)
 
 
-_ITK_TYPES = {
-    sitk.sitkUInt8: "uint8",
-    sitk.sitkInt8: "int8",
-    sitk.sitkUInt16: "uint16",
-    sitk.sitkInt16: "int16",
-    sitk.sitkUInt32: "uint32",
-    sitk.sitkInt32: "int32",
-    sitk.sitkUInt64: "uint64",
-    sitk.sitkInt64: "int64",
-    sitk.sitkFloat32: "float32",
-    sitk.sitkFloat64: "float64",
-}
+def _itk_types() -> dict[int, str]:
+    import SimpleITK as sitk  # noqa: N813
+
+    integers = ("UInt8", "Int8", "UInt16", "Int16", "UInt32", "Int32", "UInt64", "Int64")
+    return {getattr(sitk, f"sitk{name}"): name.lower() for name in (*integers, "Float32", "Float64")}
 
 
 def _stored(path: Path, header: _Header) -> _Stored:
@@ -317,6 +319,8 @@ def _stored(path: Path, header: _Header) -> _Stored:
         if scan_suffix(path) in (".nii", ".nii.gz"):
             raw, slope, intercept = nifti.voxels(path)
             return _Stored(raw.reshape(header.shape, order="F"), slope, intercept)
+        import SimpleITK as sitk  # noqa: N813
+
         raw = sitk.GetArrayFromImage(_itk_reader(path).Execute())
         return _Stored(raw.T.reshape(header.shape, order="F"), 1.0, 0.0)
 
@@ -324,6 +328,19 @@ def _stored(path: Path, header: _Header) -> _Stored:
 def read_grid(path: Path) -> Grid:
     """Shape and affine of a 3-D scan; only the header is read."""
     return _header(Path(path)).grid
+
+
+def reading_bytes(paths: Sequence[Path], channels_last: bool = False) -> tuple[Grid, int]:
+    """The grid of a scan of these files, and how much memory reading it takes; only headers are read."""
+    headers = [_header(path, channels_last) for path in paths]
+    total = sum(math.prod(h.shape) * _bytes_per_voxel(h) for h in headers)
+    # Channels of several files are put together once all are read.
+    return headers[0].grid, total if len(headers) == 1 else 2 * total
+
+
+def _bytes_per_voxel(header: _Header) -> int:
+    kept = header.dtype in _KEPT_TYPES and not header.scaled
+    return header.dtype.itemsize if kept else header.dtype.itemsize + np.dtype(np.float32).itemsize
 
 
 def read_voxels(path: Path, channels_last: bool = False) -> Volume:
@@ -505,6 +522,8 @@ def write_array(path: Path, array: AnyArray, grid: Grid, like: Path | None = Non
         return
     if array.ndim != 3:
         raise OutputError(f"{path}: several channels can only be written as .nii or .nii.gz")
+    import SimpleITK as sitk  # noqa: N813
+
     with atomic_path(path) as partial:
         try:
             sitk.WriteImage(_itk_image(array, grid), str(partial), useCompression=True)
@@ -529,6 +548,8 @@ def _nifti_image(array: AnyArray, grid: Grid, like: Path | None) -> nib.Nifti1Im
 
 
 def _itk_image(array: AnyArray, grid: Grid) -> sitk.Image:
+    import SimpleITK as sitk  # noqa: N813
+
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     affine: FloatArray = _LPS_TO_RAS @ grid.affine
     spacing = np.array(grid.spacing_mm)

@@ -61,9 +61,9 @@ def test_a_table_of_what_a_scan_cost() -> None:
         "fine [1] 5.00 4.25 12 30 9,250.0",
         "write 0.50",
         "total 10.04 6.75 16 30 9,251.5",
-        "peak RAM 1.5 GB",
+        "peak RAM 1.50 GB",
     ]
-    assert said(True, done=a_scan(vram_mb=2048.0))[-1] == "peak RAM 1.5 GB, VRAM 2.0 GB (1,234 MB x s)"
+    assert said(True, done=a_scan(vram_mb=2048.0))[-1] == "peak RAM 1.50 GB, VRAM 2.00 GB (1,234 MB x s)"
 
 
 def test_without_a_terminal_stages_are_told_when_they_end(monkeypatch: pytest.MonkeyPatch) -> None:

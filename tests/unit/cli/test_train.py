@@ -226,11 +226,13 @@ def test_a_case_kept_back_that_fails_is_named_and_the_others_are_scored(
 ) -> None:
     predict, failing = Predictor.predict, []
 
-    def first_fails(self: Predictor, case: Case, organs: tuple[str, ...] | None = None) -> Result:
+    def first_fails(
+        self: Predictor, case: Case, organs: tuple[str, ...] | None = None, keep: bool = True
+    ) -> Result:
         if not failing:
             failing.append(case.id)
             raise GeometryError("cannot be brought onto a grid")
-        return predict(self, case, organs)
+        return predict(self, case, organs, keep)
 
     monkeypatch.setattr(Predictor, "predict", first_fails)
     out = tmp_path / "model"
