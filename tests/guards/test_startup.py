@@ -10,7 +10,7 @@ import pytest
 
 from zoomseg.cli.main import COMMANDS
 
-HEAVY = {"SimpleITK", "matplotlib", "nibabel", "numpy", "pandas", "pydantic", "scipy", "torch"}
+HEAVY = {"SimpleITK", "matplotlib", "nibabel", "numpy", "pandas", "pydantic", "scipy", "tensorboardX", "torch"}
 LIMIT_S = 0.5
 REPORT = """
 import sys
@@ -57,6 +57,12 @@ def test_help_is_light() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_every_command_is_light(command: str) -> None:
     assert imported_by(f"from zoomseg.cli.main import main; main(['{command}', '--help'])") == set()
+
+
+def test_prediction_does_not_wait_for_what_it_does_not_use() -> None:
+    """SimpleITK is for NRRD and MHA, TensorBoard for training, the others for reports."""
+    loaded = imported_by("import zoomseg.cli.progress, zoomseg.io.bundle, zoomseg.report.run")
+    assert loaded == {"nibabel", "numpy", "pydantic", "scipy", "torch"}
 
 
 def test_a_heavy_import_is_noticed() -> None:
