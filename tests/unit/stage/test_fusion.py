@@ -48,6 +48,7 @@ def agrees(probabilities: torch.Tensor, source: Grid, target: Grid) -> bool:
     wanted, lead = naive(probabilities, source, target)
     best, found = fusion.max_on(probabilities, source, target)
     assert found.dtype == torch.uint8
+    assert torch.equal(fusion.argmax_on(probabilities, source, target), found)
     full = resample_data(probabilities, source, target, antialias=False)
     assert float((best - full.amax(dim=0)).abs().max()) < 1e-6
     return bool(((found == wanted) | (lead < 1e-6)).all()) and float((lead < 1e-6).float().mean()) < 0.01
@@ -164,6 +165,26 @@ def test_answers_enter_as_the_case_s_classes(place: str) -> None:
         answer = fusion.Answer(prior(Region.whole(SOURCE), factor * classes), place)  # type: ignore[arg-type]
         fusion.fuse("replace_in_roi", canvas, [answer])
         assert (canvas.labels == (SCHEMA.class_of(expected) if expected else 0)).all()
+
+
+@pytest.mark.parametrize("place", ["scan_grid", "stage_grid"])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("thickness", [1, 2, 5])
+def test_slab_by_slab_is_the_same_as_at_once(place: ArgmaxPlace, masked: bool, thickness: int) -> None:
+    """Forty classes whose whole answer is never there."""
+    scan = Grid.from_spacing((26, 22, 31), (1.1, 1.3, 0.9))
+    stage = scan.with_spacing((3.0, 3.0, 2.3))
+    names = tuple(f"organ {n}" for n in range(39))
+    probabilities = answers(stage.shape)
+    mask = torch.rand(stage.shape, generator=torch.Generator().manual_seed(1)) < 0.7 if masked else None
+    region = Region(stage, stage.box, mask)
+    whole, painted = (Canvas.blank(scan, LabelSchema.consecutive(names)) for _ in range(2))
+    fusion.replace_in_roi(whole, Prior(probabilities, stage, names, region, "fine"), place)
+    painter = fusion.Painter(painted, stage, names, region, place)
+    for slab in probabilities.split(thickness, dim=3):
+        painter.add(slab)
+    assert len(whole.labels.unique()) > 20
+    assert torch.equal(painted.labels, whole.labels)
 
 
 def test_a_stage_that_is_not_fused_leaves_the_canvas() -> None:
