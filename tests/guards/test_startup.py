@@ -10,7 +10,17 @@ import pytest
 
 from zoomseg.cli.main import COMMANDS
 
-HEAVY = {"SimpleITK", "matplotlib", "nibabel", "numpy", "pandas", "pydantic", "scipy", "tensorboardX", "torch"}
+HEAVY = {
+    "SimpleITK",
+    "matplotlib",
+    "nibabel",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "scipy",
+    "tensorboardX",
+    "torch",
+}
 LIMIT_S = 0.5
 REPORT = """
 import sys
