@@ -23,6 +23,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import Volume
 from zoomseg.engine import memory
 from zoomseg.engine.device import keep_memory
+from zoomseg.engine.meter import highest_ram_mb
 from zoomseg.engine.predict import Predictor, build_network
 from zoomseg.io.bundle import Bundle
 
@@ -55,8 +56,8 @@ def main(ram: int | None) -> None:
         # What a process asks for but never touches counts here and is no memory: a tenth more is let pass.
         resource.setrlimit(resource.RLIMIT_DATA, (ram * 11 // 10, ram * 11 // 10))
     result = predictor(ram).predict(Case("a", scan()), keep=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"tiles": {r.stage: r.tile for r in result.records}, "peak_mb": peak}))
+    tiles = {record.stage: record.tile for record in result.records}
+    print(json.dumps({"tiles": tiles, "peak_mb": highest_ram_mb()}))
 
 
 if __name__ == "__main__":

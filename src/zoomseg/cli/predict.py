@@ -15,7 +15,11 @@ import click
 )
 @click.option("--organs", help="Only these, separated by commas.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--max-ram", metavar="SIZE", help="Stay below so much memory, e.g. 4G; tiles are made to fit.")
+@click.option(
+    "--max-ram",
+    metavar="SIZE",
+    help="Stay below so much memory, e.g. 4G, by smaller tiles; without it, below what is free.",
+)
 @click.option("--max-vram", metavar="SIZE", help="The same for GPU memory.")
 @click.option(
     "-v", "--verbose", is_flag=True, help="Tiles as they are computed; then seconds, FLOPs and memory."
@@ -44,7 +48,7 @@ def command(
     from zoomseg.core.errors import ScanError
     from zoomseg.engine import atlases
     from zoomseg.engine.device import resolve
-    from zoomseg.engine.memory import Limits, parse_bytes
+    from zoomseg.engine.memory import Limits, free_ram, parse_bytes
     from zoomseg.engine.predict import Predictor
     from zoomseg.io import bundle
     from zoomseg.io.files import writable_directory
@@ -60,13 +64,14 @@ def command(
     trained = bundle.load(model)
     atlas_of = atlases.of_model(trained, display.warn, display.register)
     where = resolve(device)
-    ram, vram = (None if size is None else parse_bytes(size) for size in (max_ram, max_vram))
+    ram = free_ram() if max_ram is None else parse_bytes(max_ram)
+    vram = None if max_vram is None else parse_bytes(max_vram)
     predictor = Predictor(trained, where, atlas_of, Limits(where.place, ram, vram))
     chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
     writable_directory(out)
     with display:
         # One scan after the other where memory is counted: two that overlap would both have to fit.
-        ahead = not predictor.limits.any
+        ahead = max_ram is None and max_vram is None
         failed = segment_to_folder(found, out, predictor, chosen, display.settle, display.tell, ahead)
     click.echo(f"{len(found) - len(failed)} of {len(found)} scans written to {out}")
     if not failed:

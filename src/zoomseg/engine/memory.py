@@ -37,6 +37,9 @@ comes next."""
 PIECES = 3 * 4 * PIECE_VOXELS
 """What resampling a large scan piece by piece takes."""
 
+LEAVE_FREE = 0.9
+"""Of the memory that is free so much may be taken where nothing is said: the system ends who takes all."""
+
 FIRST_USE = 64 * 1024**2
 """What libraries load and compile when they are first used."""
 
@@ -62,6 +65,12 @@ def spoken(amount: float) -> str:
     return (
         f"{amount / _UNITS['G']:.2f} GB" if amount >= 0.1 * _UNITS["G"] else f"{amount / _UNITS['M']:.0f} MB"
     )
+
+
+def free_ram() -> int:
+    """What this process may grow to before the machine is short of memory."""
+    own = psutil.Process().memory_info().rss
+    return int(own + LEAVE_FREE * psutil.virtual_memory().available)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -227,12 +228,12 @@ def test_a_case_kept_back_that_fails_is_named_and_the_others_are_scored(
     predict, failing = Predictor.predict, []
 
     def first_fails(
-        self: Predictor, case: Case, organs: tuple[str, ...] | None = None, keep: bool = True
+        self: Predictor, case: Case, organs: tuple[str, ...] | None = None, **others: Any
     ) -> Result:
         if not failing:
             failing.append(case.id)
             raise GeometryError("cannot be brought onto a grid")
-        return predict(self, case, organs, keep)
+        return predict(self, case, organs, **others)
 
     monkeypatch.setattr(Predictor, "predict", first_fails)
     out = tmp_path / "model"
