@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lattices import boxes_in, masks, shapes
 from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import Stitcher, Tile, Tiling, cover, tent
+from zoomseg.core.tiling import Stitcher, Tiling, cover, tent
 
 
 @st.composite

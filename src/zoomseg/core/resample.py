@@ -20,17 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoomseg.core import weights as axis_weights
 from zoomseg.core.geometry import Box, FloatArray, Grid
 from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.core.weights import TIE_TOLERANCE
 
 PARALLEL_TOLERANCE = 1e-4
 """Axes count as parallel if an off-axis step across the whole target moves less than this many voxels."""
 
 PIECE_VOXELS = 4_000_000
 """Larger data is changed and shrunk piece by piece, so that a scan never exists in float as a whole."""
-
-TIE_TOLERANCE = 1e-4
-"""A point this little before the middle between two voxels counts as in the middle."""
 
 
 @dataclass(frozen=True)
@@ -59,29 +58,8 @@ def _axiswise(matrix: FloatArray, shape: tuple[int, int, int]) -> _Axiswise | No
 
 
 def linear_weights(size_in: int, size_out: int, scale: float, offset: float, antialias: bool) -> Tensor:
-    """``[size_out, size_in]`` float32 rows that sum to one: linear interpolation at
-    ``scale * n + offset``, widened to a triangle of ``|scale|`` voxels when shrinking.
-
-    A row's mean position is exactly where it samples, so that ramps stay ramps. Indices beyond the
-    source count for its edge voxel.
-    """
-    centre = scale * np.arange(size_out) + offset
-    centre = np.clip(centre, 0, size_in - 1)
-    width = max(1.0, abs(scale)) if antialias else 1.0
-    reach = int(np.ceil(width))
-    taps = np.floor(centre)[:, None].astype(int) + np.arange(-reach, reach + 2)[None, :]
-    distance = taps - centre[:, None]
-    weights = np.maximum(0.0, 1.0 - np.abs(distance) / width)
-    weights[weights < 1e-7] = 0.0  # float noise must not turn a copy into a matrix product
-    weights /= weights.sum(axis=1, keepdims=True)
-    # Voxels meet a triangle of fractional width unevenly and pull its mean aside: tilt it back.
-    first, second = ((weights * distance**n).sum(axis=1, keepdims=True) for n in (1, 2))
-    leans = np.abs(first[:, 0]) > 1e-6
-    weights[leans] *= ((second - first * distance)[leans]) / (second - first**2)[leans]
-    out = np.zeros((size_out, size_in))
-    rows = np.repeat(np.arange(size_out), taps.shape[1])
-    np.add.at(out, (rows, np.clip(taps, 0, size_in - 1).ravel()), weights.ravel())
-    return torch.from_numpy(out.astype(np.float32))
+    """``core.weights.linear_weights`` as a tensor."""
+    return torch.from_numpy(axis_weights.linear_weights(size_in, size_out, scale, offset, antialias))
 
 
 def _used(weights: Tensor) -> tuple[int, int]:

@@ -19,23 +19,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from zoomseg.core import placing
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Index3
+from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
-
-
-@dataclass(frozen=True)
-class Tile:
-    """``outer`` is read, ``inner`` is answered; both in indices of the stage grid, and either may
-    reach outside it."""
-
-    outer: Box
-    inner: Box
 
 
 @dataclass(frozen=True)
@@ -61,28 +52,6 @@ class Tiling:
             yield k, tuple(row)
 
 
-def _starts(low: int, high: int, size: int, overlap: float) -> list[int]:
-    """First indices of equal tiles that cover ``[low, high)``, evenly spread, sharing at least
-    ``overlap`` of their size. A range smaller than a tile gets one tile, centred on it."""
-    length = high - low
-    if length <= size:
-        return [low - (size - length) // 2]
-    step = max(1, math.floor(size * (1 - overlap)))
-    count = math.ceil((length - size) / step) + 1
-    return [low + round(n * (length - size) / (count - 1)) for n in range(count)]
-
-
-def _spread(low: int, occupied: npt.NDArray[np.bool_], size: int, overlap: float, scan: int) -> Iterator[int]:
-    """First indices of tiles that cover what is occupied of the indices from ``low`` on; where a tile's size
-    or more lies empty between, none. They stay inside the ``scan`` indices that there are, if they can."""
-    where = np.flatnonzero(occupied)
-    gaps = np.flatnonzero(np.diff(where) > size)
-    firsts, lasts = where[[0, *(gaps + 1)]], where[[*gaps, -1]]
-    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
-        for start in _starts(low + first, low + last + 1, size, overlap):
-            yield min(max(start, 0), scan - size) if size <= scan else start
-
-
 def cover(region: Region, tile: Index3, halo: Index3, overlap: float) -> Tiling:
     """Tiles of input shape ``tile`` whose inner boxes (``tile - 2 * halo``) cover ``region``.
 
@@ -96,46 +65,19 @@ def cover(region: Region, tile: Index3, halo: Index3, overlap: float) -> Tiling:
         raise GeometryError(
             f"the region holds no voxel of a grid of shape {region.grid.shape}: it is smaller than its voxels"
         )
-    tiles = [
-        Tile(Box(start, _add(start, inner)).expand(halo), Box(start, _add(start, inner)))
-        for start in _covering(region, inner, overlap)
-    ]
+    mask = None if region.mask is None else region.mask.cpu().numpy()
+    tiles = tuple(placing.place(region.box, mask, region.grid.shape, inner, halo, overlap))
     box = region.box
     whole = math.prod(
-        len(_starts(low, high, size, overlap))
+        len(placing.starts(low, high, size, overlap))
         for low, high, size in zip(box.start, box.stop, inner, strict=True)
     )
-    return Tiling(tuple(tiles), max(0, whole - len(tiles)))
-
-
-def _covering(region: Region, size: Index3, overlap: float) -> Iterator[Index3]:
-    """First voxels of the tiles: rows in k, in every row columns in i, in every column tiles in j."""
-    mask = np.ones(region.box.shape, dtype=bool) if region.mask is None else region.mask.cpu().numpy()
-    origin, scan = region.box.start, region.grid.shape
-
-    def along(axis: int, part: npt.NDArray[np.bool_]) -> Iterator[tuple[int, slice]]:
-        occupied = np.asarray(part.any(axis=tuple(a for a in range(3) if a != axis)))
-        for start in _spread(origin[axis], occupied, size[axis], overlap, scan[axis]):
-            first = start - origin[axis]
-            yield start, slice(max(0, first), first + size[axis])
-
-    for k, planes in along(2, mask):
-        row = mask[:, :, planes]
-        for i, rows in along(0, row):
-            for j, _ in along(1, row[rows]):
-                yield i, j, k
-
-
-def _add(a: Index3, b: Index3) -> Index3:
-    return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
+    return Tiling(tiles, max(0, whole - len(tiles)))
 
 
 def tent(shape: Index3) -> Tensor:
-    """Stitching weights: highest in the middle, never zero, separable ``[I, J, K]``."""
-    i, j, k = (
-        torch.minimum(torch.arange(1, n + 1), torch.arange(n, 0, -1)).float() / ((n + 1) // 2) for n in shape
-    )
-    return (i[:, None, None] * j[None, :, None] * k[None, None, :]).clamp_min(1e-3)
+    """``core.placing.tent`` as a tensor."""
+    return torch.from_numpy(placing.tent(shape))
 
 
 class Stitcher:

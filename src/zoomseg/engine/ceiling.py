@@ -29,8 +29,8 @@ from zoomseg.core.case import Case, Prior
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region, bounding_box
-from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap
 from zoomseg.engine.atlases import AtlasOf
 from zoomseg.engine.device import Device

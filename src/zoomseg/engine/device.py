@@ -83,9 +83,20 @@ def give_back_memory() -> None:
     _set_malloc(mmap_threshold=1 << 20, trim_threshold=1 << 20, top_pad=1 << 20)
 
 
+def trim_memory() -> None:
+    """Give what is freed already back, once."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def _set_malloc(mmap_threshold: int, trim_threshold: int, top_pad: int) -> None:
-    if platform.libc_ver()[0] != "glibc":
+    libc = _glibc()
+    if libc is None:
         return
-    libc = ctypes.CDLL(None)
     for option, value in ((-3, mmap_threshold), (-1, trim_threshold), (-2, top_pad)):  # as in malloc.h
         libc.mallopt(option, value)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

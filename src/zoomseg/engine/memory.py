@@ -7,10 +7,8 @@ network makes of them, the planes of the answer that are held. All in bytes.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
-import platform
 import re
 import weakref
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid, Index3
 from zoomseg.core.resample import PIECE_VOXELS
-from zoomseg.engine.device import give_back_memory
+from zoomseg.engine.device import give_back_memory, trim_memory
 from zoomseg.engine.look import View
 from zoomseg.networks import build as networks
 from zoomseg.recipe.spec import Stage
@@ -147,17 +145,11 @@ class Limits:
 
     def _used_ram(self) -> int:
         gc.collect()
-        _give_back()
+        trim_memory()  # freed memory that is kept for later would count as used
         return int(psutil.Process().memory_info().rss)
 
     def _used_vram(self) -> int:
         return int(torch.cuda.memory_allocated(self._place))
-
-
-def _give_back() -> None:
-    """Freed memory that glibc keeps for later would count as used."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _tiles(view: View) -> Iterator[Index3]:

@@ -15,7 +15,8 @@ from zoomseg.core.case import Case, Prior
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
 from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.tiling import Stitcher, Tile, cover, tent
+from zoomseg.core.placing import Tile
+from zoomseg.core.tiling import Stitcher, cover, tent
 from zoomseg.core.volume import LabelMap
 from zoomseg.engine import atlases, look, memory
 from zoomseg.engine.atlases import AtlasOf
@@ -97,6 +98,21 @@ def build_network(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: i
     return networks.build(
         stage.network, input_channels(stage, recipe, schema, channels), classes, stage.grid.padding
     )
+
+
+def trained_network(bundle: Bundle, stage: Stage) -> nn.Module:
+    """A stage's network with the model's weights, in float32; both share them.
+
+    Raises:
+        ModelError: the weights do not fit the network.
+    """
+    module = build_network(stage, bundle.recipe, bundle.schema, len(bundle.channel_names))
+    try:  # assigned: a copy would be held twice
+        module.load_state_dict(dict(bundle.weights[stage.name]), assign=True)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise ModelError(f"weights of stage '{stage.name}' do not fit its network ({detail})") from error
+    return module.float()
 
 
 def as_network(module: nn.Module, device: Device) -> Network:
@@ -220,18 +236,14 @@ class Predictor:
         self.device = device
         self._atlas_of = atlas_of or atlases.of_model(bundle)
         self.limits = limits or Limits(device.place)
-        self._modules = {stage.name: self._module(stage) for stage in bundle.recipe.stages}
+        self._modules = {
+            stage.name: networks.laid_out(
+                stage.network, trained_network(bundle, stage).to(device.place)
+            ).eval()
+            for stage in bundle.recipe.stages
+        }
         self._counters = {name: networks.FlopCounter(module) for name, module in self._modules.items()}
         self._networks = {name: as_network(module, device) for name, module in self._modules.items()}
-
-    def _module(self, stage: Stage) -> nn.Module:
-        module = build_network(stage, self.bundle.recipe, self.bundle.schema, self.channels)
-        try:  # assigned: a copy would be held twice
-            module.load_state_dict(dict(self.bundle.weights[stage.name]), assign=True)
-        except RuntimeError as error:
-            detail = str(error).splitlines()[-1].strip()
-            raise ModelError(f"weights of stage '{stage.name}' do not fit its network ({detail})") from error
-        return networks.laid_out(stage.network, module.float().to(self.device.place)).eval()
 
     @property
     def channels(self) -> int:

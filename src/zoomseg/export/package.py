@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoomseg.core.errors import ModelError, OutputError, RecipeError, ZoomSegError
+from zoomseg.core.errors import OutputError, RecipeError, ZoomSegError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.engine.predict import build_network, input_channels
+from zoomseg.engine.predict import input_channels, trained_network
 from zoomseg.export.runner.pipeline import FORMAT, MANIFEST
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import atomic_path, writable_directory
@@ -32,7 +32,14 @@ from zoomseg.recipe.spec import BoxAround, InputSpec, PriorInput, Recipe, Stage
 from zoomseg.stage import inputs
 
 RUNNER = "export/runner"
-CARRIED = ("core/errors.py", "core/geometry.py", "core/labels.py", "io/files.py")
+CARRIED = (
+    "core/errors.py",
+    "core/geometry.py",
+    "core/labels.py",
+    "core/placing.py",
+    "core/weights.py",
+    "io/files.py",
+)
 """Modules of the package that the runner imports; they need numpy and nothing else."""
 
 FUSIONS = ("none", "replace_in_roi", "paste", "most_probable")
@@ -108,14 +115,8 @@ def _network(bundle: Bundle, stage: Stage, half: bool) -> bytes:
             f"exporting needs {error.name}, which is not installed; install it with: "
             "pip install 'zoomseg[export]'"
         ) from error
-    recipe, schema, channels = bundle.recipe, bundle.schema, len(bundle.channel_names)
-    module = build_network(stage, recipe, schema, channels)
-    try:
-        module.load_state_dict(dict(bundle.weights[stage.name]))
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise ModelError(f"weights of stage '{stage.name}' do not fit its network ({detail})") from error
-    return to_onnx(module.float(), input_channels(stage, recipe, schema, channels), stage.grid.tile, half)
+    read = input_channels(stage, bundle.recipe, bundle.schema, len(bundle.channel_names))
+    return to_onnx(trained_network(bundle, stage), read, stage.grid.tile, half)
 
 
 def _file(stage: str) -> str:

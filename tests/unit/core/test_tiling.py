@@ -6,8 +6,9 @@ from torch import Tensor
 
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import Stitcher, Tile, cover, tent
+from zoomseg.core.tiling import Stitcher, cover, tent
 
 GRID = Grid.from_spacing((10, 10, 10), (1.0, 1.0, 1.0))
 

@@ -15,8 +15,8 @@ from untrained import untrained_bundle
 from zoomseg.core.case import Case, Prior
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
 from zoomseg.core.geometry import Box, Orientation
+from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import Volume
 from zoomseg.engine import look
 from zoomseg.engine.predict import (

@@ -10,6 +10,7 @@ import numpy as np
 
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid
+from zoomseg.core.placing import tent
 from zoomseg.export.runner import fusion, inputs, roi
 from zoomseg.export.runner.engines import Network
 from zoomseg.export.runner.fusion import Canvas, Classes, Voice
@@ -17,7 +18,7 @@ from zoomseg.export.runner.inputs import Scan
 from zoomseg.export.runner.pipeline import Pipeline, Stage
 from zoomseg.export.runner.region import Answer, Region
 from zoomseg.export.runner.resample import AnyArray, FloatArray
-from zoomseg.export.runner.tiling import Stitcher, cover, tent
+from zoomseg.export.runner.tiling import Stitcher, cover
 
 
 def segment(pipeline: Pipeline, networks: Mapping[str, Network], voxels: AnyArray, grid: Grid) -> Classes:

@@ -1,4 +1,4 @@
-"""Interpolation in numpy, with the same weights as the package's own (``zoomseg.core.resample``).
+"""Interpolation in numpy, with the weights of the package's own.
 
 All grids of a scan are samplings along the scan's own axes, so each axis is interpolated for itself.
 Beyond the source the edge voxel's value goes on.
@@ -12,39 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.geometry import Grid
+from zoomseg.core.weights import TIE_TOLERANCE, linear_weights
 
 FloatArray = npt.NDArray[np.float32]
 AnyArray = npt.NDArray[Any]
-
-TIE_TOLERANCE = 1e-4
-"""A point this little before the middle between two voxels counts as in the middle."""
 
 
 def _steps(source: Grid, target: Grid) -> list[tuple[float, float]]:
     """Per axis ``(scale, offset)``: source index = scale * target index + offset."""
     matrix = target.to_index_of(source)
     return [(float(matrix[a, a]), float(matrix[a, 3])) for a in range(3)]
-
-
-def linear_weights(size_in: int, size_out: int, scale: float, offset: float, antialias: bool) -> FloatArray:
-    """``[size_out, size_in]`` rows that sum to one: linear interpolation at ``scale * n + offset``, widened
-    to a triangle of ``scale`` voxels when shrinking; a row's mean position is where it samples."""
-    centre = np.clip(scale * np.arange(size_out) + offset, 0, size_in - 1)
-    width = max(1.0, abs(scale)) if antialias else 1.0
-    reach = int(np.ceil(width))
-    taps = np.floor(centre)[:, None].astype(int) + np.arange(-reach, reach + 2)[None, :]
-    distance = taps - centre[:, None]
-    weights = np.maximum(0.0, 1.0 - np.abs(distance) / width)
-    weights[weights < 1e-7] = 0.0
-    weights /= weights.sum(axis=1, keepdims=True)
-    # Voxels meet a triangle of fractional width unevenly and pull its mean aside: tilt it back.
-    first, second = ((weights * distance**n).sum(axis=1, keepdims=True) for n in (1, 2))
-    leans = np.abs(first[:, 0]) > 1e-6
-    weights[leans] *= ((second - first * distance)[leans]) / (second - first**2)[leans]
-    out = np.zeros((size_out, size_in))
-    rows = np.repeat(np.arange(size_out), taps.shape[1])
-    np.add.at(out, (rows, np.clip(taps, 0, size_in - 1).ravel()), weights.ravel())
-    return out.astype(np.float32)
 
 
 def linear(data: AnyArray, source: Grid, target: Grid, antialias: bool = True) -> FloatArray:

@@ -10,8 +10,9 @@ from zoomseg.core import region as core_region
 from zoomseg.core import tiling as core_tiling
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid, Index3
+from zoomseg.core.placing import Tile, tent
 from zoomseg.export.runner.region import Region
-from zoomseg.export.runner.tiling import Stitcher, Tile, cover, tent
+from zoomseg.export.runner.tiling import Stitcher, cover
 
 GRID = Grid.from_spacing((30, 20, 9), (1, 1, 1))
 
