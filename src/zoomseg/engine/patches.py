@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoomseg.core.geometry import FloatArray, Grid, Index3, Vector3
-from zoomseg.core.labels import LabelSchema
+from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.engine.pack import Packed
 from zoomseg.recipe.spec import Augmentation, Recipe, Stage, Window
 from zoomseg.stage import augment
@@ -98,12 +98,19 @@ class PatchSource:
         pivot = centres[self._stages[0].name]
         change = augment.draw_spatial(self._augmentation, lead.spacing_mm, self._reach(packs), rng)
         tone = augment.draw_intensity(self._augmentation, rng)
+        extent = augment.draw_extent(
+            self._augmentation,
+            frame.extent_mm[2],
+            float(_mm(frame, lead.grid, np.array(draw.centre))[2]),
+            rng,
+        )
         out: dict[str, _Patch] = {}
         for s in self._stages:
             packed = packs[s.name]
             local = _local_grid(s, packed.spacing_mm, change.local(centres[s.name] - pivot))
             at = packed.grid.index(frame.world(pivot / np.array(frame.spacing_mm) - 0.5))
-            out[s.name] = self._patch(s, packed, local, at, change, tone)
+            slices = None if extent is None else _slices(frame, packed.grid, extent)
+            out[s.name] = self._patch(s, packed, local, at, change, tone, slices)
         return out
 
     def _stays_inside(self, stage: Stage) -> bool:
@@ -127,11 +134,18 @@ class PatchSource:
         pivot: FloatArray,
         change: augment.Spatial,
         tone: augment.Intensity,
+        slices: tuple[int, int] | None,
     ) -> _Patch:
-        """``grid`` is the patch's place in local coordinates, ``pivot`` the index where they are zero."""
+        """``grid`` is the patch's place in local coordinates, ``pivot`` the index where they are zero,
+        ``slices`` the first and the last that there are, where the scan is cut."""
         coordinates = change.coordinates(grid, packed.spacing_mm, pivot)
+        beyond = None
+        if slices is not None:
+            coordinates, beyond = augment.cut_coordinates(coordinates, *slices)
         image = augment.apply_intensity(packed.image_at(coordinates), tone, self._limits)
         target = packed.labels_at(coordinates)
+        if beyond is not None:
+            target[beyond] = IGNORE
         if change.mirrored:
             target = torch.from_numpy(self._tables[stage.name])[target.long()]
         stored = {name: packed.prior_at(name, coordinates) for name in packed.priors}
@@ -148,6 +162,17 @@ def _mm(frame: Grid, grid: Grid, index: FloatArray) -> FloatArray:
     all grids of a scan share."""
     out: FloatArray = (frame.index(grid.world(index)) + 0.5) * np.array(frame.spacing_mm)
     return out
+
+
+def _slices(frame: Grid, grid: Grid, extent_mm: tuple[float, float]) -> tuple[int, int]:
+    """First and last slice of ``grid`` whose middles lie in ``extent_mm`` along the frame's third axis; the
+    nearest one where none does."""
+    low, high = (
+        float(grid.index(frame.world(np.array([0.0, 0.0, mm / frame.spacing_mm[2] - 0.5])))[2])
+        for mm in extent_mm
+    )
+    first, last = int(np.ceil(low)), int(np.floor(high))
+    return (first, last) if first <= last else (round((low + high) / 2),) * 2
 
 
 def _centre(patch: Index3, grid: Grid, frame: Grid, drawn_mm: FloatArray, inside: bool) -> FloatArray:

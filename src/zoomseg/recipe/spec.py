@@ -378,6 +378,9 @@ class Augmentation(Spec):
     """Largest standard deviation of a Gaussian blur."""
     probability: Share = 1.0
     """Chance of each of the spatial changes as a whole, and of each intensity change."""
+    shorter_scan: Share = 0.0
+    """Chance that a patch comes from a scan cut to some of its slices along S, as if the rest had never been
+    in the field of view."""
 
 
 class Training(Spec):

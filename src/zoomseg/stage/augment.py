@@ -25,6 +25,8 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.recipe.spec import Augmentation
 
 _AXES = {"R": 0, "A": 1, "S": 2}
+SHORTEST_SCAN = 0.15
+"""What is left of a scan's height, at least, where it is cut."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +142,29 @@ def draw_spatial(
         points = rng.uniform(-spec.elastic_vox, spec.elastic_vox, (*counts, 3)) * np.array(spacing_mm)
         elastic = Elastic(points.astype(np.float32), pitch)
     return Spatial(matrix, cast("Vector3", tuple(shift.tolist())), elastic, bool(mirror[_AXES["R"]] < 0))
+
+
+def draw_extent(
+    spec: Augmentation, height_mm: float, keep_mm: float, rng: np.random.Generator
+) -> tuple[float, float] | None:
+    """First and last mm along S of a shorter scan that still shows ``keep_mm``; None: all of it is shown.
+
+    Short ones are as likely as long ones: the length is drawn on a logarithmic scale.
+    """
+    if spec.shorter_scan == 0 or rng.random() >= spec.shorter_scan:
+        return None
+    length = height_mm * float(np.exp(rng.uniform(np.log(SHORTEST_SCAN), 0)))
+    first = rng.uniform(max(0.0, keep_mm - length), max(0.0, min(keep_mm, height_mm - length)))
+    return first, first + length
+
+
+def cut_coordinates(coordinates_IJKx: Tensor, first: float, last: float) -> tuple[Tensor, Tensor]:
+    """Source indices as a scan of the slices ``first`` to ``last`` alone would be read: beyond its edges the
+    edge's slices go on. And where that is, ``[I, J, K]``."""
+    along = coordinates_IJKx[..., 2]
+    out = coordinates_IJKx.clone()
+    out[..., 2] = along.clamp(first, last)
+    return out, (along < first - 0.5) | (along > last + 0.5)
 
 
 def check_flips(spec: Augmentation, schema: LabelSchema) -> None:

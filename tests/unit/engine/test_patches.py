@@ -134,6 +134,47 @@ def test_beyond_the_scan_nothing_counts(apart: dict[str, list[Packed]]) -> None:
     assert torch.equal(target == IGNORE, outside)
 
 
+def test_a_shorter_scan_is_read_as_if_it_were_the_whole(tmp_path: Path) -> None:
+    """Every drawn patch equals one of the scan cut to the slices that count in it."""
+    packs = centred(packs_of((FINE,), [scan_of(0)], tmp_path), (11, 10, 8))
+    cut = Augmentation(shorter_scan=1.0)
+    scan, box = scan_of(0), placed((11, 10, 8), (16, 16, 12))
+    assert scan.labels is not None
+    heights = set()
+    for seed in range(12):
+        data = draw(packs, seed, augmentation=cut).stages["fine"]
+        counts = (data.target_BIJK[0] != IGNORE).any(dim=1).any(dim=0)
+        shown = counts.nonzero()[:, 0]
+        first, last = int(shown[0]), int(shown[-1])
+        assert first <= 8 - box.start[2] <= last  # the voxel drawn is there
+        slices = torch.arange(12).clamp(first, last)
+        whole = read(FINE, scan, box)[:1]
+        torch.testing.assert_close(data.image_BCIJK[0], whole[..., slices], rtol=HALF, atol=1e-5)
+        target = scan.labels.data[box.slices].clone()
+        target[..., ~counts] = IGNORE
+        assert torch.equal(data.target_BIJK[0], target)
+        heights.add(last - first + 1)
+    assert len(heights) > 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_scan_is_cut_alike_for_all_stages(tmp_path: Path, seed: int) -> None:
+    data = draw(
+        packs_of((COARSE, FINE), [scan_of(0)], tmp_path), seed, augmentation=Augmentation(shorter_scan=1.0)
+    )
+    ends = []
+    for stage in data.stages.values():
+        shown = (stage.target_BIJK[0] != IGNORE).any(dim=1).any(dim=0).nonzero()[:, 0]
+        grid = stage.grids[0]
+        ends.append([grid.world((0, 0, int(shown[n])))[2] for n in (0, -1)])
+    coarse, fine = ends
+    step = data.stages["coarse"].grids[0].spacing_mm[2]
+    patch = data.stages["fine"].grids[0]
+    low, high = patch.world((0, 0, 0))[2], patch.world((0, 0, patch.shape[2] - 1))[2]
+    assert fine[0] == pytest.approx(max(coarse[0], low), abs=step)
+    assert fine[1] == pytest.approx(min(coarse[1], high), abs=step)
+
+
 def test_outside_the_region_nothing_counts_with_mask_loss(tmp_path: Path) -> None:
     packs = packs_of((trained(FINE, mask_loss=True),), [scan_of(0)], tmp_path)
     centre = (11, 10, 8)

@@ -353,3 +353,38 @@ class TestIntensity:
     def test_nothing_asked_for_is_neutral(self) -> None:
         drawn = augment.draw_intensity(Augmentation(), np.random.default_rng(0))
         assert replace(drawn, noise_seed=0) == NEUTRAL
+
+
+class TestShorterScan:
+    def test_it_shows_what_must_be_kept_and_never_more_than_there_is(self) -> None:
+        spec = Augmentation(shorter_scan=1.0)
+        lengths = []
+        for seed in range(400):
+            rng = np.random.default_rng(seed)
+            keep = rng.uniform(0, 300)
+            drawn = augment.draw_extent(spec, 300.0, keep, rng)
+            assert drawn is not None
+            first, last = drawn
+            assert -1e-9 <= first <= keep <= last <= 300 + 1e-9
+            lengths.append((last - first) / 300)
+        assert 0.15 <= min(lengths) < 0.16
+        assert max(lengths) > 0.98
+        assert np.median(lengths) == pytest.approx(np.sqrt(0.15), rel=0.1)  # the logarithm is even
+
+    def test_it_happens_with_its_chance_and_takes_no_randomness_where_it_is_not_asked_for(self) -> None:
+        drawn = [
+            augment.draw_extent(Augmentation(shorter_scan=0.3), 100.0, 50.0, np.random.default_rng(s))
+            for s in range(1000)
+        ]
+        assert np.mean([d is not None for d in drawn]) == pytest.approx(0.3, abs=0.05)
+        rng = np.random.default_rng(0)
+        assert augment.draw_extent(Augmentation(), 100.0, 50.0, rng) is None
+        assert rng.random() == np.random.default_rng(0).random()
+
+    def test_beyond_the_cut_its_edges_go_on(self) -> None:
+        coordinates = torch.zeros(2, 1, 6, 3)
+        coordinates[..., 2] = torch.tensor([0.0, 1.4, 1.6, 2.0, 3.4, 3.6])
+        shown, beyond = augment.cut_coordinates(coordinates, 2, 3)
+        assert shown[1, 0, :, 2].tolist() == [2, 2, 2, 2, 3, 3]
+        assert beyond[0, 0].tolist() == [True, True, False, False, False, True]
+        assert float(coordinates[0, 0, 0, 2]) == 0
