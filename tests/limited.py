@@ -39,7 +39,7 @@ def predictor(ram: int | None) -> Predictor:
     recipe = recipe.model_copy(update={"stages": (coarse, fine.model_copy(update={"grid": grid}))})
     weights = {s.name: build_network(s, recipe, SCHEMA, 1).state_dict() for s in recipe.stages}
     bundle = Bundle(recipe, SCHEMA, ("CT",), weights, {})
-    return Predictor(bundle, CPU, limits=memory.Limits(CPU.place, ram))
+    return Predictor(bundle, CPU, limits=memory.Limits(CPU, ram))
 
 
 def scan() -> Volume:

@@ -29,6 +29,6 @@ def test_labels_are_the_cpu_s(keep: bool) -> None:
 def test_a_limit_of_gpu_memory_is_kept() -> None:
     gpu = Device(torch.device("cuda"), None)
     torch.cuda.reset_peak_memory_stats()
-    predictor = Predictor(untrained_bundle(3), gpu, limits=Limits(gpu.place, vram=1 << 30))
+    predictor = Predictor(untrained_bundle(3), gpu, limits=Limits(gpu, vram=1 << 30))
     predictor.predict(Case("a", tiny_case(0)[0]), keep=False)
     assert torch.cuda.max_memory_allocated() < 1 << 30

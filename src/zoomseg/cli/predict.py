@@ -66,7 +66,7 @@ def command(
     where = resolve(device)
     ram = free_ram() if max_ram is None else parse_bytes(max_ram)
     vram = None if max_vram is None else parse_bytes(max_vram)
-    predictor = Predictor(trained, where, atlas_of, Limits(where.place, ram, vram))
+    predictor = Predictor(trained, where, atlas_of, Limits(where, ram, vram))
     chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
     writable_directory(out)
     with display:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid, Index3
 from zoomseg.core.resample import PIECE_VOXELS
-from zoomseg.engine.device import give_back_memory, trim_memory
+from zoomseg.engine.device import Device, give_back_memory, trim_memory
 from zoomseg.engine.look import View
 from zoomseg.networks import build as networks
 from zoomseg.recipe.spec import Stage
@@ -85,10 +85,11 @@ class Work:
 class Limits:
     """At most ``ram`` bytes of main memory and ``vram`` of the GPU's, for the whole process; None: any."""
 
-    def __init__(self, place: torch.device, ram: int | None = None, vram: int | None = None) -> None:
-        self._place = place
+    def __init__(self, device: Device, ram: int | None = None, vram: int | None = None) -> None:
+        self._device = device
+        self._place = device.place
         self._ram = ram
-        self._vram = vram if place.type == "cuda" else None
+        self._vram = vram if device.place.type == "cuda" else None
 
     @property
     def any(self) -> bool:
@@ -105,8 +106,8 @@ class Limits:
         needed = reading + max(labels + PIECES, COPIES_OF_LABELS * labels)
         self._refuse_over(self._used_ram() + needed, self._ram, "main memory", "the scan and its label map")
 
-    def fit(self, view: View, work: Work, whole: bool, still_to_fill: int) -> View:
-        """The view with tiles that fit: the recipe's own, if they do.
+    def fit(self, view: View, work: Work, whole: bool, still_to_fill: int) -> tuple[View, int]:
+        """The view with tiles that fit: the recipe's own, if they do. And how many are computed together.
 
         Args:
             whole: whether the answer is kept as a whole.
@@ -116,16 +117,17 @@ class Limits:
             MemoryLimitError: not even the smallest tiles fit.
         """
         needed = math.inf
-        for tile in _tiles(view):
+        together = self._device.tiles_at_once(math.prod(view.stage.grid.tile))
+        for tile, count in ((view.stage.grid.tile, together), *((tile, 1) for tile in _tiles(view))):
             fitting = _with_tile(view, tile)
-            needed = stage_bytes(fitting, work, whole)
+            needed = stage_bytes(fitting, work, whole, count)
             if self._room(still_to_fill) >= needed:
-                return fitting
+                return fitting, count
             give_back_memory()  # short of it, hoarding freed blocks for speed is no longer wise
         limit, what = (self._vram, "GPU memory") if self._vram is not None else (self._ram, "main memory")
         used = self._used_vram() if self._vram is not None else self._used_ram() + still_to_fill
         self._refuse_over(used + needed, limit, what, f"stage '{view.stage.name}' with its smallest tiles")
-        return view
+        return view, 1
 
     def _room(self, still_to_fill: int) -> float:
         """Bytes that the work on this device may take."""
@@ -178,8 +180,9 @@ def _with_tile(view: View, tile: Index3) -> View:
     return View(view.stage.model_copy(update={"grid": grid}), view.grid, view.region)
 
 
-def stage_bytes(view: View, work: Work, whole: bool) -> int:
-    """What a stage takes beside what is there already; ``whole`` if its answer is kept as a whole."""
+def stage_bytes(view: View, work: Work, whole: bool, together: int) -> int:
+    """What a stage takes beside what is there already; ``whole`` if its answer is kept as a whole. So many
+    tiles are computed ``together``."""
     spec, box = view.stage.grid, view.region.box
     halo = networks.halo(view.stage.network, spec.padding)
     inner = [n - 2 * h for n, h in zip(spec.tile, halo, strict=True)]
@@ -189,7 +192,7 @@ def stage_bytes(view: View, work: Work, whole: bool) -> int:
     plane = 4 * (work.classes + 1) * (box.shape[0] + 2) * (box.shape[1] + 2)
     held = plane * min(inner[2], box.shape[2] + 2) + (2 * plane * (box.shape[2] + 2) if whole else 0)
     mask = 4 * box.voxels if view.region.mask is not None else 0
-    return round(FRAMEWORK * (image + tile + held + mask) + PIECES + FIRST_USE)
+    return round(FRAMEWORK * (image + together * tile + held + mask) + PIECES + FIRST_USE)
 
 
 def activation_bytes(work: Work, stage: Stage, tile: Index3) -> int:
@@ -208,8 +211,8 @@ def _smaller(stage: Stage, tile: Index3) -> Index3:
     divisor = networks.divisor(stage.network)
     if stage.grid.padding == "valid":
         return tile
-    i, j, k = (min(n, 2 * d) for n, d in zip(tile, divisor, strict=True))
-    return (i, j, k)
+    i, j, k = (min(n, d) for n, d in zip(tile, divisor, strict=True))
+    return (min(tile[0], 2 * i), j, k)  # instance norm needs two voxels where there are fewest
 
 
 class _Alive:

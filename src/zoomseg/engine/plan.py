@@ -237,7 +237,7 @@ def _two_stages(
     fine = specs.Stage(
         name="fine",
         roi=specs.DilatedForeground(of="coarse", radius_vox=round(radius, 2)),
-        grid=specs.FixedSpacing(mm=fine_mm, tile=fine_patch, overlap=0.4),
+        grid=specs.FixedSpacing(mm=fine_mm, tile=fine_patch, overlap=0.25),
         inputs=(specs.ImageInput(), specs.PriorInput(of="coarse")),
         network=fine_network,
         training=_training(recipe, fine_patch, recipe.batch, schema),

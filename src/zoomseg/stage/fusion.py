@@ -391,9 +391,15 @@ def _around(data: Tensor, source: Grid, target: Grid) -> tuple[Grid, Tensor]:
 
 
 def _contenders(data: Tensor) -> list[int]:
-    """The channels of ``[C, ...]`` that may be the highest somewhere between its voxels: no blend of them is
-    lower than a channel's lowest value, or higher than its highest; and the highest of C that sum to one has
-    at least 1/C."""
-    lowest, highest = data.amin(dim=(1, 2, 3)), data.amax(dim=(1, 2, 3))
-    needed = max(float(lowest.max()), 1 / data.shape[0]) - ROUNDING
-    return [int(c) for c in torch.nonzero(highest >= needed).flatten()]
+    """The channels of ``[C, ...]`` that may be the highest somewhere between its voxels, those that sum to
+    one in every voxel. A blend of voxels is no higher in any channel than the channel's highest; so the
+    winner of a blend is no lower than the most certain channel's lowest value, and than what all but the
+    k highest channels leave to these, divided by k."""
+    highest = data.amax(dim=(1, 2, 3))
+    falling, order = highest.sort(descending=True)
+    left = 1 - (falling.sum() - falling.cumsum(0))
+    needed = max(
+        float((left / torch.arange(1, len(falling) + 1, device=data.device)).max()),
+        float(data[order[0]].amin()),
+    )
+    return [int(c) for c in torch.nonzero(highest >= needed - ROUNDING).flatten()]

@@ -40,7 +40,7 @@ def work() -> Work:
 def limits(monkeypatch: pytest.MonkeyPatch, ram: int, used: int = 0) -> Limits:
     monkeypatch.setattr(Limits, "_used_ram", lambda self: used)
     monkeypatch.setattr(memory, "give_back_memory", lambda: None)
-    return Limits(torch.device("cpu"), ram)
+    return Limits(CPU, ram)
 
 
 @pytest.mark.parametrize(
@@ -85,28 +85,40 @@ def test_what_is_alive_at_once_is_counted_by_hand() -> None:
     assert found == 4 * 8**3 * ((1 + 4 + 8) + 3)
 
 
-def test_more_classes_more_voxels_and_a_kept_answer_need_more() -> None:
-    base = memory.stage_bytes(view(), work(), whole=False)
+def needs(seen: View, shown: Work | None = None, whole: bool = False, together: int = 1) -> int:
+    return memory.stage_bytes(seen, shown or work(), whole, together)
+
+
+def test_more_classes_more_voxels_more_tiles_and_a_kept_answer_need_more() -> None:
+    base = needs(view())
     many = Work(work().module, 3, 1, 100)
-    assert memory.stage_bytes(view(), many, whole=False) > base + 97 * 4 * 64 * 64 * 16
-    assert memory.stage_bytes(view(), work(), whole=True) > base + 2 * 3 * 4 * 64**3
-    assert memory.stage_bytes(view((64, 64, 64)), work(), whole=False) > base
+    assert needs(view(), many) > base + 97 * 4 * 64 * 64 * 16
+    assert needs(view(), whole=True) > base + 2 * 3 * 4 * 64**3
+    assert needs(view((64, 64, 64))) > base
+    tile = 4 * 2 * 3 * 32 * 32 * 16 + memory.activation_bytes(work(), FINE, (32, 32, 16))
+    assert needs(view(), together=3) == pytest.approx(base + 1.3 * 2 * tile, abs=2)
 
 
 def test_what_fits_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = view()
-    room = memory.stage_bytes(seen, work(), whole=False)
-    assert limits(monkeypatch, room + 8 * MB, used=5 * MB).fit(seen, work(), False, 3 * MB) is seen
+    room = needs(seen, together=8)  # of 32x32x16 voxels so many keep a CPU busy
+    assert limits(monkeypatch, room + 8 * MB, used=5 * MB).fit(seen, work(), False, 3 * MB) == (seen, 8)
+
+
+def test_tiles_are_computed_alone_before_they_are_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = view()
+    room = needs(seen, together=8) - 1
+    assert limits(monkeypatch, room + 8 * MB, used=5 * MB).fit(seen, work(), False, 3 * MB) == (seen, 1)
 
 
 def test_tiles_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = view()
-    smaller = view((16, 32, 16))
-    room = memory.stage_bytes(smaller, work(), whole=False)
-    assert room < memory.stage_bytes(seen, work(), whole=False)
-    fitted = limits(monkeypatch, room + 8 * MB, used=5 * MB).fit(seen, work(), False, 3 * MB)
+    room = needs(view((16, 32, 16)))
+    assert room < needs(seen)
+    fitted, together = limits(monkeypatch, room + 8 * MB, used=5 * MB).fit(seen, work(), False, 3 * MB)
     assert fitted.stage.grid.tile == (16, 32, 16)
     assert fitted.region is seen.region
+    assert together == 1
 
 
 def test_what_cannot_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,15 +144,15 @@ def test_a_scan_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_limit_asks_nothing() -> None:
-    assert not Limits(torch.device("cpu")).any
-    assert not Limits(torch.device("cpu"), vram=1).any  # there is no GPU to limit
-    assert Limits(torch.device("cpu"), ram=1).any
+    assert not Limits(CPU).any
+    assert not Limits(CPU, vram=1).any  # there is no GPU to limit
+    assert Limits(CPU, ram=1).any
 
 
 def test_a_limit_that_is_no_hindrance_changes_no_voxel() -> None:
     bundle, case = untrained_bundle(3), Case("a", tiny_case(0)[0])
     free = Predictor(bundle, CPU).predict(case, keep=False)
-    held = Predictor(bundle, CPU, limits=Limits(CPU.place, 64 * 1024**3)).predict(case, keep=False)
+    held = Predictor(bundle, CPU, limits=Limits(CPU, 64 * 1024**3)).predict(case, keep=False)
     assert torch.equal(free.labels.data, held.labels.data)
     assert [r.tile for r in held.records] == [s.grid.tile for s in bundle.recipe.stages]
 
