@@ -11,7 +11,15 @@ import click
 @click.argument("scans", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
 @click.option(
-    "-m", "--model", type=click.Path(path_type=Path), required=True, help="Model folder that `train` wrote."
+    "-m",
+    "--model",
+    "models",
+    metavar="MODEL",
+    multiple=True,
+    default=("abdomen-ct",),
+    show_default=True,
+    help="Folder that `train` wrote, or a model that comes with ZoomSeg. Given several times (the folds of a "
+    "cross-validation, say), all answer together.",
 )
 @click.option("--organs", help="Only these, separated by commas.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -27,7 +35,7 @@ import click
 def command(
     scans: tuple[Path, ...],
     out: Path,
-    model: Path,
+    models: tuple[str, ...],
     organs: str | None,
     device: str,
     max_ram: str | None,
@@ -61,12 +69,12 @@ def command(
     if twice:
         raise ScanError(f"two scans are called '{twice[0]}'; their results would overwrite each other")
     display = PredictionDisplay(Console(stderr=True), len(found), verbose)
-    trained = bundle.load(model)
+    trained, *others = (bundle.load(model) for model in models)
     atlas_of = atlases.of_model(trained, display.warn, display.register)
     where = resolve(device)
     ram = free_ram() if max_ram is None else parse_bytes(max_ram)
     vram = None if max_vram is None else parse_bytes(max_vram)
-    predictor = Predictor(trained, where, atlas_of, Limits(where, ram, vram))
+    predictor = Predictor(trained, where, atlas_of, Limits(where, ram, vram), others)
     chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
     writable_directory(out)
     with display:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -115,13 +115,16 @@ def trained_network(bundle: Bundle, stage: Stage) -> nn.Module:
     return module.float()
 
 
-def as_network(module: nn.Module, device: Device) -> Network:
-    """A trained module as the callable that ``Course`` drives."""
+def as_network(module: nn.Module, device: Device, *others: nn.Module) -> Network:
+    """A trained module as the callable that ``Course`` drives; of several, their mean probabilities."""
 
     def compute(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
         with torch.inference_mode(), device.autocast():
-            logits: Tensor = module(x_BCIJK.to(device.place))[0]
-            return _softmax(logits.float())
+            data = x_BCIJK.to(device.place)
+            answer = _softmax(module(data)[0].float())
+            for other in others:
+                answer += _softmax(other(data)[0].float())
+            return answer.div_(1 + len(others)) if others else answer
 
     return compute
 
@@ -230,29 +233,35 @@ class Predictor:
         device: Device,
         atlas_of: AtlasOf | None = None,
         limits: Limits | None = None,
+        others: Sequence[Bundle] = (),
     ) -> None:
         """
         Args:
             atlas_of: what gives a scan's atlas prior, instead of the model's own atlases.
             limits: how much memory the process may take.
+            others: models of the same recipe (of other folds, say) that answer together with this one: in
+                every stage, the probabilities of all are averaged.
 
         Raises:
-            ModelError: the weights do not fit the networks, or the model's atlases are missing.
+            ModelError: the weights do not fit the networks, the model's atlases are missing, or ``others``
+                look elsewhere or for something else.
             RecipeError: the recipe does not fit the model's labels and channels.
         """
         graph.validate_labels(bundle.recipe, bundle.schema)
+        for other in others:
+            _check_alike(bundle, other)
         self.bundle = bundle
         self.device = device
         self._atlas_of = atlas_of or atlases.of_model(bundle)
         self.limits = limits or Limits(device)
         self._modules = {
-            stage.name: networks.laid_out(
-                stage.network, trained_network(bundle, stage).to(device.place)
-            ).eval()
-            for stage in bundle.recipe.stages
+            name: nn.ModuleList(_ready(model, name, device) for model in (bundle, *others))
+            for name in (stage.name for stage in bundle.recipe.stages)
         }
-        self._counters = {name: networks.FlopCounter(module) for name, module in self._modules.items()}
-        self._networks = {name: as_network(module, device) for name, module in self._modules.items()}
+        self._counters = {name: networks.FlopCounter(modules) for name, modules in self._modules.items()}
+        self._networks = {
+            name: as_network(first, device, *rest) for name, (first, *rest) in self._modules.items()
+        }
 
     @property
     def channels(self) -> int:
@@ -302,7 +311,35 @@ class Predictor:
         schema, seen = self.bundle.schema, len(inputs.image_channels(stage.inputs, self.channels))
         read = input_channels(stage, self.bundle.recipe, schema, self.channels)
         classes = 1 + len(graph.resolve_labels(stage, schema))
-        return memory.Work(self._modules[stage.name], read, seen, classes)
+        return memory.Work(self._modules[stage.name][0], read, seen, classes)
+
+
+def _ready(bundle: Bundle, name: str, device: Device) -> nn.Module:
+    """A model's network of the stage of this name, as it predicts."""
+    stage = graph.stage_of(bundle.recipe, name)
+    return networks.laid_out(stage.network, trained_network(bundle, stage).to(device.place)).eval()
+
+
+def _check_alike(one: Bundle, other: Bundle) -> None:
+    """Whether two models can answer together: networks and training may differ, all else not.
+
+    Raises:
+        ModelError: naming what differs.
+    """
+
+    def shown(bundle: Bundle) -> dict[str, object]:
+        recipe = bundle.recipe.model_dump(exclude={"name", "description", "source", "stages"})
+        for stage in bundle.recipe.stages:
+            recipe[f"stage '{stage.name}'"] = stage.model_dump(exclude={"network", "training"})
+        return {"labels": bundle.schema, "channels": bundle.channel_names, **recipe}
+
+    ours, theirs = shown(one), shown(other)
+    for part in {**ours, **theirs}:
+        if ours.get(part) != theirs.get(part):
+            raise ModelError(
+                f"models that answer together must be of one recipe and have the same labels; the {part} of "
+                f"'{one.folder or one.recipe.name}' and '{other.folder or other.recipe.name}' differ"
+            )
 
 
 def cascade(

@@ -41,6 +41,12 @@ FORMAT = 1
 ATLASES = "atlases"
 """Where a model that needs them keeps its atlases, beside what is read and written here."""
 
+COME_WITH_ZOOMSEG = Path(__file__).parents[1] / "models"
+"""Folders of the models that are part of the package."""
+
+ABDOMEN_CT = "abdomen-ct"
+"""The model that predicts where none is named."""
+
 _INTEGER_TYPES = (torch.int64, torch.int32)
 _SHOWN_ITEMS = 12
 
@@ -132,13 +138,32 @@ def save(bundle: Bundle, path: Path, half: bool = False) -> None:
             file.unlink(missing_ok=True)
 
 
-def load(path: Path) -> Bundle:
-    """Read a model folder; floating-point weights come back as float32.
+def find(model: str | Path) -> Path:
+    """The folder of a model: a path, or the name of one that comes with ZoomSeg. A folder of that name in the
+    working directory goes first.
+
+    Raises:
+        ModelError: neither.
+    """
+    path = Path(model)
+    if path.exists() or len(path.parts) != 1:
+        return path
+    named = sorted(manifest.parent.name for manifest in COME_WITH_ZOOMSEG.glob("*/model.json"))
+    if str(model) in named:
+        return COME_WITH_ZOOMSEG / str(model)
+    raise ModelError(
+        f"no model folder at {model}, and none of that name comes with ZoomSeg (these do: {', '.join(named)})"
+    )
+
+
+def load(model: str | Path) -> Bundle:
+    """Read a model folder, given as in ``find``; floating-point weights come back as float32.
 
     Raises:
         ModelError: missing or damaged files, weights that do not match ``model.json``, names that leave
             the folder, or a format that a later ZoomSeg wrote.
     """
+    path = find(model)
     manifest = _read_manifest(path)
     weights = {stage: _read_weights(path, stage, entry) for stage, entry in manifest.weights.items()}
     labels = manifest.labels

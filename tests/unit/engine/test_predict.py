@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from untrained import untrained_bundle
 from zoomseg.core.case import Case, Prior
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
 from zoomseg.core.geometry import Box, Orientation
+from zoomseg.core.labels import LabelSchema
 from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
@@ -29,6 +30,7 @@ from zoomseg.engine.predict import (
     build_network,
     cascade,
     input_channels,
+    trained_network,
 )
 from zoomseg.recipe.spec import (
     ATLAS,
@@ -96,6 +98,10 @@ def drive(recipe: Recipe, coarse: Network, fine: Network, scan: Case | None = No
 
 def by_name(networks: Mapping[str, Network]) -> NetworkOf:
     return lambda view: networks[view.stage.name]
+
+
+def mean_of(networks: Sequence[Network]) -> Network:
+    return lambda x, tiles: torch.stack([network(x, tiles) for network in networks]).mean(dim=0)
 
 
 def with_stages(**changes: Mapping[str, object]) -> Recipe:
@@ -505,6 +511,44 @@ class TestPredictor:
         assert found.probabilities is not None
         assert expected.probabilities is not None
         assert torch.equal(found.probabilities.probabilities, expected.probabilities.probabilities)
+
+    def test_several_models_answer_together(self) -> None:
+        """Every stage gives the mean of what the networks say of the same input, earlier means included."""
+        bundles = [untrained_bundle(seed) for seed in (3, 4, 5)]
+        networks: dict[str, Network] = {}
+        for stage in bundles[0].recipe.stages:
+            modules = [trained_network(bundle, stage).eval() for bundle in bundles]
+            networks[stage.name] = mean_of([as_network(module, CPU) for module in modules])
+        expected = cascade(case(), bundles[0].recipe, SCHEMA, by_name(networks), CPU)
+        found = Predictor(bundles[0], CPU, others=bundles[1:]).predict(case())
+        alone = Predictor(bundles[0], CPU).predict(case())
+        for name, prior in found.priors.items():
+            torch.testing.assert_close(prior.probabilities, expected.priors[name].probabilities)
+            assert not torch.allclose(prior.probabilities, alone.priors[name].probabilities, atol=1e-3)
+        assert found.records[1].flops == 3 * alone.records[1].flops
+
+    def test_models_that_look_elsewhere_or_for_something_else_are_refused(self) -> None:
+        bundle = untrained_bundle()
+        coarse, fine = bundle.recipe.stages
+        grid = fine.grid.model_copy(update={"tile": (8, 8, 8)})
+        recipe = bundle.recipe.model_copy(update={"stages": (coarse, fine.model_copy(update={"grid": grid}))})
+        others = {
+            "stage 'fine'": replace(bundle, recipe=recipe),
+            "channels": replace(bundle, channel_names=("MR",)),
+            "labels": replace(bundle, schema=LabelSchema(SCHEMA.names, tuple(v + 1 for v in SCHEMA.values))),
+        }
+        for part, other in others.items():
+            with pytest.raises(ModelError, match=rf"^models that answer together .*; the {part} of '"):
+                Predictor(bundle, CPU, others=[other])
+
+    def test_networks_and_training_may_differ(self) -> None:
+        bundle = untrained_bundle()
+        longer = tuple(
+            s.model_copy(update={"training": s.training.model_copy(update={"iterations": 7})})
+            for s in bundle.recipe.stages
+        )
+        other = replace(bundle, recipe=bundle.recipe.model_copy(update={"stages": longer, "name": "b"}))
+        Predictor(bundle, CPU, others=[other])
 
     def test_wrong_number_of_channels(self) -> None:
         image = case().image

@@ -15,7 +15,7 @@ from safetensors.torch import save as safetensors_bytes
 from zoomseg.core.errors import ModelError, OutputError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io import bundle, files
-from zoomseg.io.bundle import JSON, Bundle, load, save
+from zoomseg.io.bundle import JSON, Bundle, find, load, save
 from zoomseg.recipe.spec import AtlasSpec, Downsample, Recipe, Stage, Training, UNet3D, Window
 
 
@@ -69,6 +69,24 @@ def assert_same(a: Bundle, b: Bundle) -> None:
 def test_a_saved_model_comes_back_exactly(tmp_path: Path) -> None:
     save(make(), tmp_path / "model")
     assert_same(load(tmp_path / "model"), make())
+
+
+def test_a_model_is_found_by_its_path_or_by_the_name_it_comes_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped, work = tmp_path / "models", tmp_path / "work"
+    save(make(), shipped / "torso-ct")
+    work.mkdir()
+    monkeypatch.setattr(bundle, "COME_WITH_ZOOMSEG", shipped)
+    monkeypatch.chdir(work)
+    assert find("torso-ct") == shipped / "torso-ct"
+    assert load("torso-ct").schema == make().schema
+    reason = r"^no model folder at torso-mr, and none of that name comes with ZoomSeg \(these do: torso-ct\)$"
+    with pytest.raises(ModelError, match=reason):
+        load("torso-mr")
+    assert find("elsewhere/torso-ct") == Path("elsewhere/torso-ct")  # a path is no name
+    (work / "torso-ct").mkdir()
+    assert find("torso-ct") == Path("torso-ct")  # one's own goes first
 
 
 def test_half_rounds_to_float16_and_loads_as_float32(tmp_path: Path) -> None:
