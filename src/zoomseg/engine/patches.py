@@ -32,10 +32,14 @@ class StageBatch:
     """Voxels of each class in the cases' regions."""
     grids: tuple[Grid, ...]
     stored: Mapping[str, Tensor]
+    annotated_BC: Tensor | None
+    """Which classes are annotated in the cases, as they are shown; None: all of them in every one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
+    """``cases`` are those of the whole batch, also where only a share of its patches is here."""
+
     cases: tuple[str, ...]
     stages: Mapping[str, StageBatch]
 
@@ -45,8 +49,18 @@ class _Patch:
     image_CIJK: Tensor
     target_IJK: Tensor
     counts_C: Tensor
+    annotated_C: Tensor
     grid: Grid
     stored: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Changes:
+    """What was drawn for one patch. ``extent`` is where the scan begins and ends (mm), if it is cut."""
+
+    spatial: augment.Spatial
+    tone: augment.Intensity
+    extent: tuple[float, float] | None
 
 
 class PatchSource:
@@ -76,27 +90,26 @@ class PatchSource:
         self._augmentation = training.augmentation if augmented else Augmentation()
         self._limits = recipe.intensity.output if isinstance(recipe.intensity, Window) else None
 
-    def draw(self, size: int, rng: np.random.Generator) -> Batch:
-        """``size`` patches. All randomness comes from ``rng``: equal generators, equal batches."""
+    def draw(self, size: int, rng: np.random.Generator, share: slice = slice(None)) -> Batch:
+        """``size`` patches, of which those of ``share`` are made. All randomness comes from ``rng``: equal
+        generators, equal batches, whatever the share."""
         if self._lead.training.distinct_cases:
             draws = self._sampler.draw_distinct(size, rng)
         else:
             draws = tuple(self._sampler.draw(rng) for _ in range(size))
-        examples = [self._example(draw, rng) for draw in draws]
+        changes = [self._changes(draw, rng) for draw in draws]
+        examples = [self._example(*drawn) for drawn in list(zip(draws, changes, strict=True))[share]]
         lead = self._packs[self._lead.name]
         stages = {s.name: _stack([e[s.name] for e in examples]) for s in self._stages}
         return Batch(tuple(lead[d.case].case for d in draws), stages)
 
-    def _example(self, draw: Draw, rng: np.random.Generator) -> dict[str, _Patch]:
-        packs = {s.name: self._packs[s.name][draw.case] for s in self._stages}
+    def _packs_of(self, draw: Draw) -> dict[str, Packed]:
+        return {s.name: self._packs[s.name][draw.case] for s in self._stages}
+
+    def _changes(self, draw: Draw, rng: np.random.Generator) -> _Changes:
+        packs = self._packs_of(draw)
         lead, frame = packs[self._lead.name], packs[self._stages[0].name].grid
-        drawn = lead.grid.world(draw.centre)
-        centres = {
-            s.name: _centre(s.training.patch, packs[s.name].grid, frame, drawn, self._stays_inside(s))
-            for s in self._stages
-        }
-        pivot = centres[self._stages[0].name]
-        change = augment.draw_spatial(self._augmentation, lead.spacing_mm, self._reach(packs), rng)
+        spatial = augment.draw_spatial(self._augmentation, lead.spacing_mm, self._reach(packs), rng)
         tone = augment.draw_intensity(self._augmentation, rng)
         extent = augment.draw_extent(
             self._augmentation,
@@ -104,13 +117,25 @@ class PatchSource:
             float(_mm(frame, lead.grid, np.array(draw.centre))[2]),
             rng,
         )
+        return _Changes(spatial, tone, extent)
+
+    def _example(self, draw: Draw, changes: _Changes) -> dict[str, _Patch]:
+        packs = self._packs_of(draw)
+        lead, frame = packs[self._lead.name], packs[self._stages[0].name].grid
+        drawn = lead.grid.world(draw.centre)
+        centres = {
+            s.name: _centre(s.training.patch, packs[s.name].grid, frame, drawn, self._stays_inside(s))
+            for s in self._stages
+        }
+        pivot = centres[self._stages[0].name]
+        change = changes.spatial
         out: dict[str, _Patch] = {}
         for s in self._stages:
             packed = packs[s.name]
             local = _local_grid(s, packed.spacing_mm, change.local(centres[s.name] - pivot))
             at = packed.grid.index(frame.world(pivot / np.array(frame.spacing_mm) - 0.5))
-            slices = None if extent is None else _slices(frame, packed.grid, extent)
-            out[s.name] = self._patch(s, packed, local, at, change, tone, slices)
+            slices = None if changes.extent is None else _slices(frame, packed.grid, changes.extent)
+            out[s.name] = self._patch(s, packed, local, at, change, changes.tone, slices)
         return out
 
     def _stays_inside(self, stage: Stage) -> bool:
@@ -151,10 +176,11 @@ class PatchSource:
         stored = {name: packed.prior_at(name, coordinates) for name in packed.priors}
         if change.mirrored:
             stored = {n: _swap_sides(data, packed.priors[n].labels) for n, data in stored.items()}
-        counts = torch.from_numpy(packed.counts)
+        counts, annotated = torch.from_numpy(packed.counts), torch.from_numpy(packed.annotated)
         if change.mirrored:
-            counts = counts[torch.from_numpy(self._tables[stage.name][: len(counts)]).long()]
-        return _Patch(image, target, counts, grid, stored)
+            swapped = torch.from_numpy(self._tables[stage.name][: len(counts)]).long()
+            counts, annotated = counts[swapped], annotated[swapped]
+        return _Patch(image, target, counts, annotated, grid, stored)
 
 
 def _mm(frame: Grid, grid: Grid, index: FloatArray) -> FloatArray:
@@ -201,10 +227,12 @@ def _swap_sides(probabilities_CIJK: Tensor, labels: tuple[str, ...]) -> Tensor:
 
 
 def _stack(patches: Sequence[_Patch]) -> StageBatch:
+    annotated_BC = torch.stack([p.annotated_C for p in patches])
     return StageBatch(
         torch.stack([p.image_CIJK for p in patches]),
         torch.stack([p.target_IJK for p in patches]),
         torch.stack([p.counts_C for p in patches]),
         tuple(p.grid for p in patches),
         {name: torch.stack([p.stored[name] for p in patches]) for name in patches[0].stored},
+        None if bool(annotated_BC.all()) else annotated_BC,
     )

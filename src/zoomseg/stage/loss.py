@@ -1,11 +1,15 @@
 """``loss``: how far logits are from the reference, over the voxels that count.
 
 Shapes: B batch, C classes, I J K voxels. Targets hold class indices, IGNORE where nothing counts.
+
+Where not every organ of a case was annotated, what looks like background is background or one of the organs
+left out, and the network is asked for no more than that: see ``merge_unannotated``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,21 +18,61 @@ from torch import Tensor
 from zoomseg.core.labels import IGNORE
 from zoomseg.recipe.spec import DiceCrossEntropy, LossSpec, SoftDice, WeightedCrossEntropy
 
+Total = Callable[[Tensor], Tensor]
+"""From a sum over the patches that are here to that over the whole batch, where a batch is shared among
+processes. Losses are formulas of such sums, so that they are the same however a batch is shared."""
 
-def compute(spec: LossSpec, logits: Sequence[Tensor], target_BIJK: Tensor, counts_BC: Tensor) -> Tensor:
+
+def all_here(part: Tensor) -> Tensor:
+    """The total where the whole batch is here."""
+    return part
+
+
+def compute(
+    spec: LossSpec,
+    logits: Sequence[Tensor],
+    target_BIJK: Tensor,
+    counts_BC: Tensor,
+    total: Total = all_here,
+    annotated_BC: Tensor | None = None,
+) -> Tensor:
     """Loss over all supervision levels, each half as heavy as the finer one, weights summing to one.
 
     Args:
         logits: ``[B, C, I, J, K]`` at the target's resolution first, then coarser ones.
         target_BIJK: class indices (uint8); IGNORE where a voxel does not count.
-        counts_BC: voxels of each class in the candidate regions that the patches were drawn from.
+        counts_BC: voxels of each class in the candidate regions that the patches were drawn from; those of
+            organs that are not annotated are the background's.
+        total: called equally often, in the same order, by all processes that share a batch.
+        annotated_BC: which classes are annotated in the patches' cases (bool, background always); None: all.
     """
     weights = [0.5**n for n in range(len(logits))]
-    total = torch.zeros((), device=target_BIJK.device)
+    loss = torch.zeros((), device=target_BIJK.device)
     for weight, level_BCIJK in zip(weights, logits, strict=True):
         target = shrink_target(target_BIJK, tuple(level_BCIJK.shape[2:])).long()
-        total = total + weight / sum(weights) * _level(spec, level_BCIJK.float(), target, counts_BC)
-    return total
+        whole_BCIJK = level_BCIJK.float()
+        if annotated_BC is not None:
+            whole_BCIJK = merge_unannotated(whole_BCIJK, annotated_BC)
+        loss = loss + weight / sum(weights) * _level(spec, whole_BCIJK, target, counts_BC, total)
+    return loss
+
+
+def merge_unannotated(logits_BCIJK: Tensor, annotated_BC: Tensor) -> Tensor:
+    """Logits whose softmax has, case by case, the probabilities of the classes that are not annotated added
+    to the background's, and zero in their place: the merged background of Fang & Yan 2020 and the marginal
+    loss of Shi et al. 2021.
+
+    Every loss of them is then a marginal one. A background voxel costs -log(p_0 + the sum of the unannotated
+    p_u); an unannotated organ has neither overlap nor size in a Dice, which is left to the cases in which it
+    is annotated. Cases that are annotated completely keep their logits to the last bit.
+    """
+    annotated = annotated_BC.to(logits_BCIJK.device)[:, :, None, None, None]
+    others = annotated.clone()
+    others[:, 0] = False
+    background_BIJK = logits_BCIJK.masked_fill(others, -math.inf).logsumexp(dim=1)
+    # Not minus infinity, which a gradient may multiply by zero.
+    known_BCIJK = logits_BCIJK.masked_fill(~annotated, torch.finfo(logits_BCIJK.dtype).min)
+    return torch.cat([background_BIJK[:, None], known_BCIJK[:, 1:]], dim=1)
 
 
 def shrink_target(target_BIJK: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -42,18 +86,22 @@ def shrink_target(target_BIJK: Tensor, shape: tuple[int, ...]) -> Tensor:
     return target_BIJK
 
 
-def _level(spec: LossSpec, logits_BCIJK: Tensor, target_BIJK: Tensor, counts_BC: Tensor) -> Tensor:
-    if not bool((target_BIJK != IGNORE).any()):
+def _level(
+    spec: LossSpec, logits_BCIJK: Tensor, target_BIJK: Tensor, counts_BC: Tensor, total: Total
+) -> Tensor:
+    counted = total((target_BIJK != IGNORE).sum())
+    if not bool(counted):
         return logits_BCIJK.sum() * 0.0  # nothing counts: zero, with a gradient of zero
     match spec:
         case WeightedCrossEntropy():
-            return weighted_cross_entropy(logits_BCIJK, target_BIJK, counts_BC)
+            return weighted_cross_entropy(logits_BCIJK, target_BIJK, counts_BC, total)
         case DiceCrossEntropy():
-            return spec.cross_entropy_weight * F.cross_entropy(
-                logits_BCIJK, target_BIJK, ignore_index=IGNORE
-            ) + spec.dice_weight * soft_dice_loss(logits_BCIJK, target_BIJK)
+            cost = F.cross_entropy(logits_BCIJK, target_BIJK, ignore_index=IGNORE, reduction="sum")
+            entropy = total(cost) / counted
+            dice = soft_dice_loss(logits_BCIJK, target_BIJK, total)
+            return spec.cross_entropy_weight * entropy + spec.dice_weight * dice
         case SoftDice():
-            return 1 - soft_dice(logits_BCIJK, target_BIJK)[0].mean()
+            return 1 - soft_dice(logits_BCIJK, target_BIJK, total)[0].mean()
 
 
 def class_weights(counts_C: Tensor) -> Tensor:
@@ -63,14 +111,16 @@ def class_weights(counts_C: Tensor) -> Tensor:
     return (1 - counts / counts.sum()) / (len(counts) - 1)
 
 
-def weighted_cross_entropy(logits_BCIJK: Tensor, target_BIJK: Tensor, counts_BC: Tensor) -> Tensor:
+def weighted_cross_entropy(
+    logits_BCIJK: Tensor, target_BIJK: Tensor, counts_BC: Tensor, total: Total = all_here
+) -> Tensor:
     """-1/N sum_k lambda_k sum_{x in S_k} log p_k(x) (Roth et al. 2018, equation 4)."""
-    weights = class_weights(counts_BC.sum(dim=0)).to(logits_BCIJK.device)
-    total = F.cross_entropy(logits_BCIJK, target_BIJK, weights, ignore_index=IGNORE, reduction="sum")
-    return total / (target_BIJK != IGNORE).sum()
+    weights = class_weights(total(counts_BC.sum(dim=0))).to(logits_BCIJK.device)
+    cost = F.cross_entropy(logits_BCIJK, target_BIJK, weights, ignore_index=IGNORE, reduction="sum")
+    return total(cost) / total((target_BIJK != IGNORE).sum())
 
 
-def soft_dice(logits_BCIJK: Tensor, target_BIJK: Tensor) -> tuple[Tensor, Tensor]:
+def soft_dice(logits_BCIJK: Tensor, target_BIJK: Tensor, total: Total = all_here) -> tuple[Tensor, Tensor]:
     """Soft Dice ``[C]`` of every class over the whole batch, background included, and the reference's
     voxels of it. A class that the batch lacks has a Dice of zero, and no gradient."""
     counts = (target_BIJK != IGNORE)[:, None]
@@ -78,13 +128,13 @@ def soft_dice(logits_BCIJK: Tensor, target_BIJK: Tensor) -> tuple[Tensor, Tensor
     safe = torch.where(target_BIJK == IGNORE, 0, target_BIJK)
     truth = torch.zeros_like(probabilities).scatter_(1, safe[:, None], 1.0) * counts
     axes = (0, 2, 3, 4)
-    overlap, sizes = (probabilities * truth).sum(axes), truth.sum(axes)
-    return 2 * overlap / (probabilities.sum(axes) + sizes).clamp_min(1e-5), sizes
+    overlap, sizes = total((probabilities * truth).sum(axes)), total(truth.sum(axes))
+    return 2 * overlap / (total(probabilities.sum(axes)) + sizes).clamp_min(1e-5), sizes
 
 
-def soft_dice_loss(logits_BCIJK: Tensor, target_BIJK: Tensor) -> Tensor:
+def soft_dice_loss(logits_BCIJK: Tensor, target_BIJK: Tensor, total: Total = all_here) -> Tensor:
     """One minus the soft Dice over the whole batch, averaged over the foreground classes in it."""
-    dice, sizes = (x[1:] for x in soft_dice(logits_BCIJK, target_BIJK))
+    dice, sizes = (x[1:] for x in soft_dice(logits_BCIJK, target_BIJK, total))
     present = sizes > 0
     if not bool(present.any()):
         return logits_BCIJK.sum() * 0.0
