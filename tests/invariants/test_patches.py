@@ -87,6 +87,7 @@ def packed(
         stored(folder, f"{name}-labels", labels[box.slices]),
         candidates,
         np.bincount(labels[labels != IGNORE], minlength=3),
+        np.ones(3, dtype=bool),
         priors or {},
     )
 

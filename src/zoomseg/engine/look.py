@@ -34,6 +34,8 @@ class Scan:
     labels: LabelMap | None
     orientation: Orientation
     """How the scan's own axes become canonical; its inverse brings labels back."""
+    annotated: frozenset[str] | None = None
+    """The labels that were drawn in it; None means all of them. ``labels`` holds no others."""
 
     @property
     def image(self) -> Volume:
@@ -58,10 +60,21 @@ class View:
 def prepare(case: Case, recipe: Recipe, place: torch.device | None = None) -> Scan:
     """``place``: where the voxels are to be; None: where they are."""
     orientation = Orientation.to_canonical(case.image.grid)
-    labels = None if case.labels is None else case.labels.reoriented(orientation)
+    labels = None if case.labels is None else _drawn(case.labels, case.annotated).reoriented(orientation)
     raw = case.image if place is None else Volume(case.image.data.to(place), case.image.grid)
     normalisation = inputs.normalisation(recipe.intensity, raw)
-    return Scan(case.id, raw, normalisation, orientation.grid(case.image.grid), labels, orientation)
+    grid = orientation.grid(case.image.grid)
+    return Scan(case.id, raw, normalisation, grid, labels, orientation, case.annotated)
+
+
+def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
+    """Without voxels of labels that, it is said, were not drawn: sketches or mistakes, they are no reference.
+    They become background, which in such a case means background or any of these labels."""
+    if annotated is None or annotated.issuperset(labels.schema.names):
+        return labels
+    left_out = [labels.schema.class_of(name) for name in labels.schema.names if name not in annotated]
+    erased = torch.isin(labels.data, torch.tensor(left_out, dtype=labels.data.dtype))
+    return LabelMap(labels.data.masked_fill(erased, 0), labels.grid, labels.schema)
 
 
 def view(stage: Stage, recipe: Recipe, scan: Scan, priors: Mapping[str, Prior]) -> View | None:

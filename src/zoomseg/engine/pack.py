@@ -50,6 +50,9 @@ class Packed:
     candidates: sampler.Candidates
     counts: npt.NDArray[np.int64]
     """Voxels of each class in the region (``[1 + labels]``)."""
+    annotated: npt.NDArray[np.bool_]
+    """Which classes were drawn in this case (``[1 + labels]``, background always). Voxels of the others are
+    background in ``labels`` and in ``counts``."""
     priors: Mapping[str, StoredPrior]
 
     @property
@@ -116,6 +119,7 @@ def pack(
         ChunkedArray.open(folder / f"{stem}-labels.b2nd"),
         sampler.list_candidates(target, inside, box.start, rng),
         np.bincount(target[inside & (target != IGNORE)], minlength=1 + len(labels)),
+        np.array([True, *(scan.annotated is None or name in scan.annotated for name in labels)]),
         _store_priors(stage, priors, stem, folder),
     )
 
@@ -146,7 +150,9 @@ def reference_priors(recipe: Recipe, names: tuple[str, ...], scan: look.Scan) ->
     """What stages would say if they were right: the reference on their grids, as probabilities.
 
     Regions of stages that are trained together with those they depend on are placed by these, as the
-    earlier stages know nothing yet.
+    earlier stages know nothing yet. No network is shown them. In a case that is annotated in part, they know
+    what is annotated: a region lies around that, and around nothing (see ``on_missing``) where it would lie
+    around other labels alone.
     """
     assert scan.labels is not None
     out: dict[str, Prior] = {}

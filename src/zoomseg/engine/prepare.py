@@ -27,6 +27,25 @@ Finished = Callable[[str], Mapping[str, nn.Module]]
 """The finished stages' networks, by stage name, that answer for a case."""
 
 
+def check_annotated(dataset: Dataset, ids: Sequence[str], stage: str, labels: Sequence[str]) -> None:
+    """Refuse a label that no case teaches: the network would be free to find it anywhere.
+
+    Args:
+        ids: of the cases that ``stage`` learns from.
+        labels: what it predicts.
+
+    Raises:
+        TrainingError: naming the label.
+    """
+    drawn = [case.annotated for case in dataset.cases if case.id in ids]
+    for label in labels:
+        if all(own is not None and label not in own for own in drawn):
+            raise TrainingError(
+                f"label '{label}' is annotated in none of the {len(ids)} cases that stage '{stage}' learns "
+                "from; add a case in which it is, or take it out of the labels"
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class Packs:
     """By stage name, the cases in one order."""
@@ -60,7 +79,8 @@ class Preparation:
         """Sample every case on the grids of the unit's stages.
 
         Stages trained apart from those they follow look where these, finished, found something;
-        stages that run together look where the reference says.
+        stages that run together look where the reference says. A case in which none of the labels that are
+        being learned is annotated has nothing to teach, and is left out.
 
         Raises:
             InterruptedTrainingError: ``stop`` was set.
@@ -68,10 +88,17 @@ class Preparation:
         """
         ids = [*train, *validation]
         kept: dict[str, dict[str, pack.Packed]] = {}
+        learned = {label for name in unit.trained for label in self.labels[name]}
+        drawn = {case.id: case.annotated for case in self.dataset.cases}
         for done, case_id in enumerate(ids):
             if stop.is_set():
                 raise InterruptedTrainingError("stopped while preparing the data; go on with --resume")
             self.observer.preparing(unit.lead.name, done, len(ids))
+            if learned.isdisjoint(learned if (own := drawn[case_id]) is None else own):
+                self.observer.message(
+                    f"{case_id}: no label of stage '{unit.lead.name}' is annotated; left out"
+                )
+                continue
             packed = self._pack_case(unit, case_id, finished(case_id), len(kept))
             if packed is None:
                 self.observer.message(f"{case_id}: stage '{unit.lead.name}' has nowhere to look; left out")

@@ -26,7 +26,7 @@ from zoomseg.engine.device import Device
 from zoomseg.engine.log import Log, Observer, Row, RunningDice
 from zoomseg.engine.patches import Batch, PatchSource
 from zoomseg.engine.predict import build_network
-from zoomseg.engine.prepare import Packs, Preparation
+from zoomseg.engine.prepare import Packs, Preparation, check_annotated
 from zoomseg.engine.schedule import Length
 from zoomseg.engine.stop import InterruptedTrainingError, stop_signals
 from zoomseg.engine.transfer import Transfer
@@ -133,6 +133,9 @@ class _Run:
         self.schemas = {name: LabelSchema.consecutive(labels) for name, labels in self.labels.items()}
         self.labels[ATLAS] = dataset.schema.names
         self.atlas_of: atlases.AtlasOf | None = None
+        for part in self.parts:
+            for name in part.trained:
+                check_annotated(dataset, self._taught_by(part), name, self.labels[name])
         for stage in recipe.stages:
             _check_shapes(stage)
         for unit in graph.training_units(recipe):
@@ -308,9 +311,8 @@ class _Run:
                 saved = time.monotonic()
 
     def _pack(self, unit: Unit) -> Packs:
-        half = self.parts[unit.index].half
-        train = self.split.train if half is None else self.halves[half]
-        validation = self.split.validation if half is None else ()
+        part = self.parts[unit.index]
+        validation = self.split.validation if part.half is None else ()
         preparation = Preparation(
             self.dataset,
             self.recipe,
@@ -321,7 +323,11 @@ class _Run:
             self.observer,
             self.atlas_of,
         )
-        return preparation.packs(unit, train, validation, self._answering, self.stop)
+        return preparation.packs(unit, self._taught_by(part), validation, self._answering, self.stop)
+
+    def _taught_by(self, part: _Part) -> tuple[str, ...]:
+        """The cases that a part learns from."""
+        return self.split.train if part.half is None else self.halves[part.half]
 
     def _answering(self, case: str) -> Mapping[str, nn.Module]:
         """The finished networks that answer for a case: of stages that have copies, the one that did not

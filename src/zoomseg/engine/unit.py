@@ -102,8 +102,7 @@ class Unit:
         self.optimiser.step()
         self._average()
         if measure:
-            for name in self.trained:
-                dice[name].add(*overlaps(answers[name], batch.stages[name].target_BIJK))
+            self._measure(answers, batch, dice)
         return {name: float(value.detach()) for name, value in losses.items()}
 
     def forward(
@@ -124,7 +123,11 @@ class Unit:
             if stage.name in self.trained:
                 target = data.target_BIJK.to(self.device.place)
                 losses[stage.name] = loss.compute(
-                    stage.training.loss, logits, _answered(target, tuple(logits[0].shape[2:])), data.counts_BC
+                    stage.training.loss,
+                    logits,
+                    _answered(target, tuple(logits[0].shape[2:])),
+                    data.counts_BC,
+                    annotated_BC=data.annotated_BC,
                 )
             answers[stage.name] = logits[0].float().softmax(dim=1)
         return losses, answers
@@ -143,7 +146,7 @@ class Unit:
                 losses, answers = self.forward(batch, modules)
                 for name in self.trained:
                     sums[name] += float(losses[name]) / len(batches)
-                    dice[name].add(*overlaps(answers[name], batch.stages[name].target_BIJK))
+                self._measure(answers, batch, dice)
         return sums
 
     def finished(self) -> dict[str, nn.Module]:
@@ -160,6 +163,12 @@ class Unit:
         if self.device.place.type == "cpu" and 2 <= size <= 2 * factor:
             return torch.autocast("cpu", enabled=False)
         return self.device.autocast()
+
+    def _measure(self, answers: Mapping[str, Tensor], batch: Batch, dice: Mapping[str, RunningDice]) -> None:
+        """Tell ``dice`` of every trained stage about a batch."""
+        for name in self.trained:
+            data = batch.stages[name]
+            dice[name].add(*overlaps(answers[name], data.target_BIJK, data.annotated_BC))
 
     def _assemble(
         self, stage: Stage, data: StageBatch, batch: Batch, answers: Mapping[str, Tensor]
@@ -207,12 +216,23 @@ class _Averaged(nn.Module):
         return answer
 
 
-def overlaps(probabilities_BCIJK: Tensor, target_BIJK: Tensor) -> tuple[list[float], list[float]]:
-    """Per class: voxels where the argmax and the target agree, and both sizes summed."""
+def overlaps(
+    probabilities_BCIJK: Tensor, target_BIJK: Tensor, annotated_BC: Tensor | None = None
+) -> tuple[list[float], list[float]]:
+    """Per class: voxels where the argmax and the target agree, and both sizes summed. An organ that is found
+    where it is not annotated counts as background, as its voxels do in the target.
+
+    Args:
+        annotated_BC: which classes are annotated in the patches' cases; None: all.
+    """
     classes = probabilities_BCIJK.shape[1]
     target = _answered(target_BIJK, tuple(probabilities_BCIJK.shape[2:])).to(probabilities_BCIJK.device)
     counts = target != IGNORE
-    guess, truth = probabilities_BCIJK.argmax(dim=1)[counts], target[counts].long()
+    found_BIJK = probabilities_BCIJK.argmax(dim=1)
+    if annotated_BC is not None:
+        known = annotated_BC.to(found_BIJK.device).gather(1, found_BIJK.flatten(1))
+        found_BIJK = found_BIJK * known.view_as(found_BIJK)
+    guess, truth = found_BIJK[counts], target[counts].long()
     overlap = torch.bincount(truth[guess == truth], minlength=classes)
     size = torch.bincount(truth, minlength=classes) + torch.bincount(guess, minlength=classes)
     return overlap.tolist(), size.tolist()
