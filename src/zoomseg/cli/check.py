@@ -49,6 +49,7 @@ def command(dataset: Path, out: Path | None) -> int:
     with _progress("Checking", len(opened.cases)) as step:
         report = audit(opened, step)
     _show_findings(console, report.findings)
+    _show_annotation(console, opened)
     _show_summary(console, opened, report)
     if out is None:
         return 1 if report.errors else 0
@@ -89,6 +90,19 @@ def _show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
         fix = "leaves out" if finding.leaves_out else "mends" if finding.fixable else "-"
         table.add_row(case, severity, kind, message, fix)
     console.print(table)
+
+
+def _show_annotation(console: Console, dataset: Dataset) -> None:
+    """Where some cases are annotated in part: how many teach, and score, each label."""
+    from zoomseg.io.audit import annotated_cases
+
+    labelled = sum(case.labels is not None for case in dataset.cases)
+    counts = annotated_cases(dataset)
+    if all(count == labelled for count in counts.values()):
+        return
+    text = ", ".join(f"{name} {count}" for name, count in counts.items())
+    text = f"of {labelled} labelled cases, annotated: {text}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_summary(console: Console, dataset: Dataset, report: Report) -> None:

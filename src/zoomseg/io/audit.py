@@ -54,7 +54,9 @@ Kind = Literal[
     "geometry",
     "unknown_values",
     "empty_labels",
+    "drawn_unannotated",
     "absent_label",
+    "never_annotated",
     "duplicate",
     "left_right",
 ]
@@ -137,11 +139,21 @@ def audit(dataset: Dataset, progress: Callable[[str], None] | None = None) -> Re
         if progress is not None:
             progress(case.id)
     findings = [f for fact in facts for f in fact.findings]
-    findings += _absent_labels(dataset.schema, facts)
+    findings += _absent_labels(dataset, facts)
     findings += _duplicates(facts)
     findings += _sides(facts)
     order = {case: i for i, case in enumerate(dataset.ids)}
     return Report(tuple(sorted(findings, key=lambda f: order.get(f.case, -1))))
+
+
+def annotated_cases(dataset: Dataset) -> dict[str, int]:
+    """By label, in how many of the labelled cases it is annotated."""
+    labelled = [case for case in dataset.cases if case.labels is not None]
+    return {name: sum(_annotates(case, name) for case in labelled) for name in dataset.schema.names}
+
+
+def _annotates(case: CaseFiles, label: str) -> bool:
+    return case.annotated is None or label in case.annotated
 
 
 def _audit_case(dataset: Dataset, case: CaseFiles) -> _Facts:
@@ -150,7 +162,7 @@ def _audit_case(dataset: Dataset, case: CaseFiles) -> _Facts:
     if case.labels is None:
         facts.add("error", "missing_labels", "no label file for this image", fixable=True)
     else:
-        _audit_labels(dataset, case.labels, image, facts)
+        _audit_labels(dataset, case, case.labels, image, facts)
     return facts
 
 
@@ -234,7 +246,7 @@ def _can_snap(image: Grid, other: Grid) -> bool:
     return image.distance_mm(other) < SNAP_VOXELS * min(image.spacing_mm)
 
 
-def _audit_labels(dataset: Dataset, path: Path, image: Grid | None, facts: _Facts) -> None:
+def _audit_labels(dataset: Dataset, case: CaseFiles, path: Path, image: Grid | None, facts: _Facts) -> None:
     name = _name(path, dataset)
     if not path.is_file():
         facts.add("error", "missing_labels", f"{name}: no such file", fixable=True)
@@ -262,6 +274,10 @@ def _audit_labels(dataset: Dataset, path: Path, image: Grid | None, facts: _Fact
     ).hexdigest()
     value_of = dict(zip(schema.names, schema.values, strict=True))
     facts.present = frozenset(name for name, value in value_of.items() if value in found)
+    sketched = [n for n in schema.names if n in facts.present and not _annotates(case, n)]
+    if sketched:
+        message = f"{name}: has voxels of {', '.join(sketched)}, not listed as annotated in this case"
+        facts.add("warning", "drawn_unannotated", f"{message}; they are not used")
     for left, right in _left_right_pairs(schema):
         if {left, right} <= facts.present:
             x = [_centre_x_mm(values == value_of[name], grid) for name in (left, right)]
@@ -290,13 +306,16 @@ def _left_right_pairs(schema: LabelSchema) -> tuple[tuple[str, str], ...]:
 # --- findings that need all cases -----------------------------------------------------------------
 
 
-def _absent_labels(schema: LabelSchema, facts: Iterable[_Facts]) -> list[Finding]:
+def _absent_labels(dataset: Dataset, facts: Iterable[_Facts]) -> list[Finding]:
     present = frozenset().union(*(f.present for f in facts))
-    return [
-        Finding("", "warning", "absent_label", f"label '{name}' occurs in no case")
-        for name in schema.names
-        if name not in present
-    ]
+    findings = []
+    for name in dataset.schema.names:
+        if not any(_annotates(case, name) for case in dataset.cases):
+            message = f"label '{name}' is annotated in no case: it cannot be learned"
+            findings.append(Finding("", "error", "never_annotated", message))
+        elif name not in present:
+            findings.append(Finding("", "warning", "absent_label", f"label '{name}' occurs in no case"))
+    return findings
 
 
 def _duplicates(facts: Iterable[_Facts]) -> list[Finding]:

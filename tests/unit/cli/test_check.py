@@ -43,6 +43,14 @@ def test_clean(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "2 cases, 1 channel(s), 1 label(s): nothing wrong\n"
 
 
+def test_partly_annotated(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    description = json.loads((root / "dataset.json").read_text())
+    partly = {"labels": {"background": 0, "liver": 1, "tail[s]": 2}, "cases": {"b": {"annotated": ["liver"]}}}
+    (root / "dataset.json").write_text(json.dumps(description | partly))
+    assert run(root) == 0
+    assert "of 2 labelled cases, annotated: liver 2, tail[s] 1\n" in capsys.readouterr().out
+
+
 def test_warnings_alone_exit_with_zero(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(root / "labelsTr" / "b.nii.gz", np.zeros(SHAPE, dtype=np.uint8))
     assert run(root) == 0

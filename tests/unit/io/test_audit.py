@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from zoomseg.core.errors import DatasetError, OutputError
-from zoomseg.io.audit import Finding, Report, audit, repair
+from zoomseg.io.audit import Finding, Report, annotated_cases, audit, repair
 from zoomseg.io.dataset import open_dataset
 
 SHAPE = (24, 10, 8)
@@ -322,6 +322,28 @@ def test_description_is_carried_over(root: Path, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert written["licence"] == "CC0"
     assert written["numTraining"] == 2
+
+
+def test_how_many_cases_annotate_a_label_is_counted(root: Path) -> None:
+    describe(root, cases={"a": {"annotated": ["left kidney"]}, "b": {"annotated": ["left kidney", "liver"]}})
+    counts = annotated_cases(open_dataset(root))
+    assert counts == {name: {"left kidney": 3, "liver": 2}.get(name, 1) for name in counts}
+    (root / "labelsTr" / "b.nii.gz").unlink()
+    assert annotated_cases(open_dataset(root))["liver"] == 1
+
+
+def test_voxels_of_a_label_that_is_not_annotated_are_named(root: Path) -> None:
+    describe(root, cases={"b": {"annotated": ["liver"]}})
+    finding = only(check(root))
+    assert (finding.severity, finding.kind, finding.fixable) == ("warning", "drawn_unannotated", False)
+    assert "labelsTr/b.nii.gz: has voxels of left kidney, right_kidney, not listed" in finding.message
+
+
+def test_a_label_that_no_case_annotates_cannot_be_learned(root: Path) -> None:
+    describe(root, cases={case: {"annotated": ["left kidney", "right_kidney"]} for case in CASES})
+    (error,) = check(root).errors
+    assert (error.case, error.kind) == ("", "never_annotated")
+    assert "label 'liver' is annotated in no case" in error.message
 
 
 def test_plain_folders_become_nnunet_raw(tmp_path: Path) -> None:
