@@ -18,6 +18,10 @@ from torch import Tensor
 from zoomseg.core.labels import IGNORE
 from zoomseg.recipe.spec import DiceCrossEntropy, LossSpec, SoftDice, WeightedCrossEntropy
 
+_NEVER = -1e6
+"""Logit of a class that is out of the question: its probability is zero to the last bit, and yet sums of such
+logits are finite, so that zero times one is zero."""
+
 Total = Callable[[Tensor], Tensor]
 """From a sum over the patches that are here to that over the whole batch, where a batch is shared among
 processes. Losses are formulas of such sums, so that they are the same however a batch is shared."""
@@ -70,8 +74,7 @@ def merge_unannotated(logits_BCIJK: Tensor, annotated_BC: Tensor) -> Tensor:
     others = annotated.clone()
     others[:, 0] = False
     background_BIJK = logits_BCIJK.masked_fill(others, -math.inf).logsumexp(dim=1)
-    # Not minus infinity, which a gradient may multiply by zero.
-    known_BCIJK = logits_BCIJK.masked_fill(~annotated, torch.finfo(logits_BCIJK.dtype).min)
+    known_BCIJK = logits_BCIJK.masked_fill(~annotated, _NEVER)
     return torch.cat([background_BIJK[:, None], known_BCIJK[:, 1:]], dim=1)
 
 

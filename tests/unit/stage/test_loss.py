@@ -175,6 +175,116 @@ class TestCompute:
         assert loss.compute(DiceCrossEntropy(), [logits], line([0, 1, 2, 2]), COUNTS).dtype == torch.float32
 
 
+LOSSES = [WeightedCrossEntropy(), DiceCrossEntropy(), SoftDice()]
+PARTLY = torch.tensor([[True, True, False]])
+"""One case, in which class 2 of 0, 1, 2 is not annotated."""
+
+
+class TestPartialAnnotation:
+    """Background of a case is background or any organ that is not annotated in it."""
+
+    P = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.7, 0.2], [0.2, 0.2, 0.6]], dtype=torch.float64)
+    """Probabilities of three voxels; the reference says 0, 1, 0."""
+    TARGET = line([0, 1, 0])
+
+    def logits(self) -> torch.Tensor:
+        return self.P.log().T.reshape(1, 3, 3, 1, 1).requires_grad_()
+
+    def gradient(self, spec: LossSpec, annotated_BC: torch.Tensor | None = PARTLY) -> torch.Tensor:
+        """``[voxels, classes]``."""
+        logits = self.logits()
+        value = loss.compute(spec, [logits], self.TARGET, COUNTS, annotated_BC=annotated_BC)
+        (found,) = torch.autograd.grad(value, logits)
+        return found.reshape(3, 3).T
+
+    def test_probabilities_of_what_is_not_annotated_are_the_backgrounds(self) -> None:
+        merged = loss.merge_unannotated(self.logits().detach(), PARTLY).softmax(dim=1).reshape(3, 3).T
+        expected = [[0.8, 0.2, 0], [0.3, 0.7, 0], [0.8, 0.2, 0]]
+        torch.testing.assert_close(merged, torch.tensor(expected, dtype=torch.float64))
+        assert (merged[:, 2] == 0).all()
+
+    def test_cross_entropy_by_hand(self) -> None:
+        spec = DiceCrossEntropy(dice_weight=0)
+        value = loss.compute(spec, [self.logits()], self.TARGET, COUNTS, annotated_BC=PARTLY)
+        assert float(value.detach()) == pytest.approx(-(2 * math.log(0.8) + math.log(0.7)) / 3)
+
+    def test_gradient_of_the_cross_entropy_by_hand(self) -> None:
+        # Where the reference is background: p_j - p_j / (p_0 + p_2) for classes 0 and 2, p_1 for class 1.
+        # Both logits are raised, each by what the network thinks of it: which of them it is, nobody said.
+        p = self.P
+        background = torch.stack(
+            [p[:, 0] - p[:, 0] / (1 - p[:, 1]), p[:, 1], p[:, 2] - p[:, 2] / (1 - p[:, 1])]
+        )
+        drawn = torch.stack([p[:, 0], p[:, 1] - 1, p[:, 2]])
+        expected = torch.stack([background[:, 0], drawn[:, 1], background[:, 2]]) / 3
+        found = self.gradient(DiceCrossEntropy(dice_weight=0))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+        assert found[0, 2] < 0 < self.gradient(DiceCrossEntropy(dice_weight=0), None)[0, 2]
+
+    def test_gradient_of_the_dice_by_hand(self) -> None:
+        # Only class 1 has a Dice: D = 2 * p_1(b) / (sum p_1 + 1), and dp_1 / dz_2 = -p_1 p_2.
+        p1, p2, size = self.P[:, 1], self.P[:, 2], float(self.P[:, 1].sum()) + 1
+        by_p1 = torch.full((3,), 2 * 0.7 / size**2, dtype=torch.float64)  # of 1 - D
+        by_p1[1] -= 2 / size
+        found = self.gradient(DiceCrossEntropy(cross_entropy_weight=0))
+        torch.testing.assert_close(found[:, 2], -by_p1 * p1 * p2, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found[:, 1], by_p1 * p1 * (1 - p1), rtol=1e-5, atol=1e-7)
+
+    def test_dice_of_all_classes_by_hand(self) -> None:
+        # Merged background: 2 * 1.6 / (1.9 + 2). Class 2 pulls nothing, as one that the batch lacks.
+        value = loss.compute(SoftDice(), [self.logits()], self.TARGET, COUNTS, annotated_BC=PARTLY)
+        assert float(value.detach()) == pytest.approx(1 - (3.2 / 3.9 + 1.4 / 2.1) / 3, rel=1e-5)
+
+    def test_weighted_cross_entropy_by_hand(self) -> None:
+        spec = WeightedCrossEntropy()
+        value = loss.compute(spec, [self.logits()], self.TARGET, COUNTS, annotated_BC=PARTLY)
+        assert float(value.detach()) == pytest.approx(
+            -(0.125 * 2 * math.log(0.8) + 0.375 * math.log(0.7)) / 3
+        )
+
+    def test_an_organs_dice_is_that_of_the_cases_in_which_it_is_annotated(self) -> None:
+        both = torch.cat([self.logits(), certain([2, 2, 0]).double()]).detach()
+        target = torch.cat([self.TARGET, line([2, 0, 0])])
+        annotated = torch.tensor([[True, True, False], [True, True, True]])
+        dice, sizes = loss.soft_dice(loss.merge_unannotated(both, annotated), target.long())
+        assert sizes.tolist() == [4, 1, 1]
+        assert float(dice[2]) == pytest.approx(2 / 3)  # of the second case alone: 2 found, 1 there
+        assert float(dice[1]) == pytest.approx(2 * 0.7 / (1.1 + 1))
+
+    @pytest.mark.parametrize("spec", LOSSES, ids=lambda s: s.kind)
+    def test_complete_annotation_is_the_same_to_the_last_bit(self, spec: LossSpec) -> None:
+        generator = torch.Generator().manual_seed(0)
+        logits = [10 * torch.randn(2, 4, n, n, n, generator=generator) for n in (6, 3)]
+        target = torch.randint(0, 4, (2, 6, 6, 6), generator=generator).byte()
+        target[0, 0] = IGNORE
+        results = []
+        for annotated in (None, torch.ones(2, 4, dtype=torch.bool)):
+            own = [level.clone().requires_grad_() for level in logits]
+            counts = torch.tensor([[50, 9, 3, 1], [40, 8, 2, 0]])
+            value = loss.compute(spec, own, target, counts, annotated_BC=annotated)
+            results.append([value, *torch.autograd.grad(value, own)])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+    @pytest.mark.parametrize("spec", LOSSES, ids=lambda s: s.kind)
+    def test_where_nothing_is_annotated_nothing_is_learned(self, spec: LossSpec) -> None:
+        logits = torch.full((1, 3, 2, 1, 1), 3.0).half().requires_grad_()
+        nothing = torch.tensor([[True, False, False]])
+        value = loss.compute(spec, [logits], line([0, 0]), COUNTS, annotated_BC=nothing)
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert gradient.abs().max() < 1e-6
+        assert bool(torch.isfinite(value))
+
+    @pytest.mark.parametrize("spec", LOSSES, ids=lambda s: s.kind)
+    def test_every_level_is_merged(self, spec: LossSpec) -> None:
+        """Moving probability between the background and what is not annotated changes no level's loss."""
+        fine, coarse = torch.zeros(1, 3, 4, 1, 1), torch.zeros(1, 3, 2, 1, 1)
+        target = line([0, 0, 1, 1])
+        before = loss.compute(spec, [fine, coarse], target, COUNTS, annotated_BC=PARTLY)
+        moved = torch.tensor([1.5, 1.0, 0.5]).log().reshape(1, 3, 1, 1, 1)
+        after = loss.compute(spec, [fine + moved, coarse + moved], target, COUNTS, annotated_BC=PARTLY)
+        assert float(after) == pytest.approx(float(before), abs=1e-6)
+
+
 def test_shrink_target_takes_the_middle_of_each_coarse_voxel() -> None:
     target = line([0, 1, 2, 3, 4, 5])
     assert loss.shrink_target(target, (3, 1, 1)).flatten().tolist() == [1, 3, 5]
