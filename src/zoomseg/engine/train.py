@@ -12,7 +12,9 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +23,13 @@ from torch import Tensor, nn
 
 from zoomseg.core.errors import RecipeError, TrainingError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.engine import atlases, checkpoint
+from zoomseg.engine import atlases, checkpoint, handed
 from zoomseg.engine.device import Device
-from zoomseg.engine.log import Log, Observer, Row, RunningDice
+from zoomseg.engine.log import Log, Observer, Row, RunningDice, Silent
 from zoomseg.engine.patches import Batch, PatchSource
 from zoomseg.engine.predict import build_network
 from zoomseg.engine.prepare import Packs, Preparation, check_annotated
+from zoomseg.engine.processes import ALONE, Processes
 from zoomseg.engine.schedule import Length
 from zoomseg.engine.stop import InterruptedTrainingError, stop_signals
 from zoomseg.engine.transfer import Transfer
@@ -66,6 +69,9 @@ class Settings:
     init: Transfer | None = None
     registered: Path | None = None
     """Where registered atlases are kept for other trainings; None: with this one, while it runs."""
+    processes: Processes = ALONE
+    """Those that share every batch. All see ``out``; the first one alone writes there, tells the observer and
+    validates."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,12 @@ class _Run:
         if not split.train:
             raise TrainingError("there are no training cases; add labelled cases or use fewer folds")
         self.dataset, self.split, self.recipe = dataset, split, recipe
-        self.out, self.settings, self.observer = out, settings, observer
+        self.out, self.settings, self.processes = out, settings, settings.processes
+        self.observer = observer if self.processes.first else Silent()
         self.folder = out / "training"
-        self.cache = writable_directory(self.folder / "cache")
+        self.cache = self.folder / "cache"
+        if self.processes.first:
+            writable_directory(self.cache)
         self.checkpoint = self.folder / "checkpoint.safetensors"
         self.started = time.monotonic()
         self.already_spent = 0.0
@@ -137,7 +146,7 @@ class _Run:
             for name in part.trained:
                 check_annotated(dataset, self._taught_by(part), name, self.labels[name])
         for stage in recipe.stages:
-            _check_shapes(stage)
+            _check_shapes(stage, self.processes.world)
         for unit in graph.training_units(recipe):
             for name in self._shown(unit.trained):
                 lead = graph.stage_of(recipe, unit.trained[-1])
@@ -168,11 +177,11 @@ class _Run:
     def train(self, stop: threading.Event) -> bundle.Bundle:
         self.stop = stop
         resumed = self._resume_point()  # before minutes are spent on atlases
-        if atlases.wanted(self.recipe):
+        if atlases.wanted(self.recipe) and self.processes.first:
             self.atlas_of = self._atlas()
         all_labels = self.dataset.schema.names
         resume_at = (resumed.unit, resumed.step) if resumed else None
-        with Log(self.folder, all_labels, resume_at) as log:
+        with Log(self.folder, all_labels, resume_at) if self.processes.first else nullcontext() as log:
             for index, part in enumerate(self.parts):
                 unit = self._unit(index, part.trained)
                 if resumed is not None and index <= resumed.unit:
@@ -182,7 +191,8 @@ class _Run:
                 done = self.finished if part.half is None else self.copies[part.half]
                 done.update(unit.finished())
         model = self._save_model()
-        shutil.rmtree(self.cache, ignore_errors=True)
+        if self.processes.first:
+            shutil.rmtree(self.cache, ignore_errors=True)
         return model
 
     # --- units ------------------------------------------------------------------------------------
@@ -206,7 +216,8 @@ class _Run:
             else:
                 modules[stage.name] = self.finished[stage.name]
         length = Length(self._steps(stages[-1]), None)
-        return Unit.fresh(index, stages, trained, modules, length, self.labels, self.settings.device)
+        device = self.settings.device
+        return Unit.fresh(index, stages, trained, modules, length, self.labels, device, self.processes)
 
     def _steps(self, stage: Stage) -> int:
         epochs = self.settings.epochs
@@ -249,19 +260,19 @@ class _Run:
 
     # --- one unit ---------------------------------------------------------------------------------
 
-    def _train_unit(self, unit: Unit, log: Log) -> None:
+    def _train_unit(self, unit: Unit, log: Log | None) -> None:
         packs = self._pack(unit)
+        unit.take_over()
         source = PatchSource(self.recipe, unit.stages, packs.train, self.schemas)
         validation = self._validation_batches(unit, packs)
+        if unit.step == 0:
+            unit.spent = self.processes.agree(self.spent)
         if self.settings.seconds is not None:
-            if unit.step == 0:
-                unit.spent = self.spent
-            unit.length = Length(None, self._unit_seconds(unit))
-        elif unit.step == 0:
-            unit.spent = self.spent
+            unit.length = Length(None, self.processes.agree(self._unit_seconds(unit)))
         self._loop(unit, source, validation, log)
         self._save(unit)
-        write_bytes_atomic(self._unit_file(unit.index), self.checkpoint.read_bytes())
+        if self.processes.first:
+            write_bytes_atomic(self._unit_file(unit.index), self.checkpoint.read_bytes())
 
     def _unit_seconds(self, unit: Unit) -> float:
         """This unit's part of what the budget still holds at its first step."""
@@ -283,27 +294,27 @@ class _Run:
         )
         return least
 
-    def _loop(self, unit: Unit, source: PatchSource, validation: tuple[Batch, ...], log: Log) -> None:
+    def _loop(self, unit: Unit, source: PatchSource, validation: tuple[Batch, ...], log: Log | None) -> None:
         dice = {n: RunningDice(self.schemas[n].classes, 0.95) for n in unit.trained}
         validated = math.floor(unit.progress * VALIDATIONS)
         saved, bad = time.monotonic(), 0
         began = time.monotonic() - unit.elapsed
         while unit.progress < 1.0:
             rng = np.random.default_rng([self.settings.seed, unit.index, unit.step])
-            batch = source.draw(unit.lead.training.batch, rng)
+            batch = source.draw(unit.lead.training.batch, rng, self.processes.share)
             losses = unit.learn(batch, dice, measure=unit.step % LOG_EVERY_STEPS == 0)
             bad = 0 if losses is not None else bad + 1
             if losses is None:
                 self._report_bad(unit, batch, bad)
             unit.step += 1
-            unit.elapsed = time.monotonic() - began
+            unit.elapsed = self.processes.agree(time.monotonic() - began)
             if losses is not None and (unit.step - 1) % LOG_EVERY_STEPS == 0:
                 self._tell(unit, losses, dice, log, "train")
-            if validation and math.floor(unit.progress * VALIDATIONS) > validated:
+            if math.floor(unit.progress * VALIDATIONS) > validated:
                 validated = math.floor(unit.progress * VALIDATIONS)
                 self._validate(unit, validation, log)
-                unit.elapsed = time.monotonic() - began
-            if self.stop.is_set():
+                unit.elapsed = self.processes.agree(time.monotonic() - began)
+            if self.processes.anywhere(self.stop.is_set()):
                 self._save(unit)
                 raise InterruptedTrainingError(f"stopped at step {unit.step}; go on with --resume")
             if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
@@ -323,7 +334,8 @@ class _Run:
             self.observer,
             self.atlas_of,
         )
-        return preparation.packs(unit, self._taught_by(part), validation, self._answering, self.stop)
+        prepare = partial(preparation.packs, unit, self._taught_by(part), validation, self._answering)
+        return handed.packs(prepare, unit.index, self.cache, self.processes, self.stop)
 
     def _taught_by(self, part: _Part) -> tuple[str, ...]:
         """The cases that a part learns from."""
@@ -339,7 +351,7 @@ class _Run:
 
     def _validation_batches(self, unit: Unit, packs: Packs) -> tuple[Batch, ...]:
         """The same unaugmented patches every time."""
-        if not packs.validation[unit.lead.name]:
+        if not self.processes.first or not packs.validation[unit.lead.name]:
             return ()
         source = PatchSource(self.recipe, unit.stages, packs.validation, self.schemas, augmented=False)
         rng = np.random.default_rng([self.settings.seed, unit.index, 0])
@@ -347,8 +359,10 @@ class _Run:
 
     # --- telling and saving -----------------------------------------------------------------------
 
-    def _validate(self, unit: Unit, batches: tuple[Batch, ...], log: Log) -> None:
-        """Loss and Dice of the averaged weights on the fixed patches."""
+    def _validate(self, unit: Unit, batches: tuple[Batch, ...], log: Log | None) -> None:
+        """Loss and Dice of the averaged weights on the fixed patches, where there are any."""
+        if not batches:
+            return
         dice = {n: RunningDice(self.schemas[n].classes, 1.0) for n in unit.trained}
         self._tell(unit, unit.judge(batches, dice), dice, log, "validation")
 
@@ -357,9 +371,11 @@ class _Run:
         unit: Unit,
         losses: Mapping[str, float],
         dice: Mapping[str, RunningDice],
-        log: Log,
+        log: Log | None,
         split: str,
     ) -> None:
+        if log is None:
+            return
         for name in unit.trained:
             row = Row(
                 unit.index,
@@ -387,6 +403,8 @@ class _Run:
 
     def _save(self, unit: Unit) -> None:
         """Checkpoint first, then the model: a kill between the two loses neither."""
+        if not self.processes.first:
+            return
         progress = checkpoint.Progress(unit.index, unit.step, unit.elapsed, unit.spent, self.fingerprint)
         own = {name: unit.modules[name] for name in unit.trained}
         checkpoint.save(self.checkpoint, progress, own, unit.averaged, unit.optimiser)
@@ -407,7 +425,8 @@ class _Run:
             {name: {k: v.detach().cpu() for k, v in w.items()} for name, w in weights.items()},
             self._provenance(complete=unit is None),
         )
-        bundle.save(model, self.out)
+        if self.processes.first:
+            bundle.save(model, self.out)
         return model
 
     def _provenance(self, complete: bool) -> dict[str, bundle.JSON]:
@@ -418,6 +437,7 @@ class _Run:
             "validation_cases": list(self.split.validation),
             "seed": self.settings.seed,
             "device": self.settings.device.name,
+            "processes": self.processes.world,
             "precision": str(self.settings.device.precision or torch.float32).removeprefix("torch."),
             "torch": torch.__version__,
             "seconds": round(self.spent, 1),
@@ -449,20 +469,25 @@ def _halves(split: Split, seed: int) -> tuple[tuple[str, ...], ...]:
     return folds(split.train, 2, seed)
 
 
-def _check_shapes(stage: Stage) -> None:
-    """Patch and tile must be shapes that the network can take.
+def _check_shapes(stage: Stage, processes: int) -> None:
+    """Patch and tile must be shapes that the network can take, and each process must get a patch.
 
     Raises:
         RecipeError: naming the stage, the field and the nearest shapes allowed.
     """
+    if stage.training.batch < processes:
+        raise RecipeError(
+            f"stage '{stage.name}', training: a batch of {stage.training.batch} cannot be shared by "
+            f"{processes} processes; start no more than that, or give the recipe a larger batch"
+        )
     for field, shape in (("training.patch", stage.training.patch), ("grid.tile", stage.grid.tile)):
         try:
             networks.check_input_shape(stage.network, stage.grid.padding, shape)
         except RecipeError as error:
             raise RecipeError(f"stage '{stage.name}', {field}: {error}") from error
     lowest = zip(stage.training.patch, networks.divisor(stage.network), strict=True)
-    batch_norm = stage.network.kind != "resenc_unet"
-    if batch_norm and stage.training.batch == 1 and all(size == factor for size, factor in lowest):
+    batch_norm, patches = stage.network.kind != "resenc_unet", stage.training.batch // processes
+    if batch_norm and patches == 1 and all(size == factor for size, factor in lowest):
         raise RecipeError(
             f"stage '{stage.name}', training: a patch of {list(stage.training.patch)} comes down to a single "
             "voxel, which batch norm cannot normalise with a batch of 1; give a larger patch or batch"

@@ -19,6 +19,7 @@ from zoomseg.core.resample import resample_data
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import RunningDice
 from zoomseg.engine.patches import Batch, StageBatch
+from zoomseg.engine.processes import ALONE, Processes
 from zoomseg.engine.schedule import Length, learning_rate_factor
 from zoomseg.networks import build as networks
 from zoomseg.recipe.spec import SGD, AdamW, OptimiserSpec, Stage
@@ -42,6 +43,7 @@ class Unit:
     length: Length
     labels: Mapping[str, tuple[str, ...]]
     device: Device
+    processes: Processes = ALONE
     step: int = 0
     elapsed: float = 0.0
     spent: float = 0.0
@@ -56,12 +58,13 @@ class Unit:
         length: Length,
         labels: Mapping[str, tuple[str, ...]],
         device: Device,
+        processes: Processes = ALONE,
     ) -> Unit:
         """A unit before its first step: averaged weights are the modules' own."""
         parameters = [p for name in trained for p in modules[name].parameters()]
         averaged = {name: _copy(modules[name].state_dict()) for name in trained}
         optimiser = _optimiser(stages[-1].training.optimiser, parameters)
-        return cls(index, stages, trained, modules, averaged, optimiser, length, labels, device)
+        return cls(index, stages, trained, modules, averaged, optimiser, length, labels, device, processes)
 
     @property
     def lead(self) -> Stage:
@@ -89,7 +92,7 @@ class Unit:
             self.modules[name].train()
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
-        losses, answers = self.forward(batch, self.modules)
+        losses, answers = self.forward(batch, self.modules, self.processes.total)
         total = torch.stack(list(losses.values())).sum()
         if not bool(torch.isfinite(total)):
             return None
@@ -97,16 +100,19 @@ class Unit:
         total.backward()  # type: ignore[no-untyped-call]
         clip = self.lead.training.gradient_clip or math.inf
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.processes.add_up([p.grad for p in parameters if p.grad is not None])
         if not bool(torch.isfinite(nn.utils.clip_grad_norm_(parameters, clip))):
             return None
         self.optimiser.step()
+        buffers = [b for name in self.trained for b in self.modules[name].buffers()]
+        self.processes.average([b for b in buffers if b.is_floating_point()])
         self._average()
         if measure:
-            self._measure(answers, batch, dice)
+            self._measure(answers, batch, dice, self.processes.total)
         return {name: float(value.detach()) for name, value in losses.items()}
 
     def forward(
-        self, batch: Batch, modules: Mapping[str, nn.Module]
+        self, batch: Batch, modules: Mapping[str, nn.Module], total: loss.Total = loss.all_here
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses of the trained stages and probabilities ``[B, C, I, J, K]`` of all, low to high.
 
@@ -127,7 +133,8 @@ class Unit:
                     logits,
                     _answered(target, tuple(logits[0].shape[2:])),
                     data.counts_BC,
-                    annotated_BC=data.annotated_BC,
+                    total,
+                    data.annotated_BC,
                 )
             answers[stage.name] = logits[0].float().softmax(dim=1)
         return losses, answers
@@ -146,8 +153,14 @@ class Unit:
                 losses, answers = self.forward(batch, modules)
                 for name in self.trained:
                     sums[name] += float(losses[name]) / len(batches)
-                self._measure(answers, batch, dice)
+                self._measure(answers, batch, dice, loss.all_here)
         return sums
+
+    def take_over(self) -> None:
+        """Go on from the first process's weights: other hardware may have drawn other last bits."""
+        states = [self.modules[name].state_dict() for name in self.trained]
+        states += [self.averaged[name] for name in self.trained]
+        self.processes.take_over([value for state in states for value in state.values()])
 
     def finished(self) -> dict[str, nn.Module]:
         """The trained stages with their averaged weights, frozen."""
@@ -164,11 +177,14 @@ class Unit:
             return torch.autocast("cpu", enabled=False)
         return self.device.autocast()
 
-    def _measure(self, answers: Mapping[str, Tensor], batch: Batch, dice: Mapping[str, RunningDice]) -> None:
+    def _measure(
+        self, answers: Mapping[str, Tensor], batch: Batch, dice: Mapping[str, RunningDice], total: loss.Total
+    ) -> None:
         """Tell ``dice`` of every trained stage about a batch."""
         for name in self.trained:
             data = batch.stages[name]
-            dice[name].add(*overlaps(answers[name], data.target_BIJK, data.annotated_BC))
+            here = overlaps(answers[name], data.target_BIJK, data.annotated_BC)
+            dice[name].add(*total(torch.tensor(here, dtype=torch.float64)).tolist())
 
     def _assemble(
         self, stage: Stage, data: StageBatch, batch: Batch, answers: Mapping[str, Tensor]
