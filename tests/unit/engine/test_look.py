@@ -43,6 +43,20 @@ def coarse_answer(scan: look.Scan, box: Box, c: int = 1) -> Prior:
     return Prior(hot, seen.grid, SCHEMA.names, seen.region, "coarse")
 
 
+def test_labels_that_were_not_drawn_are_no_reference() -> None:
+    image, labels = tiny_case(0)
+    assert look.prepare(Case("a", image, labels), RECIPE).annotated is None
+    partly = look.prepare(Case("a", image, labels, frozenset({"right kidney"})), RECIPE)
+    assert partly.annotated == {"right kidney"}
+    assert partly.labels is not None
+    assert (labels.data == 1).any()
+    assert torch.equal(partly.labels.data, torch.where(labels.data == 1, 0, labels.data))
+    for drawn in (None, frozenset(SCHEMA.names)):
+        whole = look.prepare(Case("a", image, labels, drawn), RECIPE).labels
+        assert whole is not None
+        assert torch.equal(whole.data, labels.data)
+
+
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
 def test_scans_of_any_orientation_become_ras_and_labels_go_back(affine: np.ndarray) -> None:
     grid = Grid((5, 6, 7), affine)

@@ -144,6 +144,34 @@ def test_labels_of_other_stages_are_background(
     assert held.counts.tolist() == [both.counts[0] + both.counts[1], both.counts[2]]
 
 
+@pytest.mark.parametrize(
+    ("drawn", "labels", "expected"),
+    [
+        (None, SCHEMA.names, [True, True, True]),
+        ({"right kidney"}, SCHEMA.names, [True, False, True]),
+        ({"right kidney"}, ("right kidney",), [True, True]),
+        ({"right kidney"}, ("left kidney",), [True, False]),
+    ],
+)
+def test_which_of_a_stages_labels_were_drawn(
+    tmp_path: Path, drawn: set[str] | None, labels: tuple[str, ...], expected: list[bool]
+) -> None:
+    case = Case("a", *tiny_case(0), None if drawn is None else frozenset(drawn))
+    held = packed(COARSE, look.prepare(case, RECIPE), {}, tmp_path, labels)
+    assert held.annotated.tolist() == expected
+    assert (held.counts > 0).tolist() == expected  # what was not drawn is the background's
+    assert sorted(held.candidates.classes) == np.flatnonzero(expected).tolist()
+
+
+def test_regions_lie_around_what_was_drawn(scan: look.Scan) -> None:
+    partly = look.prepare(Case("a", *tiny_case(0), frozenset({"left kidney"})), RECIPE)
+    whole, left = (pack.reference_priors(RECIPE, ("coarse",), s)["coarse"] for s in (scan, partly))
+    assert left.labels == whole.labels
+    assert torch.equal(left.probabilities[1], whole.probabilities[1])
+    assert not left.probabilities[2].any()
+    assert torch.equal(left.probabilities[0], whole.probabilities[0] + whole.probabilities[2])
+
+
 @pytest.mark.parametrize("mask_loss", [True, False])
 def test_outside_the_region_labels_count_only_without_mask_loss(
     scan: look.Scan, priors: dict[str, Prior], tmp_path: Path, mask_loss: bool

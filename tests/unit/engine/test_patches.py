@@ -302,6 +302,42 @@ def test_mirrored_patches_swap_labels_counts_and_stored_priors(apart: dict[str, 
     assert min(kinds[True], kinds[False]) >= 1
 
 
+def partly(packs: Mapping[str, Sequence[Packed]], *annotated: Sequence[bool]) -> dict[str, list[Packed]]:
+    """The cases, with what was drawn in each."""
+    return {
+        name: [replace(p, annotated=np.array(own)) for p, own in zip(cases, annotated, strict=True)]
+        for name, cases in packs.items()
+    }
+
+
+def test_what_was_drawn_on_the_left_is_on_the_right_of_a_mirrored_patch(
+    apart: dict[str, list[Packed]],
+) -> None:
+    packs = partly(centred(apart, (11, 10, 8)), [True, True, False])
+    plain = draw(packs).stages["fine"]
+    assert plain.annotated_BC is not None
+    assert plain.annotated_BC.tolist() == [[True, True, False]]
+    kinds: Counter[bool] = Counter()
+    for seed in range(8):
+        data = draw(packs, seed, augmentation=Augmentation(flip_axes=("R",), probability=0.0)).stages["fine"]
+        mirrored = not torch.allclose(data.image_BCIJK, plain.image_BCIJK, atol=1e-4)
+        kinds[mirrored] += 1
+        assert data.annotated_BC is not None
+        assert data.annotated_BC.tolist() == [[True, not mirrored, mirrored]]
+    assert len(kinds) == 2
+
+
+def test_what_was_drawn_goes_with_every_patch_of_a_batch(together: dict[str, list[Packed]]) -> None:
+    drawn = {"case_0": [True, True, True], "case_1": [True, False, True]}
+    batch = source(partly(together, *drawn.values())).draw(6, np.random.default_rng(0))
+    assert set(batch.cases) == set(drawn)
+    for data in batch.stages.values():
+        assert data.annotated_BC is not None
+        assert data.annotated_BC.tolist() == [drawn[case] for case in batch.cases]
+    complete = source(together).draw(6, np.random.default_rng(0))
+    assert [data.annotated_BC for data in complete.stages.values()] == [None, None]
+
+
 def test_other_axes_are_mirrored_without_swapping(apart: dict[str, list[Packed]]) -> None:
     packs = centred(apart, (11, 10, 8))
     plain = draw(packs).stages["fine"].target_BIJK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny import CPU, tiny_dataset, tiny_recipe
+from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.core.errors import TrainingError
 from zoomseg.engine import train
 from zoomseg.engine.log import Silent
-from zoomseg.engine.prepare import Packs, Preparation
+from zoomseg.engine.prepare import Packs, Preparation, check_annotated
 from zoomseg.engine.stop import InterruptedTrainingError
 from zoomseg.engine.train import Settings, Split
 from zoomseg.io.dataset import Dataset
@@ -95,6 +96,33 @@ def test_a_case_where_nothing_was_found_is_named_and_left_out(data: Dataset, tmp
     assert watch.messages == [
         f"{case}: stage 'fine' has nowhere to look; left out" for case in (*IDS, "case_2")
     ]
+
+
+def drawn_in(data: Dataset, drawn: dict[str, set[str]]) -> Dataset:
+    """The data set with what was drawn in some of its cases."""
+    partly = [replace(c, annotated=frozenset(drawn[c.id])) if c.id in drawn else c for c in data.cases]
+    return replace(data, cases=tuple(partly))
+
+
+def test_a_case_without_any_label_of_the_stage_is_named_and_left_out(data: Dataset, tmp_path: Path) -> None:
+    coarse = tiny_recipe(together=False).stages[0].model_copy(update={"labels": ("left kidney",)})
+    recipe = tiny_recipe(together=False).model_copy(update={"stages": (coarse,)})
+    watch = Watch()
+    partly = drawn_in(data, {"case_0": {"right kidney"}, "case_2": set(), "case_1": {"left kidney"}})
+    packs = prepared(partly, recipe, tmp_path, 0, {}, watch)
+    assert [p.case for p in packs.train["coarse"]] == ["case_1"]
+    assert not packs.validation["coarse"]
+    assert watch.messages == [
+        f"{case}: no label of stage 'coarse' is annotated; left out" for case in ("case_0", "case_2")
+    ]
+
+
+def test_a_label_that_no_case_teaches_is_refused(data: Dataset) -> None:
+    partly = drawn_in(data, {case: {"left kidney"} for case in IDS})
+    check_annotated(partly, (*IDS, "case_2"), "fine", SCHEMA.names)
+    check_annotated(partly, IDS, "fine", ("left kidney",))
+    with pytest.raises(TrainingError, match="'right kidney' is annotated in none of the 2 cases that stage"):
+        check_annotated(partly, IDS, "fine", SCHEMA.names)
 
 
 def test_stopping_is_possible_between_cases(data: Dataset, tmp_path: Path) -> None:

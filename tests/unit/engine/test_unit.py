@@ -139,6 +139,16 @@ def test_overlaps_count_agreement_and_both_sizes() -> None:
     assert size == [1 + 1, 1 + 2, 1 + 0]
 
 
+def test_an_organ_found_where_it_is_not_annotated_counts_as_background() -> None:
+    target = torch.tensor([[1, 0, 0], [1, 0, 2]], dtype=torch.uint8).reshape(2, 3, 1, 1)
+    guess = torch.tensor([[1, 2, 1], [1, 2, 2]])
+    probabilities = torch.nn.functional.one_hot(guess, 3).movedim(-1, 1).float().reshape(2, 3, 3, 1, 1)
+    annotated = torch.tensor([[True, True, False], [True, True, True]])
+    assert overlaps(probabilities, target) == ([0, 2, 1], [3, 2 + 3, 1 + 3])
+    # The first case's 2 is background there, and right; the second's is as wrong as it was.
+    assert overlaps(probabilities, target, annotated) == ([1, 2, 1], [3 + 1, 2 + 3, 1 + 2])
+
+
 @pytest.mark.parametrize(("patch", "half"), [((16, 16, 12), True), ((4, 16, 12), False)])
 def test_no_bfloat16_on_a_cpu_where_feature_maps_are_two_voxels_long(
     data: Dataset, tmp_path: Path, patch: tuple[int, int, int], half: bool
