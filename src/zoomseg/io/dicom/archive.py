@@ -1,0 +1,167 @@
+"""Where DICOM objects lie: files in nested folders, or members of a zip.
+
+A zip is read where it is: nothing is extracted, so its names are never paths. It is hostile until its
+directory of contents has been checked: number and size of members, how far they claim to inflate, whether
+they overlap, encryption.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from zoomseg.core.errors import ScanError
+
+MAX_FILES = 200_000
+"""More files in one folder or zip are refused."""
+
+MAX_FILE_BYTES = 8 * 1024**3
+"""A larger member of a zip is refused."""
+
+MAX_TOTAL_BYTES = 64 * 1024**3
+"""A zip that inflates to more is refused."""
+
+MAX_RATIO = 100
+"""A zip that inflates to more than so many times its size is refused, unless that is little: scans, even of
+much air, compress to a tenth at best."""
+
+HARMLESS_BYTES = 256 * 1024**2
+"""What any zip may inflate to."""
+
+MAGIC_AT = 128
+"""Bytes before ``DICM`` in a file."""
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+@dataclass(frozen=True, order=True)
+class Source:
+    """One DICOM object: a file, or a member of a zip (``path`` is then the zip)."""
+
+    path: Path
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}: {self.member!r}"
+
+
+@dataclass(eq=False)
+class Opener:
+    """Opens sources; a zip stays open until the end of ``opening``. Any thread may use it."""
+
+    _stack: ExitStack
+    _zips: dict[Path, zipfile.ZipFile] = field(default_factory=dict)
+
+    def add_zip(self, path: Path) -> zipfile.ZipFile:
+        """The checked zip; call it before threads share this."""
+        if path not in self._zips:
+            self._zips[path] = self._stack.enter_context(_checked_zip(path))
+        return self._zips[path]
+
+    def open(self, source: Source) -> BinaryIO:
+        """Seekable stream of the object's bytes."""
+        if source.member is None:
+            return source.path.open("rb")
+        raw = cast(io.RawIOBase, self._zips[source.path].open(source.member))
+        return io.BufferedReader(raw, 65536)
+
+
+@contextmanager
+def opening(*zips: Path) -> Iterator[Opener]:
+    """An opener that knows these zips.
+
+    Raises:
+        ScanError: a zip is damaged, or promises more than anything real does.
+    """
+    with ExitStack() as stack:
+        opener = Opener(stack)
+        for path in zips:
+            opener.add_zip(path)
+        yield opener
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file's name says that it is a zip."""
+    return path.suffix.lower() == ".zip"
+
+
+def sources_in(path: Path, opener: Opener) -> list[Source]:
+    """Everything that may be a DICOM object in a file, a zip, or a folder with its folders and zips; sorted.
+    Hidden files are left out, links to folders are not followed.
+
+    Raises:
+        ScanError: too many files, a folder that cannot be listed, or as ``opening``.
+    """
+    if path.is_file():
+        return _members(path, opener) if is_zip(path) else [Source(path)]
+    found: list[Source] = []
+    for file in _files(path):
+        found += _members(file, opener) if is_zip(file) else [Source(file)]
+        if len(found) > MAX_FILES:
+            raise ScanError(f"{path}: more than {MAX_FILES} files; give the folder of one patient or study")
+    return sorted(found)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise ScanError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (Path(here, name) for name in sorted(files) if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())  # no pipe, and no link to nothing
+
+
+def _members(path: Path, opener: Opener) -> list[Source]:
+    members = [info.filename for info in opener.add_zip(path).infolist() if not info.is_dir()]
+    return [Source(path, name) for name in members if not name.rpartition("/")[2].startswith(".")]
+
+
+def _checked_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        opened = zipfile.ZipFile(path)
+    except OSError as error:
+        raise ScanError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # the directory of contents of a hostile zip fails in many ways
+        raise ScanError(f"{path}: damaged, truncated or not a zip ({error})") from error
+    try:
+        _check_contents(path, opened.infolist())
+    except ScanError:
+        opened.close()
+        raise
+    return opened
+
+
+def _check_contents(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    if len(members) > MAX_FILES:
+        raise ScanError(f"{path}: {len(members)} files in the zip; at most {MAX_FILES} are read")
+    names = [info.filename for info in members]
+    if len(set(names)) < len(names):
+        raise ScanError(f"{path}: several files of the zip have one name; pack it again")
+    stored = path.stat().st_size
+    packed, total = sum(info.compress_size for info in members), sum(info.file_size for info in members)
+    if packed > stored:
+        raise ScanError(f"{path}: files in the zip overlap; this is no honest zip")
+    if total > MAX_TOTAL_BYTES or max((i.file_size for i in members), default=0) > MAX_FILE_BYTES:
+        raise ScanError(f"{path}: inflates to {total} bytes; at most {MAX_TOTAL_BYTES} are read")
+    if total > max(HARMLESS_BYTES, MAX_RATIO * stored):
+        raise ScanError(f"{path}: inflates to {total // max(1, stored)} times its size; scans do not")
+    for info in members:
+        if info.flag_bits & 1:
+            raise ScanError(f"{path}: {info.filename!r} is encrypted; unpack it with its password first")
+        if info.compress_type not in _METHODS:
+            raise ScanError(f"{path}: {info.filename!r} is packed in an unusual way; only deflate is read")
+
+
+def looks_like_dicom(start: bytes) -> bool:
+    """By a file's first ``MAGIC_AT + 4`` bytes: the magic word, or, in old files without it, a first element
+    of group 8 in little endian (its number small, as elements are in order)."""
+    return start[MAGIC_AT : MAGIC_AT + 4] == b"DICM" or (
+        start[:2] == b"\x08\x00" and start[3:4] == b"\x00" and len(start) > MAGIC_AT
+    )

@@ -1,0 +1,61 @@
+"""DICOM series: which there are in a folder or zip, and on which grid each lies.
+
+DICOM's patient coordinates are LPS+; grids are RAS+, as everywhere here. Only headers are read; voxels come
+from ``io.dicom.voxels``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoomseg.core.geometry import Grid, Vector3
+from zoomseg.io.dicom.archive import Source
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One plane as it is stored: a single-frame object, or one frame of an enhanced multi-frame one."""
+
+    source: Source
+    sop_uid: str
+    frame: int | None
+    """Counted from 1, as DICOM references do; None for a single-frame object."""
+    position_lps_mm: Vector3
+    """Centre of the first voxel."""
+
+
+@dataclass(frozen=True, eq=False)
+class DicomSeries:
+    """One volume of a study: axis i runs along columns, j along rows, k along the normal of the slices (their
+    cross product), as they are stored; nothing is flipped.
+
+    UIDs and texts are empty where the files lack them (badly anonymised files do).
+    """
+
+    grid: Grid
+    slices: tuple[Slice | None, ...]
+    """The stored slice that lies in each plane of ``grid``, in order of k; None where the plane was
+    interpolated. Where the gantry was tilted, a slice lies in its plane, but its voxels are not the
+    grid's."""
+    sop_class_uid: str
+    study_uid: str
+    series_uid: str
+    frame_of_reference_uid: str
+    modality: str
+    number: int | None
+    description: str
+    patient: tuple[tuple[str, str], ...]
+    """DICOM keyword and value of what identifies patient and study, for objects that refer to this series."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how this became a volume; one line each."""
+
+    @property
+    def slice_uids(self) -> tuple[str | None, ...]:
+        """SOP instance UID of each plane, in order of k."""
+        return tuple(None if s is None else s.sop_uid for s in self.slices)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that this was read from, each once."""
+        return tuple(dict.fromkeys(s.source.path for s in self.slices if s is not None))
