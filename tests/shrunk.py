@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tiny import CPU
 from zoomseg.core.geometry import Index3
-from zoomseg.engine import plan
+from zoomseg.engine import fingerprint, plan
 from zoomseg.io.dataset import Dataset
 from zoomseg.networks.build import FLAT_AXIS
 from zoomseg.recipe import graph, spec
@@ -24,7 +24,7 @@ def shrunk(name: str, data: Dataset, iterations: int) -> spec.Recipe:
             "iterations": iterations,
         }
         planned = recipe.model_copy(update=small)
-        return plan.plan(planned, plan.fingerprint(data, data.ids), data.schema, CPU)
+        return plan.plan(planned, fingerprint.take(data, data.ids), data.schema, CPU).recipe
     stages = tuple(_stage(stage, iterations) for stage in recipe.stages)
     update: dict[str, object] = {"stages": stages}
     if recipe.atlas is not None:

@@ -14,7 +14,8 @@ from zoomseg.core.case import Case
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine.ceiling import best, measure
-from zoomseg.engine.plan import Fingerprint, plan
+from zoomseg.engine.fingerprint import Fingerprint
+from zoomseg.engine.plan import plan
 from zoomseg.io.phantom import PHANTOM_SCHEMA, phantom_case, phantom_grid
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import load, names
@@ -41,8 +42,8 @@ def concrete(name: str, grid: Grid) -> Recipe:
             "fine_patch_voxels": 6000,
             "region_margin_mm": 30.0,
         }
-        data = Fingerprint(grid.spacing_mm, grid.shape, grid.shape, True, (-100.0, 300.0), 1)
-        return plan(recipe.model_copy(update=small), data, PHANTOM_SCHEMA, CPU)
+        data = Fingerprint(grid.spacing_mm, grid.shape, grid.shape, True, (-100.0, 300.0), 1, 1)
+        return plan(recipe.model_copy(update=small), data, PHANTOM_SCHEMA, CPU).recipe
     stages = tuple(s.model_copy(update={"grid": smaller(s.grid)}) for s in recipe.stages)
     fitted, _ = graph.fit(recipe.model_copy(update={"stages": stages}), PHANTOM_SCHEMA)
     return graph.expand(fitted, PHANTOM_SCHEMA)

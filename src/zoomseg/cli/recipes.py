@@ -1,24 +1,60 @@
-"""``zoomseg recipes``: list the shipped recipes, or print one resolved."""
+"""``zoomseg recipes``: list the shipped recipes, print one resolved, or plan one for a data set."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
+
+from zoomseg.cli.train import parse_duration
+
+if TYPE_CHECKING:
+    from zoomseg.engine.reasons import Plan
 
 
 @click.command()
 @click.argument("name", required=False)
-def command(name: str | None) -> None:
-    """List the recipes, or print one resolved.
+@click.option(
+    "--for",
+    "dataset",
+    metavar="DATASET",
+    type=click.Path(path_type=Path),
+    help="Plan the recipe for this data set, and say why each number is what it is.",
+)
+@click.option("--device", metavar="TEXT", help="With --for: auto, cpu, cuda or cuda:N; left out: auto.")
+@click.option(
+    "--time-budget",
+    metavar="TIME",
+    callback=parse_duration,
+    help="With --for: as in zoomseg train, e.g. 15m.",
+)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="With --for: write the planned recipe to this file."
+)
+def command(
+    name: str | None, dataset: Path | None, device: str | None, time_budget: float | None, out: Path | None
+) -> None:
+    """List the recipes, or print one resolved, or plan one for a data set.
 
     NAME is a recipe that comes with ZoomSeg or the path of a YAML file. It is printed as YAML with
     every default filled in; edit a copy and give its path to `zoomseg train -r`.
+
+    With --for, the recipe (left out: 'default') is planned as `zoomseg train` would plan it on all labelled
+    cases: a table says what was decided, and which figures of the data and the device led there.
     """
     from zoomseg.recipe import load
 
+    if dataset is not None:
+        _show_plan(name or "default", dataset, device or "auto", time_budget, out)
+        return
+    if device is not None or time_budget is not None or out is not None:
+        raise click.UsageError("--device, --time-budget and --out belong to --for DATASET; give that, too")
     if name is not None:
         click.echo(load.dump(load.load(name)), nl=False)
         return
-    _print_table([_row(known) for known in load.names()])
+    _print_table(("recipe", "stages", "source", "description"), [_row(known) for known in load.names()])
 
 
 def _row(name: str) -> tuple[str, str, str, str]:
@@ -30,14 +66,51 @@ def _row(name: str) -> tuple[str, str, str, str]:
     return name, stages, recipe.source or "-", recipe.description
 
 
-def _print_table(rows: list[tuple[str, str, str, str]]) -> None:
+def _show_plan(name: str, dataset: Path, device: str, seconds: float | None, out: Path | None) -> None:
+    from zoomseg.engine.reasons import HEADING, ORGAN_HEADING
+    from zoomseg.io.files import write_text_atomic
+    from zoomseg.recipe import load
+
+    plan = _planned(name, dataset, device, seconds)
+    _print_table(HEADING, [(reason.what, reason.value, reason.why) for reason in plan.reasons])
+    click.echo()
+    _print_table(ORGAN_HEADING, plan.organ_rows())
+    if out is not None:
+        write_text_atomic(out, load.dump(plan.recipe))
+        click.echo(f"\nRecipe: {out}")
+
+
+def _planned(name: str, dataset: Path, device: str, seconds: float | None) -> Plan:
+    """The plan of a training on all labelled cases."""
+    from rich.console import Console
+
+    from zoomseg.cli.live import TrainingDisplay
+    from zoomseg.core.errors import RecipeError
+    from zoomseg.engine import job
+    from zoomseg.engine.device import resolve
+    from zoomseg.io.dataset import open_dataset
+    from zoomseg.recipe import load
+    from zoomseg.recipe.spec import Recipe
+
+    recipe = load.load(name)
+    if isinstance(recipe, Recipe):
+        raise RecipeError(
+            f"recipe '{recipe.name}' has all its numbers, so nothing is planned for a data set; leave --for "
+            "out to print them, or name a recipe that is planned, such as default"
+        )
+    data, wish = open_dataset(dataset), job.Job(name, seconds)
+    with TrainingDisplay(Console(stderr=True)) as display:
+        return job.plan_recipe(data, job.choose_split(data, wish), recipe, resolve(device), display, wish)
+
+
+def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("recipe", no_wrap=True)
-    for title in ("stages", "source", "description"):
+    table.add_column(heading[0], no_wrap=True)
+    for title in heading[1:]:
         table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))

@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError
-from zoomseg.engine import plan, train, transfer
+from zoomseg.engine import fingerprint, plan, train, transfer
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer
+from zoomseg.engine.reasons import Plan, Reason
+from zoomseg.engine.schedule import Length
 from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset, folds
-from zoomseg.io.files import writable_directory, write_json_atomic
+from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import from_dict, load
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
@@ -55,7 +57,7 @@ def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Obser
         ModelError: ``out`` already holds a model or a training; ``job.init`` is not a model, or one that
             nothing can be taken from.
         TrainingError: planning took all the time.
-        DatasetError: too few labelled cases, a fold that does not exist.
+        DatasetError: too few labelled cases, a fold that does not exist, an organ that no training case has.
         RecipeError: the recipe does not fit the data set's labels.
         OutputError: ``out`` cannot be written.
     """
@@ -66,7 +68,13 @@ def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Obser
     initial = None if job.init is None else transfer.load(job.init, dataset)
     wanted = _wanted(job, initial)
     writable_directory(out / "training")  # before minutes are spent on planning
-    recipe = resolve_recipe(dataset, split, wanted, device, observer)
+    if isinstance(wanted, PlannedRecipe):
+        planned = plan_recipe(dataset, split, wanted, device, observer, job)
+        write_text_atomic(out / "training" / "plan.md", planned.markdown(dataset.name))
+        recipe = resolve_recipe(dataset, split, planned.recipe, device, observer)
+    else:
+        recipe = resolve_recipe(dataset, split, wanted, device, observer)
+        fingerprint.require(dataset, split.train, _predicted(recipe, dataset))
     taken: transfer.Transfer | None = None
     if job.init is not None and initial is not None:
         recipe = transfer.slower(recipe)
@@ -163,17 +171,57 @@ def resolve_recipe(
     """A planned recipe's numbers are filled in from the training cases and the device; a published one is
     made to suit the data set's labels."""
     if isinstance(recipe, PlannedRecipe):
-
-        def tell(done: int, total: int) -> None:
-            observer.preparing("plan", done, total)
-
-        recipe = plan.plan(recipe, plan.fingerprint(dataset, split.train, tell), dataset.schema, device)
+        recipe = plan_recipe(dataset, split, recipe, device, observer, Job()).recipe
     recipe, notes = graph.fit(recipe, dataset.schema)
     for note in notes:
         observer.message(note)
     recipe = graph.expand(recipe, dataset.schema)
     graph.validate_labels(recipe, dataset.schema)
     return recipe
+
+
+def plan_recipe(
+    dataset: Dataset,
+    split: train.Split,
+    recipe: PlannedRecipe,
+    device: Device,
+    observer: Observer,
+    job: Job,
+) -> Plan:
+    """A planned recipe's numbers with their reasons, from the training cases and the device; the observer is
+    told of warnings. Of the job, how long it is and what it starts from is looked at.
+
+    Raises:
+        DatasetError: an organ that no training case has.
+        RecipeError: the device has too little memory.
+    """
+
+    def tell(done: int, total: int) -> None:
+        observer.preparing("plan", done, total)
+
+    data = fingerprint.take(dataset, split.train, tell)
+    seen = {organ.name for organ in data.organs}
+    fingerprint.require(dataset, split.train, [name for name in dataset.schema.names if name not in seen])
+    planned = plan.plan(recipe, data, dataset.schema, device, _length(job))
+    for warning in planned.warnings:
+        observer.message(warning)
+    if job.init is None:
+        return planned
+    gentle = Reason("fine-tuning", "a tenth of the learning rate", f"training starts from {job.init.name}")
+    return replace(planned, reasons=(*planned.reasons, gentle))
+
+
+def _predicted(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
+    """The labels that some stage predicts, in the schema's order."""
+    predicted = {name for stage in recipe.stages for name in graph.resolve_labels(stage, dataset.schema)}
+    return tuple(name for name in dataset.schema.names if name in predicted)
+
+
+def _length(job: Job) -> Length | None:
+    """What the user asked for, if anything."""
+    if job.seconds is None and job.epochs is None:
+        return None
+    return Length(None if job.epochs is None else job.epochs * train.STEPS_PER_EPOCH, job.seconds)
 
 
 def _wanted(job: Job, initial: bundle.Bundle | None) -> Recipe | PlannedRecipe:

@@ -1,5 +1,5 @@
-"""From data to recipe numbers. The result is a concrete recipe: it is written into the model and
-never computed again.
+"""From data to recipe numbers, each with its reason. The result is a concrete recipe: it is written into the
+model and never computed again.
 
 The rules, in order: grids from the median scan's size and voxel budget; one stage if a scan fits a
 patch; patches as physical cubes, larger on a GPU, and all voxel budgets scaled down until one training
@@ -10,39 +10,27 @@ a window from foreground intensities for CT, z-scores for anything else.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
-from zoomseg.core.errors import DatasetError, RecipeError
-from zoomseg.core.geometry import Index3, Orientation, Vector3
+from zoomseg.core.errors import RecipeError
+from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema, has_side
 from zoomseg.engine.device import Device
-from zoomseg.io.dataset import Dataset
-from zoomseg.networks import build as networks
+from zoomseg.engine.fingerprint import Fingerprint, as_index, as_vector
+from zoomseg.engine.reasons import AXES, Plan, Reason, about, count, gigabytes, millimetres, organ_reasons
+from zoomseg.engine.schedule import Length
+from zoomseg.engine.sizes import Cost, costs_of, sized
 from zoomseg.recipe import spec as specs
 
-FINGERPRINT_CASES = 40
-"""At most this many cases, evenly spread, are read for spacings and intensities."""
-FOREGROUND_VOXELS = 20_000
-"""Foreground intensities kept per case."""
 SINGLE_STAGE_FACTOR = 2.0
 """One stage is enough where the median scan has at most this many times a patch's voxels."""
-SMALLEST_FEATURE_MAP = 4
-MAX_LEVELS = 6
-ANISOTROPY = 2.0
-"""An axis this much coarser than the finest is not pooled (and not convolved across) yet."""
 BATCH_LIMIT = 4
 MEMORY_SHARE = 0.4
 """Part of the device's memory that ``step_bytes`` may fill. A whole training process was measured at 2.4
 times that: gradients on their way, the loss, the framework, data."""
-WEIGHT_COPIES = 5
-"""Of every weight: itself, its gradient, two moments of the optimiser, its average."""
 SHRINK = 0.8
 """Factor on all voxel budgets, as often as needed to fit."""
 SMALLEST_PATCH_VOXELS = 2000
@@ -50,82 +38,78 @@ SMALLEST_PATCH_VOXELS = 2000
 
 
 @dataclass(frozen=True)
-class Fingerprint:
-    """What the planner knows of a data set, axes in canonical (RAS) order."""
+class _Draft:
+    """A stage, the spacing of its grid, and why it is as it is."""
 
-    spacing_mm: Vector3
-    """Median."""
-    shape: Index3
-    """Median, in voxels of the median spacing."""
-    largest_shape: Index3
-    """Of the cases read, in voxels of the median spacing."""
-    is_ct: bool
-    foreground_percentiles: tuple[float, float]
-    """0.5th and 99.5th of the intensities inside labels."""
-    cases: int
-    channels: int = 1
+    stage: specs.Stage
+    mm: Vector3
+    reasons: tuple[Reason, ...]
 
 
-def fingerprint(
-    dataset: Dataset, ids: Sequence[str], progress: Callable[[int, int], None] | None = None
-) -> Fingerprint:
-    """Read a spread of the training cases.
-
-    Raises:
-        DatasetError: no voxel is labelled in any of them.
-    """
-    step = max(1, math.ceil(len(ids) / FINGERPRINT_CASES))
-    chosen = list(ids)[::step]
-    by_id = {case.id: case for case in dataset.cases}
-    rng = np.random.default_rng(0)
-    spacings: list[Vector3] = []
-    extents: list[Vector3] = []
-    foreground: list[npt.NDArray[np.float32]] = []
-    for done, case_id in enumerate(chosen):
-        if progress is not None:
-            progress(done, len(chosen))
-        case = dataset.load(by_id[case_id])
-        grid = Orientation.to_canonical(case.image.grid).grid(case.image.grid)
-        spacings.append(grid.spacing_mm)
-        extents.append(grid.extent_mm)
-        if case.labels is not None:
-            values = case.image.data[0][case.labels.data > 0].numpy()
-            foreground.append(rng.choice(values, min(len(values), FOREGROUND_VOXELS), replace=False))
-    inside = np.concatenate(foreground) if foreground else np.empty(0, np.float32)
-    if inside.size == 0:
-        raise DatasetError(f"data set '{dataset.name}' has no labelled voxel in {len(chosen)} cases read")
-    spacing = np.median(np.array(spacings), axis=0)
-    sizes = np.array(extents) / spacing
-    low, high = np.percentile(inside, (0.5, 99.5))
-    return Fingerprint(
-        _vector(spacing),
-        _index(np.round(np.median(sizes, axis=0))),
-        _index(np.ceil(sizes.max(axis=0) - 0.01)),
-        dataset.is_ct,
-        (float(low), float(high)),
-        len(ids),
-        len(dataset.channel_names),
-    )
-
-
-def plan(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, device: Device) -> specs.Recipe:
+def plan(
+    recipe: specs.PlannedRecipe,
+    data: Fingerprint,
+    schema: LabelSchema,
+    device: Device,
+    length: Length | None = None,
+) -> Plan:
     """Fill in a planned recipe's numbers.
 
     Small scans (a patch holds half of one, or more) get one stage at their own spacing; all others
     get a coarse stage that shows the whole scan and a fine one inside what it found.
 
+    Args:
+        length: of the training, where the recipe's number of steps is not it.
+
     Raises:
         RecipeError: not even the smallest patches fit the device's memory.
     """
-    single = math.prod(data.shape) <= SINGLE_STAGE_FACTOR * recipe.fine_patch_voxels
-    stages_for = _one_stage if single else _two_stages
-    if device.place.type == "cuda" and not single:
-        recipe = recipe.model_copy(
-            update={"fine_patch_voxels": recipe.fine_patch_voxels * recipe.gpu_patch_factor}
-        )
+    single, why_stages = _is_single(recipe, data)
+    drafts, costs, why_memory = _fitting_memory(recipe, data, schema, device, single)
+    intensity, why_intensity = _intensity(data)
+    concrete = specs.Recipe(
+        name=recipe.name,
+        description=recipe.description,
+        source=recipe.source,
+        intensity=intensity,
+        stages=tuple(draft.stage for draft in drafts),
+        train_together=() if single else (("coarse", "fine"),),
+        prior_from="live",
+    )
+    reasons = [about(data), why_stages, why_intensity]
+    for draft, cost in zip(drafts, costs, strict=True):
+        reasons += [*draft.reasons, _why_network(recipe, draft.stage, cost)]
+    reasons += [why_memory, _mirrored(schema)[1], _why_training(concrete.stages[-1].training)]
+    reasons += [_why_length(recipe, length), *organ_reasons(data, schema, drafts[-1].mm)]
+    return Plan(concrete, tuple(reasons), data, drafts[-1].mm)
+
+
+def _is_single(recipe: specs.PlannedRecipe, data: Fingerprint) -> tuple[bool, Reason]:
+    limit = SINGLE_STAGE_FACTOR * recipe.fine_patch_voxels
+    scan = count(data.voxels)
+    patches = f"{SINGLE_STAGE_FACTOR:g} patches of {count(recipe.fine_patch_voxels)}"
+    if data.voxels <= limit:
+        why = f"the median scan has {scan} voxels, no more than {patches}: a coarser look would show no more"
+        return True, Reason("stages", "one", why)
+    why = f"the median scan has {scan} voxels, more than {patches}: too many for one detailed look"
+    return False, Reason("stages", "two: coarse, then fine", why)
+
+
+def _fitting_memory(
+    recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, device: Device, single: bool
+) -> tuple[tuple[_Draft, ...], list[Cost], Reason]:
+    """The stages with the largest patches of which a training step fits the device."""
+    drafts_for = _one_stage if single else _two_stages
+    larger = recipe.gpu_patch_factor if device.place.type == "cuda" and not single else 1
+    recipe = recipe.model_copy(update={"fine_patch_voxels": recipe.fine_patch_voxels * larger})
     available = MEMORY_SHARE * device.memory_bytes
-    stages = stages_for(recipe, data, schema)
-    while (needed := step_bytes(stages, data.channels, schema)) > available:
+    shrinkings = 0
+    while True:
+        drafts = drafts_for(recipe, data, schema)
+        costs = costs_of([draft.stage for draft in drafts], data.channels, schema)
+        needed = sum(cost.bytes for cost in costs)
+        if needed <= available:
+            return drafts, costs, _why_memory(needed, device, larger, shrinkings)
         if SHRINK * recipe.fine_patch_voxels < SMALLEST_PATCH_VOXELS:
             raise RecipeError(
                 f"a training step of recipe '{recipe.name}' needs {needed / 1e9:.2f} GB even with patches of "
@@ -133,16 +117,7 @@ def plan(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, de
                 "use a device with more memory, or a recipe with a smaller batch or fewer channels"
             )
         recipe = _shrunk(recipe)
-        stages = stages_for(recipe, data, schema)
-    return specs.Recipe(
-        name=recipe.name,
-        description=recipe.description,
-        source=recipe.source,
-        intensity=_intensity(data),
-        stages=stages,
-        train_together=() if single else (("coarse", "fine"),),
-        prior_from="live",
-    )
+        shrinkings += 1
 
 
 def _shrunk(recipe: specs.PlannedRecipe) -> specs.PlannedRecipe:
@@ -154,174 +129,181 @@ def _shrunk(recipe: specs.PlannedRecipe) -> specs.PlannedRecipe:
     return recipe.model_copy(update=smaller)
 
 
-def step_bytes(stages: Sequence[specs.Stage], channels: int, schema: LabelSchema) -> int:
-    """Memory that one step of stages trained together fills, in float32: what the networks keep for the
-    backward pass, counted on shapes alone, and weights with gradients, averages and optimiser state.
-
-    Stages are those that the planner makes: each reads the image and all labels of the one before.
-    """
-    classes = len(schema.names) + 1
-    total = 0
-    for n, stage in enumerate(stages):
-        with torch.device("meta"):
-            module = networks.build(stage.network, channels + n * (classes - 1), classes, "same")
-            shape = (stage.training.batch, channels + n * (classes - 1), *stage.training.patch)
-            total += _kept_bytes(module, torch.empty(shape))
-        total += WEIGHT_COPIES * sum(4 * p.numel() for p in module.parameters())
-    return total
-
-
-def _kept_bytes(module: nn.Module, x_BCIJK: Tensor) -> int:
-    """Bytes of the tensors that autograd keeps between the forward and the backward pass."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        alive.append(storage)  # so that no storage made later is taken for it
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    alive: list[torch.UntypedStorage] = []
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(x_BCIJK)
-    return sum(kept.values())
-
-
-def _intensity(data: Fingerprint) -> specs.IntensitySpec:
-    if not data.is_ct:
-        return specs.ZScore()
-    low, high = data.foreground_percentiles
-    return specs.Window(lower=round(low), upper=max(round(high), round(low) + 1), output=(-1.0, 1.0))
-
-
-def _one_stage(
-    recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema
-) -> tuple[specs.Stage, ...]:
-    # A patch that holds the median scan whole; what is larger is tiled.
-    patch, network = _patch_and_network(
-        data.shape, data.spacing_mm, 2.0 * recipe.fine_patch_voxels, recipe.base_channels[1], recipe
+def _why_memory(needed: int, device: Device, larger: int, shrinkings: int) -> Reason:
+    why = (
+        f"of the {gigabytes(MEMORY_SHARE * device.memory_bytes)} ({MEMORY_SHARE:.0%} of "
+        f"{gigabytes(device.memory_bytes)}) that {device.name} may spare for it"
     )
-    grid = specs.FixedSpacing(mm=_rounded(data.spacing_mm), tile=patch, overlap=0.5)
-    batch = round(recipe.batch * recipe.fine_patch_voxels / math.prod(patch))
-    training = _training(recipe, patch, max(recipe.batch, min(BATCH_LIMIT, batch)), schema)
-    return (specs.Stage(name="whole", grid=grid, network=network, training=training),)
+    if larger > 1:
+        why += f"; on a GPU, fine patches may be {larger} times as large as on a CPU"
+    if shrinkings:
+        why += f"; to fit, patches and the coarse grid were made smaller by {SHRINK:g}, {shrinkings} times"
+    return Reason("memory of a step", gigabytes(needed), why)
 
 
-def _two_stages(
-    recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema
-) -> tuple[specs.Stage, ...]:
-    coarse_mm = spacing_for(data, recipe.coarse_voxels)
-    fine_mm = spacing_for(data, recipe.fine_voxels)
-    coarse_patch, coarse_network = _patch_and_network(
-        _in_voxels(data.shape, data.spacing_mm, coarse_mm),
-        coarse_mm,
+def _why_network(recipe: specs.PlannedRecipe, stage: specs.Stage, cost: Cost) -> Reason:
+    assert isinstance(stage.network, specs.ResEncUNet)
+    channels = stage.network.channels
+    size = (
+        f"{cost.parameters / 1e6:.2f} million weights, {2 * cost.parameters / 1e6:.1f} MB in half precision"
+    )
+    why = f"the recipe's {channels[0]} channels at first, doubled by level up to its {recipe.max_channels}"
+    return Reason(f"{stage.name} network", f"{' '.join(map(str, channels))} channels; {size}", why)
+
+
+# --- intensities ----------------------------------------------------------------------------------
+
+
+def _intensity(data: Fingerprint) -> tuple[specs.IntensitySpec, Reason]:
+    low, high = data.foreground_percentiles
+    if not data.is_ct:
+        return specs.ZScore(), Reason(
+            "intensities",
+            "z-score of each scan",
+            f"not CT, so numbers have no unit: inside labels they run from {low:.4g} to {high:.4g} here "
+            "(0.5th and 99.5th percentile)",
+        )
+    window = specs.Window(lower=round(low), upper=max(round(high), round(low) + 1), output=(-1.0, 1.0))
+    why = f"CT: 0.5th and 99.5th percentile inside labels ({low:.1f} and {high:.1f} HU)"
+    return window, Reason("intensities", f"window {window.lower:g} to {window.upper:g} HU", why)
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def _one_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> tuple[_Draft, ...]:
+    # A patch that holds the median scan whole; what is larger is tiled.
+    voxels = SINGLE_STAGE_FACTOR * recipe.fine_patch_voxels
+    fit = sized("whole", data.shape, data.spacing_mm, voxels, recipe.base_channels[1], recipe)
+    mm = _rounded(data.spacing_mm)
+    grid = specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.5)
+    batch = round(recipe.batch * recipe.fine_patch_voxels / math.prod(fit.patch))
+    training, why_shift = _training(
+        "whole", recipe, fit.patch, max(recipe.batch, min(BATCH_LIMIT, batch)), schema
+    )
+    stage = specs.Stage(name="whole", grid=grid, network=fit.network, training=training)
+    reasons = (
+        Reason("whole spacing", millimetres(mm), "the data's own, as scans are small"),
+        *fit.reasons,
+        Reason(
+            "whole batch",
+            str(training.batch),
+            f"about as many voxels as the recipe's {recipe.batch} patches of "
+            f"{count(recipe.fine_patch_voxels)}, but {recipe.batch} to {BATCH_LIMIT}",
+        ),
+        why_shift,
+    )
+    return (_Draft(stage, mm, reasons),)
+
+
+def _two_stages(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> tuple[_Draft, ...]:
+    coarse = _coarse_stage(recipe, data, schema)
+    return coarse, _fine_stage(recipe, data, schema)
+
+
+def _coarse_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> _Draft:
+    wanted = spacing_for(data, recipe.coarse_voxels)
+    fit = sized(
+        "coarse",
+        _in_voxels(data.shape, data.spacing_mm, wanted),
+        wanted,
         1.5 * recipe.coarse_voxels,
         recipe.base_channels[0],
         recipe,
     )
-    coarse_mm = _fitting(data, coarse_mm, coarse_patch)
-    fine_patch, fine_network = _patch_and_network(
-        _in_voxels(data.largest_shape, data.spacing_mm, fine_mm),
-        fine_mm,
+    mm = _fitting(data, wanted, fit.patch)
+    training, why_shift = _training("coarse", recipe, fit.patch, recipe.batch, schema)
+    stage = specs.Stage(
+        name="coarse",
+        grid=specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.25),
+        network=fit.network,
+        training=training,
+    )
+    why_spacing = _why_spacing("coarse", data, wanted, recipe.coarse_voxels)
+    if mm != wanted:
+        widened = f"{why_spacing.why}; widened from {millimetres(wanted)}, so that one patch shows it whole"
+        why_spacing = Reason(why_spacing.what, millimetres(mm), widened)
+    return _Draft(stage, mm, (why_spacing, *fit.reasons, _why_batch("coarse", recipe), why_shift))
+
+
+def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> _Draft:
+    mm = spacing_for(data, recipe.fine_voxels)
+    fit = sized(
+        "fine",
+        _in_voxels(data.largest_shape, data.spacing_mm, mm),
+        mm,
         recipe.fine_patch_voxels,
         recipe.base_channels[1],
         recipe,
     )
-    radius = recipe.region_margin_mm / float(np.mean(fine_mm))
-    coarse = specs.Stage(
-        name="coarse",
-        grid=specs.FixedSpacing(mm=coarse_mm, tile=coarse_patch, overlap=0.25),
-        network=coarse_network,
-        training=_training(recipe, coarse_patch, recipe.batch, schema),
-    )
-    fine = specs.Stage(
+    radius = round(recipe.region_margin_mm / float(np.mean(mm)), 2)
+    training, why_shift = _training("fine", recipe, fit.patch, recipe.batch, schema)
+    stage = specs.Stage(
         name="fine",
-        roi=specs.DilatedForeground(of="coarse", radius_vox=round(radius, 2)),
-        grid=specs.FixedSpacing(mm=fine_mm, tile=fine_patch, overlap=0.25),
+        roi=specs.DilatedForeground(of="coarse", radius_vox=radius),
+        grid=specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.25),
         inputs=(specs.ImageInput(), specs.PriorInput(of="coarse")),
-        network=fine_network,
-        training=_training(recipe, fine_patch, recipe.batch, schema),
+        network=fit.network,
+        training=training,
     )
-    return (coarse, fine)
+    region = Reason(
+        "fine region",
+        f"{recipe.region_margin_mm:g} mm ({radius:g} voxels) around all that the coarse stage finds",
+        "the recipe's margin: room for what the coarse stage cuts off",
+    )
+    why_spacing = _why_spacing("fine", data, mm, recipe.fine_voxels)
+    return _Draft(stage, mm, (region, why_spacing, *fit.reasons, _why_batch("fine", recipe), why_shift))
+
+
+def _why_batch(stage: str, recipe: specs.PlannedRecipe) -> Reason:
+    return Reason(f"{stage} batch", str(recipe.batch), "the recipe's")
 
 
 def spacing_for(data: Fingerprint, voxels: int) -> Vector3:
     """The isotropic spacing at which the median scan has ``voxels`` voxels; an axis whose own spacing
     is coarser keeps that, and the others are then made finer to use the budget."""
-    own = np.array(data.spacing_mm)
-    extent = own * np.array(data.shape)
+    own, extent = np.array(data.spacing_mm), np.array(data.extent_mm)
     low, high = float(own.min()), float(extent.max())
     for _ in range(60):
         middle = (low + high) / 2
-        count = float(np.prod(extent / np.maximum(middle, own)))
-        low, high = (low, middle) if count < voxels else (middle, high)
-    return _rounded(_vector(np.maximum(high, own)))
+        counted = float(np.prod(extent / np.maximum(middle, own)))
+        low, high = (low, middle) if counted < voxels else (middle, high)
+    return _rounded(as_vector(np.maximum(high, own)))
+
+
+def _why_spacing(stage: str, data: Fingerprint, mm: Vector3, voxels: int) -> Reason:
+    own = _rounded(data.spacing_mm)
+    if mm == own:
+        why = f"the data's own: the median scan has {count(data.voxels)} of {count(voxels)} voxels allowed"
+        return Reason(f"{stage} spacing", millimetres(mm), why)
+    reached = math.prod(extent / side for extent, side in zip(data.extent_mm, mm, strict=True))
+    why = f"so that the median scan has {count(reached)} voxels"
+    kept = [axis for axis, one, other in zip(AXES, mm, own, strict=True) if one == other]
+    if kept:
+        why += f"; {' and '.join(kept)}, coarser by itself, keeps its own"
+    return Reason(f"{stage} spacing", millimetres(mm), why)
 
 
 def _fitting(data: Fingerprint, spacing_mm: Vector3, tile: Index3) -> Vector3:
     """Widen a spacing where rounding the tile to the network's pooling would cut the median scan."""
-    extent = np.array(data.spacing_mm) * np.array(data.shape)
-    return _rounded(_vector(np.maximum(spacing_mm, np.ceil(extent / np.array(tile) * 1000) / 1000)))
+    extent = np.array(data.extent_mm)
+    return _rounded(as_vector(np.maximum(spacing_mm, np.ceil(extent / np.array(tile) * 1000) / 1000)))
 
 
-def _patch_and_network(
-    scan: Index3, spacing_mm: Vector3, voxels: float, base: int, recipe: specs.PlannedRecipe
-) -> tuple[Index3, specs.ResEncUNet]:
-    """A patch of about ``voxels`` voxels, as near to a physical cube as the scan allows, and a network
-    whose pooling divides it."""
-    shape = _cube(scan, spacing_mm, voxels)
-    strides, kernels = _levels(shape, spacing_mm)
-    divisor = np.prod(np.array(strides), axis=0)
-    patch = _index(np.maximum(divisor, np.round(np.array(shape) / divisor) * divisor))
-    channels = tuple(min(base * 2**n, recipe.max_channels) for n in range(len(strides)))
-    # Blocks below half resolution cost an eighth and less of those above: depth is cheap there.
-    blocks = tuple(1 if n < 2 else 2 for n in range(len(strides)))
-    network = specs.ResEncUNet(channels=channels, strides=strides, kernels=kernels, blocks=blocks)
-    return patch, network
+# --- training -------------------------------------------------------------------------------------
 
 
-def _cube(scan: Index3, spacing_mm: Vector3, voxels: float) -> Index3:
-    spacing, limit = np.array(spacing_mm), np.array(scan, dtype=float)
-    low, high = float(spacing.min()), float((spacing * limit).max())
-    for _ in range(60):
-        edge = (low + high) / 2
-        count = float(np.prod(np.minimum(edge / spacing, limit)))
-        low, high = (edge, high) if count < voxels else (low, edge)
-    return _index(np.maximum(1, np.floor(np.minimum(high / spacing, limit) + 1e-6)))
-
-
-def _levels(shape: Index3, spacing_mm: Vector3) -> tuple[tuple[Index3, ...], tuple[Index3, ...]]:
-    """Strides and kernels per level."""
-    size, spacing = np.array(shape, dtype=float), np.array(spacing_mm)
-    strides: list[Index3] = [(1, 1, 1)]
-    kernels: list[Index3] = [_kernel(spacing)]
-    while len(strides) < MAX_LEVELS:
-        pool = (np.ceil(size / 2) >= SMALLEST_FEATURE_MAP) & (spacing < ANISOTROPY * spacing.min())
-        if not pool.any():
-            break
-        stride = np.where(pool, 2, 1)
-        size, spacing = np.ceil(size / stride), spacing * stride
-        strides.append(_index(stride))
-        kernels.append(_kernel(spacing))
-    return tuple(strides), tuple(kernels)
-
-
-def _kernel(spacing: npt.NDArray[np.float64]) -> Index3:
-    return _index(np.where(spacing < ANISOTROPY * spacing.min(), 3, 1))
-
-
-def _training(recipe: specs.PlannedRecipe, patch: Index3, batch: int, schema: LabelSchema) -> specs.Training:
-    unsided = not any(has_side(name) for name in schema.names)
-    all_paired = 2 * len(schema.pairs) == len(schema.names)
+def _training(
+    stage: str, recipe: specs.PlannedRecipe, patch: Index3, batch: int, schema: LabelSchema
+) -> tuple[specs.Training, Reason]:
+    shift = round(min(patch) / 8, 1)
     augmentation = specs.Augmentation(
         rotation_deg=(15.0, 15.0, 15.0),
         scale=(0.8, 1.25),
-        translation_vox=round(min(patch) / 8, 1),
+        translation_vox=shift,
         elastic_vox=3.0,
         elastic_grid_vox=24.0,
-        # Where some labels have a side and others do not (liver, kidneys), a mirrored patient would
-        # have organs where nobody has them.
-        flip_axes=("R",) if unsided or all_paired else (),
+        flip_axes=_mirrored(schema)[0],
         brightness=0.2,
         contrast=0.25,
         gamma=(0.75, 1.33),
@@ -329,7 +311,7 @@ def _training(recipe: specs.PlannedRecipe, patch: Index3, batch: int, schema: La
         blur_vox=0.8,
         probability=0.5,
     )
-    return specs.Training(
+    training = specs.Training(
         patch=patch,
         batch=batch,
         iterations=recipe.iterations,
@@ -341,21 +323,55 @@ def _training(recipe: specs.PlannedRecipe, patch: Index3, batch: int, schema: La
         ema_decay=0.998,
         gradient_clip=12.0,
     )
+    return training, Reason(
+        f"{stage} shift", f"up to {shift:g} voxels", "in training: an eighth of the patch's shortest side"
+    )
+
+
+def _mirrored(schema: LabelSchema) -> tuple[tuple[Literal["R"], ...], Reason]:
+    """Axes along which patches may be mirrored. Where some labels have a side and others do not (liver,
+    kidneys), a mirrored patient would have organs where nobody has them."""
+    sided = [name for name in schema.names if has_side(name)]
+    paired = {name for pair in schema.pairs for name in pair}
+    alone = [name for name in schema.names if name not in paired]
+    if not sided:
+        return ("R",), Reason("mirroring", "left to right", "no label's name says left or right")
+    if not alone:
+        why = "every label has its counterpart, and names are swapped with the image"
+        return ("R",), Reason("mirroring", "left to right", why)
+    why = f"'{sided[0]}' has a side, and '{alone[0]}' no counterpart: mirrored, it would be on the wrong side"
+    return (), Reason("mirroring", "none", why)
+
+
+def _why_training(training: specs.Training) -> Reason:
+    """What does not depend on the data."""
+    optimiser, sampler = training.optimiser, training.sampler
+    assert isinstance(sampler, specs.ClassBalanced)
+    return Reason(
+        "training",
+        f"{optimiser.kind} at {optimiser.lr:g}, {training.loss.kind}, {sampler.kind} with "
+        f"{sampler.background_share:.0%} anywhere, weights averaged by {training.ema_decay:g}",
+        "the learning rate is the recipe's; this and the other augmentation are the same for all data",
+    )
+
+
+def _why_length(recipe: specs.PlannedRecipe, length: Length | None) -> Reason:
+    follows = "the learning rate falls over all of it"
+    if length is None:
+        why = f"the recipe's, unless a time budget or epochs are given; {follows}"
+        return Reason("length", f"{recipe.iterations:,} steps", why)
+    if length.seconds is None:
+        return Reason("length", f"{length.steps:,} steps", f"as asked; {follows}")
+    return Reason(
+        "length", f"{length.seconds / 60:.4g} min", f"as asked; {follows}, however many steps that is"
+    )
 
 
 def _in_voxels(shape: Index3, spacing_mm: Vector3, other_mm: Vector3) -> Index3:
     size = np.array(shape) * np.array(spacing_mm) / np.array(other_mm)
-    return _index(np.maximum(1, np.ceil(size - 0.01)))
+    return as_index(np.maximum(1, np.ceil(size - 0.01)))
 
 
 def _rounded(spacing_mm: Vector3) -> Vector3:
     """Three digits after the point: what a person would write."""
     return cast("Vector3", tuple(round(s, 3) for s in spacing_mm))
-
-
-def _vector(values: npt.NDArray[np.float64]) -> Vector3:
-    return cast("Vector3", tuple(float(v) for v in values))
-
-
-def _index(values: npt.ArrayLike) -> Index3:
-    return cast("Index3", tuple(int(v) for v in np.asarray(values)))

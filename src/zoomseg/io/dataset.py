@@ -398,8 +398,15 @@ def folds(ids: Sequence[str], k: int, seed: int = 0) -> tuple[tuple[str, ...], .
     """
     if len(set(ids)) != len(ids):
         raise DatasetError("case ids must be distinct to be split into folds")
+    if len(ids) < 2:
+        raise DatasetError(
+            f"{len(ids)} labelled case(s) cannot be split: train without folds, or label more cases"
+        )
     if not 2 <= k <= len(ids):
-        raise DatasetError(f"{len(ids)} cases can be split into 2 to {len(ids)} folds, got {k}")
+        raise DatasetError(
+            f"{len(ids)} labelled cases can be split into 2 to {len(ids)} folds, got {k}: choose a number in "
+            "between, or label more cases"
+        )
     shuffled = sorted(ids)
     random.Random(seed).shuffle(shuffled)
     return tuple(tuple(sorted(shuffled[part::k])) for part in range(k))

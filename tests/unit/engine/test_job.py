@@ -15,6 +15,7 @@ from zoomseg.engine.job import Job
 from zoomseg.engine.log import Silent
 from zoomseg.io.dataset import Dataset, open_dataset
 from zoomseg.recipe.load import dump, from_dict, load
+from zoomseg.recipe.spec import PlannedRecipe
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +203,93 @@ def test_planning_may_take_all_the_time(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"the time budget of 1e-06 s was used up by planning"):
         job.start(data, tmp_path / "m", Job("default", seconds=1e-6), CPU, Silent())
     assert not (tmp_path / "m" / "training" / "job.json").exists()
+
+
+def small_plan(path: Path) -> str:
+    """The default recipe with few steps, and channels and patches that suit the tiny data set."""
+    small = {
+        "base_channels": (4, 4),
+        "max_channels": 8,
+        "fine_patch_voxels": 1000,
+        "coarse_voxels": 300,
+        "fine_voxels": 3000,
+        "iterations": 2,
+    }
+    planned = load("default")
+    assert isinstance(planned, PlannedRecipe)
+    path.write_text(dump(planned.model_copy(update=small)))
+    return str(path)
+
+
+def test_a_training_says_how_it_was_planned(data: Dataset, tmp_path: Path) -> None:
+    job.start(data, tmp_path / "m", Job(small_plan(tmp_path / "r.yaml")), CPU, Silent())
+    page = (tmp_path / "m" / "training" / "plan.md").read_text()
+    assert page.startswith("# How default was planned for tiny\n")
+    record = json.loads((tmp_path / "m" / "training" / "job.json").read_text())
+    patches = ["x".join(map(str, stage["training"]["patch"])) for stage in record["recipe"]["stages"]]
+    assert f"| coarse patch | {patches[0]} |" in page
+    assert f"| fine patch | {patches[1]} |" in page
+    assert "| length | 2 steps |" in page
+    assert "| left kidney | 4 of 4 |" in page
+
+
+def test_a_plan_knows_the_length_and_the_start(data: Dataset, tmp_path: Path) -> None:
+    recipe = load(small_plan(tmp_path / "r.yaml"))
+    assert isinstance(recipe, PlannedRecipe)
+    split = job.choose_split(data, Job())
+
+    def told(wish: Job) -> dict[str, str]:
+        made = job.plan_recipe(data, split, recipe, CPU, Silent(), wish)
+        return {reason.what: reason.value for reason in made.reasons}
+
+    assert told(Job(epochs=3))["length"] == "300 steps"
+    assert told(Job(seconds=90.0))["length"] == "1.5 min"
+    assert told(Job(init=tmp_path / "model"))["fine-tuning"] == "a tenth of the learning rate"
+    assert "fine-tuning" not in told(Job())
+
+
+def test_organs_that_hardly_show_are_told_of(data: Dataset, tmp_path: Path) -> None:
+    """A kidney of the tiny data set has 1.8 ml: 19 voxels of 4.5 mm."""
+    recipe = load(small_plan(tmp_path / "r.yaml"))
+    assert isinstance(recipe, PlannedRecipe)
+    heard: list[str] = []
+
+    class Listening(Silent):
+        def message(self, text: str) -> None:
+            heard.append(text)
+
+    split = job.choose_split(data, Job())
+    job.plan_recipe(data, split, recipe, CPU, Listening(), Job())
+    assert heard == []
+    coarse = recipe.model_copy(update={"fine_voxels": 1000})
+    job.plan_recipe(data, split, coarse, CPU, Listening(), Job())
+    small = sorted(line.split(",")[0] for line in heard)
+    assert small == ["small organ: left kidney", "small organ: right kidney"]
+
+
+WITH_SPLEEN = {"background": 0, "left kidney": 3, "right kidney": 7, "spleen": 9}
+
+
+@pytest.mark.parametrize("kind", ["planned", "concrete"])
+def test_an_organ_that_no_training_case_has_is_refused(tmp_path: Path, recipe: str, kind: str) -> None:
+    data = described(tmp_path / "d", labels=WITH_SPLEEN)
+    wanted = recipe if kind == "concrete" else small_plan(tmp_path / "p.yaml")
+    with pytest.raises(DatasetError, match="no voxel of spleen in any of the 4 training cases"):
+        job.start(data, tmp_path / "m", Job(wanted), CPU, Silent())
+    assert not (tmp_path / "m" / "training" / "job.json").exists()
+
+
+def test_an_organ_that_the_recipe_does_not_predict_may_be_absent(tmp_path: Path) -> None:
+    data = described(tmp_path / "d", labels=WITH_SPLEEN)
+    kidneys = tiny_recipe(together=True, iterations=2)
+    stages = tuple(s.model_copy(update={"labels": ("left kidney", "right kidney")}) for s in kidneys.stages)
+    path = tmp_path / "r.yaml"
+    path.write_text(dump(kidneys.model_copy(update={"stages": stages})))
+    job.start(data, tmp_path / "m", Job(str(path)), CPU, Silent())
+
+
+def test_too_few_cases_for_the_folds(data: Dataset) -> None:
+    with pytest.raises(DatasetError, match=r"4 labelled cases can be split into 2 to 4 folds, got 5: choose"):
+        job.choose_split(data, Job(folds=5))
+    with pytest.raises(DatasetError, match=r"1 labelled case\(s\) cannot be split: train without folds"):
+        job.choose_split(data.subset(["case_0"]), Job(folds=2))

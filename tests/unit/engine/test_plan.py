@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,15 +12,19 @@ import torch
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.engine.device import Device
-from zoomseg.engine.plan import MEMORY_SHARE, Fingerprint, plan, spacing_for, step_bytes
+from zoomseg.engine.fingerprint import Fingerprint, Organ
+from zoomseg.engine.plan import MEMORY_SHARE, plan, spacing_for
+from zoomseg.engine.reasons import Plan, Reason, times
+from zoomseg.engine.schedule import Length
+from zoomseg.engine.sizes import step_bytes
 from zoomseg.networks import build as networks
 from zoomseg.networks.build import check_input_shape
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import DilatedForeground, FixedSpacing, PlannedRecipe, Recipe, Stage, Window, ZScore
 
-ABDOMEN = Fingerprint((0.8, 0.8, 2.0), (512, 512, 200), (512, 512, 300), True, (-110.2, 240.4), 30)
-THICK_MR = Fingerprint((1.25, 1.25, 7.7), (256, 256, 36), (256, 256, 40), False, (0.0, 900.0), 16)
-CROPS = Fingerprint((1.0, 1.0, 1.0), (35, 50, 35), (43, 59, 47), False, (0.0, 900.0), 200)
+ABDOMEN = Fingerprint((0.8, 0.8, 2.0), (512, 512, 200), (512, 512, 300), True, (-110.2, 240.4), 30, 30)
+THICK_MR = Fingerprint((1.25, 1.25, 7.7), (256, 256, 36), (256, 256, 40), False, (0.0, 900.0), 16, 16)
+CROPS = Fingerprint((1.0, 1.0, 1.0), (35, 50, 35), (43, 59, 47), False, (0.0, 900.0), 200, 40)
 ORGANS = LabelSchema.consecutive(["liver", "right kidney", "left kidney"])
 
 
@@ -44,7 +48,22 @@ def device(kind: str, gigabytes: float) -> Device:
 
 
 def planned(data: Fingerprint, schema: LabelSchema = ORGANS, on: Device | None = None) -> Recipe:
-    return plan(template(), data, schema, on or device("cpu", 16))
+    return whole_plan(data, schema, on).recipe
+
+
+def whole_plan(
+    data: Fingerprint,
+    schema: LabelSchema = ORGANS,
+    on: Device | None = None,
+    length: Length | None = None,
+) -> Plan:
+    return plan(template(), data, schema, on or device("cpu", 16), length)
+
+
+def reasons(made: Plan) -> dict[str, Reason]:
+    """By what was decided; nothing is decided twice."""
+    assert len({reason.what for reason in made.reasons}) == len(made.reasons)
+    return {reason.what: reason for reason in made.reasons}
 
 
 def template() -> PlannedRecipe:
@@ -155,19 +174,134 @@ def test_a_device_that_is_too_small_is_named_with_what_it_has() -> None:
         planned(ABDOMEN, on=device("cpu", 0.005))
 
 
-def test_counted_memory_is_that_of_a_real_step() -> None:
-    stage = planned(CROPS, on=device("cpu", 1.0)).stages[0]
-    stage = stage.model_copy(update={"training": stage.training.model_copy(update={"patch": (16, 16, 16)})})
-    module = networks.build(stage.network, 1, 4, "same")
-    kept: dict[int, int] = {}
-    alive = []
+def test_reasons_give_the_recipe_s_numbers() -> None:
+    made = whole_plan(ABDOMEN)
+    told = reasons(made)
+    for stage in made.recipe.stages:
+        grid, network = stage.grid, stage.network
+        assert isinstance(grid, FixedSpacing)
+        assert network.kind == "resenc_unet"
+        if len(set(grid.mm)) == 1:
+            assert told[f"{stage.name} spacing"].value == f"{grid.mm[0]:g} mm"
+        else:
+            assert told[f"{stage.name} spacing"].value == "{:g}x{:g}x{:g} mm".format(*grid.mm)
+        assert told[f"{stage.name} patch"].value == times(stage.training.patch)
+        assert told[f"{stage.name} batch"].value == str(stage.training.batch)
+        shift = stage.training.augmentation.translation_vox
+        assert told[f"{stage.name} shift"].value == f"up to {shift:g} voxels"
+        assert told[f"{stage.name} network"].value.startswith(" ".join(map(str, network.channels)))
+    fine = made.recipe.stages[1]
+    assert isinstance(fine.roi, DilatedForeground)
+    assert f"12 mm ({fine.roi.radius_vox:g} voxels)" in told["fine region"].value
+    assert told["intensities"].value == "window -110 to 240 HU"
+    assert "-110.2 and 240.4 HU" in told["intensities"].why
+    assert told["median scan"].value == "512x512x200 voxels of 0.8x0.8x2 mm"
+    assert told["median scan"].why.startswith("of 30 cases, axes R, A, S: 410x410x400 mm;")
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        alive.append(tensor)
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(torch.zeros(stage.training.batch, 1, 16, 16, 16))
-    parameters = 5 * 4 * sum(p.numel() for p in module.parameters())
-    assert step_bytes([stage], 1, ORGANS) == pytest.approx(sum(kept.values()) + parameters, rel=0.02)
+def test_reasons_give_the_figures_that_led_there() -> None:
+    told = reasons(whole_plan(ABDOMEN))
+    assert told["stages"].value == "two: coarse, then fine"
+    assert "52.4 million voxels, more than 2 patches of 200,000" in told["stages"].why
+    assert told["fine spacing"].why == "so that the median scan has 2.5 million voxels"
+    # 410 mm: 52 voxels of 7.66 mm, cut to 48, so that voxels become larger
+    assert told["coarse spacing"].why.startswith("so that the median scan has 150,000 voxels; widened from ")
+    assert "in multiples of 16x16x16" in told["fine patch"].why
+    assert told["fine kernels"].value == "3x3x3"
+    assert told["fine halvings"].value == "4 times"
+
+
+def test_a_network_s_size_is_told() -> None:
+    made = whole_plan(ABDOMEN)
+    fine = made.recipe.stages[1]
+    parameters = networks.parameters(networks.build(fine.network, 1 + len(ORGANS.names), 4, "same"))
+    value = reasons(made)["fine network"].value
+    assert value.endswith(
+        f"{parameters / 1e6:.2f} million weights, {2 * parameters / 1e6:.1f} MB in half precision"
+    )
+
+
+def test_memory_is_told_and_what_was_done_to_fit() -> None:
+    roomy, tight = whole_plan(ABDOMEN), whole_plan(ABDOMEN, on=device("cpu", 1.0))
+    needed = step_bytes(roomy.recipe.stages, 1, ORGANS)
+    told = reasons(roomy)["memory of a step"]
+    assert told.value == f"{needed / 1e9:.3g} GB"
+    assert told.why == "of the 6.4 GB (40% of 16 GB) that test device may spare for it"
+    shrunk = reasons(tight)["memory of a step"]
+    times_smaller = int(shrunk.why.split(", ")[-1].removesuffix(" times"))
+    # The coarse grid had 150,000 voxels, and loses a fifth each time; the patch of 200,000 as well.
+    assert f"for {round(200_000 * 0.8**times_smaller, -2):,.0f} voxels" in reasons(tight)["fine patch"].why
+    gpu = reasons(whole_plan(ABDOMEN, on=device("cuda", 80)))
+    assert "8 times as large as on a CPU" in gpu["memory of a step"].why
+    assert gpu["fine patch"].why.startswith("for 1.6 million voxels")
+
+
+def test_thick_slices_are_explained() -> None:
+    made = whole_plan(THICK_MR)
+    told = reasons(made)
+    assert told["fine halvings"].value == "R 5, A 5, S 2"
+    assert "S (7.7 mm) not at the first 2" in told["fine halvings"].why
+    assert told["fine kernels"].value == "3x3x1 at 2 levels, then 3x3x3 at 4 levels"
+    assert told["fine spacing"].why.startswith(
+        "the data's own: the median scan has 2.36 million of 2.5 million"
+    )
+    assert told["coarse spacing"].why.startswith(
+        "so that the median scan has 150,000 voxels; S, coarser by itself, keeps its own"
+    )
+    assert told["intensities"].value == "z-score of each scan"
+
+
+def test_tiny_crops_are_explained() -> None:
+    told = reasons(whole_plan(CROPS))
+    assert told["stages"].value == "one"
+    assert "61,200 voxels, no more than 2 patches of 200,000" in told["stages"].why
+    assert told["median scan"].why.startswith("of 40 of 200 cases")
+    assert told["whole patch"].why.startswith("the whole scan's 35x50x35")
+    assert told["whole batch"].value == "4"
+    assert not any(what.startswith(("coarse", "fine")) for what in told)
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "why"),
+    [
+        (["anterior", "posterior"], "left to right", "no label's name says left or right"),
+        (["left lung", "right lung"], "left to right", "every label has its counterpart"),
+        (
+            ["liver", "left kidney", "right kidney"],
+            "none",
+            "'left kidney' has a side, and 'liver' no counterp",
+        ),
+    ],
+)
+def test_mirroring_is_explained(names: list[str], value: str, why: str) -> None:
+    told = reasons(whole_plan(CROPS, LabelSchema.consecutive(names)))["mirroring"]
+    assert told.value == value
+    assert told.why.startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("length", "value"),
+    [(None, "20,000 steps"), (Length(300, None), "300 steps"), (Length(None, 1500.0), "25 min")],
+)
+def test_the_length_is_the_recipe_s_or_what_was_asked_for(length: Length | None, value: str) -> None:
+    assert reasons(whole_plan(CROPS, length=length))["length"].value == value
+
+
+@pytest.mark.parametrize("cases", [10, 1000])
+def test_plans_for_few_cases_and_for_many_differ_in_nothing_but_that(cases: int) -> None:
+    data = replace(ABDOMEN, cases=cases, read=min(cases, 40))
+    assert whole_plan(data).recipe == planned(ABDOMEN)
+
+
+def test_an_organ_that_the_finest_grid_hardly_shows_is_warned_of() -> None:
+    organs = (Organ("liver", 30, 30, 1500.0, (200.0, 180.0, 160.0), (0.6, 0.5, 0.7)),)
+    tiny = Organ("left kidney", 30, 30, 0.5, (8.0, 8.0, 8.0), (0.3, 0.4, 0.6))
+    calm, warned = (whole_plan(replace(ABDOMEN, organs=o)) for o in (organs, (*organs, tiny)))
+    assert calm.warnings == ()
+    (warning,) = warned.warnings
+    voxels = round(500 / math.prod(warned.finest_mm))
+    assert 0 < voxels < 30
+    assert warning.startswith(
+        f"small organ: left kidney, 0.5 ml = {voxels} voxels of the finest grid; below 30"
+    )
+    assert warned.recipe == calm.recipe

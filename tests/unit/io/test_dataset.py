@@ -313,8 +313,15 @@ def test_folds_are_balanced_disjoint_and_reproducible() -> None:
 
 def test_impossible_folds() -> None:
     for k in (1, 4, 0, -1):
-        with pytest.raises(DatasetError, match="2 to 3 folds"):
+        with pytest.raises(
+            DatasetError, match=f"2 to 3 folds, got {k}: choose a number in between, or label"
+        ):
             folds(["a", "b", "c"], k)
+    for ids in ([], ["a"]):
+        with pytest.raises(
+            DatasetError, match=rf"{len(ids)} labelled case\(s\) .* train without folds, or label"
+        ):
+            folds(ids, 5)
     with pytest.raises(DatasetError, match="distinct"):
         folds(["a", "a"], 2)
 

@@ -1,0 +1,208 @@
+"""What the planner knows of a data set: sizes, spacings, intensities, and its organs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from zoomseg.core.case import Case
+from zoomseg.core.errors import DatasetError
+from zoomseg.core.geometry import Index3, Orientation, Vector3
+from zoomseg.io.dataset import Dataset
+
+FINGERPRINT_CASES = 40
+"""At most this many cases, evenly spread, are read."""
+FOREGROUND_VOXELS = 20_000
+"""Foreground intensities kept per case."""
+NAMED = 5
+"""Organs that an error lists."""
+
+
+@dataclass(frozen=True)
+class Organ:
+    """One label in the cases read: medians over those that have it. Axes in canonical (RAS) order."""
+
+    name: str
+    cases: int
+    """That have it."""
+    annotated: int
+    """In which it was to be drawn."""
+    volume_ml: float
+    extent_mm: Vector3
+    """Of its bounding box."""
+    centre: Vector3
+    """Of its bounding box, as a share of the scan: 0 at the left, posterior and inferior face, 1 opposite."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Axes in canonical (RAS) order."""
+
+    spacing_mm: Vector3
+    """Median."""
+    shape: Index3
+    """Median, in voxels of the median spacing."""
+    largest_shape: Index3
+    """Of the cases read, in voxels of the median spacing."""
+    is_ct: bool
+    foreground_percentiles: tuple[float, float]
+    """0.5th and 99.5th of the intensities inside labels."""
+    cases: int
+    """For training."""
+    read: int
+    """Of these."""
+    channels: int = 1
+    organs: tuple[Organ, ...] = ()
+    """Those that were seen, in the schema's order."""
+
+    @property
+    def extent_mm(self) -> Vector3:
+        """Of the median scan."""
+        return as_vector(np.array(self.spacing_mm) * np.array(self.shape))
+
+    @property
+    def voxels(self) -> int:
+        """Of the median scan."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One organ in one case."""
+
+    volume_ml: float
+    extent_mm: Vector3
+    centre: Vector3
+
+
+def take(
+    dataset: Dataset, ids: Sequence[str], progress: Callable[[int, int], None] | None = None
+) -> Fingerprint:
+    """Read a spread of the training cases.
+
+    Raises:
+        DatasetError: no voxel is labelled in any of them.
+        ScanError: one of them cannot be used.
+    """
+    chosen = list(ids)[:: max(1, math.ceil(len(ids) / FINGERPRINT_CASES))]
+    rng = np.random.default_rng(0)
+    spacings: list[Vector3] = []
+    extents: list[Vector3] = []
+    foreground: list[npt.NDArray[np.float32]] = []
+    drawn: list[frozenset[str]] = []
+    seen: list[dict[str, _Seen]] = []
+    for done, case in enumerate(_cases(dataset, chosen)):
+        if progress is not None:
+            progress(done, len(chosen))
+        grid = Orientation.to_canonical(case.image.grid).grid(case.image.grid)
+        spacings.append(grid.spacing_mm)
+        extents.append(grid.extent_mm)
+        if case.labels is not None:
+            values = case.image.data[0][case.labels.data > 0].numpy()
+            foreground.append(rng.choice(values, min(len(values), FOREGROUND_VOXELS), replace=False))
+            drawn.append(_drawn(case, dataset))
+            seen.append(_organs_in(case))
+    inside = np.concatenate(foreground) if foreground else np.empty(0, np.float32)
+    if inside.size == 0:
+        raise DatasetError(
+            f"data set '{dataset.name}' has no labelled voxel in {len(chosen)} cases read; "
+            "zoomseg check says which label maps are empty"
+        )
+    spacing = np.median(np.array(spacings), axis=0)
+    sizes = np.array(extents) / spacing
+    low, high = np.percentile(inside, (0.5, 99.5))
+    return Fingerprint(
+        spacing_mm=as_vector(spacing),
+        shape=as_index(np.round(np.median(sizes, axis=0))),
+        largest_shape=as_index(np.ceil(sizes.max(axis=0) - 0.01)),
+        is_ct=dataset.is_ct,
+        foreground_percentiles=(float(low), float(high)),
+        cases=len(ids),
+        read=len(chosen),
+        channels=len(dataset.channel_names),
+        organs=tuple(_organs(dataset.schema.names, drawn, seen)),
+    )
+
+
+def require(dataset: Dataset, ids: Sequence[str], organs: Iterable[str]) -> None:
+    """Read training cases until each of ``organs`` was seen in one.
+
+    Raises:
+        DatasetError: some are in none of them, so that nothing could learn them.
+        ScanError: a case cannot be used.
+    """
+    missing = list(organs)
+    for case in _cases(dataset, ids if missing else ()):
+        present = _organs_in(case)
+        missing = [name for name in missing if name not in present]
+        if not missing:
+            return
+    if missing:
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        raise DatasetError(
+            f"data set '{dataset.name}': no voxel of {', '.join(missing[:NAMED])}{more} in any of the "
+            f"{len(ids)} training cases, so it cannot be learned; take it out of 'labels' in dataset.json, "
+            "or train on cases that show it"
+        )
+
+
+def _cases(dataset: Dataset, ids: Iterable[str]) -> Iterator[Case]:
+    by_id = {case.id: case for case in dataset.cases}
+    return (dataset.load(by_id[case_id]) for case_id in ids)
+
+
+def _drawn(case: Case, dataset: Dataset) -> frozenset[str]:
+    return frozenset(dataset.schema.names) if case.annotated is None else case.annotated
+
+
+def _organs_in(case: Case) -> dict[str, _Seen]:
+    """The annotated organs that a case has."""
+    if case.labels is None:
+        return {}
+    labels = case.labels.reoriented(Orientation.to_canonical(case.labels.grid))
+    classes, spacing = labels.data.numpy(), np.array(labels.grid.spacing_mm)
+    found: dict[str, _Seen] = {}
+    for number, box in enumerate(ndimage.find_objects(classes), start=1):
+        name = labels.schema.names[number - 1]
+        if box is None or (case.annotated is not None and name not in case.annotated):
+            continue
+        low, high = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
+        voxels = int(np.count_nonzero(classes[box] == number))
+        found[name] = _Seen(
+            voxels * labels.grid.voxel_volume_ml,
+            as_vector((high - low) * spacing),
+            as_vector((low + high) / 2 / np.array(classes.shape)),
+        )
+    return found
+
+
+def _organs(
+    names: Sequence[str], drawn: Sequence[frozenset[str]], seen: Sequence[dict[str, _Seen]]
+) -> Iterator[Organ]:
+    for name in names:
+        those = [case[name] for case in seen if name in case]
+        if those:
+            yield Organ(
+                name,
+                len(those),
+                sum(name in case for case in drawn),
+                float(np.median([one.volume_ml for one in those])),
+                as_vector(np.median([one.extent_mm for one in those], axis=0)),
+                as_vector(np.median([one.centre for one in those], axis=0)),
+            )
+
+
+def as_vector(values: npt.NDArray[np.float64]) -> Vector3:
+    """Three numbers of an array."""
+    return cast("Vector3", tuple(float(v) for v in values))
+
+
+def as_index(values: npt.NDArray[np.number]) -> Index3:
+    """Three whole numbers of an array, cut off."""
+    return cast("Index3", tuple(int(v) for v in values))
