@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,3 +114,11 @@ def environment(threads: int) -> dict[str, str]:
         "nnUNet_def_n_proc",
     )
     return os.environ | dict.fromkeys(names, str(threads))
+
+
+def processor() -> str:
+    """The processor's name and how many cores there are."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{named[0] if named else platform.machine()}, {os.cpu_count()} cores"

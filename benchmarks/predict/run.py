@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 import nibabel as nib
 import psutil
-from measure import Measured, environment, measure
+from measure import Measured, environment, measure, processor
 from rows import HERE, NAMES, PEERS, Job, Network, Row, peer_rows, zoomseg_row
 from table import Setting, write_results
 
@@ -120,15 +119,8 @@ def _setting(job: Job, threads: int) -> Setting:
     megabytes = job.scan.stat().st_size / 1e6
     kind = image.get_data_dtype()  # type: ignore[no-untyped-call]
     scan = f"{job.scan.name}, {shape} voxels of {spacing} mm, {kind}, {megabytes:.0f} MB"
-    machine = f"{_processor()}, {psutil.virtual_memory().total / 1024**3:.0f} GB"
+    machine = f"{processor()}, {psutil.virtual_memory().total / 1024**3:.0f} GB"
     return Setting(scan, machine, job.device, threads, job.spacing_mm, time.strftime("%Y-%m-%d"))
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{named[0] if named else platform.machine()}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

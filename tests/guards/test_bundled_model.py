@@ -1,0 +1,51 @@
+"""The model in the package: small, in half precision, with a card, and working on a machine without data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from zoomseg.io import bundle
+
+FOLDER = bundle.COME_WITH_ZOOMSEG / bundle.ABDOMEN_CT
+ORGANS = (
+    *("spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta"),
+    *("inferior vena cava", "portal vein and splenic vein", "pancreas"),
+    *("right adrenal gland", "left adrenal gland"),
+)
+
+
+def test_its_weights_are_half_precision_and_at_most_15_mb() -> None:
+    files = list((FOLDER / "weights").glob("*.safetensors"))
+    assert len(files) == 2
+    assert sum(file.stat().st_size for file in files) <= 15_000_000
+    for file in files:
+        with safe_open(file, "pt") as tensors:  # type: ignore[no-untyped-call]
+            names = list(tensors.keys())
+            assert {tensors.get_tensor(name).dtype for name in names} == {torch.float16}
+
+
+def test_it_finds_13_organs() -> None:
+    assert bundle.load(bundle.ABDOMEN_CT).schema.names == ORGANS
+
+
+def test_its_card_says_what_it_was_trained_on_and_what_it_is_for() -> None:
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for said in ("For research", "not for diagnosis", "portal-venous CTs", "terms", "Known limits"):
+        assert said in card
+    assert all(organ in card for organ in ORGANS)
+
+
+def test_no_patient_is_named() -> None:
+    text = (FOLDER / "model.json").read_text(encoding="utf-8")
+    assert json.loads(text)["provenance"]["training_cases"] == 19
+    assert "btcv_" not in text
+
+
+def test_it_is_what_predict_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bundle.find("abdomen-ct") == FOLDER
