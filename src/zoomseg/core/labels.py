@@ -20,7 +20,8 @@ MAX_VALUE = 2**31 - 1
 _SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lt": "rt", "rt": "lt"}
 
 
-def _tokens(name: str) -> tuple[str, ...]:
+def name_tokens(name: str) -> tuple[str, ...]:
+    """The words of a label's name in lower case, however they are joined."""
     # LeftParotid -> Left Parotid, LKidney -> L Kidney, VertebraL1 -> Vertebra L1
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
     return tuple(t.lower() for t in re.split(r"[^A-Za-z0-9]+", spaced) if t)
@@ -28,18 +29,18 @@ def _tokens(name: str) -> tuple[str, ...]:
 
 def has_side(name: str) -> bool:
     """Whether a name says left or right."""
-    return any(token in _SIDE for token in _tokens(name))
+    return any(token in _SIDE for token in name_tokens(name))
 
 
 def mirror_name(name: str, names: Iterable[str]) -> str | None:
     """The name among ``names`` that is ``name`` with its side swapped, or None."""
-    tokens = _tokens(name)
+    tokens = name_tokens(name)
     sides = [i for i, t in enumerate(tokens) if t in _SIDE]
     if len(sides) != 1:
         return None
     i = sides[0]
     swapped = (*tokens[:i], _SIDE[tokens[i]], *tokens[i + 1 :])
-    return next((n for n in names if _tokens(n) == swapped), None)
+    return next((n for n in names if name_tokens(n) == swapped), None)
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ class LabelSchema:
         matter (``right_kidney``, ``Kidney Right``); None if there is none."""
         if name in self.names:
             return name
-        wanted = sorted(_tokens(name))
-        return next((n for n in self.names if sorted(_tokens(n)) == wanted), None)
+        wanted = sorted(name_tokens(name))
+        return next((n for n in self.names if sorted(name_tokens(n)) == wanted), None)
 
     def select(self, names: Iterable[str] | str) -> tuple[str, ...]:
         """Resolve ``"all"``, label names and group names to label names in schema order."""
