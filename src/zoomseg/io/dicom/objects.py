@@ -1,0 +1,233 @@
+"""What SEG and RTSTRUCT have in common: what they refer to, who made them, and reading their files."""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, generate_uid
+
+from zoomseg.core.errors import GeometryError, ScanError, ZoomSegError
+from zoomseg.core.geometry import FloatArray, Grid
+from zoomseg.core.volume import LabelMap
+from zoomseg.io.dicom.codes import Code, short_text
+from zoomseg.io.dicom.series import DicomSeries
+from zoomseg.io.files import atomic_path
+
+Mask = npt.NDArray[np.bool_]
+
+MANUFACTURER = "ZoomSeg"
+MAX_OBJECT_BYTES = 4 * 1024**3
+"""A larger SEG or RTSTRUCT is refused."""
+
+ARTIFICIAL_INTELLIGENCE = Code("123110", "Artificial Intelligence", "DCM")
+
+_PATIENT_AND_STUDY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
+    *("StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription"),
+)
+_FORMS: Mapping[str, str] = {
+    "PatientBirthDate": r"\d{8}",
+    "StudyDate": r"\d{8}",
+    "StudyTime": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
+    "PatientSex": r"[MFO]",
+    "StudyID": r"[^\\]{1,16}",
+    "AccessionNumber": r"[^\\]{1,16}",
+}
+"""What values must look like to be repeated; empty is allowed, and better than wrong."""
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def require_grid(labels: LabelMap, series: DicomSeries) -> None:
+    """Refuse labels that do not lie on the series' own grid.
+
+    Raises:
+        GeometryError: they do not.
+    """
+    if not labels.grid.same_as(series.grid):
+        off = labels.grid.distance_mm(series.grid)
+        raise GeometryError(
+            f"labels of shape {labels.grid.shape} lie {off:.3g} mm off the grid of series "
+            f"'{series.description}' of shape {series.grid.shape}; write them on the series' own grid"
+        )
+
+
+def study_uid(series: DicomSeries) -> str:
+    """The series' study; for files that lost it, one that is the same for all that is made of them."""
+    return series.study_uid or _derived_uid(series, "study")
+
+
+def series_uid(series: DicomSeries) -> str:
+    """The series' own UID, or as ``study_uid``."""
+    return series.series_uid or _derived_uid(series, "series")
+
+
+def frame_of_reference_uid(series: DicomSeries) -> str:
+    """What positions of the series are relative to, or as ``study_uid``."""
+    return series.frame_of_reference_uid or _derived_uid(series, "frame of reference")
+
+
+def _derived_uid(series: DicomSeries, what: str) -> str:
+    known = [series.study_uid, series.series_uid, series.frame_of_reference_uid]
+    uids = [uid for uid in (*known, *series.slice_uids) if uid]
+    return str(generate_uid(entropy_srcs=[what, *uids]))
+
+
+def patient_and_study(series: DicomSeries) -> Dataset:
+    """A data set that holds what an object repeats of the patient and study it belongs to. What the series
+    lacks, or has in an impossible form, is empty."""
+    known = dict(series.patient)
+    found = Dataset()
+    found.SpecificCharacterSet = "ISO_IR 192"
+    found.StudyInstanceUID = study_uid(series)
+    for keyword in _PATIENT_AND_STUDY:
+        value = short_text(known.get(keyword, ""))
+        form = _FORMS.get(keyword)
+        setattr(found, keyword, value if form is None or re.fullmatch(form, value) else "")
+    return found
+
+
+def code_item(code: Code) -> Dataset:
+    """A code as an item of a code sequence."""
+    item = Dataset()
+    item.CodeValue = code.value
+    item.CodingSchemeDesignator = code.scheme
+    item.CodeMeaning = code.meaning
+    return item
+
+
+def software_version() -> str:
+    return importlib.metadata.version("zoomseg")
+
+
+def new_uid() -> str:
+    return str(generate_uid())
+
+
+def reference_item(series: DicomSeries, k: int) -> Dataset | None:
+    """Reference to the stored slice in plane k; None if that plane was interpolated."""
+    stored = series.slices[k]
+    if stored is None:
+        return None
+    item = Dataset()
+    item.ReferencedSOPClassUID = UID(series.sop_class_uid)
+    item.ReferencedSOPInstanceUID = UID(stored.sop_uid)
+    if stored.frame is not None:
+        item.ReferencedFrameNumber = stored.frame
+    return item
+
+
+def instance_items(series: DicomSeries) -> list[Dataset]:
+    """References to all objects of the series, each once."""
+    items = []
+    for uid in dict.fromkeys(uid for uid in series.slice_uids if uid is not None):
+        item = Dataset()
+        item.ReferencedSOPClassUID = UID(series.sop_class_uid)
+        item.ReferencedSOPInstanceUID = UID(uid)
+        items.append(item)
+    return items
+
+
+def lps(points_ras: FloatArray) -> FloatArray:
+    """RAS+ millimetres ``[..., 3]`` to DICOM's LPS+, and back."""
+    return points_ras * (-1.0, -1.0, 1.0)
+
+
+def plane_positions(grid: Grid) -> FloatArray:
+    """``[K, 3]``: centre of each plane's first voxel, LPS+ millimetres."""
+    return lps(grid.world([(0, 0, k) for k in range(grid.shape[2])]))
+
+
+def in_plane_directions(grid: Grid) -> tuple[float, ...]:
+    """Image Orientation (Patient): unit vectors along a row (axis i) and down a column (axis j), LPS+."""
+    columns = lps(grid.affine[:3, :2].T) / np.array(grid.spacing_mm[:2])[:, None]
+    return tuple(float(c) for c in columns.ravel())
+
+
+def slice_affine(
+    orientation: Sequence[float], spacing: Sequence[float], position: Sequence[float]
+) -> FloatArray:
+    """``[4, 3]``: from (column, row, 1) of a slice to RAS+ millimetres, of Image Orientation and Position
+    (Patient) and Pixel Spacing (which has the distance between rows first)."""
+    affine = np.zeros((4, 3))
+    directions = np.array(orientation, dtype=np.float64).reshape(2, 3)
+    affine[:3, 0] = lps(directions[0] * float(spacing[1]))
+    affine[:3, 1] = lps(directions[1] * float(spacing[0]))
+    affine[:3, 2] = lps(np.array(position, dtype=np.float64))
+    affine[3, 2] = 1
+    return affine
+
+
+def save(dataset: Dataset, path: Path) -> None:
+    """Write an object as a DICOM file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with atomic_path(path) as partial:
+        dataset.save_as(partial, enforce_file_format=True)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside becomes one ScanError that names the file."""
+    try:
+        yield
+    except ZoomSegError:
+        raise
+    except FileNotFoundError as error:
+        raise ScanError(f"{path}: no such file") from error
+    except MemoryError as error:
+        raise ScanError(f"{path}: does not fit in memory") from error
+    except Exception as error:  # hostile elements fail in any way they like
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ScanError(f"{path}: damaged, truncated or not DICOM ({reason})") from error
+
+
+def read_object(path: Path, kinds: Mapping[str, str]) -> Dataset:
+    """A DICOM file of one of the SOP classes ``kinds`` (UID to name).
+
+    Raises:
+        ScanError: unreadable, too large, packed in a way that hides its size, or something else.
+    """
+    with reading(path):
+        if path.stat().st_size > MAX_OBJECT_BYTES:
+            raise ScanError(f"{path}: larger than {MAX_OBJECT_BYTES} bytes; no SEG or RTSTRUCT is")
+        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+        if syntax == DeflatedExplicitVRLittleEndian:
+            raise ScanError(f"{path}: is deflated as a whole; write it uncompressed (dcmconv +te)")
+        found = pydicom.dcmread(path)
+        kind = str(found.get("SOPClassUID", ""))
+        if kind not in kinds:
+            what = UID(kind).name or "of no kind"
+            raise ScanError(f"{path}: is {what}; a {' or '.join(kinds.values())} is needed")
+        return found
+
+
+def require_frame(path: Path, frame_of_reference: str, series: DicomSeries) -> None:
+    """Refuse what was drawn in another coordinate system. Where either does not say, geometry has to tell.
+
+    Raises:
+        ScanError: the frames of reference differ.
+    """
+    mine = series.frame_of_reference_uid
+    if mine and frame_of_reference and mine != frame_of_reference:
+        raise ScanError(
+            f"{path}: drawn in frame of reference {frame_of_reference}, but series '{series.description}' "
+            f"lies in {mine}; give the series that it was drawn on"
+        )

@@ -1,0 +1,76 @@
+"""Structures drawn on a series, as a SEG or RTSTRUCT holds them: they may overlap, label maps may not."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from zoomseg.core.errors import LabelError
+from zoomseg.core.geometry import Grid
+from zoomseg.core.labels import BACKGROUND, LabelSchema
+from zoomseg.core.volume import LabelMap
+
+Indices = npt.NDArray[np.int64]
+"""Voxels of a grid as sorted indices into its flattened (C order) array, each once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Structures:
+    """What was drawn on ``grid``: name to voxels, in the order of the file. ``notes``: what was left out."""
+
+    grid: Grid
+    voxels: Mapping[str, Indices]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.voxels)
+
+    def named(self, schema: LabelSchema) -> dict[str, Indices]:
+        """Voxels by the schema's names, in any spelling; structures that the schema does not know are left
+        out, those that mean one label are put together."""
+        found: dict[str, Indices] = {}
+        for name, voxels in self.voxels.items():
+            label = schema.find(name)
+            if label is not None:
+                found[label] = np.union1d(found[label], voxels) if label in found else voxels
+        return found
+
+    def label_map(self, schema: LabelSchema | None = None) -> tuple[LabelMap, frozenset[str]]:
+        """A label map, and the labels that were drawn. Where structures overlap the smaller one is on top: a
+        voxel of an organ is the organ's, not the body's.
+
+        Args:
+            schema: None for all structures, in the order of the file.
+
+        Raises:
+            LabelError: nothing was drawn that the schema knows.
+        """
+        if schema is None:
+            if not self.voxels:
+                raise LabelError("no structure was drawn; there is nothing to learn from")
+            schema = LabelSchema.consecutive(self.names)
+        drawn = self.named(schema)
+        if not drawn:
+            raise LabelError(
+                f"none of the labels {', '.join(schema.names)} was drawn; there are: {', '.join(self.names)}"
+            )
+        classes = np.zeros(self.grid.shape, dtype=np.uint8)
+        for name in sorted(drawn, key=lambda name: len(drawn[name]), reverse=True):
+            classes.reshape(-1)[drawn[name]] = schema.class_of(name)
+        return LabelMap(torch.from_numpy(classes), self.grid, schema), frozenset(drawn)
+
+
+def unused_name(name: str, taken: Container[str]) -> str:
+    """A name that a label may have, unlike those taken: files may name structures alike, or not at all."""
+    plain = " ".join(name.split()) or "unnamed"
+    if plain == BACKGROUND:
+        plain = f"{plain} structure"
+    number, found = 2, plain
+    while found in taken:
+        found, number = f"{plain} {number}", number + 1
+    return found
