@@ -21,7 +21,7 @@ from zoomseg.core.errors import ScanError
 MAX_FILES = 200_000
 """More files in one folder or zip are refused."""
 
-MAX_FILE_BYTES = 8 * 1024**3
+MAX_FILE_BYTES = 4 * 1024**3
 """A larger member of a zip is refused."""
 
 MAX_TOTAL_BYTES = 64 * 1024**3
@@ -33,9 +33,6 @@ much air, compress to a tenth at best."""
 
 HARMLESS_BYTES = 256 * 1024**2
 """What any zip may inflate to."""
-
-MAGIC_AT = 128
-"""Bytes before ``DICM`` in a file."""
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -70,6 +67,12 @@ class Opener:
             return source.path.open("rb")
         raw = cast(io.RawIOBase, self._zips[source.path].open(source.member))
         return io.BufferedReader(raw, 65536)
+
+    def size(self, source: Source) -> int:
+        """Bytes of the object, unpacked."""
+        if source.member is None:
+            return source.path.stat().st_size
+        return self._zips[source.path].getinfo(source.member).file_size
 
 
 @contextmanager
@@ -157,11 +160,3 @@ def _check_contents(path: Path, members: list[zipfile.ZipInfo]) -> None:
             raise ScanError(f"{path}: {info.filename!r} is encrypted; unpack it with its password first")
         if info.compress_type not in _METHODS:
             raise ScanError(f"{path}: {info.filename!r} is packed in an unusual way; only deflate is read")
-
-
-def looks_like_dicom(start: bytes) -> bool:
-    """By a file's first ``MAGIC_AT + 4`` bytes: the magic word, or, in old files without it, a first element
-    of group 8 in little endian (its number small, as elements are in order)."""
-    return start[MAGIC_AT : MAGIC_AT + 4] == b"DICM" or (
-        start[:2] == b"\x08\x00" and start[3:4] == b"\x00" and len(start) > MAGIC_AT
-    )

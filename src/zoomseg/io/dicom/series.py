@@ -1,7 +1,7 @@
-"""DICOM series: which there are in a folder or zip, and on which grid each lies.
+"""What a DICOM series is once its slices are in place: a grid, and what objects that refer to it need.
 
-DICOM's patient coordinates are LPS+; grids are RAS+, as everywhere here. Only headers are read; voxels come
-from ``io.dicom.voxels``.
+DICOM's patient coordinates are LPS+; grids are RAS+, as everywhere here. Series are found by
+``io.dicom.finding``, their voxels read by ``io.dicom.voxels``.
 """
 
 from __future__ import annotations
