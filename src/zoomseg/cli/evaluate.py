@@ -29,7 +29,9 @@ def command(predictions: Path, reference: Path, out: Path, tolerance_mm: float, 
     """Score PREDICTIONS against REFERENCE: Dice, NSD, HD95, ASSD, volumes.
 
     PREDICTIONS is a folder of <case>.nii.gz. REFERENCE is a folder of label files with the same names,
-    or a data set. Writes metrics.csv, summary.json and report.html.
+    or a data set. Writes metrics.csv, summary.json and report.html. Where PREDICTIONS was made with
+    `--keep-stages`, these also say how much of each organ lies in the region of the stage that answers, and
+    where Dice was lost: missed by the coarse stage, cut by the region, at the boundary, elsewhere.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -84,9 +86,13 @@ def score_table(evaluation: Evaluation) -> Table:
         ("ASSD\nmm", number(mean["assd_mm"], 2)),
         ("Missed", ""),
         ("Spurious", ""),
+        *([("In\nregion", "")] if evaluation.attributed else []),
     ):
         table.add_column(heading, footer=footer, justify="right")
     for row in evaluation.summary:
         scores = [number(row.dice, 3), number(row.nsd, 3), number(row.hd95_mm, 1), number(row.assd_mm, 2)]
-        table.add_row(_escape(row.organ), str(row.cases), *scores, str(row.missed), str(row.spurious))
+        recall = [f"{number(100 * row.region_recall, 1)} %"] if evaluation.attributed else []
+        table.add_row(
+            _escape(row.organ), str(row.cases), *scores, str(row.missed), str(row.spurious), *recall
+        )
     return table

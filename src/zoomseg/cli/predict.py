@@ -30,6 +30,12 @@ import click
 )
 @click.option("--max-vram", metavar="SIZE", help="The same for GPU memory.")
 @click.option(
+    "--keep-stages",
+    is_flag=True,
+    help="Also write every stage's own label map and region to OUT/stages, so that `evaluate` can say where "
+    "errors come from. Takes more memory.",
+)
+@click.option(
     "-v", "--verbose", is_flag=True, help="Tiles as they are computed; then seconds, FLOPs and memory."
 )
 def command(
@@ -40,6 +46,7 @@ def command(
     device: str,
     max_ram: str | None,
     max_vram: str | None,
+    keep_stages: bool,
     verbose: bool,
 ) -> int:
     """Segment SCANS: NIfTI, NRRD or MHA files, or folders of those.
@@ -80,7 +87,9 @@ def command(
     with display:
         # One scan after the other where memory is counted: two that overlap would both have to fit.
         ahead = max_ram is None and max_vram is None
-        failed = segment_to_folder(found, out, predictor, chosen, display.settle, display.tell, ahead)
+        failed = segment_to_folder(
+            found, out, predictor, chosen, display.settle, display.tell, ahead, keep_stages
+        )
     click.echo(f"{len(found) - len(failed)} of {len(found)} scans written to {out}")
     if not failed:
         return 0

@@ -111,7 +111,8 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     kept_back = open_dataset(dataset).subset(held_back)
     folder = out / "validation"
     scans = [ScanInput(case.id, case.images) for case in kept_back.cases]
-    failed = segment_to_folder(scans, folder / "predictions", Predictor(bundle.load(out), resolve(device)))
+    predictor = Predictor(bundle.load(out), resolve(device))
+    failed = segment_to_folder(scans, folder / "predictions", predictor, keep_stages=True)
     for case in failed:
         click.echo(f"failed: {case.case}: {case.reason}", err=True)
     log = out / "training" / "metrics.csv"

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ import torch
 from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.core.volume import Volume
+from zoomseg.engine import kept
 from zoomseg.engine.meter import Meter, Usage
 from zoomseg.engine.predict import Predictor, Progress, Result
 from zoomseg.io.scans import ScanInput, read_image, reading_bytes, write_labels
@@ -69,6 +70,7 @@ def segment(
     organs: tuple[str, ...] | None = None,
     tell: TellScan = silent,
     ahead: bool = True,
+    keep_stages: bool = False,
 ) -> None:
     """Read, predict and write scans, to ``out/<case>.nii.gz``.
 
@@ -78,13 +80,15 @@ def segment(
         tell: called in the caller's thread.
         ahead: whether reading, computing and writing overlap. Then up to three scans are in memory (one
             coming, one computed, one being written), else one.
+        keep_stages: whether what every stage said is written, too (see ``engine.kept``). Its answers are then
+            held as a whole.
 
     Raises:
         OutputError: a result cannot be written (the next one could not either).
         KeyboardInterrupt: at once, but for a result that is being written: it is written and settled.
     """
     with ThreadPoolExecutor(1, "zoomseg-write") as writer:
-        _Batch(iter(scans), out, predictor, settle, organs, tell, ahead, writer).run()
+        _Batch(iter(scans), out, predictor, settle, organs, tell, ahead, keep_stages, writer).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +117,7 @@ class _Batch:
     organs: tuple[str, ...] | None
     tell: TellScan
     ahead: bool
+    keep: bool
     writer: ThreadPoolExecutor
     coming: deque[Future[_Read]] = field(default_factory=deque)
     """At most one."""
@@ -163,7 +168,7 @@ class _Batch:
             return image
         began = time.perf_counter()
         case, tell = Case(scan.id, image), lambda progress: self.tell(scan.id, progress)
-        result = _tried(scan, lambda: self.predictor.predict(case, self.organs, keep=False, tell=tell))
+        result = _tried(scan, lambda: self.predictor.predict(case, self.organs, keep=self.keep, tell=tell))
         if isinstance(result, Failed):
             return result
         total = read.seconds + time.perf_counter() - began
@@ -182,17 +187,19 @@ class _Batch:
         if isinstance(found, Failed):
             self.settle(found)
             return
-        path = result_path(self.out, found.scan)
-        self.settle(_tried(found.scan, lambda: _written(found, path, meter)))
+        self.settle(_tried(found.scan, lambda: self._written(found, meter)))
 
-
-def _written(found: _Computed, path: Path, meter: Meter) -> Done:
-    began = time.perf_counter()
-    write_labels(path, found.result.labels, like=found.scan.paths[0])
-    write = time.perf_counter() - began
-    meter.end()
-    seconds = found.seconds | {"write": write, "total": found.total + write}
-    return Done(found.scan.id, path, found.image, found.result, seconds, meter.usage)
+    def _written(self, found: _Computed, meter: Meter) -> Done:
+        began = time.perf_counter()
+        scan, result, path = found.scan, found.result, result_path(self.out, found.scan)
+        kept.forget(self.out, scan.id)
+        write_labels(path, result.labels, like=scan.paths[0])
+        if self.keep:
+            kept.write(self.out, scan, found.image.grid, self.predictor.bundle.recipe, result)
+        write = time.perf_counter() - began
+        meter.end()
+        seconds = found.seconds | {"write": write, "total": found.total + write}
+        return Done(scan.id, path, found.image, replace(result, priors={}), seconds, meter.usage)
 
 
 def _tried(scan: ScanInput, work: Callable[[], T]) -> T | Failed:

@@ -11,15 +11,18 @@ from pathlib import Path
 
 from zoomseg.core.errors import GeometryError, ScanError, ZoomSegError
 from zoomseg.core.labels import LabelSchema
+from zoomseg.engine import kept
 from zoomseg.io.dataset import Dataset
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.report.attribution import LOSSES, NOTHING, attribute_case
 from zoomseg.report.figures import overlay
 from zoomseg.report.html import Picture, render
 from zoomseg.report.metrics import OrganScore, score
-from zoomseg.report.pairs import Pair, Pairs, find_pairs
+from zoomseg.report.pairs import Pair, Pairs, find_pairs, unmatched
 from zoomseg.report.result import CaseResult, Evaluation, Failure
 
-COLUMNS = ("case", "organ", "dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml")
+SCORES = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml")
+COLUMNS = ("case", "organ", *SCORES, "region_recall", *LOSSES)
 
 WORKERS = 2
 """Cases scored at once. Threads: the heavy parts release Python's lock, and each holds one case."""
@@ -45,7 +48,8 @@ def evaluate(
     """Score every case that has a prediction and a reference, and write the results to ``out``.
 
     Args:
-        predictions: a folder of ``<case>.nii.gz``.
+        predictions: a folder of ``<case>.nii.gz``; if it also has what the stages said (``engine.kept``),
+            what is lost in Dice is attributed.
         reference: a folder of label files, or a data set (its folder, or all or a subset of it as an
             object); labels that were not drawn in a case are not scored in it.
         tolerance_mm: how far apart surfaces may be and still agree in the NSD.
@@ -65,10 +69,12 @@ def evaluate(
     reference = reference if isinstance(reference, Dataset) else Path(reference)
     pairs = find_pairs(predictions, reference, schema, images)
     writable_directory(out)
-    cases, failures = _score_all(pairs, tolerance_mm, progress)
+    stages, missing = _kept_stages(predictions, pairs)
+    cases, failures = _score_all(pairs, tolerance_mm, stages, progress)
     if not cases:
         raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
-    evaluation = Evaluation(pairs.organs, tolerance_mm, tuple(cases), tuple(failures), pairs.warnings)
+    warnings = (*pairs.warnings, *missing)
+    evaluation = Evaluation(pairs.organs, tolerance_mm, tuple(cases), tuple(failures), warnings)
     write_metrics(out / "metrics.csv", evaluation)
     write_json_atomic(out / "summary.json", evaluation.as_json())
     source = reference.root if isinstance(reference, Dataset) else reference
@@ -79,11 +85,14 @@ def evaluate(
 
 
 def _score_all(
-    pairs: Pairs, tolerance_mm: float, progress: Progress | None
+    pairs: Pairs, tolerance_mm: float, stages: Mapping[str, Path], progress: Progress | None
 ) -> tuple[list[CaseResult], list[Failure]]:
     done: dict[str, CaseResult | Failure] = {}
     with ThreadPoolExecutor(WORKERS) as pool:
-        waiting = {pool.submit(_score_case, pairs, pair, tolerance_mm): pair for pair in pairs.pairs}
+        waiting = {
+            pool.submit(_score_case, pairs, pair, tolerance_mm, stages.get(pair.id)): pair
+            for pair in pairs.pairs
+        }
         try:
             for future in as_completed(waiting):
                 case = waiting[future].id
@@ -100,7 +109,15 @@ def _score_all(
     )
 
 
-def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float) -> CaseResult | Failure:
+def _kept_stages(predictions: Path, pairs: Pairs) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """By case the folder of what its stages said, and a warning if only some cases have one."""
+    folder = predictions / kept.FOLDER
+    found = {pair.id: folder for pair in pairs.pairs if kept.json_path(folder, pair.id).is_file()}
+    without = {pair.id for pair in pairs.pairs} - set(found) if found else set()
+    return found, tuple(unmatched("errors not attributed, as their stages were not kept", without))
+
+
+def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float, stages: Path | None) -> CaseResult | Failure:
     try:
         prediction, reference = pairs.load(pair)
         scores = score(
@@ -111,11 +128,15 @@ def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float) -> CaseResult | F
             tolerance_mm,
             pair.organs,
         )
+        if stages is None:
+            return CaseResult(pair.id, scores)
+        return CaseResult(
+            pair.id, scores, attribute_case(stages, pair.id, prediction, reference, pair.organs)
+        )
     except ZoomSegError as error:
         return Failure(pair.id, str(error))
     except MemoryError:
         return Failure(pair.id, f"{pair.prediction}: does not fit in memory")
-    return CaseResult(pair.id, scores)
 
 
 def _pictures(evaluation: Evaluation, pairs: Pairs) -> list[Picture]:
@@ -144,13 +165,15 @@ def _picture(case: CaseResult, worst: OrganScore, pairs: Pairs, pair: Pair) -> P
 
 
 def write_metrics(path: Path, evaluation: Evaluation) -> None:
-    """Write ``metrics.csv``. Scores of an organ that neither map has are empty; distances to an organ
-    that only one map has are ``inf``."""
+    """Write ``metrics.csv``. Scores of an organ that neither map has are empty, as is what its stages would
+    tell; distances to an organ that only one map has are ``inf``."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     for case in evaluation.cases:
         for row in case.scores:
-            values = [getattr(row, column) for column in COLUMNS[2:]]
+            told = case.attributions.get(row.organ, NOTHING)
+            values = [getattr(row, column) for column in SCORES]
+            values += [told.region_recall, *(getattr(told, loss) for loss in LOSSES)]
             table.writerow([case.id, row.organ, *("" if math.isnan(v) else f"{v:.6g}" for v in values)])
     write_text_atomic(path, text.getvalue())

@@ -266,6 +266,36 @@ def dice_by_organ(dice: Mapping[str, Sequence[float]]) -> bytes:
     return _png(figure, dpi=150)
 
 
+def losses_by_organ(losses: Mapping[str, Sequence[float]], parts: Mapping[str, str]) -> bytes:
+    """Stacked bars: per organ the mean Dice lost in each part, NaN where nothing is known.
+
+    Args:
+        losses: by organ, one number per part.
+        parts: what each part is called, and its colour.
+    """
+    names = list(losses)
+    known = np.array([losses[name] for name in names], dtype=float)
+    values = np.nan_to_num(known)
+    figure = Figure(figsize=(9.5, 1.5 + 0.42 * len(names)), facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    _plain(axes)
+    rows, done = np.arange(len(names))[::-1], np.zeros(len(names))
+    for column, (part, colour) in zip(values.T, parts.items(), strict=True):
+        axes.barh(rows, column, left=done, height=0.6, color=colour, label=part)
+        done = done + column
+    for row, total, told in zip(rows, done, ~np.isnan(known).any(axis=1), strict=True):
+        text = f"{total:.3f}" if told else "\N{EN DASH}"
+        at = (total, row)
+        axes.annotate(text, at, (5, 0), textcoords="offset points", va="center", color=_MUTED, fontsize=10)
+    axes.set_yticks(rows, names, color=_INK, fontsize=11)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlim(0, max(1.12 * float(done.max()), 0.02))
+    axes.grid(axis="x", color="#e8edf1")
+    axes.set_xlabel("Dice lost", color=_MUTED)
+    figure.legend(loc="outside upper left", ncols=len(parts), frameon=False, fontsize=10, labelcolor=_INK)
+    return _png(figure, dpi=150)
+
+
 @dataclass(frozen=True)
 class Curve:
     """One line of a training log: a name, steps, and loss and Dice at each."""

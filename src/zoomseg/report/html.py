@@ -16,12 +16,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from zoomseg.core.errors import DatasetError
-from zoomseg.report.figures import Curve, dice_by_organ, training_curves
+from zoomseg.report.attribution import BOUNDARY_MM, LOSSES
+from zoomseg.report.figures import Curve, dice_by_organ, losses_by_organ, training_curves
 from zoomseg.report.metrics import OrganScore
 from zoomseg.report.result import CaseResult, Evaluation
 
 MAX_LOG_BYTES = 64 * 1024**2
 _NOTHING = "\N{EN DASH}"
+
+
+_PARTS = {
+    "missed by the coarse stage": "#8f2d56",
+    "cut by the region": "#d9822b",
+    "at the boundary": "#8fbcd0",
+    "elsewhere": "#1f6f8b",
+}
+"""What the losses are called, in the order of ``LOSSES``, and their colours."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +75,17 @@ def render(
         mean=evaluation.mean,
         rows=evaluation.summary,
         dice_plot=dice_by_organ(dice),
+        loss_plot=_loss_plot(evaluation) if evaluation.attributed else None,
+        boundary_mm=BOUNDARY_MM,
         pictures=pictures,
         training_plot=training_curves(curves) if curves else None,
         provenance={key: _text(value) for key, value in about.items()},
     )
+
+
+def _loss_plot(evaluation: Evaluation) -> bytes:
+    rows = evaluation.summary
+    return losses_by_organ({row.organ: [getattr(row, loss) for loss in LOSSES] for row in rows}, _PARTS)
 
 
 def number(value: float, digits: int) -> str:

@@ -103,13 +103,13 @@ def score(
     rows = []
     for organ in schema.select(organs):
         c = schema.class_of(organ)
-        box = _union(boxes_prediction[c - 1], boxes_reference[c - 1])
+        box = union_box(boxes_prediction[c - 1], boxes_reference[c - 1])
         masks = (prediction[box] == c, reference[box] == c)
         rows.append(_score_organ(organ, *masks, spacing_mm, tolerance_mm))
     return tuple(rows)
 
 
-def _union(a: tuple[slice, ...] | None, b: tuple[slice, ...] | None) -> tuple[slice, ...]:
+def union_box(a: tuple[slice, ...] | None, b: tuple[slice, ...] | None) -> tuple[slice, ...]:
     """Smallest box around two boxes; an empty one where there is neither."""
     if a is None or b is None:
         return a or b or (slice(0, 0),) * 3
@@ -172,7 +172,7 @@ def _directed(source: Codes, target: Codes, areas_mm2: Floats, spacing_mm: Vecto
     elements = np.flatnonzero(_is_surface(source))
     apart = ~goal.ravel()[elements]  # elements that both surfaces have are at distance 0
     distance = np.zeros(len(elements))
-    distance[apart] = _distance_to(goal, elements[apart], spacing_mm)
+    distance[apart] = distance_to(goal, elements[apart], spacing_mm)
     area = areas_mm2[source.ravel()[elements]]
     order = np.lexsort((area, distance))
     return distance[order], area[order]
@@ -183,7 +183,7 @@ def _is_surface(code: Codes) -> Mask:
     return out
 
 
-def _distance_to(goal: Mask, elements: npt.NDArray[np.int64], spacing_mm: Vector3) -> Floats:
+def distance_to(goal: Mask, elements: npt.NDArray[np.int64], spacing_mm: Vector3) -> Floats:
     """Exact distance (mm) from lattice points (flat indices) to the nearest true voxel of ``goal``.
 
     A search tree over the surface is several times faster than a distance transform of the box, as

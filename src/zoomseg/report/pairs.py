@@ -134,9 +134,9 @@ def find_pairs(
         for case in ids
     ]
     warnings = (
-        *_unmatched("no reference for", set(predicted_files) - set(ids)),
-        *_unmatched("no prediction for", set(source.files) - set(ids)),
-        *_unmatched("not scored, as the predictions do not know", set(drawn.names) - set(organs)),
+        *unmatched("no reference for", set(predicted_files) - set(ids)),
+        *unmatched("no prediction for", set(source.files) - set(ids)),
+        *unmatched("not scored, as the predictions do not know", set(drawn.names) - set(organs)),
     )
     return Pairs(tuple(pairs), known, drawn, organs, warnings)
 
@@ -210,7 +210,8 @@ def _schema_of(files: Sequence[Path]) -> LabelSchema:
     return LabelSchema(tuple(f"label_{v}" for v in found), tuple(found))
 
 
-def _unmatched(what: str, names: set[str]) -> list[str]:
+def unmatched(what: str, names: set[str]) -> list[str]:
+    """A warning that names some of these, if there are any."""
     return [f"{what}: {_some(sorted(names))}"] if names else []
 
 

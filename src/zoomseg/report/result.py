@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
+from zoomseg.report.attribution import LOSSES, NOTHING, Attribution
 from zoomseg.report.metrics import OrganScore
 
 METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
@@ -13,10 +14,12 @@ METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The scores of one case: one per organ that was drawn in it."""
+    """The scores of one case: one per organ that was drawn in it. ``attributions`` are by organ, where it is
+    known what the stages said."""
 
     id: str
     scores: tuple[OrganScore, ...]
+    attributions: Mapping[str, Attribution] = field(default_factory=dict)
 
     @property
     def mean_dice(self) -> float:
@@ -45,7 +48,8 @@ class Failure:
 @dataclass(frozen=True)
 class OrganSummary:
     """One organ over all cases. ``cases`` counts those in which either map has it; distances are means
-    over the cases in which both have it. What cannot be computed is NaN."""
+    over the cases in which both have it, region recalls and losses over those whose stages are known. What
+    cannot be computed is NaN."""
 
     organ: str
     dice: float
@@ -63,6 +67,13 @@ class OrganSummary:
     """Cases in which only the reference has the organ."""
     spurious: int
     """Cases in which only the prediction has the organ."""
+    region_recall: float
+    region_recall_worst: float
+    """Of all cases."""
+    lost_coarse: float
+    lost_region: float
+    lost_boundary: float
+    lost_elsewhere: float
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class Evaluation:
 
     @property
     def summary(self) -> tuple[OrganSummary, ...]:
-        return tuple(summarise(organ, self.scores_of(organ)) for organ in self.organs)
+        return tuple(summarise(o, self.scores_of(o), self.attributions_of(o)) for o in self.organs)
 
     @property
     def mean(self) -> dict[str, float]:
@@ -89,6 +100,16 @@ class Evaluation:
         """Scores of one organ, in order of the cases, where either map has it."""
         found = (s for case in self.cases for s in case.scores if s.organ == organ)
         return [s for s in found if not math.isnan(s.dice)]
+
+    def attributions_of(self, organ: str) -> list[Attribution]:
+        """Of one organ, in order of the cases, where either map has it and its stages are known."""
+        found = (case.attributions.get(organ, NOTHING) for case in self.cases)
+        return [a for a in found if not math.isnan(a.lost_elsewhere)]
+
+    @property
+    def attributed(self) -> bool:
+        """Whether any case has what its stages said."""
+        return any(case.attributions for case in self.cases)
 
     def as_json(self) -> dict[str, object]:
         """``summary.json``; what cannot be computed is null."""
@@ -102,9 +123,10 @@ class Evaluation:
         }
 
 
-def summarise(organ: str, scores: list[OrganScore]) -> OrganSummary:
+def summarise(organ: str, scores: list[OrganScore], attributions: Sequence[Attribution] = ()) -> OrganSummary:
     """Means and counts of one organ's scores, none of which has a NaN Dice."""
     means: dict[str, float] = {metric: mean(getattr(s, metric) for s in scores) for metric in METRICS}
+    recalls = [a.region_recall for a in attributions]
     relative = [100 * (s.volume_ml / s.reference_ml - 1) for s in scores if s.reference_ml > 0]
     return OrganSummary(
         organ,
@@ -116,6 +138,9 @@ def summarise(organ: str, scores: list[OrganScore]) -> OrganSummary:
         cases=len(scores),
         missed=sum(s.missed for s in scores),
         spurious=sum(s.spurious for s in scores),
+        region_recall=mean(recalls),
+        region_recall_worst=min((r for r in recalls if math.isfinite(r)), default=math.nan),
+        **{loss: mean(getattr(a, loss) for a in attributions) for loss in LOSSES},
     )
 
 

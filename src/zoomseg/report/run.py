@@ -14,11 +14,12 @@ from typing import Any
 
 from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND
-from zoomseg.engine import batch
+from zoomseg.engine import batch, kept
 from zoomseg.engine.batch import Done, Failed, Outcome, TellScan, result_path
 from zoomseg.engine.predict import Predictor
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
+from zoomseg.recipe.spec import Recipe
 from zoomseg.report.summary import OrganRow, organ_rows, write_summary
 
 
@@ -30,22 +31,23 @@ def segment_to_folder(
     progress: Callable[[Outcome], None] | None = None,
     tell: TellScan = batch.silent,
     ahead: bool = True,
+    keep_stages: bool = False,
 ) -> tuple[Failed, ...]:
     """Segment scans into ``out`` with ``summary.csv`` and ``run.json``; the failed ones are returned.
 
     Args:
         progress: told of every scan that is done with, in order, in the thread that writes.
-        tell, ahead: as in ``engine.batch.segment``.
+        tell, ahead, keep_stages: as in ``engine.batch.segment``.
 
     Raises:
-        OutputError: ``out`` cannot be written, or a result would overwrite its scan.
+        OutputError: ``out`` cannot be written, or a result would overwrite a scan or another result.
         LabelError: an organ that the model does not know.
     """
     scans = tuple(scans)
     schema = predictor.bundle.schema
     chosen = schema.names if organs is None else schema.select(organs)
     writable_directory(out)
-    _spare_scans(scans, out)
+    _spare_files(scans, out, predictor.bundle.recipe if keep_stages else None)
     rows: list[OrganRow] = []
     run = _header(predictor, chosen)
     failed: list[Failed] = []
@@ -66,15 +68,33 @@ def segment_to_folder(
         if progress is not None:
             progress(outcome)
 
-    batch.segment(scans, out, predictor, settle, chosen, tell, ahead)
+    batch.segment(scans, out, predictor, settle, chosen, tell, ahead, keep_stages)
     return tuple(failed)
 
 
-def _spare_scans(scans: Iterable[ScanInput], out: Path) -> None:
+def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe | None) -> None:
+    """No result may replace a scan or another result. ``recipe``: that of which the stages are kept."""
+    scans = tuple(scans)
+    read = {_identity(path) for scan in scans for path in scan.paths} - {None}
+    written: dict[Path, str] = {}
     for scan in scans:
-        result = result_path(out, scan)
-        if any(result.exists() and path.samefile(result) for path in scan.paths if path.exists()):
-            raise OutputError(f"{result}: is the scan itself; choose another folder for the results")
+        beside = () if recipe is None else kept.paths(out, scan.id, recipe)
+        for result in (result_path(out, scan), *beside):
+            if _identity(result) in read:
+                raise OutputError(f"{result}: is the scan itself; choose another folder for the results")
+            if result in written:
+                both = f"'{written[result]}' and '{scan.id}'"
+                raise OutputError(f"{result}: would be a result of both {both}; rename one of the scans")
+            written[result] = scan.id
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What a file is known by under any name; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _header(predictor: Predictor, organs: tuple[str, ...]) -> dict[str, Any]:

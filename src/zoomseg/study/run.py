@@ -32,7 +32,7 @@ from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe
-from zoomseg.report.evaluate import evaluate
+from zoomseg.report.evaluate import SCORES, evaluate
 from zoomseg.report.metrics import OrganScore
 from zoomseg.report.result import CaseResult, Evaluation
 from zoomseg.study.ablations import Ablation, Row
@@ -238,7 +238,7 @@ def read_scores(folder: Path, cases: int) -> Evaluation | None:
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
                 case, organ = line.pop("case"), line.pop("organ")
-                values = {key: float(value) if value else math.nan for key, value in line.items()}
+                values = {key: float(line[key]) if line[key] else math.nan for key in SCORES}
                 by_case.setdefault(case, []).append(OrganScore(organ, **values))
         results = tuple(CaseResult(case, tuple(scores)) for case, scores in by_case.items())
         return Evaluation(tuple(summary["organs"]), float(summary["tolerance_mm"]), results)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,9 +48,14 @@ def test_metrics(folders, tmp_path):
     assert float(liver["hd95_mm"]) == 6.0
     assert float(liver["volume_ml"]) == pytest.approx(216 * VOXEL_ML, rel=1e-5)
     assert float(liver["reference_ml"]) == pytest.approx(144 * VOXEL_ML, rel=1e-5)
-    assert list(missed.values()) == ["b", "spleen", "0", "0", "inf", "inf", "0", missed["reference_ml"]]
-    assert list(neither.values()) == ["c", "spleen", "", "", "", "", "0", "0"]
-    assert list(liver) == ["case", "organ", "dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml"]
+    unknown = [""] * 5  # nothing was kept of any stage
+    told = ["b", "spleen", "0", "0", "inf", "inf", "0", missed["reference_ml"], *unknown]
+    assert list(missed.values()) == told
+    assert list(neither.values()) == ["c", "spleen", "", "", "", "", "0", "0", *unknown]
+    assert list(liver) == [
+        *("case", "organ", "dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml"),
+        *("region_recall", "lost_coarse", "lost_region", "lost_boundary", "lost_elsewhere"),
+    ]
 
 
 def test_summary_and_report(folders, tmp_path):
@@ -133,3 +139,72 @@ def test_unwritable_place_is_found_before_the_work(folders, tmp_path):
 def test_impossible_tolerance(folders, tmp_path, tolerance_mm):
     with pytest.raises(GeometryError, match="tolerance must be 0 mm or more"):
         evaluate(*folders, tmp_path / "out", tolerance_mm)
+
+
+def keep_stages(folder: Path, case: str, region: np.ndarray, coarse: np.ndarray) -> None:
+    labels = {"liver": 6, "spleen": 1}
+    stages = [
+        {"name": "coarse", "labels": labels, "everywhere": True, "placed_by": None, "spacing_mm": [3, 3, 3]},
+        {
+            "name": "fine",
+            "labels": labels,
+            "everywhere": False,
+            "placed_by": "coarse",
+            "spacing_mm": [2, 2, 3],
+        },
+    ]
+    answering = {"liver": ["fine"], "spleen": ["fine"]}
+    save(folder / f"{case}-coarse.nii.gz", coarse)
+    save(folder / f"{case}-fine-region.nii.gz", region.astype(np.uint8))
+    (folder / f"{case}.json").write_text(json.dumps({"stages": stages, "answering": answering}))
+
+
+@pytest.fixture
+def kept(folders):
+    """Of case a the region holds all, of b the liver but for a third; c has nothing."""
+    stages = folders[0] / "stages"
+    region = organs(None).astype(bool)
+    keep_stages(stages, "a", ~region, organs(LIVER, SPLEEN))
+    region[2:8, 2:8, 2:6] = True
+    region[2:4] = False
+    keep_stages(stages, "b", region, organs(LIVER))
+    return folders
+
+
+def test_errors_are_attributed_where_stages_were_kept(kept, tmp_path):
+    """Case a has a slab of 3 mm slices too much: the first within a voxel of the liver, the second not. The
+    spleen of b was not found by the coarse stage, and lies outside the region."""
+    evaluation = evaluate(*kept, tmp_path / "out")
+    parts = ("region_recall", "lost_coarse", "lost_region", "lost_boundary", "lost_elsewhere")
+    found = {
+        key: [float(row[part] or "nan") for part in parts]
+        for key, row in rows(tmp_path / "out" / "metrics.csv").items()
+    }
+    assert found["a", "liver"] == pytest.approx([1, 0, 0, 36 / 360, 36 / 360], rel=1e-5)
+    assert found["a", "spleen"] == [1, 0, 0, 0, 0]
+    assert found["b", "liver"] == pytest.approx([2 / 3, 0, 0, 0, 0], rel=1e-5)  # an earlier stage found it
+    assert found["b", "spleen"] == [0, 1, 0, 0, 0]
+    assert np.isnan(found["c", "liver"]).all()
+    by_organ = {row.organ: row for row in evaluation.summary}
+    liver, spleen = by_organ["liver"], by_organ["spleen"]
+    assert (liver.region_recall, liver.region_recall_worst) == (pytest.approx(5 / 6), pytest.approx(2 / 3))
+    assert (liver.lost_boundary, liver.lost_elsewhere) == (pytest.approx(0.05), pytest.approx(0.05))
+    assert (spleen.region_recall, spleen.lost_coarse, spleen.lost_region) == (0.5, 0.5, 0)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["organs"]["liver"]["region_recall"] == pytest.approx(5 / 6)
+    assert "errors not attributed, as their stages were not kept: c" in evaluation.warnings
+    assert "Where Dice is lost" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_case_whose_stages_are_damaged_is_named(kept, tmp_path):
+    (kept[0] / "stages" / "b-fine-region.nii.gz").write_bytes(b"damaged")
+    (failure,) = evaluate(*kept, tmp_path / "out").failures
+    assert failure.case == "b"
+    assert "b-fine-region.nii.gz: damaged" in failure.reason
+
+
+def test_without_stages_nothing_is_said_of_them(folders, tmp_path):
+    (folders[0] / "stages").mkdir()
+    evaluation = evaluate(*folders, tmp_path / "out")
+    assert evaluation.warnings == ()
+    assert "Where Dice is lost" not in (tmp_path / "out" / "report.html").read_text()

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from zoomseg.report import figures
-from zoomseg.report.figures import Curve, dice_by_organ, overlay, training_curves
+from zoomseg.report.figures import Curve, dice_by_organ, losses_by_organ, overlay, training_curves
 
 SPACING = (1.0, 1.0, 5.0)
 SHAPE = (60, 50, 12)
@@ -124,6 +124,18 @@ def test_box_plot_has_a_dot_per_case_and_a_row_per_organ(drawn):
     dots = np.concatenate([c.get_offsets() for c in axes.collections])
     assert dots[:, 0].tolist() == [0.9, 0.95, 0.8, 0.5]
     assert np.rint(dots[:, 1]).tolist() == [2, 2, 2, 0]
+
+
+def test_losses_are_stacked_in_order(drawn):
+    losses = {"liver": [0.125, 0.0, 0.25], "spleen": [float("nan")] * 3}
+    losses_by_organ(losses, {"coarse": "#000000", "region": "#777777", "boundary": "#ff0000"})
+    axes = drawn[0].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["liver", "spleen"]
+    liver, spleen = ([(bars[n].get_x(), bars[n].get_width()) for bars in axes.containers] for n in (0, 1))
+    assert liver == [(0, 0.125), (0.125, 0.0), (0.125, 0.25)]
+    assert spleen == [(0, 0), (0, 0), (0, 0)]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["coarse", "region", "boundary"]
+    assert [text.get_text() for text in axes.texts] == ["0.375", "\N{EN DASH}"]
 
 
 def test_equal_figures_are_equal_bytes():

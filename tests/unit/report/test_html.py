@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from zoomseg.core.errors import DatasetError
+from zoomseg.report.attribution import Attribution
 from zoomseg.report.html import Picture, number, read_curves, render, signed
 from zoomseg.report.metrics import OrganScore
 from zoomseg.report.result import CaseResult, Evaluation, Failure
@@ -91,6 +92,16 @@ def test_case_without_any_organ():
     text = Text(render(Evaluation(("liver",), 1.0, (CaseResult("a", (empty,)),)), [])).text
     assert "No case has any of the organs." in text
     assert "liver 0 " + 6 * f"{DASH} " + "0 0" in text
+
+
+def test_where_dice_is_lost():
+    told = {"liver": Attribution(0.99874, 0.0, 0.0126, 0.075, 0.001)}
+    case = CaseResult("case_1", (LIVER, MISSED), told)
+    text = Text(render(Evaluation(("liver", NASTY), 1.0, (case,)), [])).text
+    assert "within 2 mm (or one voxel)" in text
+    assert "liver 99.87 99.87 0.000 0.013 0.075 0.001" in text
+    assert f"{NASTY} {DASH} {DASH} {DASH} {DASH} {DASH} {DASH}" in text
+    assert "Where Dice is lost" not in Text(render(evaluation(), [])).text
 
 
 @pytest.mark.parametrize(

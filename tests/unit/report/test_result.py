@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from zoomseg.report.attribution import Attribution
 from zoomseg.report.metrics import OrganScore
 from zoomseg.report.result import CaseResult, Evaluation, Failure, mean, summarise
 
@@ -77,3 +78,25 @@ def test_worst_organ_of_a_case():
     assert CaseResult("a", (NEITHER,)).worst is None
     larger = OrganScore("aorta", 0.0, 0.0, INF, INF, 0.0, 90.0)
     assert CaseResult("a", (MISSED, larger)).worst == larger
+
+
+def test_attributions_are_means_over_the_cases_that_have_any():
+    """Where both maps lack the organ nothing can be lost; where the reference does, nothing recalled."""
+    told = (
+        Attribution(0.75, 0.0, 0.125, 0.25, 0.0),
+        Attribution(0.25, 0.5, 0.0, 0.25, 0.0),
+        Attribution(NAN, 0.0, 0.0, 0.0, 1.0),
+        Attribution(NAN, NAN, NAN, NAN, NAN),
+    )
+    cases = tuple(CaseResult(f"c{n}", (BOTH,), {"liver": a}) for n, a in enumerate(told))
+    found = Evaluation(("liver", "spleen"), 1.0, (*cases, CaseResult("d", (WORSE,))))
+    liver, spleen = found.summary
+    assert (liver.region_recall, liver.region_recall_worst) == (0.5, 0.25)
+    assert liver.lost_coarse == pytest.approx(0.5 / 3)
+    assert liver.lost_region == pytest.approx(0.125 / 3)
+    assert liver.lost_boundary == pytest.approx(0.5 / 3)
+    assert liver.lost_elsewhere == pytest.approx(1 / 3)
+    assert math.isnan(spleen.lost_elsewhere)
+    assert found.attributed
+    assert not Evaluation(("liver",), 1.0, (CaseResult("d", (WORSE,)),)).attributed
+    assert found.as_json()["organs"]["spleen"]["region_recall"] is None  # type: ignore[index]

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,3 +100,31 @@ def test_a_scan_is_never_overwritten_by_its_labels(scans: tuple[ScanInput, ...],
     with pytest.raises(OutputError, match="is the scan itself"):
         segment_to_folder(scans, tmp_path / "in", predictor())
     assert scans[0].paths[0].read_bytes() == before
+
+
+def test_no_result_replaces_a_scan_or_another_result(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    """A scan named like what is kept of another's stages."""
+    place = tmp_path / "out" / "stages" / "good-coarse.nii.gz"
+    place.parent.mkdir(parents=True)
+    write_image(place, tiny_case(1)[0])
+    before = place.read_bytes()
+    other = ScanInput("other", (place,))
+    with pytest.raises(OutputError, match=r"good-coarse\.nii\.gz: is the scan itself"):
+        segment_to_folder((scans[0], other), tmp_path / "out", predictor(), keep_stages=True)
+    assert place.read_bytes() == before
+    twice = tuple(ScanInput(name, scans[0].paths) for name in ("a", "a"))
+    with pytest.raises(OutputError, match=r"a\.nii\.gz: would be a result of both 'a' and 'a'"):
+        segment_to_folder(twice, tmp_path / "out", predictor())
+
+
+def test_a_case_and_its_stage_named_like_another(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = predictor()
+    coarse, fine = model.bundle.recipe.stages
+    stages = (coarse, fine.model_copy(update={"name": "b-coarse"}))
+    recipe = model.bundle.recipe.model_copy(update={"stages": stages})
+    monkeypatch.setattr(model, "bundle", SimpleNamespace(recipe=recipe, schema=model.bundle.schema))
+    both = tuple(ScanInput(name, scans[0].paths) for name in ("a", "a-b"))
+    with pytest.raises(OutputError, match="would be a result of both 'a' and 'a-b'; rename one"):
+        segment_to_folder(both, tmp_path / "out", model, keep_stages=True)
