@@ -236,6 +236,16 @@ class _Run:
         return prior_of
 
     def _resume_point(self) -> checkpoint.Progress | None:
+        progress = self._checkpointed()
+        place = -1.0 if progress is None else progress.unit + progress.step / 2**32
+        if self.processes.anywhere(self.processes.agree(place) != place):
+            raise TrainingError(
+                f"not all {self.processes.world} processes see the same checkpoint in {self.folder}; "
+                "put the model on a file system that all machines share"
+            )
+        return progress
+
+    def _checkpointed(self) -> checkpoint.Progress | None:
         if not self.settings.resume or not self.checkpoint.is_file():
             return None
         progress = checkpoint.read_progress(self.checkpoint)
@@ -316,6 +326,7 @@ class _Run:
                 unit.elapsed = self.processes.agree(time.monotonic() - began)
             if self.processes.anywhere(self.stop.is_set()):
                 self._save(unit)
+                self.processes.agree(unit.step)  # none ends before the first one has saved
                 raise InterruptedTrainingError(f"stopped at step {unit.step}; go on with --resume")
             if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
                 self._save(unit)

@@ -1,0 +1,234 @@
+"""Tasks that processes do together, as ``torchrun`` starts them; each leaves what it found in a folder."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tiny import CPU, tiny_recipe
+from zoomseg.core.errors import TrainingError
+from zoomseg.core.labels import IGNORE
+from zoomseg.engine import train
+from zoomseg.engine.log import Silent
+from zoomseg.engine.patches import Batch, PatchSource
+from zoomseg.engine.processes import ALONE, Processes, joined
+from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.engine.train import Settings, Split
+from zoomseg.engine.unit import Unit
+from zoomseg.io.dataset import open_dataset
+from zoomseg.recipe.spec import SGD, DiceCrossEntropy, LossSpec, Recipe, SoftDice, WeightedCrossEntropy
+from zoomseg.stage import loss
+
+WORLD = 2
+STEPS = 3
+BATCH = 3
+"""Shares of two patches and of one."""
+SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
+LOSSES: tuple[LossSpec, ...] = (DiceCrossEntropy(), SoftDice(), WeightedCrossEntropy())
+
+
+def start(data: Path, out: Path) -> list[int | None]:
+    """Do all tasks in ``WORLD`` processes; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch._dynamo", "zoomseg.engine.train"]
+    )  # slow to import, and once is enough
+    children = [context.Process(target=_child, args=(rank, port, data, out)) for rank in range(WORLD)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+        child.kill()
+    return [child.exitcode for child in children]
+
+
+def _child(rank: int, port: int, data: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with joined() as processes:
+        save_file(exchanged(processes), out / f"exchanged-{rank}.safetensors")
+        save_file(loss_gradients(processes), out / f"losses-{rank}.safetensors")
+        for together in (True, False):
+            training(data, out / f"run-{together}", together, processes)
+        interrupted(data, out / "stopped", processes)
+        training(data, out / "stopped", True, processes, resume=True)
+        training(data, out / "timed", True, processes, seconds=2.0)
+        _refused(data, out, processes)
+        _deserted(data, out, processes)
+
+
+def exchanged(processes: Processes) -> dict[str, Tensor]:
+    """What comes of one number of each process."""
+    here = float(processes.rank + 1)
+    sums, means, firsts = ([torch.full((2, 3), here), torch.tensor([7])] for _ in range(3))
+    processes.add_up(sums)
+    processes.average(means[:1])
+    processes.take_over(firsts)
+    part = torch.tensor([here, 2.0], requires_grad=True)
+    (processes.total(part) ** 2).sum().backward()
+    assert part.grad is not None
+    return {
+        "sum": sums[0],
+        "counted": sums[1],
+        "mean": means[0],
+        "first": firsts[0],
+        "gradient": part.grad,
+        "agreed": torch.tensor(processes.agree(here)),
+        "anywhere": torch.tensor([processes.anywhere(processes.rank == 1), processes.anywhere(False)]),
+    }
+
+
+def loss_gradients(processes: Processes) -> dict[str, Tensor]:
+    """Every kind of loss on a batch, and the gradient for the logits that are here. The first patch, with
+    which this process is alone with ``WORLD`` of them, counts nowhere; nor does a class occur in all."""
+    generator = torch.Generator().manual_seed(3)
+    whole = torch.randn(BATCH, 4, 3, 4, 5, generator=generator)
+    target = torch.randint(0, 3, (BATCH, 3, 4, 5), generator=generator).to(torch.uint8)
+    target[1] = IGNORE
+    counts = torch.tensor([[50, 8, 2, 0], [9, 40, 0, 11], [20, 20, 20, 0]])
+    share, out = processes.share, {}
+    for spec in LOSSES:
+        logits = whole[share].clone().requires_grad_()
+        value = loss.compute(spec, [logits], target[share], counts[share], processes.total)
+        value.backward()  # type: ignore[no-untyped-call]
+        assert logits.grad is not None
+        out |= {spec.kind: value.detach(), f"{spec.kind}/gradient": logits.grad}
+    return out
+
+
+def recipe(together: bool) -> Recipe:
+    """Steps proportional to gradients, which do not blow up the last bits of small ones."""
+    made = tiny_recipe(together, STEPS)
+    change = {"batch": BATCH, "optimiser": SGD(lr=0.05), "gradient_clip": 0.5}
+    stages = [s.model_copy(update={"training": s.training.model_copy(update=change)}) for s in made.stages]
+    return made.model_copy(update={"stages": tuple(stages)})
+
+
+def training(
+    data: Path,
+    out: Path,
+    together: bool,
+    processes: Processes = ALONE,
+    resume: bool = False,
+    seconds: float | None = None,
+) -> None:
+    """Train, and leave what was drawn: the cases of every batch, and the patches made here."""
+    settings = Settings(CPU, seconds=seconds, resume=resume, processes=processes)
+    drawn: list[Batch] = []
+    exact = nullcontext() if together else _in_float64()
+    with exact, _watched(drawn), mock.patch.object(train, "LOG_EVERY_STEPS", 1):
+        train.train(open_dataset(data), SPLIT, recipe(together), out, settings, Silent())
+    # Validation patches, which one process alone draws, are drawn one at a time.
+    steps = [batch for batch in drawn if len(batch.cases) == BATCH]
+    record = out.with_name(f"{out.name}-{processes.rank}-of-{processes.world}")
+    record.with_suffix(".json").write_text(json.dumps([batch.cases for batch in steps]))
+    images = {
+        f"{n}/{name}": stage.image_BCIJK
+        for n, batch in enumerate(steps[:STEPS])
+        for name, stage in batch.stages.items()
+    }
+    save_file(images, record.with_suffix(".safetensors"))
+
+
+@contextmanager
+def _in_float64() -> Iterator[None]:
+    """Networks and losses in float64. A later stage reads stored answers of the earlier one, rounded so
+    coarsely that in float32 the last bits of a weight would decide about whole levels."""
+    build, forward = train.build_network, Unit.forward
+
+    def build_double(*args: Any) -> nn.Module:
+        network = build(*args).double()
+        network.register_forward_pre_hook(lambda module, inputs: tuple(x.double() for x in inputs))
+        return network
+
+    def forward_double(*args: Any) -> Any:
+        with mock.patch.object(Tensor, "float", Tensor.double):
+            return forward(*args)
+
+    with (
+        mock.patch.object(train, "build_network", build_double),
+        mock.patch.object(Unit, "forward", forward_double),
+    ):
+        yield
+
+
+@contextmanager
+def _watched(drawn: list[Batch]) -> Iterator[None]:
+    draw = PatchSource.draw
+
+    def keep(self: PatchSource, size: int, rng: np.random.Generator, share: slice = slice(None)) -> Batch:
+        drawn.append(draw(self, size, rng, share))
+        return drawn[-1]
+
+    with mock.patch.object(PatchSource, "draw", keep):
+        yield
+
+
+def interrupted(data: Path, out: Path, processes: Processes) -> None:
+    """The last process alone is told to stop, in the second step."""
+    draw = PatchSource.draw
+    calls = 0
+
+    def draw_and_stop(
+        self: PatchSource, size: int, rng: np.random.Generator, share: slice = slice(None)
+    ) -> Batch:
+        nonlocal calls
+        calls += size == BATCH
+        if calls == 2 and processes.rank == WORLD - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(self, size, rng, share)
+
+    settings = Settings(CPU, processes=processes)
+    with mock.patch.object(PatchSource, "draw", draw_and_stop):
+        try:
+            train.train(open_dataset(data), SPLIT, recipe(True), out, settings, Silent())
+        except InterruptedTrainingError as error:
+            out.with_name(f"stop-{processes.rank}.txt").write_text(str(error))
+
+
+def _refused(data: Path, out: Path, processes: Processes) -> None:
+    made = recipe(True)
+    small = [
+        s.model_copy(update={"training": s.training.model_copy(update={"batch": 1})}) for s in made.stages
+    ]
+    made = made.model_copy(update={"stages": tuple(small)})
+    settings = Settings(CPU, processes=processes)
+    try:
+        train.train(open_dataset(data), SPLIT, made, out / "refused", settings, Silent())
+    except Exception as error:
+        (out / f"refused-{processes.rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def _deserted(data: Path, out: Path, processes: Processes) -> None:
+    """The last process fails in the second step; the first says so and ends."""
+    settings = Settings(CPU, processes=processes)
+    draw = PatchSource.draw
+
+    def fail(self: PatchSource, size: int, rng: np.random.Generator, share: slice = slice(None)) -> Batch:
+        if processes.rank == WORLD - 1:
+            os._exit(3)
+        return draw(self, size, rng, share)
+
+    with mock.patch.object(PatchSource, "draw", fail):
+        try:
+            train.train(open_dataset(data), SPLIT, recipe(True), out / "deserted", settings, Silent())
+        except TrainingError as error:
+            (out / "deserted.txt").write_text(str(error))
+            os._exit(2)
