@@ -1,4 +1,4 @@
-"""What is written is read by SimpleITK and highdicom; what is read was made by highdicom, or spoiled by hand."""
+"""What is written is read by SimpleITK and highdicom; what is read was made by highdicom or spoiled by hand."""
 
 from __future__ import annotations
 
