@@ -526,7 +526,7 @@ def write_array(path: Path, array: AnyArray, grid: Grid, like: Path | None = Non
 
     with atomic_path(path) as partial:
         try:
-            sitk.WriteImage(_itk_image(array, grid), str(partial), useCompression=True)
+            sitk.WriteImage(itk_image(array, grid), str(partial), useCompression=True)
         except RuntimeError as error:
             raise OutputError(f"{path}: cannot be written ({_reason(error)})") from error
 
@@ -547,7 +547,8 @@ def _nifti_image(array: AnyArray, grid: Grid, like: Path | None) -> nib.Nifti1Im
     return image
 
 
-def _itk_image(array: AnyArray, grid: Grid) -> sitk.Image:
+def itk_image(array: AnyArray, grid: Grid) -> sitk.Image:
+    """``[I, J, K]`` on ``grid`` as SimpleITK has it, in LPS coordinates."""
     import SimpleITK as sitk  # noqa: N813
 
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))

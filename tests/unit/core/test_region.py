@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
-from zoomseg.core.region import Region, bounding_box
+from zoomseg.core.region import Region, bounding_box, class_boxes
 
 GRID = Grid.from_spacing((6, 6, 6), (1.0, 1.0, 1.0))
 BOX = Box((1, 2, 3), (3, 4, 5))
@@ -93,3 +94,17 @@ def test_on_refuses_a_grid_it_does_not_meet() -> None:
     elsewhere = Grid.from_spacing((6, 6, 6), (1.0, 1.0, 1.0), (100.0, 0.0, 0.0))
     with pytest.raises(GeometryError, match="does not meet the grid"):
         Region(GRID, BOX).on(elsewhere)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_class_boxes_are_those_of_each_class_alone(order: str) -> None:
+    rng = np.random.default_rng(3)
+    classes = np.zeros((9, 11, 13), dtype=np.uint8)
+    classes[2:7, 3:9, 4:12] = rng.choice([0, 0, 0, 0, 1, 2, 7], size=(5, 6, 8))
+    classes[8, 10, 0] = 5
+    classes = np.asarray(classes, order="F" if order == "F" else "C")
+    boxes = class_boxes(classes, range(1, 9))
+    assert sorted(boxes) == [1, 2, 5, 7]
+    for c, box in boxes.items():
+        assert box == bounding_box(torch.from_numpy(classes == c))
+    assert class_boxes(classes, [5]) == {5: Box((8, 10, 0), (9, 11, 1))}
