@@ -43,7 +43,7 @@ def find_region(
         case BodyMask():
             found = body_mask(image, grid, spec.threshold)
         case DilatedForeground():
-            found = dilated_foreground(priors[spec.of], grid, spec.radius_vox)
+            found = dilated_foreground(priors[spec.of], grid, spec.radius_vox, spec.threshold)
         case BoxAround():
             prior = priors[spec.of]
             found = box_around(foreground(prior, _names(spec, prior)), prior.grid, grid, spec.margin_mm)
@@ -81,10 +81,15 @@ def foreground(prior: Prior, labels: tuple[str, ...] | None = None) -> Tensor:
     return torch.isin(winner, wanted) & prior.answered
 
 
-def dilated_foreground(prior: Prior, grid: Grid, radius_vox: float) -> Region | None:
-    """All predicted foreground, dilated by a ball of ``radius_vox`` voxels of ``grid``.
-    Roth et al. 2018, Section 2.2 (r = 3)."""
-    found = _moved(foreground(prior), prior.grid, grid)
+def dilated_foreground(
+    prior: Prior, grid: Grid, radius_vox: float, threshold: float | None = None
+) -> Region | None:
+    """All predicted foreground, and what is foreground with a probability over ``threshold``, dilated by a
+    ball of ``radius_vox`` voxels of ``grid``. Roth et al. 2018, Section 2.2 (r = 3, no threshold)."""
+    seen = foreground(prior)
+    if threshold is not None:
+        seen |= (prior.probabilities[0].cpu() < 1 - threshold) & prior.answered
+    found = _moved(seen, prior.grid, grid)
     if found is None:
         return None
     reach = math.floor(radius_vox)

@@ -209,6 +209,22 @@ def test_what_the_prior_says_beside_its_region_does_not_count() -> None:
     assert around.box == Box((4, 4, 4), (5, 5, 5))
 
 
+def test_a_threshold_takes_in_background_that_the_stage_is_not_sure_of() -> None:
+    """One voxel was won by a label with less than half; at another background won with 0.8."""
+    prior = prior_of(np.zeros(STAGE.shape, dtype=int), STAGE)
+    prior.probabilities[:3, 3, 3, 3] = torch.tensor([0.3, 0.4, 0.3])
+    prior.probabilities[:3, 5, 6, 7] = torch.tensor([0.8, 0.15, 0.05])
+    seen = {
+        threshold: np.argwhere(full(roi.dilated_foreground(prior, STAGE, 0.0, threshold))).tolist()
+        for threshold in (None, 0.15, 0.25, 0.9)
+    }
+    # The labels' sum counts; a threshold never takes away what was won.
+    won = [[3, 3, 3]]
+    assert seen == {None: won, 0.15: [*won, [5, 6, 7]], 0.25: won, 0.9: won}
+    spec = DilatedForeground(of="coarse", radius_vox=0.0, threshold=0.15)
+    assert full(roi.find_region(spec, STAGE, VOID, {"coarse": prior}, "empty")).sum() == 2
+
+
 # --- box ------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ def find(
         case "body_mask":
             return body_mask(voxels, scan, grid, roi["threshold"])
         case "dilated_foreground":
-            return dilated_foreground(answers[roi["of"]], grid, roi["radius_vox"])
+            return dilated_foreground(answers[roi["of"]], grid, roi["radius_vox"], roi["threshold"])
         case "box":
             return box_around(answers[roi["of"]], tuple(roi["labels"]), grid, roi["margin_mm"])
         case kind:
@@ -69,9 +69,15 @@ def _foreground(answer: Answer, labels: tuple[str, ...]) -> Mask:
     return found
 
 
-def dilated_foreground(answer: Answer, grid: Grid, radius_vox: float) -> Region | None:
-    """All that the answer found, dilated by a ball of ``radius_vox`` voxels of ``grid``."""
-    found = _moved(_foreground(answer, answer.labels), answer.grid, grid)
+def dilated_foreground(
+    answer: Answer, grid: Grid, radius_vox: float, threshold: float | None
+) -> Region | None:
+    """All that the answer found, and what is foreground with a probability over ``threshold``, dilated by a
+    ball of ``radius_vox`` voxels of ``grid``."""
+    seen = _foreground(answer, answer.labels)
+    if threshold is not None:
+        seen |= (answer.probabilities[0] < 1 - threshold) & answer.answered
+    found = _moved(seen, answer.grid, grid)
     if found is None:
         return None
     reach = math.floor(radius_vox)

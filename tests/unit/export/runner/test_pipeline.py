@@ -41,7 +41,12 @@ def test_every_label_and_channel_by_name(tmp_path: Path) -> None:
     coarse, fine = found.stages
     assert (coarse.name, coarse.tile, coarse.channels, coarse.priors) == ("coarse", (12, 12, 12), (0, 1), ())
     assert (fine.labels, fine.priors) == (SCHEMA.names, (("coarse", SCHEMA.names),))
-    assert fine.roi == {"kind": "dilated_foreground", "of": "coarse", "radius_vox": 2.0}
+    assert fine.roi == {
+        "kind": "dilated_foreground",
+        "of": "coarse",
+        "radius_vox": 2.0,
+        "threshold": None,
+    }
     assert (coarse.blended, fine.blended) == (False, True)
     assert fine.network.sha256 == hashlib.sha256(b"second").hexdigest()
     assert (found.on_missing, found.largest) == ("whole_volume", ())

@@ -27,6 +27,10 @@ def find(spec: dict[str, object], grid: Grid, said: Answer) -> Region | None:
     return roi.find(spec, grid, np.zeros((1, *GRID.shape)), GRID, {"coarse": said})
 
 
+def shell(radius_vox: float, threshold: float | None = None) -> dict[str, object]:
+    return {"kind": "dilated_foreground", "of": "coarse", "radius_vox": radius_vox, "threshold": threshold}
+
+
 def test_whole_volume() -> None:
     region = find({"kind": "whole_volume"}, GRID, answer({"a": (1, 1, 1)}))
     assert region is not None
@@ -44,7 +48,7 @@ def test_dilation_is_by_a_ball(radius: float) -> None:
 def test_dilated_foreground_on_a_finer_grid() -> None:
     fine = GRID.with_spacing((1, 1, 1))
     said = answer({"a": (2, 3, 4), "b": (9, 9, 7)})
-    region = find({"kind": "dilated_foreground", "of": "coarse", "radius_vox": 2.0}, fine, said)
+    region = find(shell(2.0), fine, said)
     assert region is not None
     seeds = np.zeros(fine.shape, dtype=bool)
     seeds[4:6, 6:8, 8:10] = seeds[18:20, 18:20, 14:16] = True
@@ -53,10 +57,19 @@ def test_dilated_foreground_on_a_finer_grid() -> None:
     assert region.box == Box((2, 4, 6), (22, 20, 16))
 
 
+def test_unsure_background_is_looked_at_where_a_threshold_says_so() -> None:
+    said = answer({"a": (2, 3, 4), "b": (9, 9, 7)})
+    said.probabilities[:, 6, 6, 6] = 0.8, 0.15, 0.05
+    regions = [find(shell(0.0, threshold), GRID, said) for threshold in (None, 0.25, 0.15)]
+    seen = [[] if r is None else np.argwhere(r.mask_in(GRID.box)).tolist() for r in regions]
+    won = [[2, 3, 4], [9, 9, 7]]
+    assert seen == [won, won, [won[0], [6, 6, 6], won[1]]]
+
+
 def test_on_a_coarser_grid_no_voxel_is_lost() -> None:
     coarse = GRID.with_shape((3, 5, 4))
     said = answer({"a": (0, 0, 0)})  # far from the centre of the coarse voxel that holds it
-    region = find({"kind": "dilated_foreground", "of": "coarse", "radius_vox": 0.0}, coarse, said)
+    region = find(shell(0.0), coarse, said)
     assert region is not None
     assert np.argwhere(region.mask_in(coarse.box)).tolist() == [[0, 0, 0]]
 
@@ -75,7 +88,7 @@ def test_box_around_some_labels() -> None:
 def test_what_was_said_outside_the_region_does_not_count() -> None:
     said = answer({"a": (2, 3, 4)}, Region(GRID, Box((5, 0, 0), GRID.shape)))
     assert find({"kind": "box", "of": "coarse", "labels": ["a"], "margin_mm": 3.0}, GRID, said) is None
-    assert find({"kind": "dilated_foreground", "of": "coarse", "radius_vox": 3.0}, GRID, said) is None
+    assert find(shell(3.0), GRID, said) is None
 
 
 def test_body_mask_is_the_largest_component_filled() -> None:
