@@ -1,0 +1,166 @@
+"""Who may talk to the server, and what a browser may do with its pages.
+
+- Without a token the server listens to its own machine alone, and answers only to that machine's names: a web
+  page elsewhere could point a name of its own here (DNS rebinding).
+- What changes something is refused if a page of another origin sends it.
+- Pages load nothing from elsewhere, and nothing may show them in a frame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+COOKIE = "zoomseg"
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
+    "img-src 'self' data: blob:; connect-src 'self' data: blob:; worker-src 'self' blob:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+"""Of every answer. ``data:`` and ``blob:`` are what the viewer makes itself: fonts, pictures, workers."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who is let in. ``token``: None if everybody on this machine is; ``hosts``: the names that the server
+    answers to; None: to any, as the token protects it."""
+
+    token: str | None
+    hosts: frozenset[str] | None
+
+
+def access(host: str, names: tuple[str, ...], token: str | None) -> Access:
+    """Who is let in by a server that listens at ``host``.
+
+    Args:
+        names: by which a reverse proxy is reached.
+        token: what must be known; needed if the server can be reached from elsewhere.
+    """
+    if host in LOOPBACK or names:
+        return Access(token, LOOPBACK | frozenset(name.lower() for name in names))
+    return Access(token, None)
+
+
+def needs_token(host: str, names: tuple[str, ...]) -> bool:
+    """Whether others than this machine's users can reach a server that listens at ``host``."""
+    return host not in LOOPBACK or bool(names)
+
+
+class Guard:
+    """ASGI middleware: lets through what ``Access`` allows, and adds ``HEADERS`` to every answer."""
+
+    def __init__(self, app: App, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """As every ASGI application."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there are no websockets
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await _answer(send_with_headers, *refusal)
+        else:
+            await self._app(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Message) -> tuple[int, str, dict[str, str]] | None:
+        """Status, text and headers of the answer, if it is not for the application to give."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get("host", "")
+        if self._access.hosts is not None and _host_name(host) not in self._access.hosts:
+            return 421, "this server does not answer to that name; see --allow-host", {}
+        if scope["method"] not in SAFE_METHODS and not self._same_origin(headers):
+            return 403, "sent by a page of another origin", {}
+        if self._access.token is None:
+            return None
+        if scope["method"] == "GET" and scope["path"] == "/":
+            entered = self._entered(scope, headers)
+            if entered is not None:
+                return entered
+        if self._knows_token(headers):
+            return None
+        how = "open the address that `zoomseg serve` printed, or send the token as 'Authorization: Bearer'"
+        return 401, f"a token is needed: {how}", {"www-authenticate": "Bearer"}
+
+    def _same_origin(self, headers: Mapping[str, str]) -> bool:
+        """Browsers say where a page is from; what says nothing is no browser."""
+        origin = headers.get("origin")
+        if origin is None:
+            return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+        found = urlsplit(origin).netloc
+        proxied = (self._access.hosts or frozenset()) - LOOPBACK
+        return found != "" and (found == headers.get("host") or _host_name(found) in proxied)
+
+    def _entered(self, scope: Message, headers: Mapping[str, str]) -> tuple[int, str, dict[str, str]] | None:
+        """``/?token=...`` becomes a cookie, and leaves the address bar."""
+        query = parse_qsl(scope["query_string"].decode("latin-1"))
+        given = dict(query).get("token")
+        if given is None or not _equal(given, self._access.token):
+            return None
+        rest = urlencode([(name, value) for name, value in query if name != "token"])
+        secure = "; Secure" if headers.get("x-forwarded-proto", scope["scheme"]) == "https" else ""
+        cookie = f"{COOKIE}={_cookie(given)}; Path=/; HttpOnly; SameSite=Lax{secure}"
+        return 303, "", {"location": "?" + rest if rest else "./", "set-cookie": cookie}
+
+    def _knows_token(self, headers: Mapping[str, str]) -> bool:
+        token = self._access.token or ""
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and _equal(given.strip(), token):
+            return True
+        try:
+            kept = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            return False
+        return kept is not None and _equal(kept.value, _cookie(token))
+
+
+def _cookie(token: str) -> str:
+    """What the browser keeps: it opens this server and does not give the token away."""
+    return hashlib.sha256(b"zoomseg cookie " + token.encode()).hexdigest()
+
+
+def _equal(given: str, known: str | None) -> bool:
+    """In a time that does not tell how much of it was right."""
+    return known is not None and hmac.compare_digest(given.encode(), known.encode())
+
+
+def _host_name(host: str) -> str:
+    """Without the port, in lower case; empty if it is no host."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+async def _answer(send: Send, status: int, text: str, headers: Mapping[str, str]) -> None:
+    named = {"content-type": "text/plain; charset=utf-8", "cache-control": "no-store", **headers}
+    listed = [(name.encode(), value.encode()) for name, value in named.items()]
+    await send({"type": "http.response.start", "status": status, "headers": listed})
+    await send({"type": "http.response.body", "body": (text + "\n").encode() if text else b""})

@@ -1,0 +1,118 @@
+"""The organs of a label map as the page lists them: names, colours, and what the summary says of each."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel
+
+from zoomseg.core.colours import RGB, organ_colour
+from zoomseg.core.errors import DatasetError, ScanError
+from zoomseg.core.labels import LabelSchema
+from zoomseg.io.dataset import read_labelling
+from zoomseg.io.scans import read_label_values
+
+NAMED_IN = ("run.json", "labels.json", "dataset.json")
+"""Beside a label map, or in the folder above, these may say what its values mean."""
+
+MAX_SUMMARY_BYTES = 64 * 1024**2
+
+
+class Organ(BaseModel):
+    """One organ: its value in the label map and what is known of it (None: not known)."""
+
+    name: str
+    value: int
+    colour: RGB
+    volume_ml: float | None = None
+    mean_intensity: float | None = None
+    confidence: float | None = None
+    flags: list[str] = []
+
+
+def organs_of_result(out: Path, case: str) -> list[Organ]:
+    """The organs of a case in a folder that `zoomseg predict` wrote, from its ``run.json`` and
+    ``summary.csv``.
+
+    Raises:
+        DatasetError: they are not there, or damaged.
+    """
+    found = read_labelling(out / "run.json")
+    if found is None:
+        raise DatasetError(f"{out / 'run.json'} names no labels")
+    rows = _summary(out / "summary.csv", case)
+    return _organs(found[0], rows)
+
+
+def organs_of_file(labels: Path, case: str) -> list[Organ]:
+    """The organs in a label map, named by the files of ``NAMED_IN`` where there are any; those that are in
+    it, with their volumes.
+
+    Raises:
+        ScanError: it cannot be read, or holds no organ.
+        DatasetError: a file beside it that should name its labels is damaged.
+    """
+    values, grid = read_label_values(labels)
+    found, voxels = np.unique(values, return_counts=True)
+    counts = {int(v): int(n) for v, n in zip(found, voxels, strict=True) if v != 0}
+    if not counts:
+        raise ScanError(f"{labels}: holds no label; every voxel is 0")
+    if min(counts) < 0:
+        raise ScanError(f"{labels}: holds the value {min(counts)}; label maps hold whole numbers from 0 up")
+    summary = labels.parent / "summary.csv"
+    rows = _summary(summary, case) if summary.is_file() else {}
+    known = {organ.value: organ for organ in _named(labels, rows)}
+    return [
+        (known.get(value) or _unnamed(value)).model_copy(update={"volume_ml": n * grid.voxel_volume_ml})
+        for value, n in counts.items()
+    ]
+
+
+def _unnamed(value: int) -> Organ:
+    name = f"label {value}"
+    return Organ(name=name, value=value, colour=organ_colour(name))
+
+
+def _named(labels: Path, rows: Mapping[str, Mapping[str, str]]) -> list[Organ]:
+    folder = labels.resolve().parent
+    for place in [folder / name for name in NAMED_IN] + [folder.parent / "dataset.json"]:
+        found = read_labelling(place) if place.is_file() else None
+        if found is not None:
+            return _organs(found[0], rows)
+    return []
+
+
+def _organs(schema: LabelSchema, rows: Mapping[str, Mapping[str, str]]) -> list[Organ]:
+    organs = []
+    for name, value in zip(schema.names, schema.values, strict=True):
+        row = rows.get(name, {})
+        numbers = {key: _number(row.get(key)) for key in ("volume_ml", "mean_intensity", "confidence")}
+        flags = [flag for flag in (row.get("flags") or "").split(";") if flag]
+        organs.append(Organ(name=name, value=value, colour=organ_colour(name), flags=flags, **numbers))
+    return organs
+
+
+def _summary(path: Path, case: str) -> dict[str, dict[str, str]]:
+    """Rows of a case by organ."""
+    try:
+        if path.stat().st_size > MAX_SUMMARY_BYTES:
+            raise DatasetError(f"{path}: larger than {MAX_SUMMARY_BYTES} bytes; not a summary of ours")
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row["organ"]: row for row in csv.DictReader(file) if row["case"] == case}
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+    except (KeyError, ValueError, csv.Error) as error:
+        raise DatasetError(f"{path}: not a summary that `zoomseg predict` wrote") from error
+
+
+def _number(text: str | None) -> float | None:
+    """None for what is empty or no number: the page goes without."""
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,133 @@
+"""`zoomseg serve` from models to a listening server, and the server that `zoomseg view` needs."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import uvicorn
+
+from zoomseg.core.errors import ZoomSegError
+from zoomseg.io import bundle
+from zoomseg.serve.app import ModelView, Service, create_app
+from zoomseg.serve.guard import App, access, needs_token
+from zoomseg.serve.jobs import Jobs
+from zoomseg.serve.runner import Runner
+from zoomseg.serve.worker import ProcessWorker
+
+TOKEN_VARIABLE = "ZOOMSEG_TOKEN"
+MIN_TOKEN = 16
+"""Characters; shorter ones can be guessed."""
+
+STOP_SECONDS = 3
+"""How long requests that are being answered may take when the server stops."""
+
+
+def default_folder() -> Path:
+    """Where a server keeps its jobs: in the user's state folder."""
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "zoomseg" / "serve"
+
+
+def served_models(names: Sequence[str]) -> tuple[dict[str, Path], dict[str, ModelView]]:
+    """Folders of models, and what is told of them, by the names that clients use: those of their folders.
+
+    Raises:
+        ModelError: one cannot be read.
+        ZoomSegError: two have one name.
+    """
+    folders: dict[str, Path] = {}
+    views: dict[str, ModelView] = {}
+    for given in names:
+        folder = bundle.find(given).resolve()
+        if folder.name in folders:
+            raise ZoomSegError(f"two models are called '{folder.name}'; rename the folder of one")
+        trained = bundle.load(folder)
+        folders[folder.name] = folder
+        views[folder.name] = ModelView(
+            name=folder.name,
+            recipe=trained.recipe.name,
+            organs=list(trained.schema.names),
+            stages=[stage.name for stage in trained.recipe.stages],
+            channels=list(trained.channel_names),
+        )
+    return folders, views
+
+
+def token_for(host: str, names: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
+    """The token that clients need: the environment's, a new one where others can reach the server, or None.
+
+    Raises:
+        ZoomSegError: the environment's is too short.
+    """
+    given = environment.get(TOKEN_VARIABLE)
+    if given:
+        if len(given) < MIN_TOKEN or not given.isascii() or not given.isprintable():
+            raise ZoomSegError(
+                f"{TOKEN_VARIABLE} must have at least {MIN_TOKEN} characters, all of plain ASCII"
+            )
+        return given
+    return secrets.token_urlsafe(32) if needs_token(host, names) else None
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0: any free one.
+
+    Raises:
+        ZoomSegError: the address is taken, or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise ZoomSegError(f"cannot listen at {host}, port {port} ({reason}); give another") from error
+
+
+def address(sock: socket.socket, token: str | None) -> str:
+    """What to type into a browser."""
+    host, port = sock.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
+
+
+def run(app: App, sock: socket.socket) -> None:
+    """Answer until the process is asked to stop. Addresses are not logged: one may hold the token."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    uvicorn.Server(config).run([sock])
+
+
+def serve(
+    models: Sequence[str],
+    sock: socket.socket,
+    names: tuple[str, ...],
+    token: str | None,
+    folder: Path,
+    device: str,
+    waiting: int,
+    max_upload: int,
+) -> None:
+    """Serve models until the process is asked to stop."""
+    folders, views = served_models(models)
+    jobs = Jobs(folder, waiting)
+    runner = Runner(jobs, folders, lambda: ProcessWorker(device))
+    host = sock.getsockname()[0]
+    app = create_app(Service(jobs, runner, views, max_upload), access(host, names, token))
+    runner.start()
+    try:
+        run(app, sock)
+    finally:
+        runner.stop()
+        jobs.close()

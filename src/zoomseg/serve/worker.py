@@ -1,0 +1,207 @@
+"""The process that segments: it keeps models loaded, and may die without taking the server along.
+
+Server and worker speak JSON through a pipe. A hostile scan that breaks a reading library breaks this process,
+which the server starts again.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from zoomseg.core.errors import ScanError, ZoomSegError
+from zoomseg.serve.jobs import Step
+
+if TYPE_CHECKING:
+    from zoomseg.engine.batch import Outcome
+    from zoomseg.engine.predict import Predictor
+
+TELL_EVERY_SECONDS = 0.1
+READING = "reading"
+"""What a job does before its model's first stage."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A scan to be segmented. ``case`` names its results in ``out``."""
+
+    case: str
+    scan: str
+    out: str
+    model: str
+    """Folder of the model."""
+
+
+class WorkerDiedError(Exception):
+    """The process ended while it worked; the message says how."""
+
+
+class Worker(Protocol):
+    """What carries out tasks, one after the other."""
+
+    def run(self, task: Task, tell: Callable[[Step], None]) -> str | None:
+        """Carry out a task; None, or why it failed.
+
+        Raises:
+            WorkerDiedError: the worker is of no use any more.
+        """
+
+    def kill(self) -> None:
+        """End it at once, from any thread; a task that runs ends with WorkerDiedError."""
+
+
+class ProcessWorker:
+    """A worker in a process of its own, started afresh (not forked: the server has threads)."""
+
+    def __init__(self, device: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=work, args=(theirs, device), name="zoomseg-worker", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def run(self, task: Task, tell: Callable[[Step], None]) -> str | None:
+        """As ``Worker.run``."""
+        try:
+            self._pipe.send_bytes(json.dumps(asdict(task)).encode())
+            while True:
+                said = json.loads(self._pipe.recv_bytes())
+                if "step" not in said:
+                    error: str | None = said["error"]
+                    return error
+                tell(Step(**said["step"]))
+        except (EOFError, OSError) as error:
+            self._process.join()
+            raise WorkerDiedError(_how_it_ended(self._process.exitcode)) from error
+
+    def kill(self) -> None:
+        """As ``Worker.kill``."""
+        self._process.kill()
+        self._process.join()
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "the process that segments was killed; most likely the machine has too little memory for it"
+    how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+    return f"the process that segments ended {how}; see the server's output"
+
+
+# --- in the worker's process ----------------------------------------------------------------------
+
+
+def work(pipe: Connection, device: str) -> None:
+    """Carry out the tasks that come through the pipe, until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process
+    threading.Thread(target=_end_with_parent, name="zoomseg-parent", daemon=True).start()
+    predictors: dict[str, Predictor] = {}
+    while True:
+        try:
+            task = Task(**json.loads(pipe.recv_bytes()))
+        except EOFError:
+            return
+        _send(pipe, {"error": _error_of(task, predictors, device, _teller(pipe))})
+
+
+def _end_with_parent() -> None:
+    """A server that was killed must not leave one behind that computes for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _send(pipe: Connection, said: dict[str, Any]) -> None:
+    pipe.send_bytes(json.dumps(said).encode())
+
+
+def _teller(pipe: Connection) -> Callable[[Step], None]:
+    """Sends steps on, few enough to be read as they come; the last of a stage always."""
+    last = [0.0]
+
+    def tell(step: Step) -> None:
+        now = time.monotonic()
+        if step.done >= step.total or now - last[0] > TELL_EVERY_SECONDS:
+            last[0] = now
+            _send(pipe, {"step": asdict(step)})
+
+    return tell
+
+
+def _error_of(
+    task: Task, predictors: dict[str, Predictor], device: str, tell: Callable[[Step], None]
+) -> str | None:
+    try:
+        tell(Step(READING, 0, 0))
+        if task.model not in predictors:
+            predictors[task.model] = load_predictor(task.model, device, tell)
+        segment(task, predictors[task.model], tell)
+    except ZoomSegError as error:
+        # The path is the server's own; the user knows another name.
+        return str(error).replace(task.scan, "the scan")
+    except Exception as error:  # one scan's failure is not the server's
+        traceback.print_exc()
+        return f"unexpected error ({type(error).__name__}); see the server's output"
+    return None
+
+
+def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Predictor:
+    """A model ready to segment, as `zoomseg predict` would load it."""
+    from zoomseg.engine import atlases
+    from zoomseg.engine.device import resolve
+    from zoomseg.engine.memory import Limits, free_ram
+    from zoomseg.engine.predict import Predictor
+    from zoomseg.io import bundle
+
+    def register(case: str, done: int, total: int) -> None:
+        tell(Step("registering atlases", done, total))
+
+    trained, where = bundle.load(Path(model)), resolve(device)
+    atlas_of = atlases.of_model(trained, progress=register)
+    return Predictor(trained, where, atlas_of, Limits(where, free_ram()))
+
+
+def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
+    """Segment a scan as `zoomseg predict` does, and leave the scan itself as NIfTI beside the result.
+
+    Raises:
+        ScanError: the scan cannot be used.
+        ZoomSegError: what else hinders.
+    """
+    from zoomseg.engine.batch import Done, Failed
+    from zoomseg.io.scans import find_scans, write_array
+    from zoomseg.report.run import segment_to_folder
+
+    found = find_scans(Path(task.scan))
+    if len(found) != 1:
+        names = ", ".join(scan.id for scan in found)
+        raise ScanError(f"{task.scan} holds {len(found)} scans ({names}); upload one series at a time")
+    out = Path(task.out)
+
+    def settle(outcome: Outcome) -> None:
+        match outcome:
+            case Failed(_, reason):
+                raise ScanError(reason)
+            case Done(_, _, image):
+                if not task.scan.endswith(".nii.gz"):
+                    write_array(out / "scan.nii.gz", image.data[0].cpu().numpy(), image.grid)
+
+    segment_to_folder(
+        [replace(found[0], id=task.case)],
+        out,
+        predictor,
+        progress=settle,
+        tell=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
+    )
