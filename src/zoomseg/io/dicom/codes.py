@@ -1,9 +1,9 @@
 """What an organ's name is called in SNOMED CT.
 
-Values and meanings are those of the DICOM context groups (PS3.16, mostly CID 7151 and CID 4) where they have
-the organ; ribs, gluteal muscles and a few others are SNOMED CT codes beyond them. Which side is meant is said
-by a modifier (CID 244), except where anatomists name each side (left and right atrium). A name that is not in
-the table gets a code of ZoomSeg's own scheme that carries the name itself.
+Values are those of the DICOM context groups (PS3.16, mostly CID 7151 and CID 4) where they have the organ;
+ribs, gluteal muscles and a few others are SNOMED CT codes beyond them. Which side is meant is said by a
+modifier (CID 244), except where anatomists name each side (left and right atrium). A name that is not in the
+table gets a code of ZoomSeg's own scheme that carries the name itself.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def _private(name: str) -> Code:
     """A code value is at most 16 characters, a meaning at most 64, and neither may hold a backslash."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name)
     value = plain if plain == name and len(name) <= 16 else f"ORGAN-{zlib.crc32(name.encode()):08X}"
-    return Code(value, short_text(name), PRIVATE_SCHEME)
+    return Code(value, short_text(name) or value, PRIVATE_SCHEME)
 
 
 def short_text(text: str, longest: int = 64) -> str:
     """Text as a DICOM value of limited length holds it: no backslash, which would divide it in two, and no
     control characters."""
-    return re.sub(r"[\\\x00-\x1f\x7f]+", " ", text).strip()[:longest]
+    return re.sub(r"[\\\x00-\x1f\x7f]+", " ", text).strip()[:longest].rstrip()
 
 
 # --- table ----------------------------------------------------------------------------------------

@@ -117,9 +117,9 @@ def new_uid() -> str:
 
 
 def reference_item(series: DicomSeries, k: int) -> Dataset | None:
-    """Reference to the stored slice in plane k; None if that plane was interpolated."""
+    """Reference to the stored slice in plane k; None if that plane was interpolated or has no UID."""
     stored = series.slices[k]
-    if stored is None:
+    if stored is None or not stored.sop_uid:
         return None
     item = Dataset()
     item.ReferencedSOPClassUID = UID(series.sop_class_uid)
@@ -132,7 +132,7 @@ def reference_item(series: DicomSeries, k: int) -> Dataset | None:
 def instance_items(series: DicomSeries) -> list[Dataset]:
     """References to all objects of the series, each once."""
     items = []
-    for uid in dict.fromkeys(uid for uid in series.slice_uids if uid is not None):
+    for uid in dict.fromkeys(uid for uid in series.slice_uids if uid):
         item = Dataset()
         item.ReferencedSOPClassUID = UID(series.sop_class_uid)
         item.ReferencedSOPInstanceUID = UID(uid)
