@@ -255,7 +255,7 @@ class Predictor:
         self._atlas_of = atlas_of or atlases.of_model(bundle)
         self.limits = limits or Limits(device)
         self._modules = {
-            name: nn.ModuleList(_ready(model, name, device) for model in (bundle, *others))
+            name: nn.ModuleList(ready_network(model, name, device) for model in (bundle, *others))
             for name in (stage.name for stage in bundle.recipe.stages)
         }
         self._counters = {name: networks.FlopCounter(modules) for name, modules in self._modules.items()}
@@ -314,8 +314,8 @@ class Predictor:
         return memory.Work(self._modules[stage.name][0], read, seen, classes)
 
 
-def _ready(bundle: Bundle, name: str, device: Device) -> nn.Module:
-    """A model's network of the stage of this name, as it predicts."""
+def ready_network(bundle: Bundle, name: str, device: Device) -> nn.Module:
+    """A model's network of the stage of this name, as it predicts: on the device, in evaluation mode."""
     stage = graph.stage_of(bundle.recipe, name)
     return networks.laid_out(stage.network, trained_network(bundle, stage).to(device.place)).eval()
 

@@ -25,6 +25,7 @@ from zoomseg.core.errors import RecipeError, TrainingError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.engine import atlases, checkpoint, handed
 from zoomseg.engine.device import Device
+from zoomseg.engine.distill import Teachers
 from zoomseg.engine.log import Log, Observer, Row, RunningDice, Silent
 from zoomseg.engine.patches import Batch, PatchSource
 from zoomseg.engine.predict import build_network
@@ -72,6 +73,8 @@ class Settings:
     processes: Processes = ALONE
     """Those that share every batch. All see ``out``; the first one alone writes there, tells the observer and
     validates."""
+    teachers: Teachers | None = None
+    """Whose answers are a second target."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,8 @@ class _Run:
     def fingerprint(self) -> str:
         parts = [self.recipe.model_dump_json(), *self.split.train, "|", *self.split.validation]
         parts.append(str(self.settings.seed))
+        if self.settings.teachers is not None:
+            parts += ["teachers", *self.settings.teachers.digests]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def train(self, stop: threading.Event) -> bundle.Bundle:
@@ -193,6 +198,7 @@ class _Run:
         model = self._save_model()
         if self.processes.first:
             shutil.rmtree(self.cache, ignore_errors=True)
+        self.processes.agree(0.0)  # none returns before the first one has written the model
         return model
 
     # --- units ------------------------------------------------------------------------------------
@@ -216,8 +222,11 @@ class _Run:
             else:
                 modules[stage.name] = self.finished[stage.name]
         length = Length(self._steps(stages[-1]), None)
-        device = self.settings.device
-        return Unit.fresh(index, stages, trained, modules, length, self.labels, device, self.processes)
+        device, teachers = self.settings.device, self.settings.teachers
+        taught = {} if teachers is None else teachers.networks(trained, device)
+        return Unit.fresh(
+            index, stages, trained, modules, length, self.labels, device, self.processes, taught
+        )
 
     def _steps(self, stage: Stage) -> int:
         epochs = self.settings.epochs
@@ -251,7 +260,7 @@ class _Run:
         progress = checkpoint.read_progress(self.checkpoint)
         if progress.fingerprint != self.fingerprint:
             raise TrainingError(
-                f"{self.out} was trained with another recipe, seed or choice of cases; "
+                f"{self.out} was trained with another recipe, seed, choice of cases or teachers; "
                 "resume with the same ones, or train into a new folder"
             )
         self.already_spent = progress.spent + progress.elapsed
@@ -441,7 +450,7 @@ class _Run:
         return model
 
     def _provenance(self, complete: bool) -> dict[str, bundle.JSON]:
-        initial = self.settings.init
+        initial, teachers = self.settings.init, self.settings.teachers
         return {
             "data_set": self.dataset.name,
             "training_cases": list(self.split.train),
@@ -455,6 +464,7 @@ class _Run:
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "complete": complete,
             **({} if initial is None else {"init": initial.provenance}),
+            **({} if teachers is None else {"teachers": teachers.provenance}),
         }
 
 

@@ -173,14 +173,14 @@ def _match_stage(
     stage: Stage, model: bundle.Bundle, recipe: Recipe, schema: LabelSchema, channels: int
 ) -> StageTransfer:
     outputs = _output_names(stage, schema)
-    entering = _input_names(stage, recipe, schema, channels)
+    entering = input_names(stage, recipe, schema, channels)
     shapes = _shapes(stage, len(entering), len(outputs))
     total = sum(tensor.is_floating_point() for tensor in shapes.values())
     before = next((s for s in model.recipe.stages if s.name == stage.name), None)
     if before is None:
         return StageTransfer({}, total, (), tuple(label for _, label in outputs))
     old_outputs = _output_names(before, model.schema)
-    old_entering = _input_names(before, model.recipe, model.schema, len(model.channel_names))
+    old_entering = input_names(before, model.recipe, model.schema, len(model.channel_names))
     classes = _common(outputs, old_outputs)
     growing = (
         (_shapes(stage, len(entering), len(outputs) + 1), classes, len(old_outputs)),
@@ -252,7 +252,7 @@ def _output_names(stage: Stage, schema: LabelSchema) -> tuple[Name, ...]:
     return tuple((_CLASS, label) for label in (BACKGROUND, *graph.resolve_labels(stage, schema)))
 
 
-def _input_names(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> tuple[Name, ...]:
+def input_names(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> tuple[Name, ...]:
     """The channels that ``stage.inputs.assemble`` gives the network, in their order."""
     names = [(_IMAGE, str(channel)) for channel in inputs.image_channels(stage.inputs, channels)]
     for spec in inputs.prior_specs(stage.inputs):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from zoomseg.core.resample import resample_data
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import RunningDice
 from zoomseg.engine.patches import Batch, StageBatch
+from zoomseg.engine.predict import Network
 from zoomseg.engine.processes import ALONE, Processes
 from zoomseg.engine.schedule import Length, learning_rate_factor
 from zoomseg.networks import build as networks
@@ -31,7 +33,8 @@ class Unit:
     """Stages that run in one step; those in ``trained`` learn, the others are finished.
 
     ``index`` is the unit's place in the run; ``labels`` are those that every stage of the recipe
-    predicts; ``averaged`` are state dicts of the trained stages.
+    predicts; ``averaged`` are state dicts of the trained stages; ``teachers``, where there are any, say by
+    stage what they find in a patch.
     """
 
     index: int
@@ -44,6 +47,7 @@ class Unit:
     labels: Mapping[str, tuple[str, ...]]
     device: Device
     processes: Processes = ALONE
+    teachers: Mapping[str, Network] = field(default_factory=dict)
     step: int = 0
     elapsed: float = 0.0
     spent: float = 0.0
@@ -59,12 +63,25 @@ class Unit:
         labels: Mapping[str, tuple[str, ...]],
         device: Device,
         processes: Processes = ALONE,
+        teachers: Mapping[str, Network] = MappingProxyType({}),
     ) -> Unit:
         """A unit before its first step: averaged weights are the modules' own."""
         parameters = [p for name in trained for p in modules[name].parameters()]
         averaged = {name: _copy(modules[name].state_dict()) for name in trained}
         optimiser = _optimiser(stages[-1].training.optimiser, parameters)
-        return cls(index, stages, trained, modules, averaged, optimiser, length, labels, device, processes)
+        return cls(
+            index,
+            stages,
+            trained,
+            modules,
+            averaged,
+            optimiser,
+            length,
+            labels,
+            device,
+            processes,
+            teachers,
+        )
 
     @property
     def lead(self) -> Stage:
@@ -127,15 +144,16 @@ class Unit:
             with torch.set_grad_enabled(learning), self._autocast(stage):
                 logits = modules[stage.name](x_BCIJK)
             if stage.name in self.trained:
-                target = data.target_BIJK.to(self.device.place)
+                target = _answered(data.target_BIJK.to(self.device.place), tuple(logits[0].shape[2:]))
                 losses[stage.name] = loss.compute(
-                    stage.training.loss,
-                    logits,
-                    _answered(target, tuple(logits[0].shape[2:])),
-                    data.counts_BC,
-                    total,
-                    data.annotated_BC,
+                    stage.training.loss, logits, target, data.counts_BC, total, data.annotated_BC
                 )
+                if stage.name in self.teachers:
+                    # Cloned, as autograd keeps nothing that was made in inference mode.
+                    taught_BCIJK = self.teachers[stage.name](x_BCIJK, ()).clone()
+                    losses[stage.name] = loss.distilled(
+                        losses[stage.name], logits[0], taught_BCIJK, target, total
+                    )
             answers[stage.name] = logits[0].float().softmax(dim=1)
         return losses, answers
 

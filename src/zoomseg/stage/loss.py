@@ -22,6 +22,10 @@ _NEVER = -1e6
 """Logit of a class that is out of the question: its probability is zero to the last bit, and yet sums of such
 logits are finite, so that zero times one is zero."""
 
+TAUGHT_SHARE = 0.5
+"""Of the loss, where teachers take part in it. Hinton et al. gave the reference less; but its Dice is what
+keeps small organs from being lost among the voxels of large ones."""
+
 Total = Callable[[Tensor], Tensor]
 """From a sum over the patches that are here to that over the whole batch, where a batch is shared among
 processes. Losses are formulas of such sums, so that they are the same however a batch is shared."""
@@ -76,6 +80,39 @@ def merge_unannotated(logits_BCIJK: Tensor, annotated_BC: Tensor) -> Tensor:
     background_BIJK = logits_BCIJK.masked_fill(others, -math.inf).logsumexp(dim=1)
     known_BCIJK = logits_BCIJK.masked_fill(~annotated, _NEVER)
     return torch.cat([background_BIJK[:, None], known_BCIJK[:, 1:]], dim=1)
+
+
+def distilled(
+    hard: Tensor,
+    logits_BCIJK: Tensor,
+    taught_BCIJK: Tensor,
+    target_BIJK: Tensor,
+    total: Total = all_here,
+) -> Tensor:
+    """Half the loss from the reference (``hard``), half that from what teachers say (Hinton et al. 2015,
+    arXiv:1503.02531, Section 2, at temperature 1: voxels are so many that nothing must be gained from the
+    ratios of tiny probabilities, and the factor of temperature squared is one).
+
+    Args:
+        logits_BCIJK: the student's at full resolution, of all classes: teachers also know those that were not
+            annotated in the cases.
+        taught_BCIJK: the teachers' probabilities.
+    """
+    soft = soft_cross_entropy(logits_BCIJK.float(), taught_BCIJK, target_BIJK, total)
+    return (1 - TAUGHT_SHARE) * hard + TAUGHT_SHARE * soft
+
+
+def soft_cross_entropy(
+    logits_BCIJK: Tensor, taught_BCIJK: Tensor, target_BIJK: Tensor, total: Total = all_here
+) -> Tensor:
+    """-1/N sum_x sum_c q_c(x) log p_c(x) over the N voxels x that count; p are the logits' probabilities, q
+    those taught. Its minimum is the mean entropy of q, where p is q."""
+    counts = target_BIJK != IGNORE
+    counted = total(counts.sum())
+    if not bool(counted):
+        return logits_BCIJK.sum() * 0.0
+    cost_BIJK = F.cross_entropy(logits_BCIJK, taught_BCIJK, reduction="none")
+    return total((cost_BIJK * counts).sum()) / counted
 
 
 def shrink_target(target_BIJK: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -290,3 +290,73 @@ def test_shrink_target_takes_the_middle_of_each_coarse_voxel() -> None:
     assert loss.shrink_target(target, (3, 1, 1)).flatten().tolist() == [1, 3, 5]
     assert loss.shrink_target(target, (2, 1, 1)).flatten().tolist() == [1, 4]
     assert loss.shrink_target(target, (6, 1, 1)) is target
+
+
+class TestTaught:
+    """Cross-entropy with what teachers say, and its half of the loss."""
+
+    P = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]])
+    Q = torch.tensor([[0.6, 0.3, 0.1], [0.0, 1.0, 0.0], [0.3, 0.3, 0.4]])
+    """Voxels x classes."""
+
+    @staticmethod
+    def along(rows: torch.Tensor) -> torch.Tensor:
+        return rows.T.reshape(1, 3, -1, 1, 1)
+
+    def test_value_by_hand(self) -> None:
+        first = -(0.6 * math.log(0.7) + 0.3 * math.log(0.2) + 0.1 * math.log(0.1))
+        second = -math.log(0.5)
+        value = loss.soft_cross_entropy(
+            self.along(self.P.log()), self.along(self.Q), line([2, 0, IGNORE]).long()
+        )
+        assert value.item() == pytest.approx((first + second) / 2, rel=1e-6)
+
+    def test_least_is_the_teachers_entropy(self) -> None:
+        q = self.along(self.Q[[0, 2]])
+        entropy = -float((self.Q[[0, 2]] * self.Q[[0, 2]].log()).sum()) / 2
+        logits = q.log().requires_grad_()
+        value = loss.soft_cross_entropy(logits, q, line([0, 0]).long())
+        assert value.item() == pytest.approx(entropy, rel=1e-6)
+        (gradient,) = torch.autograd.grad(value, logits)
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-7)
+
+    def test_gradient_is_the_difference_of_probabilities(self) -> None:
+        logits = self.along(self.P.log()).requires_grad_()
+        target = line([0, IGNORE, 0]).long()
+        (gradient,) = torch.autograd.grad(loss.soft_cross_entropy(logits, self.along(self.Q), target), logits)
+        wanted = (self.P - self.Q) / 2
+        wanted[1] = 0
+        torch.testing.assert_close(gradient, self.along(wanted), rtol=1e-5, atol=1e-7)
+
+    def test_nothing_counts(self) -> None:
+        logits = self.along(self.P.log()).requires_grad_()
+        value = loss.soft_cross_entropy(logits, self.along(self.Q), line([IGNORE] * 3).long())
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert value.item() == 0
+        assert not gradient.any()
+
+    def test_half_is_the_references(self) -> None:
+        target, logits, q = line([0, 1, 2]), self.along(self.P.log()), self.along(self.Q)
+        hard = loss.compute(DiceCrossEntropy(), [logits], target, COUNTS)
+        soft = loss.soft_cross_entropy(logits, q, target)
+        both = loss.distilled(hard, logits, q, target)
+        assert float(both) == pytest.approx((float(hard) + float(soft)) / 2, rel=1e-6)
+
+    def test_shares_of_a_batch_add_up(self) -> None:
+        """As processes do it: the total of each sum is known to all, the parts' gradients are added."""
+        logits = torch.cat([self.along(self.P.log()), self.along(self.Q.clamp_min(0.05).log())])
+        q = torch.cat([self.along(self.Q), self.along(self.P)])
+        target = torch.cat([line([0, IGNORE, 1]), line([1, 1, 2])]).long()
+        whole = logits.clone().requires_grad_()
+        value = loss.soft_cross_entropy(whole, q, target)
+        (wanted,) = torch.autograd.grad(value, whole)
+        counted = torch.tensor(5)
+        for n in range(2):
+            part = logits[n : n + 1].clone().requires_grad_()
+
+            def total(here: torch.Tensor) -> torch.Tensor:
+                return here if here.requires_grad else counted
+
+            share = loss.soft_cross_entropy(part, q[n : n + 1], target[n : n + 1], total)
+            (found,) = torch.autograd.grad(share, part)
+            torch.testing.assert_close(found, wanted[n : n + 1])
