@@ -2,8 +2,9 @@
 
     uv run python benchmarks/coarse_and_fine.py DATASET MODEL -o OUT
 
-Writes OUT/<stage>/ (label maps, metrics.csv, report.html) for the cascade cut after each stage, and
-OUT/table.md: Dice per organ and stage, voxels of each organ that the next stage's region holds, seconds.
+Writes OUT/<stage>/ (label maps, metrics.csv, report.html) for the cascade cut after each stage,
+OUT/attributed/ (the whole cascade, with where Dice is lost), and OUT/table.md: Dice per organ and stage,
+voxels of each organ in the region of the stage that answers, seconds.
 """
 
 from __future__ import annotations
@@ -15,12 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zoomseg.core.volume import LabelMap
-from zoomseg.engine import look
 from zoomseg.engine.device import resolve
 from zoomseg.engine.predict import Predictor
 from zoomseg.io import bundle
-from zoomseg.io.dataset import Dataset, open_dataset
+from zoomseg.io.dataset import open_dataset
 from zoomseg.io.scans import ScanInput
 from zoomseg.report.evaluate import evaluate
 from zoomseg.report.run import segment_to_folder
@@ -34,23 +33,6 @@ def cut_after(model: bundle.Bundle, stages: int) -> bundle.Bundle:
     recipe = model.recipe.model_copy(update={"stages": kept, "train_together": groups})
     weights = {n: w for n, w in model.weights.items() if n in names}
     return bundle.Bundle(recipe, model.schema, model.channel_names, weights, model.provenance)
-
-
-def recall_in_last_region(predictor: Predictor, dataset: Dataset) -> dict[str, float]:
-    """Mean share of each organ's reference voxels that lie in the last stage's region."""
-    shares: dict[str, list[float]] = {}
-    recipe = predictor.bundle.recipe
-    for files in dataset.cases:
-        case = dataset.load(files)
-        region = predictor.predict(case).priors[recipe.stages[-1].name].region
-        scan = look.prepare(case, recipe)
-        assert isinstance(scan.labels, LabelMap)
-        inside = region.on(scan.grid).mask_in(scan.grid.box)
-        for c, name in enumerate(scan.labels.schema.names, start=1):
-            organ = scan.labels.data == c
-            if organ.any():
-                shares.setdefault(name, []).append(float(inside[organ].float().mean()))
-    return {name: float(np.mean(values)) for name, values in shares.items()}
 
 
 def main() -> None:
@@ -74,7 +56,10 @@ def main() -> None:
         dice[stage.name] = {row.organ: row.dice for row in scores.summary} | {"mean": scores.mean["dice"]}
         run = json.loads((folder / "predictions" / "run.json").read_text())
         seconds[stage.name] = float(np.median([c["seconds"]["total"] for c in run["cases"].values()]))
-    recall = recall_in_last_region(Predictor(model, device), dataset) if len(dice) > 1 else {}
+    folder = options.out / "attributed"  # a run of its own: keeping what stages said takes seconds
+    segment_to_folder(scans, folder / "predictions", Predictor(model, device), keep_stages=True)
+    found = evaluate(folder / "predictions", dataset, folder)
+    recall = {row.organ: row.region_recall for row in found.summary}
     stages = list(dice)
     lines = [
         f"| organ | {' | '.join(f'Dice after {s}' for s in stages)} | voxels in the last region |",

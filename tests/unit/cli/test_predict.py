@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 
+from label_files import save_description
 from tiny import CPU, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.cli.main import main
+from zoomseg.core.volume import LabelMap
 from zoomseg.engine import train
 from zoomseg.engine.log import Silent
 from zoomseg.io import scans
@@ -320,3 +322,35 @@ def test_chosen_organs_are_the_ones_evaluated(scan: Path, model: Path, tmp_path:
     scores = json.loads((tmp_path / "scores" / "summary.json").read_text())
     assert list(scores["organs"]) == ["right kidney"]
     assert scores["organs"]["right kidney"]["dice"] > 0.7
+
+
+def test_what_stages_said_tells_where_dice_is_lost(
+    scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The reference has a piece of left kidney in a corner where the coarse stage sees none."""
+    _, truth = tiny_case(9)
+    drawn = truth.data.clone()
+    drawn[:4, :4, :4] = 1
+    reference = tmp_path / "reference"
+    save_description(reference, labels={"background": 0, "left kidney": 3, "right kidney": 7})
+    write_labels(reference / "patient.nii.gz", LabelMap(drawn, truth.grid, truth.schema))
+    out, scores = tmp_path / "out", tmp_path / "scores"
+    assert predict(scan, model, out, "--keep-stages") == 0
+    names = ("patient-coarse.nii.gz", "patient-fine.nii.gz", "patient-fine-region.nii.gz", "patient.json")
+    assert {p.name for p in (out / "stages").iterdir()} == set(names)
+    capfd.readouterr()
+    assert run("evaluate", out, reference, "-o", scores) == 0
+    region = read_label_values(out / "stages" / names[2])[0] == 1
+    values, _ = read_label_values(out / "patient.nii.gz")
+    with (scores / "metrics.csv").open(newline="") as file:
+        left = next(csv.DictReader(file))
+    organ, answer = drawn.numpy() == 1, values == 3
+    recall = (organ & region).sum() / organ.sum()
+    assert recall < 0.95
+    assert float(left["region_recall"]) == pytest.approx(recall, rel=1e-5)
+    assert f"{100 * recall:.1f} %" in capfd.readouterr().out
+    cut = (organ & ~region & ~answer).sum() / (organ.sum() + answer.sum())
+    assert float(left["lost_region"]) == pytest.approx(cut, rel=1e-5)
+    losses = [float(value) for column, value in left.items() if column.startswith("lost_")]
+    assert sum(losses) == pytest.approx(1 - float(left["dice"]), abs=1e-5)
+    assert float(left["lost_coarse"]) == 0

@@ -65,7 +65,9 @@ def test_trains_and_scores_the_fold_kept_back(data: Path, recipe: Path, tmp_path
     (kept_back,) = model.provenance["validation_cases"]  # type: ignore[misc]
     assert (out / "validation" / "predictions" / f"{kept_back}.nii.gz").is_file()
     assert json.loads((out / "validation" / "summary.json").read_text())["cases"] == 1
-    assert "no prediction for" not in (out / "validation" / "report.html").read_text()
+    page = (out / "validation" / "report.html").read_text()
+    assert "no prediction for" not in page
+    assert "Where Dice is lost" in page
 
 
 def test_default_recipe_is_planned_and_kept_with_its_numbers(data: Path, tmp_path: Path) -> None:
