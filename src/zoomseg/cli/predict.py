@@ -49,7 +49,7 @@ def command(
     keep_stages: bool,
     verbose: bool,
 ) -> int:
-    """Segment SCANS: NIfTI, NRRD or MHA files, or folders of those.
+    """Segment SCANS: NIfTI, NRRD or MHA files, folders of those, or folders and zips of DICOM series.
 
     Writes <case>.nii.gz on each scan's own grid, summary.csv (one row per case and organ) and run.json
     (seconds by step, tiles computed and skipped, FLOPs, peak memory). A scan that fails is named, the
@@ -70,7 +70,8 @@ def command(
     from zoomseg.io.scans import find_scans
     from zoomseg.report.run import segment_to_folder
 
-    found = [scan for path in scans for scan in find_scans(path)]
+    notes: list[str] = []
+    found = [scan for path in scans for scan in find_scans(path, notes.append)]
     ids = [scan.id for scan in found]
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:
@@ -85,6 +86,8 @@ def command(
     chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
     writable_directory(out)
     with display:
+        for note in notes:
+            display.warn(note)
         # One scan after the other where memory is counted: two that overlap would both have to fit.
         ahead = max_ram is None and max_vram is None
         failed = segment_to_folder(

@@ -21,9 +21,10 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.core.volume import Volume
 from zoomseg.engine import kept
+from zoomseg.engine.course import Progress
 from zoomseg.engine.meter import Meter, Usage
-from zoomseg.engine.predict import Predictor, Progress, Result
-from zoomseg.io.scans import ScanInput, read_image, reading_bytes, write_labels
+from zoomseg.engine.predict import Predictor, Result
+from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, write_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +160,8 @@ class _Batch:
         """A scan that is refused if it is too large for the memory allowed, before it is read."""
         channels = self.predictor.channels
         if self.predictor.limits.any:
-            self.predictor.limits.admit(*reading_bytes(scan.paths, channels_last=channels > 1))
-        return read_image(scan.paths, channels_last=channels > 1)
+            self.predictor.limits.admit(*reading_bytes(scan, channels_last=channels > 1))
+        return read_scan(scan, channels_last=channels > 1)
 
     def _compute(self, read: _Read, waited: float) -> _Computed | Failed:
         scan, image = read.scan, read.image

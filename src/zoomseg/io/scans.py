@@ -1,4 +1,4 @@
-"""Scans and label maps as files: NIfTI by nibabel, NRRD and MetaImage by SimpleITK.
+"""Scans and label maps as files: NIfTI by nibabel, NRRD and MetaImage by SimpleITK, DICOM by ``io.dicom``.
 
 Arrays are ``[I, J, K]`` in the file's own orientation, affines map voxel indices to RAS+ millimetres.
 A file is hostile until checked: the header is read first and refused if it promises more voxels than
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +31,12 @@ from zoomseg.io.files import atomic_path
 
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
-# Where it is needed it is imported on the spot: it takes a tenth of a second, and most scans are NIfTI.
+
+    from zoomseg.io.dicom.finding import Refused, Stack
+# Imported on the spot where they are needed: they take a tenth of a second, and most scans are NIfTI.
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+_SUPPORTED = f"{', '.join(SCAN_SUFFIXES)}, and DICOM series in folders or zips"
 
 MAX_VOXELS = 4 * 1024**3
 """A header that promises more voxels (all channels together) is refused."""
@@ -55,10 +58,13 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ScanInput:
-    """One case to be read: its name and one file per channel, in channel order."""
+    """One case to be read: its name and one file per channel, in channel order; of DICOM the folder, zip or
+    file that was given."""
 
     id: str
     paths: tuple[Path, ...]
+    dicom: Stack | Refused | None = None
+    """Which series of those in there; reading a refused one raises its reason."""
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -91,24 +97,51 @@ def scan_files(folder: Path) -> list[Path]:
     return sorted(p for p in files if scan_suffix(p) is not None)
 
 
-def find_scans(path: Path) -> list[ScanInput]:
+def _silent(note: str) -> None:
+    pass
+
+
+def find_scans(path: Path, tell: Callable[[str], None] = _silent) -> list[ScanInput]:
     """The cases in a file or folder. ``<case>_0000, <case>_0001, ...`` are channels of one case if they
     count from 0000; every other file is a case of its own.
+
+    A folder without such files, a zip or a DICOM file is searched for DICOM series, folders and zips in it
+    included. Each is a case (see ``io.dicom.finding.case_names``); those that cannot be used, too.
+
+    Args:
+        tell: gets notes of what was left out of DICOM, and what had to be done to make it a volume.
 
     Raises:
         ScanError: nothing there, a channel missing in between, or two files of one name.
     """
     path = Path(path)
     if path.is_file():
+        if scan_suffix(path) is None and (found := _dicom_scans(path, tell)):
+            return found
         _require_suffix(path)
         case, channel = split_channel(scan_name(path))
         return [ScanInput(case if channel == 0 else scan_name(path), (path,))]
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder")
     files = scan_files(path)
-    if not files:
-        raise ScanError(f"{path}: no scans in this folder; supported are {', '.join(SCAN_SUFFIXES)}")
-    return _group_channels(files)
+    found = _group_channels(files) if files else _dicom_scans(path, tell)
+    if not found:
+        raise ScanError(f"{path}: no scans in this folder; supported are {_SUPPORTED}")
+    return found
+
+
+def _dicom_scans(path: Path, tell: Callable[[str], None]) -> list[ScanInput]:
+    from zoomseg.io.dicom.finding import case_names, find_series
+
+    found = find_series(path)
+    names = case_names(path, found)
+    for note in found.notes:
+        tell(note)
+    for name, stack in zip(names, found.stacks, strict=False):  # the rest is refused, and has no notes
+        for note in stack.series.notes:
+            tell(f"{name}: {note}")
+    series: tuple[Stack | Refused, ...] = (*found.stacks, *found.refused)
+    return [ScanInput(name, (path,), one) for name, one in zip(names, series, strict=True)]
 
 
 def _group_channels(files: Sequence[Path]) -> list[ScanInput]:
@@ -143,7 +176,7 @@ def _add_case(found: dict[str, tuple[Path, ...]], case: str, paths: tuple[Path, 
 def _require_suffix(path: Path) -> str:
     suffix = scan_suffix(path)
     if suffix is None:
-        raise ScanError(f"{path}: not a supported scan file; supported are {', '.join(SCAN_SUFFIXES)}")
+        raise ScanError(f"{path}: not a supported scan file; supported are {_SUPPORTED}")
     return suffix
 
 
@@ -327,12 +360,28 @@ def _stored(path: Path, header: _Header) -> _Stored:
 
 def read_grid(path: Path) -> Grid:
     """Shape and affine of a 3-D scan; only the header is read."""
-    return _header(Path(path)).grid
+    stack = _dicom_stack(path)
+    return _header(Path(path)).grid if stack is None else stack.series.grid
 
 
-def reading_bytes(paths: Sequence[Path], channels_last: bool = False) -> tuple[Grid, int]:
-    """The grid of a scan of these files, and how much memory reading it takes; only headers are read."""
-    headers = [_header(path, channels_last) for path in paths]
+def _dicom_stack(path: Path) -> Stack | None:
+    """The series in a folder, zip or DICOM file; None if it is a file of another format."""
+    path = Path(path)
+    if not path.exists() or (path.is_file() and scan_suffix(path) is not None):
+        return None
+    from zoomseg.io.dicom.finding import holds_dicom, the_series
+
+    return the_series(path) if path.is_dir() or holds_dicom(path) else None
+
+
+def reading_bytes(scan: ScanInput, channels_last: bool = False) -> tuple[Grid, int]:
+    """The grid of a scan, and how much memory reading it takes; only headers are read."""
+    if scan.dicom is not None:
+        from zoomseg.io.dicom.voxels import reading_bytes as of_dicom
+
+        stack = scan.dicom.usable()
+        return stack.series.grid, of_dicom(stack)
+    headers = [_header(path, channels_last) for path in scan.paths]
     total = sum(math.prod(h.shape) * _bytes_per_voxel(h) for h in headers)
     # Channels of several files are put together once all are read.
     return headers[0].grid, total if len(headers) == 1 else 2 * total
@@ -354,12 +403,22 @@ def read_voxels(path: Path, channels_last: bool = False) -> Volume:
         ScanError: unreadable, not 3-D, impossible geometry.
     """
     path = Path(path)
+    stack = _dicom_stack(path)
+    if stack is not None:
+        return _dicom_voxels(path, stack)
     header = _header(path, channels_last)
     stored = _stored(path, header)
     with _reading(path), np.errstate(over="ignore"):
         values = _intensities(stored)
         four = values if values.ndim == 4 else values[..., None]
         return Volume(torch.from_numpy(np.moveaxis(four, -1, 0)), header.grid)
+
+
+def _dicom_voxels(path: Path, stack: Stack) -> Volume:
+    from zoomseg.io.dicom.voxels import read_volume
+
+    with _reading(path):
+        return read_volume(stack)
 
 
 def _intensities(stored: _Stored) -> AnyArray:
@@ -379,7 +438,7 @@ _KEPT_TYPES = (np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16))
 
 def read_image(paths: Path | str | Sequence[Path], channels_last: bool = False) -> Volume:
     """Read a scan: ``[C, I, J, K]``, float32 or small integers (see ``read_voxels``), one channel per file
-    (or per volume of one 4-D file).
+    (or per volume of one 4-D file). A folder or zip must hold one DICOM series.
 
     Slope and intercept are applied. Grids of several files must agree within
     ``GEOMETRY_TOLERANCE_MM``; the first one is kept.
@@ -391,7 +450,18 @@ def read_image(paths: Path | str | Sequence[Path], channels_last: bool = False) 
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
     if not files:
         raise ScanError("a scan needs at least one file")
-    volumes = [read_voxels(file, channels_last) for file in files]
+    return _checked(files, [read_voxels(file, channels_last) for file in files])
+
+
+def read_scan(scan: ScanInput, channels_last: bool = False) -> Volume:
+    """``read_image`` of what ``find_scans`` found."""
+    if scan.dicom is None:
+        return read_image(scan.paths, channels_last)
+    return _checked(scan.paths, [_dicom_voxels(scan.paths[0], scan.dicom.usable())])
+
+
+def _checked(files: Sequence[Path], volumes: Sequence[Volume]) -> Volume:
+    """The channels of one scan, each fit for a network, together."""
     for file, volume in zip(files, volumes, strict=True):
         for channel in volume.data.numpy():
             check_voxels(channel, file)

@@ -26,6 +26,7 @@ class Pixels:
 
     rows: int
     columns: int
+    frames: int
     allocated: int
     """Bits of a stored value: 8, 16 or 32. Of these ``stored`` are meant, the highest being ``high_bit``."""
     stored: int
@@ -81,6 +82,7 @@ def read_pixels(
     return Pixels(
         rows,
         columns,
+        frames,
         allocated,
         stored,
         high_bit,
