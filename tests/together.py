@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from tiny import CPU, tiny_recipe
 from zoomseg.core.errors import TrainingError
 from zoomseg.core.labels import IGNORE
-from zoomseg.engine import train
+from zoomseg.engine import job, train
+from zoomseg.engine.job import Job
 from zoomseg.engine.log import Silent
 from zoomseg.engine.patches import Batch, PatchSource
 from zoomseg.engine.processes import ALONE, Processes, joined
@@ -29,6 +30,7 @@ from zoomseg.engine.stop import InterruptedTrainingError
 from zoomseg.engine.train import Settings, Split
 from zoomseg.engine.unit import Unit
 from zoomseg.io.dataset import open_dataset
+from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import SGD, DiceCrossEntropy, LossSpec, Recipe, SoftDice, WeightedCrossEntropy
 from zoomseg.stage import loss
 
@@ -70,6 +72,7 @@ def _child(rank: int, port: int, data: Path, out: Path) -> None:
         interrupted(data, out / "stopped", processes)
         training(data, out / "stopped", True, processes, resume=True)
         training(data, out / "timed", True, processes, seconds=2.0)
+        _decided(data, out / "job", processes)
         _refused(data, out, processes)
         _deserted(data, out, processes)
 
@@ -201,6 +204,18 @@ def interrupted(data: Path, out: Path, processes: Processes) -> None:
             train.train(open_dataset(data), SPLIT, recipe(True), out, settings, Silent())
         except InterruptedTrainingError as error:
             out.with_name(f"stop-{processes.rank}.txt").write_text(str(error))
+
+
+def _decided(data: Path, out: Path, processes: Processes) -> None:
+    """Only the first process is told what to train; they go on for two more epochs of a step each."""
+    path = out.with_name(f"recipe-{processes.rank}.yaml")
+    if processes.first:
+        path.write_text(dump(recipe(True)))
+    wish = Job(str(path), folds=4, fold=2, seed=5)
+    with mock.patch.object(train, "STEPS_PER_EPOCH", 1):
+        job.start(open_dataset(data), out, wish, CPU, Silent(), processes)
+        made = job.resume(open_dataset(data), out, CPU, Silent(), epochs=5, processes=processes)
+    save_file(made.weights["fine"], out.with_name(f"job-{processes.rank}.safetensors"))
 
 
 def _refused(data: Path, out: Path, processes: Processes) -> None:

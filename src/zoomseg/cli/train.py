@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -69,13 +70,16 @@ def command(
     """Train a recipe on DATASET (nnU-Net raw, MSD, or images/ and labels/ folders) and write a model.
 
     The folder is a usable model after every checkpoint (about once a minute). With --folds, the fold
-    kept back is predicted and scored at the end, into OUT/validation.
+    kept back is predicted and scored at the end, into OUT/validation. Started by `torchrun`, its processes
+    share every batch.
     """
     from rich.console import Console
 
     from zoomseg.cli.live import TrainingDisplay
     from zoomseg.engine import device as devices
     from zoomseg.engine import job
+    from zoomseg.engine.log import Silent
+    from zoomseg.engine.processes import joined
     from zoomseg.io.dataset import open_dataset
 
     if time_budget is not None and epochs is not None:
@@ -83,14 +87,16 @@ def command(
     if fold and folds is None:
         raise click.UsageError("--fold says which of --folds is kept back; give both")
     data = open_dataset(dataset)
-    where = devices.resolve(device)
-    console = Console(stderr=True)
-    with TrainingDisplay(console) as display:
-        if resume:
-            model = job.resume(data, out, where, display, time_budget, epochs)
-        else:
-            wish = job.Job(recipe, time_budget, epochs, folds, fold, seed, init)
-            model = job.start(data, out, wish, where, display)
+    with joined() as processes:
+        where = devices.resolve(processes.device(device))
+        with TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent()) as display:
+            if resume:
+                model = job.resume(data, out, where, display, time_budget, epochs, processes)
+            else:
+                wish = job.Job(recipe, time_budget, epochs, folds, fold, seed, init)
+                model = job.start(data, out, wish, where, display, processes)
+    if not processes.first:
+        return 0
     click.echo(f"Model: {out}")
     held_back = model.provenance["validation_cases"]
     if isinstance(held_back, list) and held_back:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from zoomseg.core.errors import DatasetError, ModelError, TrainingError
 from zoomseg.engine import fingerprint, plan, train, transfer
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer
+from zoomseg.engine.processes import ALONE, Processes
 from zoomseg.engine.reasons import Plan, Reason
 from zoomseg.engine.schedule import Length
 from zoomseg.io import bundle
@@ -50,8 +52,15 @@ class Job:
         _check_numbers(self.seconds, self.epochs, self.seed)
 
 
-def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Observer) -> bundle.Bundle:
-    """Train a new model into ``out``.
+def start(
+    dataset: Dataset,
+    out: Path,
+    job: Job,
+    device: Device,
+    observer: Observer,
+    processes: Processes = ALONE,
+) -> bundle.Bundle:
+    """Train a new model into ``out``. Of several processes the first one decides; the others read what.
 
     Raises:
         ModelError: ``out`` already holds a model or a training; ``job.init`` is not a model, or one that
@@ -61,6 +70,10 @@ def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Obser
         RecipeError: the recipe does not fit the data set's labels.
         OutputError: ``out`` cannot be written.
     """
+    if not processes.first:
+        processes.wait_for_first(threading.Event())
+        split, recipe, settings = _recorded(dataset, out, device, processes)
+        return train.train(dataset, split, recipe, out, settings, observer)
     if (out / "model.json").exists() or _job_file(out).exists():
         raise ModelError(f"{out} already holds a model; give --resume to go on with it, or another folder")
     started = time.monotonic()
@@ -99,7 +112,10 @@ def start(dataset: Dataset, out: Path, job: Job, device: Device, observer: Obser
         "registered": None if job.registered is None else str(job.registered.resolve()),
     }
     write_json_atomic(_job_file(out), record)
-    settings = train.Settings(device, seconds, job.epochs, job.seed, init=taken, registered=job.registered)
+    processes.wait_for_first(threading.Event())
+    settings = train.Settings(
+        device, seconds, job.epochs, job.seed, init=taken, registered=job.registered, processes=processes
+    )
     return train.train(dataset, split, recipe, out, settings, observer)
 
 
@@ -110,12 +126,26 @@ def resume(
     observer: Observer,
     seconds: float | None = None,
     epochs: int | None = None,
+    processes: Processes = ALONE,
 ) -> bundle.Bundle:
     """Go on with the training in ``out``; ``seconds`` or ``epochs`` replace its length.
 
     Raises:
         TrainingError: there is no training in ``out``, it is damaged, or it was of another data set.
     """
+    split, recipe, settings = _recorded(dataset, out, device, processes, seconds, epochs)
+    return train.train(dataset, split, recipe, out, replace(settings, resume=True), observer)
+
+
+def _recorded(
+    dataset: Dataset,
+    out: Path,
+    device: Device,
+    processes: Processes,
+    seconds: float | None = None,
+    epochs: int | None = None,
+) -> tuple[train.Split, Recipe, train.Settings]:
+    """What was decided at the start, but for the length where one is given."""
     record = _read_job(out)
     recipe = from_dict(record["recipe"], str(_job_file(out)))
     if isinstance(recipe, PlannedRecipe):
@@ -140,9 +170,9 @@ def resume(
         taken = _transfer(Path(record["init"]), initial, recipe, dataset)
     registered = None if record["registered"] is None else Path(record["registered"])
     settings = train.Settings(
-        device, seconds, epochs, record["seed"], resume=True, init=taken, registered=registered
+        device, seconds, epochs, record["seed"], init=taken, registered=registered, processes=processes
     )
-    return train.train(dataset, split, recipe, out, settings, observer)
+    return split, recipe, settings
 
 
 def choose_split(dataset: Dataset, job: Job) -> train.Split:

@@ -122,6 +122,17 @@ def test_a_time_budget_ends_both_at_the_same_step(two: Path) -> None:
     assert steps[0] == steps[1] != []
 
 
+def test_the_first_process_decides_and_all_have_the_model(two: Path) -> None:
+    record = json.loads((two / "job" / "training" / "job.json").read_text())
+    assert (record["seed"], len(record["train"]), len(record["validation"])) == (5, 3, 1)
+    weights = per_rank(two, "job")
+    assert farthest(*weights) == 0
+    (written,) = (two / "job" / "weights").glob("fine-*.safetensors")
+    assert farthest(weights[0], load_file(written)) == 0
+    with (two / "job" / "training" / "metrics.csv").open(newline="") as file:
+        assert {row["step"] for row in csv.DictReader(file)} == {"1", "2", "3", "4", "5"}
+
+
 def test_a_batch_smaller_than_the_processes_is_refused(two: Path) -> None:
     for rank in range(WORLD):
         text = (two / f"refused-{rank}.txt").read_text()
