@@ -1,0 +1,188 @@
+"""Which library computes a model's last network fastest on one thread, and what do eight bits cost?
+
+    python benchmarks/engines.py MODEL SCAN [SCAN ...]
+
+The last scan is compared: five of its tiles are computed by PyTorch, ONNX Runtime and OpenVINO, in float32,
+in bfloat16 where the library can, and in eight bits. The scans before it calibrate the eight bits (four scans
+or more are sensible; of one scan alone, other tiles calibrate). Prints a Markdown table: processor seconds of
+a tile, best of three, and the share of voxels with the same class as PyTorch finds in float32, of all voxels
+and of those that either takes for an organ. Needs `onnxruntime` and `openvino`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import openvino as ov
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor
+
+from zoomseg.core.case import Case
+from zoomseg.core.placing import Tile
+from zoomseg.engine.device import Device, resolve
+from zoomseg.engine.look import View
+from zoomseg.engine.predict import Network, as_network, cascade, trained_network
+from zoomseg.export.networks import to_onnx
+from zoomseg.io import bundle
+from zoomseg.io.scans import read_image
+from zoomseg.networks.build import laid_out
+from zoomseg.recipe.spec import Stage
+
+Array = npt.NDArray[np.float32]
+Engine = Callable[[Array], Array]
+"""A tile ``[1, C, I, J, K]`` to probabilities."""
+
+CALIBRATING, COMPARED, REPEATS = 20, 5, 3
+QUANTISED = ["Conv", "ConvTranspose"]
+"""Nearly all the work. Norms and the softmax stay in float32."""
+
+
+def as_predicted(model: bundle.Bundle, stage: Stage) -> torch.nn.Module:
+    return laid_out(stage.network, trained_network(model, stage)).eval()
+
+
+def tiles_of(model: bundle.Bundle, scan: Path) -> list[Array]:
+    """What the last network gets to see of a scan. It is not computed: all it says is background."""
+    device, last = resolve("cpu"), model.recipe.stages[-1]
+    seen: list[Array] = []
+
+    def look_on(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        seen.extend(x.numpy()[None].copy() for x in x_BCIJK)
+        answer = torch.zeros(len(x_BCIJK), 1 + len(model.schema.names), *x_BCIJK.shape[2:])
+        answer[:, 0] = 1
+        return answer
+
+    def network(view: View) -> Network:
+        if view.stage.name == last.name:
+            return look_on
+        return as_network(as_predicted(model, view.stage), device)
+
+    cascade(Case(scan.name, read_image(scan)), model.recipe, model.schema, network, device)
+    return seen
+
+
+def spread(tiles: Sequence[Array], count: int) -> list[Array]:
+    """So many, evenly from first to last."""
+    chosen = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).round().astype(int)
+    return [tiles[n] for n in chosen]
+
+
+class Tiles(CalibrationDataReader):  # type: ignore[misc]  # untyped
+    def __init__(self, tiles: Sequence[Array]) -> None:
+        self._rest: Iterator[Array] = iter(tiles)
+
+    def get_next(self) -> dict[str, Array] | None:
+        tile = next(self._rest, None)
+        return None if tile is None else {"inputs": tile}
+
+
+def in_eight_bits(network: Path, folder: Path, calibrating: Sequence[Array]) -> Path:
+    """Static: weights by channel, activations by what they are on the tiles, both as QDQ pairs."""
+    prepared, out = folder / "prepared.onnx", folder / "int8.onnx"
+    quant_pre_process(network, prepared)
+    quantize_static(
+        prepared,
+        out,
+        Tiles(calibrating),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=QUANTISED,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8,
+    )
+    return out
+
+
+def of_torch(module: torch.nn.Module, precision: torch.dtype | None) -> Engine:
+    network = as_network(module, Device(torch.device("cpu"), precision))
+    return lambda tile: network(torch.from_numpy(tile), ()).numpy()
+
+
+def of_onnxruntime(network: Path) -> Engine:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = ort.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+    return lambda tile: np.asarray(session.run(None, {"inputs": tile})[0])
+
+
+def of_openvino(network: Path, precision: str) -> Engine:
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1}
+    compiled = ov.Core().compile_model(network, "CPU", settings | {"NUM_STREAMS": 1})
+    return lambda tile: np.asarray(compiled([tile])[0])
+
+
+def seconds(engine: Engine, tile: Array) -> float:
+    """Of the processor, not by the clock: others may compute beside."""
+    engine(tile)
+    found = []
+    for _ in range(REPEATS):
+        began = time.process_time()
+        engine(tile)
+        found.append(time.process_time() - began)
+    return min(found)
+
+
+def agreement(engine: Engine, tiles: Sequence[Array], truth: Sequence[npt.NDArray[np.int64]]) -> str:
+    alike = organs = organs_alike = voxels = 0
+    for tile, expected in zip(tiles, truth, strict=True):
+        found = engine(tile)[0].argmax(axis=0)
+        same, either = found == expected, (found > 0) | (expected > 0)
+        alike, voxels = alike + int(same.sum()), voxels + same.size
+        organs, organs_alike = organs + int(either.sum()), organs_alike + int(same[either].sum())
+    return f"{100 * alike / voxels:.2f} | {100 * organs_alike / max(organs, 1):.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("scans", type=Path, nargs="+", metavar="SCAN")
+    wish = parser.parse_args()
+    torch.set_num_threads(1)
+    model = bundle.load(wish.model)
+    *others, of_last = [tiles_of(model, scan) for scan in wish.scans]
+    compared = spread(of_last, COMPARED)
+    if others:
+        calibrating = [t for tiles in others for t in spread(tiles, -(-CALIBRATING // len(others)))]
+    else:
+        chosen = {id(tile) for tile in compared}
+        calibrating = spread([t for t in of_last if id(t) not in chosen], CALIBRATING)
+    module = as_predicted(model, model.recipe.stages[-1])
+    with tempfile.TemporaryDirectory() as name:
+        network = Path(name) / "float32.onnx"
+        channels, tile = compared[0].shape[1], model.recipe.stages[-1].grid.tile
+        network.write_bytes(to_onnx(module, channels, tile))
+        eight = in_eight_bits(network, Path(name), calibrating)
+        engines: dict[str, Callable[[], Engine]] = {
+            "PyTorch | float32": lambda: of_torch(module, None),
+            "PyTorch | bfloat16": lambda: of_torch(module, torch.bfloat16),
+            "ONNX Runtime | float32": lambda: of_onnxruntime(network),
+            "ONNX Runtime | int8": lambda: of_onnxruntime(eight),
+            "OpenVINO | float32": lambda: of_openvino(network, "f32"),
+            "OpenVINO | bfloat16": lambda: of_openvino(network, "bf16"),
+            "OpenVINO | int8, rest float32": lambda: of_openvino(eight, "f32"),
+            "OpenVINO | int8, rest bfloat16": lambda: of_openvino(eight, "bf16"),
+        }
+        truth = [of_torch(module, None)(t)[0].argmax(axis=0) for t in compared]
+        print(
+            f"{len(calibrating)} tiles of {list(tile)} calibrate, {len(compared)} are compared; float32 ONNX"
+        )
+        print(f"{os.path.getsize(network) / 1e6:.1f} MB, int8 {os.path.getsize(eight) / 1e6:.1f} MB\n")
+        print("| engine | precision | s | voxels alike, % | of organs', % |\n|---|---|---:|---:|---:|")
+        for label, make in engines.items():
+            engine = make()
+            print(f"| {label} | {seconds(engine, compared[0]):.3f} | {agreement(engine, compared, truth)} |")
+
+
+if __name__ == "__main__":
+    main()
