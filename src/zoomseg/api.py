@@ -17,7 +17,8 @@ from zoomseg.engine.predict import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.dataset import open_dataset
 from zoomseg.io.scans import read_image, scan_name
-from zoomseg.report.summary import OrganRow, organ_rows
+from zoomseg.report.confidence import summed_up
+from zoomseg.report.summary import OrganRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,8 @@ class Model:
         volume = image if isinstance(image, Volume) else read_image(Path(image), channels_last=several)
         chosen = None if organs is None else self.schema.select(organs)
         found = self._predictor.predict(Case(name, volume), chosen)
-        rows = organ_rows(name, found.labels, volume, found.confidence, "all" if chosen is None else chosen)
+        calibration = self._predictor.bundle.calibration
+        rows, _ = summed_up(name, found, volume, calibration, "all" if chosen is None else chosen)
         return Result(found.labels, self.schema, found.probabilities, rows, found.seconds)
 
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from zoomseg.engine.batch import Done, Failed
+from zoomseg.engine.course import Progress
 from zoomseg.engine.memory import spoken
-from zoomseg.engine.predict import Progress
 
 PLAIN_EVERY_SECONDS = 10.0
 """Pause between lines within a stage where output is not a terminal."""

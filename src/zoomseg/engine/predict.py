@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,13 +12,12 @@ from torch import Tensor, nn
 
 from zoomseg.core.case import Case, Prior
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
-from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.placing import Tile
-from zoomseg.core.tiling import Stitcher, cover, tent
 from zoomseg.core.volume import LabelMap
-from zoomseg.engine import atlases, look, memory
+from zoomseg.engine import atlases, look, memory, widen
 from zoomseg.engine.atlases import AtlasOf
+from zoomseg.engine.course import Course, Network, NetworkOf, StageRecord, Tell, silent
 from zoomseg.engine.device import Device
 from zoomseg.engine.memory import Limits
 from zoomseg.io.bundle import Bundle
@@ -27,30 +25,19 @@ from zoomseg.networks import build as networks
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, Recipe, Stage
 from zoomseg.stage import fusion, inputs
-
-Network = Callable[[Tensor, tuple[Tile, ...]], Tensor]
-"""Input ``[B, C, *outer]`` and its B tiles -> probabilities ``[B, classes, *inner]``. The tiles are for
-oracles."""
-NetworkOf = Callable[[look.View], Network]
-"""The network for where a stage looks: the stage's trained one, or an oracle on the view's grid."""
+from zoomseg.stage.signs import Hearing, Signs
 
 
 @dataclass(frozen=True)
-class StageRecord:
-    """What one stage did on one scan, for ``run.json``."""
+class OrganSigns:
+    """Signs of how right the answer is about one organ."""
 
-    stage: str
-    tile: Index3
-    """As it was computed: a memory limit may have asked for smaller ones than the recipe's."""
-    seconds: float
-    network_seconds: float
-    """Of these, in the network."""
-    tiles: int
-    tiles_skipped: int
-    region_share: float
-    """Voxels of the region over voxels of the stage's grid."""
-    flops: int = 0
-    """Floating-point operations in the network's convolutions: two for every multiplication."""
+    own: Signs
+    """Of the stage that answers for it."""
+    earlier: Signs | None
+    """Of the last stage before that, if that one found the organ, too."""
+    cut: bool
+    """Whether it reaches the end of where the stage looked, even if it looked farther."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +47,8 @@ class Result:
 
     case: str
     labels: LabelMap
-    confidence: Mapping[str, float]
+    signs: Mapping[str, OrganSigns]
+    """Of every organ that the last stage which answers for it has found."""
     priors: Mapping[str, Prior]
     records: tuple[StageRecord, ...]
     seconds: Mapping[str, float]
@@ -68,6 +56,12 @@ class Result:
     @property
     def schema(self) -> LabelSchema:
         return self.labels.schema
+
+    @property
+    def confidence(self) -> dict[str, float]:
+        """The Dice that the probabilities promise, 0 to 1, by organ; how far such promises are kept by this
+        model is for its calibration to say."""
+        return {organ: found.own.expected_dice for organ, found in self.signs.items()}
 
     @property
     def probabilities(self) -> Prior | None:
@@ -135,95 +129,6 @@ def _softmax(logits_BCIJK: Tensor) -> Tensor:
     return logits_BCIJK.exp_().div_(logits_BCIJK.sum(dim=1, keepdim=True))
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a scan is: ``done`` of ``tiles`` of a stage."""
-
-    stage: str
-    done: int
-    tiles: int
-
-
-Tell = Callable[[Progress], None]
-
-
-def _silent(progress: Progress) -> None:
-    pass
-
-
-class Course:
-    """A stage's way over one scan: only tiles that touch the region are computed, row by row, and their
-    answer comes out as slabs of finished planes."""
-
-    def __init__(
-        self,
-        view: look.View,
-        scan: look.Scan,
-        priors: Mapping[str, Prior],
-        labels: tuple[str, ...],
-        network: Network,
-        device: Device,
-        together: int | None = None,
-        tell: Tell = _silent,
-    ) -> None:
-        """``together``: so many tiles are computed at once; None: as many as keep the device busy."""
-        self.view = view
-        self.labels = labels
-        self._started = time.perf_counter()
-        self._network_seconds = 0.0
-        self._network = network
-        self._device = device
-        self._together = together or device.tiles_at_once(math.prod(view.stage.grid.tile))
-        self._tell = tell
-        spec = view.stage.grid
-        halo = networks.halo(view.stage.network, spec.padding)
-        self.tiling = cover(view.region, spec.tile, halo, spec.overlap)
-        self._reader = look.Reader(view, scan, priors, self.tiling.outer)
-        # Where the region ends inside the scan, one voxel of certain background is added: a prior's edge
-        # goes on beyond its grid, and beyond the region the stage said nothing.
-        self.box = view.region.box.expand((1, 1, 1)).intersect(view.grid.box)
-        self.grid = view.grid.crop(self.box)
-        """Of the whole answer."""
-
-    def slabs(self) -> Iterator[Tensor]:
-        """Probabilities ``[C, I, J, planes]``, one slab after the other, together on ``grid``; each is to be
-        used before the next is asked for."""
-        spec, answered = self.view.stage.grid, self.tiling.tiles[0].inner.shape
-        weights = tent(answered) if spec.overlap > 0 and spec.padding == "same" else torch.ones(answered)
-        classes, place, asked = 1 + len(self.labels), self._device.place, self.view.region.box
-        stitcher = Stitcher(classes, self.box, weights, place, asked)
-        done, size = 0, self._together
-        for k, row in self.tiling.rows:
-            yield from stitcher.take(k)
-            for n in range(0, len(row), size):
-                self._compute(row[n : n + size], stitcher)
-                done += len(row[n : n + size])
-                self._tell(Progress(self.view.stage.name, done, len(self.tiling.tiles)))
-        yield from stitcher.take()
-
-    def _compute(self, tiles: tuple[Tile, ...], stitcher: Stitcher) -> None:
-        data = torch.stack([self._reader.read(tile.outer) for tile in tiles])
-        started = time.perf_counter()
-        answers = self._network(data, tiles)
-        self._network_seconds += time.perf_counter() - started
-        for tile, answer in zip(tiles, answers, strict=True):
-            stitcher.add(tile, answer)
-
-    def prior(self) -> Prior:
-        """The answer as a whole."""
-        whole = torch.cat([slab.clone() for slab in self.slabs()], dim=3).cpu()
-        return Prior(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
-
-    @property
-    def record(self) -> StageRecord:
-        """Once all slabs were taken."""
-        share = self.view.region.voxels / self.view.grid.box.voxels
-        seconds = time.perf_counter() - self._started
-        tiles, skipped = len(self.tiling.tiles), self.tiling.skipped
-        stage, tile = self.view.stage.name, self.view.stage.grid.tile
-        return StageRecord(stage, tile, seconds, self._network_seconds, tiles, skipped, share)
-
-
 class Predictor:
     """A loaded model, ready for any number of scans."""
 
@@ -269,7 +174,7 @@ class Predictor:
         return len(self.bundle.channel_names)
 
     def predict(
-        self, case: Case, organs: tuple[str, ...] | None = None, keep: bool = True, tell: Tell = _silent
+        self, case: Case, organs: tuple[str, ...] | None = None, keep: bool = True, tell: Tell = silent
     ) -> Result:
         """Segment one scan; ``keep`` and ``tell`` as in ``cascade``.
 
@@ -300,6 +205,7 @@ class Predictor:
             keep,
             tell,
             fit,
+            look_farther=True,
         )
         records = tuple(replace(r, flops=self._counters[r.stage].take()) for r in result.records)
         return replace(result, records=records)
@@ -351,8 +257,9 @@ def cascade(
     organs: tuple[str, ...] | None = None,
     atlas_of: AtlasOf | None = None,
     keep: bool = True,
-    tell: Tell = _silent,
+    tell: Tell = silent,
     fit: Callable[[look.View, bool], tuple[look.View, int | None]] = lambda view, whole: (view, None),
+    look_farther: bool = False,
 ) -> Result:
     """Drive a recipe over one scan with the networks given (trained ones, or an oracle).
 
@@ -361,6 +268,7 @@ def cascade(
             the label map slab by slab, and is never held as a whole.
         fit: makes tiles smaller where memory is short, by view and whether the answer is kept as a whole;
             and says how many are computed together (None: as many as keep the device busy).
+        look_farther: whether a stage is computed again, once, where its region may have cut an organ.
     """
     clock = _Clock()
     scan = look.prepare(case, recipe, device.place)
@@ -377,16 +285,29 @@ def cascade(
             priors[stage.name] = look.nothing(stage, scan, labels)
             continue
         whole = keep or stage is not recipe.stages[-1] or stage.fusion != "replace_in_roi"
-        fitting, together = fit(view, whole)
-        course = Course(fitting, scan, priors, labels, network_of(view), device, together, tell)
         if not whole:
             _enter(recipe, said.answers, canvas, priors.get(ATLAS))
             said.answers.clear()
-            said.hear(stage, labels, _paint(course, canvas))
-        else:
-            priors[stage.name] = said.answers[stage.name] = course.prior()
-            said.hear(stage, labels, fusion.confidence(priors[stage.name]))
-        said.records.append(course.record)
+
+        def compute(view: look.View, whole: bool = whole, labels: tuple[str, ...] = labels) -> _Pass:
+            fitting, together = fit(view, whole)
+            course = Course(fitting, scan, priors, labels, network_of(view), device, together, tell)
+            hearing = Hearing(labels, view.region, widen.sides(view, scan))
+            if not whole:
+                course.paint(canvas, hearing)
+                return _Pass(view, hearing, None, course.record)
+            return _Pass(view, hearing, course.prior(hearing), course.record)
+
+        done = compute(view)
+        cut = widen.cut_organs(view, done.hearing.signs()) if look_farther else ()
+        if cut:
+            view, first = widen.widened(view, scan, done.hearing, cut), done.record
+            del done  # its answer need not be held beside the wider one
+            done = compute(view)
+            done = replace(done, record=first.and_then(done.record, cut))
+        if done.prior is not None:
+            priors[stage.name] = said.answers[stage.name] = done.prior
+        said.hear(stage, labels, done)
         clock.lap(stage.name)
     _enter(recipe, said.answers, canvas, priors.get(ATLAS))
     fusion.keep_largest(canvas, schema.select(recipe.largest_component))
@@ -394,7 +315,7 @@ def cascade(
         fusion.keep_only(canvas, schema.select(organs))
     labels_map = LabelMap(canvas.labels.cpu(), canvas.grid, schema).reoriented(scan.orientation.inverse)
     clock.lap("fuse")
-    return Result(case.id, labels_map, said.confidence, said.answers, tuple(said.records), clock.seconds)
+    return Result(case.id, labels_map, said.signs, said.answers, tuple(said.records), clock.seconds)
 
 
 class _Clock:
@@ -416,27 +337,31 @@ class _Said:
         self.answers: dict[str, Prior] = {}
         """Those that are still to be entered into the label map."""
         self.records: list[StageRecord] = []
-        self.confidence: dict[str, float] = {}
+        self.signs: dict[str, OrganSigns] = {}
         """Of every organ, by the last stage that answered for it."""
+        self._latest: dict[str, Signs] = {}
 
-    def hear(self, stage: Stage, labels: tuple[str, ...], found: Mapping[str, float]) -> None:
-        """A stage's confidence in what it found of its labels."""
+    def hear(self, stage: Stage, labels: tuple[str, ...], done: _Pass) -> None:
+        """What a stage found of its labels."""
+        self.records.append(done.record)
+        signs = done.hearing.signs()
         if stage.fusion != "none":
-            earlier = {organ: value for organ, value in self.confidence.items() if organ not in labels}
-            self.confidence = earlier | dict(found)
+            cut = widen.cut_organs(done.view, signs)
+            for organ in labels:
+                self.signs.pop(organ, None)
+            for organ, own in signs.items():
+                self.signs[organ] = OrganSigns(own, self._latest.get(organ), organ in cut)
+        self._latest |= signs
 
 
-def _paint(course: Course, canvas: fusion.Canvas) -> dict[str, float]:
-    """Enter an answer slab by slab; the confidence of what was found."""
-    region, labels = course.view.region, course.labels
-    painter = fusion.Painter(canvas, course.grid, labels, region, course.view.stage.argmax_on)
-    heard, at = fusion.Confidence(labels), course.box.start[2]
-    for slab in course.slabs():
-        planes = Box((*course.box.start[:2], at), (*course.box.stop[:2], at + slab.shape[3]))
-        heard.add(slab, region.mask_in(planes))
-        painter.add(slab)
-        at = planes.stop[2]
-    return heard.by_organ
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """A stage computed once; ``prior`` is None if it went straight into the label map."""
+
+    view: look.View
+    hearing: Hearing
+    prior: Prior | None
+    record: StageRecord
 
 
 def _enter(recipe: Recipe, answers: Mapping[str, Prior], canvas: fusion.Canvas, atlas: Prior | None) -> None:

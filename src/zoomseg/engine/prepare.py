@@ -14,9 +14,10 @@ from zoomseg.core.case import Prior
 from zoomseg.core.errors import TrainingError
 from zoomseg.engine import look, pack
 from zoomseg.engine.atlases import AtlasOf
+from zoomseg.engine.course import Course
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer
-from zoomseg.engine.predict import Course, as_network
+from zoomseg.engine.predict import as_network
 from zoomseg.engine.stop import InterruptedTrainingError
 from zoomseg.engine.unit import Unit
 from zoomseg.io.dataset import Dataset

@@ -1,7 +1,8 @@
 """A trained model on disk: a folder of plain, checkable files; nothing in it is ever executed.
 
 ```
-model.json                          recipe, labels, channels, provenance, and the weights' SHA-256
+model.json                          recipe, labels, channels, provenance, calibration of the confidence,
+                                    and the weights' SHA-256
 weights/<stage>-<sha>.safetensors   one per stage
 README.md                           model card
 atlases/                            coarse images of training cases, if the recipe has an atlas prior
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from zoomseg.core.errors import LabelError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
+from zoomseg.io.calibration import Calibration
 from zoomseg.io.files import write_bytes_atomic
 from zoomseg.recipe import load as load_recipe
 from zoomseg.recipe.spec import Recipe
@@ -69,6 +71,8 @@ class Bundle:
     provenance: Mapping[str, JSON]
     folder: Path | None = None
     """Where it was read from."""
+    calibration: Calibration | None = None
+    """How its confidence follows from what a prediction shows, if cases were kept back to learn that from."""
 
     def __post_init__(self) -> None:
         stages = [stage.name for stage in self.recipe.stages]
@@ -106,6 +110,7 @@ class _Manifest(BaseModel):
     channel_names: Annotated[list[str], Field(min_length=1)]
     weights: dict[str, _Weights]
     provenance: dict[str, object]
+    calibration: Calibration | None = None
 
 
 def save(bundle: Bundle, path: Path, half: bool = False) -> None:
@@ -128,8 +133,10 @@ def save(bundle: Bundle, path: Path, half: bool = False) -> None:
         channel_names=list(bundle.channel_names),
         weights=weights,
         provenance=dict(bundle.provenance),
+        calibration=bundle.calibration,
     )
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    unsaid = {"calibration"} if bundle.calibration is None else None
+    text = json.dumps(manifest.model_dump(mode="json", exclude=unsaid), indent=1, ensure_ascii=False)
     write_bytes_atomic(path / "model.json", text.encode())
     write_bytes_atomic(path / "README.md", _model_card(bundle, (path / ATLASES).is_dir()).encode())
     kept = {path / entry.file for entry in weights.values()}
@@ -175,7 +182,9 @@ def load(model: str | Path) -> Bundle:
         schema = LabelSchema(tuple(labels.names), tuple(labels.values), groups)
     except (RecipeError, LabelError) as error:
         raise _damaged(path, str(error)) from error
-    return Bundle(recipe, schema, tuple(manifest.channel_names), weights, manifest.provenance, path)  # type: ignore[arg-type]
+    provenance: Mapping[str, JSON] = manifest.provenance  # type: ignore[assignment]
+    channels = tuple(manifest.channel_names)
+    return Bundle(recipe, schema, channels, weights, provenance, path, manifest.calibration)
 
 
 def _write_weights(path: Path, stage: str, tensors: Mapping[str, Tensor], half: bool) -> _Weights:

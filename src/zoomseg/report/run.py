@@ -1,13 +1,14 @@
-"""What a batch of predictions leaves beside the label maps: ``summary.csv`` and ``run.json``.
+"""What a batch of predictions leaves beside the label maps: ``summary.csv``, ``review.csv``, ``run.json``,
+and names and colours of their values for viewers.
 
-Both are rewritten after every case, so that a batch that is stopped keeps the account of what it did.
+The first three are rewritten after every case: a batch that is stopped keeps the account of what it did.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,16 @@ from zoomseg.core.labels import BACKGROUND
 from zoomseg.engine import batch, kept
 from zoomseg.engine.batch import Done, Failed, Outcome, TellScan, result_path
 from zoomseg.engine.predict import Predictor
+from zoomseg.io.dicom.results import DicomResult, require_series
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
+from zoomseg.io.slicer import write_colour_tables
 from zoomseg.recipe.spec import Recipe
-from zoomseg.report.summary import OrganRow, organ_rows, write_summary
+from zoomseg.report.confidence import Evidence, summed_up
+from zoomseg.report.summary import OrganRow, write_review, write_summary
+
+Hear = Callable[[Sequence[OrganRow], Sequence[Evidence]], None]
+"""Gets the rows of a scan, and what its organs showed of how well they were found."""
 
 
 def segment_to_folder(
@@ -32,22 +39,29 @@ def segment_to_folder(
     tell: TellScan = batch.silent,
     ahead: bool = True,
     keep_stages: bool = False,
+    dicom: Collection[DicomResult] = (),
+    hear: Hear | None = None,
 ) -> tuple[Failed, ...]:
-    """Segment scans into ``out`` with ``summary.csv`` and ``run.json``; the failed ones are returned.
+    """Segment scans into ``out`` with ``summary.csv``, ``review.csv`` and ``run.json``; the failed ones are
+    returned.
 
     Args:
         progress: told of every scan that is done with, in order, in the thread that writes.
-        tell, ahead, keep_stages: as in ``engine.batch.segment``.
+        hear: before that, in the same thread.
+        tell, ahead, keep_stages, dicom: as in ``engine.batch.segment``.
 
     Raises:
         OutputError: ``out`` cannot be written, or a result would overwrite a scan or another result.
         LabelError: an organ that the model does not know.
+        ScanError: ``dicom`` of a scan that did not come as such.
     """
     scans = tuple(scans)
+    require_series(scans, dicom)
     schema = predictor.bundle.schema
     chosen = schema.names if organs is None else schema.select(organs)
     writable_directory(out)
-    _spare_files(scans, out, predictor.bundle.recipe if keep_stages else None)
+    _spare_files(scans, out, predictor.bundle.recipe if keep_stages else None, dicom)
+    write_colour_tables(out, schema, chosen)
     rows: list[OrganRow] = []
     run = _header(predictor, chosen)
     failed: list[Failed] = []
@@ -56,29 +70,35 @@ def segment_to_folder(
     def settle(outcome: Outcome) -> None:
         match outcome:
             case Done():
-                found, outcome = _summed_up(outcome, chosen)
+                found, evidence, outcome = _summed_up(outcome, predictor, chosen)
                 rows.extend(found)
+                if hear is not None:
+                    hear(found, evidence)
                 run["cases"][outcome.case] = _account(outcome)
             case Failed():
                 failed.append(outcome)
                 run["cases"][outcome.case] = {"status": "failed", "error": outcome.reason}
         run["seconds"] = round(time.perf_counter() - began, 3)
         write_summary(out / "summary.csv", rows)
+        write_review(out / "review.csv", rows)
         write_json_atomic(out / "run.json", run)
         if progress is not None:
             progress(outcome)
 
-    batch.segment(scans, out, predictor, settle, chosen, tell, ahead, keep_stages)
+    batch.segment(scans, out, predictor, settle, chosen, tell, ahead, keep_stages, dicom)
     return tuple(failed)
 
 
-def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe | None) -> None:
+def _spare_files(
+    scans: Iterable[ScanInput], out: Path, recipe: Recipe | None, dicom: Collection[DicomResult]
+) -> None:
     """No result may replace a scan or another result. ``recipe``: that of which the stages are kept."""
     scans = tuple(scans)
     read = {_identity(path) for scan in scans for path in scan.paths} - {None}
     written: dict[Path, str] = {}
     for scan in scans:
-        beside = () if recipe is None else kept.paths(out, scan.id, recipe)
+        beside = [] if recipe is None else list(kept.paths(out, scan.id, recipe))
+        beside += [kind.path(out, scan.id) for kind in dicom]
         for result in (result_path(out, scan), *beside):
             if _identity(result) in read:
                 raise OutputError(f"{result}: is the scan itself; choose another folder for the results")
@@ -112,13 +132,16 @@ def _header(predictor: Predictor, organs: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _summed_up(done: Done, organs: tuple[str, ...]) -> tuple[list[OrganRow], Done]:
-    """The rows of a case, and the case with the seconds that they took."""
+def _summed_up(
+    done: Done, predictor: Predictor, organs: tuple[str, ...]
+) -> tuple[list[OrganRow], list[Evidence], Done]:
+    """The rows of a case, what its organs showed, and the case with the seconds that this took."""
     began = time.perf_counter()
-    rows = organ_rows(done.case, done.result.labels, done.image, done.result.confidence, organs)
+    rows, evidence = summed_up(done.case, done.result, done.image, predictor.bundle.calibration, organs)
     took = time.perf_counter() - began
     steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
-    return rows, replace(done, seconds=steps | {"summary": took, "total": done.seconds["total"] + took})
+    seconds = steps | {"summary": took, "total": done.seconds["total"] + took}
+    return rows, evidence, replace(done, seconds=seconds)
 
 
 def _account(done: Done) -> dict[str, Any]:

@@ -1,35 +1,40 @@
-"""``summary.csv``: what was found in each scan, one row per case and organ."""
+"""``summary.csv``: one row per case and organ; ``review.csv``: which of them to look at first."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from zoomseg.core.errors import GeometryError
-from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.core.geometry import Box, Vector3
+from zoomseg.core.labels import LabelSchema
 from zoomseg.io.files import write_text_atomic
+from zoomseg.report.measure import Found
+from zoomseg.report.plausible import plausibility_flags
 
-COLUMNS = ("case", "organ", "volume_ml", "mean_intensity", "confidence", "flags")
+COLUMNS = (
+    *("case", "organ", "volume_ml", "mean_intensity", "confidence", "flags", "median_intensity"),
+    *("i_start", "i_stop", "j_start", "j_stop", "k_start", "k_stop"),
+    *("x_min_mm", "x_max_mm", "y_min_mm", "y_max_mm", "z_min_mm", "z_max_mm"),
+)
+REVIEW_COLUMNS = ("case", "organ", "confidence", "flags", "volume_ml")
+
 MISSING = "missing"
 """No voxel of the organ was found."""
-TOUCHES_BORDER = "touches_border"
+TOUCHES_SCAN_BORDER = "touches_scan_border"
 """The organ reaches the first or last voxel plane of the scan: it may go on outside."""
-
-SLAB_VOXELS = 4 * 1024**2
-"""Voxels counted at once, so that counting needs little memory beside a large scan."""
-
-_CLASSES = 256
+TOUCHES_REGION_BORDER = "touches_region_border"
+"""The organ reaches the end of where the last stage looked, also after it looked farther."""
 
 
 @dataclass(frozen=True)
 class OrganRow:
-    """One organ of one case. ``mean_intensity`` (of the first channel) is None if the organ is missing."""
+    """One organ of one case. Intensities (of the first channel) and boxes are None if the organ is missing.
+
+    ``box`` is in voxel indices of the scan, ``corners_mm`` are its lowest and highest RAS+ coordinates.
+    """
 
     case: str
     organ: str
@@ -37,35 +42,56 @@ class OrganRow:
     mean_intensity: float | None
     confidence: float | None
     flags: tuple[str, ...]
+    median_intensity: float | None = None
+    box: Box | None = None
+    corners_mm: tuple[Vector3, Vector3] | None = None
+
+
+def organ_flags(
+    schema: LabelSchema, found: Mapping[str, Found], organs: Iterable[str], cut: Iterable[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """What is to be said about each of ``organs``.
+
+    Args:
+        cut: organs that reach the end of where a stage looked.
+    """
+    cut, odd = set(cut), plausibility_flags(schema, found)
+    flags: dict[str, tuple[str, ...]] = {}
+    for organ in organs:
+        if organ not in found:
+            flags[organ] = (MISSING,)
+            continue
+        borders = (
+            (TOUCHES_SCAN_BORDER, found[organ].touches_scan_border),
+            (TOUCHES_REGION_BORDER, organ in cut),
+        )
+        flags[organ] = (*(flag for flag, holds in borders if holds), *odd.get(organ, ()))
+    return flags
 
 
 def organ_rows(
     case_id: str,
-    labels: LabelMap,
-    image: Volume,
+    found: Mapping[str, Found],
+    flags: Mapping[str, tuple[str, ...]],
     confidence: Mapping[str, float],
-    organs: Iterable[str] | str = "all",
 ) -> list[OrganRow]:
-    """One row per organ (of ``organs``, in schema order) of a label map on the image's grid.
-
-    Raises:
-        GeometryError: labels and image lie on different grids.
-        LabelError: an organ that the schema does not know.
-    """
-    if not labels.grid.same_as(image.grid):
-        raise GeometryError(f"case {case_id}: labels and image lie on different grids")
-    classes = labels.data.cpu().numpy()
-    voxels, sums = _count(classes, image.data[0].detach().cpu().numpy())
-    at_border = _classes_at_border(classes)
+    """One row for each organ that has an entry in ``flags``, in their order."""
     rows = []
-    for organ in labels.schema.select(organs):
-        c = labels.schema.class_of(organ)
-        n = int(voxels[c])
-        flags = (MISSING,) if n == 0 else (TOUCHES_BORDER,) if c in at_border else ()
-        intensity = float(sums[c]) / n if n else None
-        volume_ml = n * labels.grid.voxel_volume_ml
-        rows.append(OrganRow(case_id, organ, volume_ml, intensity, confidence.get(organ), flags))
+    for organ, own in flags.items():
+        sure = confidence.get(organ)
+        if organ not in found:
+            rows.append(OrganRow(case_id, organ, 0.0, None, sure, own))
+            continue
+        what = found[organ]
+        numbers = (what.median, what.box, what.corners_mm)
+        rows.append(OrganRow(case_id, organ, what.volume_ml, what.mean, sure, own, *numbers))
     return rows
+
+
+def least_certain(rows: Iterable[OrganRow]) -> list[OrganRow]:
+    """Rows that have a confidence, lowest first; of equals those with more flags, then in their order."""
+    sure = [row for row in rows if row.confidence is not None]
+    return sorted(sure, key=lambda row: (row.confidence or 0.0, -len(row.flags)))
 
 
 def write_summary(path: Path, rows: Iterable[OrganRow]) -> None:
@@ -74,38 +100,41 @@ def write_summary(path: Path, rows: Iterable[OrganRow]) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for row in rows:
-        numbers = [f"{row.volume_ml:.3f}", _number(row.mean_intensity, 3), _number(row.confidence, 4)]
-        table.writerow([row.case, row.organ, *numbers, ";".join(row.flags)])
-    write_text_atomic(path, text.getvalue())
+    _write(path, COLUMNS, (_cells(row) for row in rows))
+
+
+def write_review(path: Path, rows: Iterable[OrganRow]) -> None:
+    """Write ``review.csv``: of all cases, the organs to look at first (see ``least_certain``); missing ones,
+    of which nothing can be said, at the end.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    rows = list(rows)
+    ordered = [*least_certain(rows), *(row for row in rows if row.confidence is None)]
+    named = (dict(zip(COLUMNS, _cells(row), strict=True)) for row in ordered)
+    _write(path, REVIEW_COLUMNS, ([cells[column] for column in REVIEW_COLUMNS] for cells in named))
+
+
+def _cells(row: OrganRow) -> list[str]:
+    numbers = [f"{row.volume_ml:.3f}", _number(row.mean_intensity, 3), _number(row.confidence, 4)]
+    ends = [""] * 6 if row.box is None else [str(n) for n in _paired(row.box.start, row.box.stop)]
+    corners = [""] * 6 if row.corners_mm is None else [f"{mm:.2f}" for mm in _paired(*row.corners_mm)]
+    flags = ";".join(row.flags)
+    return [row.case, row.organ, *numbers, flags, _number(row.median_intensity, 3), *ends, *corners]
+
+
+def _paired(low: Sequence[float], high: Sequence[float]) -> list[float]:
+    return [value for pair in zip(low, high, strict=True) for value in pair]
 
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _count(
-    classes: npt.NDArray[np.uint8], values: npt.NDArray[np.floating]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Voxels and sum of values per class, in one pass over foreground voxels."""
-    voxels = np.zeros(_CLASSES, dtype=np.int64)
-    sums = np.zeros(_CLASSES, dtype=np.float64)
-    as_they_lie = np.argsort(classes.strides)[::-1]
-    classes, values = classes.transpose(as_they_lie), values.transpose(as_they_lie)
-    step = max(1, SLAB_VOXELS * len(classes) // classes.size)
-    for start in range(0, len(classes), step):
-        slab = classes[start : start + step]
-        inside = slab != 0
-        found = slab[inside]
-        voxels += np.bincount(found, minlength=_CLASSES)
-        sums += np.bincount(found, weights=values[start : start + step][inside], minlength=_CLASSES)
-    return voxels, sums
-
-
-def _classes_at_border(classes: npt.NDArray[np.uint8]) -> set[int]:
-    # Views: ``take`` would first copy the whole array wherever it is not in C order.
-    planes = [np.moveaxis(classes, axis, 0)[i] for axis in range(3) for i in (0, -1)]
-    return {int(c) for plane in planes for c in np.unique(plane)}
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(rows)
+    write_text_atomic(path, text.getvalue())

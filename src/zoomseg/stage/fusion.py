@@ -290,38 +290,6 @@ def keep_largest(canvas: Canvas, labels: Iterable[str]) -> None:
     canvas.labels.copy_(torch.from_numpy(data))
 
 
-class Confidence:
-    """Mean winning probability (0 to 1) over each organ's voxels in a region, on the stage's grid; of an
-    answer that may come in parts."""
-
-    def __init__(self, labels: tuple[str, ...]) -> None:
-        self._labels = labels
-        self._sums = torch.zeros(1 + len(labels), dtype=torch.float64)
-        self._counts = torch.zeros(1 + len(labels), dtype=torch.int64)
-
-    def add(self, probabilities: Tensor, answered: Tensor) -> None:
-        """``[C, I, J, K]``, and which of its voxels were asked for."""
-        best, winner = probabilities.max(dim=0)
-        inside = answered.to(winner.device) & (winner > 0)
-        best, winner = best[inside].double(), winner[inside]
-        size = len(self._sums)
-        self._sums += torch.bincount(winner, best, minlength=size).cpu()
-        self._counts += torch.bincount(winner, minlength=size).cpu()
-
-    @property
-    def by_organ(self) -> dict[str, float]:
-        """Of the organs that were found."""
-        pairs = zip(self._labels, self._sums[1:].tolist(), self._counts[1:].tolist(), strict=True)
-        return {name: total / count for name, total, count in pairs if count}
-
-
-def confidence(prior: Prior) -> dict[str, float]:
-    """See ``Confidence``."""
-    out = Confidence(prior.labels)
-    out.add(prior.probabilities, prior.answered)
-    return out.by_organ
-
-
 def blocks(box: Box, voxels: int = BLOCK_VOXELS) -> list[Box]:
     """Slabs of a box along its last axis with at most ``voxels`` voxels each (at least one slice)."""
     if box.empty:

@@ -94,7 +94,7 @@ def dilated_foreground(
         return None
     reach = math.floor(radius_vox)
     box = found.box.expand((reach, reach, reach)).intersect(grid.box)
-    return Region(grid, box, _dilated(found.mask_in(box), radius_vox))
+    return Region(grid, box, dilated(found.mask_in(box), radius_vox))
 
 
 def _moved(mask: Tensor, source: Grid, grid: Grid) -> Region | None:
@@ -111,7 +111,7 @@ def _moved(mask: Tensor, source: Grid, grid: Grid) -> Region | None:
     return Region(grid, moved.box, out)
 
 
-def _dilated(mask: Tensor, radius_vox: float) -> Tensor:
+def dilated(mask: Tensor, radius_vox: float) -> Tensor:
     """Voxels no farther than ``radius_vox`` from a set voxel, by exact squared distance, axis by axis:
     the work grows with the radius and not with its cube."""
     far = 4 * math.floor(radius_vox + 1) ** 2

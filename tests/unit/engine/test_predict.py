@@ -344,9 +344,8 @@ def test_priors_are_kept_and_the_last_are_the_probabilities() -> None:
         expected[c] = logit
         for channel, p in zip(prior.probabilities, expected.softmax(dim=0), strict=True):
             torch.testing.assert_close(channel, torch.full(prior.grid.shape, float(p)))
-    assert result.confidence == {
-        "right kidney": pytest.approx(float(torch.tensor([0.0, 0, 2]).softmax(0)[2]))
-    }
+    sure = float(torch.tensor([0.0, 0, 2]).softmax(0)[2])
+    assert result.confidence == {"right kidney": pytest.approx(2 * sure / (sure + 1))}
 
 
 def test_confidence_is_that_of_the_last_stage_which_answers_for_an_organ() -> None:
@@ -365,8 +364,8 @@ def test_confidence_is_that_of_the_last_stage_which_answers_for_an_organ() -> No
         return sure.reshape(1, 2, 1, 1, 1).expand(len(x_BCIJK), 2, *x_BCIJK.shape[2:])
 
     networks = by_name({"coarse": halves, "fine": organ})
-    found = cascade(case(), recipe, SCHEMA, networks, CPU).confidence
-    assert found == {
+    signs = cascade(case(), recipe, SCHEMA, networks, CPU).signs
+    assert {organ: own.own.winning for organ, own in signs.items()} == {
         "left kidney": pytest.approx(float(torch.tensor([0.0, 1, 0]).softmax(0)[1])),
         "right kidney": pytest.approx(float(torch.tensor([0.0, 2]).softmax(0)[1])),
     }

@@ -1,109 +1,102 @@
-"""Rows of ``summary.csv``: volumes, intensities and flags of known shapes."""
+"""Rows of ``summary.csv`` and their order in ``review.csv``: numbers, flags, and what is left empty."""
 
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from zoomseg.core.errors import GeometryError, OutputError
-from zoomseg.core.geometry import Grid
+from zoomseg.core.errors import OutputError
+from zoomseg.core.geometry import Box
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.report import summary
-from zoomseg.report.summary import OrganRow, organ_rows, write_summary
+from zoomseg.report.measure import NO_SIDES, Found, Sides
+from zoomseg.report.summary import (
+    OrganRow,
+    least_certain,
+    organ_flags,
+    organ_rows,
+    write_review,
+    write_summary,
+)
 
-GRID = Grid.from_spacing((8, 9, 10), (2.0, 2.5, 4.0))
-SCHEMA = LabelSchema(("liver", "spleen", "aorta"), (6, 1, 8))
-
-
-def scan() -> tuple[LabelMap, Volume]:
-    classes = torch.zeros(GRID.shape, dtype=torch.uint8)
-    classes[2:4, 2:5, 2:7] = 1
-    classes[5:7, 5:7, 8:] = 3
-    image = torch.arange(GRID.box.voxels, dtype=torch.float32).reshape(1, *GRID.shape)
-    return LabelMap(classes, GRID, SCHEMA), Volume(image, GRID)
-
-
-def test_values():
-    labels, image = scan()
-    liver, spleen, aorta = organ_rows("a", labels, image, {"liver": 0.75})
-    expected = float(image.data[0, 2:4, 2:5, 2:7].mean())
-    assert liver == OrganRow("a", "liver", pytest.approx(30 * 0.02), pytest.approx(expected), 0.75, ())
-    assert spleen == OrganRow("a", "spleen", 0.0, None, None, ("missing",))
-    assert aorta.flags == ("touches_border",)
-    assert aorta.volume_ml == pytest.approx(8 * 0.02)
+SCHEMA = LabelSchema(("left kidney", "right kidney", "liver"), (6, 1, 8))
+TOP: Sides = ((False, False), (False, False), (False, True))
+BOX = Box((1, 2, 3), (4, 5, 6))
+CORNERS = ((-1.25, 2.0, 3.5), (4.0, 5.0, 6.125))
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("plane", [0, -1])
-def test_every_border_is_looked_at(axis, plane):
-    classes = torch.zeros(GRID.shape, dtype=torch.uint8)
-    at = [4, 4, 4]
-    at[axis] = plane
-    classes[tuple(at)] = 2
-    classes[4, 4, 4] = 1
-    labels = LabelMap(classes, GRID, SCHEMA)
-    rows = organ_rows("a", labels, scan()[1], {})
-    assert [row.flags for row in rows] == [(), ("touches_border",), ("missing",)]
+def found(x: float, cut: Sides = NO_SIDES) -> Found:
+    return Found(100, 2.5, 101.25, 99.0, BOX, CORNERS, (x, 0.0, 0.0), cut)
 
 
-@pytest.mark.parametrize("lying", [(2, 1, 0), (1, 2, 0), (0, 2, 1)])
-@pytest.mark.parametrize("image_too", [False, True])
-def test_how_arrays_lie_in_memory_does_not_matter(lying, image_too):
-    labels, image = scan()
-    back = tuple(np.argsort(lying))
-    turned = LabelMap(labels.data.permute(lying).contiguous().permute(back), GRID, SCHEMA)
-    intensities = image.data[0].permute(lying).contiguous().permute(back)[None] if image_too else image.data
-    assert turned.data.stride() != labels.data.stride()
-    assert organ_rows("a", turned, Volume(intensities, GRID), {}) == organ_rows("a", labels, image, {})
+def test_flags() -> None:
+    organs = {"left kidney": found(30, TOP), "right kidney": found(-30)}
+    flags = organ_flags(SCHEMA, organs, SCHEMA.names, cut=["right kidney"])
+    assert flags == {
+        "left kidney": ("touches_scan_border", "sides_swapped"),
+        "right kidney": ("touches_region_border", "sides_swapped"),
+        "liver": ("missing",),
+    }
+    assert organ_flags(SCHEMA, {"liver": found(0)}, ["liver"]) == {"liver": ()}
 
 
-def test_slabs_add_up(monkeypatch):
-    labels, image = scan()
-    whole = organ_rows("a", labels, image, {})
-    monkeypatch.setattr(summary, "SLAB_VOXELS", 1)
-    assert organ_rows("a", labels, image, {}) == whole
-
-
-def test_sums_do_not_lose_precision():
-    """A million voxels of 1000.1 summed in float32 would be off in the fourth digit."""
-    grid = Grid.from_spacing((100, 100, 100), (1.0, 1.0, 1.0))
-    labels = LabelMap(torch.ones(grid.shape, dtype=torch.uint8), grid, SCHEMA)
-    image = Volume(torch.full((1, *grid.shape), 1000.1), grid)
-    row = organ_rows("a", labels, image, {})[0]
-    assert row.mean_intensity == pytest.approx(float(np.float32(1000.1)), abs=1e-6)
-
-
-def test_only_wanted_organs():
-    assert [row.organ for row in organ_rows("a", *scan(), {}, organs=["aorta"])] == ["aorta"]
-
-
-def test_other_grid_is_refused():
-    labels, image = scan()
-    shifted = Volume(image.data, Grid.from_spacing(GRID.shape, GRID.spacing_mm, (5.0, 0.0, 0.0)))
-    with pytest.raises(GeometryError, match="case a: labels and image lie on different grids"):
-        organ_rows("a", labels, shifted, {})
-
-
-def test_file(tmp_path):
-    rows = [
-        OrganRow("a,b", "liver", 1234.5678, -12.3456, 0.98765, ()),
-        OrganRow("c", "spleen", 0.0, None, None, ("missing", "odd")),
-    ]
-    write_summary(tmp_path / "summary.csv", rows)
-    with (tmp_path / "summary.csv").open(newline="") as file:
-        table = list(csv.reader(file))
-    assert table == [
-        ["case", "organ", "volume_ml", "mean_intensity", "confidence", "flags"],
-        ["a,b", "liver", "1234.568", "-12.346", "0.9877", ""],
-        ["c", "spleen", "0.000", "", "", "missing;odd"],
+def test_rows_follow_the_flags() -> None:
+    rows = organ_rows(
+        "a", {"liver": found(0)}, {"liver": ("odd",), "right kidney": ("missing",)}, {"liver": 0.5}
+    )
+    assert rows == [
+        OrganRow("a", "liver", 2.5, 101.25, 0.5, ("odd",), 99.0, BOX, CORNERS),
+        OrganRow("a", "right kidney", 0.0, None, None, ("missing",), None, None, None),
     ]
 
 
-def test_unwritable_place(tmp_path):
+def read(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+ROWS = [
+    OrganRow("a,b", "liver", 1234.5678, -12.3456, 0.98765, (), -12.0, BOX, CORNERS),
+    OrganRow("c", "spleen", 0.0, None, None, ("missing", "odd")),
+    OrganRow("c", "liver", 1.0, 2.0, 0.5, ("odd",)),
+    OrganRow("d", "liver", 1.0, 2.0, 0.5, ("odd", "cut")),
+    OrganRow("d", "spleen", 1.0, 2.0, 0.0, ()),
+]
+
+
+def test_summary(tmp_path: Path) -> None:
+    write_summary(tmp_path / "summary.csv", ROWS[:2])
+    assert read(tmp_path / "summary.csv") == [
+        [
+            *("case", "organ", "volume_ml", "mean_intensity", "confidence", "flags", "median_intensity"),
+            *("i_start", "i_stop", "j_start", "j_stop", "k_start", "k_stop"),
+            *("x_min_mm", "x_max_mm", "y_min_mm", "y_max_mm", "z_min_mm", "z_max_mm"),
+        ],
+        [
+            *("a,b", "liver", "1234.568", "-12.346", "0.9877", "", "-12.000"),
+            *("1", "4", "2", "5", "3", "6"),
+            *("-1.25", "4.00", "2.00", "5.00", "3.50", "6.12"),
+        ],
+        ["c", "spleen", "0.000", "", "", "missing;odd", *[""] * 13],
+    ]
+
+
+def test_review_begins_with_the_least_certain_and_ends_with_what_is_missing(tmp_path: Path) -> None:
+    write_review(tmp_path / "review.csv", ROWS)
+    assert read(tmp_path / "review.csv") == [
+        ["case", "organ", "confidence", "flags", "volume_ml"],
+        ["d", "spleen", "0.0000", "", "1.000"],
+        ["d", "liver", "0.5000", "odd;cut", "1.000"],
+        ["c", "liver", "0.5000", "odd", "1.000"],
+        ["a,b", "liver", "0.9877", "", "1234.568"],
+        ["c", "spleen", "", "missing;odd", "0.000"],
+    ]
+    assert [row.case for row in least_certain(ROWS)] == ["d", "d", "c", "a,b"]
+
+
+@pytest.mark.parametrize("write", [write_summary, write_review])
+def test_unwritable_place(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
-        write_summary(tmp_path / "file" / "summary.csv", [])
+        write(tmp_path / "file" / "summary.csv", [])

@@ -510,24 +510,3 @@ def test_no_labels_to_keep_the_largest_of_and_none_there() -> None:
     blank = Canvas.blank(SCAN, SCHEMA)
     fusion.keep_largest(blank, SCHEMA.names)
     assert not blank.labels.any()
-
-
-# --- confidence -----------------------------------------------------------------------------------
-
-
-def test_confidence_is_the_mean_winning_probability() -> None:
-    grid = Grid.from_spacing((5, 1, 1), (1.0, 1.0, 1.0))
-    probabilities = torch.tensor(
-        [[0.1, 0.2, 0.9, 0.4, 0.0], [0.9, 0.5, 0.05, 0.25, 0.2], [0.0, 0.3, 0.05, 0.35, 0.8]]
-    ).reshape(3, 5, 1, 1)
-    answer = Prior(probabilities, grid, ("liver", "spleen"), Region.whole(grid), "fine")
-    assert fusion.confidence(answer) == pytest.approx({"liver": (0.9 + 0.5) / 2, "spleen": 0.8})
-
-
-def test_confidence_looks_into_the_region_only_and_leaves_out_what_was_not_found() -> None:
-    grid = Grid.from_spacing((4, 1, 1), (1.0, 1.0, 1.0))
-    probabilities = torch.tensor([[0.2, 0.4, 0.9, 0.0], [0.8, 0.6, 0.1, 0.0], [0.0, 0.0, 0.0, 1.0]])
-    region = Region(grid, Box((0, 0, 0), (2, 1, 1)))
-    answer = Prior(probabilities.reshape(3, 4, 1, 1), grid, ("liver", "spleen"), region, "fine")
-    assert fusion.confidence(answer) == pytest.approx({"liver": 0.7})
-    assert np.isclose(fusion.confidence(answer)["liver"], 0.7)
