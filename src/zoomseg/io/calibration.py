@@ -11,8 +11,8 @@ Sign = Literal["promised", "unsure", "earlier_promised", "resized", "odd_volume"
 """``promised``: logit of the Dice that probabilities promise · ``unsure``: share of doubtful voxels ·
 ``earlier_promised``: as ``promised``, of the stage before, less this one's · ``resized``: size of the
 natural logarithm of the volume over that of the stage before · ``odd_volume``: by how many standard
-deviations the volume is unusual, beyond the first two · ``suspicious``: how many flags say that it may be cut or in the
-wrong place."""
+deviations the volume is unusual, beyond the first two · ``suspicious``: how many flags say that it may be cut
+or in the wrong place."""
 
 
 class _Record(BaseModel):
