@@ -2,9 +2,9 @@
 
     uv run python benchmarks/abdomen_ct/package.py MODEL VALIDATION -o src/zoomseg/models/abdomen-ct
 
-MODEL was trained on all cases, VALIDATION is the folder of scores of the same recipe on cases kept back
-(`metrics.csv`, written by `zoomseg train --folds` or `zoomseg evaluate`). README.md beside this file has the
-commands that make both.
+MODEL was trained on all cases, VALIDATION is the folder of scores of its twin, which had not seen the cases
+that it is scored on (`metrics.csv`, of `zoomseg train --folds` or `zoomseg evaluate`). README.md beside
+this file has the commands that make both. The packaged model has the recipe beside this file.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import pandas as pd
 
 from zoomseg.io import bundle
 from zoomseg.io.bundle import JSON
+from zoomseg.recipe.load import load
+from zoomseg.recipe.spec import Recipe
 
 LIMIT_MB = 15
 CARD = Path(__file__).with_name("card.md")
+RECIPE = Path(__file__).with_name("recipe.yaml")
 
 
 def table(metrics: pd.DataFrame, model: bundle.Bundle) -> str:
@@ -46,7 +49,9 @@ def main() -> None:
     told: dict[str, JSON] = {key: value for key, value in trained.provenance.items() if key not in unsaid}
     cases = trained.provenance["training_cases"]
     assert isinstance(cases, list)
-    model = replace(trained, provenance={**told, "training_cases": len(cases)})
+    recipe = load(RECIPE)
+    assert isinstance(recipe, Recipe)
+    model = replace(trained, recipe=recipe, provenance={**told, "training_cases": len(cases)})
     shutil.rmtree(options.out, ignore_errors=True)
     bundle.save(model, options.out, half=True)
     parameters = sum(t.numel() for tensors in model.weights.values() for t in tensors.values())
