@@ -7,6 +7,7 @@ scan is left out with a note.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ def find_series(path: Path) -> Found:
     images: dict[str, list[Image]] = defaultdict(list)
     damaged: dict[str, list[Damaged]] = defaultdict(list)
     others: Counter[str] = Counter()
-    with opening() as opener:
+    with opening() as opener, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's: of values that are checked here
         for source in sources_in(path, opener):
             match read_object(source, opener):
                 case Image() as image:
@@ -185,7 +187,10 @@ def _without_copies(images: Iterable[Image]) -> tuple[list[StoredSlice], list[st
 
 
 def _differs(one: StoredSlice, other: StoredSlice) -> bool:
-    return one.position_lps_mm != other.position_lps_mm or one.along_row != other.along_row
+    return any(
+        getattr(one, where) != getattr(other, where)
+        for where in ("position_lps_mm", "along_row", "along_column", "spacing_mm")
+    )
 
 
 def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) -> Stack:

@@ -133,9 +133,13 @@ def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | Non
             stream.seek(0)
             header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_WANTED)
             series_uid = text(header, "SeriesInstanceUID")
+            if not magic and not _sop_class(header):
+                return None
             kind = _kind(header)
+            if kind and not series_uid:
+                raise ScanError(f"{source}: DICOM object of no kind or no series; is it truncated?")
             if kind is not None:
-                return Other(kind) if kind and (magic or _sop_class(header)) else None
+                return Other(kind) if kind else None
             return _image(source, header, stream, opener.size(source))
     except ScanError as error:
         return Damaged(series_uid, str(error))
@@ -190,15 +194,15 @@ def _kind(header: Dataset) -> str | None:
     if sop_class == DIRECTORY:
         return ""
     if sop_class not in SINGLE_FRAME and sop_class not in MULTI_FRAME:
-        name = UID(sop_class).name.removesuffix(" Storage") if sop_class else "object of unknown kind"
+        name = UID(sop_class).name.removesuffix(" Storage")
         return name if name != sop_class else f"object of unknown kind {sop_class[:64]}"
     if "LOCALIZER" in str(header.get("ImageType", "")).upper():
         return "localizer"
     if header.get("SamplesPerPixel", 1) != 1:
         return "colour image"
-    if sop_class in SINGLE_FRAME and not (
-        header.get("ImagePositionPatient") and header.get("ImageOrientationPatient")
-    ):
+    placed = header.get("ImagePositionPatient") and header.get("ImageOrientationPatient")
+    # Sizes come later in a file: without them, too, it is truncated, which is told elsewhere.
+    if sop_class in SINGLE_FRAME and not placed and header.get("Rows") is not None:
         return "image without a place in the patient"
     return None
 

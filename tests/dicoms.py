@@ -1,0 +1,107 @@
+"""DICOM series made up for tests: small, complete, and wrong in just the way that a test asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
+
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+
+SERIES_UID = "1.2.3.4"
+
+Array = npt.NDArray[Any]
+
+
+def ramp(slices: int = 5, rows: int = 6, columns: int = 7) -> Array:
+    """Stored values ``[k, row, column]``, all different."""
+    return np.arange(slices * rows * columns, dtype=np.uint16).reshape(slices, rows, columns)
+
+
+def image(values: Array, position: Sequence[float], **tags: Any) -> Dataset:
+    """One CT slice of stored values ``[row, column]``; ``tags`` add DICOM keywords, replace them, or remove
+    them (None)."""
+    uid = f"{SERIES_UID}.{abs(hash((values.tobytes(), tuple(position)))) % 10**12}"
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    _pixels(dataset, values)
+    given: dict[str, object] = {
+        "SOPClassUID": CTImageStorage,
+        "SOPInstanceUID": uid,
+        "StudyInstanceUID": "1.2.3",
+        "SeriesInstanceUID": SERIES_UID,
+        "FrameOfReferenceUID": "1.2.3.5",
+        "Modality": "CT",
+        "SeriesNumber": 4,
+        "SeriesDescription": "body",
+        "PatientID": "p1",
+        "PatientName": "Doe^Jane",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "ImagePositionPatient": [float(x) for x in position],
+        "ImageOrientationPatient": list(AXIAL),
+        "PixelSpacing": [0.5, 0.75],  # rows, then columns
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+    }
+    for keyword, value in (given | tags).items():
+        if value is None:
+            dataset.pop(keyword, None)
+        else:
+            setattr(dataset, keyword, value)
+    if tags.get("SOPClassUID") == MRImageStorage:
+        dataset.Modality = "MR"
+    return dataset
+
+
+def _pixels(dataset: Dataset, values: Array) -> None:
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.Rows, dataset.Columns = values.shape[-2:]
+    bits = 8 * values.dtype.itemsize
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
+    dataset.PixelRepresentation = int(values.dtype.kind == "i")
+    dataset.PixelData = values.tobytes()
+    dataset["PixelData"].VR = "OW"
+
+
+def stack(values: Array, step: Sequence[float] = (0, 0, 2), **tags: Any) -> list[Dataset]:
+    """A series: slice k lies at ``(-10, -20, 30) + k * step`` mm (LPS)."""
+    places = [np.array([-10, -20, 30]) + k * np.array(step, dtype=float) for k in range(len(values))]
+    return [image(v, place, **tags) for v, place in zip(values, places, strict=True)]
+
+
+def write(folder: Path, datasets: Sequence[Dataset], change: Callable[[Dataset], None] | None = None) -> Path:
+    """Files in an order that is not that of the slices."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, dataset in enumerate(datasets):
+        if change is not None:
+            change(dataset)
+        name = f"{(7 * number + 3) % 97:02d}-{number}.dcm"
+        dataset.save_as(folder / name, enforce_file_format=True)
+    return folder
+
+
+def item(**tags: object) -> Dataset:
+    dataset = Dataset()
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def multi_frame(values: Array, frames: Sequence[dict[str, Any]], shared: dict[str, Any]) -> Dataset:
+    """An enhanced MR object: a functional group's name and item for each frame, and those that all share."""
+    dataset = image(values, (0, 0, 0), SOPClassUID=EnhancedMRImageStorage, Modality="MR")
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(dataset, keyword)
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    dataset.NumberOfFrames = len(values)
+    dataset.SharedFunctionalGroupsSequence = [item(**{name: [of] for name, of in shared.items()})]
+    dataset.PerFrameFunctionalGroupsSequence = [item(**{n: [of] for n, of in one.items()}) for one in frames]
+    return dataset
