@@ -18,8 +18,8 @@ import click
     multiple=True,
     default=("abdomen-ct",),
     show_default=True,
-    help="Folder that `train` wrote, or a model that comes with ZoomSeg. Given several times (the folds of a "
-    "cross-validation, say), all answer together.",
+    help="Folder that `train` wrote, or a model that comes with ZoomSeg. Given several times, all answer "
+    "together, as do the folds of a cross-validation whose folder is given.",
 )
 @click.option("--organs", help="Only these, separated by commas.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -63,6 +63,7 @@ def command(
     from zoomseg.core.errors import ScanError
     from zoomseg.engine import atlases
     from zoomseg.engine.device import resolve
+    from zoomseg.engine.folds import models_in
     from zoomseg.engine.memory import Limits, free_ram, parse_bytes
     from zoomseg.engine.predict import Predictor
     from zoomseg.io import bundle
@@ -77,7 +78,7 @@ def command(
     if twice:
         raise ScanError(f"two scans are called '{twice[0]}'; their results would overwrite each other")
     display = PredictionDisplay(Console(stderr=True), len(found), verbose)
-    trained, *others = (bundle.load(model) for model in models)
+    trained, *others = (bundle.load(part) for model in models for part in models_in(model))
     atlas_of = atlases.of_model(trained, display.warn, display.register)
     where = resolve(device)
     ram = free_ram() if max_ram is None else parse_bytes(max_ram)

@@ -6,8 +6,12 @@ import math
 import re
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from zoomseg.engine.job import Job
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
@@ -24,6 +28,15 @@ def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None
     return total
 
 
+def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    """A fold's number; None for ``all``."""
+    if value == "all":
+        return None
+    if not (value.isascii() and value.isdigit()):
+        raise click.BadParameter(f"got '{value}', expected a fold's number, from 0, or 'all'", ctx, param)
+    return int(value)
+
+
 @click.command(name="train")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the model.")
@@ -37,13 +50,27 @@ def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None
 @click.option("--epochs", type=click.IntRange(min=1), help="Length in epochs of 100 steps.")
 @click.option("--folds", type=click.IntRange(min=2), help="Split the cases into so many folds ...")
 @click.option(
-    "--fold", type=click.IntRange(min=0), default=0, show_default=True, help="... and validate on this one."
+    "--fold",
+    metavar="N|all",
+    default="0",
+    show_default=True,
+    callback=parse_fold,
+    help="... and validate on this one; 'all': one after the other, each as long as --time-budget or "
+    "--epochs say, to OUT/fold-0, OUT/fold-1, ...",
 )
 @click.option(
     "--init",
     metavar="MODEL",
     type=click.Path(path_type=Path),
     help="Fine-tune a model, also to other labels: a tenth of the learning rate.",
+)
+@click.option(
+    "--teacher",
+    "teachers",
+    metavar="MODEL",
+    multiple=True,
+    help="Learn also what this model says of every patch (distillation). Several teach together, as do the "
+    "folds of a cross-validation whose folder is given.",
 )
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training of this folder stopped.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -61,8 +88,9 @@ def command(
     time_budget: float | None,
     epochs: int | None,
     folds: int | None,
-    fold: int,
+    fold: int | None,
     init: Path | None,
+    teachers: tuple[str, ...],
     resume: bool,
     device: str,
     seed: int,
@@ -70,13 +98,14 @@ def command(
     """Train a recipe on DATASET (nnU-Net raw, MSD, or images/ and labels/ folders) and write a model.
 
     The folder is a usable model after every checkpoint (about once a minute). With --folds, the fold
-    kept back is predicted and scored at the end, into OUT/validation. Started by `torchrun`, its processes
-    share every batch.
+    kept back is predicted and scored at the end, into OUT/validation; with --fold all, all cases are. Started
+    by `torchrun`, its processes share every batch.
     """
     from rich.console import Console
 
     from zoomseg.cli.live import TrainingDisplay
     from zoomseg.engine import device as devices
+    from zoomseg.engine import folds as cross_validation
     from zoomseg.engine import job
     from zoomseg.engine.log import Silent
     from zoomseg.engine.processes import joined
@@ -84,16 +113,20 @@ def command(
 
     if time_budget is not None and epochs is not None:
         raise click.UsageError("give --time-budget or --epochs, not both")
-    if fold and folds is None:
+    if fold != 0 and folds is None and not resume:
         raise click.UsageError("--fold says which of --folds is kept back; give both")
     data = open_dataset(dataset)
+    known = tuple(str(model) for teacher in teachers for model in cross_validation.models_in(teacher))
+    if fold is None or (resume and cross_validation.is_begun(out)):
+        wish = job.Job(recipe, time_budget, epochs, seed=seed, init=init, teachers=known)
+        return _train_all(dataset, out, None if resume else folds, wish, device)
     with joined() as processes:
         where = devices.resolve(processes.device(device))
         with TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent()) as display:
             if resume:
                 model = job.resume(data, out, where, display, time_budget, epochs, processes)
             else:
-                wish = job.Job(recipe, time_budget, epochs, folds, fold, seed, init)
+                wish = job.Job(recipe, time_budget, epochs, folds, fold, seed, init, teachers=known)
                 model = job.start(data, out, wish, where, display, processes)
     if not processes.first:
         return 0
@@ -102,6 +135,47 @@ def command(
     if isinstance(held_back, list) and held_back:
         return _validate(dataset, out, tuple(str(i) for i in held_back), device)
     return 0
+
+
+def _train_all(dataset: Path, out: Path, count: int | None, wish: Job, device: str) -> int:
+    """All folds, one after the other; ``count`` None: those of the cross-validation that is there. What is
+    finished is not done again."""
+    from rich.console import Console
+
+    from zoomseg.cli.live import TrainingDisplay
+    from zoomseg.core.errors import TrainingError
+    from zoomseg.engine import folds
+    from zoomseg.engine.device import resolve
+    from zoomseg.engine.processes import joined
+    from zoomseg.io.dataset import open_dataset
+    from zoomseg.report.saved import gather, read_scores
+
+    with joined() as processes:
+        if processes.world > 1:
+            raise TrainingError(
+                f"--fold all is for one process, {processes.world} were started; give each fold a command of "
+                "its own, --fold 0, --fold 1, ..."
+            )
+    data, where, console = open_dataset(dataset), resolve(device), Console(stderr=True)
+    with TrainingDisplay(console) as display:
+        if count is None:
+            trained = folds.reopen(data, out, wish.seconds, wish.epochs)
+        else:
+            trained = folds.begin(data, out, count, wish, where, display)
+    worst = 0
+    for fold, folder in enumerate(trained.folders):
+        with TrainingDisplay(console) as display:
+            trained.model(fold, where, display)
+        held_back = trained.held_back(fold)
+        if read_scores(folder / "validation", len(held_back)) is None:
+            click.echo(f"Model: {folder}")
+            worst = max(worst, _validate(dataset, folder, held_back, device))
+    scores = gather([folder / "validation" for folder in trained.folders], data, out / "validation")
+    click.echo(
+        f"All {trained.count} folds: mean Dice {scores.mean['dice']:.3f} of {len(scores.cases)} cases; "
+        f"{out / 'validation' / 'report.html'}"
+    )
+    return worst
 
 
 def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str) -> int:

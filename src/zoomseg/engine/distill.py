@@ -65,6 +65,17 @@ class Teachers:
                 known.update(str(case) for case in trained)
         return tuple(case for case in cases if case in known)
 
+    def told(self, kept_back: Sequence[str], dataset: Dataset) -> str:
+        """What a user should know of them: also that they may have seen the cases kept back."""
+        text = f"half of the loss is from what {', '.join(self.names)} say"
+        seen = self.seen(kept_back, dataset)
+        if not seen:
+            return text
+        return (
+            f"{text}; {len(seen)} of the {len(kept_back)} cases kept back were among their training cases "
+            f"({', '.join(seen[:3])}), so that scores on these will be too good"
+        )
+
 
 def load(models: Sequence[str | Path], dataset: Dataset, recipe: Recipe) -> Teachers:
     """The teachers of an expanded recipe on a data set.

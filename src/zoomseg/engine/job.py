@@ -10,12 +10,13 @@ import json
 import math
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError
-from zoomseg.engine import fingerprint, plan, train, transfer
+from zoomseg.engine import distill, fingerprint, plan, train, transfer
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer
 from zoomseg.engine.processes import ALONE, Processes
@@ -33,7 +34,8 @@ from zoomseg.recipe.spec import PlannedRecipe, Recipe
 class Job:
     """What a user asks for. ``folds`` and ``fold`` keep one of the folds back for validation. ``init`` is a
     model to start from; without ``recipe`` its own is taken, and without both the one called ``default``.
-    ``registered`` is a folder in which registered atlases are kept for further trainings of the same cases.
+    ``registered`` is a folder in which registered atlases are kept for further trainings of the same cases;
+    ``teachers`` are models, given as in ``io.bundle.find``, whose answers the new one learns as well.
 
     Raises:
         TrainingError: a length or a seed that makes no sense.
@@ -47,6 +49,7 @@ class Job:
     seed: int = 0
     init: Path | None = None
     registered: Path | None = None
+    teachers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_numbers(self.seconds, self.epochs, self.seed)
@@ -64,7 +67,7 @@ def start(
 
     Raises:
         ModelError: ``out`` already holds a model or a training; ``job.init`` is not a model, or one that
-            nothing can be taken from.
+            nothing can be taken from; a teacher is none, or does not fit the recipe.
         TrainingError: planning took all the time.
         DatasetError: too few labelled cases, a fold that does not exist, an organ that no training case has.
         RecipeError: the recipe does not fit the data set's labels.
@@ -79,7 +82,7 @@ def start(
     started = time.monotonic()
     split = choose_split(dataset, job)
     initial = None if job.init is None else transfer.load(job.init, dataset)
-    wanted = _wanted(job, initial)
+    wanted = wanted_recipe(job, initial)
     writable_directory(out / "training")  # before minutes are spent on planning
     if isinstance(wanted, PlannedRecipe):
         planned = plan_recipe(dataset, split, wanted, device, observer, job)
@@ -96,12 +99,15 @@ def start(
         for name, stage in taken.stages.items():
             observer.message(stage.told(name))
         bundle.save(initial, _initial_folder(out))
+    teachers = _teachers(job.teachers, dataset, recipe)
+    if teachers is not None:
+        observer.message(teachers.told(split.validation, dataset))
     # Planning is part of the time the user gave.
     seconds = None if job.seconds is None else job.seconds - (time.monotonic() - started)
     if seconds is not None and seconds <= 0:
         raise TrainingError(f"the time budget of {job.seconds:g} s was used up by planning; give more time")
     record = {
-        **_fixed_by(dataset),
+        **fixed_by(dataset),
         "recipe": recipe.model_dump(mode="json"),
         "train": list(split.train),
         "validation": list(split.validation),
@@ -110,11 +116,19 @@ def start(
         "epochs": job.epochs,
         "init": None if job.init is None else str(job.init.resolve()),
         "registered": None if job.registered is None else str(job.registered.resolve()),
+        "teachers": [str(bundle.find(model).resolve()) for model in job.teachers],
     }
     write_json_atomic(_job_file(out), record)
     processes.wait_for_first(threading.Event())
     settings = train.Settings(
-        device, seconds, job.epochs, job.seed, init=taken, registered=job.registered, processes=processes
+        device,
+        seconds,
+        job.epochs,
+        job.seed,
+        init=taken,
+        registered=job.registered,
+        processes=processes,
+        teachers=teachers,
     )
     return train.train(dataset, split, recipe, out, settings, observer)
 
@@ -150,7 +164,7 @@ def _recorded(
     recipe = from_dict(record["recipe"], str(_job_file(out)))
     if isinstance(recipe, PlannedRecipe):
         raise _damaged(out, "its recipe has no numbers")
-    for key, value in _fixed_by(dataset).items():
+    for key, value in fixed_by(dataset).items():
         if record[key] != value:
             raise TrainingError(
                 f"data set '{dataset.name}' has {key} {value}, but {out} was trained with {record[key]}"
@@ -170,7 +184,14 @@ def _recorded(
         taken = _transfer(Path(record["init"]), initial, recipe, dataset)
     registered = None if record["registered"] is None else Path(record["registered"])
     settings = train.Settings(
-        device, seconds, epochs, record["seed"], init=taken, registered=registered, processes=processes
+        device,
+        seconds,
+        epochs,
+        record["seed"],
+        init=taken,
+        registered=registered,
+        processes=processes,
+        teachers=_teachers(record["teachers"], dataset, recipe),
     )
     return split, recipe, settings
 
@@ -254,7 +275,7 @@ def _length(job: Job) -> Length | None:
     return Length(None if job.epochs is None else job.epochs * train.STEPS_PER_EPOCH, job.seconds)
 
 
-def _wanted(job: Job, initial: bundle.Bundle | None) -> Recipe | PlannedRecipe:
+def wanted_recipe(job: Job, initial: bundle.Bundle | None) -> Recipe | PlannedRecipe:
     if job.recipe is None and initial is not None:
         return transfer.recipe_of(initial)
     return load("default" if job.recipe is None else job.recipe)
@@ -263,6 +284,10 @@ def _wanted(job: Job, initial: bundle.Bundle | None) -> Recipe | PlannedRecipe:
 def _transfer(path: Path, initial: bundle.Bundle, recipe: Recipe, dataset: Dataset) -> transfer.Transfer:
     channels = len(dataset.channel_names)
     return transfer.match(path.resolve().name, initial, recipe, dataset.schema, channels)
+
+
+def _teachers(models: Sequence[str], dataset: Dataset, recipe: Recipe) -> distill.Teachers | None:
+    return distill.load(models, dataset, recipe) if models else None
 
 
 def _job_file(out: Path) -> Path:
@@ -275,7 +300,7 @@ def _initial_folder(out: Path) -> Path:
     return out / "training" / "init"
 
 
-def _fixed_by(dataset: Dataset) -> dict[str, Any]:
+def fixed_by(dataset: Dataset) -> dict[str, Any]:
     """What a network's inputs and outputs mean: a resumed training must find it unchanged."""
     schema = dataset.schema
     labels = dict(zip(schema.names, schema.values, strict=True))
@@ -293,12 +318,12 @@ def _check_numbers(seconds: float | None, epochs: int | None, seed: int) -> None
 
 def _read_job(out: Path) -> dict[str, Any]:
     try:
-        optional = {"init": None, "registered": None}
+        optional: dict[str, Any] = {"init": None, "registered": None, "teachers": []}
         record: dict[str, Any] = optional | json.loads(_job_file(out).read_text(encoding="utf-8"))
         valid = (
             all(isinstance(record[key], dict) for key in ("recipe", "labels"))
-            and all(isinstance(record[key], list) for key in ("train", "validation", "channels"))
-            and all(isinstance(i, str) for key in ("train", "validation") for i in record[key])
+            and all(isinstance(record[key], list) for key in ("train", "validation", "channels", "teachers"))
+            and all(isinstance(i, str) for key in ("train", "validation", "teachers") for i in record[key])
             and isinstance(record["seed"], int)
             and isinstance(record["seconds"], int | float | None)
             and isinstance(record["epochs"], int | None)

@@ -75,13 +75,28 @@ def evaluate(
         raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
     warnings = (*pairs.warnings, *missing)
     evaluation = Evaluation(pairs.organs, tolerance_mm, tuple(cases), tuple(failures), warnings)
-    write_metrics(out / "metrics.csv", evaluation)
-    write_json_atomic(out / "summary.json", evaluation.as_json())
     source = reference.root if isinstance(reference, Dataset) else reference
     about = {"predictions": str(predictions), "reference": str(source), **(provenance or {})}
-    page = render(evaluation, _pictures(evaluation, pairs), training_log, about)
-    write_text_atomic(out / "report.html", page)
+    write_all(evaluation, pairs, out, about, training_log)
     return evaluation
+
+
+def write_all(
+    evaluation: Evaluation,
+    pairs: Pairs,
+    out: Path,
+    provenance: Mapping[str, object],
+    training_log: Path | None = None,
+) -> None:
+    """Write an evaluation of ``pairs`` as ``metrics.csv``, ``summary.json`` and ``report.html``.
+
+    Raises:
+        OutputError: ``out`` cannot be written to.
+    """
+    write_metrics(out / "metrics.csv", evaluation)
+    write_json_atomic(out / "summary.json", evaluation.as_json())
+    page = render(evaluation, _pictures(evaluation, pairs), training_log, provenance)
+    write_text_atomic(out / "report.html", page)
 
 
 def _score_all(

@@ -12,10 +12,7 @@ Whatever is finished on disk is not done again, so that a study may be stopped a
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,9 +29,9 @@ from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe
-from zoomseg.report.evaluate import SCORES, evaluate
-from zoomseg.report.metrics import OrganScore
-from zoomseg.report.result import CaseResult, Evaluation
+from zoomseg.report.evaluate import evaluate
+from zoomseg.report.result import Evaluation
+from zoomseg.report.saved import pool, read_scores
 from zoomseg.study.ablations import Ablation, Row
 from zoomseg.study.atlases import segment_by_atlas
 from zoomseg.study.edits import Edit
@@ -76,7 +73,7 @@ def run_ablation(study: Ablation, trainings: Trainings) -> Outcome:
             trainings.watch.say(f"row '{row.name}' is left out: {error}")
             left_out.append((row, error))
             continue
-        done.append(RowResult(row, _pooled(parts), training_steps(trainings, row.training)))
+        done.append(RowResult(row, pool(parts), training_steps(trainings, row.training)))
         _tabulate(study, trainings, done, left_out)
     if not done:
         raise left_out[0][1]
@@ -134,12 +131,6 @@ def notes(trainings: Trainings, unscored: Sequence[str] = ()) -> list[str]:
 def _unscored(before: Sequence[RowResult], after: Sequence[RowResult]) -> list[str]:
     kept = set(after[0].evaluation.organs)
     return list(dict.fromkeys(o for r in before for o in r.evaluation.organs if o not in kept))
-
-
-def _pooled(parts: Sequence[Evaluation]) -> Evaluation:
-    """The cases of all folds as one evaluation."""
-    cases = tuple(case for part in parts for case in part.cases)
-    return replace(parts[0], cases=tuple(sorted(cases, key=lambda case: case.id)))
 
 
 # --- one row on one fold --------------------------------------------------------------------------
@@ -226,21 +217,3 @@ def _name_labels(out: Path, organs: Sequence[str], schema: LabelSchema) -> None:
 def slug(name: str) -> str:
     """A row's name as a folder's."""
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def read_scores(folder: Path, cases: int) -> Evaluation | None:
-    """The evaluation that lies in ``folder``; None if there is none of so many cases, or it is damaged."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        if summary["cases"] != cases:
-            return None
-        by_case: dict[str, list[OrganScore]] = {}
-        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
-                case, organ = line.pop("case"), line.pop("organ")
-                values = {key: float(line[key]) if line[key] else math.nan for key in SCORES}
-                by_case.setdefault(case, []).append(OrganScore(organ, **values))
-        results = tuple(CaseResult(case, tuple(scores)) for case, scores in by_case.items())
-        return Evaluation(tuple(summary["organs"]), float(summary["tolerance_mm"]), results)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None

@@ -140,7 +140,7 @@ def test_an_existing_model_is_not_overwritten(
         (("--time-budget", "soon"), "expected a time such as 90s, 15m or 1h30m"),
         (("--time-budget", "5m", "--epochs", "3"), "not both"),
         (("--folds", "3", "--fold", "7"), "fold must be 0 to 2, got 7"),
-        (("--folds", "9"), "4 cases can be split into 2 to 4 folds, got 9"),
+        (("--folds", "9"), "4 labelled cases can be split into 2 to 4 folds, got 9"),
         (("--fold", "1"), "give both"),
         (("--resume",), "there is no training to resume"),
         (("--device", "tpu"), "unknown device 'tpu'"),
@@ -271,3 +271,51 @@ def test_scans_with_all_channels_in_one_file(tmp_path: Path) -> None:
     _, grid = read_label_values(out / "validation" / "predictions" / f"{case}.nii.gz")
     assert grid.same_as(tiny_case(0)[0].grid)
     assert json.loads((out / "validation" / "summary.json").read_text())["cases"] == 1
+
+
+def pooled(out: Path) -> dict[str, list[str]]:
+    """Lines of ``metrics.csv`` by case and organ."""
+    lines = (out / "validation" / "metrics.csv").read_text().splitlines()[1:]
+    return {",".join(line.split(",")[:2]): line.split(",")[2:] for line in lines}
+
+
+def test_all_folds_are_trained_gathered_and_answer_together(data: Path, recipe: Path, tmp_path: Path) -> None:
+    """Interrupted before the second fold, whose scores are then taken up into those of the first."""
+    out = tmp_path / "cv"
+    recipe.write_text(dump(tiny_recipe(together=True, iterations=1)))
+    train = ("train", data, "-o", out, "--device", "cpu")
+    (tmp_path / "blocked").write_text("")
+    out.mkdir()
+    (out / "fold-1").symlink_to(tmp_path / "blocked")
+    assert run(*train, "-r", recipe, "--folds", "2", "--fold", "all") == 2
+    assert (out / "fold-0" / "validation" / "summary.json").is_file()
+    assert not (out / "validation").exists()
+    done = (out / "fold-0" / "model.json").stat().st_mtime_ns
+    (out / "fold-1").unlink()
+    assert run(*train, "--resume") == 0
+    assert (out / "fold-0" / "model.json").stat().st_mtime_ns == done
+    assert pooled(out) == pooled(out / "fold-0") | pooled(out / "fold-1")
+    assert {key.split(",")[0] for key in pooled(out)} == {f"case_{n}" for n in range(4)}
+    assert "case_0" in (out / "validation" / "report.html").read_text()
+    scan = data / "imagesTr" / "case_0_0000.nii.gz"
+    both, each = tmp_path / "both", tmp_path / "each"
+    assert run("predict", scan, "-o", both, "-m", out, "--device", "cpu") == 0
+    folds = ("-m", out / "fold-0", "-m", out / "fold-1")
+    assert run("predict", scan, "-o", each, *folds, "--device", "cpu") == 0
+    assert (both / "summary.csv").read_text() == (each / "summary.csv").read_text()
+
+
+def test_a_student_says_who_taught_it(
+    data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    teacher = dataclasses.replace(untrained_bundle(), provenance={"data_set": "tiny"})
+    bundle.save(teacher, tmp_path / "teacher")
+    out = tmp_path / "student"
+    common = (data, "-o", out, "-r", recipe, "--device", "cpu", "--teacher", tmp_path / "teacher")
+    assert run("train", *common) == 0
+    (taught_by,) = bundle.load(out).provenance["teachers"]  # type: ignore[misc]
+    assert taught_by["model"].endswith("/teacher")  # type: ignore[index,union-attr,call-overload]
+    record = json.loads((out / "training" / "job.json").read_text())
+    assert record["teachers"] == [str((tmp_path / "teacher").resolve())]
+    shutil.rmtree(tmp_path / "teacher")
+    assert "no model folder at" in refused(capfd, data, "-o", out, "--resume", "--device", "cpu")

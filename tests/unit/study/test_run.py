@@ -16,12 +16,10 @@ from zoomseg.engine import job
 from zoomseg.engine.predict import Predictor, Result
 from zoomseg.io.dataset import Dataset
 from zoomseg.recipe.load import dump
-from zoomseg.report.metrics import OrganScore
-from zoomseg.report.result import CaseResult, Evaluation
 from zoomseg.study import run
 from zoomseg.study.ablations import Ablation, Published, Row, Training
 from zoomseg.study.edits import chain, on_stages, only, unchanged
-from zoomseg.study.run import Outcome, answering, predicted_organs, read_scores, run_ablation, slug
+from zoomseg.study.run import Outcome, answering, predicted_organs, run_ablation, slug
 from zoomseg.study.trainings import Settings, Watch, open_trainings
 
 BOTH = Training("both")
@@ -211,27 +209,6 @@ def test_organs_are_those_that_enter_the_label_map() -> None:
     )(tiny_recipe(together=True))
     assert predicted_organs(recipe, SCHEMA) == ("right kidney",)
     assert predicted_organs(tiny_recipe(together=True), SCHEMA) == SCHEMA.names
-
-
-@pytest.mark.parametrize("text", ["", "{", '{"cases": 1}', '{"cases": 1, "organs": 3}'])
-def test_damaged_scores_are_made_again(tmp_path: Path, text: str) -> None:
-    (tmp_path / "summary.json").write_text(text)
-    (tmp_path / "metrics.csv").write_text("case,organ\n")
-    assert read_scores(tmp_path, 1) is None
-
-
-def test_scores_come_back_from_disk(tmp_path: Path) -> None:
-    from zoomseg.report.evaluate import write_metrics
-
-    cases = (
-        CaseResult("a", (OrganScore("liver", 0.5, 0.25, 3.0, 1.5, 10.0, 12.0),)),
-        CaseResult("b", (OrganScore("liver", 0.0, 0.0, float("inf"), float("inf"), 0.0, 12.0),)),
-    )
-    made = Evaluation(("liver",), 1.0, cases)
-    write_metrics(tmp_path / "metrics.csv", made)
-    (tmp_path / "summary.json").write_text(json.dumps(made.as_json()))
-    assert read_scores(tmp_path, 2) == made
-    assert read_scores(tmp_path, 3) is None
 
 
 def test_slugs() -> None:
