@@ -17,6 +17,8 @@ COMMANDS = {
     "train": "Train a recipe on labelled scans.",
     "predict": "Segment scans with a trained model.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
+    "view": "A scan and its label map in the browser: three planes and 3D.",
+    "serve": "Segment in the browser: drop a scan, see the organs, download the results.",
     "export": "A model as one zip that runs without ZoomSeg and without PyTorch.",
     "study": "A paper's ablation table on your data, beside the paper's numbers.",
 }

@@ -1,0 +1,35 @@
+"""``zoomseg view``: a scan and its label map in the browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(name="view")
+@click.argument("scan", type=click.Path(path_type=Path))
+@click.argument("labels", type=click.Path(path_type=Path))
+@click.option("--no-browser", is_flag=True, help="Print the address and open nothing.")
+def command(scan: Path, labels: Path, no_browser: bool) -> None:
+    """Show SCAN with LABELS over it, in three planes and 3D, until Ctrl-C.
+
+    Both are NIfTI, NRRD or MHA files. Organs are named by run.json, labels.json or dataset.json beside LABELS
+    or in the folder above. Only this machine reaches the page.
+    """
+    import os
+    import tempfile
+    import webbrowser
+
+    from zoomseg.serve import server, viewing
+    from zoomseg.serve.guard import access
+
+    token = server.token_for("127.0.0.1", (), os.environ)
+    with tempfile.TemporaryDirectory(prefix="zoomseg-view-") as room:
+        files = viewing.prepare(scan, labels, Path(room))
+        with server.listening("127.0.0.1", 0) as sock:
+            address = server.address(sock, token)
+            click.echo(f"Open {address} (Ctrl-C stops)")
+            if not no_browser:
+                webbrowser.open(address)
+            server.run(viewing.create_app(files, access("127.0.0.1", (), token)), sock)
