@@ -42,6 +42,15 @@ HAUSDORFF_SHARE = 0.95
 TREE_QUERY_COST_VOXELS = 30
 """A nearest-neighbour query costs about as much as a distance transform of this many voxels."""
 
+BALL_VOXELS = 400
+"""Around each surface element so many voxels are looked at one by one,"""
+
+BALL_REACH = 16
+"""as far as this along any axis,"""
+
+STEPS_AT_ONCE = 8
+"""and after so many, the elements that have found the other surface are put aside."""
+
 
 @dataclass(frozen=True)
 class OrganScore:
@@ -95,18 +104,42 @@ def score(
         raise GeometryError(f"spacing must be three positive numbers (mm), got {spacing_mm}")
     if not tolerance_mm >= 0:
         raise GeometryError(f"the tolerance must be 0 mm or more, got {tolerance_mm}")
-    prediction, reference = np.ascontiguousarray(prediction), np.ascontiguousarray(reference)
-    boxes_reference = ndimage.find_objects(reference, max_label=IGNORE)
+    # Axes in the order of the reference's memory: scores are the same in any, and nothing is copied.
+    axes = np.argsort([-abs(stride) for stride in reference.strides], kind="stable")
+    prediction, reference = (np.ascontiguousarray(x.transpose(axes)) for x in (prediction, reference))
+    i, j, k = (spacing_mm[axis] for axis in axes)
+    boxes_reference = boxes_of(reference)
     if boxes_reference[IGNORE - 1] is not None:
         prediction = np.where(reference == IGNORE, np.uint8(0), prediction)
-    boxes_prediction = ndimage.find_objects(prediction, max_label=IGNORE)
+    boxes_prediction = boxes_of(prediction)
     rows = []
     for organ in schema.select(organs):
         c = schema.class_of(organ)
         box = union_box(boxes_prediction[c - 1], boxes_reference[c - 1])
         masks = (prediction[box] == c, reference[box] == c)
-        rows.append(_score_organ(organ, *masks, spacing_mm, tolerance_mm))
+        rows.append(_score_organ(organ, *masks, (i, j, k), tolerance_mm))
     return tuple(rows)
+
+
+def boxes_of(classes: Classes) -> list[tuple[slice, ...] | None]:
+    """The smallest box around each class from 1 to ``IGNORE`` of a map ``[I, J, K]``; None where absent.
+
+    Searched inside the box of all classes, as background is most of a scan and cheap to find.
+    """
+    beneath = classes.max(axis=0, initial=0)
+    present = (classes.max((1, 2), initial=0), beneath.max(1, initial=0), beneath.max(0, initial=0))
+    inside = tuple(_range(p) for p in present)
+    found = ndimage.find_objects(classes[inside], max_label=IGNORE)
+    return [
+        box and tuple(slice(o.start + s.start, o.start + s.stop) for o, s in zip(inside, box, strict=True))
+        for box in found
+    ]
+
+
+def _range(present: Classes) -> slice:
+    """From the first to the last that is not 0."""
+    at = np.flatnonzero(present)
+    return slice(int(at[0]), int(at[-1]) + 1) if at.size else slice(0, 0)
 
 
 def union_box(a: tuple[slice, ...] | None, b: tuple[slice, ...] | None) -> tuple[slice, ...]:
@@ -142,10 +175,10 @@ def surface_agreement(a: Mask, b: Mask, spacing_mm: Vector3, tolerance_mm: float
     """
     if not (a.any() and b.any()):
         raise GeometryError("surface distances need two masks that are not empty")
-    code_a, code_b = neighbour_codes(a), neighbour_codes(b)
     areas = surface_areas(spacing_mm)
-    distance_ab, area_ab = _directed(code_a, code_b, areas, spacing_mm)
-    distance_ba, area_ba = _directed(code_b, code_a, areas, spacing_mm)
+    surface_a, surface_b = (_Surface.of(mask, areas) for mask in (a, b))
+    distance_ab, area_ab = _directed(surface_a, surface_b, spacing_mm)
+    distance_ba, area_ba = _directed(surface_b, surface_a, spacing_mm)
     close = area_ab[distance_ab <= tolerance_mm].sum() + area_ba[distance_ba <= tolerance_mm].sum()
     means = [np.average(distance_ab, weights=area_ab), np.average(distance_ba, weights=area_ba)]
     return SurfaceAgreement(
@@ -165,30 +198,92 @@ def neighbour_codes(mask: Mask) -> Codes:
     return code
 
 
-def _directed(source: Codes, target: Codes, areas_mm2: Floats, spacing_mm: Vector3) -> tuple[Floats, Floats]:
+@dataclass(frozen=True, eq=False)
+class _Surface:
+    """The surface elements of a mask ``[I, J, K]``."""
+
+    mask: Mask
+    """``[I+1, J+1, K+1]``: the voxel corners that have one."""
+    elements: npt.NDArray[np.int64]
+    """Flat indices into ``mask``."""
+    areas_mm2: Floats
+
+    @classmethod
+    def of(cls, mask: Mask, areas_mm2: Floats) -> _Surface:
+        codes = neighbour_codes(mask)
+        surface: Mask = codes - np.uint8(1) < INSIDE - 1  # neither 0, which wraps to 255, nor INSIDE
+        elements = np.flatnonzero(surface)
+        return cls(surface, elements, areas_mm2[codes.ravel()[elements]])
+
+
+def _directed(source: _Surface, target: _Surface, spacing_mm: Vector3) -> tuple[Floats, Floats]:
     """Distance (mm) from each surface element of ``source`` to the nearest one of ``target``, sorted,
     and the areas (mm^2) of the source's elements in the same order."""
-    goal = _is_surface(target)
-    elements = np.flatnonzero(_is_surface(source))
-    apart = ~goal.ravel()[elements]  # elements that both surfaces have are at distance 0
-    distance = np.zeros(len(elements))
-    distance[apart] = distance_to(goal, elements[apart], spacing_mm)
-    area = areas_mm2[source.ravel()[elements]]
-    order = np.lexsort((area, distance))
-    return distance[order], area[order]
-
-
-def _is_surface(code: Codes) -> Mask:
-    out: Mask = (code != 0) & (code != INSIDE)
-    return out
+    distance = distance_to(target.mask, source.elements, spacing_mm)
+    order = np.lexsort((source.areas_mm2, distance))
+    return distance[order], source.areas_mm2[order]
 
 
 def distance_to(goal: Mask, elements: npt.NDArray[np.int64], spacing_mm: Vector3) -> Floats:
     """Exact distance (mm) from lattice points (flat indices) to the nearest true voxel of ``goal``.
 
-    A search tree over the surface is several times faster than a distance transform of the box, as
-    surfaces are thin; on masks that are mostly surface (noise) the transform is the faster one.
+    Most points of two surfaces that are compared lie a few voxels apart: these are found by looking at all
+    voxels around them, nearest first. For the others, a search tree over the surface is several times faster
+    than a distance transform of the box, as surfaces are thin; on masks that are mostly surface (noise) the
+    transform is the faster one.
     """
+    distance = _distance_nearby(goal, elements, spacing_mm)
+    far = np.flatnonzero(np.isinf(distance))
+    if len(far):
+        distance[far] = _distance_anywhere(goal, elements[far], spacing_mm)
+    return distance
+
+
+def _distance_nearby(goal: Mask, elements: npt.NDArray[np.int64], spacing_mm: Vector3) -> Floats:
+    """As ``distance_to``; infinite where no voxel of the ball around an element is true."""
+    steps, steps_mm = _ball(spacing_mm)
+    reach = steps.max(axis=0)
+    padded = np.zeros(goal.shape + 2 * reach, dtype=bool)
+    padded[tuple(slice(r, r + n) for r, n in zip(reach, goal.shape, strict=True))] = goal
+    strides = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
+    flat, at = padded.ravel(), (_lattice(elements, goal) + reach) @ strides
+    out, waiting = np.full(len(elements), np.inf), np.arange(len(elements))
+    moves = steps @ strides
+    for first in range(0, len(moves), STEPS_AT_ONCE):
+        near = np.full(len(at), np.inf)
+        for n in reversed(
+            range(first, min(first + STEPS_AT_ONCE, len(moves)))
+        ):  # the nearest has the last word
+            near[flat.take(at + moves[n])] = steps_mm[n]
+        out[waiting] = near
+        left = np.isinf(near)
+        at, waiting = at[left], waiting[left]
+        if not len(at):
+            break
+    return out
+
+
+@lru_cache(maxsize=64)
+def _ball(spacing_mm: Vector3) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Steps ``[N, 3]`` in voxels to all voxels within a distance, nearest first, and their lengths (mm)."""
+    radius = min(
+        math.cbrt(BALL_VOXELS * math.prod(spacing_mm) * 3 / (4 * math.pi)), BALL_REACH * min(spacing_mm)
+    )
+    along = [np.arange(-math.floor(radius / s), math.floor(radius / s) + 1) for s in spacing_mm]
+    steps = np.stack(np.meshgrid(*along, indexing="ij"), axis=-1).reshape(-1, 3)
+    lengths = _length(steps, spacing_mm)
+    order = np.argsort(lengths, kind="stable")[: np.count_nonzero(lengths <= radius)]
+    return steps[order], lengths[order]
+
+
+def _length(steps: npt.NDArray[np.int64], spacing_mm: Vector3) -> Floats:
+    """From whole voxels, so that a distance of exactly the tolerance is not lost to rounding."""
+    mm = steps * np.array(spacing_mm)
+    out: Floats = np.sqrt(np.sum(mm * mm, axis=1))
+    return out
+
+
+def _distance_anywhere(goal: Mask, elements: npt.NDArray[np.int64], spacing_mm: Vector3) -> Floats:
     if len(elements) * TREE_QUERY_COST_VOXELS > goal.size:
         everywhere: Floats = ndimage.distance_transform_edt(~goal, sampling=spacing_mm)
         near: Floats = everywhere.ravel()[elements]
@@ -196,10 +291,7 @@ def distance_to(goal: Mask, elements: npt.NDArray[np.int64], spacing_mm: Vector3
     points, targets = _lattice(elements, goal), _lattice(np.flatnonzero(goal), goal)
     tree = KDTree(targets * spacing_mm, leafsize=24, compact_nodes=False, balanced_tree=False)
     _, nearest = tree.query(points * spacing_mm)
-    # From whole voxels, so that a distance of exactly the tolerance is not lost to rounding.
-    steps = (points - targets[nearest]) * np.array(spacing_mm)
-    out: Floats = np.sqrt(np.sum(steps * steps, axis=1))
-    return out
+    return _length(points - targets[nearest], spacing_mm)
 
 
 def _lattice(flat: npt.NDArray[np.int64], array: Mask) -> npt.NDArray[np.int64]:

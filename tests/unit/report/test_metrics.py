@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 import surface_distance
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from surface_distance import lookup_tables
@@ -119,17 +120,46 @@ class TestKnownValues:
         row = score(prediction, reference, (2.0, 2.5, 4.0), SCHEMA, organs="liver")[0]
         assert (row.volume_ml, row.reference_ml) == (60 * 0.02, 125 * 0.02)
 
-    def test_tree_and_transform_find_the_same_distances(self, monkeypatch):
-        rng = np.random.default_rng(3)
-        a, b = blob(rng, (20, 16, 12), 1.0, 0.5), blob(rng, (20, 16, 12), 1.0, 0.7)
-        monkeypatch.setattr(metrics, "TREE_QUERY_COST_VOXELS", 0)
-        tree = surface_agreement(a, b, SPACING, 1.0)
-        monkeypatch.setattr(metrics, "TREE_QUERY_COST_VOXELS", 10**9)
-        transform = surface_agreement(a, b, SPACING, 1.0)
-        assert tree.nsd == transform.nsd
-        assert (tree.hd95_mm, tree.assd_mm) == pytest.approx(
-            (transform.hd95_mm, transform.assd_mm), abs=1e-12
-        )
+    @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+    def test_order_in_memory_does_not_matter(self, order):
+        rng = np.random.default_rng(5)
+        a, b = rng.integers(0, 4, (2, 9, 8, 7)).astype(np.uint8)
+        expected = score(a, b, SPACING, SCHEMA)
+        back = np.argsort(order)
+        turned = [np.ascontiguousarray(x.transpose(order)).transpose(back) for x in (a, b)]
+        assert turned[0].strides != a.strides or order == (0, 1, 2)
+        for found, row in zip(score(*turned, SPACING, SCHEMA), expected, strict=True):
+            assert astuple(found)[1:] == pytest.approx(astuple(row)[1:], rel=1e-12)
+
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        shape=st.tuples(*(st.integers(1, 40) for _ in range(3))),
+        spacing_mm=st.tuples(*(st.sampled_from([0.01, 0.5, 1.0, 3.0, 90.0]) for _ in range(3))),
+        share=st.sampled_from([0.0, 1e-3, 0.02, 0.6]),
+        tree=st.booleans(),
+    )
+    @settings(deadline=None)
+    def test_distances_are_those_of_a_transform(self, seed, shape, spacing_mm, share, tree):
+        """Near and far, however they are found."""
+        rng = np.random.default_rng(seed)
+        goal = rng.random(shape) < share
+        goal[tuple(rng.integers(0, shape))] = True
+        elements = rng.permutation(goal.size)[: goal.size // 3 + 1]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(metrics, "TREE_QUERY_COST_VOXELS", 0 if tree else 10**9)
+            found = metrics.distance_to(goal, elements, spacing_mm)
+        expected = ndimage.distance_transform_edt(~goal, sampling=spacing_mm).ravel()[elements]
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        shape=st.tuples(*(st.integers(0, 9) for _ in range(3))),
+        share=st.sampled_from([0.0, 0.01, 0.3]),
+    )
+    def test_boxes_are_those_of_a_search_everywhere(self, seed, shape, share):
+        rng = np.random.default_rng(seed)
+        classes = (rng.integers(1, 256, shape) * (rng.random(shape) < share)).astype(np.uint8)
+        assert metrics.boxes_of(classes) == ndimage.find_objects(classes, max_label=IGNORE)
 
     def test_neighbour_codes_of_one_voxel(self):
         codes = neighbour_codes(np.ones((1, 1, 1), dtype=bool))
