@@ -240,15 +240,17 @@ def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSch
     training, why_shift = _training("fine", recipe, fit.patch, recipe.batch, schema)
     stage = specs.Stage(
         name="fine",
-        roi=specs.DilatedForeground(of="coarse", radius_vox=radius),
+        roi=specs.DilatedForeground(of="coarse", radius_vox=radius, threshold=recipe.region_threshold),
         grid=specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.25),
         inputs=(specs.ImageInput(), specs.PriorInput(of="coarse")),
         network=fit.network,
         training=training,
     )
+    likely = recipe.region_threshold
+    found = "finds" if likely is None else f"gives a probability over {likely:g}"
     region = Reason(
         "fine region",
-        f"{recipe.region_margin_mm:g} mm ({radius:g} voxels) around all that the coarse stage finds",
+        f"{recipe.region_margin_mm:g} mm ({radius:g} voxels) around all that the coarse stage {found}",
         "the recipe's margin: room for what the coarse stage cuts off",
     )
     why_spacing = _why_spacing("fine", data, mm, recipe.fine_voxels)

@@ -521,6 +521,7 @@ class PlannedRecipe(Spec):
     max_channels: PositiveInt
     batch: PositiveInt
     region_margin_mm: NonNegative
+    region_threshold: Share | None = None
     learning_rate: PositiveFloat
     iterations: PositiveInt
 

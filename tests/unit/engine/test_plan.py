@@ -124,6 +124,7 @@ def test_region_margin_in_voxels_of_the_fine_grid() -> None:
     assert isinstance(fine.grid, FixedSpacing)
     margin_mm = fine.roi.radius_vox * float(np.mean(fine.grid.mm))
     assert margin_mm == pytest.approx(template().region_margin_mm, rel=0.01)
+    assert fine.roi.threshold == template().region_threshold == 0.2
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_reasons_give_the_recipe_s_numbers() -> None:
         assert told[f"{stage.name} network"].value.startswith(" ".join(map(str, network.channels)))
     fine = made.recipe.stages[1]
     assert isinstance(fine.roi, DilatedForeground)
-    assert f"12 mm ({fine.roi.radius_vox:g} voxels)" in told["fine region"].value
+    assert f"16 mm ({fine.roi.radius_vox:g} voxels)" in told["fine region"].value
     assert told["intensities"].value == "window -110 to 240 HU"
     assert "-110.2 and 240.4 HU" in told["intensities"].why
     assert told["median scan"].value == "512x512x200 voxels of 0.8x0.8x2 mm"
