@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+REVIEWED_FIRST = 3
+"""So many of a batch's least certain organs are named at its end."""
+
 
 @click.command(name="predict")
 @click.argument("scans", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -35,6 +38,13 @@ import click
     help="Also write every stage's own label map and region to OUT/stages, so that `evaluate` can say where "
     "errors come from. Takes more memory.",
 )
+@click.option("--dicom-seg", is_flag=True, help="Of DICOM series, also write <case>.seg.dcm: DICOM SEG.")
+@click.option("--rtstruct", is_flag=True, help="Of DICOM series, also write <case>.rtstruct.dcm: contours.")
+@click.option(
+    "--seg-nrrd",
+    is_flag=True,
+    help="Also write slicer/<case>.seg.nrrd: a segmentation for 3D Slicer, with names and colours.",
+)
 @click.option(
     "-v", "--verbose", is_flag=True, help="Tiles as they are computed; then seconds, FLOPs and memory."
 )
@@ -47,12 +57,17 @@ def command(
     max_ram: str | None,
     max_vram: str | None,
     keep_stages: bool,
+    dicom_seg: bool,
+    rtstruct: bool,
+    seg_nrrd: bool,
     verbose: bool,
 ) -> int:
     """Segment SCANS: NIfTI, NRRD or MHA files, folders of those, or folders and zips of DICOM series.
 
-    Writes <case>.nii.gz on each scan's own grid, summary.csv (one row per case and organ) and run.json
-    (seconds by step, tiles computed and skipped, FLOPs, peak memory). A scan that fails is named, the
+    Writes <case>.nii.gz on each scan's own grid, summary.csv (one row per case and organ), review.csv (the
+    same, what is least certain first) and run.json (seconds by step, tiles computed and skipped, FLOPs, peak
+    memory); names and colours of the values for 3D Slicer and ITK-SNAP in labels.ctbl and
+    labels.itksnap.txt. A scan that fails is named, the
     others are done, and the exit code is 1 (2 if none is left). While one scan is computed, the next is
     read and the last one written, unless memory is limited. A scan that would not fit is refused with
     what it would need.
@@ -67,12 +82,17 @@ def command(
     from zoomseg.engine.memory import Limits, free_ram, parse_bytes
     from zoomseg.engine.predict import Predictor
     from zoomseg.io import bundle
+    from zoomseg.io.dicom.results import DicomResult, require_series
     from zoomseg.io.files import writable_directory
     from zoomseg.io.scans import find_scans
     from zoomseg.report.run import segment_to_folder
+    from zoomseg.report.summary import OrganRow, least_certain
 
     notes: list[str] = []
     found = [scan for path in scans for scan in find_scans(path, notes.append)]
+    wanted = [(DicomResult.SEG, dicom_seg), (DicomResult.RTSTRUCT, rtstruct)]
+    dicom = [kind for kind, asked in wanted if asked]
+    require_series(found, dicom)
     ids = [scan.id for scan in found]
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:
@@ -86,15 +106,29 @@ def command(
     predictor = Predictor(trained, where, atlas_of, Limits(where, ram, vram), others)
     chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
     writable_directory(out)
+    rows: list[OrganRow] = []
     with display:
         for note in notes:
             display.warn(note)
         # One scan after the other where memory is counted: two that overlap would both have to fit.
         ahead = max_ram is None and max_vram is None
         failed = segment_to_folder(
-            found, out, predictor, chosen, display.settle, display.tell, ahead, keep_stages
+            found,
+            out,
+            predictor,
+            chosen,
+            display.settle,
+            display.tell,
+            ahead,
+            keep_stages,
+            dicom,
+            seg_nrrd,
+            rows.extend,
         )
     click.echo(f"{len(found) - len(failed)} of {len(found)} scans written to {out}")
+    if len(found) - len(failed) > 1:
+        for row in least_certain(rows)[:REVIEWED_FIRST]:
+            click.echo(f"review first: {row.case}, {row.organ}: confidence {row.confidence:.2f}")
     if not failed:
         return 0
     return 1 if len(failed) < len(found) else 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,9 @@ from zoomseg.engine import kept
 from zoomseg.engine.course import Progress
 from zoomseg.engine.meter import Meter, Usage
 from zoomseg.engine.predict import Predictor, Result
+from zoomseg.io.dicom.results import DicomResult, write_results
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, write_labels
+from zoomseg.io.slicer import write_segmentation
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,8 @@ def segment(
     tell: TellScan = silent,
     ahead: bool = True,
     keep_stages: bool = False,
+    dicom: Collection[DicomResult] = (),
+    slicer: bool = False,
 ) -> None:
     """Read, predict and write scans, to ``out/<case>.nii.gz``.
 
@@ -83,13 +87,17 @@ def segment(
             coming, one computed, one being written), else one.
         keep_stages: whether what every stage said is written, too (see ``engine.kept``). Its answers are then
             held as a whole.
+        dicom: what is written beside the label maps of scans that came as DICOM.
+        slicer: whether segmentations for 3D Slicer are written, too (see ``segmentation_path``).
 
     Raises:
         OutputError: a result cannot be written (the next one could not either).
         KeyboardInterrupt: at once, but for a result that is being written: it is written and settled.
     """
     with ThreadPoolExecutor(1, "zoomseg-write") as writer:
-        _Batch(iter(scans), out, predictor, settle, organs, tell, ahead, keep_stages, writer).run()
+        _Batch(
+            iter(scans), out, predictor, settle, organs, tell, ahead, keep_stages, dicom, slicer, writer
+        ).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +127,8 @@ class _Batch:
     tell: TellScan
     ahead: bool
     keep: bool
+    dicom: Collection[DicomResult]
+    slicer: bool
     writer: ThreadPoolExecutor
     coming: deque[Future[_Read]] = field(default_factory=deque)
     """At most one."""
@@ -195,6 +205,9 @@ class _Batch:
         scan, result, path = found.scan, found.result, result_path(self.out, found.scan)
         kept.forget(self.out, scan.id)
         write_labels(path, result.labels, like=scan.paths[0])
+        write_results(self.out, scan, result.labels, self.dicom, self.predictor.bundle.recipe.name)
+        if self.slicer:
+            write_segmentation(segmentation_path(self.out, scan), result.labels, self.organs)
         if self.keep:
             kept.write(self.out, scan, found.image.grid, self.predictor.bundle.recipe, result)
         write = time.perf_counter() - began
@@ -240,3 +253,9 @@ def _in_background(work: Callable[[], T]) -> Future[T]:
 def result_path(out: Path, scan: ScanInput) -> Path:
     """Where a scan's label map goes."""
     return out / f"{scan.id}.nii.gz"
+
+
+def segmentation_path(out: Path, scan: ScanInput) -> Path:
+    """Where a scan's segmentation for 3D Slicer goes: a folder of its own, as its suffix would make another
+    case of it among the label maps."""
+    return out / "slicer" / f"{scan.id}.seg.nrrd"

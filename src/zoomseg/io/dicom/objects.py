@@ -36,10 +36,12 @@ _PATIENT_AND_STUDY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
     *("StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription"),
 )
+_UID = r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+"
+_DATE = r"[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])"
 _FORMS: Mapping[str, str] = {
-    "PatientBirthDate": r"\d{8}",
-    "StudyDate": r"\d{8}",
-    "StudyTime": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
+    "PatientBirthDate": _DATE,
+    "StudyDate": _DATE,
+    "StudyTime": r"([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?",
     "PatientSex": r"[MFO]",
     "StudyID": r"[^\\]{1,16}",
     "AccessionNumber": r"[^\\]{1,16}",
@@ -66,17 +68,22 @@ def require_grid(labels: LabelMap, series: DicomSeries) -> None:
 
 def study_uid(series: DicomSeries) -> str:
     """The series' study; for files that lost it, one that is the same for all that is made of them."""
-    return series.study_uid or _derived_uid(series, "study")
+    return _valid(series.study_uid) or _derived_uid(series, "study")
 
 
 def series_uid(series: DicomSeries) -> str:
     """The series' own UID, or as ``study_uid``."""
-    return series.series_uid or _derived_uid(series, "series")
+    return _valid(series.series_uid) or _derived_uid(series, "series")
 
 
 def frame_of_reference_uid(series: DicomSeries) -> str:
     """What positions of the series are relative to, or as ``study_uid``."""
-    return series.frame_of_reference_uid or _derived_uid(series, "frame of reference")
+    return _valid(series.frame_of_reference_uid) or _derived_uid(series, "frame of reference")
+
+
+def _valid(uid: str | None) -> str:
+    """The UID, or nothing where it is none: a writer would refuse it, or a reader the whole file."""
+    return uid if uid and len(uid) <= 64 and re.fullmatch(_UID, uid) else ""
 
 
 def _derived_uid(series: DicomSeries, what: str) -> str:
@@ -117,9 +124,9 @@ def new_uid() -> str:
 
 
 def reference_item(series: DicomSeries, k: int) -> Dataset | None:
-    """Reference to the stored slice in plane k; None if that plane was interpolated or has no UID."""
+    """Reference to the stored slice in plane k; None if that plane was interpolated or has no (valid) UID."""
     stored = series.slices[k]
-    if stored is None or not stored.sop_uid:
+    if stored is None or not _valid(stored.sop_uid):
         return None
     item = Dataset()
     item.ReferencedSOPClassUID = UID(series.sop_class_uid)
@@ -132,7 +139,7 @@ def reference_item(series: DicomSeries, k: int) -> Dataset | None:
 def instance_items(series: DicomSeries) -> list[Dataset]:
     """References to all objects of the series, each once."""
     items = []
-    for uid in dict.fromkeys(uid for uid in series.slice_uids if uid):
+    for uid in dict.fromkeys(uid for uid in series.slice_uids if uid and _valid(uid)):
         item = Dataset()
         item.ReferencedSOPClassUID = UID(series.sop_class_uid)
         item.ReferencedSOPInstanceUID = UID(uid)
@@ -225,7 +232,7 @@ def require_frame(path: Path, frame_of_reference: str, series: DicomSeries) -> N
     Raises:
         ScanError: the frames of reference differ.
     """
-    mine = series.frame_of_reference_uid
+    mine = _valid(series.frame_of_reference_uid)
     if mine and frame_of_reference and mine != frame_of_reference:
         raise ScanError(
             f"{path}: drawn in frame of reference {frame_of_reference}, but series '{series.description}' "

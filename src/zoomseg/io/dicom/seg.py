@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
             )
         ],
     )
-    dataset.PatientName = objects.patient_and_study(series).PatientName
+    dataset.update(objects.patient_and_study(series))
     _refer(dataset, series)
     objects.save(dataset, path)
     return True
@@ -143,8 +143,8 @@ def _planes(series: DicomSeries) -> list[Dataset]:
     put right by ``_refer``: planes may be frames of one object, or interpolated."""
     position = objects.plane_positions(series.grid)
     spacing = series.grid.spacing_mm
-    first = objects.patient_and_study(series)
-    first.PatientName = ""  # highdicom would warn of names that it finds unlikely
+    # Of the patient nothing: highdicom would judge what it finds, and it is put in later.
+    first = objects.patient_and_study(replace(series, patient=()))
     planes = []
     for k in range(series.grid.shape[2]):
         plane = Dataset()

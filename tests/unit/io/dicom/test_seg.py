@@ -199,12 +199,15 @@ def test_headers_that_lack_what_they_should_have_are_no_obstacle(
     bare = dataclasses.replace(
         series,
         slices=nameless,
-        study_uid="",
-        series_uid="",
+        study_uid="not a UID",
+        series_uid="1." + "2" * 100,
         frame_of_reference_uid="",
         modality="",
         number=None,
-        patient=(("StudyDate", "yesterday"), ("PatientSex", "\\"), ("PatientName", "A\\B")),
+        patient=(
+            *(("StudyDate", "20261341"), ("PatientSex", "\\"), ("PatientName", "A\\B"), ("StudyTime", "99")),
+            *(("PatientBirthDate", "yesterday"), ("PatientID", "x" * 100), ("StudyID", "y" * 100)),
+        ),
     )
     path, labels = tmp_path / "case.seg.dcm", drawn_on(series.grid)
     write_seg(path, labels, bare, "", "")
