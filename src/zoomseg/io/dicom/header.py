@@ -198,7 +198,8 @@ def _kind(header: Dataset) -> str | None:
         return name if name != sop_class else f"object of unknown kind {sop_class[:64]}"
     if "LOCALIZER" in str(header.get("ImageType", "")).upper():
         return "localizer"
-    if header.get("SamplesPerPixel", 1) != 1:
+    samples = header.get("SamplesPerPixel")
+    if isinstance(samples, int) and samples != 1:
         return "colour image"
     placed = header.get("ImagePositionPatient") and header.get("ImageOrientationPatient")
     # Sizes come later in a file: without them, too, it is truncated, which is told elsewhere.
