@@ -51,7 +51,7 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @click.option("--folds", type=click.IntRange(min=2), help="Split the cases into so many folds ...")
 @click.option(
     "--fold",
-    metavar="N|all",
+    metavar="FOLD",
     default="0",
     show_default=True,
     callback=parse_fold,

@@ -18,8 +18,9 @@ from pathlib import Path
 from zoomseg.core.errors import ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.engine import transfer
+from zoomseg.engine.course import Network
 from zoomseg.engine.device import Device
-from zoomseg.engine.predict import Network, as_network, ready_network
+from zoomseg.engine.predict import as_network, ready_network
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dataset import Dataset

@@ -17,10 +17,10 @@ from torch.func import functional_call
 from zoomseg.core.geometry import Box
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.resample import resample_data
+from zoomseg.engine.course import Network
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import RunningDice
 from zoomseg.engine.patches import Batch, StageBatch
-from zoomseg.engine.predict import Network
 from zoomseg.engine.processes import ALONE, Processes
 from zoomseg.engine.schedule import Length, learning_rate_factor
 from zoomseg.networks import build as networks
