@@ -13,6 +13,8 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel
 
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
+from zoomseg.engine.batch import segmentation_path
+from zoomseg.io.scans import ScanInput
 from zoomseg.serve.guard import Access, Guard
 from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError, State
 from zoomseg.serve.organs import Organ, organs_of_result
@@ -37,6 +39,7 @@ class Result:
 RESULTS = (
     Result("labels.nii.gz", "application/gzip", "The label map, on the scan's own grid."),
     Result("scan.nii.gz", "application/gzip", "The scan, as NIfTI."),
+    Result("seg.nrrd", "application/octet-stream", "The same for 3D Slicer, with names and colours."),
     Result("summary.csv", "text/csv", "Volume, intensity, confidence and flags of every organ."),
     Result("run.json", "application/json", "Seconds by step, tiles, memory; label names and values."),
     Result("seg.dcm", "application/dicom", "DICOM SEG, if the scan came as DICOM."),
@@ -131,6 +134,8 @@ class Service:
                 return self.jobs.scan(job) if job.suffix == ".nii.gz" else out / name
             case "labels.nii.gz":
                 return out / f"{job.id}.nii.gz"
+            case "seg.nrrd":
+                return segmentation_path(out, ScanInput(job.id, ()))
             case _:
                 return out / f"{job.id}.{name}"
 

@@ -25,6 +25,7 @@ from zoomseg.serve.jobs import Step
 if TYPE_CHECKING:
     from zoomseg.engine.batch import Outcome
     from zoomseg.engine.predict import Predictor
+    from zoomseg.io.scans import ScanInput
 
 TELL_EVERY_SECONDS = 0.1
 READING = "reading"
@@ -181,14 +182,11 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         ZoomSegError: what else hinders.
     """
     from zoomseg.engine.batch import Done, Failed
-    from zoomseg.io.scans import find_scans, write_array
+    from zoomseg.io.dicom.results import DicomResult
+    from zoomseg.io.scans import write_array
     from zoomseg.report.run import segment_to_folder
 
-    found = find_scans(Path(task.scan))
-    if len(found) != 1:
-        names = ", ".join(scan.id for scan in found)
-        raise ScanError(f"{task.scan} holds {len(found)} scans ({names}); upload one series at a time")
-    out = Path(task.out)
+    scan, out = _one_scan(Path(task.scan)), Path(task.out)
 
     def settle(outcome: Outcome) -> None:
         match outcome:
@@ -199,9 +197,24 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
                     write_array(out / "scan.nii.gz", image.data[0].cpu().numpy(), image.grid)
 
     segment_to_folder(
-        [replace(found[0], id=task.case)],
+        [replace(scan, id=task.case)],
         out,
         predictor,
         progress=settle,
         tell=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
+        dicom=() if scan.dicom is None else tuple(DicomResult),
+        slicer=True,
     )
+
+
+def _one_scan(path: Path) -> ScanInput:
+    """The scan in an upload. Series that cannot be used, as localizers, do not count beside one that can."""
+    from zoomseg.io.dicom.finding import Refused
+    from zoomseg.io.scans import find_scans
+
+    found = find_scans(path)
+    usable = [scan for scan in found if not isinstance(scan.dicom, Refused)] or found[:1]
+    if len(usable) > 1:
+        names = ", ".join(scan.id for scan in usable)
+        raise ScanError(f"{path} holds {len(usable)} series ({names}); upload one at a time")
+    return usable[0]

@@ -85,15 +85,29 @@ class Scene extends Model {
     });
     this.known = new Map();
     this.told = told;
+    this.loaded = () => {};
     this.widget_manager = { get_model: async (id) => this.known.get(id) };
   }
   send({ event, data }) {
+    if (event === "image_loaded") this.loaded(data.id);
     this.told[event]?.(data);
   }
   command(type, ...data) {
     this.emit("msg:custom", { type, data }, []);
   }
-  show(volumes) {
+  // These volumes instead of those before, the first beneath the others; done when they can be seen.
+  async show(volumes) {
+    this.replace([]);
+    const last = volumes.at(-1).get("id");
+    const seen = new Promise((resolve, reject) => {
+      this.loaded = (id) => id === last && resolve();
+      // The front end loads in a promise of its own that nobody holds.
+      window.addEventListener("unhandledrejection", ({ reason }) => reject(reason), { once: true });
+    });
+    this.replace(volumes);
+    await seen;
+  }
+  replace(volumes) {
     this.known = new Map(volumes.map((volume) => [volume.get("id"), volume]));
     this.change(
       "volumes",

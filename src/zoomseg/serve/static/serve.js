@@ -7,6 +7,7 @@ const BUSY_MS = 700;
 const IDLE_MS = 5000;
 const DOWNLOADS = {
   "labels.nii.gz": "Label map (NIfTI)",
+  "seg.nrrd": "3D Slicer (.seg.nrrd)",
   "seg.dcm": "DICOM SEG",
   "rtstruct.dcm": "DICOM RTSTRUCT",
   "summary.csv": "Table (CSV)",

@@ -3,7 +3,8 @@
 import { createScene, Volume } from "./niivue-host.js";
 
 const MULTIPLANAR = 3;
-const VIEWS = { "Planes and 3D": MULTIPLANAR, Axial: 0, Coronal: 1, Sagittal: 2, "3D": 4 };
+const RENDER = 4;
+const VIEWS = { "Planes and 3D": MULTIPLANAR, Axial: 0, Coronal: 1, Sagittal: 2, "3D": RENDER };
 const GRID_LAYOUT = 2;
 const ALWAYS = 1;
 const OPACITY = 0.6;
@@ -135,11 +136,12 @@ function organTable(organs, update) {
   return { table: element("div", { class: "organs" }, buttons, table), first: colours(organs, shown) };
 }
 
-function viewButtons() {
+function viewButtons(image) {
   const group = element("div", { class: "views", role: "group", "aria-label": "View" });
   for (const [name, type] of Object.entries(VIEWS)) {
     const choose = () => {
       for (const other of group.children) other.setAttribute("aria-pressed", String(other === button));
+      image.change("opacity", type === RENDER ? 0 : 1); // in 3D the skin would hide the organs
       scene.change("opts", { sliceType: type });
       scene.command("draw_scene");
     };
@@ -173,6 +175,7 @@ async function theScene() {
       crosshairWidth: 1,
       isOrientCube: true,
       isNearestInterpolation: false,
+      isRadiologicalConvention: true,
       isResizeCanvas: true,
       dragAndDropEnabled: false,
       show3Dcrosshair: true,
@@ -209,10 +212,11 @@ export async function showViewer(place, { scan, labels, organs }, tell) {
     where.textContent = `${at} mm · ${number(grey ?? null, 1)} · ${names.get(label) ?? "no organ"}`;
   };
   const picture = element("div", { class: "picture" }, canvas);
-  const bar = element("div", { class: "bar" }, viewButtons(), opacitySlider(overlay), where);
+  const bar = element("div", { class: "bar" }, viewButtons(image), opacitySlider(overlay), where);
   place.replaceChildren(element("div", { class: "stage" }, bar, picture), list.table);
   const drawn = await theScene();
-  drawn.show([]);
-  drawn.show([image, overlay]);
+  await drawn.show([image, overlay]);
+  drawn.change("opts", { sliceType: MULTIPLANAR });
+  drawn.command("move_crosshair_in_vox", 0, 0, 0); // says where it is
   tell("");
 }
