@@ -156,6 +156,17 @@ def attribute_case(
     return out
 
 
+def read_region(folder: Path, case: str, organ: str, grid: Grid) -> Mask | None:
+    """``[I, J, K]`` on a case's canonical grid: where the stage that answers for an organ looked, by what a
+    ``stages`` folder says; None if everywhere, or if no stage answers for it.
+
+    Raises:
+        ScanError: a file is missing, damaged, or lies on another grid.
+    """
+    stages = _Stages(folder, case, kept.read(folder, case), grid)
+    return next((stages.region(answering) for answering, _ in stages.groups([organ])), None)
+
+
 class _Stages:
     """The files of a case in a ``stages`` folder."""
 

@@ -14,7 +14,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.engine import kept
 from zoomseg.io.dataset import Dataset
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
-from zoomseg.report.attribution import LOSSES, NOTHING, attribute_case
+from zoomseg.report.attribution import LOSSES, NOTHING, attribute_case, read_region
 from zoomseg.report.figures import overlay
 from zoomseg.report.html import Picture, render
 from zoomseg.report.metrics import OrganScore, score
@@ -69,11 +69,10 @@ def evaluate(
     reference = reference if isinstance(reference, Dataset) else Path(reference)
     pairs = find_pairs(predictions, reference, schema, images)
     writable_directory(out)
-    stages, missing = _kept_stages(predictions, pairs)
-    cases, failures = _score_all(pairs, tolerance_mm, stages, progress)
+    cases, failures = _score_all(pairs, tolerance_mm, progress)
     if not cases:
         raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
-    warnings = (*pairs.warnings, *missing)
+    warnings = (*pairs.warnings, *_without_stages(pairs))
     evaluation = Evaluation(pairs.organs, tolerance_mm, tuple(cases), tuple(failures), warnings)
     source = reference.root if isinstance(reference, Dataset) else reference
     about = {"predictions": str(predictions), "reference": str(source), **(provenance or {})}
@@ -100,14 +99,11 @@ def write_all(
 
 
 def _score_all(
-    pairs: Pairs, tolerance_mm: float, stages: Mapping[str, Path], progress: Progress | None
+    pairs: Pairs, tolerance_mm: float, progress: Progress | None
 ) -> tuple[list[CaseResult], list[Failure]]:
     done: dict[str, CaseResult | Failure] = {}
     with ThreadPoolExecutor(WORKERS) as pool:
-        waiting = {
-            pool.submit(_score_case, pairs, pair, tolerance_mm, stages.get(pair.id)): pair
-            for pair in pairs.pairs
-        }
+        waiting = {pool.submit(_score_case, pairs, pair, tolerance_mm): pair for pair in pairs.pairs}
         try:
             for future in as_completed(waiting):
                 case = waiting[future].id
@@ -124,15 +120,20 @@ def _score_all(
     )
 
 
-def _kept_stages(predictions: Path, pairs: Pairs) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """By case the folder of what its stages said, and a warning if only some cases have one."""
-    folder = predictions / kept.FOLDER
-    found = {pair.id: folder for pair in pairs.pairs if kept.json_path(folder, pair.id).is_file()}
-    without = {pair.id for pair in pairs.pairs} - set(found) if found else set()
-    return found, tuple(unmatched("errors not attributed, as their stages were not kept", without))
+def _stages_of(pair: Pair) -> Path | None:
+    """The folder of what the stages said, if it was kept."""
+    folder = pair.prediction.parent / kept.FOLDER
+    return folder if kept.json_path(folder, pair.id).is_file() else None
 
 
-def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float, stages: Path | None) -> CaseResult | Failure:
+def _without_stages(pairs: Pairs) -> list[str]:
+    """A warning if stages were kept of some cases only."""
+    without = {pair.id for pair in pairs.pairs if _stages_of(pair) is None}
+    some = len(without) < len(pairs.pairs)
+    return unmatched("errors not attributed, as their stages were not kept", without if some else set())
+
+
+def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float) -> CaseResult | Failure:
     try:
         prediction, reference = pairs.load(pair)
         scores = score(
@@ -143,6 +144,7 @@ def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float, stages: Path | No
             tolerance_mm,
             pair.organs,
         )
+        stages = _stages_of(pair)
         if stages is None:
             return CaseResult(pair.id, scores)
         return CaseResult(
@@ -169,12 +171,13 @@ def _picture(case: CaseResult, worst: OrganScore, pairs: Pairs, pair: Pair) -> P
         image = pairs.load_image(pair, reference)
     except ZoomSegError as error:
         note = f"Drawn without the scan: {error}"
-    c = pairs.drawn.class_of(worst.organ)
+    c, stages = pairs.drawn.class_of(worst.organ), _stages_of(pair)
     png = overlay(
         image.data[0].numpy() if image is not None else None,
         prediction.data.numpy() == c,
         reference.data.numpy() == c,
         reference.grid.spacing_mm,
+        read_region(stages, case.id, worst.organ, reference.grid) if stages is not None else None,
     )
     return Picture(case, worst, png, note)
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
@@ -26,6 +28,7 @@ Mask = npt.NDArray[np.bool_]
 REFERENCE_COLOUR = "#3fc1f2"
 PREDICTION_COLOUR = "#ff9d2e"
 AGREEMENT_COLOUR = "#e6ebef"
+REGION_COLOUR = "#f26d8d"
 _INK = "#1d2733"
 _MUTED = "#66727f"
 _ACCENT = "#1f6f8b"
@@ -71,12 +74,16 @@ def _png(figure: Figure, dpi: int) -> bytes:
 
 
 def overlay(
-    image: npt.NDArray[np.floating[Any]] | None, prediction: Mask, reference: Mask, spacing_mm: Vector3
+    image: npt.NDArray[np.floating[Any]] | None,
+    prediction: Mask,
+    reference: Mask,
+    spacing_mm: Vector3,
+    region: Mask | None = None,
 ) -> bytes:
     """Contours (above) and difference (below) of one organ in three planes through its centre.
 
-    Arrays are ``[I, J, K]`` on one RAS+ grid; at least one mask is not empty. Without an image the
-    contours are drawn on black.
+    Arrays are ``[I, J, K]`` on one RAS+ grid; prediction or reference is not empty. Without an image the
+    contours are drawn on black. ``region``: where the stage that answers for the organ looked.
     """
     centre = _centre(reference if reference.any() else prediction)
     window = _window(_in_planes(prediction | reference, centre), spacing_mm)
@@ -98,8 +105,10 @@ def overlay(
             _prepare(panel, plane, view)
             _draw_image(panel, grey, slices[0].shape, spacing, view)
             draw(panel, slices[0], slices[1], spacing)
+            if region is not None:
+                _contour(panel, _slice(region, plane, at), spacing, REGION_COLOUR, "dashed")
         axes[0][column].set_title(plane.name, color="#c9d2da", fontsize=12, pad=8)
-    _legend(figure)
+    _legend(figure, region is not None)
     return _png(figure, dpi=100)
 
 
@@ -195,10 +204,14 @@ def _draw_image(
 
 def _draw_contours(panel: Axes, prediction: Mask, reference: Mask, spacing: tuple[float, float]) -> None:
     for mask, colour in ((reference, REFERENCE_COLOUR), (prediction, PREDICTION_COLOUR)):
-        if mask.any():
-            padded = np.pad(mask, 1).astype(np.float32)  # so that a contour closes at the scan's border
-            x, y = ((np.arange(n) - 0.5) * s for n, s in zip(padded.shape, spacing, strict=True))
-            panel.contour(x, y, padded.T, levels=[0.5], colors=[colour], linewidths=1.6)
+        _contour(panel, mask, spacing, colour, "solid")
+
+
+def _contour(panel: Axes, mask: Mask, spacing: tuple[float, float], colour: str, style: str) -> None:
+    if mask.any():
+        padded = np.pad(mask, 1).astype(np.float32)  # so that a contour closes at the scan's border
+        x, y = ((np.arange(n) - 0.5) * s for n, s in zip(padded.shape, spacing, strict=True))
+        panel.contour(x, y, padded.T, levels=[0.5], colors=[colour], linewidths=1.6, linestyles=[style])
 
 
 def _draw_difference(panel: Axes, prediction: Mask, reference: Mask, spacing: tuple[float, float]) -> None:
@@ -215,14 +228,21 @@ def _draw_difference(panel: Axes, prediction: Mask, reference: Mask, spacing: tu
     )  # fmt: skip
 
 
-def _legend(figure: Figure) -> None:
-    entries = [
+def _legend(figure: Figure, region: bool) -> None:
+    entries: list[Artist] = [
         Patch(color=REFERENCE_COLOUR, label="reference (below: missed)"),
         Patch(color=PREDICTION_COLOUR, label="prediction (below: too much)"),
         Patch(color=AGREEMENT_COLOUR, alpha=0.6, label="below: both"),
     ]
+    if region:
+        entries.append(Line2D([], [], color=REGION_COLOUR, linestyle="dashed", label="region looked at"))
     figure.legend(
-        handles=entries, loc="lower center", ncols=3, frameon=False, labelcolor="#c9d2da", fontsize=11
+        handles=entries,
+        loc="lower center",
+        ncols=len(entries),
+        frameon=False,
+        labelcolor="#c9d2da",
+        fontsize=11,
     )
 
 

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -73,6 +73,18 @@ def test_contour_lies_on_the_voxel_edges(drawn):
     axial = drawn[0].axes[0]
     reference = axial.collections[0].get_paths()[0].vertices
     assert (reference.min(axis=0).tolist(), reference.max(axis=0).tolist()) == ([10.0, 20.0], [30.0, 40.0])
+
+
+def test_the_region_is_drawn_in_all_panels(drawn):
+    prediction, reference = masks()
+    region = np.zeros(SHAPE, dtype=bool)
+    region[8:35, 15:45, 2:10] = True
+    overlay(None, prediction, reference, SPACING, region)
+    for panel in drawn[0].axes:
+        assert to_hex(panel.collections[-1].get_edgecolor()[0]) == figures.REGION_COLOUR
+    axial = drawn[0].axes[0].collections[-1].get_paths()[0].vertices
+    assert (axial.min(axis=0).tolist(), axial.max(axis=0).tolist()) == ([8.0, 15.0], [35.0, 45.0])
+    assert "region looked at" in [text.get_text() for text in drawn[0].legends[0].get_texts()]
 
 
 def test_difference_shows_each_kind_of_voxel(drawn):
