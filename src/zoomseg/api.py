@@ -58,7 +58,7 @@ class Model:
         chosen = None if organs is None else self.schema.select(organs)
         found = self._predictor.predict(Case(name, volume), chosen)
         calibration = self._predictor.bundle.calibration
-        rows, _ = summed_up(name, found, volume, calibration, "all" if chosen is None else chosen)
+        rows = summed_up(name, found, volume, calibration, "all" if chosen is None else chosen)
         return Result(found.labels, self.schema, found.probabilities, rows, found.seconds)
 
 

@@ -179,23 +179,32 @@ def _train_all(dataset: Path, out: Path, count: int | None, wish: Job, device: s
 
 
 def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str) -> int:
-    """Predict and score the cases that were kept back; 1 if some could not be."""
+    """Predict and score the cases that were kept back, and learn from them what the model's confidence is
+    worth; 1 if some could not be."""
+    from dataclasses import replace
+
     from zoomseg.engine.device import resolve
     from zoomseg.engine.predict import Predictor
     from zoomseg.io import bundle
     from zoomseg.io.dataset import open_dataset
     from zoomseg.io.scans import ScanInput
+    from zoomseg.report.confidence import calibrate, scored
     from zoomseg.report.evaluate import evaluate
     from zoomseg.report.run import segment_to_folder
+    from zoomseg.report.summary import OrganRow
 
     kept_back = open_dataset(dataset).subset(held_back)
     folder = out / "validation"
     scans = [ScanInput(case.id, case.images) for case in kept_back.cases]
-    predictor = Predictor(bundle.load(out), resolve(device))
-    failed = segment_to_folder(scans, folder / "predictions", predictor, keep_stages=True)
+    model = bundle.load(out)
+    predictor = Predictor(replace(model, calibration=None), resolve(device))
+    rows: list[OrganRow] = []
+    failed = segment_to_folder(scans, folder / "predictions", predictor, keep_stages=True, hear=rows.extend)
     for case in failed:
         click.echo(f"failed: {case.case}: {case.reason}", err=True)
     log = out / "training" / "metrics.csv"
     scores = evaluate(folder / "predictions", kept_back, folder, training_log=log)
+    promised = {(row.case, row.organ): row.confidence for row in rows if row.confidence is not None}
+    bundle.save(replace(model, calibration=calibrate(scored(promised, scores))), out)
     click.echo(f"Validation: mean Dice {scores.mean['dice']:.3f}; {folder / 'report.html'}")
     return 1 if failed else 0

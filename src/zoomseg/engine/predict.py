@@ -34,8 +34,6 @@ class OrganSigns:
 
     own: Signs
     """Of the stage that answers for it."""
-    earlier: Signs | None
-    """Of the last stage before that, if that one found the organ, too."""
     cut: bool
     """Whether it reaches the end of where the stage looked, even if it looked farther."""
 
@@ -339,7 +337,6 @@ class _Said:
         self.records: list[StageRecord] = []
         self.signs: dict[str, OrganSigns] = {}
         """Of every organ, by the last stage that answered for it."""
-        self._latest: dict[str, Signs] = {}
 
     def hear(self, stage: Stage, labels: tuple[str, ...], done: _Pass) -> None:
         """What a stage found of its labels."""
@@ -350,8 +347,7 @@ class _Said:
             for organ in labels:
                 self.signs.pop(organ, None)
             for organ, own in signs.items():
-                self.signs[organ] = OrganSigns(own, self._latest.get(organ), organ in cut)
-        self._latest |= signs
+                self.signs[organ] = OrganSigns(own, organ in cut)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from zoomseg.core.geometry import Box
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import class_boxes
 from zoomseg.core.volume import LabelMap
-from zoomseg.io.files import atomic_path, write_text_atomic
+from zoomseg.io.files import atomic_path, writable_directory, write_text_atomic
 from zoomseg.io.scans import itk_image
 
 SUFFIX = ".seg.nrrd"
@@ -34,7 +34,7 @@ def write_segmentation(path: Path, labels: LabelMap, organs: Iterable[str] | Non
     """Write a label map as a segmentation of 3D Slicer, one segment per organ, on the scan's own grid.
 
     Args:
-        path: ends in ``.seg.nrrd``, by which 3D Slicer knows it.
+        path: ends in ``.seg.nrrd``, by which 3D Slicer knows it; its folder is made where needed.
         organs: those that are to be segments, also where they have no voxel; None: all of the schema.
 
     Raises:
@@ -51,6 +51,7 @@ def write_segmentation(path: Path, labels: LabelMap, organs: Iterable[str] | Non
     image = itk_image(labels.schema.decode(classes), labels.grid)
     for key, value in _header(labels.schema, chosen, boxes):
         image.SetMetaData(key, value)
+    writable_directory(path.parent)
     with atomic_path(path) as partial:
         try:
             sitk.WriteImage(image, str(partial), useCompression=True)

@@ -1,8 +1,8 @@
 """How sure a result is: an estimate of every organ's Dice, from what the prediction itself shows.
 
 What probabilities promise (``stage.signs``) is too good: a network is sure of its errors, too. How much so
-is learned from cases kept back, organ by organ, with weights for further signs that all organs share. With
-few cases the estimate stays near the promise, as both are drawn to it by a prior of a few observations.
+is learned from cases kept back. With few cases the estimate stays near the promise, and an organ's near that
+of all organs: both are drawn there by a prior that is worth a few observations.
 """
 
 from __future__ import annotations
@@ -15,42 +15,29 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize
 
-from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.engine.predict import OrganSigns, Result
-from zoomseg.io.calibration import Calibration, Sign, UsualVolume
-from zoomseg.report.measure import Found, measure
-from zoomseg.report.summary import MISSING, TOUCHES_SCAN_BORDER, OrganRow, organ_flags, organ_rows
+from zoomseg.core.volume import Volume
+from zoomseg.engine.predict import Result
+from zoomseg.io.calibration import Calibration
+from zoomseg.report.measure import measure
+from zoomseg.report.result import Evaluation
+from zoomseg.report.summary import OrganRow, organ_flags, organ_rows
 
-SIGNS: tuple[Sign, ...] = (
-    *("promised", "unsure", "earlier_promised", "resized", "odd_volume", "suspicious"),
-)
 _MOST = 0.99
-"""Dice beyond are taken for it, as logits of 0 and 1 are infinite; the same below."""
-_PRIOR_SHARED = 2.0
-_PRIOR_ORGAN = 2.0
-"""Precisions of the normal priors of what all organs share, and of each organ's own offset."""
-_LARGEST_RATIO = 4.0
-_USUAL_DEVIATIONS = 2.0
-_MOST_DEVIATIONS = 5.0
-_LEAST_CASES_OF_A_VOLUME = 5
+"""A Dice beyond is taken for it, and one below 0.01 for that: logits of 0 and 1 are infinite."""
+_SLOPE_PRECISION = 2.0
+_ORGAN_PRECISION = 2.0
+"""Of the normal priors of the slope, around 1, and of each organ's own offset, around 0."""
 
 FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What one organ of one case shows, in the order of ``SIGNS``."""
-
-    organ: str
-    signs: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Scored:
-    """An organ of a case kept back, and how well it was found."""
+    """An organ of a case kept back: the Dice that its probabilities promised, and the one that it got."""
 
     case: str
-    evidence: Evidence
+    organ: str
+    promised: float
     dice: float
 
 
@@ -60,78 +47,60 @@ def summed_up(
     image: Volume,
     calibration: Calibration | None,
     organs: Iterable[str] | str = "all",
-) -> tuple[list[OrganRow], list[Evidence]]:
-    """The rows of ``summary.csv`` of a case, one per organ in schema order; and what its organs showed.
+) -> list[OrganRow]:
+    """The rows of ``summary.csv`` of a case, one per organ in schema order.
 
     Raises:
         GeometryError: labels and image lie on different grids.
         LabelError: an organ that the schema does not know.
     """
-    labels: LabelMap = result.labels
-    chosen = labels.schema.select(organs)
-    found = measure(case_id, labels, image, chosen)
+    chosen = result.schema.select(organs)
+    found = measure(case_id, result.labels, image, chosen)
     cut = [organ for organ, signs in result.signs.items() if signs.cut]
-    flags = organ_flags(labels.schema, found, chosen, cut)
-    volumes = {} if calibration is None else calibration.volumes
-    shown = {
-        organ: _evidence(organ, signs, found[organ], flags[organ], volumes.get(organ))
-        for organ, signs in result.signs.items()
-        if organ in found
-    }
-    sure = {organ: estimated_dice(evidence, calibration) for organ, evidence in shown.items()}
-    return organ_rows(case_id, found, flags, sure), list(shown.values())
+    flags = organ_flags(result.schema, found, chosen, cut)
+    promised = {organ: dice for organ, dice in result.confidence.items() if organ in found}
+    return organ_rows(case_id, found, flags, estimated_dice(promised, calibration))
 
 
-def estimated_dice(evidence: Evidence, calibration: Calibration | None) -> float:
-    """Between 0 and 1; without a calibration, what the probabilities promise."""
+def estimated_dice(promised: Mapping[str, float], calibration: Calibration | None) -> dict[str, float]:
+    """By organ, 0 to 1; without a calibration, what the probabilities promise."""
     if calibration is None:
-        return _logistic(evidence.signs[SIGNS.index("promised")])
-    weighted = (calibration.weights.get(n, 0.0) * v for n, v in zip(SIGNS, evidence.signs, strict=True))
-    return _logistic(calibration.offset + calibration.organs.get(evidence.organ, 0.0) + math.fsum(weighted))
+        return dict(promised)
+    out = {}
+    for organ, dice in promised.items():
+        own = calibration.offset + calibration.organs.get(organ, 0.0)
+        out[organ] = float(_logistic(np.array(own + calibration.slope * float(_logit([dice])[0]))))
+    return out
 
 
-def _evidence(
-    organ: str, signs: OrganSigns, found: Found, flags: tuple[str, ...], usual: UsualVolume | None
-) -> Evidence:
-    promised = _logit(signs.own.expected_dice)
-    earlier, resized = 0.0, 0.0
-    if signs.earlier is not None:
-        earlier = _logit(signs.earlier.expected_dice) - promised
-        resized = min(abs(math.log(signs.own.volume_ml / signs.earlier.volume_ml)), math.log(_LARGEST_RATIO))
-    odd = 0.0
-    if usual is not None and not found.touches_scan_border:
-        deviations = abs(math.log(found.volume_ml) - usual.mean) / usual.deviation
-        odd = min(max(0.0, deviations - _USUAL_DEVIATIONS), _MOST_DEVIATIONS)
-    suspicious = float(len(set(flags) - {MISSING, TOUCHES_SCAN_BORDER}))
-    return Evidence(organ, (promised, signs.own.unsure, earlier, resized, odd, suspicious))
+def scored(promised: Mapping[tuple[str, str], float], scores: Evaluation) -> list[Scored]:
+    """The organs of which both the promise (by case and organ) and the Dice are known."""
+    return [
+        Scored(case.id, score.organ, promised[case.id, score.organ], score.dice)
+        for case in scores.cases
+        for score in case.scores
+        if (case.id, score.organ) in promised and math.isfinite(score.dice)
+    ]
 
 
-def calibrate(scored: Sequence[Scored], volumes: Mapping[str, UsualVolume]) -> Calibration | None:
+def calibrate(known: Sequence[Scored]) -> Calibration | None:
     """Learn from cases kept back; None if there are none.
 
-    Logistic regression on Dice by maximum a posteriori: the prior says that promises are kept (weight 1 for
-    ``promised``, 0 for all else), so that an organ seen in few cases is judged like the others.
+    Logistic regression on Dice by maximum a posteriori: the prior says that promises are kept but for one
+    offset, and that organs are alike.
     """
-    if not scored:
+    if not known:
         return None
-    organs = sorted({s.evidence.organ for s in scored})
-    signs = np.array([s.evidence.signs for s in scored])
-    own = np.array([[s.evidence.organ == organ for organ in organs] for s in scored], dtype=np.float64)
-    table = np.concatenate([np.ones((len(scored), 1)), signs, own], axis=1)
-    expected = np.zeros(table.shape[1])
-    expected[1 + SIGNS.index("promised")] = 1.0
-    shared = np.full(1 + len(SIGNS), _PRIOR_SHARED)
-    shared[0] = 0.0
-    precision = np.concatenate([shared, np.full(len(organs), _PRIOR_ORGAN)])
-    dice = np.clip([s.dice for s in scored], 1 - _MOST, _MOST)
-    fitted = _posterior_mode(table, dice, expected, precision)
-    return Calibration(
-        offset=float(fitted[0]),
-        weights={name: float(w) for name, w in zip(SIGNS, fitted[1:], strict=False)},
-        organs={organ: float(w) for organ, w in zip(organs, fitted[1 + len(SIGNS) :], strict=True)},
-        volumes=dict(volumes),
-        cases=len({s.case for s in scored}),
-    )
+    organs = sorted({k.organ for k in known})
+    own = np.array([[k.organ == organ for organ in organs] for k in known], dtype=np.float64)
+    table = np.column_stack([np.ones(len(known)), _logit([k.promised for k in known]), own])
+    expected = np.array([0.0, 1.0, *[0.0] * len(organs)])
+    precision = np.array([0.0, _SLOPE_PRECISION, *[_ORGAN_PRECISION] * len(organs)])
+    dice = np.clip([k.dice for k in known], 1 - _MOST, _MOST)
+    offset, slope, *offsets = _posterior_mode(table, dice, expected, precision).tolist()
+    cases = len({k.case for k in known})
+    by_organ = dict(zip(organs, offsets, strict=True))
+    return Calibration(offset=offset, slope=slope, organs=by_organ, cases=cases)
 
 
 def _posterior_mode(
@@ -140,32 +109,21 @@ def _posterior_mode(
     """Coefficients of a logistic regression on shares between 0 and 1, with independent normal priors."""
 
     def loss(weights: FloatArray) -> tuple[float, FloatArray]:
-        logit = table @ weights
-        off = weights - expected
-        value = np.logaddexp(0, logit) - share * logit
-        probability = 1 / (1 + np.exp(-np.clip(logit, -700, 700)))
-        slope = table.T @ (probability - share) + precision * off
-        return float(value.sum() + 0.5 * (precision * off**2).sum()), slope
+        logit, off = table @ weights, weights - expected
+        value = (np.logaddexp(0, logit) - share * logit).sum() + 0.5 * (precision * off**2).sum()
+        return float(value), table.T @ (_logistic(logit) - share) + precision * off
 
     found = optimize.minimize(loss, expected, jac=True, method="L-BFGS-B", options={"maxiter": 1000})
     mode: FloatArray = found.x
     return mode
 
 
-def usual_volumes(volumes_ml: Mapping[str, Sequence[float]]) -> dict[str, UsualVolume]:
-    """Of volumes by organ, all greater than 0; organs with too few are left out."""
-    usual = {}
-    for organ, values in volumes_ml.items():
-        logs = np.log(np.array(values, dtype=np.float64))
-        if len(logs) >= _LEAST_CASES_OF_A_VOLUME and logs.std() > 0:
-            usual[organ] = UsualVolume(mean=float(logs.mean()), deviation=float(logs.std(ddof=1)))
-    return usual
+def _logit(shares: Sequence[float]) -> FloatArray:
+    kept = np.clip(np.array(shares, dtype=np.float64), 1 - _MOST, _MOST)
+    logits: FloatArray = np.log(kept / (1 - kept))
+    return logits
 
 
-def _logit(share: float) -> float:
-    kept = min(max(share, 1 - _MOST), _MOST)
-    return math.log(kept / (1 - kept))
-
-
-def _logistic(value: float) -> float:
-    return 1 / (1 + math.exp(-value)) if value >= 0 else 1 - 1 / (1 + math.exp(value))
+def _logistic(values: FloatArray) -> FloatArray:
+    out: FloatArray = 1 / (1 + np.exp(-np.clip(values, -700, 700)))
+    return out

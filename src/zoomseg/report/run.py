@@ -16,18 +16,18 @@ from typing import Any
 from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND
 from zoomseg.engine import batch, kept
-from zoomseg.engine.batch import Done, Failed, Outcome, TellScan, result_path
+from zoomseg.engine.batch import Done, Failed, Outcome, TellScan, result_path, segmentation_path
 from zoomseg.engine.predict import Predictor
 from zoomseg.io.dicom.results import DicomResult, require_series
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.io.slicer import write_colour_tables
 from zoomseg.recipe.spec import Recipe
-from zoomseg.report.confidence import Evidence, summed_up
+from zoomseg.report.confidence import summed_up
 from zoomseg.report.summary import OrganRow, write_review, write_summary
 
-Hear = Callable[[Sequence[OrganRow], Sequence[Evidence]], None]
-"""Gets the rows of a scan, and what its organs showed of how well they were found."""
+Hear = Callable[[Sequence[OrganRow]], None]
+"""Gets the rows of a scan."""
 
 
 def segment_to_folder(
@@ -40,6 +40,7 @@ def segment_to_folder(
     ahead: bool = True,
     keep_stages: bool = False,
     dicom: Collection[DicomResult] = (),
+    slicer: bool = False,
     hear: Hear | None = None,
 ) -> tuple[Failed, ...]:
     """Segment scans into ``out`` with ``summary.csv``, ``review.csv`` and ``run.json``; the failed ones are
@@ -48,7 +49,7 @@ def segment_to_folder(
     Args:
         progress: told of every scan that is done with, in order, in the thread that writes.
         hear: before that, in the same thread.
-        tell, ahead, keep_stages, dicom: as in ``engine.batch.segment``.
+        tell, ahead, keep_stages, dicom, slicer: as in ``engine.batch.segment``.
 
     Raises:
         OutputError: ``out`` cannot be written, or a result would overwrite a scan or another result.
@@ -60,7 +61,7 @@ def segment_to_folder(
     schema = predictor.bundle.schema
     chosen = schema.names if organs is None else schema.select(organs)
     writable_directory(out)
-    _spare_files(scans, out, predictor.bundle.recipe if keep_stages else None, dicom)
+    _spare_files(scans, out, predictor.bundle.recipe if keep_stages else None, dicom, slicer)
     write_colour_tables(out, schema, chosen)
     rows: list[OrganRow] = []
     run = _header(predictor, chosen)
@@ -70,10 +71,10 @@ def segment_to_folder(
     def settle(outcome: Outcome) -> None:
         match outcome:
             case Done():
-                found, evidence, outcome = _summed_up(outcome, predictor, chosen)
+                found, outcome = _summed_up(outcome, predictor, chosen)
                 rows.extend(found)
                 if hear is not None:
-                    hear(found, evidence)
+                    hear(found)
                 run["cases"][outcome.case] = _account(outcome)
             case Failed():
                 failed.append(outcome)
@@ -85,12 +86,16 @@ def segment_to_folder(
         if progress is not None:
             progress(outcome)
 
-    batch.segment(scans, out, predictor, settle, chosen, tell, ahead, keep_stages, dicom)
+    batch.segment(scans, out, predictor, settle, chosen, tell, ahead, keep_stages, dicom, slicer)
     return tuple(failed)
 
 
 def _spare_files(
-    scans: Iterable[ScanInput], out: Path, recipe: Recipe | None, dicom: Collection[DicomResult]
+    scans: Iterable[ScanInput],
+    out: Path,
+    recipe: Recipe | None,
+    dicom: Collection[DicomResult],
+    slicer: bool,
 ) -> None:
     """No result may replace a scan or another result. ``recipe``: that of which the stages are kept."""
     scans = tuple(scans)
@@ -99,6 +104,7 @@ def _spare_files(
     for scan in scans:
         beside = [] if recipe is None else list(kept.paths(out, scan.id, recipe))
         beside += [kind.path(out, scan.id) for kind in dicom]
+        beside += [segmentation_path(out, scan)] if slicer else []
         for result in (result_path(out, scan), *beside):
             if _identity(result) in read:
                 raise OutputError(f"{result}: is the scan itself; choose another folder for the results")
@@ -132,16 +138,14 @@ def _header(predictor: Predictor, organs: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _summed_up(
-    done: Done, predictor: Predictor, organs: tuple[str, ...]
-) -> tuple[list[OrganRow], list[Evidence], Done]:
-    """The rows of a case, what its organs showed, and the case with the seconds that this took."""
+def _summed_up(done: Done, predictor: Predictor, organs: tuple[str, ...]) -> tuple[list[OrganRow], Done]:
+    """The rows of a case, and the case with the seconds that they took."""
     began = time.perf_counter()
-    rows, evidence = summed_up(done.case, done.result, done.image, predictor.bundle.calibration, organs)
+    rows = summed_up(done.case, done.result, done.image, predictor.bundle.calibration, organs)
     took = time.perf_counter() - began
     steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
     seconds = steps | {"summary": took, "total": done.seconds["total"] + took}
-    return rows, evidence, replace(done, seconds=seconds)
+    return rows, replace(done, seconds=seconds)
 
 
 def _account(done: Done) -> dict[str, Any]:

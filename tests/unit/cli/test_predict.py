@@ -354,3 +354,31 @@ def test_what_stages_said_tells_where_dice_is_lost(
     losses = [float(value) for column, value in left.items() if column.startswith("lost_")]
     assert sum(losses) == pytest.approx(1 - float(left["dice"]), abs=1e-5)
     assert float(left["lost_coarse"]) == 0
+
+
+def test_the_least_certain_of_several_scans_are_named(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s").mkdir()
+    for name, seed in (("a", 9), ("b", 10)):
+        write_image(tmp_path / "s" / f"{name}.nii.gz", tiny_case(seed)[0])
+    assert predict(tmp_path / "s", model, tmp_path / "out", "--seg-nrrd") == 0
+    with (tmp_path / "out" / "review.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted((r["case"], r["organ"]) for r in rows) == [
+        (case, f"{side} kidney") for case in "ab" for side in ("left", "right")
+    ]
+    sure = [float(r["confidence"]) for r in rows]
+    assert sure == sorted(sure)
+    said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("review first")]
+    assert said == [
+        f"review first: {r['case']}, {r['organ']}: confidence {float(r['confidence']):.2f}" for r in rows[:3]
+    ]
+    for name in "ab":
+        (labels, grid), (again, other) = (
+            read_label_values(tmp_path / "out" / file)
+            for file in (f"{name}.nii.gz", f"slicer/{name}.seg.nrrd")
+        )
+        assert np.array_equal(labels, again)
+        assert grid.same_as(other)
+    assert "3 left_kidney " in (tmp_path / "out" / "labels.ctbl").read_text()

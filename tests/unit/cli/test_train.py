@@ -65,6 +65,9 @@ def test_trains_and_scores_the_fold_kept_back(data: Path, recipe: Path, tmp_path
     (kept_back,) = model.provenance["validation_cases"]  # type: ignore[misc]
     assert (out / "validation" / "predictions" / f"{kept_back}.nii.gz").is_file()
     assert json.loads((out / "validation" / "summary.json").read_text())["cases"] == 1
+    assert model.calibration is not None
+    assert model.calibration.cases == 1
+    assert set(model.calibration.organs) <= set(model.schema.names)
     page = (out / "validation" / "report.html").read_text()
     assert "no prediction for" not in page
     assert "Where Dice is lost" in page

@@ -16,6 +16,7 @@ from zoomseg.core.errors import ModelError, OutputError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io import bundle, files
 from zoomseg.io.bundle import JSON, Bundle, find, load, save
+from zoomseg.io.calibration import Calibration
 from zoomseg.recipe.spec import AtlasSpec, Downsample, Recipe, Stage, Training, UNet3D, Window
 
 
@@ -59,6 +60,7 @@ def assert_same(a: Bundle, b: Bundle) -> None:
     assert a.schema == b.schema
     assert a.channel_names == b.channel_names
     assert a.provenance == b.provenance
+    assert a.calibration == b.calibration
     assert set(a.weights) == set(b.weights)
     for stage in a.weights:
         assert set(a.weights[stage]) == set(b.weights[stage])
@@ -69,6 +71,21 @@ def assert_same(a: Bundle, b: Bundle) -> None:
 def test_a_saved_model_comes_back_exactly(tmp_path: Path) -> None:
     save(make(), tmp_path / "model")
     assert_same(load(tmp_path / "model"), make())
+
+
+def test_a_calibration_comes_back_and_one_that_is_none_is_refused(tmp_path: Path) -> None:
+    known = Calibration(offset=-0.5, slope=0.9, organs={"liver": 0.1}, cases=5)
+    save(dataclasses.replace(make(), calibration=known), tmp_path / "model")
+    assert_same(load(tmp_path / "model"), dataclasses.replace(make(), calibration=known))
+    file = tmp_path / "model" / "model.json"
+    for key, value in (("slope", "1.0"), ("cases", 0), ("offset", float("nan")), ("more", 1)):
+        manifest = json.loads(file.read_text())
+        manifest["calibration"][key] = value
+        other = tmp_path / "other"
+        shutil.copytree(tmp_path / "model", other, dirs_exist_ok=True)
+        (other / "model.json").write_text(json.dumps(manifest))
+        with pytest.raises(ModelError, match=f"damaged .*calibration.{key}"):
+            load(other)
 
 
 def test_a_model_is_found_by_its_path_or_by_the_name_it_comes_with(
