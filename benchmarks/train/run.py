@@ -1,0 +1,209 @@
+"""ZoomSeg and nnU-Net v2 trained side by side: same cases, same device, same minutes, same score.
+
+    python benchmarks/train/run.py DATASET -o OUT --minutes M [--peers PYTHON] [--nnunet-memory GB]
+
+Every row is run in processes of its own, one after the other, and watched from outside. Writes OUT/table.md,
+results.json and plot.png; OUT/<row>/ has each row's model, label maps, scores and output. A later run with
+--only adds its rows to those that OUT has; one with --resume goes on with what was interrupted. README.md
+says how to set up the peers.
+"""
+
+from __future__ import annotations
+
+# Nothing large here: a child's peak of memory begins with that of whoever started it (see watch).
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+from results import Setting, read_results, write_results
+from sides import (
+    HERE,
+    Contest,
+    Row,
+    RowError,
+    complaint,
+    environment,
+    failed,
+    nnunet,
+    processor,
+    zoomseg,
+)
+
+NAMES = ("zoomseg", "nnunet", "nnunet-small")
+RAW = Path("nnUNet_raw") / "Dataset001_benchmark"
+FREE_SHARE = 0.9
+"""Of the memory that is free at the start, what a row may hold."""
+
+
+def main() -> None:
+    parser = _parser()
+    options = parser.parse_args()
+    names = _names(parser, options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (options.out / name).exists() and not options.resume:
+            parser.error(f"{options.out / name} is there already; remove it, give --resume or another folder")
+    facts = _converted(parser, options, for_nnunet=names != ["zoomseg"])
+    setting = _setting(options, facts)
+    rows = _earlier(parser, options.out, setting, [] if options.resume else names)
+    contest = _contest(options, facts)
+    for name in names:
+        if any(row.name == name for row in rows):
+            continue
+        print(f"{name} ...", flush=True)
+        rows.append(_run(contest, name, options.nnunet_memory))
+        rows.sort(key=lambda row: NAMES.index(row.name))
+        write_results(setting, rows, options.out)
+    print((options.out / "table.md").read_text(encoding="utf-8"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("dataset", type=Path)
+    add("-o", "--out", type=Path, required=True)
+    add("--minutes", type=_positive, required=True, help="of each row, planning and preprocessing included")
+    add("--folds", type=int, default=5)
+    add("--fold", type=int, default=0, help="the one that is kept back")
+    add("--peers", type=Path, help="the Python that has nnU-Net")
+    add("--nnunet-memory", type=_positive, metavar="GB", help="a further row planned for so much GPU memory")
+    add("--only", help=f"rows, separated by commas: {', '.join(NAMES)}")
+    add("--zoomseg", type=Path, metavar="MODEL", help="trained before on this fold: only predict and score")
+    add("--resume", action="store_true", help="go on with rows that were interrupted")
+    add("--threads", type=int, default=os.cpu_count())
+    add("--device", default="cpu", choices=("cpu", "cuda"))
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
+    return value
+
+
+_positive.__name__ = "positive number"  # what argparse calls it in its complaint
+
+
+def _names(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    """The rows that are wanted, in their order; ends the program where they cannot be had."""
+    possible = NAMES[: 1 if options.peers is None else 2 if options.nnunet_memory is None else 3]
+    names = options.only.split(",") if options.only else list(possible)
+    if unknown := sorted(set(names) - set(NAMES)):
+        parser.error(f"no row '{unknown[0]}'; allowed: {', '.join(NAMES)}")
+    wanted = [name for name in NAMES if name in names]
+    if options.threads < 1:
+        parser.error(f"--threads {options.threads}: one or more")
+    if wanted == ["zoomseg"]:
+        return wanted
+    if options.peers is None:
+        parser.error(f"row '{wanted[-1]}' needs --peers, the Python that has nnU-Net")
+    if "nnunet-small" in wanted and options.nnunet_memory is None:
+        parser.error("row 'nnunet-small' needs --nnunet-memory, the GB that it is planned for")
+    _check_peers(parser, options.peers)
+    return wanted
+
+
+def _check_peers(parser: argparse.ArgumentParser, peers: Path) -> None:
+    try:
+        found = subprocess.run([peers, "-c", "import nnunetv2"], capture_output=True, check=False)
+    except OSError as error:
+        parser.error(f"--peers {peers}: cannot be run ({error.strerror})")
+    if found.returncode != 0:
+        parser.error(f"--peers {peers}: has no package nnunetv2; README.md says how to set it up")
+
+
+def _converted(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, for_nnunet: bool
+) -> dict[str, Any]:
+    """The data set's name, organs and fold, after it was laid out for nnU-Net."""
+    command = [sys.executable, str(HERE / "convert.py"), str(options.dataset), "-o", str(options.out / RAW)]
+    command += ["--folds", str(options.folds), "--fold", str(options.fold)]
+    command += ["--for-nnunet"] if for_nnunet else []
+    env = environment(options.threads)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    if result.returncode != 0:
+        parser.error(complaint(result))
+    facts: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    return facts
+
+
+def _setting(options: argparse.Namespace, facts: dict[str, Any]) -> Setting:
+    machine = f"{processor()}, {psutil.virtual_memory().total / 1024**3:.0f} GB"
+    named = {"--minutes": f"{options.minutes:g}", "--folds": options.folds, "--fold": options.fold}
+    named |= {"--threads": options.threads, "--device": options.device}
+    if options.zoomseg is not None:
+        named["--zoomseg"] = "MODEL"
+    if options.peers is not None:
+        named["--peers"] = "PEERS/bin/python"
+    if options.nnunet_memory is not None:
+        named["--nnunet-memory"] = f"{options.nnunet_memory:g}"
+    arguments = " ".join(f"{name} {value}" for name, value in named.items())
+    return Setting(
+        data_set=facts["name"],
+        training=len(facts["training"]),
+        held_back=tuple(facts["held_back"]),
+        minutes=options.minutes,
+        machine=machine,
+        device=options.device,
+        threads=options.threads,
+        command=f"python benchmarks/train/run.py {options.dataset.resolve().name} -o OUT {arguments}",
+    )
+
+
+def _earlier(parser: argparse.ArgumentParser, out: Path, setting: Setting, again: list[str]) -> list[Row]:
+    """Rows that an earlier run finished, without those that are run ``again``."""
+    try:
+        found = read_results(out)
+    except ValueError as error:
+        parser.error(str(error))
+    if found is None:
+        return []
+    if not setting.agrees(found[0]):
+        parser.error(f"{out} has rows of another data set, fold, time or machine; choose another folder")
+    return [row for row in found[1] if row.failure is None and row.name not in again]
+
+
+def _contest(options: argparse.Namespace, facts: dict[str, Any]) -> Contest:
+    out = options.out.resolve()
+    return Contest(
+        dataset=options.dataset.resolve(),
+        raw=out / RAW,
+        held_back=tuple(facts["held_back"]),
+        out=out,
+        seconds=60 * options.minutes,
+        folds=options.folds,
+        fold=options.fold,
+        threads=options.threads,
+        device=options.device,
+        peers=options.peers,
+        resume=options.resume,
+        model=options.zoomseg and options.zoomseg.resolve(),
+        limit_mb=FREE_SHARE * psutil.virtual_memory().available / 1024**2,
+    )
+
+
+def _run(contest: Contest, name: str, memory_gb: float | None) -> Row:
+    """One row, or why it came to no result."""
+    title = {"zoomseg": "ZoomSeg", "nnunet": "nnU-Net"}.get(name, f"nnU-Net, {memory_gb or 0:g} GB plan")
+    side: Callable[[], Row] = partial(zoomseg, contest, name, title)
+    if name != "zoomseg":
+        side = partial(nnunet, contest, name, title, memory_gb if name == "nnunet-small" else None)
+    try:
+        row = side()
+    except (RowError, OSError, ValueError, KeyError) as error:
+        row = failed(name, title, str(error) or type(error).__name__)
+    print(f"  {row.failure or f'mean Dice {row.mean_dice:.3f}, {row.minutes:.1f} minutes'}", flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The training benchmark: how its table reads, and under which conditions rows stand in one.
+
+Its rows train for minutes, and nnU-Net's need an environment of their own: they are not run here.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "train"
+sys.path.insert(0, str(BENCHMARK))
+
+import results  # noqa: E402
+import sides  # noqa: E402
+
+SETTING = results.Setting("tiny", 3, ("case_3",), 1.5, "a machine", "cpu", 1, "run.py tiny --only zoomseg")
+FAILED = sides.failed("nnunet", "nnU-Net", "ended by signal 9")
+
+
+def test_columns_are_rows_with_their_dice(tmp_path: Path) -> None:
+    ours, theirs = (
+        replace(FAILED, name=name, title=name, failure=None, dice=dict(dice), mean_dice=mean, steps=2500)
+        for name, dice, mean in (
+            ("zoomseg", {"liver": 0.95, "spleen": 0.9}, 0.925),
+            ("nnunet", {"liver": 0.5, "spleen": None}, 0.5),
+        )
+    )
+    results.write_results(SETTING, [ours, theirs], tmp_path)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert "tiny: 3 cases to train, 1 kept back (case_3). 1.5 minutes each" in lines[2]
+    assert {"| liver | 0.950 | 0.500 |", "| spleen | 0.900 |  |", "| **mean** | **0.925** | **0.500** |"} <= {
+        *lines
+    }
+    assert "| optimiser steps | 2,500 | 2,500 |" in lines
+    assert results.read_results(tmp_path) == (SETTING, [ours, theirs])
+
+
+def test_a_row_that_failed_has_no_column_but_its_reason() -> None:
+    text = results.markdown(SETTING, [FAILED])
+    assert "**nnU-Net**" in text and "came to no result: ended by signal 9." in text
+    assert "| **mean** |  |" in text
+
+
+def test_rows_come_together_only_under_the_same_conditions(tmp_path: Path) -> None:
+    results.write_results(SETTING, [FAILED], tmp_path)
+    assert results.read_results(tmp_path) == (SETTING, [FAILED])
+    assert SETTING.agrees(replace(SETTING, command="run.py tiny --only nnunet"))
+    assert not SETTING.agrees(replace(SETTING, minutes=2))
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match="not results of this benchmark"):
+        results.read_results(tmp_path)
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 3), (64, sides.MOST_WORKERS)])
+def test_nnunet_gets_a_worker_for_every_core_but_that_of_the_training(threads: int, workers: int) -> None:
+    assert sides.data_workers(threads) == workers
