@@ -41,7 +41,8 @@ def test_columns_are_rows_with_their_dice(tmp_path: Path) -> None:
 
 def test_a_row_that_failed_has_no_column_but_its_reason() -> None:
     text = results.markdown(SETTING, [FAILED])
-    assert "**nnU-Net**" in text and "came to no result: ended by signal 9." in text
+    assert "- **nnU-Net**" in text
+    assert "came to no result: ended by signal 9." in text
     assert "| **mean** |  |" in text
 
 
