@@ -131,10 +131,19 @@ class Jobs:
         self._steps: dict[str, Step] = {}
         self._changed = threading.Condition()
         self._jobs: dict[str, Job] = {}
-        for job in sorted(_stored(self._folder), key=lambda job: (job.created, job.id)):
-            self._jobs[job.id] = job
-            if job.state is State.RUNNING:
-                self._put(job, State.INTERRUPTED, "the server stopped while this ran; upload the scan again")
+        try:
+            self._recover()
+        except OutputError:
+            self.close()
+            raise
+
+    def _recover(self) -> None:
+        with self._changed:
+            for job in sorted(_stored(self._folder), key=lambda job: (job.created, job.id)):
+                self._jobs[job.id] = job
+                if job.state is State.RUNNING:
+                    why = "the server stopped while this ran; upload the scan again"
+                    self._put(job, State.INTERRUPTED, why)
 
     def close(self) -> None:
         """Let another server use the folder."""

@@ -1,0 +1,127 @@
+"""A server without sockets and without networks: a client, and a worker that does what it is told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from fastapi.testclient import TestClient
+
+from tiny import tiny_case
+from zoomseg.io.files import write_json_atomic
+from zoomseg.io.scans import write_image, write_labels
+from zoomseg.serve.app import ModelView, Service, create_app
+from zoomseg.serve.guard import Access, access
+from zoomseg.serve.jobs import Jobs, Step
+from zoomseg.serve.runner import Runner
+from zoomseg.serve.worker import Task, WorkerDiedError
+
+MODEL = ModelView(
+    name="tiny",
+    recipe="tiny",
+    organs=["left kidney", "right kidney"],
+    stages=["coarse", "fine"],
+    channels=["CT"],
+)
+LOCAL = access("127.0.0.1", (), None)
+SUMMARY = (
+    "case,organ,volume_ml,mean_intensity,confidence,flags\n"
+    "{case},left kidney,1.5,70.0,0.93,touches_border\n{case},right kidney,0.0,,,missing\n"
+)
+
+
+class ScriptedWorker:
+    """Waits in every task until it is let go; a scan that holds ``bad`` fails, ``fatal`` kills it."""
+
+    def __init__(self, go: threading.Event) -> None:
+        self._go = go
+        self._killed = threading.Event()
+        self.tasks: list[Task] = []
+
+    def run(self, task: Task, tell: Callable[[Step], None]) -> str | None:
+        self.tasks.append(task)
+        tell(Step("coarse", 1, 4))
+        while not self._go.wait(0.01):
+            if self._killed.is_set():
+                raise WorkerDiedError("killed")
+        content = Path(task.scan).read_bytes()
+        if content == b"fatal":
+            raise WorkerDiedError("the process that segments ended by signal 11")
+        if content == b"bad":
+            return "the scan: damaged"
+        write_results(Path(task.out), task.case)
+        return None
+
+    def kill(self) -> None:
+        self._killed.set()
+
+
+def write_results(out: Path, case: str) -> None:
+    """What a prediction leaves."""
+    out.mkdir()
+    write_labels(out / f"{case}.nii.gz", tiny_case(0)[1])
+    (out / "summary.csv").write_text(SUMMARY.format(case=case))
+    labels = {"background": 0, "left kidney": 3, "right kidney": 7}
+    write_json_atomic(out / "run.json", {"labels": labels, "cases": {}})
+
+
+def scan_bytes(folder: Path) -> bytes:
+    """A small scan as NIfTI."""
+    write_image(folder / "small.nii.gz", tiny_case(0)[0])
+    return (folder / "small.nii.gz").read_bytes()
+
+
+class Server:
+    """Everything behind a client."""
+
+    def __init__(self, folder: Path, waiting: int, max_upload: int, who: Access) -> None:
+        self.go = threading.Event()
+        self.workers: list[ScriptedWorker] = []
+        self.jobs = Jobs(folder, waiting)
+        self.runner = Runner(self.jobs, {"tiny": Path("/models/tiny")}, self._start_worker)
+        service = Service(self.jobs, self.runner, {"tiny": MODEL}, max_upload)
+        self.client = TestClient(create_app(service, who), base_url="http://127.0.0.1:8000")
+
+    def _start_worker(self) -> ScriptedWorker:
+        self.workers.append(ScriptedWorker(self.go))
+        return self.workers[-1]
+
+    def post(self, content: bytes, name: str = "a.nii.gz") -> str:
+        """The id of a new job."""
+        answer = self.client.post("/jobs", params={"name": name}, content=content)
+        assert answer.status_code == 201, answer.text
+        job_id: str = answer.json()["id"]
+        return job_id
+
+    def wait(self, job_id: str, *states: str) -> dict[str, object]:
+        """The job once it is in one of these states."""
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            job: dict[str, object] = self.client.get(f"/jobs/{job_id}").json()
+            if job["state"] in states:
+                return job
+            time.sleep(0.01)
+        raise AssertionError(job)
+
+
+@contextmanager
+def serving(
+    folder: Path, waiting: int = 8, max_upload: int = 10**6, who: Access = LOCAL
+) -> Iterator[Server]:
+    """A server that runs until the end."""
+    server = Server(folder, waiting, max_upload, who)
+    server.runner.start()
+    try:
+        yield server
+    finally:
+        server.runner.stop()
+        server.jobs.close()
+
+
+def noise(count: int) -> bytes:
+    """Bytes that are no scan."""
+    return np.random.default_rng(0).bytes(count)

@@ -1,0 +1,160 @@
+"""The HTTP interface: jobs from upload to results, and everything that is refused."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from served import Server, noise, scan_bytes, serving
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path / "jobs") as running:
+        yield running
+
+
+def test_a_scan_becomes_labels_and_a_table(server: Server, tmp_path: Path) -> None:
+    content = scan_bytes(tmp_path)
+    made = server.client.post("/jobs", params={"name": "dir/../Zoë 1.nii.gz"}, content=content)
+    assert made.status_code == 201
+    job_id = made.json()["id"]
+    assert made.json()["name"] == "Zoë 1.nii.gz"
+    running = server.wait(job_id, "running")
+    while running["stage"] is None:
+        running = server.wait(job_id, "running")
+    assert (running["stage"], running["progress"], running["stages"]) == (
+        "coarse",
+        0.25,
+        ["reading", "coarse", "fine"],
+    )
+    assert server.client.get(f"/jobs/{job_id}/labels.nii.gz").status_code == 409
+    server.go.set()
+    done = server.wait(job_id, "finished")
+    assert done["results"] == ["labels.nii.gz", "scan.nii.gz", "summary.csv", "run.json"]
+    assert done["error"] is None
+    assert server.client.get(f"/jobs/{job_id}/scan.nii.gz").content == content
+    labels = server.client.get(f"/jobs/{job_id}/labels.nii.gz")
+    assert "Zo%C3%AB%201.labels.nii.gz" in labels.headers["content-disposition"]
+    values = nib.Nifti1Image.from_bytes(gzip.decompress(labels.content)).dataobj
+    assert set(np.unique(np.asarray(values))) == {0, 3, 7}
+    assert server.client.get(f"/jobs/{job_id}/summary.csv").text.startswith("case,organ,")
+    assert server.client.get(f"/jobs/{job_id}/run.json").json()["labels"]["left kidney"] == 3
+    assert server.client.get(f"/jobs/{job_id}/seg.dcm").status_code == 404
+    organs = server.client.get(f"/jobs/{job_id}/organs").json()
+    assert [(o["name"], o["value"], o["volume_ml"], o["confidence"], o["flags"]) for o in organs] == [
+        ("left kidney", 3, 1.5, 0.93, ["touches_border"]),
+        ("right kidney", 7, 0.0, None, ["missing"]),
+    ]
+    assert [job["id"] for job in server.client.get("/jobs").json()] == [job_id]
+
+
+def test_uploaded_names_are_no_paths(server: Server, tmp_path: Path) -> None:
+    job_id = server.post(b"x", "../../../evil.nii.gz")
+    server.client.delete(f"/jobs/{job_id}")
+    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == {"jobs/.lock", f"jobs/{job_id}/job.json", f"jobs/{job_id}/scan.nii.gz"}
+    assert server.client.get(f"/jobs/{job_id}").json()["name"] == "evil.nii.gz"
+
+
+def test_a_scan_that_cannot_be_used_fails_with_its_reason(server: Server) -> None:
+    server.go.set()
+    job = server.wait(server.post(b"bad"), "failed")
+    assert (job["error"], job["results"]) == ("the scan: damaged", [])
+
+
+def test_a_worker_that_dies_fails_its_job_and_the_next_one_goes_on(server: Server) -> None:
+    server.go.set()
+    first, second = server.post(b"fatal"), server.post(b"good")
+    assert server.wait(first, "failed")["error"] == "the process that segments ended by signal 11"
+    server.wait(second, "finished")
+    assert [len(worker.tasks) for worker in server.workers] == [1, 1]
+
+
+def test_cancelling_a_running_job_lets_the_next_one_go_on(server: Server) -> None:
+    first, second, third = (server.post(b"good") for _ in range(3))
+    server.wait(first, "running")
+    assert server.client.get(f"/jobs/{third}").json()["ahead"] == 2
+    assert server.client.delete(f"/jobs/{first}").status_code == 204
+    assert server.client.delete(f"/jobs/{second}").status_code == 204
+    server.go.set()
+    server.wait(third, "finished")
+    states = {job["id"]: job["state"] for job in server.client.get("/jobs").json()}
+    assert states == {first: "cancelled", second: "cancelled", third: "finished"}
+
+
+def test_deleting_a_job_that_has_ended_deletes_its_files(server: Server, tmp_path: Path) -> None:
+    server.go.set()
+    job_id = server.post(b"good")
+    server.wait(job_id, "finished")
+    assert server.client.delete(f"/jobs/{job_id}").status_code == 204
+    assert server.client.get(f"/jobs/{job_id}").status_code == 404
+    assert [p.name for p in (tmp_path / "jobs").iterdir()] == [".lock"]
+
+
+def test_the_server_answers_while_a_job_runs(server: Server) -> None:
+    server.wait(server.post(b"good"), "running")
+    began = time.perf_counter()
+    assert server.client.get("/").status_code == 200
+    assert server.client.get("/models").json()[0]["organs"] == ["left kidney", "right kidney"]
+    assert time.perf_counter() - began < 5
+
+
+def test_what_is_too_large_is_refused_announced_or_not(tmp_path: Path) -> None:
+    with serving(tmp_path / "jobs", max_upload=1000) as server:
+        announced = server.client.post("/jobs?name=a.nii", content=noise(1001))
+        assert announced.status_code == 413
+        assert "--max-upload" in announced.json()["detail"]
+        pieces = iter([noise(600), noise(600)])
+        assert server.client.post("/jobs?name=a.nii", content=pieces).status_code == 413
+        assert server.client.get("/jobs").json() == []
+        assert [p.name for p in (tmp_path / "jobs").iterdir()] == [".lock"]
+        assert server.client.post("/jobs?name=a.nii", content=noise(1000)).status_code == 201
+
+
+def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
+    with serving(tmp_path / "jobs", waiting=1) as server:
+        server.wait(server.post(b"good"), "running")
+        server.post(b"good")
+        refused = server.client.post("/jobs?name=a.nii.gz", content=b"good")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
+
+
+@pytest.mark.parametrize(
+    ("query", "content", "status", "words"),
+    [
+        ("name=notes.txt", b"x", 415, "'notes.txt' is not a scan"),
+        ("name=detached.mhd", b"x", 415, ".zip"),
+        ("name=a.nii", b"", 415, "empty"),
+        ("name=a.nii&model=liver", b"x", 404, "there are: tiny"),
+    ],
+)
+def test_what_is_no_scan_is_refused(
+    server: Server, query: str, content: bytes, status: int, words: str
+) -> None:
+    answer = server.client.post(f"/jobs?{query}", content=content)
+    assert answer.status_code == status
+    assert words in answer.json()["detail"]
+    assert server.client.get("/jobs").json() == []
+
+
+@pytest.mark.parametrize("job_id", ["0" * 16, "..%2f..", "a"])
+def test_an_unknown_job_is_not_found(server: Server, job_id: str) -> None:
+    for path in ("", "/labels.nii.gz", "/organs"):
+        assert server.client.get(f"/jobs/{job_id}{path}").status_code == 404
+    assert server.client.delete(f"/jobs/{job_id}").status_code == 404
+
+
+def test_the_interface_describes_itself_and_nothing_loads_from_elsewhere(server: Server) -> None:
+    paths = server.client.get("/openapi.json").json()["paths"]
+    assert set(paths["/jobs"]) == {"get", "post"}
+    assert set(paths["/jobs/{job_id}"]) == {"get", "delete"}
+    assert "application/octet-stream" in paths["/jobs"]["post"]["requestBody"]["content"]
+    assert "/jobs/{job_id}/rtstruct.dcm" in paths
+    assert server.client.get("/docs").status_code == server.client.get("/redoc").status_code == 404

@@ -1,0 +1,128 @@
+"""Jobs on disk: what a restart finds, and what a damaged folder says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zoomseg.core.errors import OutputError, ScanError
+from zoomseg.serve.jobs import Jobs, QueueFullError, State, Step, shown_name, upload_suffix
+
+
+def add(jobs: Jobs, name: str = "a.nii.gz") -> str:
+    with jobs.arriving(name, "tiny") as (job, path):
+        path.write_bytes(b"scan")
+    return job.id
+
+
+def state(jobs: Jobs, job_id: str) -> State:
+    found = jobs.find(job_id)
+    assert found is not None
+    return found.state
+
+
+def test_after_a_restart_finished_jobs_stay_the_running_one_is_marked_and_queued_ones_wait(
+    tmp_path: Path,
+) -> None:
+    jobs = Jobs(tmp_path, 8)
+    done, ran, waits = add(jobs), add(jobs), add(jobs)
+    for expected in (done, ran):
+        taken = jobs.take(0)
+        assert taken is not None
+        assert taken.id == expected
+        if expected == done:
+            jobs.end(done, State.FINISHED)
+    (tmp_path / "0123456789abcdef").mkdir()  # an upload that was broken off
+    jobs.close()  # as a killed process does: nothing else is written
+
+    again = Jobs(tmp_path, 8)
+    assert [job.id for job in again.all()] == [done, ran, waits]
+    assert [job.state for job in again.all()] == [State.FINISHED, State.INTERRUPTED, State.QUEUED]
+    assert "upload the scan again" in str(again.all()[1].error)
+    assert not (tmp_path / "0123456789abcdef").exists()
+    taken = again.take(0)
+    assert taken is not None
+    assert taken.id == waits
+    assert again.take(0) is None
+    again.close()
+
+
+def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
+    first = Jobs(tmp_path, 8)
+    with pytest.raises(OutputError, match="another server"):
+        Jobs(tmp_path, 8)
+    first.close()
+    Jobs(tmp_path, 8).close()
+
+
+def test_an_end_is_an_end(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, 8)
+    job_id = add(jobs)
+    assert jobs.end(job_id, State.CANCELLED)
+    assert not jobs.end(job_id, State.FINISHED)
+    assert state(jobs, job_id) is State.CANCELLED
+    assert json.loads((tmp_path / job_id / "job.json").read_text())["state"] == "cancelled"
+    jobs.close()
+
+
+def test_steps_are_told_while_a_job_runs(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, 8)
+    job_id = add(jobs)
+    jobs.take(0)
+    jobs.tell(job_id, Step("fine", 3, 9))
+    assert jobs.step(job_id) == Step("fine", 3, 9)
+    jobs.end(job_id, State.FINISHED)
+    assert jobs.step(job_id) is None
+    jobs.close()
+
+
+def test_uploads_count_as_waiting_and_what_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, 1)
+    with pytest.raises(RuntimeError, match="gone"), jobs.arriving("a.nii", "tiny") as (_, path):
+        path.write_bytes(b"half")
+        with pytest.raises(QueueFullError), jobs.arriving("b.nii", "tiny"):
+            pass
+        raise RuntimeError("gone")
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+    add(jobs)  # the place is free again
+    jobs.close()
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"id": "../../../../etc"}', "[]"])
+def test_a_damaged_job_is_named(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "0123456789abcdef"
+    folder.mkdir()
+    (folder / "job.json").write_text(text)
+    with pytest.raises(OutputError, match=r"0123456789abcdef/job\.json is damaged"):
+        Jobs(tmp_path, 8)
+
+
+def test_a_job_of_another_folder_is_refused(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, 8)
+    job_id = add(jobs)
+    jobs.close()
+    (tmp_path / job_id).rename(tmp_path / ("f" * 16))
+    with pytest.raises(OutputError, match="of another job"):
+        Jobs(tmp_path, 8)
+
+
+def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
+    Jobs(tmp_path / "jobs", 8).close()
+    assert (tmp_path / "jobs").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [("a/b\\c.nii", "c.nii"), ("x\x00\n.nii", "x  .nii"), ("", "scan"), ("y" * 300, "y" * 100)],
+)
+def test_names_are_shown_without_folders_and_control_characters(given: str, shown: str) -> None:
+    assert shown_name(given) == shown
+
+
+def test_suffixes() -> None:
+    assert upload_suffix("A.NII.GZ") == ".nii.gz"
+    assert upload_suffix("study.zip") == ".zip"
+    with pytest.raises(ScanError, match="upload one file"):
+        upload_suffix("a.mhd")

@@ -1,0 +1,70 @@
+"""The list of organs beside a scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from served import write_results
+from tiny import tiny_case
+from zoomseg.core.colours import organ_colour
+from zoomseg.core.errors import DatasetError, ScanError
+from zoomseg.io.files import write_json_atomic
+from zoomseg.io.scans import write_array, write_labels
+from zoomseg.serve.organs import Organ, organs_of_file, organs_of_result
+
+
+def test_organs_of_a_result(tmp_path: Path) -> None:
+    write_results(tmp_path / "out", "abc")
+    left, right = organs_of_result(tmp_path / "out", "abc")
+    assert left == Organ(
+        name="left kidney",
+        value=3,
+        colour=organ_colour("left kidney"),
+        volume_ml=1.5,
+        mean_intensity=70.0,
+        confidence=0.93,
+        flags=["touches_border"],
+    )
+    assert (right.confidence, right.flags) == (None, ["missing"])
+    assert organs_of_result(tmp_path / "out", "another")[0].volume_ml is None
+
+
+def test_a_summary_that_is_none_is_named(tmp_path: Path) -> None:
+    write_results(tmp_path / "out", "abc")
+    (tmp_path / "out" / "summary.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(DatasetError, match=r"summary\.csv: not a summary"):
+        organs_of_result(tmp_path / "out", "abc")
+
+
+def test_organs_of_a_file_are_those_in_it_with_their_volumes(tmp_path: Path) -> None:
+    labels = tiny_case(0)[1]
+    write_labels(tmp_path / "a.nii.gz", labels)
+    voxels = {c: int((labels.data == c).sum()) for c in (1, 2)}
+    found = organs_of_file(tmp_path / "a.nii.gz", "a")
+    assert [(o.name, o.value) for o in found] == [("label 3", 3), ("label 7", 7)]
+    assert [o.volume_ml for o in found] == pytest.approx([voxels[1] * 0.012, voxels[2] * 0.012])
+
+
+@pytest.mark.parametrize("place", ["labelsTr/run.json", "labelsTr/labels.json", "dataset.json"])
+def test_files_beside_it_name_its_values(tmp_path: Path, place: str) -> None:
+    (tmp_path / "labelsTr").mkdir()
+    write_labels(tmp_path / "labelsTr" / "a.nii.gz", tiny_case(0)[1])
+    write_json_atomic(tmp_path / place, {"labels": {"background": 0, "liver": 3}})
+    found = organs_of_file(tmp_path / "labelsTr" / "a.nii.gz", "a")
+    assert [(o.name, o.colour) for o in found] == [
+        ("liver", organ_colour("liver")),
+        ("label 7", organ_colour("label 7")),
+    ]
+
+
+def test_an_empty_label_map_is_refused(tmp_path: Path) -> None:
+    grid = tiny_case(0)[1].grid
+    write_array(tmp_path / "a.nii.gz", np.zeros(grid.shape, np.uint8), grid)
+    with pytest.raises(ScanError, match="holds no label"):
+        organs_of_file(tmp_path / "a.nii.gz", "a")
+    write_array(tmp_path / "b.nii.gz", np.full(grid.shape, -1, np.int16), grid)
+    with pytest.raises(ScanError, match="holds the value -1"):
+        organs_of_file(tmp_path / "b.nii.gz", "b")

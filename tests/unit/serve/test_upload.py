@@ -1,0 +1,50 @@
+"""A request's body as a file. Limits and refusals are tested with the routes, in ``test_app``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from served import noise
+from zoomseg.core.errors import OutputError, ScanError
+from zoomseg.serve.upload import PIECE_BYTES, receive
+
+
+def request(*messages: dict[str, Any]) -> Request:
+    left = list(messages)
+
+    async def next_message() -> dict[str, Any]:
+        return left.pop(0)
+
+    receive_messages: Callable[[], Awaitable[dict[str, Any]]] = next_message
+    return Request({"type": "http", "headers": []}, receive_messages)
+
+
+def body(content: bytes, more: bool) -> dict[str, Any]:
+    return {"type": "http.request", "body": content, "more_body": more}
+
+
+def test_pieces_are_put_together_in_order(tmp_path: Path) -> None:
+    content = noise(2 * PIECE_BYTES + 17)
+    pieces = [content[i : i + 1_000_003] for i in range(0, len(content), 1_000_003)]
+    messages = [body(piece, piece is not pieces[-1]) for piece in pieces]
+    asyncio.run(receive(request(*messages), tmp_path / "scan.nii", 10**9))
+    assert (tmp_path / "scan.nii").read_bytes() == content
+
+
+def test_an_upload_that_is_broken_off_is_no_scan(tmp_path: Path) -> None:
+    broken = request(body(b"half", True), {"type": "http.disconnect"})
+    with pytest.raises(ScanError, match="broken off"):
+        asyncio.run(receive(broken, tmp_path / "scan.nii", 10**9))
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "scan.nii").write_bytes(b"first")
+    with pytest.raises(OutputError, match=r"scan\.nii: cannot be written"):
+        asyncio.run(receive(request(body(b"second", False)), tmp_path / "scan.nii", 10**9))
+    assert (tmp_path / "scan.nii").read_bytes() == b"first"

@@ -1,0 +1,59 @@
+"""What `zoomseg view` serves: these two files, and nothing else."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from served import LOCAL
+from tiny import tiny_case
+from zoomseg.core.errors import ScanError
+from zoomseg.io.scans import write_image, write_labels
+from zoomseg.serve.viewing import create_app, prepare
+
+
+def client(scan: Path, labels: Path, room: Path) -> TestClient:
+    return TestClient(create_app(prepare(scan, labels, room), LOCAL), base_url="http://127.0.0.1:1")
+
+
+@pytest.fixture(params=[".nii", ".nii.gz", ".nrrd", ".mha"])
+def suffix(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_both_files_arrive_as_nifti_with_their_organs(tmp_path: Path, suffix: str) -> None:
+    image, truth = tiny_case(0)
+    write_image(tmp_path / f"a{suffix}", image)
+    write_labels(tmp_path / f"b{suffix}", truth)
+    (tmp_path / "room").mkdir()
+    page = client(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}", tmp_path / "room")
+    view = page.get("/view.json").json()
+    assert view["title"] == f"a{suffix}, b{suffix}"
+    assert [organ["value"] for organ in view["organs"]] == [3, 7]
+    for address, expected in ((view["scan"], image.data[0].numpy()), (view["labels"], None)):
+        content = page.get(f"/{address}").content
+        found = nib.Nifti1Image.from_bytes(gzip.decompress(content) if address.endswith(".gz") else content)
+        np.testing.assert_allclose(found.affine, image.grid.affine, atol=1e-5)
+        values = np.asarray(found.dataobj)
+        if expected is None:
+            np.testing.assert_array_equal(values, np.choose(truth.data.numpy(), [0, 3, 7]))
+        else:
+            np.testing.assert_array_equal(values, expected)
+    for other in ("/jobs", "/openapi.json", "/room", "/static/../viewing.py", f"/a{suffix}"):
+        assert page.get(other).status_code == 404
+
+
+def test_what_is_no_scan_is_refused_before_the_browser_opens(tmp_path: Path) -> None:
+    image, truth = tiny_case(0)
+    write_image(tmp_path / "a.nii.gz", image)
+    write_labels(tmp_path / "b.nii.gz", truth)
+    (tmp_path / "c.nii.gz").write_bytes(b"no scan")
+    with pytest.raises(ScanError, match=r"c\.nii\.gz"):
+        prepare(tmp_path / "c.nii.gz", tmp_path / "b.nii.gz", tmp_path)
+    with pytest.raises(ScanError, match=r"a\.nii\.gz"):
+        prepare(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz", tmp_path)
