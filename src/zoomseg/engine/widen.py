@@ -24,8 +24,8 @@ from zoomseg.stage.signs import Hearing, OpenSides, Signs, open_sides
 
 MARGIN_MM = 20.0
 """How far beyond the region's end the stage looks the second time."""
-LEAST_VOXELS = 10
-LEAST_SHARE = 0.002
+LEAST_VOXELS = 20
+LEAST_SHARE = 0.01
 """Of an organ's voxels, as many must lie at the region's end: single ones lie there by chance."""
 
 

@@ -19,6 +19,12 @@ from zoomseg.core.region import Region
 UNSURE = 0.75
 """A voxel won with less is a doubtful one."""
 
+ROUNDING = 1e-3
+"""By less, probabilities may fail to sum to one."""
+
+CACHED_VOXELS = 2**16
+"""So many are heard at once: what one pass over them leaves, the next one finds in the processor's cache."""
+
 OpenSides = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
 """Beyond which sides of a grid (low and high, by axis) the scan goes on."""
 
@@ -55,7 +61,15 @@ class Hearing:
 
     def add(self, probabilities: Tensor, box: Box) -> None:
         """``[C, *box.shape]`` of a box of the region's grid; parts must not overlap."""
+        rows = max(1, CACHED_VOXELS // (box.shape[1] * box.shape[2]))
+        for start in range(box.start[0], box.stop[0], rows):
+            part = Box((start, *box.start[1:]), (min(start + rows, box.stop[0]), *box.stop[1:]))
+            self._add(probabilities[:, start - box.start[0] :][:, : part.shape[0]], part)
+
+    def _add(self, probabilities: Tensor, box: Box) -> None:
         answered = self._region.mask_in(box).to(probabilities.device)
+        if not bool(answered.any()):
+            return
         best, winner = self._won(probabilities, answered)
         inside = answered & (winner > 0)
         if not bool(inside.any()):
@@ -80,6 +94,8 @@ class Hearing:
         asked, product = answered.float(), torch.empty_like(best)
         for c, value in enumerate(probabilities[1:], start=1):
             self._soft[c] += float(torch.mul(value, asked, out=product).sum())
+            if float(value.max()) * len(probabilities) < 1 - ROUNDING:  # the highest of all is no lower
+                continue
             winner.masked_fill_(value > best, c)
             torch.maximum(best, value, out=best)
         return best, winner

@@ -1,0 +1,173 @@
+"""Whether low confidence means low Dice: cases that the model did not see, as they are and made worse.
+
+    uv run python benchmarks/confidence.py DATASET MODEL -o OUT [--more IMAGE LABELS NAMES.json]
+
+DATASET is the one that MODEL was trained on; the cases it kept back are predicted. `--more` adds a scan
+from elsewhere, with its labels and a JSON file of their values by name. Writes OUT/rows.csv, a row per case,
+change and organ (what is there is not predicted again), and OUT/table.md. The estimate for a case is learned
+from the other cases as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from robustness import CHANGES, LEAST_VOXELS, Scan
+from scipy.stats import spearmanr
+
+from zoomseg.core.case import Case
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.volume import LabelMap
+from zoomseg.engine.device import resolve
+from zoomseg.engine.predict import Predictor
+from zoomseg.io import bundle
+from zoomseg.io.dataset import open_dataset
+from zoomseg.io.scans import read_image, read_label_values
+from zoomseg.report.confidence import Scored, calibrate, estimated_dice
+
+AS_IT_IS = "as it is"
+WORSE = ("noise of 40 HU", "slices of 10 mm", "without contrast", "middle third only")
+
+
+def rows_of(name: str, change: str, scan: Scan, predictor: Predictor) -> list[dict[str, object]]:
+    """A row per organ that reference or prediction has; of organs at a cut's edge, none."""
+    image, labels = scan
+    result = predictor.predict(Case(name, image), keep=False)
+    widened = len(result.records[-1].widened)
+    rows: list[dict[str, object]] = []
+    for organ in labels.schema.names:
+        reference = labels.data == labels.schema.class_of(organ)
+        answer = result.labels.data == result.schema.class_of(organ)
+        sizes = int(reference.sum()), int(answer.sum())
+        if sum(sizes) == 0 or (change != AS_IT_IS and sizes[0] < LEAST_VOXELS):
+            continue
+        dice = 2 * int((reference & answer).sum()) / sum(sizes)
+        signs = result.signs.get(organ)
+        own: dict[str, object] = {}
+        if signs is not None:
+            own = {
+                "promised": signs.own.expected_dice,
+                "winning": signs.own.winning,
+                "unsure": signs.own.unsure,
+                "cut": signs.cut,
+            }
+        rows.append({"case": name, "change": change, "organ": organ, "dice": dice, "widened": widened, **own})
+    return rows
+
+
+def more(image: Path, labels: Path, names: Path, schema: LabelSchema) -> Scan:
+    """A scan from elsewhere with those of its labels that the model predicts."""
+    scan, (values, grid) = read_image(image), read_label_values(labels)
+    known: dict[str, int] = json.loads(names.read_text(encoding="utf-8"))
+    theirs = LabelSchema(tuple(known), tuple(known.values()))
+    found = {organ: theirs.find(organ) for organ in schema.names}
+    drawn = {organ: known[name] for organ, name in found.items() if name is not None}
+    drawn = {organ: value for organ, value in drawn.items() if (values == value).any()}
+    classes = np.zeros(values.shape, dtype=np.uint8)
+    for c, value in enumerate(drawn.values(), start=1):
+        classes[values == value] = c
+    return scan, LabelMap(torch.from_numpy(classes), grid, LabelSchema.consecutive(drawn))
+
+
+def estimates(rows: pd.DataFrame) -> pd.Series:
+    """The confidence of every row, learned from the data set's other cases as they are."""
+    plain = rows[(rows.change == AS_IT_IS) & ~rows.elsewhere]
+    out = pd.Series(np.nan, index=rows.index)
+    for case in rows.case.unique():
+        others = plain[plain.case != case]
+        known = [Scored(r.case, r.organ, r.promised, r.dice) for r in others.itertuples()]
+        learned = calibrate(known)
+        for r in rows[rows.case == case].itertuples():
+            out[r.Index] = estimated_dice({r.organ: r.promised}, learned)[r.organ]
+    return out
+
+
+def summary(name: str, rows: pd.DataFrame) -> str:
+    """One line of the table."""
+    low = rows.confidence <= rows.confidence.quantile(0.2)
+    ranks = [spearmanr(rows[column], rows.dice)[0] for column in ("promised", "confidence")]
+    errors = [(rows[column] - rows.dice).abs().mean() for column in ("promised", "confidence")]
+    bias = [(rows[column] - rows.dice).mean() for column in ("promised", "confidence")]
+    scans = rows.groupby(["case", "change"]).ngroups
+    return (
+        f"| {name} | {scans} | {len(rows)} | {ranks[0]:.2f} | {ranks[1]:.2f} "
+        f"| {errors[0]:.3f} ({bias[0]:+.3f}) | {errors[1]:.3f} ({bias[1]:+.3f}) "
+        f"| {rows.dice[low].mean():.3f} | {rows.dice[~low].mean():.3f} |"
+    )
+
+
+def table(rows: pd.DataFrame) -> str:
+    missed = rows[rows.promised.isna()]
+    rows = rows[rows.promised.notna()].copy()
+    rows["confidence"] = estimates(rows)
+    lines = [
+        "| which | scans | organs | rank correlation, promised | estimated | error (bias), promised "
+        "| estimated | Dice, lowest fifth | others |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    ours = rows[~rows.elsewhere]
+    lines += [summary(f"kept back, {c}", ours[ours.change == c]) for c in (AS_IT_IS, *WORSE)]
+    if rows.elsewhere.any():
+        lines.append(summary("from elsewhere", rows[rows.elsewhere]))
+    lines += [summary("all", rows), "", "| organ | scans | Dice | rank correlation |", "|---|---:|---:|---:|"]
+    for organ, own in rows.groupby("organ", sort=False):
+        rank = spearmanr(own.promised, own.dice)[0]
+        lines.append(f"| {organ} | {len(own)} | {own.dice.mean():.3f} | {rank:.2f} |")
+    signs = {"promised": 1, "winning": 1, "unsure": -1}
+    lines += ["", "| sign | rank correlation, all |", "|---|---:|"]
+    lines += [
+        f"| {name} | {sign * spearmanr(rows[name], rows.dice)[0]:.3f} |" for name, sign in signs.items()
+    ]
+    scans = rows.groupby(["case", "change"]).widened.max()
+    lines += ["", f"{len(missed)} organs were not found at all and have no confidence."]
+    lines.append(f"The fine region was widened in {int((scans > 0).sum())} of {len(scans)} scans.")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--more", type=Path, nargs=3, action="append", default=[])
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    model = bundle.load(options.model)
+    predictor = Predictor(model, resolve("auto"))
+    held_back = [str(i) for i in model.provenance["validation_cases"]]  # type: ignore[union-attr]
+    dataset = open_dataset(options.dataset).subset(held_back)
+    file = options.out / "rows.csv"
+    rows = pd.read_csv(file).to_dict("records") if file.is_file() else []
+    done = {(r["case"], r["change"]) for r in rows}
+
+    def add(name: str, change: str, load: Callable[[], Scan], elsewhere: bool) -> None:
+        if (name, change) in done:
+            return
+        rows.extend({**r, "elsewhere": elsewhere} for r in rows_of(name, change, load(), predictor))
+        pd.DataFrame(rows).to_csv(file, index=False)
+
+    def changed(case: Case, change: str) -> Callable[[], Scan]:
+        assert case.labels is not None
+        scan = (case.image, case.labels)
+        return lambda: CHANGES[change](scan)
+
+    for files in dataset.cases:
+        case = dataset.load(files)
+        for change in (AS_IT_IS, *WORSE):
+            add(case.id, change, changed(case, change), False)
+    for image, labels, names in options.more:
+        add(image.name.split(".")[0], AS_IT_IS, partial(more, image, labels, names, model.schema), True)
+    text = table(pd.DataFrame(rows))
+    (options.out / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
