@@ -1,13 +1,17 @@
-"""A server without sockets and without networks: a client, and a worker that does what it is told."""
+"""A server without sockets and networks, whose worker does what it is told; and a real one in a process."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 from fastapi.testclient import TestClient
 
@@ -109,9 +113,7 @@ class Server:
 
 
 @contextmanager
-def serving(
-    folder: Path, waiting: int = 8, max_upload: int = 10**6, who: Access = LOCAL
-) -> Iterator[Server]:
+def serving(folder: Path, waiting: int = 8, max_upload: int = 10**6, who: Access = LOCAL) -> Iterator[Server]:
     """A server that runs until the end."""
     server = Server(folder, waiting, max_upload, who)
     server.runner.start()
@@ -125,3 +127,21 @@ def serving(
 def noise(count: int) -> bytes:
     """Bytes that are no scan."""
     return np.random.default_rng(0).bytes(count)
+
+
+@contextmanager
+def server_process(folder: Path, model: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """`zoomseg serve` of a model, and a client; killed at the end if it still runs."""
+    arguments = ["serve", "-m", str(model), "--port", "0", "--folder", str(folder), "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "zoomseg.cli.main", *arguments], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        found = re.match(r"Open (http://127\.0\.0\.1:\d+/)$", process.stdout.readline())
+        assert found is not None
+        with httpx.Client(base_url=found[1], timeout=120) as client:
+            yield process, client
+    finally:
+        process.kill()
+        process.wait()

@@ -80,11 +80,16 @@ def test_steps_are_told_while_a_job_runs(tmp_path: Path) -> None:
 
 def test_uploads_count_as_waiting_and_what_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path, 1)
-    with pytest.raises(RuntimeError, match="gone"), jobs.arriving("a.nii", "tiny") as (_, path):
-        path.write_bytes(b"half")
-        with pytest.raises(QueueFullError), jobs.arriving("b.nii", "tiny"):
-            pass
-        raise RuntimeError("gone")
+
+    def break_off() -> None:
+        with jobs.arriving("a.nii", "tiny") as (_, path):
+            path.write_bytes(b"half")
+            with pytest.raises(QueueFullError):
+                add(jobs)
+            raise RuntimeError("gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        break_off()
     assert [p.name for p in tmp_path.iterdir()] == [".lock"]
     add(jobs)  # the place is free again
     jobs.close()

@@ -1,0 +1,97 @@
+"""A real server in a process of its own, killed while it works; addresses, tokens and models."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from served import server_process
+from tiny import tiny_case
+from untrained import untrained_bundle
+from zoomseg.core.errors import ModelError, ZoomSegError
+from zoomseg.io import bundle
+from zoomseg.io.scans import write_image
+from zoomseg.serve import server
+
+
+def wait(client: httpx.Client, job_id: str, state: str) -> dict[str, object]:
+    for _ in range(600):
+        job: dict[str, object] = client.get(f"/jobs/{job_id}").json()
+        if job["state"] == state:
+            return job
+        time.sleep(0.1)
+    raise AssertionError(job)
+
+
+@pytest.mark.slow
+def test_a_server_killed_mid_job_loses_nothing_finished_and_marks_what_ran(tmp_path: Path) -> None:
+    bundle.save(untrained_bundle(), tmp_path / "tiny")
+    write_image(tmp_path / "scan.nii.gz", tiny_case(9)[0])
+    content = (tmp_path / "scan.nii.gz").read_bytes()
+    with server_process(tmp_path / "jobs", tmp_path / "tiny") as (process, client):
+        first = client.post("/jobs?name=first.nii.gz", content=content).json()["id"]
+        wait(client, first, "finished")
+        labels = client.get(f"/jobs/{first}/labels.nii.gz").content
+        worker = psutil.Process(process.pid).children(recursive=True)[-1]
+        worker.suspend()  # a scan that takes long
+        second, third = (client.post("/jobs?name=a.nii.gz", content=content).json()["id"] for _ in range(2))
+        wait(client, second, "running")
+        assert client.get("/").status_code == 200
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        worker.resume()
+        worker.wait(60)  # it ends by itself
+    with server_process(tmp_path / "jobs", tmp_path / "tiny") as (process, client):
+        states = {job["id"]: job["state"] for job in client.get("/jobs").json()}
+        assert states[first] == "finished"
+        assert client.get(f"/jobs/{first}/labels.nii.gz").content == labels
+        assert states[second] == "interrupted"
+        wait(client, third, "finished")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) in (0, 130)
+
+
+def test_addresses() -> None:
+    with server.listening("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        assert server.address(sock, None) == f"http://127.0.0.1:{port}/"
+        assert server.address(sock, "abc") == f"http://127.0.0.1:{port}/?token=abc"
+        with pytest.raises(ZoomSegError, match=f"port {port} .*in use"):
+            server.listening("127.0.0.1", port)
+
+
+def test_tokens_are_made_where_they_are_needed_and_taken_where_they_are_given() -> None:
+    assert server.token_for("127.0.0.1", (), {}) is None
+    made = {server.token_for("0.0.0.0", (), {}) for _ in range(3)}
+    assert len(made) == 3
+    assert all(token and len(token) >= 40 for token in made)
+    given = {"ZOOMSEG_TOKEN": "0123456789abcdef"}
+    assert server.token_for("127.0.0.1", (), given) == "0123456789abcdef"
+    for bad in ("short", "0123456789abcdé0"):
+        with pytest.raises(ZoomSegError, match="at least 16"):
+            server.token_for("127.0.0.1", (), {"ZOOMSEG_TOKEN": bad})
+
+
+def test_models_are_served_by_their_folders_names(tmp_path: Path) -> None:
+    for place in ("a/tiny", "b/tiny"):
+        bundle.save(untrained_bundle(), tmp_path / place)
+    folders, views = server.served_models([str(tmp_path / "a" / "tiny")])
+    assert folders == {"tiny": tmp_path / "a" / "tiny"}
+    assert (views["tiny"].organs, views["tiny"].stages) == (
+        ["left kidney", "right kidney"],
+        ["coarse", "fine"],
+    )
+    with pytest.raises(ZoomSegError, match="two models are called 'tiny'"):
+        server.served_models([str(tmp_path / "a" / "tiny"), str(tmp_path / "b" / "tiny")])
+    with pytest.raises(ModelError):
+        server.served_models([str(tmp_path / "nothing" / "here")])
+
+
+def test_jobs_are_kept_in_the_users_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert server.default_folder() == tmp_path / "zoomseg" / "serve"

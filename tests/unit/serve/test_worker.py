@@ -1,0 +1,82 @@
+"""The process that segments: good scans, bad ones, and its own death."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tiny import tiny_case
+from untrained import untrained_bundle
+from zoomseg.core.case import Case
+from zoomseg.engine.device import resolve
+from zoomseg.engine.predict import Predictor
+from zoomseg.io import bundle
+from zoomseg.io.scans import write_image
+from zoomseg.serve.jobs import Step
+from zoomseg.serve.worker import ProcessWorker, Task, WorkerDiedError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    bundle.save(untrained_bundle(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[ProcessWorker]:
+    started = ProcessWorker("cpu")
+    yield started
+    started.kill()
+
+
+def test_scans_are_segmented_as_predict_does_bad_ones_fail_and_death_is_told(
+    worker: ProcessWorker, model: Path, tmp_path: Path
+) -> None:
+    image = tiny_case(9)[0]
+    write_image(tmp_path / "scan.nrrd", image)
+    steps: list[Step] = []
+    task = Task("abc", str(tmp_path / "scan.nrrd"), str(tmp_path / "out"), str(model))
+    assert worker.run(task, steps.append) is None
+    assert [step.stage for step in steps if step.total and step.done == step.total] == ["coarse", "fine"]
+    assert steps[0].stage == "reading"
+    values = np.asarray(nib.load(tmp_path / "out" / "abc.nii.gz").dataobj)
+    answer = Predictor(untrained_bundle(), resolve("cpu")).predict(Case("abc", image)).labels
+    np.testing.assert_array_equal(values, answer.schema.decode(answer.data.numpy()))
+    scan = nib.load(tmp_path / "out" / "scan.nii.gz")
+    np.testing.assert_array_equal(np.asarray(scan.dataobj), image.data[0].numpy())
+    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {"abc"}
+    assert (tmp_path / "out" / "slicer" / "abc.seg.nrrd").is_file()
+
+    (tmp_path / "scan.nii.gz").write_bytes(b"no scan")
+    bad = Task("bad", str(tmp_path / "scan.nii.gz"), str(tmp_path / "bad"), str(model))
+    said = str(worker.run(bad, steps.append))
+    assert said.startswith("the scan: damaged")
+    assert str(tmp_path) not in said
+
+    (tmp_path / "scan.zip").write_bytes(b"no zip")
+    bad = Task("bad", str(tmp_path / "scan.zip"), str(tmp_path / "bad"), str(model))
+    assert "not a zip" in str(worker.run(bad, steps.append))
+
+    os.kill(worker._process.pid or 0, signal.SIGSTOP)  # a scan that takes for ever
+    threading.Timer(0.5, worker.kill).start()
+    with pytest.raises(WorkerDiedError):
+        worker.run(bad, steps.append)
+    with pytest.raises(WorkerDiedError):
+        worker.run(task, steps.append)
+
+
+def test_a_worker_that_the_system_kills_says_so() -> None:
+    dying = ProcessWorker("cpu")
+    os.kill(dying._process.pid or 0, signal.SIGKILL)
+    with pytest.raises(WorkerDiedError, match="too little memory"):
+        dying.run(Task("a", "b", "c", "d"), lambda step: None)
