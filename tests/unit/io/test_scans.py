@@ -10,19 +10,23 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from tests import dicoms
 
 from zoomseg.core.errors import LabelError, OutputError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io.scans import (
+    ScanInput,
     find_scans,
     looks_like_labels,
     read_grid,
     read_image,
     read_label_values,
     read_labels,
+    read_scan,
     read_voxels,
+    reading_bytes,
     scan_name,
     write_image,
     write_labels,
@@ -469,3 +473,43 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     touch(tmp_path, "photo.jpg")
     with pytest.raises(ScanError, match="not a supported scan file"):
         find_scans(tmp_path / "photo.jpg")
+
+
+# --- DICOM ----------------------------------------------------------------------------------------
+
+
+def test_dicom_series_are_cases_and_refused_ones_fail_when_they_are_read(tmp_path: Path) -> None:
+    slices = dicoms.stack(dicoms.ramp(9), BitsStored=12, HighBit=11)
+    dicoms.write(tmp_path / "whole", slices[:3] + slices[4:])
+    gone = dicoms.stack(dicoms.ramp(), SeriesInstanceUID="1.9", SeriesNumber=8, PixelSpacing=[0, 0])
+    dicoms.write(tmp_path / "broken", gone)
+    notes: list[str] = []
+    good, bad = find_scans(tmp_path, notes.append)
+    assert (good.id, bad.id) == (f"{tmp_path.name}_4", f"{tmp_path.name}_8")
+    assert notes == [f"{good.id}: 1 slice is missing and interpolated from the neighbours: 4 of 9"]
+    assert good.paths == bad.paths == (tmp_path,)
+    image = read_scan(good)
+    assert image.data.dtype == torch.int16
+    assert reading_bytes(good) == (image.grid, 2 * (8 + 9) * 42)
+    for read in (read_scan, reading_bytes):
+        with pytest.raises(ScanError, match=r"PixelSpacing is .* mm; it must be positive"):
+            read(bad)
+
+
+def test_a_path_of_one_dicom_series_is_an_image(tmp_path: Path) -> None:
+    folder = dicoms.write(tmp_path / "ct", dicoms.stack(dicoms.ramp()))
+    image = read_image(folder)
+    assert image.grid == read_grid(folder)
+    assert int(image.data[0, 2, 3, 4]) == 4 * 42 + 3 * 7 + 2 - 1024
+    file = next(folder.iterdir())
+    with pytest.raises(ScanError, match="a single image, no volume"):
+        read_image(file)
+    dicoms.write(tmp_path / "mr", dicoms.stack(dicoms.ramp(), SeriesInstanceUID="1.9"))
+    with pytest.raises(ScanError, match="2 DICOM volumes"):
+        read_image(tmp_path)
+
+
+def test_a_folder_with_nifti_is_not_searched_for_dicom(tmp_path: Path) -> None:
+    dicoms.write(tmp_path, dicoms.stack(dicoms.ramp()))
+    touch(tmp_path, "a.nii.gz")
+    assert find_scans(tmp_path) == [ScanInput("a", (tmp_path / "a.nii.gz",))]

@@ -105,11 +105,12 @@ def find_series(path: Path) -> Found:
                 case Other(kind):
                     others[kind] += 1
     found = [_volumes(path, images[uid], damaged.pop(uid, [])) for uid in images]
-    lone = [d for broken in damaged.values() for d in broken]
+    refused = [r for _, some, _ in found for r in some]
+    refused += [_all_damaged(broken) for uid, broken in damaged.items() if uid and len(broken) > 1]
+    lone = [d for uid, broken in damaged.items() if not uid or len(broken) == 1 for d in broken]
     notes = [f"{path}: {_count(number, kind)} left out" for kind, number in sorted(others.items())]
     notes += [note for _, _, some in found for note in some]
     stacks = [stack for some, _, _ in found for stack in some]
-    refused = [r for _, some, _ in found for r in some]
     if not stacks and not refused and (lone or notes):
         raise ScanError(lone[0].reason if lone else _no_volume(path, notes))
     notes += [f"{d.reason}; left out" for d in lone]
@@ -161,6 +162,11 @@ def _volumes(
             failures.append(refused(f"{name}: {error}"))
     left = [f"{name}: {alone} images of a size or orientation of their own; left out"] if alone else []
     return stacks, failures, left
+
+
+def _all_damaged(broken: list[Damaged]) -> Refused:
+    first = broken[0]
+    return Refused(first.study_uid, first.number, tuple(d.source for d in broken), first.reason)
 
 
 def _of_several(count: int) -> str:

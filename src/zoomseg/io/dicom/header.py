@@ -115,13 +115,16 @@ class Other:
 class Damaged:
     """An object that seems to belong to a scan, and cannot be used."""
 
-    series_uid: str
+    source: Source
     reason: str
+    study_uid: str = ""
+    series_uid: str = ""
+    number: int | None = None
 
 
 def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | None:
     """What a file holds; None if it is not DICOM. Only its header is read."""
-    series_uid, magic = "", False
+    header, magic = Dataset(), False
     try:
         with opener.open(source) as stream:
             start = stream.read(_MAGIC_AT + len(_MAGIC))
@@ -132,20 +135,33 @@ def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | Non
                 raise ScanError(f"{source}: is deflated as a whole; convert it to an uncompressed DICOM file")
             stream.seek(0)
             header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_WANTED)
-            series_uid = text(header, "SeriesInstanceUID")
             if not magic and not _sop_class(header):
                 return None
             kind = _kind(header)
-            if kind and not series_uid:
+            if kind and not text(header, "SeriesInstanceUID"):
                 raise ScanError(f"{source}: DICOM object of no kind or no series; is it truncated?")
             if kind is not None:
                 return Other(kind) if kind else None
             return _image(source, header, stream, opener.size(source))
     except ScanError as error:
-        return Damaged(series_uid, str(error))
+        return _damaged(source, str(error), header)
     except Exception as error:  # parsers of hostile bytes fail in any way they like
         reason = f"{source}: damaged or truncated DICOM header ({_reason(error)})"
-        return Damaged(series_uid, reason) if magic else None
+        return _damaged(source, reason, header) if magic else None
+
+
+def _damaged(source: Source, reason: str, header: Dataset) -> Damaged:
+    """What else is wrong with the header must not hide the reason."""
+    try:
+        uids = text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID")
+        return Damaged(source, reason, *uids, _series_number(header))
+    except Exception:  # as above
+        return Damaged(source, reason)
+
+
+def _series_number(header: Dataset) -> int | None:
+    value = header.get("SeriesNumber")
+    return None if value is None else int(value)
 
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
@@ -215,14 +231,13 @@ def _image(source: Source, header: Dataset, stream: BinaryIO, size: int) -> Imag
     if sop_class in MULTI_FRAME:
         frames = number(source, header, "NumberOfFrames", 1, MAX_FRAMES)
     pixels = read_pixels(source, header, stream, size, frames, modality == "CT")
-    series_number = header.get("SeriesNumber")
     return Image(
         sop_class,
         text(header, "StudyInstanceUID"),
         text(header, "SeriesInstanceUID"),
         text(header, "FrameOfReferenceUID"),
         modality,
-        None if series_number is None else int(series_number),
+        _series_number(header),
         text(header, "SeriesDescription"),
         tuple((keyword, text(header, keyword)) for keyword in PATIENT if header.get(keyword)),
         tuple(_slices(source, header, pixels, frames if sop_class in MULTI_FRAME else None)),
