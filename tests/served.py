@@ -34,7 +34,7 @@ MODEL = ModelView(
 LOCAL = access("127.0.0.1", (), None)
 SUMMARY = (
     "case,organ,volume_ml,mean_intensity,confidence,flags\n"
-    "{case},left kidney,1.5,70.0,0.93,touches_border\n{case},right kidney,0.0,,,missing\n"
+    "{case},left kidney,1.5,70.0,0.93,touches_scan_border\n{case},right kidney,0.0,,,missing\n"
 )
 
 

@@ -49,7 +49,7 @@ def test_a_scan_becomes_labels_and_a_table(server: Server, tmp_path: Path) -> No
     assert server.client.get(f"/jobs/{job_id}/seg.dcm").status_code == 404
     organs = server.client.get(f"/jobs/{job_id}/organs").json()
     assert [(o["name"], o["value"], o["volume_ml"], o["confidence"], o["flags"]) for o in organs] == [
-        ("left kidney", 3, 1.5, 0.93, ["touches_border"]),
+        ("left kidney", 3, 1.5, 0.93, ["touches_scan_border"]),
         ("right kidney", 7, 0.0, None, ["missing"]),
     ]
     assert [job["id"] for job in server.client.get("/jobs").json()] == [job_id]

@@ -26,7 +26,7 @@ def test_organs_of_a_result(tmp_path: Path) -> None:
         volume_ml=1.5,
         mean_intensity=70.0,
         confidence=0.93,
-        flags=["touches_border"],
+        flags=["touches_scan_border"],
     )
     assert (right.confidence, right.flags) == (None, ["missing"])
     assert organs_of_result(tmp_path / "out", "another")[0].volume_ml is None

@@ -12,7 +12,9 @@ const OPACITY = 0.6;
 const MAX_LABEL = 8191;
 const FLAGS = {
   missing: "not found",
-  touches_border: "reaches the end of the scan: it may go on outside",
+  touches_scan_border: "reaches the end of the scan: it may go on outside",
+  touches_region_border: "reaches the end of where the model looked: it may be cut",
+  sides_swapped: "lies on the other side than its name says",
 };
 
 const canvas = element("div", { class: "canvas" });
