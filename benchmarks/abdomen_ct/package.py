@@ -4,7 +4,8 @@
 
 MODEL was trained on all cases, VALIDATION is the folder of scores of its twin, which had not seen the cases
 that it is scored on (`metrics.csv`, of `zoomseg train --folds` or `zoomseg evaluate`). README.md beside
-this file has the commands that make both. The packaged model has the recipe beside this file.
+this file has the commands that make both. The packaged model has the recipe beside this file, and the
+calibration of its confidence from the twin, whose folder VALIDATION is in.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def main() -> None:
     assert isinstance(cases, list)
     recipe = load(RECIPE)
     assert isinstance(recipe, Recipe)
-    model = replace(trained, recipe=recipe, provenance={**told, "training_cases": len(cases)})
+    twin = bundle.load(options.validation.parent)
+    told_of_it = {**told, "training_cases": len(cases)}
+    model = replace(trained, recipe=recipe, provenance=told_of_it, calibration=twin.calibration)
     shutil.rmtree(options.out, ignore_errors=True)
     bundle.save(model, options.out, half=True)
     parameters = sum(t.numel() for tensors in model.weights.values() for t in tensors.values())
