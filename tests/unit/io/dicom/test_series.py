@@ -1,0 +1,17 @@
+"""What a series says of its slices, those that were interpolated included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.dicoms import ramp, stack, write
+
+from zoomseg.io.dicom.finding import the_series
+
+
+def test_an_interpolated_plane_has_no_slice(tmp_path: Path) -> None:
+    datasets = stack(ramp())
+    series = the_series(write(tmp_path, datasets[:2] + datasets[3:])).series
+    uids = [d.SOPInstanceUID for d in datasets]
+    assert series.slice_uids == (uids[0], uids[1], None, uids[3], uids[4])
+    assert set(series.paths) == set(tmp_path.iterdir())
