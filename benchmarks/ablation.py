@@ -1,0 +1,150 @@
+"""Does every part of the default recipe earn its place? Trains it without one part after the other.
+
+    uv run python benchmarks/ablation.py DATASET -o OUT --time-budget 5m
+
+Every row is planned from the same training cases, trained for the same time and scored on the same fold kept
+back. Writes OUT/<row>/ (model), OUT/<row>/validation/ (label maps, metrics.csv, report.html), which `zoomseg
+compare` tells chance from, and OUT/table.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from partial_annotation import score, steps
+from rich.console import Console
+
+from zoomseg.cli.live import TrainingDisplay
+from zoomseg.cli.train import parse_duration
+from zoomseg.engine import job
+from zoomseg.engine.device import resolve
+from zoomseg.io.dataset import open_dataset
+from zoomseg.io.files import writable_directory, write_text_atomic
+from zoomseg.recipe import load
+from zoomseg.recipe.spec import (
+    Augmentation,
+    DiceCrossEntropy,
+    PlannedRecipe,
+    Recipe,
+    SoftDice,
+    Stage,
+    UniformInRegion,
+)
+from zoomseg.report.result import Evaluation
+
+Change = Callable[[Stage], Stage]
+PRIORS = ("prior", "atlas")
+
+
+def trained_with(**change: Any) -> Change:
+    """Another training of the same network."""
+    return lambda stage: stage.model_copy(update={"training": stage.training.model_copy(update=change)})
+
+
+def augmented_with(**change: Any) -> Change:
+    """Other numbers of the augmentation."""
+
+    def changed(stage: Stage) -> Stage:
+        augmentation = stage.training.augmentation.model_copy(update=change)
+        return trained_with(augmentation=augmentation)(stage)
+
+    return changed
+
+
+def without_deep_supervision(stage: Stage) -> Stage:
+    network = stage.network.model_copy(update={"deep_supervision": False})
+    return stage.model_copy(update={"network": network})
+
+
+def without_priors(stage: Stage) -> Stage:
+    images = tuple(given for given in stage.inputs if given.kind not in PRIORS)
+    return stage.model_copy(update={"inputs": images})
+
+
+ROWS: Mapping[str, Change] = {
+    "default": lambda stage: stage,
+    "last iterate, no averaged weights": trained_with(ema_decay=0.0),
+    "no deep supervision": without_deep_supervision,
+    "no augmentation": trained_with(augmentation=Augmentation()),
+    "patches drawn anywhere": trained_with(sampler=UniformInRegion()),
+    "Dice alone": trained_with(loss=SoftDice()),
+    "cross-entropy alone": trained_with(loss=DiceCrossEntropy(dice_weight=0.0)),
+    "gamma of 0.6 to 1.7": augmented_with(gamma=(0.6, 1.7)),
+    "no prior for the fine stage": without_priors,
+    "scans cut short in training": augmented_with(shorter_scan=0.3),
+}
+
+
+def changed(recipe: Recipe, change: Change) -> Recipe | None:
+    """The recipe with every stage changed; None where the change changes nothing."""
+    made = recipe.model_copy(update={"stages": tuple(map(change, recipe.stages))})
+    return None if made == recipe else made
+
+
+def table(scores: Mapping[str, Evaluation], trained: Mapping[str, str]) -> str:
+    """Markdown, one line per row; differences are to the first."""
+    first = next(iter(scores.values()))
+    lines = ["| row | Dice | to default | lowest organ | NSD | steps |", "|---|---:|---:|---|---:|---|"]
+    for name, found in scores.items():
+        worst = min((row for row in found.summary), key=lambda row: row.dice)
+        difference = "" if found is first else f"{found.mean['dice'] - first.mean['dice']:+.3f}"
+        lines.append(
+            f"| {name} | {found.mean['dice']:.3f} | {difference} | {worst.organ} {worst.dice:.3f} "
+            f"| {found.mean['nsd']:.3f} | {trained[name]} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.argument("source", metavar="DATASET", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
+@click.option("--time-budget", "seconds", callback=parse_duration, required=True, help="Of each training.")
+@click.option(
+    "--row", "wanted", multiple=True, type=click.Choice(list(ROWS)), help="Only these; default first."
+)
+@click.option("--folds", default=5, show_default=True)
+@click.option("--fold", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True)
+def main(
+    source: Path,
+    out: Path,
+    seconds: float,
+    wanted: tuple[str, ...],
+    folds: int,
+    fold: int,
+    seed: int,
+    device: str,
+) -> None:
+    dataset, where = open_dataset(source), resolve(device)
+    split = job.choose_split(dataset, job.Job(folds=folds, fold=fold, seed=seed))
+    held_back = dataset.subset(split.validation)
+    writable_directory(out)
+    template = load.load("default")
+    assert isinstance(template, PlannedRecipe)
+    scores: dict[str, Evaluation] = {}
+    trained: dict[str, str] = {}
+    with TrainingDisplay(Console(stderr=True)) as display:
+        plan = job.plan_recipe(dataset, split, template, where, display, job.Job(seconds=seconds, seed=seed))
+    for name in ("default", *(row for row in ROWS if row != "default" and (not wanted or row in wanted))):
+        recipe = plan.recipe if name == "default" else changed(plan.recipe, ROWS[name])
+        if recipe is None:
+            click.echo(f"{name}: nothing to change in this recipe", err=True)
+            continue
+        folder = out / name.replace(",", "").replace(" ", "-")
+        file = out / f"{folder.name}.yaml"
+        write_text_atomic(file, load.dump(recipe))
+        wish = job.Job(str(file), seconds, seed=seed)
+        with TrainingDisplay(Console(stderr=True)) as display:
+            model = job.start(dataset.subset(split.train), folder, wish, where, display)
+        scores[name] = score(model, held_back, folder / "validation", where)
+        trained[name] = steps(folder)
+        write_text_atomic(out / "table.md", table(scores, trained))
+    click.echo((out / "table.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
