@@ -30,9 +30,10 @@ from torch import Tensor
 
 from zoomseg.core.case import Case
 from zoomseg.core.placing import Tile
+from zoomseg.engine.course import Network
 from zoomseg.engine.device import Device, resolve
 from zoomseg.engine.look import View
-from zoomseg.engine.predict import Network, as_network, cascade, trained_network
+from zoomseg.engine.predict import as_network, cascade, trained_network
 from zoomseg.export.networks import to_onnx
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_image

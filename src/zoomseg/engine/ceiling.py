@@ -33,10 +33,11 @@ from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.volume import LabelMap
 from zoomseg.engine.atlases import AtlasOf
+from zoomseg.engine.course import Network, NetworkOf
 from zoomseg.engine.device import Device
 from zoomseg.engine.look import Scan, View
 from zoomseg.engine.pack import stage_labels
-from zoomseg.engine.predict import Network, NetworkOf, Result, cascade, input_channels
+from zoomseg.engine.predict import Result, cascade, input_channels
 from zoomseg.io.dataset import Dataset
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.recipe import graph

@@ -14,8 +14,9 @@ from zoomseg.cli import progress
 from zoomseg.cli.progress import PredictionDisplay
 from zoomseg.core.volume import LabelMap
 from zoomseg.engine.batch import Done, Failed
+from zoomseg.engine.course import Progress, StageRecord
 from zoomseg.engine.meter import Usage
-from zoomseg.engine.predict import Progress, Result, StageRecord
+from zoomseg.engine.predict import Result
 
 
 def a_scan(name: str = "a", vram_mb: float = 0.0) -> Done:

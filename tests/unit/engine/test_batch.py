@@ -19,8 +19,9 @@ from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import batch
 from zoomseg.engine.batch import Done, Failed, result_path, segment
+from zoomseg.engine.course import Progress
 from zoomseg.engine.meter import Usage
-from zoomseg.engine.predict import Predictor, Progress, Result
+from zoomseg.engine.predict import Predictor, Result
 from zoomseg.io.scans import ScanInput, read_label_values, write_image
 
 PATIENCE = 20.0

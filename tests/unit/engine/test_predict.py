@@ -20,10 +20,8 @@ from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
 from zoomseg.engine import look
+from zoomseg.engine.course import Course, Network, NetworkOf
 from zoomseg.engine.predict import (
-    Course,
-    Network,
-    NetworkOf,
     Predictor,
     Result,
     as_network,

@@ -15,7 +15,8 @@ from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
 from zoomseg.engine import look, widen
-from zoomseg.engine.predict import Network, Result, cascade
+from zoomseg.engine.course import Network
+from zoomseg.engine.predict import Result, cascade
 from zoomseg.engine.widen import cut_organs, widened
 from zoomseg.recipe.spec import DilatedForeground, FixedShape
 from zoomseg.stage.signs import Hearing, Signs
