@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "Train a recipe on labelled scans.",
     "predict": "Segment scans with a trained model.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
+    "compare": "Two evaluations or more of the same cases: differences, intervals, paired tests.",
     "view": "A scan and its label map in the browser: three planes and 3D.",
     "serve": "Segment in the browser: drop a scan, see the organs, download the results.",
     "export": "A model as one zip that runs without ZoomSeg and without PyTorch.",

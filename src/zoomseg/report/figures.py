@@ -33,6 +33,8 @@ _INK = "#1d2733"
 _MUTED = "#66727f"
 _ACCENT = "#1f6f8b"
 _DARK = "#10151b"
+COLOURS = (_ACCENT, "#d9822b", "#5b8c5a", "#8e5ea2", "#b04a5a", "#4a5a6a")
+"""Of lines in one plot."""
 
 CONTEXT_MM = 25.0
 """Shown around the organ on each side."""
@@ -257,6 +259,11 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+def _literal(name: str) -> str:
+    """A name as it is: between two dollar signs stands a formula, which may be malformed."""
+    return name.replace("$", r"\$")
+
+
 def dice_by_organ(dice: Mapping[str, Sequence[float]]) -> bytes:
     """Box plot of Dice per organ, every case a dot; organs without a case are left empty."""
     names = list(dice)
@@ -277,7 +284,7 @@ def dice_by_organ(dice: Mapping[str, Sequence[float]]) -> bytes:
         )  # fmt: skip
         spread = jitter.uniform(-0.16, 0.16, values.size)
         axes.scatter(values, row + spread, s=13, color=_ACCENT, alpha=0.65, linewidths=0, zorder=3)
-    axes.set_yticks(rows, names, color=_INK, fontsize=11)
+    axes.set_yticks(rows, [_literal(name) for name in names], color=_INK, fontsize=11)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlim(-0.01, 1.01)
     axes.set_xticks(np.linspace(0, 1, 11))
@@ -307,12 +314,52 @@ def losses_by_organ(losses: Mapping[str, Sequence[float]], parts: Mapping[str, s
         text = f"{total:.3f}" if told else "\N{EN DASH}"
         at = (total, row)
         axes.annotate(text, at, (5, 0), textcoords="offset points", va="center", color=_MUTED, fontsize=10)
-    axes.set_yticks(rows, names, color=_INK, fontsize=11)
+    axes.set_yticks(rows, [_literal(name) for name in names], color=_INK, fontsize=11)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlim(0, max(1.12 * float(done.max()), 0.02))
     axes.grid(axis="x", color="#e8edf1")
     axes.set_xlabel("Dice lost", color=_MUTED)
     figure.legend(loc="outside upper left", ncols=len(parts), frameon=False, fontsize=10, labelcolor=_INK)
+    return _png(figure, dpi=150)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its interval, NaN where either does not exist; ``filled``: whether it stands out."""
+
+    value: float
+    low: float
+    high: float
+    filled: bool
+
+
+def differences_by_organ(
+    organs: Sequence[str], lines: Mapping[str, Mapping[str, Interval]], what: str
+) -> bytes:
+    """Per organ a dot with its interval for each of ``lines`` (by name, then organ), beside a line at 0."""
+    step = 0.26
+    height = 1.2 + len(organs) * (0.2 + step * len(lines))
+    figure = Figure(figsize=(9.5, height), facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    _plain(axes)
+    rows = -np.arange(len(organs)) * (0.2 + step * len(lines)) / (0.2 + step)
+    axes.axvline(0, color=_MUTED, linewidth=1)
+    for number, (name, found) in enumerate(lines.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        offset = (0.5 * (len(lines) - 1) - number) * step / (0.2 + step)
+        for row, organ in zip(rows + offset, organs, strict=True):
+            if organ not in found or np.isnan(found[organ].value):
+                continue
+            one = found[organ]
+            axes.plot((one.low, one.high), (row, row), color=colour, linewidth=1.8)
+            face = colour if one.filled else "white"
+            axes.plot(one.value, row, "o", color=colour, markerfacecolor=face, markersize=6.5)
+        axes.plot([], [], "o-", color=colour, label=_literal(name))
+    axes.set_yticks(rows, [_literal(organ) for organ in organs], color=_INK, fontsize=11)
+    axes.set_ylim(rows[-1] - 0.8, 0.8)
+    axes.grid(axis="x", color="#e8edf1")
+    axes.set_xlabel(_literal(what), color=_MUTED)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10, labelcolor=_INK)
     return _png(figure, dpi=150)
 
 
@@ -330,14 +377,13 @@ def training_curves(curves: Sequence[Curve]) -> bytes:
     """Loss and Dice over training steps, one line per curve."""
     figure = Figure(figsize=(9.5, 3.6), facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours = (_ACCENT, "#d9822b", "#5b8c5a", "#8e5ea2", "#b04a5a", "#4a5a6a")
     for axes, metric in ((left, "loss"), (right, "dice")):
         _plain(axes)
         axes.grid(axis="y", color="#e8edf1")
         axes.set_xlabel("step", color=_MUTED)
         axes.set_title("Loss" if metric == "loss" else "Dice on patches", color=_INK, fontsize=12, loc="left")
         for i, curve in enumerate(curves):
-            colour = colours[i % len(colours)]
+            colour = COLOURS[i % len(COLOURS)]
             axes.plot(curve.steps, getattr(curve, metric), color=colour, linewidth=1.6, label=curve.name)
     right.set_ylim(0, 1)
     right.legend(frameon=False, fontsize=9, labelcolor=_INK)

@@ -49,28 +49,19 @@ def render(
     pictures: Sequence[Picture],
     training_log: Path | None = None,
     provenance: Mapping[str, object] | None = None,
+    recipe: str = "",
 ) -> str:
-    """The whole page. Whatever comes from file names, labels or ``provenance`` is escaped.
+    """The whole page. Whatever comes from file names, labels or ``provenance`` is escaped. ``recipe``: the
+    one that made the predictions, as YAML.
 
     Raises:
         DatasetError: the training log cannot be read.
     """
-    environment = Environment(
-        loader=PackageLoader("zoomseg.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "signed": signed, "png": _data_uri}
     dice = {organ: [s.dice for s in evaluation.scores_of(organ)] for organ in evaluation.organs}
     curves = read_curves(training_log) if training_log is not None else []
-    about = {
-        "made by": f"ZoomSeg {importlib.metadata.version('zoomseg')}",
-        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        **(provenance or {}),
-    }
-    return environment.get_template("report.html").render(
+    return page(
+        "report.html",
+        provenance or {},
         evaluation=evaluation,
         mean=evaluation.mean,
         rows=evaluation.summary,
@@ -79,8 +70,27 @@ def render(
         boundary_mm=BOUNDARY_MM,
         pictures=pictures,
         training_plot=training_curves(curves) if curves else None,
-        provenance={key: _text(value) for key, value in about.items()},
+        recipe=recipe,
     )
+
+
+def page(template: str, provenance: Mapping[str, object], **content: object) -> str:
+    """A template of this package filled in, with what made it and when. Whatever is text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("zoomseg.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed, "p_value": p_value, "png": _data_uri}
+    about = {
+        "made by": f"ZoomSeg {importlib.metadata.version('zoomseg')}",
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        **provenance,
+    }
+    told = {key: _text(value) for key, value in about.items()}
+    return environment.get_template(template).render(provenance=told, **content)
 
 
 def _loss_plot(evaluation: Evaluation) -> bytes:
@@ -101,6 +111,11 @@ def signed(value: float, digits: int) -> str:
     if not math.isfinite(value) or not any(c in "123456789" for c in text):
         return text
     return ("\N{MINUS SIGN}" if value < 0 else "+") + text
+
+
+def p_value(value: float) -> str:
+    """A p-value for readers: a dash for what was not tested."""
+    return "< 0.001" if value < 0.001 else number(value, 3)
 
 
 def _data_uri(png: bytes) -> Markup:

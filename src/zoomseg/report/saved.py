@@ -38,7 +38,7 @@ def read_scores(folder: Path, cases: int | None = None) -> Evaluation | None:
         results = tuple(CaseResult(case, tuple(rows), told.get(case, {})) for case, rows in scores.items())
         failed = tuple(Failure(str(case), str(why)) for case, why in summary.get("failed", {}).items())
         return Evaluation(tuple(summary["organs"]), float(summary["tolerance_mm"]), results, failed)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error):
         return None
 
 

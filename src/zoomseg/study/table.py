@@ -10,25 +10,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
-
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io.files import write_text_atomic
+from zoomseg.report.compare import LEAST_PAIRS, MEAN, differences, equals, paired, signed_rank
 from zoomseg.report.figures import dice_by_organ
-from zoomseg.report.html import number
+from zoomseg.report.html import number, p_value
 from zoomseg.report.result import CaseResult, Evaluation, mean
 from zoomseg.study.ablations import Ablation, Published, Row, find_organ
 from zoomseg.study.page import Page, Plot, Sheet, html, markdown
 from zoomseg.study.steps import Steps
 
-LEAST_PAIRS = 6
-"""With fewer pairs no two-sided signed-rank test can reach p < 0.05."""
-
 SHOWN_DIGITS = 3
 """Of Dice and NSD, as in the papers."""
 
-MEAN = "mean"
 COLUMNS = (
     "row",
     "organ",
@@ -93,14 +87,7 @@ def _restricted(evaluation: Evaluation, organs: set[str]) -> Evaluation:
 def paired_p(a: Evaluation, b: Evaluation, organ: str) -> float:
     """Two-sided Wilcoxon signed-rank p of the Dice of one organ, or of each case's mean, over the cases that
     both have; NaN for fewer than 6 of them. Equal in every case gives 1."""
-    first, second = _by_case(a, organ), _by_case(b, organ)
-    shared = sorted(first.keys() & second.keys())
-    if len(shared) < LEAST_PAIRS:
-        return math.nan
-    difference = np.array([first[case] - second[case] for case in shared])
-    if not difference.any():
-        return 1.0
-    return float(stats.wilcoxon(difference).pvalue)
+    return signed_rank(differences(paired(a, b)[organ]))
 
 
 def _by_case(evaluation: Evaluation, organ: str) -> dict[str, float]:
@@ -170,7 +157,7 @@ def _finding(a: RowResult, b: RowResult, schema: LabelSchema) -> str:
     verdict = (
         "reproduced" if _sign(own) == _sign(paper) else "not reproduced" if _sign(own) else "undecided: equal"
     )
-    significance = " (too few cases to test)" if math.isnan(p) else f" (p {_equals(p)} over all organs)"
+    significance = " (too few cases to test)" if math.isnan(p) else f" (p {equals(p)} over all organs)"
     return (
         f"{a.name} → {b.name}: Dice {_change(paper)} in the paper, {_change(own)} here{significance}; "
         f"the paper's order is {verdict}."
@@ -265,18 +252,8 @@ def _cells(name: str, own: Sequence[Line], metric: str, with_p: bool) -> tuple[s
     scores = (
         number(a, SHOWN_DIGITS) + ("" if math.isnan(b) else f" ({number(b, SHOWN_DIGITS)})") for a, b in pairs
     )
-    tests = (_p(own[0].p_row_above), _p(own[0].p_baseline)) if with_p else ()
+    tests = (p_value(own[0].p_row_above), p_value(own[0].p_baseline)) if with_p else ()
     return (name, str(own[0].cases), *scores, *tests)
-
-
-def _p(value: float) -> str:
-    if math.isnan(value):
-        return "–"  # noqa: RUF001 - a dash for what does not exist, as in all reports
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _equals(p: float) -> str:
-    return _p(p) if p < 0.001 else f"= {_p(p)}"
 
 
 def _notes(study: Ablation, results: Sequence[RowResult], table: Sequence[Line]) -> list[str]:

@@ -11,11 +11,11 @@ import pytest
 from scipy import stats
 
 from zoomseg.core.labels import LabelSchema
+from zoomseg.report.compare import MEAN
 from zoomseg.report.metrics import OrganScore
 from zoomseg.report.result import CaseResult, Evaluation
 from zoomseg.study.ablations import Ablation, Published, Row
 from zoomseg.study.table import (
-    MEAN,
     RowResult,
     csv_text,
     findings,

@@ -1,0 +1,80 @@
+"""``zoomseg compare``: which of several evaluations is better, and whether that is more than chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from zoomseg.report.compare import Comparison
+
+
+@click.command(name="compare")
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
+@click.option(
+    "--metric",
+    type=click.Choice(("dice", "nsd", "hd95_mm", "assd_mm")),
+    default="dice",
+    show_default=True,
+    help="What is compared.",
+)
+def command(folders: tuple[Path, ...], out: Path, metric: str) -> None:
+    """Compare evaluations of the same cases: every one of FOLDERS with the first.
+
+    FOLDERS are what `zoomseg evaluate` or the validation of `zoomseg train` wrote. By organ and for each
+    case's mean over organs: the mean difference, its 95 % bootstrap interval, and a paired Wilcoxon
+    signed-rank test, corrected over the organs after Holm. Writes compare.csv, compare.json and compare.html.
+    Cases and organs that only one side has are named and left out.
+    """
+    from rich.console import Console
+
+    from zoomseg.report.compare import compare_folders
+
+    found = compare_folders(folders, out, metric)
+    notes = Console(stderr=True)
+    for comparison in found:
+        for note in comparison.notes:
+            notes.print(f"[yellow]note:[/] {_escape(note)}", highlight=False, soft_wrap=True)
+        Console().print(difference_table(comparison))
+        click.echo(f"{comparison.finding}\n")
+    click.echo(f"Report: {out / 'compare.html'}")
+
+
+def _escape(text: str) -> str:
+    """File names may look like rich's markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def difference_table(comparison: Comparison) -> Table:
+    """Differences by organ and of the mean, for a terminal of 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    from zoomseg.report.compare import digits_of
+    from zoomseg.report.html import number, p_value, signed
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("Organ")
+    for heading in ("Cases", "First", "Other", "Differ-\nence", "95 %\nfrom", "\nto", "p", "p,\nHolm"):
+        table.add_column(heading, justify="right")
+    digits = digits_of(comparison.metric)
+    for row in (*comparison.organs, comparison.mean):
+        if row is comparison.mean:
+            table.add_section()
+        table.add_row(
+            "mean of organs" if row is comparison.mean else _escape(row.organ),
+            str(row.cases),
+            *(number(value, digits) for value in (row.first, row.other)),
+            *(signed(value, digits) for value in (row.difference, row.low, row.high)),
+            p_value(row.p),
+            p_value(row.p_holm),
+            style="bold" if row.significant else None,
+        )
+    return table
