@@ -17,7 +17,7 @@ from torch import Tensor
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.region import Region
 from zoomseg.engine.look import Scan, View
-from zoomseg.recipe.spec import FixedShape, WholeVolume
+from zoomseg.recipe.spec import BoxAround, DilatedForeground, FixedShape, ProbabilityTimesAtlas
 from zoomseg.stage import grid as grids
 from zoomseg.stage.roi import dilated
 from zoomseg.stage.signs import Hearing, OpenSides, Signs, open_sides
@@ -36,7 +36,7 @@ def sides(view: View, scan: Scan) -> OpenSides:
 
 def cut_organs(view: View, signs: Mapping[str, Signs]) -> tuple[str, ...]:
     """The organs that the region may have cut; none where it is not another stage that placed it."""
-    if isinstance(view.stage.roi, WholeVolume):
+    if not isinstance(view.stage.roi, BoxAround | DilatedForeground | ProbabilityTimesAtlas):
         return ()
     return tuple(n for n, s in signs.items() if s.at_end >= max(LEAST_VOXELS, LEAST_SHARE * s.voxels))
 
@@ -55,7 +55,8 @@ def widened(view: View, scan: Scan, hearing: Hearing, organs: tuple[str, ...]) -
 
 
 def _margin(grid: Grid) -> Index3:
-    i, j, k = (math.ceil(MARGIN_MM / s) for s in grid.spacing_mm)
+    # A hundredth of a voxel is forgiven: headers have spacings that are off in the seventh digit.
+    i, j, k = (math.ceil(MARGIN_MM / s - 0.01) for s in grid.spacing_mm)
     return (i, j, k)
 
 

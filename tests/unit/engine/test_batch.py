@@ -113,7 +113,7 @@ class Works:
         self.on_read: Callable[[int], None] = lambda n: None
         self.on_predict: Callable[[int], None] = lambda n: None
         self.on_write: Callable[[int], None] = lambda n: None
-        monkeypatch.setattr(batch, "read_image", self.read)
+        monkeypatch.setattr(batch, "read_scan", lambda scan, **options: self.read(scan.paths, **options))
         monkeypatch.setattr(batch, "write_labels", self.write)
         monkeypatch.setattr(self.model, "predict", self.predict)
 

@@ -18,7 +18,7 @@ from zoomseg.engine import look, widen
 from zoomseg.engine.course import Network
 from zoomseg.engine.predict import Result, cascade
 from zoomseg.engine.widen import cut_organs, widened
-from zoomseg.recipe.spec import DilatedForeground, FixedShape
+from zoomseg.recipe.spec import BodyMask, DilatedForeground, FixedShape
 from zoomseg.stage.signs import Hearing, Signs
 
 RECIPE = tiny_recipe(together=True)
@@ -53,7 +53,9 @@ def test_a_few_voxels_at_the_end_are_chance(voxels: int, at_end: int, cut: bool)
     view = view_of(Region(GRID, Box((5, 5, 5), (30, 30, 30))))
     assert bool(cut_organs(view, signs)) == cut
     whole = replace(view, stage=COARSE)
-    assert cut_organs(whole, signs) == ()  # nobody placed its region
+    assert cut_organs(whole, signs) == ()  # no other stage placed its region
+    body = BodyMask(kind="body_mask", threshold=0.0)
+    assert cut_organs(replace(view, stage=FINE.model_copy(update={"roi": body})), signs) == ()
 
 
 def test_a_box_grows_only_on_the_sides_touched_and_no_farther_than_the_scan() -> None:
