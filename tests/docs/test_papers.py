@@ -154,7 +154,7 @@ def test_every_difference_that_is_marked_can_be_explained(page: Path) -> None:
         ("`stage/roi.py` `body_mask`", []),
         ("`networks/unet.py` `UNet.forward`, `nn.MaxPool3d`", []),
         ("`networks/unet.py` `UNet.margins`", []),
-        ("`engine/predict.py` `StageRecord.region_share`, in `run.json`", []),
+        ("`engine/course.py` `StageRecord.region_share`, in `run.json`", []),
         ("`stage/gone.py`", ["stage/gone.py"]),
         ("`stage/roi.py` `body_musk`", ["body_musk"]),
         ("`stage/roi.py` `UNet`", ["UNet"]),

@@ -217,7 +217,7 @@ def test_finished_run_resumes_to_itself(data: Dataset, tmp_path: Path) -> None:
 def test_resume_refuses_another_run(data: Dataset, tmp_path: Path) -> None:
     train.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU), Silent())
     other = Settings(CPU, seed=9, resume=True)
-    with pytest.raises(TrainingError, match="another recipe, seed or choice of cases"):
+    with pytest.raises(TrainingError, match="another recipe, seed, choice of cases or teachers"):
         train.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", other, Silent())
 
 
@@ -253,7 +253,7 @@ def test_time_budget_is_kept_and_the_schedule_ends(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a clock that every look at it moves on, so that no busy machine can be late."""
-    clock = itertools.count(0.0, 0.08)
+    clock = itertools.count(0.0, 0.04)
     monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(train, "LOG_EVERY_STEPS", 1)
     watch = Recorder()

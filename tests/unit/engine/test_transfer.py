@@ -7,6 +7,7 @@ import json
 import threading
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -48,8 +49,13 @@ def network(recipe: Recipe, stage: int, schema: LabelSchema) -> torch.nn.Module:
 
 
 def other_labels(root: Path) -> Dataset:
-    """The tiny data set, its kidneys called and numbered otherwise, with an organ that no case has."""
+    """The tiny data set, its kidneys called and numbered otherwise, with an organ more in one case."""
     tiny_dataset(root)
+    file = root / "labelsTr" / "case_0.nii.gz"
+    image = nib.load(file)  # type: ignore[attr-defined]
+    values = np.asarray(image.dataobj).copy()
+    values[:2, :2, :2] = 9
+    nib.save(nib.Nifti1Image(values, image.affine), file)  # type: ignore[attr-defined, no-untyped-call]
     description = json.loads((root / "dataset.json").read_text())
     labels = {"background": 0, "Kidney (right)": 7, "spleen": 9, "left_kidney": 3}
     (root / "dataset.json").write_text(json.dumps(description | {"labels": labels}))
