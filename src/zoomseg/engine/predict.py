@@ -154,6 +154,8 @@ class Predictor:
         for other in others:
             _check_alike(bundle, other)
         self.bundle = bundle
+        self.folders = tuple(model.folder for model in (bundle, *others) if model.folder is not None)
+        """Of the models that answer, if they came from disk."""
         self.device = device
         self._atlas_of = atlas_of or atlases.of_model(bundle)
         self.limits = limits or Limits(device)

@@ -18,6 +18,7 @@ from zoomseg.report.attribution import LOSSES, NOTHING, attribute_case, read_reg
 from zoomseg.report.figures import overlay
 from zoomseg.report.html import Picture, render
 from zoomseg.report.metrics import OrganScore, score
+from zoomseg.report.origin import read_origin
 from zoomseg.report.pairs import Pair, Pairs, find_pairs, unmatched
 from zoomseg.report.result import CaseResult, Evaluation, Failure
 
@@ -75,8 +76,10 @@ def evaluate(
     warnings = (*pairs.warnings, *_without_stages(pairs))
     evaluation = Evaluation(pairs.organs, tolerance_mm, tuple(cases), tuple(failures), warnings)
     source = reference.root if isinstance(reference, Dataset) else reference
-    about = {"predictions": str(predictions), "reference": str(source), **(provenance or {})}
-    write_all(evaluation, pairs, out, about, training_log)
+    origin = read_origin(predictions)
+    sources = {"predictions": str(predictions), "reference": str(source)}
+    about = {**sources, **origin.about, **(provenance or {})}
+    write_all(evaluation, pairs, out, about, training_log, origin.recipe)
     return evaluation
 
 
@@ -86,15 +89,17 @@ def write_all(
     out: Path,
     provenance: Mapping[str, object],
     training_log: Path | None = None,
+    recipe: str = "",
 ) -> None:
-    """Write an evaluation of ``pairs`` as ``metrics.csv``, ``summary.json`` and ``report.html``.
+    """Write an evaluation of ``pairs`` as ``metrics.csv``, ``summary.json`` and ``report.html``; ``recipe``
+    is that of the predictions, as YAML.
 
     Raises:
         OutputError: ``out`` cannot be written to.
     """
     write_metrics(out / "metrics.csv", evaluation)
     write_json_atomic(out / "summary.json", evaluation.as_json())
-    page = render(evaluation, _pictures(evaluation, pairs), training_log, provenance)
+    page = render(evaluation, _pictures(evaluation, pairs), training_log, provenance, recipe)
     write_text_atomic(out / "report.html", page)
 
 
@@ -166,20 +171,25 @@ def _pictures(evaluation: Evaluation, pairs: Pairs) -> list[Picture]:
 
 def _picture(case: CaseResult, worst: OrganScore, pairs: Pairs, pair: Pair) -> Picture:
     prediction, reference = pairs.load(pair)
-    image, note = None, ""
+    image, region, notes = None, None, []
     try:
         image = pairs.load_image(pair, reference)
     except ZoomSegError as error:
-        note = f"Drawn without the scan: {error}"
-    c, stages = pairs.drawn.class_of(worst.organ), _stages_of(pair)
+        notes.append(f"Drawn without the scan: {error}")
+    try:
+        if (stages := _stages_of(pair)) is not None:
+            region = read_region(stages, case.id, worst.organ, reference.grid)
+    except ZoomSegError as error:
+        notes.append(f"Drawn without the region: {error}")
+    c = pairs.drawn.class_of(worst.organ)
     png = overlay(
         image.data[0].numpy() if image is not None else None,
         prediction.data.numpy() == c,
         reference.data.numpy() == c,
         reference.grid.spacing_mm,
-        read_region(stages, case.id, worst.organ, reference.grid) if stages is not None else None,
+        region,
     )
-    return Picture(case, worst, png, note)
+    return Picture(case, worst, png, " ".join(notes))
 
 
 def write_metrics(path: Path, evaluation: Evaluation) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from zoomseg.io.slicer import write_colour_tables
 from zoomseg.recipe.spec import Recipe
 from zoomseg.report.confidence import summed_up
 from zoomseg.report.summary import OrganRow, write_review, write_summary
+
+TRAINED = ("data_set", "date", "seconds", "device", "seed", "zoomseg")
+"""What a run tells of its model's provenance; not the names of the cases."""
 
 Hear = Callable[[Sequence[OrganRow]], None]
 """Gets the rows of a scan."""
@@ -99,7 +102,7 @@ def _spare_files(
 ) -> None:
     """No result may replace a scan or another result. ``recipe``: that of which the stages are kept."""
     scans = tuple(scans)
-    read = {_identity(path) for scan in scans for path in scan.paths} - {None}
+    read = {_identity(path) for scan in scans for path in _files(scan)} - {None}
     written: dict[Path, str] = {}
     for scan in scans:
         beside = [] if recipe is None else list(kept.paths(out, scan.id, recipe))
@@ -112,6 +115,13 @@ def _spare_files(
                 both = f"'{written[result]}' and '{scan.id}'"
                 raise OutputError(f"{result}: would be a result of both {both}; rename one of the scans")
             written[result] = scan.id
+
+
+def _files(scan: ScanInput) -> Iterator[Path]:
+    """What a scan is read from; of DICOM in a folder, every slice's file, too."""
+    yield from scan.paths
+    if scan.dicom is not None:
+        yield from scan.dicom.paths
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -129,6 +139,11 @@ def _header(predictor: Predictor, organs: tuple[str, ...]) -> dict[str, Any]:
     return {
         "zoomseg": importlib.metadata.version("zoomseg"),
         "recipe": predictor.bundle.recipe.name,
+        "recipe_in_full": predictor.bundle.recipe.model_dump(mode="json"),
+        "models": [str(folder) for folder in predictor.folders],
+        "trained": {
+            key: predictor.bundle.provenance[key] for key in TRAINED if key in predictor.bundle.provenance
+        },
         "device": predictor.device.name,
         "precision": str(predictor.device.precision or "float32").removeprefix("torch."),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

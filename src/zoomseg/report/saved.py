@@ -15,6 +15,7 @@ from zoomseg.io.files import writable_directory
 from zoomseg.report.attribution import LOSSES, Attribution
 from zoomseg.report.evaluate import SCORES, write_all
 from zoomseg.report.metrics import OrganScore
+from zoomseg.report.origin import read_origin
 from zoomseg.report.pairs import Pairs, find_pairs
 from zoomseg.report.result import CaseResult, Evaluation, Failure
 
@@ -68,8 +69,11 @@ def gather(folders: Sequence[Path], dataset: Dataset, out: Path) -> Evaluation:
         found.append(find_pairs(folder / "predictions", dataset.subset(ids), None, None))
     pairs = replace(found[0], pairs=tuple(pair for some in found for pair in some.pairs))
     evaluation = pool(parts)
-    about = {"predictions": f"{len(folders)} folds", "reference": str(dataset.root)}
-    write_all(evaluation, pairs, writable_directory(out), about)
+    origins = [read_origin(folder / "predictions") for folder in folders]
+    told = origins[0].about.items()
+    shared = {key: value for key, value in told if all(o.about.get(key) == value for o in origins)}
+    about = {"predictions": f"{len(folders)} folds", "reference": str(dataset.root), **shared}
+    write_all(evaluation, pairs, writable_directory(out), about, recipe=origins[0].recipe)
     return evaluation
 
 

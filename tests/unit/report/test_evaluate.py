@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
 from pathlib import Path
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 
 from label_files import AFFINE, LIVER, SPLEEN, box, organs, save, save_description, save_scan
+from tiny import tiny_recipe
 from zoomseg.core.errors import GeometryError, OutputError, ScanError
-from zoomseg.report.evaluate import evaluate
+from zoomseg.recipe.load import dump
+from zoomseg.report.evaluate import evaluate, write_all
+from zoomseg.report.pairs import find_pairs
 
 LARGER = box((2, 2, 2), (8, 8, 8))
 VOXEL_ML = 1.5 * 1.5 * 3 / 1000
@@ -208,3 +212,26 @@ def test_without_stages_nothing_is_said_of_them(folders, tmp_path):
     evaluation = evaluate(*folders, tmp_path / "out")
     assert evaluation.warnings == ()
     assert "Where Dice is lost" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_region_that_is_damaged_after_scoring_is_only_missing_from_the_picture(kept, tmp_path):
+    """As when the evaluations of folds are gathered."""
+    evaluation = evaluate(*kept, tmp_path / "out")
+    (kept[0] / "stages" / "b-fine-region.nii.gz").write_bytes(b"damaged")
+    pairs = find_pairs(*kept, None, None)
+    write_all(evaluation, pairs, tmp_path / "out", {})
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("Drawn without the region: ") == 1
+    assert "b — spleen" in page
+
+
+def test_the_report_has_the_recipe_and_the_model(folders, tmp_path):
+    recipe = tiny_recipe(together=True)
+    labels = {"background": 0, "liver": 6, "spleen": 1}
+    run = {"labels": labels, "models": ["some/model"], "recipe": "tiny"}
+    run["recipe_in_full"] = recipe.model_dump(mode="json")
+    (folders[0] / "run.json").write_text(json.dumps(run))
+    evaluate(*folders, tmp_path / "out")
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
+    assert "some/model" in page
+    assert dump(recipe) in page

@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tiny import tiny_case
-from untrained import predictor
+from tiny import CPU, tiny_case
+from untrained import predictor, untrained_bundle
 from zoomseg.core.errors import LabelError, OutputError
 from zoomseg.engine.batch import Done, Failed
+from zoomseg.engine.predict import Predictor
+from zoomseg.io import bundle
 from zoomseg.io.scans import ScanInput, write_image
+from zoomseg.recipe.load import from_dict
 from zoomseg.report.run import segment_to_folder
 
 
@@ -34,6 +38,8 @@ def test_account_names_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) 
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["labels"] == {"background": 0, "left kidney": 3, "right kidney": 7}
     assert run["recipe"] == "tiny"
+    assert from_dict(run["recipe_in_full"]) == predictor().bundle.recipe
+    assert (run["models"], run["trained"]) == ([], {})  # never trained, never saved
     assert run["precision"] == "float32"
     assert run["cases"]["bad"] == {"status": "failed", "error": failed[0].reason}
     good = run["cases"]["good"]
@@ -128,3 +134,15 @@ def test_a_case_and_its_stage_named_like_another(
     both = tuple(ScanInput(name, scans[0].paths) for name in ("a", "a-b"))
     with pytest.raises(OutputError, match="would be a result of both 'a' and 'a-b'; rename one"):
         segment_to_folder(both, tmp_path / "out", model, keep_stages=True)
+
+
+def test_the_model_is_named_without_its_cases(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    made = {"data_set": "mine", "seed": 3, "training_cases": ["secret"]}
+    for name in ("first", "second"):
+        bundle.save(replace(untrained_bundle(), provenance=made), tmp_path / name)
+    first, second = (bundle.load(tmp_path / name) for name in ("first", "second"))
+    segment_to_folder(scans[:1], tmp_path / "out", Predictor(first, CPU, others=[second]))
+    text = (tmp_path / "out" / "run.json").read_text()
+    assert json.loads(text)["models"] == [str(tmp_path / "first"), str(tmp_path / "second")]
+    assert json.loads(text)["trained"] == {"data_set": "mine", "seed": 3}
+    assert "secret" not in text

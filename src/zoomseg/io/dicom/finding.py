@@ -35,6 +35,11 @@ class Stack:
     """Sorted along their normal."""
     placement: Placement
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that it is read from."""
+        return self.series.paths
+
     def usable(self) -> Stack:
         return self
 
@@ -47,6 +52,10 @@ class Refused:
     number: int | None
     sources: tuple[Source, ...]
     reason: str
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(source.path for source in self.sources)
 
     def usable(self) -> Stack:
         raise ScanError(self.reason)

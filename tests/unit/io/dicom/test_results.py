@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +19,8 @@ from zoomseg.cli.main import main
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.core.volume import LabelMap
 from zoomseg.io import bundle
+from zoomseg.io.dicom.archive import Source
+from zoomseg.io.dicom.finding import Refused
 from zoomseg.io.dicom.results import DicomResult, require_series, write_results
 from zoomseg.io.dicom.rtstruct import read_rtstruct
 from zoomseg.io.dicom.seg import read_seg
@@ -92,3 +95,16 @@ def test_a_scan_without_organs_has_no_objects_of_an_earlier_run(scan: ScanInput,
     assert len(list(tmp_path.glob("*.dcm"))) == 2
     write_results(tmp_path, scan, nothing, BOTH, "m")
     assert not list(tmp_path.glob("*.dcm"))
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_result_never_replaces_a_slice(usable: bool, scan: ScanInput, tmp_path: Path) -> None:
+    """The results go beside the slices, one of which is named like them."""
+    slice_file = min((tmp_path / "patient").glob("*.dcm")).rename(tmp_path / "patient" / "patient.seg.dcm")
+    before = slice_file.read_bytes()
+    (found,) = find_scans(tmp_path / "patient")
+    if not usable:
+        found = replace(found, dicom=Refused("1", None, (Source(slice_file),), "no volume"))
+    with pytest.raises(OutputError, match=r"patient\.seg\.dcm: is the scan itself; choose another folder"):
+        segment_to_folder([found], tmp_path / "patient", predictor(), dicom=BOTH)
+    assert slice_file.read_bytes() == before
