@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
 
 from zoomseg.core.volume import Volume
 from zoomseg.engine.predict import Result
@@ -107,6 +106,8 @@ def _posterior_mode(
     table: FloatArray, share: FloatArray, expected: FloatArray, precision: FloatArray
 ) -> FloatArray:
     """Coefficients of a logistic regression on shares between 0 and 1, with independent normal priors."""
+    # On the spot: only training needs it, and it would make every prediction start a third of a second later.
+    from scipy import optimize
 
     def loss(weights: FloatArray) -> tuple[float, FloatArray]:
         logit, off = table @ weights, weights - expected
