@@ -53,7 +53,8 @@ def _escape(text: str) -> str:
 
 
 def difference_table(comparison: Comparison) -> Table:
-    """Differences by organ and of the mean, for a terminal of 80 columns."""
+    """Differences by organ and of the mean, for a terminal of 80 columns; the mean is one test, whose p needs
+    no correction."""
     from rich import box
     from rich.table import Table
 
@@ -62,7 +63,7 @@ def difference_table(comparison: Comparison) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("Organ")
-    for heading in ("Cases", "First", "Other", "Differ-\nence", "95 %\nfrom", "\nto", "p", "p,\nHolm"):
+    for heading in ("Cases", "First", "Other", "Differ-\nence", "95 %\nfrom", "\nto", "p,\nHolm"):
         table.add_column(heading, justify="right")
     digits = digits_of(comparison.metric)
     for row in (*comparison.organs, comparison.mean):
@@ -71,10 +72,9 @@ def difference_table(comparison: Comparison) -> Table:
         table.add_row(
             "mean of organs" if row is comparison.mean else _escape(row.organ),
             str(row.cases),
-            *(number(value, digits) for value in (row.first, row.other)),
+            *(number(value, digits - 1) for value in (row.first, row.other)),
             *(signed(value, digits) for value in (row.difference, row.low, row.high)),
-            p_value(row.p),
-            p_value(row.p_holm),
+            p_value(row.p if row is comparison.mean else row.p_holm),
             style="bold" if row.significant else None,
         )
     return table

@@ -134,7 +134,8 @@ class TestCompare:
         new = evaluation(liver=[0.5, 0.5, 0.5, 0.5], aorta=[0.6, 0.7, 0.0, math.nan])
         dice = compare(old, new, NAMES)
         assert dice.notes == ("aorta: cases left out, as Dice is not a number on both sides: case_2",)
-        assert (dice.organs[1].cases, dice.organs[1].difference) == (2, pytest.approx(0.4))
+        assert dice.organs[1].cases == 2
+        assert dice.organs[1].difference == pytest.approx(0.4)
         assert paired(old, new)[MEAN]["case_2"] == (0.5, 0.5), "over the same organs on both sides"
         distance = compare(old, new, NAMES, "hd95_mm")
         assert distance.organs[1].cases == 1
@@ -173,7 +174,7 @@ class TestFiles:
     def folders(self, tmp_path: Path) -> tuple[Path, ...]:
         nasty = "<b>liver</b>"
         return tuple(
-            save(tmp_path / name / "validation", evaluation(**{nasty: values}))
+            save(tmp_path / name / "validation", evaluation(1.0, **{nasty: values}))
             for name, values in (("one", LIVER), ("two", BETTER), ("three", LIVER[:5]))
         )
 

@@ -150,6 +150,21 @@ def test_losses_are_stacked_in_order(drawn):
     assert [text.get_text() for text in axes.texts] == ["0.375", "\N{EN DASH}"]
 
 
+def test_differences_have_a_dot_and_an_interval_per_organ_and_name(drawn):
+    """A name with two dollar signs would be a formula, and this one a malformed one."""
+    names, missing = ("liver", r"$\bad{$"), figures.Interval(*3 * (float("nan"),), filled=False)
+    one = {names[0]: figures.Interval(0.1, 0.0, 0.3, filled=True), names[1]: missing}
+    two = {names[0]: figures.Interval(-0.2, -0.4, 0.1, filled=False)}
+    figures.differences_by_organ(names, {"one": one, "two": two}, "Dice")
+    dots = [line for line in drawn[0].axes[0].lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [float(line.get_xdata()[0]) for line in dots] == [0.1, -0.2]
+    assert dots[0].get_markerfacecolor() == dots[0].get_color()
+    assert dots[1].get_markerfacecolor() == "white"
+    assert dots[0].get_ydata()[0] > dots[1].get_ydata()[0], "in order of the names, from above"
+    spans = [tuple(line.get_xdata()) for line in drawn[0].axes[0].lines if line.get_marker() == "None"]
+    assert spans == [(0, 0), (0.0, 0.3), (-0.4, 0.1)], "the line at 0, then the intervals"
+
+
 def test_equal_figures_are_equal_bytes():
     curve = [Curve("coarse", (0.0, 1.0), (2.0, 1.0), (0.1, 0.5))]
     assert training_curves(curve) == training_curves(curve)
