@@ -24,7 +24,7 @@ def name_tokens(name: str) -> tuple[str, ...]:
     """The words of a label's name in lower case, however they are joined."""
     # LeftParotid -> Left Parotid, LKidney -> L Kidney, VertebraL1 -> Vertebra L1
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
-    return tuple(t.lower() for t in re.split(r"[^A-Za-z0-9]+", spaced) if t)
+    return tuple(t.lower() for t in re.split(r"[\W_]+", spaced) if t)
 
 
 def has_side(name: str) -> bool:
@@ -109,6 +109,8 @@ class LabelSchema:
         if name in self.names:
             return name
         wanted = sorted(name_tokens(name))
+        if not wanted:  # signs alone: as unlike each other as they look
+            return None
         return next((n for n in self.names if sorted(name_tokens(n)) == wanted), None)
 
     def select(self, names: Iterable[str] | str) -> tuple[str, ...]:

@@ -140,6 +140,12 @@ def test_find_prefers_the_very_name() -> None:
     assert schema.find("Left_Kidney") == "kidney_left"
 
 
+def test_find_reads_letters_of_all_languages() -> None:
+    schema = LabelSchema.consecutive(["脾", "Leber Größe", "++"])
+    assert [schema.find(name) for name in ("脾", "肝", "Leber Grüße", "--")] == ["脾", None, None, None]
+    assert schema.find("größe_LEBER") == "Leber Größe"
+
+
 def test_select_resolves_names_and_groups_in_schema_order() -> None:
     assert ABDOMEN.select("all") == ABDOMEN.names
     assert ABDOMEN.select("liver") == ("liver",)

@@ -89,7 +89,9 @@ def _valid(uid: str | None) -> str:
 def _derived_uid(series: DicomSeries, what: str) -> str:
     known = [series.study_uid, series.series_uid, series.frame_of_reference_uid]
     uids = [uid for uid in (*known, *series.slice_uids) if uid]
-    return str(generate_uid(entropy_srcs=[what, *uids]))
+    # Files may have lost all of them: without the rest, all such patients would have one study.
+    rest = (series.patient, series.grid.shape, series.grid.affine.tolist())
+    return str(generate_uid(entropy_srcs=[what, *uids, repr(rest)]))
 
 
 def patient_and_study(series: DicomSeries) -> Dataset:
@@ -221,7 +223,7 @@ def read_object(path: Path, kinds: Mapping[str, str]) -> Dataset:
         found = pydicom.dcmread(path)
         kind = str(found.get("SOPClassUID", ""))
         if kind not in kinds:
-            what = UID(kind).name or "of no kind"
+            what = short_text(UID(kind).name) or "of no kind"
             raise ScanError(f"{path}: is {what}; a {' or '.join(kinds.values())} is needed")
         return found
 
@@ -235,6 +237,6 @@ def require_frame(path: Path, frame_of_reference: str, series: DicomSeries) -> N
     mine = _valid(series.frame_of_reference_uid)
     if mine and frame_of_reference and mine != frame_of_reference:
         raise ScanError(
-            f"{path}: drawn in frame of reference {frame_of_reference}, but series '{series.description}' "
-            f"lies in {mine}; give the series that it was drawn on"
+            f"{path}: drawn in frame of reference {short_text(frame_of_reference)}, but series "
+            f"'{series.description}' lies in {mine}; give the series that it was drawn on"
         )
