@@ -26,14 +26,14 @@ __all__ = ["evaluate", "load", "train"]
 
 
 def load(model: str | PathLike[str], device: str = "auto") -> Model:
-    """Load a model folder for any number of predictions.
+    """Load a model for any number of predictions.
 
     Args:
-        model: folder that ``train`` wrote.
+        model: folder that ``train`` wrote, or the name of a model that comes with ZoomSeg: ``abdomen-ct``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ModelError: the folder is not a complete model.
+        ModelError: no such model, or one that is not complete.
     """
     from zoomseg.api import load_model
 
