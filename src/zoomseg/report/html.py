@@ -25,7 +25,7 @@ MAX_LOG_BYTES = 64 * 1024**2
 _NOTHING = "\N{EN DASH}"
 
 
-_PARTS = {
+PARTS = {
     "missed by the coarse stage": "#8f2d56",
     "cut by the region": "#d9822b",
     "at the boundary": "#8fbcd0",
@@ -95,7 +95,7 @@ def page(template: str, provenance: Mapping[str, object], **content: object) -> 
 
 def _loss_plot(evaluation: Evaluation) -> bytes:
     rows = evaluation.summary
-    return losses_by_organ({row.organ: [getattr(row, loss) for loss in LOSSES] for row in rows}, _PARTS)
+    return losses_by_organ({row.organ: [getattr(row, loss) for loss in LOSSES] for row in rows}, PARTS)
 
 
 def number(value: float, digits: int) -> str:
