@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from zoomseg.io.audit import Finding, Repair, Report
     from zoomseg.io.dataset import Dataset
+    from zoomseg.io.dicom.dataset import Survey
 
 PLAIN_WIDTH = 1000
 """Columns where output goes to a file or pipe: one finding stays one line there."""
@@ -26,7 +28,7 @@ PLAIN_WIDTH = 1000
     "out",
     metavar="OUT",
     type=click.Path(path_type=Path),
-    help="Write a repaired copy to this new folder, where that is safe.",
+    help="Write a repaired copy to this new folder, where that is safe; of DICOM, a data set.",
 )
 def command(dataset: Path, out: Path | None) -> int:
     """Audit DATASET (nnU-Net raw, Decathlon, or images/ + labels/) before training.
@@ -34,18 +36,23 @@ def command(dataset: Path, out: Path | None) -> int:
     Finds unreadable and missing files, geometry mismatches, unknown label values, empty labels, NaN,
     constant images, duplicates and suspected left/right swaps.
 
+    A folder of DICOM series with SEG or RTSTRUCT objects drawn on them is no data set yet: what was drawn,
+    and what cannot be used and why, is listed, and --fix writes it as nnU-Net raw data set.
+
     Exit codes: 0 nothing wrong (warnings allowed); 1 errors were found, or with --fix, errors remain or
     cases were left out; 2 the data set cannot be opened.
     """
     from rich.console import Console
 
     from zoomseg.io.audit import audit, repair
-    from zoomseg.io.dataset import open_dataset
+    from zoomseg.io.dataset import holds_dicom_only, open_dataset
 
-    opened = open_dataset(dataset)
     console = Console()
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH)
+    if holds_dicom_only(dataset):
+        return _convert(console, dataset, out)
+    opened = open_dataset(dataset)
     with _progress("Checking", len(opened.cases)) as step:
         report = audit(opened, step)
     _show_findings(console, report.findings)
@@ -57,6 +64,56 @@ def command(dataset: Path, out: Path | None) -> int:
         result = repair(opened, report, out, step)
     _show_repair(console, result, out)
     return 1 if result.left_out or any(f.severity == "error" for f in result.remaining) else 0
+
+
+def _convert(console: Console, folder: Path, out: Path | None) -> int:
+    """What there is to learn from in a folder of DICOM, and the data set that can be made of it."""
+    from rich.console import Console
+
+    from zoomseg.io.dicom.dataset import convert, survey
+
+    with Console(stderr=True).status("Reading what was drawn"):
+        found = survey(folder)
+    _show_survey(console, found)
+    if out is None:
+        _tell(console, f"this is no data set yet: 'zoomseg check {folder} --fix OUT' writes one")
+        return 1 if found.problems else 0
+    with _progress("Converting", len(found.cases)) as step:
+        result = convert(found, out, step)
+    for note in (*result.problems, *result.notes):
+        _tell(console, note)
+    written, left_out = len(result.written), len(found.cases) - len(result.written)
+    _tell(console, f"{out}: {written} case(s) written, {left_out} left out; next: zoomseg check {out}")
+    return 1 if found.problems or result.problems else 0
+
+
+def _show_survey(console: Console, found: Survey) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("case", no_wrap=True)
+    table.add_column("series", overflow="fold")
+    table.add_column("drawn", overflow="fold")
+    for case in found.cases:
+        where = str(case.stack.paths[0].parent)
+        # Text, not markup: names come from files and may hold brackets.
+        table.add_row(*(Text(t) for t in (case.id, where, ", ".join(case.names))))
+    console.print(table)
+    for problem in found.problems:
+        _tell(console, f"cannot be used: {problem}")
+    for note in found.notes:
+        _tell(console, note)
+    schema = found.schema
+    cases = Counter(schema.find(name) for case in found.cases for name in set(case.names))
+    _tell(console, "labels, and cases that have them: " + ", ".join(f"{n} {cases[n]}" for n in schema.names))
+    what = f"{len(found.cases)} {found.channel} series with labels, {found.unlabelled} without"
+    _tell(console, f"{what}: {len(found.problems)} problem(s)")
+
+
+def _tell(console: Console, text: str) -> None:
+    plain = "".join(c if c.isprintable() else " " for c in text)  # names come from files
+    console.print(plain, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ from zoomseg.io.scans import (
 )
 
 MAX_JSON_BYTES = 64 * 1024**2
+DICOM_LOOKED_FOR = 1000
+"""In so many files of a folder that is no data set."""
+
 _CT = re.compile(r"(?<![a-z])ct(?![a-z])", re.IGNORECASE)
 _INTEGER = re.compile(r"\d{1,9}")
 
@@ -118,6 +122,9 @@ def open_dataset(path: Path) -> Dataset:
         raise DatasetError(f"{root}: no such data set folder")
     description = read_description(root)
     try:
+        if holds_dicom_only(root):
+            what = f"{root}: DICOM, not yet a data set"
+            raise DatasetError(f"{what}; write one with 'zoomseg check {root} --fix OUT', and use OUT")
         if (root / "imagesTr").is_dir():
             if description is None:
                 raise DatasetError(f"{root}: dataset.json is missing; it names the channels and the labels")
@@ -127,6 +134,18 @@ def open_dataset(path: Path) -> Dataset:
     except (LabelError, ScanError) as error:
         raise DatasetError(str(error)) from error
     raise DatasetError(f"{root}: not a data set; {LAYOUTS}")
+
+
+def holds_dicom_only(root: Path) -> bool:
+    """Whether a folder is no data set, but holds DICOM objects; ``io.dicom.dataset`` may make one of them."""
+    folders = [root / name for name in ("images", "labels") if (root / name).is_dir()]
+    if not root.is_dir() or (root / "imagesTr").is_dir() or any(scan_files(folder) for folder in folders):
+        return False
+    from zoomseg.io.dicom.archive import files_in, is_zip
+    from zoomseg.io.dicom.finding import holds_dicom
+
+    files = (file for file in files_in(root) if not is_zip(file))
+    return any(holds_dicom(file) for file in islice(files, DICOM_LOOKED_FOR))
 
 
 def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | None:

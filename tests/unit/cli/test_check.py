@@ -1,13 +1,18 @@
 """``zoomseg check`` as a user meets it: what is printed, and the exit code."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from dicoms import ramp, stack, write
+from drawn import drawn_on
 from zoomseg.cli.main import main
+from zoomseg.io.dicom.finding import the_series
+from zoomseg.io.dicom.seg import write_seg
 
 SHAPE = (12, 10, 8)
 
@@ -101,3 +106,33 @@ def test_unusable_data_set_exits_with_two(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().err == f"zoomseg: {tmp_path / 'none'}: no such data set folder\n"
     assert run(tmp_path) == 2
     assert run() == 2
+
+
+def test_dicom_becomes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "study", tmp_path / "out"
+    series = the_series(write(folder / "p[1]" / "ct", stack(ramp(9, 12, 16)))).series
+    write_seg(folder / "p[1]" / "seg.dcm", drawn_on(series.grid), series, "someone")
+    assert run(folder) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:2] == ["study", str(folder / "p[1]" / "ct")]
+    assert lines[1].endswith("liver, left kidney, right_kidney, my lesion")
+    assert lines[2:] == [
+        "labels, and cases that have them: liver 1, left kidney 1, right_kidney 1, my lesion 1",
+        "1 CT series with labels, 0 without: 0 problem(s)",
+        f"this is no data set yet: 'zoomseg check {folder} --fix OUT' writes one",
+    ]
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", str(folder), "-o", str(tmp_path / "model")])
+    assert capsys.readouterr().err == (
+        f"zoomseg: {folder}: DICOM, not yet a data set; write one with 'zoomseg check {folder} --fix OUT', "
+        "and use OUT\n"
+    )
+    assert run(folder, "--fix", out) == 0
+    assert capsys.readouterr().out.endswith(
+        f"{out}: 1 case(s) written, 0 left out; next: zoomseg check {out}\n"
+    )
+    assert run(out) == 0
+    write_seg(folder / "p[1]" / "other.dcm", drawn_on(series.grid), replace(series, series_uid="1.9"), "a")
+    assert run(folder, "--fix", tmp_path / "again") == 1
+    wrong = f"cannot be used: {folder}/p[1]/other.dcm: the series that it was drawn on is not here"
+    assert wrong in capsys.readouterr().out

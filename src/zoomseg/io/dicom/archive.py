@@ -104,14 +104,20 @@ def sources_in(path: Path, opener: Opener) -> list[Source]:
     if path.is_file():
         return _members(path, opener) if is_zip(path) else [Source(path)]
     found: list[Source] = []
-    for file in _files(path):
+    for file in files_in(path):
         found += _members(file, opener) if is_zip(file) else [Source(file)]
         if len(found) > MAX_FILES:
             raise ScanError(f"{path}: more than {MAX_FILES} files; give the folder of one patient or study")
     return sorted(found)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_in(folder: Path) -> Iterator[Path]:
+    """All files in a folder and its folders, in order, but for hidden ones and what only looks like a file.
+
+    Raises:
+        ScanError: a folder that cannot be listed.
+    """
+
     def refuse(error: OSError) -> None:
         raise ScanError(f"{error.filename}: cannot be listed ({error.strerror})") from error
 

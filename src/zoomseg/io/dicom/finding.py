@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,8 @@ class Found:
     refused: tuple[Refused, ...]
     notes: tuple[str, ...]
     """What was left out; one line each."""
+    objects: tuple[Other, ...] = ()
+    """What else was asked for."""
 
 
 def holds_dicom(path: Path) -> bool:
@@ -90,8 +92,11 @@ def the_series(path: Path) -> Stack:
     return found.stacks[0]
 
 
-def find_series(path: Path) -> Found:
+def find_series(path: Path, objects: Container[str] = ()) -> Found:
     """All volumes in ``path``, ordered by study and series number; nothing if it holds no DICOM at all.
+
+    Args:
+        objects: SOP classes whose objects are wanted, too; a folder may hold nothing but these.
 
     Raises:
         ScanError: no such file, DICOM objects but no volume among them, or a zip that is damaged or hostile
@@ -103,6 +108,7 @@ def find_series(path: Path) -> Found:
     images: dict[str, list[Image]] = defaultdict(list)
     damaged: dict[str, list[Damaged]] = defaultdict(list)
     others: Counter[str] = Counter()
+    wanted: list[Other] = []
     with opening() as opener, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's: of values that are checked here
         for source in sources_in(path, opener):
@@ -111,6 +117,8 @@ def find_series(path: Path) -> Found:
                     images[image.series_uid].append(image)
                 case Damaged() as broken:
                     damaged[broken.series_uid].append(broken)
+                case Other(sop_class_uid=uid) as other if uid in objects:
+                    wanted.append(other)
                 case Other(kind):
                     others[kind] += 1
     found = [_volumes(path, images[uid], damaged.pop(uid, [])) for uid in images]
@@ -120,11 +128,11 @@ def find_series(path: Path) -> Found:
     notes = [f"{path}: {_count(number, kind)} left out" for kind, number in sorted(others.items())]
     notes += [note for _, _, some in found for note in some]
     stacks = [stack for some, _, _ in found for stack in some]
-    if not stacks and not refused and (lone or notes):
+    if not (stacks or refused or wanted) and (lone or notes):
         raise ScanError(lone[0].reason if lone else _no_volume(path, notes))
     notes += [f"{d.reason}; left out" for d in lone]
     stacks.sort(key=lambda s: (s.series.study_uid, _last_if_none(s.series.number), s.series.series_uid))
-    return Found(tuple(stacks), tuple(refused), tuple(notes))
+    return Found(tuple(stacks), tuple(refused), tuple(notes), tuple(wanted))
 
 
 def _last_if_none(number: int | None) -> float:

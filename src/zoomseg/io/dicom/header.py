@@ -109,6 +109,8 @@ class Other:
     """A DICOM object that is no scan: what it is."""
 
     kind: str
+    sop_class_uid: str
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | Non
             if kind and not text(header, "SeriesInstanceUID"):
                 raise ScanError(f"{source}: DICOM object of no kind or no series; is it truncated?")
             if kind is not None:
-                return Other(kind) if kind else None
+                return Other(kind, _sop_class(header), source) if kind else None
             return _image(source, header, stream, opener.size(source))
     except ScanError as error:
         return _damaged(source, str(error), header)

@@ -1,0 +1,75 @@
+"""Which series a SEG or RTSTRUCT was drawn on, by what it refers to."""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from zoomseg.core.errors import ScanError
+from zoomseg.io.dicom.archive import Source
+from zoomseg.io.dicom.finding import Stack
+from zoomseg.io.dicom.objects import MAX_OBJECT_BYTES, reading
+from zoomseg.io.dicom.tags import text
+
+_TAGS = ("FrameOfReferenceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
+
+
+@dataclass(frozen=True)
+class _References:
+    """UIDs that an object refers to."""
+
+    series: frozenset[str]
+    instances: frozenset[str]
+    frames: frozenset[str]
+
+
+def series_of(source: Source, stacks: Sequence[Stack]) -> int:
+    """Which of the volumes an object was drawn on: that of the series it names or, where it names none, the
+    only one in its frame of reference. Of several volumes, the one that holds the images it names.
+
+    Raises:
+        ScanError: unreadable, or none or several of the volumes come into question.
+    """
+    if source.member is not None:
+        raise ScanError(f"{source}: labels in zips are not read; unpack it")
+    named = _references(source.path)
+    if named.series:
+        fits = [stack.series.series_uid in named.series for stack in stacks]
+    else:
+        fits = [stack.series.frame_of_reference_uid in named.frames - {""} for stack in stacks]
+    found = [index for index, fit in enumerate(fits) if fit]
+    if len(found) > 1:
+        found = [i for i in found if named.instances.intersection(stacks[i].series.slice_uids)] or found
+    if not found:
+        raise ScanError(f"{source}: the series that it was drawn on is not here, or is none that can be used")
+    if len(found) > 1:
+        raise ScanError(f"{source}: may be drawn on any of {len(found)} volumes, and does not say on which")
+    return found[0]
+
+
+def _references(path: Path) -> _References:
+    with reading(path):
+        if path.stat().st_size > MAX_OBJECT_BYTES:
+            raise ScanError(f"{path}: larger than {MAX_OBJECT_BYTES} bytes; no SEG or RTSTRUCT is")
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        frames = list(header.get("ReferencedFrameOfReferenceSequence") or ())
+        series = list(header.get("ReferencedSeriesSequence") or ())
+        for study in (study for frame in frames for study in frame.get("RTReferencedStudySequence") or ()):
+            series += study.get("RTReferencedSeriesSequence") or ()
+        return _References(
+            frozenset(text(one, "SeriesInstanceUID") for one in series) - {""},
+            frozenset(text(one, "ReferencedSOPInstanceUID") for one in _instances(series)) - {""},
+            frozenset(text(one, "FrameOfReferenceUID") for one in (header, *frames)) - {""},
+        )
+
+
+def _instances(series: Iterable[Dataset]) -> Iterator[Dataset]:
+    for one in series:
+        for keyword in ("ReferencedInstanceSequence", "ContourImageSequence"):
+            yield from one.get(keyword) or ()

@@ -1,0 +1,94 @@
+"""Objects find the series that they were drawn on, by UIDs alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+
+from dicoms import ramp, stack, write
+from drawn import drawn_on
+from zoomseg.core.errors import ScanError
+from zoomseg.io.dicom.archive import Source
+from zoomseg.io.dicom.finding import Stack, the_series
+from zoomseg.io.dicom.references import series_of
+from zoomseg.io.dicom.rtstruct import write_rtstruct
+from zoomseg.io.dicom.seg import write_seg
+
+KINDS = ("seg", "rtstruct")
+
+
+@pytest.fixture
+def stacks(tmp_path: Path) -> list[Stack]:
+    """Two series in one frame of reference, one in another."""
+    return [
+        the_series(
+            write(
+                tmp_path / str(number),
+                stack(
+                    ramp(9, 12, 16) + number,
+                    SeriesInstanceUID=f"1.2.3.{number}",
+                    FrameOfReferenceUID=f"1.2.9.{frame}",
+                ),
+            )
+        )
+        for number, frame in ((1, 1), (2, 1), (3, 2))
+    ]
+
+
+def drawn_at(stack: Stack, kind: str, tmp_path: Path) -> Path:
+    path = tmp_path / f"{kind}.dcm"
+    write_ = write_seg if kind == "seg" else write_rtstruct
+    assert write_(path, drawn_on(stack.series.grid), stack.series, "m")
+    return path
+
+
+def without_series(path: Path) -> Path:
+    dataset = pydicom.dcmread(path)
+    dataset.pop("ReferencedSeriesSequence", None)
+    frame: Dataset
+    for frame in dataset.get("ReferencedFrameOfReferenceSequence") or ():
+        del frame.RTReferencedStudySequence
+    dataset.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_series_that_is_named(kind: str, stacks: list[Stack], tmp_path: Path) -> None:
+    for index, one in enumerate(stacks):
+        source = Source(drawn_at(one, kind, tmp_path))
+        assert series_of(source, stacks) == index
+        with pytest.raises(ScanError, match="the series that it was drawn on is not here"):
+            series_of(source, [s for s in stacks if s is not one])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_only_one_in_the_frame_of_reference(kind: str, stacks: list[Stack], tmp_path: Path) -> None:
+    assert series_of(Source(without_series(drawn_at(stacks[2], kind, tmp_path))), stacks) == 2
+    source = Source(without_series(drawn_at(stacks[0], kind, tmp_path)))
+    with pytest.raises(ScanError, match="may be drawn on any of 2 volumes"):
+        series_of(source, stacks)
+    assert series_of(source, [stacks[2], stacks[1]]) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_series_of_several_volumes_the_one_with_its_images(
+    kind: str, stacks: list[Stack], tmp_path: Path
+) -> None:
+    alike = dataclasses.replace(stacks[1].series, series_uid=stacks[0].series.series_uid)
+    volumes = [dataclasses.replace(stacks[1], series=alike), stacks[0]]
+    source = Source(drawn_at(stacks[0], kind, tmp_path))
+    assert series_of(source, volumes) == 1
+    with pytest.raises(ScanError, match="may be drawn on any of 2 volumes"):
+        series_of(source, [volumes[1], volumes[1]])
+
+
+def test_unreadable_ones(stacks: list[Stack], tmp_path: Path) -> None:
+    with pytest.raises(ScanError, match="labels in zips are not read; unpack it"):
+        series_of(Source(tmp_path / "a.zip", "seg.dcm"), stacks)
+    (tmp_path / "noise.dcm").write_bytes(bytes(500))
+    with pytest.raises(ScanError, match="damaged, truncated or not DICOM"):
+        series_of(Source(tmp_path / "noise.dcm"), stacks)
