@@ -33,11 +33,13 @@ from zoomseg.stage import inputs
 
 RUNNER = "export/runner"
 CARRIED = (
+    "core/dilation.py",
     "core/errors.py",
     "core/geometry.py",
     "core/labels.py",
     "core/placing.py",
     "core/weights.py",
+    "core/widening.py",
     "io/files.py",
 )
 """Modules of the package that the runner imports; they need numpy and nothing else."""

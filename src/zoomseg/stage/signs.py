@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoomseg.core.geometry import Box, Grid
+from zoomseg.core import widening
+from zoomseg.core.geometry import Box
 from zoomseg.core.region import Region
+from zoomseg.core.widening import OpenSides
 
 UNSURE = 0.75
 """A voxel won with less is a doubtful one."""
@@ -24,9 +26,6 @@ ROUNDING = 1e-3
 
 CACHED_VOXELS = 2**16
 """So many are heard at once: what one pass over them leaves, the next one finds in the processor's cache."""
-
-OpenSides = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
-"""Beyond which sides of a grid (low and high, by axis) the scan goes on."""
 
 
 @dataclass(frozen=True)
@@ -133,37 +132,5 @@ def region_ends(region: Region, box: Box, open_sides: OpenSides) -> Tensor | Non
     None if the region has no such end at all."""
     if region.mask is None and region.box == region.grid.box and not any(itertools.chain(*open_sides)):
         return None
-    wide = box.expand((1, 1, 1))
-    mask = _with_closed_sides(region, wide, open_sides)
-    middle = mask[1:-1, 1:-1, 1:-1]
-    whole = middle.clone()
-    for axis in range(3):
-        for shift in (0, 2):
-            part = [slice(1, -1)] * 3
-            part[axis] = slice(shift, shift + box.shape[axis])
-            whole &= mask[tuple(part)]
-    return middle & ~whole
-
-
-def _with_closed_sides(region: Region, box: Box, open_sides: OpenSides) -> Tensor:
-    """The region in a box that may reach beyond the grid, where it goes on as at the grid's last plane; but
-    beyond open sides it has an end."""
-    mask = region.mask_in(box)
-    for axis, (low, high) in enumerate(open_sides):
-        first, last = -box.start[axis], region.grid.shape[axis] - 1 - box.start[axis]
-        if first > 0 and not low:
-            mask.narrow(axis, 0, first).copy_(
-                mask.narrow(axis, first, 1).expand_as(mask.narrow(axis, 0, first))
-            )
-        if last < box.shape[axis] - 1 and not high:
-            beyond = mask.narrow(axis, last + 1, box.shape[axis] - 1 - last)
-            beyond.copy_(mask.narrow(axis, last, 1).expand_as(beyond))
-    return mask
-
-
-def open_sides(grid: Grid, scan: Grid) -> OpenSides:
-    """Beyond which sides of a grid, parallel to the scan's, the scan goes on by a voxel of it or more."""
-    box = scan.box_of(grid, grid.box)
-    low = [start > 0 for start in box.start]
-    high = [stop < size for stop, size in zip(box.stop, scan.shape, strict=True)]
-    return ((low[0], high[0]), (low[1], high[1]), (low[2], high[2]))
+    wide = region.mask_in(box.expand((1, 1, 1))).numpy()
+    return torch.from_numpy(widening.region_ends(wide, box, region.grid.shape, open_sides))

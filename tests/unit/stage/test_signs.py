@@ -8,7 +8,8 @@ import torch
 
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
-from zoomseg.stage.signs import Hearing, OpenSides, Signs, open_sides, region_ends
+from zoomseg.core.widening import OpenSides
+from zoomseg.stage.signs import Hearing, Signs, region_ends
 
 CLOSED: OpenSides = ((False, False),) * 3
 LABELS = ("liver", "spleen")
@@ -123,10 +124,3 @@ def test_where_a_region_ends(sides: OpenSides, box: Box, masked: bool) -> None:
         else:
             assert found is not None
             assert np.array_equal(found.numpy(), expected[part.slices])
-
-
-def test_beyond_which_sides_the_scan_goes_on() -> None:
-    scan = Grid.from_spacing((20, 20, 20), (1.0, 1.0, 1.0))
-    assert open_sides(scan.with_spacing((3.0, 3.0, 3.0)), scan) == CLOSED
-    crop = scan.crop(Box((0, 3, 5), (20, 20, 15))).with_shape((4, 4, 4))
-    assert open_sides(crop, scan) == ((False, False), (True, False), (True, True))

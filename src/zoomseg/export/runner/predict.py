@@ -11,7 +11,7 @@ import numpy as np
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.placing import tent
-from zoomseg.export.runner import fusion, inputs, roi
+from zoomseg.export.runner import fusion, inputs, roi, widen
 from zoomseg.export.runner.engines import Network
 from zoomseg.export.runner.fusion import Canvas, Classes, Voice
 from zoomseg.export.runner.inputs import Scan
@@ -82,7 +82,19 @@ def _nothing(stage: Stage, scan: Grid) -> Answer:
 def run_stage(
     stage: Stage, region: Region, scan: Scan, answers: Mapping[str, Answer], network: Network
 ) -> Answer:
-    """Compute a stage. The inputs are sampled once, over the box that the tiles read."""
+    """Compute a stage; where its region may have cut an organ, once more with a wider one."""
+    probabilities = _compute(stage, region, scan, answers, network)
+    wider = widen.widened(stage, region, probabilities, scan.grid)
+    if wider is not None:
+        del probabilities  # need not be held beside those of the wider one
+        region, probabilities = wider, _compute(stage, wider, scan, answers, network)
+    return _with_background_rim(probabilities, region, stage.labels)
+
+
+def _compute(
+    stage: Stage, region: Region, scan: Scan, answers: Mapping[str, Answer], network: Network
+) -> FloatArray:
+    """Probabilities in the region's box. The inputs are sampled once, over the box that the tiles read."""
     held = 2 + len(stage.labels) + len(stage.channels) + sum(len(labels) for _, labels in stage.priors)
     _require(4 * held * region.box.voxels, f"stage '{stage.name}' on {region.box.shape} voxels")
     tiles = cover(region, stage.tile, stage.network.halo, stage.grid["overlap"])
@@ -96,7 +108,7 @@ def run_stage(
     for tile in tiles:
         window = data[(slice(None), *tile.outer.relative_to(outer.start).slices)]
         stitcher.add(tile, network(np.ascontiguousarray(window[None]))[0])
-    return _with_background_rim(stitcher.result(), region, stage.labels)
+    return stitcher.result()
 
 
 def _with_background_rim(probabilities: FloatArray, region: Region, labels: tuple[str, ...]) -> Answer:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from zoomseg.core.dilation import dilated
 from zoomseg.core.geometry import Grid
 from zoomseg.export.runner import resample
 from zoomseg.export.runner.region import Answer, Mask, Region, bounding_box
@@ -97,21 +98,6 @@ def _moved(mask: Mask, source: Grid, grid: Grid) -> Region | None:
     held = np.clip(np.floor(centres + 0.5), 0, np.array(moved.box.shape) - 1).astype(int)
     out[tuple(held.T)] = True
     return Region(grid, moved.box, out)
-
-
-def dilated(mask: Mask, radius_vox: float) -> Mask:
-    """Voxels no farther than ``radius_vox`` from a set voxel, by exact squared distance, axis by axis."""
-    far = 4 * math.floor(radius_vox + 1) ** 2
-    squared: AnyArray = np.where(mask, 0, far).astype(np.int16 if far < 2**14 else np.int32)
-    for axis, size in enumerate(mask.shape):
-        lines = np.moveaxis(squared, axis, 0)
-        best = lines.copy()
-        for step in range(1, min(math.floor(radius_vox), size - 1) + 1):
-            np.minimum(best[:-step], lines[step:] + step**2, out=best[:-step])
-            np.minimum(best[step:], lines[:-step] + step**2, out=best[step:])
-        squared = np.moveaxis(best, 0, axis)
-    near: Mask = squared <= radius_vox**2
-    return near
 
 
 def box_around(answer: Answer, labels: tuple[str, ...], grid: Grid, margin_mm: float) -> Region | None:

@@ -121,6 +121,30 @@ def test_shipped_recipes(name: str, data: Dataset) -> None:
     assert np.array_equal(found, expected)
 
 
+NEAR = {"kind": "dilated_foreground", "of": "first", "radius_vox": 1}
+CLOSE = BOX | {"labels": ["left kidney", "right kidney"], "margin_mm": 4}
+WIDENED = {
+    "mask": stage("second", roi=NEAR),
+    "box": stage("second", roi=CLOSE),
+    "fixed shape": stage("second", roi=CLOSE, grid=SHAPE),
+}
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_a_region_that_cuts_an_organ_is_widened(name: str) -> None:
+    """The first stage finds a few voxels; the second one what it likes wherever it is asked."""
+    bundle = untrained(recipe(stage("first", fusion="none", grid=SHAPE), WIDENED[name]), SCHEMA, seed=2)
+    first = dict(bundle.weights["first"])
+    first["heads.0.bias"] = first["heads.0.bias"] + torch.tensor([3.0, 0.0, 0.0])
+    bundle = replace(bundle, weights={**bundle.weights, "first": first})
+    grid = Grid.from_spacing((48, 40, 32), (3, 3, 4), (-72, -60, -64))
+    image = Volume(phantom_case(4, grid).image.data * 0.3, grid)
+    assert Predictor(bundle, CPU).predict(Case("x", image)).records[1].widened
+    found, expected = both(bundle, image)
+    assert len(np.unique(expected)) > 1
+    assert np.array_equal(found, expected)
+
+
 GRIDS = {
     "flipped": oriented((24, 20, 16), (2, 2, 3), (24, -20, 24), flip=(1, 0, 1)),
     "permuted": oriented((16, 24, 20), (3, 2, 2), (-20, 20, -24), order=(2, 0, 1), flip=(0, 1, 0)),

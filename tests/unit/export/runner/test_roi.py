@@ -37,14 +37,6 @@ def test_whole_volume() -> None:
     assert (region.box, region.mask) == (GRID.box, None)
 
 
-@pytest.mark.parametrize("radius", [0.0, 1.0, 1.5, 3.0, 4.29])
-def test_dilation_is_by_a_ball(radius: float) -> None:
-    mask = np.random.default_rng(0).random((15, 12, 9)) < 0.01
-    assert mask.any()
-    expected = ndimage.distance_transform_edt(~mask) <= radius
-    assert np.array_equal(roi.dilated(mask, radius), expected)
-
-
 def test_dilated_foreground_on_a_finer_grid() -> None:
     fine = GRID.with_spacing((1, 1, 1))
     said = answer({"a": (2, 3, 4), "b": (9, 9, 7)})
