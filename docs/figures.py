@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from scipy import ndimage
@@ -72,7 +73,9 @@ def region_of(spec: RoiSpec, case: Case) -> Region:
 
 
 def _figure(columns: int, width: float = 3.5, height: float = 3.5) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width * columns, height), facecolor="white", layout="constrained")
+    figure = Figure(
+        figsize=(width * columns, height), facecolor="white", layout=ConstrainedLayoutEngine(h_pad=0.1)
+    )
     FigureCanvasAgg(figure)
     return figure, list(np.ravel(figure.subplots(1, columns)))
 
