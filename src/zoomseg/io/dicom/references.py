@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.archive import Source
 from zoomseg.io.dicom.finding import Stack
-from zoomseg.io.dicom.objects import MAX_OBJECT_BYTES, reading
+from zoomseg.io.dicom.objects import MAX_OBJECT_BYTES, reading, series_uid
 from zoomseg.io.dicom.tags import text
 
 _TAGS = ("FrameOfReferenceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
@@ -30,8 +30,8 @@ class _References:
 
 
 def series_of(source: Source, stacks: Sequence[Stack]) -> int:
-    """Which of the volumes an object was drawn on: that of the series it names or, where it names none, the
-    only one in its frame of reference. Of several volumes, the one that holds the images it names.
+    """Which of the volumes an object was drawn on: that of the series it names (by UID, or by its images)
+    or, where it names none, the only one in its frame of reference. Of several, that with images it names.
 
     Raises:
         ScanError: unreadable, or none or several of the volumes come into question.
@@ -39,13 +39,16 @@ def series_of(source: Source, stacks: Sequence[Stack]) -> int:
     if source.member is not None:
         raise ScanError(f"{source}: labels in zips are not read; unpack it")
     named = _references(source.path)
+    with_images = {i for i, s in enumerate(stacks) if named.instances.intersection(s.series.slice_uids)}
     if named.series:
-        fits = [stack.series.series_uid in named.series for stack in stacks]
+        found = [
+            i for i, s in enumerate(stacks) if named.series & {s.series.series_uid, series_uid(s.series)}
+        ]
+        found = found or sorted(with_images)  # files may have lost their series' UID
     else:
-        fits = [stack.series.frame_of_reference_uid in named.frames - {""} for stack in stacks]
-    found = [index for index, fit in enumerate(fits) if fit]
+        found = [i for i, s in enumerate(stacks) if s.series.frame_of_reference_uid in named.frames]
     if len(found) > 1:
-        found = [i for i in found if named.instances.intersection(stacks[i].series.slice_uids)] or found
+        found = [i for i in found if i in with_images] or found
     if not found:
         raise ScanError(f"{source}: the series that it was drawn on is not here, or is none that can be used")
     if len(found) > 1:

@@ -66,6 +66,20 @@ def test_the_series_that_is_named(kind: str, stacks: list[Stack], tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_series_that_lost_its_uid(kind: str, stacks: list[Stack], tmp_path: Path) -> None:
+    by_others = Source(drawn_at(stacks[1], kind, tmp_path))
+    nameless = dataclasses.replace(stacks[1], series=dataclasses.replace(stacks[1].series, series_uid=""))
+    assert series_of(by_others, [stacks[0], nameless]) == 1
+    by_us = Source(drawn_at(nameless, kind, tmp_path))
+    without_images = dataclasses.replace(
+        nameless, series=dataclasses.replace(nameless.series, slices=stacks[2].series.slices)
+    )
+    with pytest.raises(ScanError, match="is not here"):
+        series_of(by_us, [stacks[0], without_images])
+    assert series_of(by_us, [stacks[0], nameless]) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_only_one_in_the_frame_of_reference(kind: str, stacks: list[Stack], tmp_path: Path) -> None:
     assert series_of(Source(without_series(drawn_at(stacks[2], kind, tmp_path))), stacks) == 2
     source = Source(without_series(drawn_at(stacks[0], kind, tmp_path)))
