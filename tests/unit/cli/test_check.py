@@ -132,7 +132,9 @@ def test_dicom_becomes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[
         f"{out}: 1 case(s) written, 0 left out; next: zoomseg check {out}\n"
     )
     assert run(out) == 0
-    write_seg(folder / "p[1]" / "other.dcm", drawn_on(series.grid), replace(series, series_uid="1.9"), "a")
+    slices = tuple(replace(one, sop_uid=f"1.9.{k}") for k, one in enumerate(series.slices, 1) if one)
+    elsewhere = replace(series, series_uid="1.9", slices=slices)
+    write_seg(folder / "p[1]" / "other.dcm", drawn_on(series.grid), elsewhere, "a")
     assert run(folder, "--fix", tmp_path / "again") == 1
     wrong = f"cannot be used: {folder}/p[1]/other.dcm: the series that it was drawn on is not here"
     assert wrong in capsys.readouterr().out
