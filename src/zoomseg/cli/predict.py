@@ -78,7 +78,6 @@ def command(
     from zoomseg.core.errors import ScanError
     from zoomseg.engine import atlases
     from zoomseg.engine.device import resolve
-    from zoomseg.engine.folds import models_in
     from zoomseg.engine.memory import Limits, free_ram, parse_bytes
     from zoomseg.engine.predict import Predictor
     from zoomseg.io import bundle
@@ -98,7 +97,7 @@ def command(
     if twice:
         raise ScanError(f"two scans are called '{twice[0]}'; their results would overwrite each other")
     display = PredictionDisplay(Console(stderr=True), len(found), verbose)
-    trained, *others = (bundle.load(part) for model in models for part in models_in(model))
+    trained, *others = (bundle.load(part) for model in models for part in bundle.models_in(model))
     atlas_of = atlases.of_model(trained, display.warn, display.register)
     where = resolve(device)
     ram = free_ram() if max_ram is None else parse_bytes(max_ram)

@@ -109,6 +109,7 @@ def command(
     from zoomseg.engine import job
     from zoomseg.engine.log import Silent
     from zoomseg.engine.processes import joined
+    from zoomseg.io.bundle import models_in
     from zoomseg.io.dataset import open_dataset
 
     if time_budget is not None and epochs is not None:
@@ -116,7 +117,7 @@ def command(
     if fold != 0 and folds is None and not resume:
         raise click.UsageError("--fold says which of --folds is kept back; give both")
     data = open_dataset(dataset)
-    known = tuple(str(model) for teacher in teachers for model in cross_validation.models_in(teacher))
+    known = tuple(str(model) for teacher in teachers for model in models_in(teacher))
     if fold is None or (resume and cross_validation.is_begun(out)):
         wish = job.Job(recipe, time_budget, epochs, seed=seed, init=init, teachers=known)
         return _train_all(dataset, out, None if resume else folds, wish, device)

@@ -30,8 +30,6 @@ from zoomseg.io.files import writable_directory, write_json_atomic, write_text_a
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
 
-_RECORD = "folds.json"
-
 
 @dataclass(frozen=True)
 class CrossValidation:
@@ -88,7 +86,7 @@ def begin(
         DatasetError: too few labelled cases for the folds.
         OutputError: ``out`` cannot be written.
     """
-    for file in (out / _RECORD, out / "model.json", out / "training" / "job.json"):
+    for file in (out / bundle.FOLDS, out / "model.json", out / "training" / "job.json"):
         if file.exists():
             raise ModelError(
                 f"{out} already holds a training ({file.name}); give --resume to go on with it, or another "
@@ -114,7 +112,7 @@ def begin(
         "init": None if wish.init is None else str(wish.init.resolve()),
         "teachers": [str(bundle.find(model).resolve()) for model in wish.teachers],
     }
-    write_json_atomic(out / _RECORD, record)
+    write_json_atomic(out / bundle.FOLDS, record)
     return folds
 
 
@@ -146,19 +144,11 @@ def reopen(
 
 def is_begun(out: Path) -> bool:
     """Whether a folder holds a cross-validation."""
-    return (out / _RECORD).is_file()
-
-
-def models_in(model: str | Path) -> tuple[str | Path, ...]:
-    """The models that a name stands for: a cross-validation's folder, for all of its folds."""
-    folder = Path(model)
-    if not is_begun(folder):
-        return (model,)
-    return tuple(sorted(file.parent for file in folder.glob("fold-*/model.json"))) or (model,)
+    return (out / bundle.FOLDS).is_file()
 
 
 def _read(out: Path) -> dict[str, Any]:
-    file = out / _RECORD
+    file = out / bundle.FOLDS
     try:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         valid = (

@@ -43,6 +43,9 @@ FORMAT = 1
 ATLASES = "atlases"
 """Where a model that needs them keeps its atlases, beside what is read and written here."""
 
+FOLDS = "folds.json"
+"""What a folder has that holds a cross-validation: a model per fold."""
+
 COME_WITH_ZOOMSEG = Path(__file__).parents[1] / "models"
 """Folders of the models that are part of the package."""
 
@@ -161,6 +164,14 @@ def find(model: str | Path) -> Path:
     raise ModelError(
         f"no model folder at {model}, and none of that name comes with ZoomSeg (these do: {', '.join(named)})"
     )
+
+
+def models_in(model: str | Path) -> tuple[str | Path, ...]:
+    """The models that a name stands for: a cross-validation's folder, for all of its folds."""
+    folder = Path(model)
+    if not (folder / FOLDS).is_file():
+        return (model,)
+    return tuple(sorted(file.parent for file in folder.glob("fold-*/model.json"))) or (model,)
 
 
 def load(model: str | Path) -> Bundle:

@@ -43,8 +43,8 @@ def test_every_fold_leaves_out_its_own_cases(data: Dataset, recipe: str, tmp_pat
         assert model.provenance["validation_cases"] == list(begun.held_back(fold))
         assert model.provenance["seed"] == 5
     assert sorted(begun.held_back(0) + begun.held_back(1)) == sorted(data.ids)
-    assert folds.models_in(tmp_path / "m") == begun.folders
-    assert folds.models_in("abdomen-ct") == ("abdomen-ct",)
+    assert bundle.models_in(tmp_path / "m") == begun.folders
+    assert bundle.models_in("abdomen-ct") == ("abdomen-ct",)
 
 
 def test_what_is_finished_is_not_done_again(data: Dataset, recipe: str, tmp_path: Path) -> None:
