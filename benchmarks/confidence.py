@@ -10,7 +10,6 @@ from the other cases as they are.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from functools import partial
@@ -19,16 +18,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from robustness import CHANGES, LEAST_VOXELS, Scan
+from robustness import CHANGES, LEAST_VOXELS, Scan, arguments, opened
 from scipy.stats import spearmanr
 
 from zoomseg.core.case import Case
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
-from zoomseg.engine.device import resolve
 from zoomseg.engine.predict import Predictor
-from zoomseg.io import bundle
-from zoomseg.io.dataset import open_dataset
 from zoomseg.io.scans import read_image, read_label_values
 from zoomseg.report.confidence import Scored, calibrate, estimated_dice
 
@@ -132,17 +128,10 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--more", type=Path, nargs=3, action="append", default=[])
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    model = bundle.load(options.model)
-    predictor = Predictor(model, resolve("auto"))
-    held_back = [str(i) for i in model.provenance["validation_cases"]]  # type: ignore[union-attr]
-    dataset = open_dataset(options.dataset).subset(held_back)
+    predictor, dataset = opened(options)
     file = options.out / "rows.csv"
     rows = pd.read_csv(file).to_dict("records") if file.is_file() else []
     done = {(r["case"], r["change"]) for r in rows}
@@ -163,7 +152,12 @@ def main() -> None:
         for change in (AS_IT_IS, *WORSE):
             add(case.id, change, changed(case, change), False)
     for image, labels, names in options.more:
-        add(image.name.split(".")[0], AS_IT_IS, partial(more, image, labels, names, model.schema), True)
+        add(
+            image.name.split(".")[0],
+            AS_IT_IS,
+            partial(more, image, labels, names, predictor.bundle.schema),
+            True,
+        )
     text = table(pd.DataFrame(rows))
     (options.out / "table.md").write_text(text, encoding="utf-8")
     print(text)

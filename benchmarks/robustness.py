@@ -21,7 +21,7 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine.device import resolve
 from zoomseg.engine.predict import Predictor
 from zoomseg.io import bundle
-from zoomseg.io.dataset import open_dataset
+from zoomseg.io.dataset import Dataset, open_dataset
 
 LEAST_VOXELS = 50
 """Of less an organ, at a cut's edge, no Dice is taken."""
@@ -101,17 +101,26 @@ CHANGES: dict[str, Callable[[Scan], Scan]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def arguments(described: str | None) -> argparse.ArgumentParser:
+    """A data set, a model that kept some of its cases back, and a folder for results."""
+    parser = argparse.ArgumentParser(description=described, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
-    options = parser.parse_args()
+    return parser
+
+
+def opened(options: argparse.Namespace) -> tuple[Predictor, Dataset]:
+    """The model, and the cases that it kept back."""
     options.out.mkdir(parents=True, exist_ok=True)
     model = bundle.load(options.model)
-    predictor = Predictor(model, resolve("auto"))
     held_back = [str(i) for i in model.provenance["validation_cases"]]  # type: ignore[union-attr]
-    dataset = open_dataset(options.dataset).subset(held_back)
+    return Predictor(model, resolve("auto")), open_dataset(options.dataset).subset(held_back)
+
+
+def main() -> None:
+    options = arguments(__doc__).parse_args()
+    predictor, dataset = opened(options)
     scores: dict[str, dict[str, list[float]]] = {change: {} for change in CHANGES}
     for files in dataset.cases:
         case = dataset.load(files)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from zoomseg.cli.options import models_option
+
 REVIEWED_FIRST = 3
 """So many of a batch's least certain organs are named at its end."""
 
@@ -13,16 +15,8 @@ REVIEWED_FIRST = 3
 @click.command(name="predict")
 @click.argument("scans", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
-@click.option(
-    "-m",
-    "--model",
-    "models",
-    metavar="MODEL",
-    multiple=True,
-    default=("abdomen-ct",),
-    show_default=True,
-    help="Folder that `train` wrote, or a model that comes with ZoomSeg. Given several times, all answer "
-    "together, as do the folds of a cross-validation whose folder is given.",
+@models_option(
+    "Given several times, all answer together, as do the folds of a cross-validation whose folder is given."
 )
 @click.option("--organs", help="Only these, separated by commas.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -77,6 +71,7 @@ def command(
     from zoomseg.cli.progress import PredictionDisplay
     from zoomseg.core.errors import ScanError
     from zoomseg.engine import atlases
+    from zoomseg.engine.batch import Beside
     from zoomseg.engine.device import resolve
     from zoomseg.engine.memory import Limits, free_ram, parse_bytes
     from zoomseg.engine.predict import Predictor
@@ -90,7 +85,7 @@ def command(
     notes: list[str] = []
     found = [scan for path in scans for scan in find_scans(path, notes.append)]
     wanted = [(DicomResult.SEG, dicom_seg), (DicomResult.RTSTRUCT, rtstruct)]
-    dicom = [kind for kind, asked in wanted if asked]
+    dicom = tuple(kind for kind, asked in wanted if asked)
     require_series(found, dicom)
     ids = [scan.id for scan in found]
     twice = sorted({i for i in ids if ids.count(i) > 1})
@@ -119,9 +114,7 @@ def command(
             display.settle,
             display.tell,
             ahead,
-            keep_stages,
-            dicom,
-            seg_nrrd,
+            Beside(keep_stages, dicom, seg_nrrd),
             rows.extend,
         )
     click.echo(f"{len(found) - len(failed)} of {len(found)} scans written to {out}")

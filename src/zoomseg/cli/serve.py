@@ -6,19 +6,11 @@ from pathlib import Path
 
 import click
 
+from zoomseg.cli.options import models_option
+
 
 @click.command(name="serve")
-@click.option(
-    "-m",
-    "--model",
-    "models",
-    metavar="MODEL",
-    multiple=True,
-    default=("abdomen-ct",),
-    show_default=True,
-    help="Folder that `train` wrote, or a model that comes with ZoomSeg. Given several times, users "
-    "choose; the first is theirs if they do not.",
-)
+@models_option("Given several times, users choose; the first is theirs if they do not.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0: all.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
 @click.option(

@@ -184,6 +184,7 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     worth; 1 if some could not be."""
     from dataclasses import replace
 
+    from zoomseg.engine.batch import Beside
     from zoomseg.engine.device import resolve
     from zoomseg.engine.predict import Predictor
     from zoomseg.io import bundle
@@ -200,7 +201,8 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     model = bundle.load(out)
     predictor = Predictor(replace(model, calibration=None), resolve(device))
     rows: list[OrganRow] = []
-    failed = segment_to_folder(scans, folder / "predictions", predictor, keep_stages=True, hear=rows.extend)
+    beside = Beside(stages=True)
+    failed = segment_to_folder(scans, folder / "predictions", predictor, beside=beside, hear=rows.extend)
     for case in failed:
         click.echo(f"failed: {case.case}: {case.reason}", err=True)
     log = out / "training" / "metrics.csv"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from zoomseg.engine.predict import Predictor, Result
 from zoomseg.io.dicom.results import DicomResult, write_results
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, write_labels
 from zoomseg.io.slicer import write_segmentation
+from zoomseg.recipe.spec import Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,27 @@ TellScan = Callable[[str, Progress], None]
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What is written with each label map."""
+
+    stages: bool = False
+    """What every stage said (see ``engine.kept``); its answers are then held as a whole."""
+    dicom: tuple[DicomResult, ...] = ()
+    """Objects that refer to the slices, of scans that came as DICOM."""
+    slicer: bool = False
+    """A segmentation for 3D Slicer (see ``segmentation_path``)."""
+
+    def paths(self, out: Path, scan: ScanInput, recipe: Recipe) -> list[Path]:
+        """Every file that a scan may get."""
+        found = list(kept.paths(out, scan.id, recipe)) if self.stages else []
+        found += [kind.path(out, scan.id) for kind in self.dicom]
+        return found + ([segmentation_path(out, scan)] if self.slicer else [])
+
+
+LABELS_ALONE = Beside()
+
+
 def silent(case: str, progress: Progress) -> None:
     pass
 
@@ -73,9 +95,7 @@ def segment(
     organs: tuple[str, ...] | None = None,
     tell: TellScan = silent,
     ahead: bool = True,
-    keep_stages: bool = False,
-    dicom: Collection[DicomResult] = (),
-    slicer: bool = False,
+    beside: Beside = LABELS_ALONE,
 ) -> None:
     """Read, predict and write scans, to ``out/<case>.nii.gz``.
 
@@ -85,19 +105,14 @@ def segment(
         tell: called in the caller's thread.
         ahead: whether reading, computing and writing overlap. Then up to three scans are in memory (one
             coming, one computed, one being written), else one.
-        keep_stages: whether what every stage said is written, too (see ``engine.kept``). Its answers are then
-            held as a whole.
-        dicom: what is written beside the label maps of scans that came as DICOM.
-        slicer: whether segmentations for 3D Slicer are written, too (see ``segmentation_path``).
+        beside: what is written with each label map.
 
     Raises:
         OutputError: a result cannot be written (the next one could not either).
         KeyboardInterrupt: at once, but for a result that is being written: it is written and settled.
     """
     with ThreadPoolExecutor(1, "zoomseg-write") as writer:
-        _Batch(
-            iter(scans), out, predictor, settle, organs, tell, ahead, keep_stages, dicom, slicer, writer
-        ).run()
+        _Batch(iter(scans), out, predictor, settle, organs, tell, ahead, beside, writer).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +141,7 @@ class _Batch:
     organs: tuple[str, ...] | None
     tell: TellScan
     ahead: bool
-    keep: bool
-    dicom: Collection[DicomResult]
-    slicer: bool
+    beside: Beside
     writer: ThreadPoolExecutor
     coming: deque[Future[_Read]] = field(default_factory=deque)
     """At most one."""
@@ -179,7 +192,9 @@ class _Batch:
             return image
         began = time.perf_counter()
         case, tell = Case(scan.id, image), lambda progress: self.tell(scan.id, progress)
-        result = _tried(scan, lambda: self.predictor.predict(case, self.organs, keep=self.keep, tell=tell))
+        result = _tried(
+            scan, lambda: self.predictor.predict(case, self.organs, keep=self.beside.stages, tell=tell)
+        )
         if isinstance(result, Failed):
             return result
         total = read.seconds + time.perf_counter() - began
@@ -205,10 +220,10 @@ class _Batch:
         scan, result, path = found.scan, found.result, result_path(self.out, found.scan)
         kept.forget(self.out, scan.id)
         write_labels(path, result.labels, like=scan.paths[0])
-        write_results(self.out, scan, result.labels, self.dicom, self.predictor.bundle.recipe.name)
-        if self.slicer:
+        write_results(self.out, scan, result.labels, self.beside.dicom, self.predictor.bundle.recipe.name)
+        if self.beside.slicer:
             write_segmentation(segmentation_path(self.out, scan), result.labels, self.organs)
-        if self.keep:
+        if self.beside.stages:
             kept.write(self.out, scan, found.image.grid, self.predictor.bundle.recipe, result)
         write = time.perf_counter() - began
         meter.end()

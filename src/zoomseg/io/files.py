@@ -1,16 +1,18 @@
-"""Files that never look complete before they are: write beside, then rename."""
+"""Files that never look complete before they are: write beside, then rename. And what reading and writing say
+when they fail."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from zoomseg.core.errors import OutputError
+from zoomseg.core.errors import GeometryError, OutputError, ScanError, ZoomSegError
 
 
 @contextmanager
@@ -22,6 +24,29 @@ def writing(path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         message = f"{path}: cannot be written ({reason}); choose another place or make room"
         raise OutputError(message) from error
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes one ScanError that names the file, which should hold ``what``."""
+    try:
+        yield
+    except GeometryError as error:
+        raise ScanError(f"{path}: {error}") from error
+    except ZoomSegError:
+        raise
+    except FileNotFoundError as error:
+        raise ScanError(f"{path}: no such file") from error
+    except MemoryError as error:
+        raise ScanError(f"{path}: does not fit in memory") from error
+    except Exception as error:  # parsers of hostile bytes fail in any way they like
+        raise ScanError(f"{path}: damaged, truncated or not {what} ({reason_of(error)})") from error
+
+
+def reason_of(error: Exception) -> str:
+    """The telling end of a library's message in one line; ITK puts source lines and addresses before it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.split(r"\[nrrd\] |ITK ERROR: \w+\(0x\w+\): ", text)[-1][:160]
 
 
 @contextmanager

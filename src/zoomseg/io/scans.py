@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zoomseg.core.errors import GeometryError, LabelError, OutputError, ScanError, ZoomSegError
+from zoomseg.core.errors import LabelError, OutputError, ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io import nifti
-from zoomseg.io.files import atomic_path
+from zoomseg.io.files import atomic_path, reading, reason_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
@@ -183,29 +182,6 @@ def _require_suffix(path: Path) -> str:
 # --- reading --------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one ScanError that names the file."""
-    try:
-        yield
-    except GeometryError as error:
-        raise ScanError(f"{path}: {error}") from error
-    except ZoomSegError:
-        raise
-    except FileNotFoundError as error:
-        raise ScanError(f"{path}: no such file") from error
-    except MemoryError as error:
-        raise ScanError(f"{path}: does not fit in memory") from error
-    except Exception as error:  # parsers of hostile bytes fail in any way they like
-        raise ScanError(f"{path}: damaged, truncated or not an image ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    """The telling end of a library's message in one line; ITK puts source lines and addresses before it."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.split(r"\[nrrd\] |ITK ERROR: \w+\(0x\w+\): ", text)[-1][:160]
-
-
 def _check_size(path: Path, shape: tuple[int, ...], voxel_bytes: int, compressed: bool, stored: int) -> None:
     """Refuse headers that promise more than the file can hold, before anything is allocated."""
     if min(shape) < 1:
@@ -262,7 +238,7 @@ class _Stored:
 
 def _header(path: Path, channels_last: bool = False) -> _Header:
     suffix = _require_suffix(path)
-    with _reading(path):
+    with reading(path, "an image"):
         if suffix in (".nii", ".nii.gz"):
             return _nifti_header(path, suffix, channels_last)
         return _itk_header(path, channels_last)
@@ -348,7 +324,7 @@ def _itk_types() -> dict[int, str]:
 
 
 def _stored(path: Path, header: _Header) -> _Stored:
-    with _reading(path):
+    with reading(path, "an image"):
         if scan_suffix(path) in (".nii", ".nii.gz"):
             raw, slope, intercept = nifti.voxels(path)
             return _Stored(raw.reshape(header.shape, order="F"), slope, intercept)
@@ -408,7 +384,7 @@ def read_voxels(path: Path, channels_last: bool = False) -> Volume:
         return _dicom_voxels(path, stack)
     header = _header(path, channels_last)
     stored = _stored(path, header)
-    with _reading(path), np.errstate(over="ignore"):
+    with reading(path, "an image"), np.errstate(over="ignore"):
         values = _intensities(stored)
         four = values if values.ndim == 4 else values[..., None]
         return Volume(torch.from_numpy(np.moveaxis(four, -1, 0)), header.grid)
@@ -417,7 +393,7 @@ def read_voxels(path: Path, channels_last: bool = False) -> Volume:
 def _dicom_voxels(path: Path, stack: Stack) -> Volume:
     from zoomseg.io.dicom.voxels import read_volume
 
-    with _reading(path):
+    with reading(path, "an image"):
         return read_volume(stack)
 
 
@@ -598,7 +574,7 @@ def write_array(path: Path, array: AnyArray, grid: Grid, like: Path | None = Non
         try:
             sitk.WriteImage(itk_image(array, grid), str(partial), useCompression=True)
         except RuntimeError as error:
-            raise OutputError(f"{path}: cannot be written ({_reason(error)})") from error
+            raise OutputError(f"{path}: cannot be written ({reason_of(error)})") from error
 
 
 def _nifti_image(array: AnyArray, grid: Grid, like: Path | None) -> nib.Nifti1Image:

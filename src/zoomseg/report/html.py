@@ -76,21 +76,26 @@ def render(
 
 def page(template: str, provenance: Mapping[str, object], **content: object) -> str:
     """A template of this package filled in, with what made it and when. Whatever is text is escaped."""
-    environment = Environment(
-        loader=PackageLoader("zoomseg.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "signed": signed, "p_value": p_value, "png": _data_uri}
     about = {
         "made by": f"ZoomSeg {importlib.metadata.version('zoomseg')}",
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         **provenance,
     }
     told = {key: _text(value) for key, value in about.items()}
-    return environment.get_template(template).render(provenance=told, **content)
+    return environment("zoomseg.report").get_template(template).render(provenance=told, **content)
+
+
+def environment(package: str) -> Environment:
+    """For the templates of a package: whatever is filled in is escaped, and must be there."""
+    made = Environment(
+        loader=PackageLoader(package),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"number": number, "signed": signed, "p_value": p_value, "png": _data_uri}
+    return made
 
 
 def _loss_plot(evaluation: Evaluation) -> bytes:

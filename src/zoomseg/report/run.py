@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND
-from zoomseg.engine import batch, kept
-from zoomseg.engine.batch import Done, Failed, Outcome, TellScan, result_path, segmentation_path
+from zoomseg.engine import batch
+from zoomseg.engine.batch import LABELS_ALONE, Beside, Done, Failed, Outcome, TellScan, result_path
 from zoomseg.engine.predict import Predictor
-from zoomseg.io.dicom.results import DicomResult, require_series
+from zoomseg.io.dicom.results import require_series
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.io.slicer import write_colour_tables
@@ -41,9 +41,7 @@ def segment_to_folder(
     progress: Callable[[Outcome], None] | None = None,
     tell: TellScan = batch.silent,
     ahead: bool = True,
-    keep_stages: bool = False,
-    dicom: Collection[DicomResult] = (),
-    slicer: bool = False,
+    beside: Beside = LABELS_ALONE,
     hear: Hear | None = None,
 ) -> tuple[Failed, ...]:
     """Segment scans into ``out`` with ``summary.csv``, ``review.csv`` and ``run.json``; the failed ones are
@@ -52,19 +50,19 @@ def segment_to_folder(
     Args:
         progress: told of every scan that is done with, in order, in the thread that writes.
         hear: before that, in the same thread.
-        tell, ahead, keep_stages, dicom, slicer: as in ``engine.batch.segment``.
+        tell, ahead, beside: as in ``engine.batch.segment``.
 
     Raises:
         OutputError: ``out`` cannot be written, or a result would overwrite a scan or another result.
         LabelError: an organ that the model does not know.
-        ScanError: ``dicom`` of a scan that did not come as such.
+        ScanError: DICOM objects of a scan that did not come as such.
     """
     scans = tuple(scans)
-    require_series(scans, dicom)
+    require_series(scans, beside.dicom)
     schema = predictor.bundle.schema
     chosen = schema.names if organs is None else schema.select(organs)
     writable_directory(out)
-    _spare_files(scans, out, predictor.bundle.recipe if keep_stages else None, dicom, slicer)
+    _spare_files(scans, out, predictor.bundle.recipe, beside)
     write_colour_tables(out, schema, chosen)
     rows: list[OrganRow] = []
     run = _header(predictor, chosen)
@@ -89,26 +87,17 @@ def segment_to_folder(
         if progress is not None:
             progress(outcome)
 
-    batch.segment(scans, out, predictor, settle, chosen, tell, ahead, keep_stages, dicom, slicer)
+    batch.segment(scans, out, predictor, settle, chosen, tell, ahead, beside)
     return tuple(failed)
 
 
-def _spare_files(
-    scans: Iterable[ScanInput],
-    out: Path,
-    recipe: Recipe | None,
-    dicom: Collection[DicomResult],
-    slicer: bool,
-) -> None:
-    """No result may replace a scan or another result. ``recipe``: that of which the stages are kept."""
+def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe, beside: Beside) -> None:
+    """No result may replace a scan or another result."""
     scans = tuple(scans)
     read = {_identity(path) for scan in scans for path in _files(scan)} - {None}
     written: dict[Path, str] = {}
     for scan in scans:
-        beside = [] if recipe is None else list(kept.paths(out, scan.id, recipe))
-        beside += [kind.path(out, scan.id) for kind in dicom]
-        beside += [segmentation_path(out, scan)] if slicer else []
-        for result in (result_path(out, scan), *beside):
+        for result in (result_path(out, scan), *beside.paths(out, scan, recipe)):
             if _identity(result) in read:
                 raise OutputError(f"{result}: is the scan itself; choose another folder for the results")
             if result in written:

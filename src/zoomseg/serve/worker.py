@@ -181,7 +181,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         ScanError: the scan cannot be used.
         ZoomSegError: what else hinders.
     """
-    from zoomseg.engine.batch import Done, Failed
+    from zoomseg.engine.batch import Beside, Done, Failed
     from zoomseg.io.dicom.results import DicomResult
     from zoomseg.io.scans import write_array
     from zoomseg.report.run import segment_to_folder
@@ -202,8 +202,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         predictor,
         progress=settle,
         tell=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
-        dicom=() if scan.dicom is None else tuple(DicomResult),
-        slicer=True,
+        beside=Beside(dicom=() if scan.dicom is None else tuple(DicomResult), slicer=True),
     )
 
 

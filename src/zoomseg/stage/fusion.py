@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from zoomseg.core.case import Prior
 from zoomseg.core.components import largest_component
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.region import Region
+from zoomseg.core.region import Region, class_boxes
 from zoomseg.core.resample import nearest_index, resample_data
 from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
 
@@ -281,12 +280,9 @@ def keep_largest(canvas: Canvas, labels: Iterable[str]) -> None:
     if not classes:
         return
     data = canvas.labels.cpu().numpy()
-    found = ndimage.find_objects(data)
-    for c in classes:
-        where = found[c - 1] if c <= len(found) else None
-        if where is not None:
-            own = data[where] == c
-            data[where][own & ~largest_component(own)] = 0
+    for c, box in class_boxes(data, classes).items():
+        own = data[box.slices] == c
+        data[box.slices][own & ~largest_component(own)] = 0
     canvas.labels.copy_(torch.from_numpy(data))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoomseg.core.case import Prior
 from zoomseg.core.components import Mask, largest_component
+from zoomseg.core.dilation import dilated
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.resample import resample, resample_data
@@ -94,7 +95,7 @@ def dilated_foreground(
         return None
     reach = math.floor(radius_vox)
     box = found.box.expand((reach, reach, reach)).intersect(grid.box)
-    return Region(grid, box, dilated(found.mask_in(box), radius_vox))
+    return Region(grid, box, torch.from_numpy(dilated(found.mask_in(box).numpy(), radius_vox)))
 
 
 def _moved(mask: Tensor, source: Grid, grid: Grid) -> Region | None:
@@ -109,22 +110,6 @@ def _moved(mask: Tensor, source: Grid, grid: Grid) -> Region | None:
     held = np.clip(np.floor(centres + 0.5), 0, np.array(moved.box.shape) - 1).astype(int)
     out[tuple(torch.from_numpy(held).T)] = True
     return Region(grid, moved.box, out)
-
-
-def dilated(mask: Tensor, radius_vox: float) -> Tensor:
-    """Voxels no farther than ``radius_vox`` from a set voxel, by exact squared distance, axis by axis:
-    the work grows with the radius and not with its cube."""
-    far = 4 * math.floor(radius_vox + 1) ** 2
-    squared = torch.where(mask, 0, far).to(torch.int16 if far < 2**14 else torch.int32)
-    for axis, size in enumerate(mask.shape):
-        best = squared.clone()
-        for step in range(1, min(math.floor(radius_vox), size - 1) + 1):
-            ahead, behind = (squared.narrow(axis, first, size - step) + step**2 for first in (step, 0))
-            for side, start in ((ahead, 0), (behind, step)):
-                here = best.narrow(axis, start, size - step)
-                torch.minimum(here, side, out=here)
-        squared = best
-    return squared <= radius_vox**2
 
 
 def _names(spec: BoxAround | ProbabilityTimesAtlas, prior: Prior) -> tuple[str, ...]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from zoomseg.report.html import environment
 
 
 @dataclass(frozen=True)
@@ -51,19 +49,7 @@ def markdown(page: Page) -> str:
 
 def html(page: Page) -> str:
     """One file with everything in it. Whatever comes from names and paths is escaped."""
-    environment = Environment(
-        loader=PackageLoader("zoomseg.study"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["png"] = _data_uri
-    return environment.get_template("study.html").render(page=page)
-
-
-def _data_uri(png: bytes) -> Markup:
-    return Markup("data:image/png;base64," + base64.b64encode(png).decode("ascii"))
+    return environment("zoomseg.study").get_template("study.html").render(page=page)
 
 
 def _cells(cells: Sequence[str]) -> str:

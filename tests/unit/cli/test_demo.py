@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import signal
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_no_test_case_was_trained_on(finished: Path) -> None:
 
 
 def test_steps_are_shown_as_the_commands_that_do_the_same(finished: Path, tmp_path: Path) -> None:
-    console = Console(record=True, width=200, file=(tmp_path / "screen").open("w"))
+    console = Console(record=True, width=200, file=io.StringIO())
     demo.run(finished, TINY, console)
     text = console.export_text()
     for line in (

@@ -19,7 +19,7 @@ from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import kept
-from zoomseg.engine.batch import Done, segment
+from zoomseg.engine.batch import Beside, Done, segment
 from zoomseg.engine.predict import Predictor, Result
 from zoomseg.io.scans import ScanInput, read_label_values, write_image, write_labels
 from zoomseg.recipe.spec import BodyMask, BoxAround, ProbabilityTimesAtlas, Recipe, Stage
@@ -117,7 +117,7 @@ def test_a_prediction_as_a_whole(tmp_path: Path, angles_deg: tuple[float, float,
     told: list[object] = []
     model = at_the_brightest()
     scans = (ScanInput("a", (tmp_path / "a.nii.gz",)),)
-    segment(scans, tmp_path, model, told.append, keep_stages=True)
+    segment(scans, tmp_path, model, told.append, beside=Beside(stages=True))
     (done,) = told
     assert isinstance(done, Done)
     assert done.result.priors == {}  # they are large, and no longer needed
@@ -147,7 +147,7 @@ def test_a_prediction_as_a_whole(tmp_path: Path, angles_deg: tuple[float, float,
 def test_what_an_earlier_run_kept_is_not_taken_for_this_one(tmp_path: Path) -> None:
     write_image(tmp_path / "in.nii.gz", tiny_case(2)[0])
     scans = (ScanInput("a", (tmp_path / "in.nii.gz",)),)
-    segment(scans, tmp_path, predictor(), lambda _: None, keep_stages=True)
+    segment(scans, tmp_path, predictor(), lambda _: None, beside=Beside(stages=True))
     assert kept.json_path(tmp_path / "stages", "a").is_file()
     segment(scans, tmp_path, predictor(seed=1), lambda _: None)
     assert not kept.json_path(tmp_path / "stages", "a").exists()
@@ -163,7 +163,13 @@ def test_no_description_before_all_files_are_there(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(kept, "write_labels", stop)
     with pytest.raises(KeyboardInterrupt):
-        segment((ScanInput("a", (tmp_path / "in.nii.gz",)),), tmp_path, predictor(), print, keep_stages=True)
+        segment(
+            (ScanInput("a", (tmp_path / "in.nii.gz",)),),
+            tmp_path,
+            predictor(),
+            print,
+            beside=Beside(stages=True),
+        )
     assert (tmp_path / "stages" / "a-coarse.nii.gz").exists()
     assert not kept.json_path(tmp_path / "stages", "a").exists()
 

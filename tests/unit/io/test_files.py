@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from zoomseg.core.errors import OutputError
-from zoomseg.io.files import atomic_path, writable_directory, write_json_atomic, write_text_atomic, writing
+from zoomseg.core.errors import GeometryError, OutputError, ScanError
+from zoomseg.io.files import (
+    atomic_path,
+    reading,
+    writable_directory,
+    write_json_atomic,
+    write_text_atomic,
+    writing,
+)
 
 
 def test_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
@@ -106,3 +113,24 @@ def test_what_the_system_refuses_names_the_path() -> None:
         refuse(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     with pytest.raises(KeyError):
         refuse(KeyError("a bug stays a bug"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ScanError("as it is"), "as it is"),
+        (GeometryError("voxels of no size"), "x.dcm: voxels of no size"),
+        (FileNotFoundError(), "x.dcm: no such file"),
+        (MemoryError(), "x.dcm: does not fit in memory"),
+        (KeyError(), "x.dcm: damaged, truncated or not DICOM (KeyError)"),
+        (ValueError("a\n  b" + "c" * 200), f"x.dcm: damaged, truncated or not DICOM (a b{'c' * 157})"),
+        (
+            RuntimeError("a.cxx:9:\nITK ERROR: Reader(0x1f): the end"),
+            "x.dcm: damaged, truncated or not DICOM (the end)",
+        ),
+    ],
+)
+def test_whatever_goes_wrong_in_reading_is_one_line(error: Exception, message: str) -> None:
+    with pytest.raises(ScanError) as found, reading(Path("x.dcm"), "DICOM"):
+        raise error
+    assert str(found.value) == message

@@ -14,7 +14,7 @@ import pytest
 from tiny import CPU, tiny_case
 from untrained import predictor, untrained_bundle
 from zoomseg.core.errors import LabelError, OutputError
-from zoomseg.engine.batch import Done, Failed
+from zoomseg.engine.batch import Beside, Done, Failed
 from zoomseg.engine.predict import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.scans import ScanInput, write_image
@@ -116,7 +116,7 @@ def test_no_result_replaces_a_scan_or_another_result(scans: tuple[ScanInput, ...
     before = place.read_bytes()
     other = ScanInput("other", (place,))
     with pytest.raises(OutputError, match=r"good-coarse\.nii\.gz: is the scan itself"):
-        segment_to_folder((scans[0], other), tmp_path / "out", predictor(), keep_stages=True)
+        segment_to_folder((scans[0], other), tmp_path / "out", predictor(), beside=Beside(stages=True))
     assert place.read_bytes() == before
     twice = tuple(ScanInput(name, scans[0].paths) for name in ("a", "a"))
     with pytest.raises(OutputError, match=r"a\.nii\.gz: would be a result of both 'a' and 'a'"):
@@ -133,7 +133,7 @@ def test_a_case_and_its_stage_named_like_another(
     monkeypatch.setattr(model, "bundle", SimpleNamespace(recipe=recipe, schema=model.bundle.schema))
     both = tuple(ScanInput(name, scans[0].paths) for name in ("a", "a-b"))
     with pytest.raises(OutputError, match="would be a result of both 'a' and 'a-b'; rename one"):
-        segment_to_folder(both, tmp_path / "out", model, keep_stages=True)
+        segment_to_folder(both, tmp_path / "out", model, beside=Beside(stages=True))
 
 
 def test_the_model_is_named_without_its_cases(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:

@@ -21,11 +21,10 @@ from zoomseg.io.dicom import rtstruct, seg
 from zoomseg.io.dicom.codes import short_text
 from zoomseg.io.dicom.finding import Found, Stack, case_names, find_series
 from zoomseg.io.dicom.header import Other
-from zoomseg.io.dicom.objects import reading
 from zoomseg.io.dicom.references import series_of
 from zoomseg.io.dicom.structures import Indices, Structures
 from zoomseg.io.dicom.voxels import read_volume
-from zoomseg.io.files import writable_directory, write_json_atomic
+from zoomseg.io.files import reading, writable_directory, write_json_atomic
 from zoomseg.io.scans import write_array, write_labels
 
 KINDS = {**seg.KINDS, **rtstruct.KINDS}
@@ -260,7 +259,7 @@ def _write_case(case: DicomCase, schema: LabelSchema, out: Path) -> tuple[frozen
     structures, _ = _drawn(case.objects, case.stack)
     labels, drawn = structures.label_map(schema)
     present = {schema.names[c - 1] for c in np.unique(labels.data.numpy()).tolist() if c}
-    with reading(case.stack.paths[0].parent):  # memory may not do
+    with reading(case.stack.paths[0].parent, "DICOM"):  # memory may not do
         image = read_volume(case.stack)
     write_array(out / "imagesTr" / f"{case.id}_0000.nii.gz", image.data[0].numpy(), image.grid)
     write_labels(out / "labelsTr" / f"{case.id}.nii.gz", labels)

@@ -6,23 +6,23 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
+import torch
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, generate_uid
 
-from zoomseg.core.errors import GeometryError, ScanError, ZoomSegError
+from zoomseg.core.errors import GeometryError, ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom.codes import Code, short_text
 from zoomseg.io.dicom.series import DicomSeries
-from zoomseg.io.files import atomic_path
+from zoomseg.io.files import atomic_path, reading
 
 Mask = npt.NDArray[np.bool_]
 
@@ -52,11 +52,11 @@ _FORMS: Mapping[str, str] = {
 # --- writing --------------------------------------------------------------------------------------
 
 
-def require_grid(labels: LabelMap, series: DicomSeries) -> None:
-    """Refuse labels that do not lie on the series' own grid.
+def found_classes(labels: LabelMap, series: DicomSeries) -> list[int]:
+    """Classes of the organs that a label map has, in ascending order.
 
     Raises:
-        GeometryError: they do not.
+        GeometryError: it does not lie on the series' own grid.
     """
     if not labels.grid.same_as(series.grid):
         off = labels.grid.distance_mm(series.grid)
@@ -64,6 +64,7 @@ def require_grid(labels: LabelMap, series: DicomSeries) -> None:
             f"labels of shape {labels.grid.shape} lie {off:.3g} mm off the grid of series "
             f"'{series.description}' of shape {series.grid.shape}; write them on the series' own grid"
         )
+    return [int(c) for c in torch.unique(labels.data) if 0 < c <= len(labels.schema.names)]
 
 
 def study_uid(series: DicomSeries) -> str:
@@ -192,29 +193,13 @@ def save(dataset: Dataset, path: Path) -> None:
 # --- reading --------------------------------------------------------------------------------------
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one ScanError that names the file."""
-    try:
-        yield
-    except ZoomSegError:
-        raise
-    except FileNotFoundError as error:
-        raise ScanError(f"{path}: no such file") from error
-    except MemoryError as error:
-        raise ScanError(f"{path}: does not fit in memory") from error
-    except Exception as error:  # hostile elements fail in any way they like
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ScanError(f"{path}: damaged, truncated or not DICOM ({reason})") from error
-
-
 def read_object(path: Path, kinds: Mapping[str, str]) -> Dataset:
     """A DICOM file of one of the SOP classes ``kinds`` (UID to name).
 
     Raises:
         ScanError: unreadable, too large, packed in a way that hides its size, or something else.
     """
-    with reading(path):
+    with reading(path, "DICOM"):
         if path.stat().st_size > MAX_OBJECT_BYTES:
             raise ScanError(f"{path}: larger than {MAX_OBJECT_BYTES} bytes; no SEG or RTSTRUCT is")
         syntax = read_file_meta_info(path).get("TransferSyntaxUID")

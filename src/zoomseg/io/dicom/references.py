@@ -14,8 +14,9 @@ from pydicom.dataset import Dataset
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.archive import Source
 from zoomseg.io.dicom.finding import Stack
-from zoomseg.io.dicom.objects import MAX_OBJECT_BYTES, reading, series_uid
+from zoomseg.io.dicom.objects import MAX_OBJECT_BYTES, series_uid
 from zoomseg.io.dicom.tags import text
+from zoomseg.io.files import reading
 
 _TAGS = ("FrameOfReferenceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
 
@@ -57,7 +58,7 @@ def series_of(source: Source, stacks: Sequence[Stack]) -> int:
 
 
 def _references(path: Path) -> _References:
-    with reading(path):
+    with reading(path, "DICOM"):
         if path.stat().st_size > MAX_OBJECT_BYTES:
             raise ScanError(f"{path}: larger than {MAX_OBJECT_BYTES} bytes; no SEG or RTSTRUCT is")
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))

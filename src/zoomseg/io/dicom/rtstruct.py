@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
@@ -29,6 +28,7 @@ from zoomseg.io.dicom.codes import coded, short_text
 from zoomseg.io.dicom.contours import filled, outlines
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.structures import Indices, Structures, unused_name
+from zoomseg.io.files import reading
 
 KINDS = {str(RTStructureSetStorage): "RTSTRUCT"}
 """SOP classes that are read."""
@@ -63,8 +63,7 @@ def write_rtstruct(path: Path, labels: LabelMap, series: DicomSeries, model: str
         GeometryError: the labels lie on another grid.
         OutputError: the file cannot be written.
     """
-    objects.require_grid(labels, series)
-    found = [int(c) for c in torch.unique(labels.data) if 0 < c <= len(labels.schema.names)]
+    found = objects.found_classes(labels, series)
     if not found:
         return False
     dataset = _header(series, model, version)
@@ -187,7 +186,7 @@ def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
     """
     path = Path(path)
     dataset = objects.read_object(path, KINDS)
-    with objects.reading(path):
+    with reading(path, "DICOM"):
         names = _names(path, dataset, series)
         voxels: dict[str, Indices] = {}
         notes = []

@@ -18,7 +18,6 @@ from typing import Any
 import highdicom as hd
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
@@ -32,6 +31,7 @@ from zoomseg.io.dicom import objects
 from zoomseg.io.dicom.codes import PRIVATE_SCHEME, Code, coded, short_text
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.structures import Indices, Structures, unused_name
+from zoomseg.io.files import reading
 
 AnyArray = npt.NDArray[Any]
 
@@ -64,8 +64,7 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
         GeometryError: the labels lie on another grid.
         OutputError: the file cannot be written.
     """
-    objects.require_grid(labels, series)
-    found = [int(c) for c in torch.unique(labels.data) if 0 < c <= len(labels.schema.names)]
+    found = objects.found_classes(labels, series)
     if not found:
         return False
     algorithm = hd.AlgorithmIdentificationSequence(
@@ -212,7 +211,7 @@ def read_seg(path: Path, series: DicomSeries) -> Structures:
     """
     path = Path(path)
     dataset = objects.read_object(path, KINDS)
-    with objects.reading(path):
+    with reading(path, "DICOM"):
         objects.require_frame(path, str(dataset.get("FrameOfReferenceUID", "")), series)
         names = _names(path, dataset)
         found: dict[int, list[Indices]] = {number: [] for number in names}

@@ -18,6 +18,7 @@ from untrained import predictor, untrained_bundle
 from zoomseg.cli.main import main
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.core.volume import LabelMap
+from zoomseg.engine.batch import Beside
 from zoomseg.io import bundle
 from zoomseg.io.dicom.archive import Source
 from zoomseg.io.dicom.finding import Refused
@@ -76,13 +77,15 @@ def test_other_scans_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
     (other,) = find_scans(tmp_path / "other.nii.gz")
     with pytest.raises(ScanError, match="is no DICOM series"):
-        segment_to_folder((scan, other), tmp_path / "out", predictor(), dicom=[DicomResult.RTSTRUCT])
+        segment_to_folder(
+            (scan, other), tmp_path / "out", predictor(), beside=Beside(dicom=(DicomResult.RTSTRUCT,))
+        )
     require_series((scan, other), ())
 
 
 def test_two_scans_never_share_an_object(scan: ScanInput, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="would be a result of both"):
-        segment_to_folder((scan, scan), tmp_path / "out", predictor(), dicom=BOTH)
+        segment_to_folder((scan, scan), tmp_path / "out", predictor(), beside=Beside(dicom=BOTH))
 
 
 def test_a_scan_without_organs_has_no_objects_of_an_earlier_run(scan: ScanInput, tmp_path: Path) -> None:
@@ -106,5 +109,5 @@ def test_a_result_never_replaces_a_slice(usable: bool, scan: ScanInput, tmp_path
     if not usable:
         found = replace(found, dicom=Refused("1", None, (Source(slice_file),), "no volume"))
     with pytest.raises(OutputError, match=r"patient\.seg\.dcm: is the scan itself; choose another folder"):
-        segment_to_folder([found], tmp_path / "patient", predictor(), dicom=BOTH)
+        segment_to_folder([found], tmp_path / "patient", predictor(), beside=Beside(dicom=BOTH))
     assert slice_file.read_bytes() == before
