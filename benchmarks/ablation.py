@@ -25,6 +25,7 @@ from zoomseg.io.dataset import open_dataset
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.recipe import load
 from zoomseg.recipe.spec import (
+    AdamW,
     Augmentation,
     DiceCrossEntropy,
     PlannedRecipe,
@@ -72,7 +73,10 @@ ROWS: Mapping[str, Change] = {
     "patches drawn anywhere": trained_with(sampler=UniformInRegion()),
     "Dice alone": trained_with(loss=SoftDice()),
     "cross-entropy alone": trained_with(loss=DiceCrossEntropy(dice_weight=0.0)),
-    "gamma of 0.6 to 1.7": augmented_with(gamma=(0.6, 1.7)),
+    "learning rate of 0.001": trained_with(optimiser=AdamW(lr=0.001)),
+    "learning rate of 0.003": trained_with(optimiser=AdamW(lr=0.003)),
+    "contrast as for other modalities": augmented_with(contrast=0.5, gamma=(0.6, 1.7)),
+    "contrast as for CT": augmented_with(contrast=0.25, gamma=(0.75, 1.33)),
     "no prior for the fine stage": without_priors,
     "scans cut short in training": augmented_with(shorter_scan=0.3),
 }

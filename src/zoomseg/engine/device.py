@@ -15,6 +15,12 @@ from zoomseg.core.errors import ZoomSegError
 CPU_VOXELS, GPU_VOXELS = 1 << 17, 1 << 20
 """Input voxels that keep a device busy: more at once only take memory."""
 
+CORE_RATES = {torch.bfloat16: 5e10, None: 2e10}
+"""Multiply-adds a second that convolutions reach in training, a core, by precision: 5.2e10 were measured (AMD
+EPYC, Zen 4, torch 2.13.0, 2026-11-21; float32 from docs/decisions/0006)."""
+GPU_RATE = 5e12
+"""The same of a modest GPU; others are faster."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -31,6 +37,13 @@ class Device:
     def tiles_at_once(self, voxels: int) -> int:
         """How many tiles of so many voxels a network gets together, so that the device is kept busy."""
         return max(1, (GPU_VOXELS if self.place.type == "cuda" else CPU_VOXELS) // voxels)
+
+    @property
+    def multiply_adds_per_second(self) -> float:
+        """About what convolutions reach in training: enough to tell minutes from hours beforehand."""
+        if self.place.type == "cuda":
+            return GPU_RATE
+        return torch.get_num_threads() * CORE_RATES[self.precision]
 
     @property
     def name(self) -> str:

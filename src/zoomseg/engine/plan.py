@@ -27,6 +27,12 @@ from zoomseg.recipe import spec as specs
 
 SINGLE_STAGE_FACTOR = 2.0
 """One stage is enough where the median scan has at most this many times a patch's voxels."""
+LOOKS = 250
+"""So many times the median scan's voxels on the fine grid should be shown in training, all patches together;
+a short one gets a coarser grid. CHAOS, 12 minutes of one core: 1.25 mm (31 times) gives a Dice of 0.636,
+2.5 mm (125 times) 0.707 (benchmarks/results/2026-11-21-ablation.md)."""
+LEAST_FINE_FACTOR = 3
+"""The fine grid keeps so many times the coarse one's voxels, however short the training is."""
 BATCH_LIMIT = 4
 MEMORY_SHARE = 0.4
 """Part of the device's memory that ``step_bytes`` may fill. A whole training process was measured at 2.4
@@ -66,6 +72,12 @@ def plan(
     """
     single, why_stages = _is_single(recipe, data)
     drafts, costs, why_memory = _fitting_memory(recipe, data, schema, device, single)
+    why_voxels: tuple[Reason, ...] = ()
+    if not single:
+        affordable, why = _affordable(recipe, drafts[-1], costs, device, length)
+        if affordable.fine_voxels < recipe.fine_voxels:
+            drafts, costs, why_memory = _fitting_memory(affordable, data, schema, device, single)
+        why_voxels = (why,)
     intensity, why_intensity = _intensity(data)
     concrete = specs.Recipe(
         name=recipe.name,
@@ -76,10 +88,15 @@ def plan(
         train_together=() if single else (("coarse", "fine"),),
         prior_from="live",
     )
-    reasons = [about(data), why_stages, why_intensity]
+    reasons = [about(data), why_stages, why_intensity, *why_voxels]
     for draft, cost in zip(drafts, costs, strict=True):
         reasons += [*draft.reasons, _why_network(recipe, draft.stage, cost)]
-    reasons += [why_memory, _mirrored(schema)[1], _why_training(concrete.stages[-1].training)]
+    reasons += [
+        why_memory,
+        _mirrored(schema)[1],
+        _contrast(data)[2],
+        _why_training(concrete.stages[-1].training),
+    ]
     reasons += [_why_length(recipe, length), *organ_reasons(data, schema, drafts[-1].mm)]
     return Plan(concrete, tuple(reasons), data, drafts[-1].mm)
 
@@ -118,6 +135,36 @@ def _fitting_memory(
             )
         recipe = _shrunk(recipe)
         shrinkings += 1
+
+
+def _affordable(
+    recipe: specs.PlannedRecipe, fine: _Draft, costs: list[Cost], device: Device, length: Length | None
+) -> tuple[specs.PlannedRecipe, Reason]:
+    """The recipe with no more voxels on the fine grid than its training can show often enough."""
+    steps = _steps(recipe, costs, device, length)
+    shown = steps * fine.stage.training.batch * math.prod(fine.stage.training.patch)
+    least = min(recipe.fine_voxels, LEAST_FINE_FACTOR * recipe.coarse_voxels)
+    voxels = min(recipe.fine_voxels, max(least, round(shown / LOOKS)))
+    looks = f"about {steps:,} steps show the network {count(shown)} voxels, {LOOKS} times"
+    if voxels == recipe.fine_voxels:
+        why = f"the recipe's; {looks} a median scan or more"
+    elif voxels == least:
+        why = f"{LEAST_FINE_FACTOR} times the coarse grid's, the least; {looks} less than that"
+    else:
+        why = f"of the recipe's {count(recipe.fine_voxels)}: {looks} so many; more time, more detail"
+    changed = recipe.model_copy(update={"fine_voxels": voxels})
+    return changed, Reason("fine voxels", count(voxels), why)
+
+
+def _steps(recipe: specs.PlannedRecipe, costs: list[Cost], device: Device, length: Length | None) -> int:
+    """How many there will be, about."""
+    if length is None:
+        return recipe.iterations
+    if length.steps is not None:
+        return length.steps
+    assert length.seconds is not None
+    in_all = length.seconds * device.multiply_adds_per_second
+    return max(1, round(in_all / sum(cost.multiply_adds for cost in costs)))
 
 
 def _shrunk(recipe: specs.PlannedRecipe) -> specs.PlannedRecipe:
@@ -179,7 +226,7 @@ def _one_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSche
     grid = specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.5)
     batch = round(recipe.batch * recipe.fine_patch_voxels / math.prod(fit.patch))
     training, why_shift = _training(
-        "whole", recipe, fit.patch, max(recipe.batch, min(BATCH_LIMIT, batch)), schema
+        "whole", recipe, data, fit.patch, max(recipe.batch, min(BATCH_LIMIT, batch)), schema
     )
     stage = specs.Stage(name="whole", grid=grid, network=fit.network, training=training)
     reasons = (
@@ -212,7 +259,7 @@ def _coarse_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelS
         recipe,
     )
     mm = _fitting(data, wanted, fit.patch)
-    training, why_shift = _training("coarse", recipe, fit.patch, recipe.batch, schema)
+    training, why_shift = _training("coarse", recipe, data, fit.patch, recipe.batch, schema)
     stage = specs.Stage(
         name="coarse",
         grid=specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.25),
@@ -237,7 +284,7 @@ def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSch
         recipe,
     )
     radius = round(recipe.region_margin_mm / float(np.mean(mm)), 2)
-    training, why_shift = _training("fine", recipe, fit.patch, recipe.batch, schema)
+    training, why_shift = _training("fine", recipe, data, fit.patch, recipe.batch, schema)
     stage = specs.Stage(
         name="fine",
         roi=specs.DilatedForeground(of="coarse", radius_vox=radius, threshold=recipe.region_threshold),
@@ -296,7 +343,12 @@ def _fitting(data: Fingerprint, spacing_mm: Vector3, tile: Index3) -> Vector3:
 
 
 def _training(
-    stage: str, recipe: specs.PlannedRecipe, patch: Index3, batch: int, schema: LabelSchema
+    stage: str,
+    recipe: specs.PlannedRecipe,
+    data: Fingerprint,
+    patch: Index3,
+    batch: int,
+    schema: LabelSchema,
 ) -> tuple[specs.Training, Reason]:
     shift = round(min(patch) / 8, 1)
     augmentation = specs.Augmentation(
@@ -307,8 +359,8 @@ def _training(
         elastic_grid_vox=24.0,
         flip_axes=_mirrored(schema)[0],
         brightness=0.2,
-        contrast=0.25,
-        gamma=(0.75, 1.33),
+        contrast=_contrast(data)[0],
+        gamma=_contrast(data)[1],
         noise=0.15,
         blur_vox=0.8,
         probability=0.5,
@@ -328,6 +380,18 @@ def _training(
     return training, Reason(
         f"{stage} shift", f"up to {shift:g} voxels", "in training: an eighth of the patch's shortest side"
     )
+
+
+def _contrast(data: Fingerprint) -> tuple[float, tuple[float, float], Reason]:
+    """How far contrast is changed in training, of which gammas, and why."""
+    if data.is_ct:
+        contrast, gamma = 0.25, (0.75, 1.33)
+        why = "CT: an organ's HU differ little from scan to scan"
+    else:
+        contrast, gamma = 0.5, (0.6, 1.7)
+        why = "not CT: coils and sequences make the same organ twice as bright, beside the others too"
+    value = f"by up to {contrast:.0%}, gamma {gamma[0]:g} to {gamma[1]:g}"
+    return contrast, gamma, Reason("contrast", value, f"in training. {why}")
 
 
 def _mirrored(schema: LabelSchema) -> tuple[tuple[Literal["R"], ...], Reason]:

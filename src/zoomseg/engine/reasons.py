@@ -85,7 +85,7 @@ def organ_reasons(data: Fingerprint, schema: LabelSchema, finest_mm: Vector3) ->
         if small:
             why = (
                 f"below {SMALL_ORGAN_VOXELS} voxels a grid hardly shows an organ's shape: "
-                "a copy of the recipe with more fine_voxels has a finer one"
+                "a longer training or a copy of the recipe with more fine_voxels has a finer one"
             )
         reasons.append(Reason("small organ" if small else "smallest organ", size, why, warning=small))
     unseen = [name for name in schema.names if name not in {organ.name for organ in data.organs}]

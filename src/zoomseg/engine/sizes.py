@@ -25,6 +25,9 @@ ANISOTROPY = 2.0
 WEIGHT_COPIES = 5
 """Of every weight: itself, its gradient, two moments of the optimiser, its average."""
 
+PASSES = 3
+"""A step's arithmetic in forward passes: the backward pass takes two."""
+
 
 @dataclass(frozen=True)
 class Sized:
@@ -41,6 +44,8 @@ class Cost:
 
     bytes: int
     parameters: int
+    multiply_adds: int
+    """Forward and backward, of the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,8 @@ def costs_of(stages: Sequence[specs.Stage], channels: int, schema: LabelSchema) 
             shape = (stage.training.batch, channels + n * (classes - 1), *stage.training.patch)
             kept = _kept_bytes(module, torch.empty(shape))
         parameters = networks.parameters(module)
-        costs.append(Cost(kept + WEIGHT_COPIES * 4 * parameters, parameters))
+        forward = stage.training.batch * networks.multiply_adds(module, shape[1:])
+        costs.append(Cost(kept + WEIGHT_COPIES * 4 * parameters, parameters, PASSES * forward))
     return costs
 
 

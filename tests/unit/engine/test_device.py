@@ -14,6 +14,14 @@ def test_cpu_is_always_there() -> None:
     assert device.precision in (None, torch.bfloat16)
 
 
+def test_more_cores_do_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    cpu = torch.device("cpu")
+    assert Device(cpu, torch.bfloat16).multiply_adds_per_second == 1.5e11
+    assert Device(cpu, None).multiply_adds_per_second == 6e10
+    assert Device(torch.device("cuda"), torch.bfloat16).multiply_adds_per_second == 5e12
+
+
 @pytest.mark.parametrize("name", ["tpu", "cudas", "cuda:one", "cuda:-1", "cpu:0", ""])
 def test_unknown_device_names_the_allowed(name: str) -> None:
     with pytest.raises(ZoomSegError, match=f"unknown device '{name}'; allowed: auto, cpu, cuda"):

@@ -16,7 +16,7 @@ from zoomseg.engine.fingerprint import Fingerprint, Organ
 from zoomseg.engine.plan import MEMORY_SHARE, plan, spacing_for
 from zoomseg.engine.reasons import Plan, Reason, times
 from zoomseg.engine.schedule import Length
-from zoomseg.engine.sizes import step_bytes
+from zoomseg.engine.sizes import costs_of, step_bytes
 from zoomseg.networks import build as networks
 from zoomseg.networks.build import check_input_shape
 from zoomseg.recipe.load import load
@@ -37,6 +37,10 @@ class Sized(Device):
     @property
     def memory_bytes(self) -> int:
         return int(self.gigabytes * 1e9)
+
+    @property
+    def multiply_adds_per_second(self) -> float:
+        return 5e10
 
     @property
     def name(self) -> str:
@@ -116,6 +120,45 @@ def test_patches_and_tiles_suit_the_networks(data: Fingerprint) -> None:
 def test_ct_gets_a_window_of_foreground_intensities_mr_a_zscore() -> None:
     assert planned(ABDOMEN).intensity == Window(lower=-110, upper=240, output=(-1.0, 1.0))
     assert isinstance(planned(THICK_MR).intensity, ZScore)
+
+
+def test_other_modalities_are_trained_for_more_changes_of_contrast() -> None:
+    ct, mr = (planned(data).stages[0].training.augmentation for data in (ABDOMEN, THICK_MR))
+    assert (ct.contrast, ct.gamma) == (0.25, (0.75, 1.33))
+    assert (mr.contrast, mr.gamma) == (0.5, (0.6, 1.7))
+    assert reasons(whole_plan(ABDOMEN))["contrast"].value == "by up to 25%, gamma 0.75 to 1.33"
+
+
+def fine_grid(length: Length | None, on: Device | None = None) -> tuple[FixedSpacing, int, Reason]:
+    """The fine grid of a plan, the voxels of its patches in one step, and why it has so many voxels."""
+    made = whole_plan(THICK_MR, on=on, length=length)
+    fine = made.recipe.stages[1]
+    assert isinstance(fine.grid, FixedSpacing)
+    shown = fine.training.batch * math.prod(fine.training.patch)
+    return fine.grid, shown, reasons(made)["fine voxels"]
+
+
+def test_a_training_that_shows_the_scans_seldom_gets_a_coarser_fine_grid() -> None:
+    own, shown, plenty = fine_grid(None)
+    assert own.mm == (1.25, 1.25, 7.7)
+    assert (plenty.value, plenty.why[:14]) == ("2.5 million", "the recipe's; ")
+    short, _, why = fine_grid(Length(600, None))
+    extent = np.array(THICK_MR.shape) * np.array(THICK_MR.spacing_mm)
+    assert short.mm[2] == 7.7
+    assert np.prod(extent / short.mm) == pytest.approx(600 * shown / 250, rel=0.01)
+    assert f"about 600 steps show the network {600 * shown / 1e6:.3g} million voxels, 250 times" in why.why
+    least, _, why = fine_grid(Length(1, None))
+    assert np.prod(extent / least.mm) == pytest.approx(450_000, rel=0.01)
+    assert why.why.startswith("3 times the coarse grid's, the least; about 1 steps show")
+
+
+def test_how_many_steps_a_time_budget_holds_depends_on_the_device() -> None:
+    steps = 600
+    costs = costs_of(whole_plan(THICK_MR).recipe.stages, 1, ORGANS)
+    seconds = steps * sum(cost.multiply_adds for cost in costs) / 5e10
+    by_steps, by_time = fine_grid(Length(steps, None))[0], fine_grid(Length(None, seconds))[0]
+    assert by_time == by_steps
+    assert fine_grid(Length(None, 10 * seconds))[0].mm == (1.25, 1.25, 7.7)
 
 
 def test_region_margin_in_voxels_of_the_fine_grid() -> None:

@@ -114,14 +114,14 @@ def test_anchors_and_merges_may_be_used_and_overridden(tmp_path: Path) -> None:
 
 
 def test_numbers_written_as_yaml_text_are_numbers(tmp_path: Path) -> None:
-    """YAML 1.1 reads 1e-3 (no dot) as text."""
+    """YAML 1.1 reads 1e-2 (no dot) as text."""
     file = tmp_path / "e.yaml"
-    text = load.dump(load.load("default")).replace("learning_rate: 0.001", "learning_rate: 1e-3")
-    assert "1e-3" in text
+    text = load.dump(load.load("default")).replace("learning_rate: 0.01", "learning_rate: 1e-2")
+    assert "1e-2" in text
     file.write_text(text, encoding="utf-8")
     recipe = load.load(file)
     assert isinstance(recipe, PlannedRecipe)
-    assert recipe.learning_rate == 0.001
+    assert recipe.learning_rate == 0.01
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
