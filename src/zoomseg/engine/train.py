@@ -27,6 +27,7 @@ from zoomseg.engine import atlases, checkpoint, handed
 from zoomseg.engine.device import Device
 from zoomseg.engine.distill import Teachers
 from zoomseg.engine.log import Log, Observer, Row, RunningDice, Silent
+from zoomseg.engine.parts import Part, halves_of, parts_of
 from zoomseg.engine.patches import Batch, PatchSource
 from zoomseg.engine.predict import build_network
 from zoomseg.engine.prepare import Packs, Preparation, check_annotated
@@ -36,7 +37,7 @@ from zoomseg.engine.stop import InterruptedTrainingError, stop_signals
 from zoomseg.engine.transfer import Transfer
 from zoomseg.engine.unit import Unit
 from zoomseg.io import bundle
-from zoomseg.io.dataset import Dataset, folds
+from zoomseg.io.dataset import Dataset
 from zoomseg.io.files import writable_directory, write_bytes_atomic
 from zoomseg.networks import build as networks
 from zoomseg.recipe import graph
@@ -75,20 +76,6 @@ class Settings:
     validates."""
     teachers: Teachers | None = None
     """Whose answers are a second target."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One training of a unit's stages: on all training cases, or, so that training cases can be answered for
-    by networks that did not see them, on one half of these. ``share`` is its part of the time budget
-    relative to the other parts."""
-
-    trained: tuple[str, ...]
-    half: int | None
-    share: float
-
-    def row_name(self, stage: str) -> str:
-        return stage if self.half is None else f"{stage}-half-{self.half + 1}"
 
 
 @dataclass(frozen=True)
@@ -136,8 +123,10 @@ class _Run:
         self.checkpoint = self.folder / "checkpoint.safetensors"
         self.started = time.monotonic()
         self.already_spent = 0.0
-        self.parts = _parts(recipe)
-        self.halves = _halves(split, settings.seed) if any(p.half is not None for p in self.parts) else ()
+        self.parts = parts_of(recipe)
+        self.halves = (
+            halves_of(split.train, settings.seed) if any(p.half is not None for p in self.parts) else ()
+        )
         self.finished: dict[str, nn.Module] = {}
         self.copies: tuple[dict[str, nn.Module], dict[str, nn.Module]] = ({}, {})
         self.stop = threading.Event()
@@ -357,7 +346,7 @@ class _Run:
         prepare = partial(preparation.packs, unit, self._taught_by(part), validation, self._answering)
         return handed.packs(prepare, unit.index, self.cache, self.processes, self.stop)
 
-    def _taught_by(self, part: _Part) -> tuple[str, ...]:
+    def _taught_by(self, part: Part) -> tuple[str, ...]:
         """The cases that a part learns from."""
         return self.split.train if part.half is None else self.halves[part.half]
 
@@ -466,28 +455,6 @@ class _Run:
             **({} if initial is None else {"init": initial.provenance}),
             **({} if teachers is None else {"teachers": teachers.provenance}),
         }
-
-
-def _parts(recipe: Recipe) -> tuple[_Part, ...]:
-    """What is trained, one after the other: every unit, and with ``prior_from: out_of_fold`` two copies of
-    those that later ones read, which share the unit's time."""
-    units = graph.training_units(recipe)
-    out: list[_Part] = []
-    for n, unit in enumerate(units):
-        later = {name for u in units[n + 1 :] for s in u.trained for name in graph.ancestors(recipe, s)}
-        copied = recipe.prior_from == "out_of_fold" and not later.isdisjoint(unit.trained)
-        halves = (None, 0, 1) if copied else (None,)
-        share = graph.stage_of(recipe, unit.trained[-1]).training.budget_share
-        out += [_Part(unit.trained, half, share / len(halves)) for half in halves]
-    return tuple(out)
-
-
-def _halves(split: Split, seed: int) -> tuple[tuple[str, ...], ...]:
-    if len(split.train) < 2:
-        raise TrainingError(
-            "prior_from: out_of_fold needs 2 training cases or more, got 1; use 'predictions' or add cases"
-        )
-    return folds(split.train, 2, seed)
 
 
 def _check_shapes(stage: Stage, processes: int) -> None:

@@ -190,16 +190,6 @@ def test_out_of_fold_training_resumes_in_any_part(
     assert list(dict.fromkeys(row.stage for row in watch.rows)) == names[kill_in:]
 
 
-def test_copies_share_their_stages_time() -> None:
-    recipe = out_of_fold_recipe(1)
-    parts = [(part.trained, part.half, part.share) for part in train._parts(recipe)]
-    third = pytest.approx(1 / 3)
-    coarse, fine = ("coarse",), ("fine",)
-    assert parts == [(coarse, None, third), (coarse, 0, third), (coarse, 1, third), (fine, None, 1.0)]
-    alone = recipe.model_copy(update={"prior_from": "predictions"})
-    assert [part.half for part in train._parts(alone)] == [None, None]
-
-
 def test_one_case_has_no_halves(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="out_of_fold needs 2 training cases or more, got 1"):
         train.train(
