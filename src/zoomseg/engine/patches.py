@@ -85,6 +85,7 @@ class PatchSource:
         self._packs = packs
         self._lead = stages[-1]
         self._tables = {name: augment.mirror_table(schema) for name, schema in schemas.items()}
+        self._names = {name: schema.names for name, schema in schemas.items()}
         lead, training = packs[self._lead.name], self._lead.training
         self._sampler = Sampler(training.sampler, [p.candidates for p in lead], [p.counts for p in lead])
         self._augmentation = training.augmentation if augmented else Augmentation()
@@ -167,8 +168,10 @@ class PatchSource:
         beyond = None
         if slices is not None:
             coordinates, beyond = augment.cut_coordinates(coordinates, *slices)
-        image = augment.apply_intensity(packed.image_at(coordinates), tone, self._limits)
-        target = packed.labels_at(coordinates)
+        image, target = packed.image_at(coordinates), packed.labels_at(coordinates)
+        if tone.organs > 0:
+            image = augment.brighten_organs(image, target, tone.organ_factors(self._names[stage.name]))
+        image = augment.apply_intensity(image, tone, self._limits)
         if beyond is not None:
             target[beyond] = IGNORE
         if change.mirrored:

@@ -10,30 +10,38 @@ a window from foreground intensities for CT, z-scores for anything else.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, cast
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from zoomseg.core.errors import RecipeError
-from zoomseg.core.geometry import Index3, Vector3
-from zoomseg.core.labels import LabelSchema, has_side
+from zoomseg.core.geometry import Vector3
+from zoomseg.core.labels import LabelSchema
 from zoomseg.engine.device import Device
-from zoomseg.engine.fingerprint import Fingerprint, as_index, as_vector
-from zoomseg.engine.reasons import AXES, Plan, Reason, about, count, gigabytes, millimetres, organ_reasons
+from zoomseg.engine.drafts import (
+    SINGLE_STAGE_FACTOR,
+    Draft,
+    Layout,
+    boxes,
+    contrast,
+    mirrored,
+    one_stage,
+    two_stages,
+    why_training,
+)
+from zoomseg.engine.fingerprint import Fingerprint
+from zoomseg.engine.groups import Group, groups_of, why_not
+from zoomseg.engine.reasons import Plan, Reason, about, count, gigabytes, organ_reasons
 from zoomseg.engine.schedule import Length
-from zoomseg.engine.sizes import Cost, costs_of, sized
+from zoomseg.engine.sizes import Cost, costs_of
 from zoomseg.recipe import spec as specs
 
-SINGLE_STAGE_FACTOR = 2.0
-"""One stage is enough where the median scan has at most this many times a patch's voxels."""
 LOOKS = 250
 """So many times the median scan's voxels on the fine grid should be shown in training, all patches together;
 a short one gets a coarser grid. CHAOS, 12 minutes of one core: 1.25 mm (31 times) gives a Dice of 0.636,
 2.5 mm (125 times) 0.707 (benchmarks/results/2026-11-21-ablation.md)."""
 LEAST_FINE_FACTOR = 3
 """The fine grid keeps so many times the coarse one's voxels, however short the training is."""
-BATCH_LIMIT = 4
 MEMORY_SHARE = 0.4
 """Part of the device's memory that ``step_bytes`` may fill. A whole training process was measured at 2.4
 times that: gradients on their way, the loss, the framework, data."""
@@ -44,12 +52,13 @@ SMALLEST_PATCH_VOXELS = 2000
 
 
 @dataclass(frozen=True)
-class _Draft:
-    """A stage, the spacing of its grid, and why it is as it is."""
+class _Chosen:
+    """The stages, of which a training step fits the device; ``reasons`` hold for all of them."""
 
-    stage: specs.Stage
-    mm: Vector3
-    reasons: tuple[Reason, ...]
+    drafts: tuple[Draft, ...]
+    costs: tuple[Cost, ...]
+    why_memory: Reason
+    reasons: tuple[Reason, ...] = ()
 
 
 def plan(
@@ -62,7 +71,8 @@ def plan(
     """Fill in a planned recipe's numbers.
 
     Small scans (a patch holds half of one, or more) get one stage at their own spacing; all others
-    get a coarse stage that shows the whole scan and a fine one inside what it found.
+    get a coarse stage that shows the whole scan and a fine one inside what it found, or one in a box
+    around each group of organs, where these are small and far apart.
 
     Args:
         length: of the training, where the recipe's number of steps is not it.
@@ -71,34 +81,45 @@ def plan(
         RecipeError: not even the smallest patches fit the device's memory.
     """
     single, why_stages = _is_single(recipe, data)
-    drafts, costs, why_memory = _fitting_memory(recipe, data, schema, device, single)
-    why_voxels: tuple[Reason, ...] = ()
-    if not single:
-        affordable, why = _affordable(recipe, drafts[-1], costs, device, length)
-        if affordable.fine_voxels < recipe.fine_voxels:
-            drafts, costs, why_memory = _fitting_memory(affordable, data, schema, device, single)
-        why_voxels = (why,)
+    if single:
+        chosen = _fitting_memory(recipe, data, schema, device, one_stage)
+    else:
+        chosen = _cascade(recipe, data, schema, device, length)
     intensity, why_intensity = _intensity(data)
     concrete = specs.Recipe(
         name=recipe.name,
         description=recipe.description,
         source=recipe.source,
         intensity=intensity,
-        stages=tuple(draft.stage for draft in drafts),
-        train_together=() if single else (("coarse", "fine"),),
+        stages=tuple(draft.stage for draft in chosen.drafts),
+        train_together=(("coarse", "fine"),) if len(chosen.drafts) == 2 else (),
         prior_from="live",
     )
-    reasons = [about(data), why_stages, why_intensity, *why_voxels]
-    for draft, cost in zip(drafts, costs, strict=True):
+    finest_mm = chosen.drafts[-1].mm
+    reasons = [about(data), why_stages, why_intensity, *chosen.reasons]
+    for draft, cost in zip(chosen.drafts, chosen.costs, strict=True):
         reasons += [*draft.reasons, _why_network(recipe, draft.stage, cost)]
-    reasons += [
-        why_memory,
-        _mirrored(schema)[1],
-        _contrast(data)[2],
-        _why_training(concrete.stages[-1].training),
-    ]
-    reasons += [_why_length(recipe, length), *organ_reasons(data, schema, drafts[-1].mm)]
-    return Plan(concrete, tuple(reasons), data, drafts[-1].mm)
+    reasons += [chosen.why_memory, mirrored(schema)[1], contrast(data).reason]
+    reasons += [why_training(concrete.stages[-1].training), _why_length(recipe, length)]
+    reasons += organ_reasons(data, schema, finest_mm)
+    return Plan(concrete, tuple(reasons), data, finest_mm)
+
+
+def _cascade(
+    recipe: specs.PlannedRecipe,
+    data: Fingerprint,
+    schema: LabelSchema,
+    device: Device,
+    length: Length | None,
+) -> _Chosen:
+    """A coarse stage, and one or several that look closer at as many voxels as the training can show."""
+    chosen = _fitting_memory(recipe, data, schema, device, two_stages)
+    recipe, why_voxels = _affordable(recipe, chosen, device, length)
+    chosen = _fitting_memory(recipe, data, schema, device, two_stages)
+    groups, why_regions = _regions(recipe, data, schema, chosen.drafts[-1].mm)
+    if groups:
+        chosen = _fitting_memory(recipe, data, schema, device, partial(boxes, groups=groups))
+    return replace(chosen, reasons=(why_voxels, why_regions))
 
 
 def _is_single(recipe: specs.PlannedRecipe, data: Fingerprint) -> tuple[bool, Reason]:
@@ -112,21 +133,38 @@ def _is_single(recipe: specs.PlannedRecipe, data: Fingerprint) -> tuple[bool, Re
     return False, Reason("stages", "two: coarse, then fine", why)
 
 
+def _regions(
+    recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, fine_mm: Vector3
+) -> tuple[tuple[Group, ...], Reason]:
+    """Groups of organs that get a box each; none where one region holds all."""
+    groups = groups_of(data, recipe.region_margin_mm)
+    why = why_not(groups, data, schema, fine_mm)
+    if why is not None:
+        return (), Reason("regions", "one, around all organs", why)
+    named = "; ".join(", ".join(group.organs) for group in groups)
+    why = (
+        f"organs are small and far apart: boxes around {named} hold so little of a scan that they can be "
+        "sampled more finely than one region around all"
+    )
+    return groups, Reason("regions", f"{len(groups)} boxes, one by group of organs", why)
+
+
 def _fitting_memory(
-    recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, device: Device, single: bool
-) -> tuple[tuple[_Draft, ...], list[Cost], Reason]:
+    recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, device: Device, layout: Layout
+) -> _Chosen:
     """The stages with the largest patches of which a training step fits the device."""
-    drafts_for = _one_stage if single else _two_stages
-    larger = recipe.gpu_patch_factor if device.place.type == "cuda" and not single else 1
+    larger = recipe.gpu_patch_factor if device.place.type == "cuda" and layout is not one_stage else 1
     recipe = recipe.model_copy(update={"fine_patch_voxels": recipe.fine_patch_voxels * larger})
     available = MEMORY_SHARE * device.memory_bytes
     shrinkings = 0
     while True:
-        drafts = drafts_for(recipe, data, schema)
+        drafts = layout(recipe, data, schema)
         costs = costs_of([draft.stage for draft in drafts], data.channels, schema)
-        needed = sum(cost.bytes for cost in costs)
+        # A coarse stage is trained together with one fine stage, and alone where there are more.
+        together = sum if len(drafts) <= 2 else max
+        needed = together(cost.bytes for cost in costs)
         if needed <= available:
-            return drafts, costs, _why_memory(needed, device, larger, shrinkings)
+            return _Chosen(drafts, tuple(costs), _why_memory(needed, device, larger, shrinkings))
         if SHRINK * recipe.fine_patch_voxels < SMALLEST_PATCH_VOXELS:
             raise RecipeError(
                 f"a training step of recipe '{recipe.name}' needs {needed / 1e9:.2f} GB even with patches of "
@@ -138,11 +176,12 @@ def _fitting_memory(
 
 
 def _affordable(
-    recipe: specs.PlannedRecipe, fine: _Draft, costs: list[Cost], device: Device, length: Length | None
+    recipe: specs.PlannedRecipe, chosen: _Chosen, device: Device, length: Length | None
 ) -> tuple[specs.PlannedRecipe, Reason]:
     """The recipe with no more voxels on the fine grid than its training can show often enough."""
-    steps = _steps(recipe, costs, device, length)
-    shown = steps * fine.stage.training.batch * math.prod(fine.stage.training.patch)
+    steps = _steps(recipe, chosen.costs, device, length)
+    fine = chosen.drafts[-1].stage.training
+    shown = steps * fine.batch * math.prod(fine.patch)
     least = min(recipe.fine_voxels, LEAST_FINE_FACTOR * recipe.coarse_voxels)
     voxels = min(recipe.fine_voxels, max(least, round(shown / LOOKS)))
     looks = f"about {steps:,} steps show the network {count(shown)} voxels, {LOOKS} times"
@@ -156,7 +195,7 @@ def _affordable(
     return changed, Reason("fine voxels", count(voxels), why)
 
 
-def _steps(recipe: specs.PlannedRecipe, costs: list[Cost], device: Device, length: Length | None) -> int:
+def _steps(recipe: specs.PlannedRecipe, costs: Sequence[Cost], device: Device, length: Length | None) -> int:
     """How many there will be, about."""
     if length is None:
         return recipe.iterations
@@ -215,212 +254,6 @@ def _intensity(data: Fingerprint) -> tuple[specs.IntensitySpec, Reason]:
     return window, Reason("intensities", f"window {window.lower:g} to {window.upper:g} HU", why)
 
 
-# --- stages ---------------------------------------------------------------------------------------
-
-
-def _one_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> tuple[_Draft, ...]:
-    # A patch that holds the median scan whole; what is larger is tiled.
-    voxels = SINGLE_STAGE_FACTOR * recipe.fine_patch_voxels
-    fit = sized("whole", data.shape, data.spacing_mm, voxels, recipe.base_channels[1], recipe)
-    mm = _rounded(data.spacing_mm)
-    grid = specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.5)
-    batch = round(recipe.batch * recipe.fine_patch_voxels / math.prod(fit.patch))
-    training, why_shift = _training(
-        "whole", recipe, data, fit.patch, max(recipe.batch, min(BATCH_LIMIT, batch)), schema
-    )
-    stage = specs.Stage(name="whole", grid=grid, network=fit.network, training=training)
-    reasons = (
-        Reason("whole spacing", millimetres(mm), "the data's own, as scans are small"),
-        *fit.reasons,
-        Reason(
-            "whole batch",
-            str(training.batch),
-            f"about as many voxels as the recipe's {recipe.batch} patches of "
-            f"{count(recipe.fine_patch_voxels)}, but {recipe.batch} to {BATCH_LIMIT}",
-        ),
-        why_shift,
-    )
-    return (_Draft(stage, mm, reasons),)
-
-
-def _two_stages(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> tuple[_Draft, ...]:
-    coarse = _coarse_stage(recipe, data, schema)
-    return coarse, _fine_stage(recipe, data, schema)
-
-
-def _coarse_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> _Draft:
-    wanted = spacing_for(data, recipe.coarse_voxels)
-    fit = sized(
-        "coarse",
-        _in_voxels(data.shape, data.spacing_mm, wanted),
-        wanted,
-        1.5 * recipe.coarse_voxels,
-        recipe.base_channels[0],
-        recipe,
-    )
-    mm = _fitting(data, wanted, fit.patch)
-    training, why_shift = _training("coarse", recipe, data, fit.patch, recipe.batch, schema)
-    stage = specs.Stage(
-        name="coarse",
-        grid=specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.25),
-        network=fit.network,
-        training=training,
-    )
-    why_spacing = _why_spacing("coarse", data, wanted, recipe.coarse_voxels)
-    if mm != wanted:
-        widened = f"{why_spacing.why}; widened from {millimetres(wanted)}, so that one patch shows it whole"
-        why_spacing = Reason(why_spacing.what, millimetres(mm), widened)
-    return _Draft(stage, mm, (why_spacing, *fit.reasons, _why_batch("coarse", recipe), why_shift))
-
-
-def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> _Draft:
-    mm = spacing_for(data, recipe.fine_voxels)
-    fit = sized(
-        "fine",
-        _in_voxels(data.largest_shape, data.spacing_mm, mm),
-        mm,
-        recipe.fine_patch_voxels,
-        recipe.base_channels[1],
-        recipe,
-    )
-    radius = round(recipe.region_margin_mm / float(np.mean(mm)), 2)
-    training, why_shift = _training("fine", recipe, data, fit.patch, recipe.batch, schema)
-    stage = specs.Stage(
-        name="fine",
-        roi=specs.DilatedForeground(of="coarse", radius_vox=radius, threshold=recipe.region_threshold),
-        grid=specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.25),
-        inputs=(specs.ImageInput(), specs.PriorInput(of="coarse")),
-        network=fit.network,
-        training=training,
-    )
-    likely = recipe.region_threshold
-    found = "finds" if likely is None else f"gives a probability over {likely:g}"
-    region = Reason(
-        "fine region",
-        f"{recipe.region_margin_mm:g} mm ({radius:g} voxels) around all that the coarse stage {found}",
-        "the recipe's margin: room for what the coarse stage cuts off",
-    )
-    why_spacing = _why_spacing("fine", data, mm, recipe.fine_voxels)
-    return _Draft(stage, mm, (region, why_spacing, *fit.reasons, _why_batch("fine", recipe), why_shift))
-
-
-def _why_batch(stage: str, recipe: specs.PlannedRecipe) -> Reason:
-    return Reason(f"{stage} batch", str(recipe.batch), "the recipe's")
-
-
-def spacing_for(data: Fingerprint, voxels: int) -> Vector3:
-    """The isotropic spacing at which the median scan has ``voxels`` voxels; an axis whose own spacing
-    is coarser keeps that, and the others are then made finer to use the budget."""
-    own, extent = np.array(data.spacing_mm), np.array(data.extent_mm)
-    low, high = float(own.min()), float(extent.max())
-    for _ in range(60):
-        middle = (low + high) / 2
-        counted = float(np.prod(extent / np.maximum(middle, own)))
-        low, high = (low, middle) if counted < voxels else (middle, high)
-    return _rounded(as_vector(np.maximum(high, own)))
-
-
-def _why_spacing(stage: str, data: Fingerprint, mm: Vector3, voxels: int) -> Reason:
-    own = _rounded(data.spacing_mm)
-    if mm == own:
-        why = f"the data's own: the median scan has {count(data.voxels)} of {count(voxels)} voxels allowed"
-        return Reason(f"{stage} spacing", millimetres(mm), why)
-    reached = math.prod(extent / side for extent, side in zip(data.extent_mm, mm, strict=True))
-    why = f"so that the median scan has {count(reached)} voxels"
-    kept = [axis for axis, one, other in zip(AXES, mm, own, strict=True) if one == other]
-    if kept:
-        why += f"; {' and '.join(kept)}, coarser by itself, keeps its own"
-    return Reason(f"{stage} spacing", millimetres(mm), why)
-
-
-def _fitting(data: Fingerprint, spacing_mm: Vector3, tile: Index3) -> Vector3:
-    """Widen a spacing where rounding the tile to the network's pooling would cut the median scan."""
-    extent = np.array(data.extent_mm)
-    return _rounded(as_vector(np.maximum(spacing_mm, np.ceil(extent / np.array(tile) * 1000) / 1000)))
-
-
-# --- training -------------------------------------------------------------------------------------
-
-
-def _training(
-    stage: str,
-    recipe: specs.PlannedRecipe,
-    data: Fingerprint,
-    patch: Index3,
-    batch: int,
-    schema: LabelSchema,
-) -> tuple[specs.Training, Reason]:
-    shift = round(min(patch) / 8, 1)
-    augmentation = specs.Augmentation(
-        rotation_deg=(15.0, 15.0, 15.0),
-        scale=(0.8, 1.25),
-        translation_vox=shift,
-        elastic_vox=3.0,
-        elastic_grid_vox=24.0,
-        flip_axes=_mirrored(schema)[0],
-        brightness=0.2,
-        contrast=_contrast(data)[0],
-        gamma=_contrast(data)[1],
-        noise=0.15,
-        blur_vox=0.8,
-        probability=0.5,
-    )
-    training = specs.Training(
-        patch=patch,
-        batch=batch,
-        iterations=recipe.iterations,
-        sampler=specs.ClassBalanced(background_share=0.2),
-        loss=specs.DiceCrossEntropy(),
-        optimiser=specs.AdamW(lr=recipe.learning_rate),
-        schedule=specs.Cosine(warmup_share=0.02),
-        augmentation=augmentation,
-        ema_decay=0.998,
-        gradient_clip=12.0,
-    )
-    return training, Reason(
-        f"{stage} shift", f"up to {shift:g} voxels", "in training: an eighth of the patch's shortest side"
-    )
-
-
-def _contrast(data: Fingerprint) -> tuple[float, tuple[float, float], Reason]:
-    """How far contrast is changed in training, of which gammas, and why."""
-    if data.is_ct:
-        contrast, gamma = 0.25, (0.75, 1.33)
-        why = "CT: an organ's HU differ little from scan to scan"
-    else:
-        contrast, gamma = 0.5, (0.6, 1.7)
-        why = "not CT: coils and sequences make the same organ twice as bright, beside the others too"
-    value = f"by up to {contrast:.0%}, gamma {gamma[0]:g} to {gamma[1]:g}"
-    return contrast, gamma, Reason("contrast", value, f"in training. {why}")
-
-
-def _mirrored(schema: LabelSchema) -> tuple[tuple[Literal["R"], ...], Reason]:
-    """Axes along which patches may be mirrored. Where some labels have a side and others do not (liver,
-    kidneys), a mirrored patient would have organs where nobody has them."""
-    sided = [name for name in schema.names if has_side(name)]
-    paired = {name for pair in schema.pairs for name in pair}
-    alone = [name for name in schema.names if name not in paired]
-    if not sided:
-        return ("R",), Reason("mirroring", "left to right", "no label's name says left or right")
-    if not alone:
-        why = "every label has its counterpart, and names are swapped with the image"
-        return ("R",), Reason("mirroring", "left to right", why)
-    why = f"'{sided[0]}' has a side, and '{alone[0]}' no counterpart: mirrored, it would be on the wrong side"
-    return (), Reason("mirroring", "none", why)
-
-
-def _why_training(training: specs.Training) -> Reason:
-    """What does not depend on the data."""
-    optimiser, sampler = training.optimiser, training.sampler
-    assert isinstance(sampler, specs.ClassBalanced)
-    return Reason(
-        "training",
-        f"{optimiser.kind} at {optimiser.lr:g}, {training.loss.kind}, {sampler.kind} with "
-        f"{sampler.background_share:.0%} anywhere, weights averaged by {training.ema_decay:g}",
-        "the learning rate is the recipe's; this and the other augmentation are the same for all data",
-    )
-
-
 def _why_length(recipe: specs.PlannedRecipe, length: Length | None) -> Reason:
     follows = "the learning rate falls over all of it"
     if length is None:
@@ -431,13 +264,3 @@ def _why_length(recipe: specs.PlannedRecipe, length: Length | None) -> Reason:
     return Reason(
         "length", f"{length.seconds / 60:.4g} min", f"as asked; {follows}, however many steps that is"
     )
-
-
-def _in_voxels(shape: Index3, spacing_mm: Vector3, other_mm: Vector3) -> Index3:
-    size = np.array(shape) * np.array(spacing_mm) / np.array(other_mm)
-    return as_index(np.maximum(1, np.ceil(size - 0.01)))
-
-
-def _rounded(spacing_mm: Vector3) -> Vector3:
-    """Three digits after the point: what a person would write."""
-    return cast("Vector3", tuple(round(s, 3) for s in spacing_mm))

@@ -375,6 +375,9 @@ class Augmentation(Spec):
     contrast: NonNegative = 0.0
     """Largest relative change of contrast: factor in [1 - contrast, 1 + contrast]."""
     gamma: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    organ_brightness: Share = 0.0
+    """Largest relative change of each organ's own brightness: factor in [1 - x, 1 + x], counted from the
+    patch's darkest voxel, another for every label."""
     noise: NonNegative = 0.0
     """Largest standard deviation of Gaussian noise, in units of the image's standard deviation."""
     blur_vox: NonNegative = 0.0

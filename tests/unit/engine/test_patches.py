@@ -360,6 +360,29 @@ def test_equal_generators_give_equal_batches(together: dict[str, list[Packed]]) 
         assert not torch.equal(a.image_BCIJK, c.image_BCIJK)
 
 
+def test_an_organ_changes_its_brightness_alike_in_every_stage(together: dict[str, list[Packed]]) -> None:
+    plain = source(together).draw(6, np.random.default_rng(3))
+    change = Augmentation(organ_brightness=0.7)
+    changed = source(together, augmentation=change).draw(6, np.random.default_rng(3))
+    ratios: dict[str, list[list[float]]] = {}
+    for name, data in changed.stages.items():
+        before, after, target = plain.stages[name].image_BCIJK, data.image_BCIJK, data.target_BIJK
+        low = before.amin(dim=(2, 3, 4), keepdim=True)
+        ratio = ((after - low) / (before - low))[:, 0]
+        ratios[name] = [
+            [
+                float(ratio[b][target[b] == c].nanmedian()) if (target[b] == c).any() else 1.0
+                for c in (0, 1, 2)
+            ]
+            for b in range(6)
+        ]
+    assert all(of_background == pytest.approx(1, abs=0.01) for of_background, *_ in ratios["fine"])
+    organs = np.array([own[1:] for own in ratios["fine"]])
+    assert organs.min() < 0.8
+    assert organs.max() > 1.2
+    assert np.array(ratios["coarse"])[:, 1:][organs != 1] == pytest.approx(organs[organs != 1], abs=0.15)
+
+
 @pytest.mark.parametrize("windowed", [True, False], ids=["window", "zscore"])
 def test_intensity_changes_stay_within_the_window(together: dict[str, list[Packed]], windowed: bool) -> None:
     recipe = (

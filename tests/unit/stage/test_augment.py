@@ -297,8 +297,7 @@ class TestIntensity:
     def test_noise_comes_from_its_seed_and_is_as_strong_as_drawn(self) -> None:
         image = picture(shape=(1, 30, 30, 30))
         once, again, other = (
-            augment.apply_intensity(image, replace(NEUTRAL, noise=0.2, noise_seed=seed), None)
-            for seed in (3, 3, 4)
+            augment.apply_intensity(image, replace(NEUTRAL, noise=0.2, seed=seed), None) for seed in (3, 3, 4)
         )
         assert torch.equal(once, again)
         assert not torch.equal(once, other)
@@ -337,7 +336,7 @@ class TestIntensity:
         ):
             assert low <= min(values) < low + 0.03 * (high - low)
             assert high - 0.03 * (high - low) < max(values) <= high
-        assert len({d.noise_seed for d in drawn}) == 500
+        assert len({d.seed for d in drawn}) == 500
 
     def test_each_change_happens_with_its_own_chance(self) -> None:
         spec = Augmentation(
@@ -352,7 +351,40 @@ class TestIntensity:
 
     def test_nothing_asked_for_is_neutral(self) -> None:
         drawn = augment.draw_intensity(Augmentation(), np.random.default_rng(0))
-        assert replace(drawn, noise_seed=0) == NEUTRAL
+        assert replace(drawn, seed=0) == NEUTRAL
+
+
+class TestOrganBrightness:
+    def test_factors_follow_from_the_name_and_lie_within_what_the_recipe_says(self) -> None:
+        spec = Augmentation(organ_brightness=0.7)
+        drawn = [augment.draw_intensity(spec, np.random.default_rng(s)) for s in range(300)]
+        factors = np.stack([d.organ_factors(["liver", "spleen"]) for d in drawn])
+        assert (factors[:, [0, IGNORE]] == 1).all()
+        for c in (1, 2):
+            assert 0.3 <= factors[:, c].min() < 0.33
+            assert 1.67 < factors[:, c].max() <= 1.7
+        assert abs(np.corrcoef(factors[:, 1], factors[:, 2])[0, 1]) < 0.2
+        spleen = [d.organ_factors(["spleen"])[1] for d in drawn]
+        assert spleen == factors[:, 2].tolist()
+
+    def test_each_organ_changes_with_its_own_chance(self) -> None:
+        spec = Augmentation(organ_brightness=0.5, probability=0.25)
+        drawn = [augment.draw_intensity(spec, np.random.default_rng(s)) for s in range(800)]
+        changed = np.stack([d.organ_factors(["a", "b"])[1:3] != 1 for d in drawn])
+        assert changed.mean(axis=0) == pytest.approx([0.25] * 2, abs=0.05)
+        assert changed.all(axis=1).mean() == pytest.approx(1 / 16, abs=0.03)
+
+    def test_an_organ_is_brightened_from_the_darkest_voxel_and_softly_at_its_edge(self) -> None:
+        image = torch.full((2, 9, 5, 5), 3.0)
+        image[:, 0] = -1.0
+        target = torch.zeros(9, 5, 5, dtype=torch.uint8)
+        target[4:] = 2
+        factors = np.ones(256, dtype=np.float32)
+        factors[2] = 0.5
+        out = augment.brighten_organs(image, target, factors)
+        # 4 above the darkest: halved inside; over the edge two thirds and a third of the change.
+        along = [-1, 3, 3, -1 + 4 * (1 - 0.5 / 3), -1 + 4 * (1 - 1 / 3), 1, 1, 1, 1]
+        assert out[1, :, 2, 2].tolist() == pytest.approx(along)
 
 
 class TestShorterScan:

@@ -1,0 +1,320 @@
+"""Stages in the making: which grids, regions, networks and training a cascade's stages get, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+
+from zoomseg.core.geometry import Index3, Vector3
+from zoomseg.core.labels import LabelSchema, has_side
+from zoomseg.engine.fingerprint import Fingerprint, as_index, as_vector
+from zoomseg.engine.groups import Group
+from zoomseg.engine.reasons import AXES, Reason, count, millimetres
+from zoomseg.engine.sizes import sized
+from zoomseg.recipe import spec as specs
+
+SINGLE_STAGE_FACTOR = 2.0
+"""One stage is enough where the median scan has at most this many times a patch's voxels."""
+
+BATCH_LIMIT = 4
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A stage, the spacing of its grid, and why it is as it is."""
+
+    stage: specs.Stage
+    mm: Vector3
+    reasons: tuple[Reason, ...]
+
+
+Layout = Callable[[specs.PlannedRecipe, Fingerprint, LabelSchema], tuple[Draft, ...]]
+"""Which stages there are."""
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def one_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> tuple[Draft, ...]:
+    # A patch that holds the median scan whole; what is larger is tiled.
+    voxels = SINGLE_STAGE_FACTOR * recipe.fine_patch_voxels
+    fit = sized("whole", data.shape, data.spacing_mm, voxels, recipe.base_channels[1], recipe)
+    mm = _rounded(data.spacing_mm)
+    grid = specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.5)
+    batch = round(recipe.batch * recipe.fine_patch_voxels / math.prod(fit.patch))
+    training, why_shift = _training(
+        "whole", recipe, data, fit.patch, max(recipe.batch, min(BATCH_LIMIT, batch)), schema
+    )
+    stage = specs.Stage(name="whole", grid=grid, network=fit.network, training=training)
+    reasons = (
+        Reason("whole spacing", millimetres(mm), "the data's own, as scans are small"),
+        *fit.reasons,
+        Reason(
+            "whole batch",
+            str(training.batch),
+            f"about as many voxels as the recipe's {recipe.batch} patches of "
+            f"{count(recipe.fine_patch_voxels)}, but {recipe.batch} to {BATCH_LIMIT}",
+        ),
+        why_shift,
+    )
+    return (Draft(stage, mm, reasons),)
+
+
+def two_stages(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> tuple[Draft, ...]:
+    coarse = _coarse_stage(recipe, data, schema)
+    return coarse, _fine_stage(recipe, data, schema)
+
+
+def _coarse_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> Draft:
+    wanted = spacing_for(data, recipe.coarse_voxels)
+    fit = sized(
+        "coarse",
+        _in_voxels(data.shape, data.spacing_mm, wanted),
+        wanted,
+        1.5 * recipe.coarse_voxels,
+        recipe.base_channels[0],
+        recipe,
+    )
+    mm = _fitting(data, wanted, fit.patch)
+    training, why_shift = _training("coarse", recipe, data, fit.patch, recipe.batch, schema)
+    stage = specs.Stage(
+        name="coarse",
+        grid=specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.25),
+        network=fit.network,
+        training=training,
+    )
+    why_spacing = _why_spacing("coarse", data, wanted, recipe.coarse_voxels)
+    if mm != wanted:
+        widened = f"{why_spacing.why}; widened from {millimetres(wanted)}, so that one patch shows it whole"
+        why_spacing = Reason(why_spacing.what, millimetres(mm), widened)
+    return Draft(stage, mm, (why_spacing, *fit.reasons, _why_batch("coarse", recipe), why_shift))
+
+
+def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> Draft:
+    mm = spacing_for(data, recipe.fine_voxels)
+    fit = sized(
+        "fine",
+        _in_voxels(data.largest_shape, data.spacing_mm, mm),
+        mm,
+        recipe.fine_patch_voxels,
+        recipe.base_channels[1],
+        recipe,
+    )
+    radius = round(recipe.region_margin_mm / float(np.mean(mm)), 2)
+    training, why_shift = _training("fine", recipe, data, fit.patch, recipe.batch, schema)
+    stage = specs.Stage(
+        name="fine",
+        roi=specs.DilatedForeground(of="coarse", radius_vox=radius, threshold=recipe.region_threshold),
+        grid=specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.25),
+        inputs=(specs.ImageInput(), specs.PriorInput(of="coarse")),
+        network=fit.network,
+        training=training,
+    )
+    likely = recipe.region_threshold
+    found = "finds" if likely is None else f"gives a probability over {likely:g}"
+    region = Reason(
+        "fine region",
+        f"{recipe.region_margin_mm:g} mm ({radius:g} voxels) around all that the coarse stage {found}",
+        "the recipe's margin: room for what the coarse stage cuts off",
+    )
+    why_spacing = _why_spacing("fine", data, mm, recipe.fine_voxels)
+    return Draft(stage, mm, (region, why_spacing, *fit.reasons, _why_batch("fine", recipe), why_shift))
+
+
+def boxes(
+    recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, groups: tuple[Group, ...]
+) -> tuple[Draft, ...]:
+    """A coarse stage, and a fine one in a box around every group."""
+    fine = (_box_stage(n, recipe, data, schema, groups) for n in range(1, len(groups) + 1))
+    return _coarse_stage(recipe, data, schema), *fine
+
+
+def _box_stage(
+    number: int,
+    recipe: specs.PlannedRecipe,
+    data: Fingerprint,
+    schema: LabelSchema,
+    groups: tuple[Group, ...],
+) -> Draft:
+    name, group = f"fine-{number}", groups[number - 1]
+    mm = spacing_in(data.spacing_mm, [g.extent_mm for g in groups], recipe.fine_voxels)
+    fit = sized(
+        name,
+        as_index(np.maximum(1, np.ceil(np.array(group.extent_mm) / mm))),
+        mm,
+        recipe.fine_patch_voxels,
+        recipe.base_channels[1],
+        recipe,
+    )
+    own = LabelSchema.consecutive(group.organs)
+    training, why_shift = _training(name, recipe, data, fit.patch, recipe.batch, schema, own)
+    stage = specs.Stage(
+        name=name,
+        labels=group.organs,
+        roi=specs.BoxAround(of="coarse", labels=group.organs, margin_mm=recipe.region_margin_mm),
+        grid=specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.25),
+        inputs=(specs.ImageInput(), specs.PriorInput(of="coarse")),
+        network=fit.network,
+        training=training,
+    )
+    organs = ", ".join(group.organs)
+    region = Reason(
+        f"{name} region",
+        f"{recipe.region_margin_mm:g} mm around the box of {organs}",
+        "the recipe's margin: room for what the coarse stage cuts off",
+    )
+    why = f"so that all {len(groups)} boxes have {count(recipe.fine_voxels)} voxels, or the data's own"
+    spacing = Reason(f"{name} spacing", millimetres(mm), why)
+    return Draft(stage, mm, (region, spacing, *fit.reasons, _why_batch(name, recipe), why_shift))
+
+
+def _why_batch(stage: str, recipe: specs.PlannedRecipe) -> Reason:
+    return Reason(f"{stage} batch", str(recipe.batch), "the recipe's")
+
+
+def spacing_for(data: Fingerprint, voxels: int) -> Vector3:
+    """The isotropic spacing at which the median scan has ``voxels`` voxels; an axis whose own spacing
+    is coarser keeps that, and the others are then made finer to use the budget."""
+    return spacing_in(data.spacing_mm, [data.extent_mm], voxels)
+
+
+def spacing_in(own_mm: Vector3, extents_mm: Sequence[Vector3], voxels: int) -> Vector3:
+    """The same for several boxes, which have so many voxels together."""
+    own, extents = np.array(own_mm), np.array(extents_mm)
+    low, high = float(own.min()), float(extents.max())
+    for _ in range(60):
+        middle = (low + high) / 2
+        counted = float(np.prod(extents / np.maximum(middle, own), axis=1).sum())
+        low, high = (low, middle) if counted < voxels else (middle, high)
+    return _rounded(as_vector(np.maximum(high, own)))
+
+
+def _why_spacing(stage: str, data: Fingerprint, mm: Vector3, voxels: int) -> Reason:
+    own = _rounded(data.spacing_mm)
+    if mm == own:
+        why = f"the data's own: the median scan has {count(data.voxels)} of {count(voxels)} voxels allowed"
+        return Reason(f"{stage} spacing", millimetres(mm), why)
+    reached = math.prod(extent / side for extent, side in zip(data.extent_mm, mm, strict=True))
+    why = f"so that the median scan has {count(reached)} voxels"
+    kept = [axis for axis, one, other in zip(AXES, mm, own, strict=True) if one == other]
+    if kept:
+        why += f"; {' and '.join(kept)}, coarser by itself, keeps its own"
+    return Reason(f"{stage} spacing", millimetres(mm), why)
+
+
+def _fitting(data: Fingerprint, spacing_mm: Vector3, tile: Index3) -> Vector3:
+    """Widen a spacing where rounding the tile to the network's pooling would cut the median scan."""
+    extent = np.array(data.extent_mm)
+    return _rounded(as_vector(np.maximum(spacing_mm, np.ceil(extent / np.array(tile) * 1000) / 1000)))
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def _training(
+    stage: str,
+    recipe: specs.PlannedRecipe,
+    data: Fingerprint,
+    patch: Index3,
+    batch: int,
+    *shown: LabelSchema,
+) -> tuple[specs.Training, Reason]:
+    """``shown``: labels that its patches carry."""
+    shift = round(min(patch) / 8, 1)
+    augmentation = specs.Augmentation(
+        rotation_deg=(15.0, 15.0, 15.0),
+        scale=(0.8, 1.25),
+        translation_vox=shift,
+        elastic_vox=3.0,
+        elastic_grid_vox=24.0,
+        flip_axes=("R",) if all(mirrored(labels)[0] for labels in shown) else (),
+        brightness=0.2,
+        contrast=contrast(data).contrast,
+        gamma=contrast(data).gamma,
+        organ_brightness=contrast(data).organ_brightness,
+        noise=0.15,
+        blur_vox=0.8,
+        probability=0.5,
+    )
+    training = specs.Training(
+        patch=patch,
+        batch=batch,
+        iterations=recipe.iterations,
+        sampler=specs.ClassBalanced(background_share=0.2),
+        loss=specs.DiceCrossEntropy(),
+        optimiser=specs.AdamW(lr=recipe.learning_rate),
+        schedule=specs.Cosine(warmup_share=0.02),
+        augmentation=augmentation,
+        ema_decay=0.998,
+        gradient_clip=12.0,
+    )
+    return training, Reason(
+        f"{stage} shift", f"up to {shift:g} voxels", "in training: an eighth of the patch's shortest side"
+    )
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How far brightness is changed in training (see ``recipe.spec.Augmentation``), and why."""
+
+    contrast: float
+    gamma: tuple[float, float]
+    organ_brightness: float
+    why: str
+
+    @property
+    def reason(self) -> Reason:
+        value = f"by up to {self.contrast:.0%}, gamma {self.gamma[0]:g} to {self.gamma[1]:g}"
+        if self.organ_brightness:
+            value += f", every organ's brightness by up to {self.organ_brightness:.0%}"
+        return Reason("contrast", value, f"in training. {self.why}")
+
+
+def contrast(data: Fingerprint) -> Contrast:
+    if data.is_ct:
+        return Contrast(0.25, (0.75, 1.33), 0.0, "CT: an organ's HU differ little from scan to scan")
+    why = (
+        "not CT: coils, sequences and disease make an organ several times as bright in one scan as in another"
+    )
+    return Contrast(0.5, (0.6, 1.7), 0.7, why)
+
+
+def mirrored(schema: LabelSchema) -> tuple[tuple[Literal["R"], ...], Reason]:
+    """Axes along which patches may be mirrored. Where some labels have a side and others do not (liver,
+    kidneys), a mirrored patient would have organs where nobody has them."""
+    sided = [name for name in schema.names if has_side(name)]
+    paired = {name for pair in schema.pairs for name in pair}
+    alone = [name for name in schema.names if name not in paired]
+    if not sided:
+        return ("R",), Reason("mirroring", "left to right", "no label's name says left or right")
+    if not alone:
+        why = "every label has its counterpart, and names are swapped with the image"
+        return ("R",), Reason("mirroring", "left to right", why)
+    why = f"'{sided[0]}' has a side, and '{alone[0]}' no counterpart: mirrored, it would be on the wrong side"
+    return (), Reason("mirroring", "none", why)
+
+
+def why_training(training: specs.Training) -> Reason:
+    """What does not depend on the data."""
+    optimiser, sampler = training.optimiser, training.sampler
+    assert isinstance(sampler, specs.ClassBalanced)
+    return Reason(
+        "training",
+        f"{optimiser.kind} at {optimiser.lr:g}, {training.loss.kind}, {sampler.kind} with "
+        f"{sampler.background_share:.0%} anywhere, weights averaged by {training.ema_decay:g}",
+        "the learning rate is the recipe's; this and the other augmentation are the same for all data",
+    )
+
+
+def _in_voxels(shape: Index3, spacing_mm: Vector3, other_mm: Vector3) -> Index3:
+    size = np.array(shape) * np.array(spacing_mm) / np.array(other_mm)
+    return as_index(np.maximum(1, np.ceil(size - 0.01)))
+
+
+def _rounded(spacing_mm: Vector3) -> Vector3:
+    """Three digits after the point: what a person would write."""
+    return cast("Vector3", tuple(round(s, 3) for s in spacing_mm))

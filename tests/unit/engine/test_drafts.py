@@ -1,0 +1,79 @@
+"""Stages in the making: spacings by voxel budgets, and what augmentation suits the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from zoomseg.core.labels import LabelSchema
+from zoomseg.engine.drafts import boxes, contrast, spacing_for, spacing_in
+from zoomseg.engine.fingerprint import Fingerprint
+from zoomseg.engine.groups import Group
+from zoomseg.recipe.load import load
+from zoomseg.recipe.spec import BoxAround, PlannedRecipe, PriorInput
+
+ABDOMEN = Fingerprint((0.8, 0.8, 2.0), (512, 512, 200), (512, 512, 300), True, (-110.2, 240.4), 30, 30)
+THICK_MR = Fingerprint((1.25, 1.25, 7.7), (256, 256, 36), (256, 256, 40), False, (0.0, 900.0), 16, 16)
+
+
+@pytest.mark.parametrize("data", [ABDOMEN, THICK_MR], ids=["ct", "thick"])
+def test_fine_grid_uses_its_voxel_budget_and_is_never_finer_than_the_data(data: Fingerprint) -> None:
+    spacing = spacing_for(data, 2_500_000)
+    extent = np.array(data.shape) * np.array(data.spacing_mm)
+    assert all(s >= own - 1e-3 for s, own in zip(spacing, data.spacing_mm, strict=True))
+    voxels = np.prod(extent / np.array(spacing))
+    available = math.prod(data.shape)
+    assert voxels == pytest.approx(min(2_500_000, available), rel=0.01)
+
+
+def test_several_boxes_share_a_voxel_budget() -> None:
+    # 8000 and 1000 cubic millimetres in 1125 voxels: 8 mm3 each.
+    assert spacing_in((1.0, 1.0, 1.0), [(20.0, 20.0, 20.0), (10.0, 10.0, 10.0)], 1125) == (2.0, 2.0, 2.0)
+    assert spacing_in((1.0, 1.0, 4.0), [(16.0, 16.0, 16.0)], 256) == (2.0, 2.0, 4.0)
+    assert spacing_in((1.0, 1.0, 1.0), [(20.0, 20.0, 20.0)], 10**6) == (1.0, 1.0, 1.0)
+
+
+def template() -> PlannedRecipe:
+    recipe = load("default")
+    assert isinstance(recipe, PlannedRecipe)
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "flips"),
+    [
+        (("left eye", "right eye"), ("left foot", "right foot"), [("R",), ("R",), ("R",)]),
+        # A group must not be mirrored that has one side only, ...
+        (("left eye", "left foot"), ("right eye", "right foot"), [("R",), (), ()]),
+        # ... nor one whose prior, the coarse stage's answer, could not follow.
+        (("left eye", "right eye"), ("left foot", "liver"), [(), (), ()]),
+    ],
+)
+def test_boxes_are_mirrored_only_where_all_they_show_survives_it(
+    first: tuple[str, ...], second: tuple[str, ...], flips: list[tuple[str, ...]]
+) -> None:
+    groups = (Group(first, (0, 0, 0), (100, 100, 100)), Group(second, (200, 0, 0), (260, 50, 50)))
+    made = boxes(template(), ABDOMEN, LabelSchema.consecutive([*first, *second]), groups)
+    assert [draft.stage.training.augmentation.flip_axes for draft in made] == flips
+
+
+def test_a_box_stage_answers_for_its_group_and_knows_all_that_the_coarse_one_said() -> None:
+    groups = (Group(("a",), (0, 0, 0), (60, 60, 60)), Group(("b", "c"), (200, 200, 200), (260, 290, 260)))
+    _, _, draft = boxes(template(), ABDOMEN, LabelSchema.consecutive(["a", "b", "c"]), groups)
+    stage = draft.stage
+    assert (stage.name, stage.labels) == ("fine-2", ("b", "c"))
+    assert stage.roi == BoxAround(of="coarse", labels=("b", "c"), margin_mm=16.0)
+    assert stage.inputs[1] == PriorInput(of="coarse", labels="all")
+    assert draft.mm == (0.8, 0.8, 2.0)
+    told = {reason.what: reason.value for reason in draft.reasons}
+    assert told["fine-2 region"] == "16 mm around the box of b, c"
+
+
+def test_other_modalities_are_trained_for_more_changes_of_contrast() -> None:
+    assert contrast(ABDOMEN).reason.value == "by up to 25%, gamma 0.75 to 1.33"
+    other = contrast(replace(ABDOMEN, is_ct=False))
+    assert (other.contrast, other.gamma, other.organ_brightness) == (0.5, (0.6, 1.7), 0.7)
+    assert other.reason.value == "by up to 50%, gamma 0.6 to 1.7, every organ's brightness by up to 70%"
