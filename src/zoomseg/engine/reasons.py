@@ -81,7 +81,7 @@ def organ_reasons(data: Fingerprint, schema: LabelSchema, finest_mm: Vector3) ->
         if n > 0 and not small:
             break
         size = f"{organ.name}, {millilitres(organ.volume_ml)} ml = {voxels:,} voxels of the finest grid"
-        why = "median of the cases that have it; no number follows from it"
+        why = "median of the cases that have it"
         if small:
             why = (
                 f"below {SMALL_ORGAN_VOXELS} voxels a grid hardly shows an organ's shape: "
