@@ -136,8 +136,8 @@ def test_a_training_that_shows_the_scans_seldom_gets_a_coarser_fine_grid() -> No
     short, _, why = fine_grid(Length(600, None))
     extent = np.array(THICK_MR.shape) * np.array(THICK_MR.spacing_mm)
     assert short.mm[2] == 7.7
-    assert np.prod(extent / short.mm) == pytest.approx(600 * shown / 250, rel=0.01)
-    assert f"about 600 steps show the network {600 * shown / 1e6:.3g} million voxels, 250 times" in why.why
+    assert np.prod(extent / short.mm) == pytest.approx(600 * shown / 100, rel=0.01)
+    assert f"about 600 steps show the network {600 * shown / 1e6:.3g} million voxels, 100 times" in why.why
     least, _, why = fine_grid(Length(1, None))
     assert np.prod(extent / least.mm) == pytest.approx(450_000, rel=0.01)
     assert why.why.startswith("3 times the coarse grid's, the least; about 1 steps show")
