@@ -1,10 +1,11 @@
 """From data to recipe numbers, each with its reason. The result is a concrete recipe: it is written into the
 model and never computed again.
 
-The rules, in order: grids from the median scan's size and voxel budget; one stage if a scan fits a
-patch; patches as physical cubes, larger on a GPU, and all voxel budgets scaled down until one training
-step fits the device's memory; pooling only axes that are still long and not yet coarser than the others;
-a window from foreground intensities for CT, z-scores for anything else.
+The rules, in order: one stage if a scan fits a patch; grids from the median scan's size and a voxel budget,
+the fine one's no larger than the training can show; boxes for groups of organs that are small and far apart;
+patches as physical cubes, larger on a GPU, and all voxel budgets scaled down until one training step fits the
+device's memory; pooling only axes that are still long and not yet coarser than the others; a window from
+foreground intensities for CT, z-scores for anything else.
 """
 
 from __future__ import annotations
