@@ -21,6 +21,7 @@ from zoomseg.cli.live import TrainingDisplay
 from zoomseg.cli.train import parse_duration
 from zoomseg.engine import job
 from zoomseg.engine.device import resolve
+from zoomseg.engine.drafts import Contrast, contrast
 from zoomseg.io.dataset import open_dataset
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.recipe import load
@@ -55,6 +56,11 @@ def augmented_with(**change: Any) -> Change:
     return changed
 
 
+def toned_as(tone: Contrast) -> Change:
+    """The contrast that the planner gives another kind of scan."""
+    return augmented_with(contrast=tone.contrast, gamma=tone.gamma, organ_brightness=tone.organ_brightness)
+
+
 def without_deep_supervision(stage: Stage) -> Stage:
     network = stage.network.model_copy(update={"deep_supervision": False})
     return stage.model_copy(update={"network": network})
@@ -75,8 +81,8 @@ ROWS: Mapping[str, Change] = {
     "cross-entropy alone": trained_with(loss=DiceCrossEntropy(dice_weight=0.0)),
     "learning rate of 0.001": trained_with(optimiser=AdamW(lr=0.001)),
     "learning rate of 0.003": trained_with(optimiser=AdamW(lr=0.003)),
-    "contrast as for other modalities": augmented_with(contrast=0.5, gamma=(0.6, 1.7)),
-    "contrast as for CT": augmented_with(contrast=0.25, gamma=(0.75, 1.33)),
+    "contrast as for CT": toned_as(contrast(is_ct=True)),
+    "contrast as for other modalities": toned_as(contrast(is_ct=False)),
     "no prior for the fine stage": without_priors,
     "scans cut short in training": augmented_with(shorter_scan=0.3),
 }

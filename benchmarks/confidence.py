@@ -152,12 +152,8 @@ def main() -> None:
         for change in (AS_IT_IS, *WORSE):
             add(case.id, change, changed(case, change), False)
     for image, labels, names in options.more:
-        add(
-            image.name.split(".")[0],
-            AS_IT_IS,
-            partial(more, image, labels, names, predictor.bundle.schema),
-            True,
-        )
+        load = partial(more, image, labels, names, predictor.bundle.schema)
+        add(image.name.split(".")[0], AS_IT_IS, load, True)
     text = table(pd.DataFrame(rows))
     (options.out / "table.md").write_text(text, encoding="utf-8")
     print(text)

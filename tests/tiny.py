@@ -14,8 +14,8 @@ from zoomseg.engine.device import Device
 from zoomseg.io.dataset import Dataset, open_dataset
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_image, write_labels
-from zoomseg.recipe.load import from_dict
-from zoomseg.recipe.spec import Recipe
+from zoomseg.recipe.load import dump, from_dict, load
+from zoomseg.recipe.spec import PlannedRecipe, Recipe
 
 SCHEMA = LabelSchema(("left kidney", "right kidney"), (3, 7))
 CPU = Device(torch.device("cpu"), None)
@@ -108,3 +108,20 @@ def tiny_recipe(together: bool, iterations: int = 20, lr: float = 3e-3) -> Recip
             ],
         }
     )  # type: ignore[return-value]
+
+
+def small_plan(path: Path, **other: float) -> str:
+    """The default recipe with few steps, and channels and patches that suit the tiny data set; ``other``
+    numbers replace these."""
+    small = {
+        "base_channels": (4, 4),
+        "max_channels": 8,
+        "fine_patch_voxels": 1000,
+        "coarse_voxels": 300,
+        "fine_voxels": 3000,
+        "iterations": 2,
+    }
+    planned = load("default")
+    assert isinstance(planned, PlannedRecipe)
+    path.write_text(dump(planned.model_copy(update=small | other)))
+    return str(path)

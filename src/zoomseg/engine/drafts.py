@@ -96,80 +96,76 @@ def _coarse_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelS
 
 def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> Draft:
     mm = spacing_for(data, recipe.fine_voxels)
-    fit = sized(
+    radius = round(recipe.region_margin_mm / float(np.mean(mm)), 2)
+    likely = recipe.region_threshold
+    found = "finds" if likely is None else f"gives a probability over {likely:g}"
+    look = _Look(
         "fine",
         _in_voxels(data.largest_shape, data.spacing_mm, mm),
         mm,
-        recipe.fine_patch_voxels,
-        recipe.base_channels[1],
-        recipe,
-    )
-    radius = round(recipe.region_margin_mm / float(np.mean(mm)), 2)
-    training, why_shift = _training("fine", recipe, data, fit.patch, recipe.batch, schema)
-    stage = specs.Stage(
-        name="fine",
-        roi=specs.DilatedForeground(of="coarse", radius_vox=radius, threshold=recipe.region_threshold),
-        grid=specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.25),
-        inputs=(specs.ImageInput(), specs.PriorInput(of="coarse")),
-        network=fit.network,
-        training=training,
-    )
-    likely = recipe.region_threshold
-    found = "finds" if likely is None else f"gives a probability over {likely:g}"
-    region = Reason(
-        "fine region",
+        specs.DilatedForeground(of="coarse", radius_vox=radius, threshold=likely),
         f"{recipe.region_margin_mm:g} mm ({radius:g} voxels) around all that the coarse stage {found}",
-        "the recipe's margin: room for what the coarse stage cuts off",
+        _why_spacing("fine", data, mm, recipe.fine_voxels),
     )
-    why_spacing = _why_spacing("fine", data, mm, recipe.fine_voxels)
-    return Draft(stage, mm, (region, why_spacing, *fit.reasons, _why_batch("fine", recipe), why_shift))
+    return _closer(look, recipe, data, schema)
 
 
 def boxes(
     recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, groups: tuple[Group, ...]
 ) -> tuple[Draft, ...]:
     """A coarse stage, and a fine one in a box around every group."""
-    fine = (_box_stage(n, recipe, data, schema, groups) for n in range(1, len(groups) + 1))
+    mm = spacing_in(data.spacing_mm, [group.extent_mm for group in groups], recipe.fine_voxels)
+    why = f"so that all {len(groups)} boxes have {count(recipe.fine_voxels)} voxels, or the data's own"
+    fine = []
+    for n, group in enumerate(groups, start=1):
+        look = _Look(
+            f"fine-{n}",
+            as_index(np.maximum(1, np.ceil(np.array(group.extent_mm) / mm))),
+            mm,
+            specs.BoxAround(of="coarse", labels=group.organs, margin_mm=recipe.region_margin_mm),
+            f"{recipe.region_margin_mm:g} mm around the box of {', '.join(group.organs)}",
+            Reason(f"fine-{n} spacing", millimetres(mm), why),
+            group.organs,
+        )
+        fine.append(_closer(look, recipe, data, schema))
     return _coarse_stage(recipe, data, schema), *fine
 
 
-def _box_stage(
-    number: int,
-    recipe: specs.PlannedRecipe,
-    data: Fingerprint,
-    schema: LabelSchema,
-    groups: tuple[Group, ...],
-) -> Draft:
-    name, group = f"fine-{number}", groups[number - 1]
-    mm = spacing_in(data.spacing_mm, [g.extent_mm for g in groups], recipe.fine_voxels)
-    fit = sized(
-        name,
-        as_index(np.maximum(1, np.ceil(np.array(group.extent_mm) / mm))),
-        mm,
-        recipe.fine_patch_voxels,
-        recipe.base_channels[1],
-        recipe,
-    )
-    own = LabelSchema.consecutive(group.organs)
-    training, why_shift = _training(name, recipe, data, fit.patch, recipe.batch, schema, own)
+@dataclass(frozen=True)
+class _Look:
+    """Where a stage looks closer than the coarse one, at which spacing, and why."""
+
+    name: str
+    shape: Index3
+    """Voxels of ``mm`` that there are to look at."""
+    mm: Vector3
+    roi: specs.RoiSpec
+    region: str
+    """``roi`` in words."""
+    why_spacing: Reason
+    labels: tuple[str, ...] | Literal["all"] = "all"
+
+
+def _closer(look: _Look, recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> Draft:
+    name = look.name
+    fit = sized(name, look.shape, look.mm, recipe.fine_patch_voxels, recipe.base_channels[1], recipe)
+    # Its patches carry its own labels, and all others as the coarse stage's answer.
+    shown = (schema,) if look.labels == "all" else (schema, LabelSchema.consecutive(look.labels))
+    training, why_shift = _training(name, recipe, data, fit.patch, recipe.batch, *shown)
     stage = specs.Stage(
         name=name,
-        labels=group.organs,
-        roi=specs.BoxAround(of="coarse", labels=group.organs, margin_mm=recipe.region_margin_mm),
-        grid=specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.25),
+        labels=look.labels,
+        roi=look.roi,
+        grid=specs.FixedSpacing(mm=look.mm, tile=fit.patch, overlap=0.25),
         inputs=(specs.ImageInput(), specs.PriorInput(of="coarse")),
         network=fit.network,
         training=training,
     )
-    organs = ", ".join(group.organs)
-    region = Reason(
-        f"{name} region",
-        f"{recipe.region_margin_mm:g} mm around the box of {organs}",
-        "the recipe's margin: room for what the coarse stage cuts off",
+    why = "the recipe's margin: room for what the coarse stage cuts off"
+    region = Reason(f"{name} region", look.region, why)
+    return Draft(
+        stage, look.mm, (region, look.why_spacing, *fit.reasons, _why_batch(name, recipe), why_shift)
     )
-    why = f"so that all {len(groups)} boxes have {count(recipe.fine_voxels)} voxels, or the data's own"
-    spacing = Reason(f"{name} spacing", millimetres(mm), why)
-    return Draft(stage, mm, (region, spacing, *fit.reasons, _why_batch(name, recipe), why_shift))
 
 
 def _why_batch(stage: str, recipe: specs.PlannedRecipe) -> Reason:
@@ -224,7 +220,7 @@ def _training(
     *shown: LabelSchema,
 ) -> tuple[specs.Training, Reason]:
     """``shown``: labels that its patches carry."""
-    shift = round(min(patch) / 8, 1)
+    shift, tone = round(min(patch) / 8, 1), contrast(data.is_ct)
     augmentation = specs.Augmentation(
         rotation_deg=(15.0, 15.0, 15.0),
         scale=(0.8, 1.25),
@@ -233,9 +229,9 @@ def _training(
         elastic_grid_vox=24.0,
         flip_axes=("R",) if all(mirrored(labels)[0] for labels in shown) else (),
         brightness=0.2,
-        contrast=contrast(data).contrast,
-        gamma=contrast(data).gamma,
-        organ_brightness=contrast(data).organ_brightness,
+        contrast=tone.contrast,
+        gamma=tone.gamma,
+        organ_brightness=tone.organ_brightness,
         noise=0.15,
         blur_vox=0.8,
         probability=0.5,
@@ -274,8 +270,8 @@ class Contrast:
         return Reason("contrast", value, f"in training. {self.why}")
 
 
-def contrast(data: Fingerprint) -> Contrast:
-    if data.is_ct:
+def contrast(is_ct: bool) -> Contrast:
+    if is_ct:
         return Contrast(0.25, (0.75, 1.33), 0.0, "CT: an organ's HU differ little from scan to scan")
     why = (
         "not CT: coils, sequences and disease make an organ several times as bright in one scan as in another"
@@ -306,7 +302,7 @@ def why_training(training: specs.Training) -> Reason:
         "training",
         f"{optimiser.kind} at {optimiser.lr:g}, {training.loss.kind}, {sampler.kind} with "
         f"{sampler.background_share:.0%} anywhere, weights averaged by {training.ema_decay:g}",
-        "the learning rate is the recipe's; this and the other augmentation are the same for all data",
+        "the learning rate is the recipe's; this and all other augmentation are the same for all data",
     )
 
 

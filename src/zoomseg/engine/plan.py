@@ -100,7 +100,7 @@ def plan(
     reasons = [about(data), why_stages, why_intensity, *chosen.reasons]
     for draft, cost in zip(chosen.drafts, chosen.costs, strict=True):
         reasons += [*draft.reasons, _why_network(recipe, draft.stage, cost)]
-    reasons += [chosen.why_memory, mirrored(schema)[1], contrast(data).reason]
+    reasons += [chosen.why_memory, mirrored(schema)[1], contrast(data.is_ct).reason]
     reasons += [why_training(concrete.stages[-1].training), _why_length(recipe, length)]
     reasons += organ_reasons(data, schema, finest_mm)
     return Plan(concrete, tuple(reasons), data, finest_mm)
@@ -115,8 +115,9 @@ def _cascade(
 ) -> _Chosen:
     """A coarse stage, and one or several that look closer at as many voxels as the training can show."""
     chosen = _fitting_memory(recipe, data, schema, device, two_stages)
-    recipe, why_voxels = _affordable(recipe, chosen, device, length)
-    chosen = _fitting_memory(recipe, data, schema, device, two_stages)
+    affordable, why_voxels = _affordable(recipe, chosen, device, length)
+    if affordable != recipe:
+        recipe, chosen = affordable, _fitting_memory(affordable, data, schema, device, two_stages)
     groups, why_regions = _regions(recipe, data, schema, chosen.drafts[-1].mm)
     if groups:
         chosen = _fitting_memory(recipe, data, schema, device, partial(boxes, groups=groups))

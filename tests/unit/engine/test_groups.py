@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import CPU
+from tiny import CPU, small_plan
 from zoomseg.core.case import Case
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
@@ -23,8 +23,7 @@ from zoomseg.engine.predict import Predictor
 from zoomseg.io.dataset import Dataset, open_dataset
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_image, write_labels
-from zoomseg.recipe.load import dump, load
-from zoomseg.recipe.spec import BoxAround, FixedSpacing, PlannedRecipe, Recipe
+from zoomseg.recipe.spec import BoxAround, FixedSpacing, Recipe
 
 
 def organ(name: str, centre: tuple[float, float, float], extent_mm: float = 20.0, ml: float = 4.0) -> Organ:
@@ -101,22 +100,6 @@ def far_apart(root: Path) -> Dataset:
     return open_dataset(root)
 
 
-def small_plan(path: Path) -> str:
-    small = {
-        "base_channels": (4, 4),
-        "max_channels": 8,
-        "coarse_voxels": 1000,
-        "fine_voxels": 3000,
-        "fine_patch_voxels": 1000,
-        "region_margin_mm": 4.0,
-        "iterations": 3,
-    }
-    planned = load("default")
-    assert isinstance(planned, PlannedRecipe)
-    path.write_text(dump(planned.model_copy(update=small)))
-    return str(path)
-
-
 def boxes_of(recipe: Recipe) -> list[tuple[str, object, object]]:
     fine = recipe.stages[1:]
     assert all(isinstance(stage.roi, BoxAround) for stage in fine)
@@ -127,7 +110,8 @@ def boxes_of(recipe: Recipe) -> list[tuple[str, object, object]]:
 
 def test_a_plan_with_boxes_trains_and_predicts(tmp_path: Path) -> None:
     made = far_apart(tmp_path / "data")
-    model = job.start(made, tmp_path / "model", Job(small_plan(tmp_path / "p.yaml")), CPU, Silent())
+    plan = small_plan(tmp_path / "p.yaml", coarse_voxels=1000, region_margin_mm=4.0, iterations=3)
+    model = job.start(made, tmp_path / "model", Job(plan), CPU, Silent())
     recipe = model.recipe
     assert [stage.name for stage in recipe.stages] == ["coarse", "fine-1", "fine-2"]
     assert boxes_of(recipe) == [("fine-1", ("head",), ("head",)), ("fine-2", ("tail",), ("tail",))]

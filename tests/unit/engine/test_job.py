@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import CPU, tiny_dataset, tiny_recipe
+from tiny import CPU, small_plan, tiny_dataset, tiny_recipe
 from zoomseg.core.errors import DatasetError, ModelError, OutputError, RecipeError, TrainingError
 from zoomseg.engine import job
 from zoomseg.engine.job import Job
@@ -203,22 +203,6 @@ def test_planning_may_take_all_the_time(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"the time budget of 1e-06 s was used up by planning"):
         job.start(data, tmp_path / "m", Job("default", seconds=1e-6), CPU, Silent())
     assert not (tmp_path / "m" / "training" / "job.json").exists()
-
-
-def small_plan(path: Path) -> str:
-    """The default recipe with few steps, and channels and patches that suit the tiny data set."""
-    small = {
-        "base_channels": (4, 4),
-        "max_channels": 8,
-        "fine_patch_voxels": 1000,
-        "coarse_voxels": 300,
-        "fine_voxels": 3000,
-        "iterations": 2,
-    }
-    planned = load("default")
-    assert isinstance(planned, PlannedRecipe)
-    path.write_text(dump(planned.model_copy(update=small)))
-    return str(path)
 
 
 def test_a_training_says_how_it_was_planned(data: Dataset, tmp_path: Path) -> None:

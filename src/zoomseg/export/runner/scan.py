@@ -16,10 +16,10 @@ import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.openers import ImageOpener
 
-from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
+from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.export.runner.resample import AnyArray
-from zoomseg.io.files import atomic_path
+from zoomseg.io.files import atomic_path, reading
 
 SUFFIXES = (".nii.gz", ".nii")
 MAX_VOXELS = 4 * 1024**3
@@ -62,23 +62,12 @@ def _suffix(path: Path) -> str:
 
 def _read_channel(path: Path) -> Loaded:
     packed = _suffix(path) == ".nii.gz"
-    try:
+    with reading(path, "an image"):
         shape = _checked_shape(path, packed)
         with LoggingOutputSuppressor():
             image: Any = nib.load(path, mmap=False)
         grid = Grid(shape, image.affine)
         voxels = _values(image.dataobj).reshape(shape, order="F")
-    except ScanError:
-        raise
-    except ZoomSegError as error:
-        raise ScanError(f"{path}: {error}") from error
-    except FileNotFoundError as error:
-        raise ScanError(f"{path}: no such file") from error
-    except MemoryError as error:
-        raise ScanError(f"{path}: does not fit in memory") from error
-    except Exception as error:  # parsers of hostile bytes fail in any way they like
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ScanError(f"{path}: damaged, truncated or not an image ({reason})") from error
     _check_voxels(voxels, path)
     return Loaded(voxels[None], grid, image.header)
 
