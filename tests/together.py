@@ -39,7 +39,12 @@ STEPS = 3
 BATCH = 3
 """Shares of two patches and of one."""
 SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
-LOSSES: tuple[LossSpec, ...] = (DiceCrossEntropy(), SoftDice(), WeightedCrossEntropy())
+LOSSES: tuple[LossSpec, ...] = (
+    DiceCrossEntropy(),
+    DiceCrossEntropy(class_balance=0.5),
+    SoftDice(),
+    WeightedCrossEntropy(),
+)
 
 
 def start(data: Path, out: Path) -> list[int | None]:
@@ -107,12 +112,12 @@ def loss_gradients(processes: Processes) -> dict[str, Tensor]:
     target[1] = IGNORE
     counts = torch.tensor([[50, 8, 2, 0], [9, 40, 0, 11], [20, 20, 20, 0]])
     share, out = processes.share, {}
-    for spec in LOSSES:
+    for index, spec in enumerate(LOSSES):
         logits = whole[share].clone().requires_grad_()
-        value = loss.compute(spec, [logits], target[share], counts[share], processes.total)
+        value = loss.compute(spec, [logits], target[share], counts[share], processes.total, progress=0.2)
         value.backward()  # type: ignore[no-untyped-call]
         assert logits.grad is not None
-        out |= {spec.kind: value.detach(), f"{spec.kind}/gradient": logits.grad}
+        out |= {f"{index}": value.detach(), f"{index}/gradient": logits.grad}
     return out
 
 

@@ -38,6 +38,8 @@ class Organ:
     """Of its bounding box."""
     centre: Vector3
     """Of its bounding box, as a share of the scan: 0 at the left, posterior and inferior face, 1 opposite."""
+    percentiles: tuple[float, float]
+    """0.5th and 99.5th of the intensities inside it, of the first channel."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class _Seen:
     volume_ml: float
     extent_mm: Vector3
     centre: Vector3
+    percentiles: tuple[float, float]
 
 
 def take(
@@ -116,13 +119,13 @@ def take(
         )
     spacing = np.median(np.array(spacings), axis=0)
     sizes = np.array(extents) / spacing
-    low, high = np.percentile(inside, (0.5, 99.5))
+    low, high = _tails(inside)
     return Fingerprint(
         spacing_mm=as_vector(spacing),
         shape=as_index(np.round(np.median(sizes, axis=0))),
         largest_shape=as_index(np.ceil(sizes.max(axis=0) - 0.01)),
         is_ct=dataset.is_ct,
-        foreground_percentiles=(float(low), float(high)),
+        foreground_percentiles=(low, high),
         cases=len(ids),
         read=len(chosen),
         channels=len(dataset.channel_names),
@@ -165,7 +168,8 @@ def _organs_in(case: Case) -> dict[str, _Seen]:
     """The annotated organs that a case has."""
     if case.labels is None:
         return {}
-    labels = case.labels.reoriented(Orientation.to_canonical(case.labels.grid))
+    canonical = Orientation.to_canonical(case.labels.grid)
+    labels, image = case.labels.reoriented(canonical), case.image.reoriented(canonical).data[0].numpy()
     classes, spacing = labels.data.numpy(), np.array(labels.grid.spacing_mm)
     found: dict[str, _Seen] = {}
     for number, box in enumerate(ndimage.find_objects(classes), start=1):
@@ -173,13 +177,19 @@ def _organs_in(case: Case) -> dict[str, _Seen]:
         if box is None or (case.annotated is not None and name not in case.annotated):
             continue
         low, high = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
-        voxels = int(np.count_nonzero(classes[box] == number))
+        inside = classes[box] == number
         found[name] = _Seen(
-            voxels * labels.grid.voxel_volume_ml,
+            int(np.count_nonzero(inside)) * labels.grid.voxel_volume_ml,
             as_vector((high - low) * spacing),
             as_vector((low + high) / 2 / np.array(classes.shape)),
+            _tails(image[box][inside]),
         )
     return found
+
+
+def _tails(intensities: npt.NDArray[np.number]) -> tuple[float, float]:
+    low, high = np.percentile(intensities, (0.5, 99.5))
+    return float(low), float(high)
 
 
 def _organs(
@@ -195,6 +205,7 @@ def _organs(
                 float(np.median([one.volume_ml for one in those])),
                 as_vector(np.median([one.extent_mm for one in those], axis=0)),
                 as_vector(np.median([one.centre for one in those], axis=0)),
+                cast("tuple[float, float]", tuple(np.median([one.percentiles for one in those], axis=0))),
             )
 
 

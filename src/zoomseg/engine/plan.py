@@ -5,7 +5,8 @@ The rules, in order: one stage if a scan fits a patch; grids from the median sca
 the fine one's no larger than the training can show; boxes for groups of organs that are small and far apart;
 patches as physical cubes, larger on a GPU, and all voxel budgets scaled down until one training step fits the
 device's memory; pooling only axes that are still long and not yet coarser than the others; a window from
-foreground intensities for CT, z-scores for anything else.
+foreground intensities for CT, with more contrast for most organs where a few (bone, airways) make it wide;
+z-scores for anything else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+
+import numpy as np
 
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Vector3
@@ -48,6 +51,8 @@ MEMORY_SHARE = 0.4
 times that: gradients on their way, the loss, the framework, data."""
 SHRINK = 0.8
 """Factor on all voxel budgets, as often as needed to fit."""
+INNER_FACTOR = 3
+"""A window so many times as wide as the middle organ's intensities shows these with more contrast."""
 SMALLEST_PATCH_VOXELS = 2000
 """Patches are not shrunk below this: nothing could be learned from them."""
 
@@ -252,8 +257,25 @@ def _intensity(data: Fingerprint) -> tuple[specs.IntensitySpec, Reason]:
             "(0.5th and 99.5th percentile)",
         )
     window = specs.Window(lower=round(low), upper=max(round(high), round(low) + 1), output=(-1.0, 1.0))
+    value = f"window {window.lower:g} to {window.upper:g} HU"
     why = f"CT: 0.5th and 99.5th percentile inside labels ({low:.1f} and {high:.1f} HU)"
-    return window, Reason("intensities", f"window {window.lower:g} to {window.upper:g} HU", why)
+    inner = _usual(data, window)
+    if inner is None:
+        return window, Reason("intensities", value, why)
+    window = window.model_copy(update={"inner": inner})
+    value += f", of its contrast {window.inner_share:.0%} from {inner[0]:g} to {inner[1]:g} HU"
+    why += "; the inner part is the middle organ's: the others would take its contrast"
+    return window, Reason("intensities", value, why)
+
+
+def _usual(data: Fingerprint, window: specs.Window) -> tuple[float, float] | None:
+    """Intensities of the middle organ, where they are a small part of the window."""
+    if not data.organs:
+        return None
+    ends = np.round(np.median([organ.percentiles for organ in data.organs], axis=0))
+    low, high = (float(end) for end in np.clip(ends, window.lower, window.upper))
+    narrow = 0 < INNER_FACTOR * (high - low) <= window.upper - window.lower
+    return (low, high) if narrow else None
 
 
 def _why_length(recipe: specs.PlannedRecipe, length: Length | None) -> Reason:

@@ -109,7 +109,7 @@ class Unit:
             self.modules[name].train()
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
-        losses, answers = self.forward(batch, self.modules, self.processes.total)
+        losses, answers = self.forward(batch, self.modules, self.progress, self.processes.total)
         total = torch.stack(list(losses.values())).sum()
         if not bool(torch.isfinite(total)):
             return None
@@ -129,9 +129,14 @@ class Unit:
         return {name: float(value.detach()) for name, value in losses.items()}
 
     def forward(
-        self, batch: Batch, modules: Mapping[str, nn.Module], total: loss.Total = loss.all_here
+        self,
+        batch: Batch,
+        modules: Mapping[str, nn.Module],
+        progress: float = 1.0,
+        total: loss.Total = loss.all_here,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of the trained stages and probabilities ``[B, C, I, J, K]`` of all, low to high.
+        """Losses of the trained stages at this progress of the training, and probabilities
+        ``[B, C, I, J, K]`` of all, low to high.
 
         A stage's probabilities reach the stages after it with their gradient, where both are trained.
         """
@@ -146,7 +151,7 @@ class Unit:
             if stage.name in self.trained:
                 target = _answered(data.target_BIJK.to(self.device.place), tuple(logits[0].shape[2:]))
                 losses[stage.name] = loss.compute(
-                    stage.training.loss, logits, target, data.counts_BC, total, data.annotated_BC
+                    stage.training.loss, logits, target, data.counts_BC, total, data.annotated_BC, progress
                 )
                 if stage.name in self.teachers:
                     # Cloned, as autograd keeps nothing that was made in inference mode.
@@ -158,7 +163,8 @@ class Unit:
         return losses, answers
 
     def judge(self, batches: tuple[Batch, ...], dice: Mapping[str, RunningDice]) -> dict[str, float]:
-        """Mean losses of the averaged weights, in evaluation mode; ``dice`` is told of every batch."""
+        """Mean losses of the averaged weights, in evaluation mode and as at the training's end, so that they
+        can be compared; ``dice`` is told of every batch."""
         averaged: dict[str, nn.Module] = {
             name: _Averaged(self.modules[name], self.averaged[name]) for name in self.trained
         }

@@ -35,17 +35,28 @@ class Spec(BaseModel):
 
 
 class Window(Spec):
-    """Clip to ``[lower, upper]`` (the scan's own unit, HU for CT) and scale linearly to ``output``."""
+    """Clip to ``[lower, upper]`` (the scan's own unit, HU for CT) and scale to ``output``: linearly, or with
+    ``inner_share`` of the output for the intensities ``inner`` alone, where a few organs (bone, airways)
+    would leave little contrast to all others."""
 
     kind: Literal["window"] = "window"
     lower: float
     upper: float
     output: tuple[float, float] = (0.0, 1.0)
+    inner: tuple[float, float] | None = None
+    inner_share: Annotated[float, Field(gt=0, lt=1)] = 0.6
 
     @model_validator(mode="after")
     def _ordered(self) -> Window:
         if not self.lower < self.upper:
             raise ValueError(f"lower ({self.lower}) must be below upper ({self.upper})")
+        if self.inner is None:
+            return self
+        low, high = self.inner
+        if not self.lower <= low < high <= self.upper or self.upper - self.lower == high - low:
+            raise ValueError(
+                f"inner ([{low}, {high}]) must be a part of lower to upper ({self.lower} to {self.upper})"
+            )
         return self
 
 
@@ -295,11 +306,16 @@ class WeightedCrossEntropy(Spec):
 
 
 class DiceCrossEntropy(Spec):
-    """Soft Dice over the batch plus cross-entropy, summed over deep-supervision levels."""
+    """Soft Dice over the batch plus cross-entropy, summed over deep-supervision levels.
+
+    In the cross-entropy a class weighs its share of the region's voxels to the power of ``-class_balance``: 0
+    plain, 1 all classes alike. It falls to zero over the training: rare classes must be found first, and
+    boundaries be right in the end."""
 
     kind: Literal["dice_cross_entropy"] = "dice_cross_entropy"
     dice_weight: NonNegative = 1.0
     cross_entropy_weight: NonNegative = 1.0
+    class_balance: Share = 0.0
 
 
 class SoftDice(Spec):

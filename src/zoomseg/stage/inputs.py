@@ -21,12 +21,15 @@ STATISTICS_VOXELS = 1_000_000
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Per channel: clip to ``[lower, upper]``, then ``(x - shift) * scale``."""
+    """Per channel: clip to ``[lower, upper]``, then ``(x - shift) * scale``, and, of the intensities
+    ``inner`` that lie below x, ``gain`` for each."""
 
     lower: tuple[float, ...]
     upper: tuple[float, ...]
     shift: tuple[float, ...]
     scale: tuple[float, ...]
+    inner: tuple[float, float] | None = None
+    gain: float = 0.0
 
     def apply(self, data: Tensor) -> Tensor:
         """``[C, I, J, K]`` of the scan's own unit to normalised float32."""
@@ -35,13 +38,15 @@ class Normalisation:
             data, out, self.lower, self.upper, self.shift, self.scale, strict=True
         ):
             own.copy_(channel).clamp_(lo, hi).sub_(shift).mul_(scale)
+            if self.inner is not None:
+                own.add_(channel.float().clamp(*self.inner).sub_(self.inner[0]), alpha=self.gain)
         return out
 
     def of(self, channels: Sequence[int]) -> Normalisation:
         """That of some of the channels."""
         rows = (self.lower, self.upper, self.shift, self.scale)
         lower, upper, shift, scale = (tuple(row[c] for c in channels) for row in rows)
-        return Normalisation(lower, upper, shift, scale)
+        return Normalisation(lower, upper, shift, scale, self.inner, self.gain)
 
 
 def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
@@ -49,15 +54,29 @@ def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
     n = image.channels
     match spec:
         case Window():
-            low, high = spec.output
-            scale = (high - low) / (spec.upper - spec.lower)
+            scale, gain = _slopes(spec)
             return Normalisation(
-                (spec.lower,) * n, (spec.upper,) * n, (spec.lower - low / scale,) * n, (scale,) * n
+                (spec.lower,) * n,
+                (spec.upper,) * n,
+                (spec.lower - spec.output[0] / scale,) * n,
+                (scale,) * n,
+                spec.inner,
+                gain,
             )
         case ZScore():
             rows = [_moments(channel, spec) for channel in image.data]
             lower, upper, shift, scale_ = zip(*rows, strict=True)
             return Normalisation(lower, upper, shift, scale_)
+
+
+def _slopes(spec: Window) -> tuple[float, float]:
+    """Of the output over all intensities, and what is added to it over the inner ones."""
+    output, whole = spec.output[1] - spec.output[0], spec.upper - spec.lower
+    if spec.inner is None:
+        return output / whole, 0.0
+    inner = spec.inner[1] - spec.inner[0]
+    outside = (1 - spec.inner_share) * output / (whole - inner)
+    return outside, spec.inner_share * output / inner - outside
 
 
 def _moments(channel: Tensor, spec: ZScore) -> tuple[float, float, float, float]:

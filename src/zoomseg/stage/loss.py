@@ -43,6 +43,7 @@ def compute(
     counts_BC: Tensor,
     total: Total = all_here,
     annotated_BC: Tensor | None = None,
+    progress: float = 1.0,
 ) -> Tensor:
     """Loss over all supervision levels, each half as heavy as the finer one, weights summing to one.
 
@@ -53,6 +54,7 @@ def compute(
             organs that are not annotated are the background's.
         total: called equally often, in the same order, by all processes that share a batch.
         annotated_BC: which classes are annotated in the patches' cases (bool, background always); None: all.
+        progress: of the training, 0 to 1.
     """
     weights = [0.5**n for n in range(len(logits))]
     loss = torch.zeros((), device=target_BIJK.device)
@@ -61,7 +63,7 @@ def compute(
         whole_BCIJK = level_BCIJK.float()
         if annotated_BC is not None:
             whole_BCIJK = merge_unannotated(whole_BCIJK, annotated_BC)
-        loss = loss + weight / sum(weights) * _level(spec, whole_BCIJK, target, counts_BC, total)
+        loss = loss + weight / sum(weights) * _level(spec, whole_BCIJK, target, counts_BC, total, progress)
     return loss
 
 
@@ -127,7 +129,12 @@ def shrink_target(target_BIJK: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _level(
-    spec: LossSpec, logits_BCIJK: Tensor, target_BIJK: Tensor, counts_BC: Tensor, total: Total
+    spec: LossSpec,
+    logits_BCIJK: Tensor,
+    target_BIJK: Tensor,
+    counts_BC: Tensor,
+    total: Total,
+    progress: float,
 ) -> Tensor:
     counted = total((target_BIJK != IGNORE).sum())
     if not bool(counted):
@@ -136,8 +143,8 @@ def _level(
         case WeightedCrossEntropy():
             return weighted_cross_entropy(logits_BCIJK, target_BIJK, counts_BC, total)
         case DiceCrossEntropy():
-            cost = F.cross_entropy(logits_BCIJK, target_BIJK, ignore_index=IGNORE, reduction="sum")
-            entropy = total(cost) / counted
+            balance = (1 - progress) * spec.class_balance
+            entropy = balanced_cross_entropy(logits_BCIJK, target_BIJK, counts_BC, balance, total)
             dice = soft_dice_loss(logits_BCIJK, target_BIJK, total)
             return spec.cross_entropy_weight * entropy + spec.dice_weight * dice
         case SoftDice():
@@ -158,6 +165,25 @@ def weighted_cross_entropy(
     weights = class_weights(total(counts_BC.sum(dim=0))).to(logits_BCIJK.device)
     cost = F.cross_entropy(logits_BCIJK, target_BIJK, weights, ignore_index=IGNORE, reduction="sum")
     return total(cost) / total((target_BIJK != IGNORE).sum())
+
+
+def balanced_cross_entropy(
+    logits_BCIJK: Tensor, target_BIJK: Tensor, counts_BC: Tensor, balance: float, total: Total = all_here
+) -> Tensor:
+    """The mean of -log p_k(x) over the voxels x that count, each weighted by (N_C / N_k) ** balance: N_k
+    voxels of its class k among the N_C of the candidate regions. A balance of 0 is plain cross-entropy; with
+    1 all classes weigh alike, however large.
+
+    Where organs fill a few thousandths of a region, plain cross-entropy drives their probabilities to zero in
+    the first steps, from where the gradient of a soft Dice does not lead back.
+    """
+    weights, voxels = None, (target_BIJK != IGNORE).sum()
+    if balance:
+        counts_C = total(counts_BC.sum(dim=0)).clamp_min(1).to(logits_BCIJK.device)
+        weights = (counts_C.sum() / counts_C) ** balance
+        voxels = weights[target_BIJK[target_BIJK != IGNORE]].sum()
+    cost = F.cross_entropy(logits_BCIJK, target_BIJK, weights, ignore_index=IGNORE, reduction="sum")
+    return total(cost) / total(voxels)
 
 
 def soft_dice(logits_BCIJK: Tensor, target_BIJK: Tensor, total: Total = all_here) -> tuple[Tensor, Tensor]:

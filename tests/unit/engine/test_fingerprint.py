@@ -60,6 +60,7 @@ def test_organs_are_measured_in_the_patient(tmp_path: Path, flip: bool) -> None:
     assert right.volume_ml == pytest.approx(192 * 0.012)
     assert left.extent_mm == pytest.approx((4, 4, 6))
     assert right.extent_mm == pytest.approx((12, 16, 12))
+    assert (left.percentiles, right.percentiles) == ((10.0, 10.0), (20.0, 20.0))
     assert left.centre == pytest.approx((3 / 24, 3 / 20, 3 / 16))
     assert right.centre == pytest.approx((15 / 24, 14 / 20, 10 / 16))
     assert found.spacing_mm == (2.0, 2.0, 3.0)

@@ -20,7 +20,16 @@ from zoomseg.engine.sizes import costs_of, step_bytes
 from zoomseg.networks import build as networks
 from zoomseg.networks.build import check_input_shape
 from zoomseg.recipe.load import load
-from zoomseg.recipe.spec import DilatedForeground, FixedSpacing, PlannedRecipe, Recipe, Stage, Window, ZScore
+from zoomseg.recipe.spec import (
+    DiceCrossEntropy,
+    DilatedForeground,
+    FixedSpacing,
+    PlannedRecipe,
+    Recipe,
+    Stage,
+    Window,
+    ZScore,
+)
 
 ABDOMEN = Fingerprint((0.8, 0.8, 2.0), (512, 512, 200), (512, 512, 300), True, (-110.2, 240.4), 30, 30)
 THICK_MR = Fingerprint((1.25, 1.25, 7.7), (256, 256, 36), (256, 256, 40), False, (0.0, 900.0), 16, 16)
@@ -101,6 +110,12 @@ def test_thick_slices_are_not_pooled_until_the_others_are_as_coarse() -> None:
 
 
 @pytest.mark.parametrize("data", [ABDOMEN, THICK_MR, CROPS], ids=["ct", "thick", "crops"])
+def test_rare_organs_weigh_more_in_the_cross_entropy(data: Fingerprint) -> None:
+    for stage in planned(data).stages:
+        assert stage.training.loss == DiceCrossEntropy(class_balance=0.5)
+
+
+@pytest.mark.parametrize("data", [ABDOMEN, THICK_MR, CROPS], ids=["ct", "thick", "crops"])
 def test_patches_and_tiles_suit_the_networks(data: Fingerprint) -> None:
     for stage in planned(data).stages:
         assert check_input_shape(stage.network, "same", stage.training.patch) == stage.training.patch
@@ -110,6 +125,27 @@ def test_patches_and_tiles_suit_the_networks(data: Fingerprint) -> None:
 def test_ct_gets_a_window_of_foreground_intensities_mr_a_zscore() -> None:
     assert planned(ABDOMEN).intensity == Window(lower=-110, upper=240, output=(-1.0, 1.0))
     assert isinstance(planned(THICK_MR).intensity, ZScore)
+
+
+def of_intensities(*percentiles: tuple[float, float]) -> Fingerprint:
+    size, centre = (90.0, 90.0, 90.0), (0.5, 0.5, 0.5)
+    organs = tuple(Organ(f"o{n}", 9, 9, 80.0, size, centre, p) for n, p in enumerate(percentiles))
+    return replace(ABDOMEN, foreground_percentiles=(-950.0, 1650.0), organs=organs)
+
+
+def test_bone_and_airways_leave_most_contrast_to_all_other_organs() -> None:
+    head = of_intensities((-950.0, 300.0), (-10.4, 80.0), (-40.0, 70.0), (-107.0, 120.0), (-40.0, 1700.0))
+    made = whole_plan(head)
+    assert made.recipe.intensity == Window(lower=-950, upper=1650, output=(-1, 1), inner=(-40, 120))
+    why = reasons(made)["intensities"]
+    assert why.value == "window -950 to 1650 HU, of its contrast 60% from -40 to 120 HU"
+
+
+@pytest.mark.parametrize(
+    "percentiles", [(-800.0, 100.0), (5.0, 5.0), (-3000.0, -2000.0)], ids=["wide", "flat", "outside"]
+)
+def test_no_part_of_a_window_that_holds_much_of_it_or_nothing(percentiles: tuple[float, float]) -> None:
+    assert planned(of_intensities(percentiles)).intensity == Window(lower=-950, upper=1650, output=(-1, 1))
 
 
 def test_other_modalities_are_trained_for_more_changes_of_contrast() -> None:
@@ -329,8 +365,8 @@ def test_plans_for_few_cases_and_for_many_differ_in_nothing_but_that(cases: int)
 
 
 def test_an_organ_that_the_finest_grid_hardly_shows_is_warned_of() -> None:
-    organs = (Organ("liver", 30, 30, 1500.0, (200.0, 180.0, 160.0), (0.6, 0.5, 0.7)),)
-    tiny = Organ("left kidney", 30, 30, 0.5, (8.0, 8.0, 8.0), (0.3, 0.4, 0.6))
+    organs = (Organ("liver", 30, 30, 1500.0, (200.0, 180.0, 160.0), (0.6, 0.5, 0.7), (0.0, 200.0)),)
+    tiny = Organ("left kidney", 30, 30, 0.5, (8.0, 8.0, 8.0), (0.3, 0.4, 0.6), (0.0, 200.0))
     calm, warned = (whole_plan(replace(ABDOMEN, organs=o)) for o in (organs, (*organs, tiny)))
     assert calm.warnings == ()
     (warning,) = warned.warnings

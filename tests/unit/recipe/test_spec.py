@@ -33,6 +33,12 @@ def test_an_empty_window_is_refused() -> None:
         Window(lower=5, upper=5)
 
 
+@pytest.mark.parametrize("inner", [(-1.0, 50.0), (50.0, 101.0), (50.0, 50.0), (0.0, 100.0)])
+def test_the_inner_part_of_a_window_is_in_it_and_not_all_of_it(inner: tuple[float, float]) -> None:
+    with pytest.raises(ValidationError, match=r"must be a part of lower to upper \(0.0 to 100.0\)"):
+        Window(lower=0, upper=100, inner=inner)
+
+
 def test_planned_recipes_are_told_by_their_key() -> None:
     assert is_planned({"plan": "cascade"})
     assert not is_planned({"stages": []})

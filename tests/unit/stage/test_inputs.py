@@ -40,6 +40,13 @@ class TestNormalisation:
         assert out[0].max() == pytest.approx(0.5)
         assert out[1].max() == pytest.approx(1)
 
+    def test_window_shows_its_inner_part_with_more_contrast(self) -> None:
+        spec = Window(lower=-1000, upper=1600, output=(-1, 1), inner=(0, 100), inner_share=0.5)
+        image = scan(torch.tensor([-2000.0, -1000, -500, 0, 50, 100, 850, 2000]).repeat(8).reshape(4, 4, 4))
+        out = inputs.normalisation(spec, image).apply(image.data).flatten()[:8]
+        # One of the two halves of the output for 100 HU, the other for 1000 below and 1500 above.
+        assert out.tolist() == pytest.approx([-1, -1, -0.8, -0.6, -0.1, 0.4, 0.7, 1], abs=1e-6)
+
     def test_zscore_gives_each_channel_mean_zero_and_deviation_one(self) -> None:
         image = scan(ramp(0, 50), ramp(-7, -6))
         out = inputs.normalisation(ZScore(clip_percentiles=(0, 1)), image).apply(image.data)

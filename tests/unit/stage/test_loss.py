@@ -10,6 +10,7 @@ from zoomseg.recipe.spec import DiceCrossEntropy, LossSpec, SoftDice, WeightedCr
 from zoomseg.stage import loss
 
 COUNTS = torch.tensor([[6, 2, 0]])
+LOSSES = [WeightedCrossEntropy(), DiceCrossEntropy(), DiceCrossEntropy(class_balance=0.5), SoftDice()]
 
 
 def line(classes: list[int]) -> torch.Tensor:
@@ -148,16 +149,14 @@ class TestCompute:
             assert float(value.detach()) == 0
             assert not gradient.any()
 
-    @pytest.mark.parametrize(
-        "spec", [WeightedCrossEntropy(), DiceCrossEntropy(), SoftDice()], ids=lambda s: s.kind
-    )
+    @pytest.mark.parametrize("spec", LOSSES, ids=lambda s: s.kind)
     def test_ignored_voxels_have_no_gradient_and_all_others_have_one(self, spec: LossSpec) -> None:
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(2, 3, 4, 4, 4, generator=generator, requires_grad=True)
         target = torch.randint(0, 3, (2, 4, 4, 4), generator=generator).byte()
         ignored = torch.rand(2, 4, 4, 4, generator=generator) < 0.4
         target[ignored] = IGNORE
-        (gradient,) = torch.autograd.grad(loss.compute(spec, [logits], target, COUNTS), logits)
+        (gradient,) = torch.autograd.grad(loss.compute(spec, [logits], target, COUNTS, progress=0.0), logits)
         per_voxel = gradient.abs().sum(dim=1)
         assert (per_voxel[ignored] == 0).all()
         assert (per_voxel[~ignored] > 0).all()
@@ -170,12 +169,40 @@ class TestCompute:
         # lambda_k (1 - p_k) / N, with p = 1/3, N = 4 and the lambdas of 6, 2 and no voxels of 8.
         assert pull == pytest.approx([x * 2 / 3 / 4 for x in (0.125, 0.125, 0.375, 0.5)])
 
+    def test_balanced_cross_entropy_by_hand(self) -> None:
+        # Halfway, weights are square roots; 6, 2 and (unseen: counted as one) 1 of 9 voxels are a class's.
+        target, logits = line([0, 0, 1, IGNORE]), torch.log(torch.tensor([0.5, 0.2, 0.3]))
+        large, small = (9 / 6) ** 0.5, (9 / 2) ** 0.5
+        value = loss.compute(
+            DiceCrossEntropy(dice_weight=0, class_balance=1.0),
+            [logits.reshape(1, 3, 1, 1, 1).expand(1, 3, 4, 1, 1)],
+            target,
+            COUNTS,
+            progress=0.5,
+        )
+        expected = -(2 * large * math.log(0.5) + small * math.log(0.2)) / (2 * large + small)
+        assert float(value) == pytest.approx(expected)
+
+    def test_balance_of_one_makes_classes_weigh_alike(self) -> None:
+        counts = torch.tensor([[6, 2, 0]])
+        spec = DiceCrossEntropy(dice_weight=0, class_balance=1.0)
+        logits = torch.zeros(1, 3, 8, 1, 1, requires_grad=True)
+        value = loss.compute(spec, [logits], line([0] * 6 + [1] * 2), counts, progress=0.0)
+        (gradient,) = torch.autograd.grad(value, logits)
+        pull = -gradient[0, :, :, 0, 0]
+        assert float(pull[0, :6].sum()) == pytest.approx(float(pull[1, 6:].sum()))
+        assert float(value.detach()) == pytest.approx(math.log(3))
+
+    def test_the_balance_is_gone_at_the_end(self) -> None:
+        target, logits = line([0, 0, 1, 2]), torch.arange(12.0).reshape(1, 3, 4, 1, 1)
+        found = loss.compute(DiceCrossEntropy(class_balance=0.5), [logits], target, COUNTS)
+        assert float(found) == float(loss.compute(DiceCrossEntropy(), [logits], target, COUNTS))
+
     def test_half_precision_logits_are_summed_in_full(self) -> None:
         logits = torch.zeros(1, 3, 4, 1, 1, dtype=torch.float16)
         assert loss.compute(DiceCrossEntropy(), [logits], line([0, 1, 2, 2]), COUNTS).dtype == torch.float32
 
 
-LOSSES = [WeightedCrossEntropy(), DiceCrossEntropy(), SoftDice()]
 PARTLY = torch.tensor([[True, True, False]])
 """One case, in which class 2 of 0, 1, 2 is not annotated."""
 
@@ -261,7 +288,7 @@ class TestPartialAnnotation:
         for annotated in (None, torch.ones(2, 4, dtype=torch.bool)):
             own = [level.clone().requires_grad_() for level in logits]
             counts = torch.tensor([[50, 9, 3, 1], [40, 8, 2, 0]])
-            value = loss.compute(spec, own, target, counts, annotated_BC=annotated)
+            value = loss.compute(spec, own, target, counts, annotated_BC=annotated, progress=0.0)
             results.append([value, *torch.autograd.grad(value, own)])
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -269,7 +296,7 @@ class TestPartialAnnotation:
     def test_where_nothing_is_annotated_nothing_is_learned(self, spec: LossSpec) -> None:
         logits = torch.full((1, 3, 2, 1, 1), 3.0).half().requires_grad_()
         nothing = torch.tensor([[True, False, False]])
-        value = loss.compute(spec, [logits], line([0, 0]), COUNTS, annotated_BC=nothing)
+        value = loss.compute(spec, [logits], line([0, 0]), COUNTS, annotated_BC=nothing, progress=0.0)
         (gradient,) = torch.autograd.grad(value, logits)
         assert gradient.abs().max() < 1e-6
         assert bool(torch.isfinite(value))
@@ -279,9 +306,11 @@ class TestPartialAnnotation:
         """Moving probability between the background and what is not annotated changes no level's loss."""
         fine, coarse = torch.zeros(1, 3, 4, 1, 1), torch.zeros(1, 3, 2, 1, 1)
         target = line([0, 0, 1, 1])
-        before = loss.compute(spec, [fine, coarse], target, COUNTS, annotated_BC=PARTLY)
+        before = loss.compute(spec, [fine, coarse], target, COUNTS, annotated_BC=PARTLY, progress=0.0)
         moved = torch.tensor([1.5, 1.0, 0.5]).log().reshape(1, 3, 1, 1, 1)
-        after = loss.compute(spec, [fine + moved, coarse + moved], target, COUNTS, annotated_BC=PARTLY)
+        after = loss.compute(
+            spec, [fine + moved, coarse + moved], target, COUNTS, annotated_BC=PARTLY, progress=0.0
+        )
         assert float(after) == pytest.approx(float(before), abs=1e-6)
 
 

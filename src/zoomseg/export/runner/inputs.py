@@ -47,12 +47,12 @@ def reorient(data: AnyArray, orientation: Orientation) -> AnyArray:
 
 def normalised(channel: AnyArray, intensity: Mapping[str, Any]) -> FloatArray:
     """One channel, clipped and scaled."""
+    inner, gain = None, 0.0
     match intensity["kind"]:
         case "window":
-            lower, upper = intensity["lower"], intensity["upper"]
-            low, high = intensity["output"]
-            scale = (high - low) / (upper - lower)
-            shift = lower - low / scale
+            lower, upper, inner = intensity["lower"], intensity["upper"], intensity.get("inner")
+            scale, gain = _slopes(intensity)
+            shift = lower - intensity["output"][0] / scale
         case "zscore":
             lower, upper, shift, scale = _moments(channel, intensity["clip_percentiles"])
         case kind:
@@ -62,7 +62,20 @@ def normalised(channel: AnyArray, intensity: Mapping[str, Any]) -> FloatArray:
     np.clip(out, np.float32(lower), np.float32(upper), out=out)
     out -= np.float32(shift)
     out *= np.float32(scale)
+    if inner is not None:
+        first, last = (np.float32(end) for end in inner)
+        out += (np.clip(channel.astype(np.float32), first, last) - first) * np.float32(gain)
     return out
+
+
+def _slopes(window: Mapping[str, Any]) -> tuple[float, float]:
+    """Of the output over all intensities, and what is added to it over the inner ones."""
+    output, whole = window["output"][1] - window["output"][0], window["upper"] - window["lower"]
+    if window.get("inner") is None:
+        return output / whole, 0.0
+    inner = window["inner"][1] - window["inner"][0]
+    outside = (1 - window["inner_share"]) * output / (whole - inner)
+    return outside, window["inner_share"] * output / inner - outside
 
 
 def _moments(channel: AnyArray, percentiles: tuple[float, float]) -> tuple[float, float, float, float]:

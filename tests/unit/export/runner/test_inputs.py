@@ -17,7 +17,14 @@ from zoomseg.recipe.spec import IntensitySpec, Window, ZScore
 from zoomseg.stage.inputs import normalisation
 
 
-@pytest.mark.parametrize("spec", [Window(lower=-125, upper=275, output=(-1, 1)), ZScore()])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Window(lower=-125, upper=275, output=(-1, 1)),
+        Window(lower=-900, upper=700, output=(-1, 1), inner=(-80, 120)),
+        ZScore(),
+    ],
+)
 @pytest.mark.parametrize(
     ("dtype", "shape"), [(np.int16, (12, 11, 10)), (np.float32, (12, 11, 10)), (np.int16, (170, 130, 50))]
 )
