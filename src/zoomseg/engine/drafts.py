@@ -17,7 +17,7 @@ from zoomseg.engine.reasons import AXES, Reason, count, millimetres
 from zoomseg.engine.sizes import sized
 from zoomseg.recipe import spec as specs
 
-SINGLE_STAGE_FACTOR = 2.0
+SINGLE_STAGE_FACTOR = 4.0
 """One stage is enough where the median scan has at most this many times a patch's voxels."""
 
 BATCH_LIMIT = 4

@@ -44,7 +44,7 @@ LOOKS = 100
 """So many times the median scan's voxels on the fine grid should be shown in training, all patches together;
 a short one gets a coarser grid. In CHAOS 125 times did better than 31 on a finer grid, in BTCV 70 times
 better than 200 on a coarser one (benchmarks/results/2026-11-21-ablation.md)."""
-LEAST_FINE_FACTOR = 3
+LEAST_FINE_FACTOR = 6
 """The fine grid keeps so many times the coarse one's voxels, however short the training is."""
 MEMORY_SHARE = 0.4
 """Part of the device's memory that ``step_bytes`` may fill. A whole training process was measured at 2.4

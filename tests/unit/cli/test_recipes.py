@@ -80,7 +80,7 @@ def test_a_plan_is_a_table_with_reasons(
     rows = {line.split("  ")[0]: line for line in lines}
     assert "24x20x16 voxels of 2x2x3 mm" in rows["median scan"]
     assert "of 4 cases" in rows["median scan"]
-    assert "7,700 voxels, no more than 2 patches of 200,000" in rows["stages"]
+    assert "7,700 voxels, no more than 4 patches of 110,000" in rows["stages"]
     assert "15 min" in rows["length"]
     assert "every label has its counterpart" in rows["mirroring"]
     assert rows["left kidney"].split()[2:5] == ["4", "of", "4"]

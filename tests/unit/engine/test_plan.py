@@ -175,8 +175,8 @@ def test_a_training_that_shows_the_scans_seldom_gets_a_coarser_fine_grid() -> No
     assert np.prod(extent / short.mm) == pytest.approx(600 * shown / 100, rel=0.01)
     assert f"about 600 steps show the network {600 * shown / 1e6:.3g} million voxels, 100 times" in why.why
     least, _, why = fine_grid(Length(1, None))
-    assert np.prod(extent / least.mm) == pytest.approx(450_000, rel=0.01)
-    assert why.why.startswith("3 times the coarse grid's, the least; about 1 steps show")
+    assert np.prod(extent / least.mm) == pytest.approx(480_000, rel=0.01)
+    assert why.why.startswith("6 times the coarse grid's, the least; about 1 steps show")
 
 
 def test_how_many_steps_a_time_budget_holds_depends_on_the_device() -> None:
@@ -234,8 +234,8 @@ def test_a_gpu_gets_larger_patches_up_to_its_memory() -> None:
         planned(ABDOMEN, on=on) for on in (device("cpu", 16), device("cuda", 4), device("cuda", 80))
     )
     assert _voxels(cpu.stages[1]) < _voxels(small.stages[1]) < _voxels(large.stages[1])
-    # 1.6 million voxels of 3 mm: a cube of 117, in steps of what the network's pooling divides
-    assert template().gpu_patch_factor * template().fine_patch_voxels == 1_600_000
+    # 1.76 million voxels of 3 mm: a cube of 121, in steps of what the network's pooling divides
+    assert template().gpu_patch_factor * template().fine_patch_voxels == 1_760_000
     assert large.stages[1].training.patch == (128, 128, 128)
     assert step_bytes(small.stages, 1, ORGANS) <= MEMORY_SHARE * 4e9
 
@@ -273,13 +273,13 @@ def test_reasons_give_the_recipe_s_numbers() -> None:
 def test_reasons_give_the_figures_that_led_there() -> None:
     told = reasons(whole_plan(ABDOMEN))
     assert told["stages"].value == "two: coarse, then fine"
-    assert "52.4 million voxels, more than 2 patches of 200,000" in told["stages"].why
+    assert "52.4 million voxels, more than 4 patches of 110,000" in told["stages"].why
     assert told["fine spacing"].why == "so that the median scan has 2.5 million voxels"
     # 410 mm: 52 voxels of 7.66 mm, cut to 48, so that voxels become larger
-    assert told["coarse spacing"].why.startswith("so that the median scan has 150,000 voxels; widened from ")
-    assert "in multiples of 16x16x16" in told["fine patch"].why
+    assert told["coarse spacing"].why.startswith("so that the median scan has 80,000 voxels; widened from ")
+    assert "in multiples of 8x8x8" in told["fine patch"].why
     assert told["fine kernels"].value == "3x3x3"
-    assert told["fine halvings"].value == "4 times"
+    assert told["fine halvings"].value == "3 times"
 
 
 def test_a_network_s_size_is_told() -> None:
@@ -300,24 +300,24 @@ def test_memory_is_told_and_what_was_done_to_fit() -> None:
     assert told.why == "of the 6.4 GB (40% of 16 GB) that test device may spare for it"
     shrunk = reasons(tight)["memory of a step"]
     times_smaller = int(shrunk.why.split(", ")[-1].removesuffix(" times"))
-    # The coarse grid had 150,000 voxels, and loses a fifth each time; the patch of 200,000 as well.
-    assert f"for {round(200_000 * 0.8**times_smaller, -2):,.0f} voxels" in reasons(tight)["fine patch"].why
+    # The coarse grid had 80,000 voxels, and loses a fifth each time; the patch of 110,000 as well.
+    assert f"for {round(110_000 * 0.8**times_smaller, -2):,.0f} voxels" in reasons(tight)["fine patch"].why
     gpu = reasons(whole_plan(ABDOMEN, on=device("cuda", 80)))
-    assert "8 times as large as on a CPU" in gpu["memory of a step"].why
-    assert gpu["fine patch"].why.startswith("for 1.6 million voxels")
+    assert "16 times as large as on a CPU" in gpu["memory of a step"].why
+    assert gpu["fine patch"].why.startswith("for 1.76 million voxels")
 
 
 def test_thick_slices_are_explained() -> None:
     made = whole_plan(THICK_MR)
     told = reasons(made)
-    assert told["fine halvings"].value == "R 5, A 5, S 2"
+    assert told["fine halvings"].value == "R 4, A 4, S 2"
     assert "S (7.7 mm) not at the first 2" in told["fine halvings"].why
-    assert told["fine kernels"].value == "3x3x1 at 2 levels, then 3x3x3 at 4 levels"
+    assert told["fine kernels"].value == "3x3x1 at 2 levels, then 3x3x3 at 3 levels"
     assert told["fine spacing"].why.startswith(
         "the data's own: the median scan has 2.36 million of 2.5 million"
     )
     assert told["coarse spacing"].why.startswith(
-        "so that the median scan has 150,000 voxels; S, coarser by itself, keeps its own"
+        "so that the median scan has 80,000 voxels; S, coarser by itself, keeps its own"
     )
     assert told["intensities"].value == "z-score of each scan"
 
@@ -325,7 +325,7 @@ def test_thick_slices_are_explained() -> None:
 def test_tiny_crops_are_explained() -> None:
     told = reasons(whole_plan(CROPS))
     assert told["stages"].value == "one"
-    assert "61,200 voxels, no more than 2 patches of 200,000" in told["stages"].why
+    assert "61,200 voxels, no more than 4 patches of 110,000" in told["stages"].why
     assert told["median scan"].why.startswith("of 40 of 200 cases")
     assert told["whole patch"].why.startswith("the whole scan's 35x50x35")
     assert told["whole batch"].value == "4"
