@@ -296,12 +296,17 @@ def mirrored(schema: LabelSchema) -> tuple[tuple[Literal["R"], ...], Reason]:
 
 def why_training(training: specs.Training) -> Reason:
     """What does not depend on the data."""
-    optimiser, sampler = training.optimiser, training.sampler
+    optimiser, schedule = training.optimiser, training.schedule
+    sampler, loss = training.sampler, training.loss
     assert isinstance(sampler, specs.ClassBalanced)
+    assert isinstance(loss, specs.DiceCrossEntropy)
+    assert isinstance(schedule, specs.Cosine)
     return Reason(
         "training",
-        f"{optimiser.kind} at {optimiser.lr:g}, {training.loss.kind}, {sampler.kind} with "
-        f"{sampler.background_share:.0%} anywhere, weights averaged by {training.ema_decay:g}",
+        f"{optimiser.kind} at {optimiser.lr:g} after {schedule.warmup_share:.0%} of warm-up, {loss.kind} in "
+        f"which classes weigh their share to the power of -{loss.class_balance:g} at first, "
+        f"{sampler.kind} with {sampler.background_share:.0%} anywhere, "
+        f"weights averaged by {training.ema_decay:g}",
         "the learning rate is the recipe's; this and all other augmentation are the same for all data",
     )
 

@@ -111,8 +111,13 @@ def test_thick_slices_are_not_pooled_until_the_others_are_as_coarse() -> None:
 
 @pytest.mark.parametrize("data", [ABDOMEN, THICK_MR, CROPS], ids=["ct", "thick", "crops"])
 def test_rare_organs_weigh_more_in_the_cross_entropy(data: Fingerprint) -> None:
-    for stage in planned(data).stages:
+    made = whole_plan(data)
+    for stage in made.recipe.stages:
         assert stage.training.loss == DiceCrossEntropy(class_balance=0.5)
+    assert reasons(made)["training"].value == (
+        "adamw at 0.01 after 10% of warm-up, dice_cross_entropy in which classes weigh their share to the "
+        "power of -0.5 at first, class_balanced with 20% anywhere, weights averaged by 0.998"
+    )
 
 
 @pytest.mark.parametrize("data", [ABDOMEN, THICK_MR, CROPS], ids=["ct", "thick", "crops"])
