@@ -40,6 +40,7 @@ CARRIED = (
     "core/placing.py",
     "core/weights.py",
     "core/widening.py",
+    "core/window.py",
     "io/files.py",
 )
 """Modules of the package that the runner imports; they need numpy and nothing else."""

@@ -13,6 +13,7 @@ from zoomseg.core.case import Prior
 from zoomseg.core.geometry import Grid
 from zoomseg.core.resample import resample_data
 from zoomseg.core.volume import Volume
+from zoomseg.core.window import line
 from zoomseg.recipe.spec import AtlasInput, ImageInput, InputSpec, IntensitySpec, PriorInput, Window, ZScore
 
 STATISTICS_VOXELS = 1_000_000
@@ -54,12 +55,12 @@ def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
     n = image.channels
     match spec:
         case Window():
-            scale, gain = _slopes(spec)
+            zero, slope, gain = line(spec.lower, spec.upper, spec.output, spec.inner, spec.inner_share)
             return Normalisation(
                 (spec.lower,) * n,
                 (spec.upper,) * n,
-                (spec.lower - spec.output[0] / scale,) * n,
-                (scale,) * n,
+                (zero,) * n,
+                (slope,) * n,
                 spec.inner,
                 gain,
             )
@@ -67,16 +68,6 @@ def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
             rows = [_moments(channel, spec) for channel in image.data]
             lower, upper, shift, scale_ = zip(*rows, strict=True)
             return Normalisation(lower, upper, shift, scale_)
-
-
-def _slopes(spec: Window) -> tuple[float, float]:
-    """Of the output over all intensities, and what is added to it over the inner ones."""
-    output, whole = spec.output[1] - spec.output[0], spec.upper - spec.lower
-    if spec.inner is None:
-        return output / whole, 0.0
-    inner = spec.inner[1] - spec.inner[0]
-    outside = (1 - spec.inner_share) * output / (whole - inner)
-    return outside, spec.inner_share * output / inner - outside
 
 
 def _moments(channel: Tensor, spec: ZScore) -> tuple[float, float, float, float]:

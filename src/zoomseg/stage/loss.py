@@ -144,7 +144,7 @@ def _level(
             return weighted_cross_entropy(logits_BCIJK, target_BIJK, counts_BC, total)
         case DiceCrossEntropy():
             balance = (1 - progress) * spec.class_balance
-            entropy = balanced_cross_entropy(logits_BCIJK, target_BIJK, counts_BC, balance, total)
+            entropy = balanced_cross_entropy(logits_BCIJK, target_BIJK, counts_BC, balance, counted, total)
             dice = soft_dice_loss(logits_BCIJK, target_BIJK, total)
             return spec.cross_entropy_weight * entropy + spec.dice_weight * dice
         case SoftDice():
@@ -168,7 +168,12 @@ def weighted_cross_entropy(
 
 
 def balanced_cross_entropy(
-    logits_BCIJK: Tensor, target_BIJK: Tensor, counts_BC: Tensor, balance: float, total: Total = all_here
+    logits_BCIJK: Tensor,
+    target_BIJK: Tensor,
+    counts_BC: Tensor,
+    balance: float,
+    counted: Tensor,
+    total: Total,
 ) -> Tensor:
     """The mean of -log p_k(x) over the voxels x that count, each weighted by (N_C / N_k) ** balance: N_k
     voxels of its class k among the N_C of the candidate regions. A balance of 0 is plain cross-entropy; with
@@ -176,14 +181,17 @@ def balanced_cross_entropy(
 
     Where organs fill a few thousandths of a region, plain cross-entropy drives their probabilities to zero in
     the first steps, from where the gradient of a soft Dice does not lead back.
+
+    Args:
+        counted: the voxels that count, in all.
     """
-    weights, voxels = None, (target_BIJK != IGNORE).sum()
+    weights, weighed = None, counted
     if balance:
         counts_C = total(counts_BC.sum(dim=0)).clamp_min(1).to(logits_BCIJK.device)
         weights = (counts_C.sum() / counts_C) ** balance
-        voxels = weights[target_BIJK[target_BIJK != IGNORE]].sum()
+        weighed = total(weights[target_BIJK[target_BIJK != IGNORE]].sum())
     cost = F.cross_entropy(logits_BCIJK, target_BIJK, weights, ignore_index=IGNORE, reduction="sum")
-    return total(cost) / total(voxels)
+    return total(cost) / weighed
 
 
 def soft_dice(logits_BCIJK: Tensor, target_BIJK: Tensor, total: Total = all_here) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from zoomseg.core.geometry import Box, Grid, Orientation
+from zoomseg.core.window import line
 from zoomseg.export.runner import resample
 from zoomseg.export.runner.pipeline import Stage
 from zoomseg.export.runner.region import Answer
@@ -51,8 +52,8 @@ def normalised(channel: AnyArray, intensity: Mapping[str, Any]) -> FloatArray:
     match intensity["kind"]:
         case "window":
             lower, upper, inner = intensity["lower"], intensity["upper"], intensity.get("inner")
-            scale, gain = _slopes(intensity)
-            shift = lower - intensity["output"][0] / scale
+            share = intensity.get("inner_share", 0.0)  # of no meaning without an inner part
+            shift, scale, gain = line(lower, upper, intensity["output"], inner, share)
         case "zscore":
             lower, upper, shift, scale = _moments(channel, intensity["clip_percentiles"])
         case kind:
@@ -66,16 +67,6 @@ def normalised(channel: AnyArray, intensity: Mapping[str, Any]) -> FloatArray:
         first, last = (np.float32(end) for end in inner)
         out += (np.clip(channel.astype(np.float32), first, last) - first) * np.float32(gain)
     return out
-
-
-def _slopes(window: Mapping[str, Any]) -> tuple[float, float]:
-    """Of the output over all intensities, and what is added to it over the inner ones."""
-    output, whole = window["output"][1] - window["output"][0], window["upper"] - window["lower"]
-    if window.get("inner") is None:
-        return output / whole, 0.0
-    inner = window["inner"][1] - window["inner"][0]
-    outside = (1 - window["inner_share"]) * output / (whole - inner)
-    return outside, window["inner_share"] * output / inner - outside
 
 
 def _moments(channel: AnyArray, percentiles: tuple[float, float]) -> tuple[float, float, float, float]:
