@@ -4,6 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from zoomseg.core.errors import ScanError
+
+
+def check_within(lower: float, upper: float, lowest: float, highest: float, name: str) -> None:
+    """Refuse a scan of which a window shows nothing: air alone, or numbers of another unit. A network sees it
+    as one grey, in which it finds what it likes.
+
+    Raises:
+        ScanError: the scan's ``lowest`` and ``highest`` intensity lie on one side of the window.
+    """
+    if lowest < upper and highest > lower:
+        return
+    raise ScanError(
+        f"no voxel of {name} lies inside the window that the model sees, {lower:g} to {upper:g}: they run "
+        f"from {lowest:g} to {highest:g}; is there a body in the scan, and is its unit the model's (CT: HU)?"
+    )
+
 
 def line(
     lower: float,

@@ -58,10 +58,18 @@ class View:
 
 
 def prepare(case: Case, recipe: Recipe, place: torch.device | None = None) -> Scan:
-    """``place``: where the voxels are to be; None: where they are."""
+    """The case made ready.
+
+    Args:
+        place: where the voxels are to be; None: where they are.
+
+    Raises:
+        ScanError: the model's window shows nothing of the scan.
+    """
     orientation = Orientation.to_canonical(case.image.grid)
     labels = None if case.labels is None else _drawn(case.labels, case.annotated).reoriented(orientation)
     raw = case.image if place is None else Volume(case.image.data.to(place), case.image.grid)
+    inputs.check_seen(recipe.intensity, raw, case.id)
     normalisation = inputs.normalisation(recipe.intensity, raw)
     grid = orientation.grid(case.image.grid)
     return Scan(case.id, raw, normalisation, grid, labels, orientation, case.annotated)

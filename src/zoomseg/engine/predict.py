@@ -180,6 +180,7 @@ class Predictor:
 
         Raises:
             GeometryError: the scan has not as many channels as the model.
+            ScanError: the model's window shows nothing of the scan.
             MemoryLimitError: not even the smallest tiles fit into the memory allowed.
         """
         if case.image.channels != self.channels:

@@ -13,7 +13,7 @@ from zoomseg.core.case import Prior
 from zoomseg.core.geometry import Grid
 from zoomseg.core.resample import resample_data
 from zoomseg.core.volume import Volume
-from zoomseg.core.window import line
+from zoomseg.core.window import check_within, line
 from zoomseg.recipe.spec import AtlasInput, ImageInput, InputSpec, IntensitySpec, PriorInput, Window, ZScore
 
 STATISTICS_VOXELS = 1_000_000
@@ -68,6 +68,17 @@ def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
             rows = [_moments(channel, spec) for channel in image.data]
             lower, upper, shift, scale_ = zip(*rows, strict=True)
             return Normalisation(lower, upper, shift, scale_)
+
+
+def check_seen(spec: IntensitySpec, image: Volume, name: str) -> None:
+    """Refuse a scan of which the recipe's window shows nothing; several channels count as one.
+
+    Raises:
+        ScanError: with the scan's ``name``.
+    """
+    if isinstance(spec, Window):
+        low, high = image.data.aminmax()
+        check_within(spec.lower, spec.upper, float(low), float(high), name)
 
 
 def _moments(channel: Tensor, spec: ZScore) -> tuple[float, float, float, float]:

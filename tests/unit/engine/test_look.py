@@ -8,11 +8,12 @@ import torch
 
 from tiny import SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case, Prior
+from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import look
-from zoomseg.recipe.spec import BoxAround, FixedShape, ImageInput, Recipe, Stage
+from zoomseg.recipe.spec import BoxAround, FixedShape, ImageInput, Recipe, Stage, ZScore
 
 RECIPE = tiny_recipe(together=True)
 COARSE, FINE = RECIPE.stages
@@ -86,6 +87,16 @@ def test_image_is_normalised_and_raw_is_not() -> None:
     assert torch.equal(scan.raw.data, values)
     assert scan.image.data.flatten().tolist() == pytest.approx([0, 0, 0.5, 1, 1])
     assert scan.labels is None
+
+
+def test_a_scan_of_air_alone_is_refused_by_a_recipe_with_a_window() -> None:
+    grid = Grid.from_spacing((4, 4, 4), (1.0, 1.0, 1.0))
+    air = torch.linspace(-1100, -950, 64).to(torch.int16).reshape(1, 4, 4, 4)
+    with pytest.raises(ScanError, match=r"^no voxel of a lies inside the window"):
+        look.prepare(Case("a", Volume(air, grid)), RECIPE)
+    look.prepare(Case("a", Volume(torch.cat([air, air + 1000]), grid)), RECIPE)  # one channel shows something
+    moments = RECIPE.model_copy(update={"intensity": ZScore()})
+    look.prepare(Case("a", Volume(air, grid)), moments)
 
 
 def test_a_whole_volume_is_seen_whole_on_the_stage_grid() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zoomseg.core.geometry import Box, Grid, Orientation
-from zoomseg.core.window import line
+from zoomseg.core.window import check_within, line
 from zoomseg.export.runner import resample
 from zoomseg.export.runner.pipeline import Stage
 from zoomseg.export.runner.region import Answer
@@ -32,7 +32,14 @@ class Scan:
 
 
 def prepare(voxels: AnyArray, grid: Grid, intensity: Mapping[str, Any]) -> Scan:
-    """A scan ``[C, I, J, K]`` made ready."""
+    """A scan ``[C, I, J, K]`` made ready.
+
+    Raises:
+        ScanError: the model's window shows nothing of it.
+    """
+    if intensity["kind"] == "window":
+        low, high = float(voxels.min()), float(voxels.max())
+        check_within(intensity["lower"], intensity["upper"], low, high, "the scan")
     orientation = Orientation.to_canonical(grid)
     # Contiguous, as matrix products of anything else are copied first.
     raw = np.ascontiguousarray(np.stack([reorient(channel, orientation) for channel in voxels]))

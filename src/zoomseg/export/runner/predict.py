@@ -25,7 +25,8 @@ def segment(pipeline: Pipeline, networks: Mapping[str, Network], voxels: AnyArra
     """Class indices ``[I, J, K]`` of a scan ``[C, I, J, K]`` on its own grid and in its own orientation.
 
     Raises:
-        ScanError: the scan has not as many channels as the model, or needs more memory than there is.
+        ScanError: the scan has not as many channels as the model, needs more memory than there is, or the
+            model's window shows nothing of it.
     """
     if len(voxels) != len(pipeline.channel_names):
         raise ScanError(

@@ -9,6 +9,7 @@ import torch
 from lattices import SIGNED_PERMUTATIONS, oriented
 from packaged import pipeline_of, untrained
 from tiny import SCHEMA, tiny_recipe
+from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Box
 from zoomseg.core.volume import Volume
 from zoomseg.export.runner import inputs, resample
@@ -53,6 +54,14 @@ def test_reorienting_back_and_forth(order: tuple[int, int, int], flip: tuple[int
     assert np.array_equal(scan.raw[0][tuple(index.T)], voxels[0][tuple(own.T)])
     assert np.abs(scan.image - scan.raw).max() < 1e-4
     assert np.array_equal(inputs.reorient(scan.raw[0], scan.orientation.inverse), voxels[0])
+
+
+def test_a_scan_of_air_alone_is_refused() -> None:
+    voxels = np.linspace(-1100, -950, 60).astype(np.int16).reshape(1, 5, 4, 3)
+    window = {"kind": "window", "lower": -125, "upper": 275, "output": [-1, 1]}
+    with pytest.raises(ScanError, match=r"^no voxel of the scan lies inside the window"):
+        inputs.prepare(voxels, oriented((5, 4, 3)), window)
+    inputs.prepare(voxels + 900, oriented((5, 4, 3)), window)
 
 
 def test_grids() -> None:
