@@ -34,6 +34,7 @@ KEEP_EVERY_SECONDS = 60.0
 
 PREPARED = "prepared.json"
 CHECKPOINT = "checkpoint.pt"
+SCANS = "scans.json"
 WORKERS = "nnUNet_n_proc_DA"
 
 
@@ -134,7 +135,8 @@ def trainer_of(job: Job, seconds: float) -> TimedTrainer:
 
 
 def predict(job: Job, trainer: TimedTrainer) -> dict[str, float]:
-    """Seconds of every case kept back, its reading and writing included."""
+    """Seconds of every case kept back, its reading and writing included. Cases predicted before an
+    interruption are not predicted again."""
     gpu = job.device.type == "cuda"
     predictor = nnUNetPredictor(use_mirroring=gpu, device=job.device, allow_tqdm=False)
     trainer.set_deep_supervision_enabled(False)
@@ -146,13 +148,17 @@ def predict(job: Job, trainer: TimedTrainer) -> dict[str, float]:
     description, name = trainer.dataset_json, type(trainer).__name__
     predictor.manual_initialization(bare, plans, configuration, [bare.state_dict()], description, name, axes)
     split = json.loads((job.raw / "splits_final.json").read_text(encoding="utf-8"))
-    seconds: dict[str, float] = {}
+    kept = job.out / SCANS
+    seconds: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for case in split[0]["val"]:
+        if case in seconds:
+            continue
         channels = range(len(description["channel_names"]))
         scan = [str(job.raw / "imagesTs" / f"{case}_{channel:04d}.nii.gz") for channel in channels]
         began = time.perf_counter()
         predictor.predict_from_files_sequential([scan], [str(job.out / "predictions" / case)])
         seconds[case] = time.perf_counter() - began
+        kept.write_text(json.dumps(seconds), encoding="utf-8")
     return seconds
 
 
