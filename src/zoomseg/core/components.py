@@ -14,8 +14,24 @@ Mask = npt.NDArray[np.bool_]
 def largest_component(mask: Mask, connectivity: Literal[6, 18, 26] = 26) -> Mask:
     """The largest connected component of ``mask [I, J, K]``; of equally large ones the first in memory.
     Nothing stays nothing."""
-    components = cc3d.connected_components(mask, connectivity=connectivity)
-    sizes = cc3d.statistics(components)["voxel_counts"].astype(np.int64)
-    sizes[0] = 0  # what is not set
+    components, sizes = _components(mask, connectivity)
     largest: Mask = components == int(np.argmax(sizes)) if sizes.any() else np.zeros_like(mask)
     return largest
+
+
+def without_islands(mask: Mask, below: float) -> Mask:
+    """``mask [I, J, K]`` without its connected components (26 neighbours) of fewer than ``below`` times the
+    voxels of the largest."""
+    components, sizes = _components(mask, 26)
+    kept: Mask = ((sizes >= below * sizes.max()) & (sizes > 0))[components]
+    return kept
+
+
+def _components(
+    mask: Mask, connectivity: Literal[6, 18, 26]
+) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64]]:
+    """Every voxel's component, from 1, and their numbers of voxels; what is not set is none."""
+    components = cc3d.connected_components(mask, connectivity=connectivity)
+    sizes = cc3d.statistics(components)["voxel_counts"].astype(np.int64)
+    sizes[0] = 0
+    return components, sizes

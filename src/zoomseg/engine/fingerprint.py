@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from zoomseg.core.case import Case
+from zoomseg.core.components import largest_component
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Index3, Orientation, Vector3
 from zoomseg.io.dataset import Dataset
@@ -40,6 +41,8 @@ class Organ:
     """Of its bounding box, as a share of the scan: 0 at the left, posterior and inferior face, 1 opposite."""
     percentiles: tuple[float, float]
     """0.5th and 99.5th of the intensities inside it, of the first channel."""
+    largest_part: float
+    """Share of its voxels that its largest connected part holds, in the case where that is the least."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class _Seen:
     extent_mm: Vector3
     centre: Vector3
     percentiles: tuple[float, float]
+    largest_part: float
 
 
 def take(
@@ -183,6 +187,7 @@ def _organs_in(case: Case) -> dict[str, _Seen]:
             as_vector((high - low) * spacing),
             as_vector((low + high) / 2 / np.array(classes.shape)),
             _tails(image[box][inside]),
+            float(largest_component(inside).sum() / inside.sum()),
         )
     return found
 
@@ -206,6 +211,7 @@ def _organs(
                 as_vector(np.median([one.extent_mm for one in those], axis=0)),
                 as_vector(np.median([one.centre for one in those], axis=0)),
                 cast("tuple[float, float]", tuple(np.median([one.percentiles for one in those], axis=0))),
+                min(one.largest_part for one in those),
             )
 
 

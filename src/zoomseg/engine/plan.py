@@ -53,6 +53,10 @@ SHRINK = 0.8
 """Factor on all voxel budgets, as often as needed to fit."""
 INNER_FACTOR = 3
 """A window so many times as wide as the middle organ's intensities shows these with more contrast."""
+ONE_PIECE = 0.95
+"""An organ of which every case's largest connected part holds this share, or more, is in one piece."""
+ONE_PIECE_CASES = 5
+"""In fewer cases nothing can be told of its parts."""
 SMALLEST_PATCH_VOXELS = 2000
 """Patches are not shrunk below this: nothing could be learned from them."""
 
@@ -92,6 +96,7 @@ def plan(
     else:
         chosen = _cascade(recipe, data, schema, device, length)
     intensity, why_intensity = _intensity(data)
+    islands, why_islands = _islands(data)
     concrete = specs.Recipe(
         name=recipe.name,
         description=recipe.description,
@@ -100,13 +105,14 @@ def plan(
         stages=tuple(draft.stage for draft in chosen.drafts),
         train_together=(("coarse", "fine"),) if len(chosen.drafts) == 2 else (),
         prior_from="live",
+        islands=islands,
     )
     finest_mm = chosen.drafts[-1].mm
     reasons = [about(data), why_stages, why_intensity, *chosen.reasons]
     for draft, cost in zip(chosen.drafts, chosen.costs, strict=True):
         reasons += [*draft.reasons, _why_network(recipe, draft.stage, cost)]
     reasons += [chosen.why_memory, mirrored(schema)[1], contrast(data.is_ct).reason]
-    reasons += [why_training(concrete.stages[-1].training), _why_length(recipe, length)]
+    reasons += [why_training(concrete.stages[-1].training), _why_length(recipe, length), why_islands]
     reasons += organ_reasons(data, schema, finest_mm)
     return Plan(concrete, tuple(reasons), data, finest_mm)
 
@@ -276,6 +282,20 @@ def _usual(data: Fingerprint, window: specs.Window) -> tuple[float, float] | Non
     low, high = (float(end) for end in np.clip(ends, window.lower, window.upper))
     narrow = 0 < INNER_FACTOR * (high - low) <= window.upper - window.lower
     return (low, high) if narrow else None
+
+
+def _islands(data: Fingerprint) -> tuple[specs.Islands | None, Reason]:
+    """Small parts go where the data shows that there are none."""
+    whole = [o.name for o in data.organs if o.largest_part >= ONE_PIECE and o.cases >= ONE_PIECE_CASES]
+    if not whole:
+        why = f"no organ was seen in {ONE_PIECE_CASES} cases or more and in one piece in all of them"
+        return None, Reason("islands", "kept", why)
+    found = specs.Islands(labels=tuple(whole))
+    others = [organ.name for organ in data.organs if organ.name not in whole]
+    why = f"one connected part holds {ONE_PIECE:.0%} of it, or more, in every case"
+    why += f"; not so {', '.join(others)}" if others else ""
+    value = f"parts under {found.below:.0%} of the largest go, of {', '.join(whole)}"
+    return found, Reason("islands", value, why)
 
 
 def _why_length(recipe: specs.PlannedRecipe, length: Length | None) -> Reason:

@@ -6,11 +6,13 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from zoomseg.core.case import Case, Prior
+from zoomseg.core.components import largest_component, without_islands
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.placing import Tile
@@ -311,7 +313,10 @@ def cascade(
         said.hear(stage, labels, done)
         clock.lap(stage.name)
     _enter(recipe, said.answers, canvas, priors.get(ATLAS))
-    fusion.keep_largest(canvas, schema.select(recipe.largest_component))
+    fusion.keep_parts(canvas, schema.select(recipe.largest_component), largest_component)
+    if recipe.islands is not None:
+        parts = partial(without_islands, below=recipe.islands.below)
+        fusion.keep_parts(canvas, schema.select(recipe.islands.labels), parts)
     if organs is not None:
         fusion.keep_only(canvas, schema.select(organs))
     labels_map = LabelMap(canvas.labels.cpu(), canvas.grid, schema).reoriented(scan.orientation.inverse)

@@ -187,8 +187,14 @@ def resolved(recipe: Recipe, schema: LabelSchema) -> Recipe:
         return stage.model_copy(update={"roi": roi, "inputs": tuple(seen), "labels": labels})
 
     stages = tuple(named(stage) for stage in recipe.stages)
-    largest = schema.select(recipe.largest_component)
-    return recipe.model_copy(update={"stages": stages, "largest_component": largest})
+    update: dict[str, object] = {
+        "stages": stages,
+        "largest_component": schema.select(recipe.largest_component),
+    }
+    if recipe.islands is not None:
+        labels = schema.select(recipe.islands.labels)
+        update["islands"] = recipe.islands.model_copy(update={"labels": labels})
+    return recipe.model_copy(update=update)
 
 
 def _readme(bundle: Bundle) -> str:

@@ -139,11 +139,14 @@ def fit(recipe: Recipe, schema: LabelSchema) -> tuple[Recipe, tuple[str, ...]]:
         )
     kept = {stage.name for stage in stages}
     groups = (tuple(n for n in group if n in kept) for group in recipe.train_together)
-    update = {
+    update: dict[str, object] = {
         "stages": tuple(stages),
         "train_together": tuple(group for group in groups if len(group) > 1),
         "largest_component": _spelled(recipe.largest_component, schema)[0],
     }
+    if recipe.islands is not None:
+        labels = _spelled(recipe.islands.labels, schema)[0]
+        update["islands"] = recipe.islands.model_copy(update={"labels": labels})
     return recipe.model_copy(update=update), tuple(notes)
 
 

@@ -496,6 +496,15 @@ class AtlasSpec(Spec):
     fusion: AtlasFusionSpec = PatchFusion()
 
 
+class Islands(Spec):
+    """Parts of ``labels`` that lie apart and are small are no organ but something that looks like it:
+    connected components of fewer than ``below`` times the voxels of the label's largest become background.
+    """
+
+    labels: tuple[str, ...] | Literal["all"] = "all"
+    below: Annotated[float, Field(gt=0, le=1)] = 0.25
+
+
 class Recipe(Spec):
     """A complete, concrete recipe: every number is here, nothing is planned later."""
 
@@ -518,6 +527,8 @@ class Recipe(Spec):
     atlas: AtlasSpec | None = None
     largest_component: tuple[str, ...] | Literal["all"] = ()
     """Labels of which only the largest connected component is kept in the end."""
+    islands: Islands | None = None
+    """What becomes of small parts that lie apart, in the end; None: they stay."""
 
 
 class PlannedRecipe(Spec):

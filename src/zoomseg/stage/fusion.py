@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zoomseg.core.case import Prior
-from zoomseg.core.components import largest_component
+from zoomseg.core.components import Mask
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region, class_boxes
@@ -273,16 +273,15 @@ def keep_only(canvas: Canvas, labels: Collection[str]) -> None:
     _erase(canvas, {canvas.schema.class_of(name) for name in canvas.schema.names} - keep)
 
 
-def keep_largest(canvas: Canvas, labels: Iterable[str]) -> None:
-    """Of each of these labels only the largest connected component (26 neighbours) stays; the rest
-    becomes background."""
+def keep_parts(canvas: Canvas, labels: Iterable[str], kept: Callable[[Mask], Mask]) -> None:
+    """Of the voxels of each of these labels only those ``kept`` stay; the rest becomes background."""
     classes = [canvas.schema.class_of(name) for name in labels]
     if not classes:
         return
     data = canvas.labels.cpu().numpy()
     for c, box in class_boxes(data, classes).items():
         own = data[box.slices] == c
-        data[box.slices][own & ~largest_component(own)] = 0
+        data[box.slices][own & ~kept(own)] = 0
     canvas.labels.copy_(torch.from_numpy(data))
 
 

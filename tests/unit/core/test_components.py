@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from zoomseg.core.components import largest_component
+from zoomseg.core.components import largest_component, without_islands
 
 
 @pytest.mark.parametrize(("connectivity", "order"), [(6, 1), (18, 2), (26, 3)])
@@ -26,6 +26,20 @@ def test_corners_connect_unless_faces_are_asked_for() -> None:
     assert largest_component(mask, connectivity=6).sum() == 1
 
 
+def test_islands_are_parts_much_smaller_than_the_largest() -> None:
+    mask = np.zeros((30, 2, 2), dtype=bool)
+    mask[:4] = True  # 16 voxels
+    mask[6:8, 0] = True  # 4, a quarter
+    mask[10:13, 1, 1] = True  # 3
+    mask[20] = True  # 4
+    kept = np.unique(np.nonzero(without_islands(mask, 0.25))[0])
+    assert kept.tolist() == [0, 1, 2, 3, 6, 7, 20]
+    assert np.unique(np.nonzero(without_islands(mask, 0.26))[0]).tolist() == [0, 1, 2, 3]
+    assert np.array_equal(without_islands(mask, 0.01), mask)
+
+
 def test_nothing_and_everything() -> None:
+    assert not without_islands(np.zeros((3, 3, 3), dtype=bool), 0.25).any()
+    assert without_islands(np.ones((3, 3, 3), dtype=bool), 1.0).all()
     assert not largest_component(np.zeros((3, 3, 3), dtype=bool)).any()
     assert largest_component(np.ones((3, 3, 3), dtype=bool)).all()

@@ -78,6 +78,14 @@ def test_medians_are_over_the_cases_that_have_the_organ(tmp_path: Path) -> None:
     assert left.volume_ml == pytest.approx(64 * 0.012)
 
 
+def test_how_much_of_an_organ_is_in_one_piece_in_the_worst_case(tmp_path: Path) -> None:
+    cut = {1: ((2, 2, 2), (12, 6, 6)), 2: ((4, 2, 2), (6, 6, 6))}  # the second goes through the first
+    data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}, cut])
+    left, right = take(data, data.ids).organs
+    assert left.largest_part == pytest.approx(6 / 8)
+    assert right.largest_part == 1.0
+
+
 def test_what_was_not_drawn_does_not_count(tmp_path: Path) -> None:
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}, {1: SMALL, 2: LARGE}])
     first = replace(data.cases[0], annotated=frozenset({"right kidney"}))

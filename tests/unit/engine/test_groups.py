@@ -27,7 +27,7 @@ from zoomseg.recipe.spec import BoxAround, FixedSpacing, Recipe
 
 
 def organ(name: str, centre: tuple[float, float, float], extent_mm: float = 20.0, ml: float = 4.0) -> Organ:
-    return Organ(name, 8, 8, ml, (extent_mm, extent_mm, extent_mm), centre, (0.0, 90.0))
+    return Organ(name, 8, 8, ml, (extent_mm, extent_mm, extent_mm), centre, (0.0, 90.0), 1.0)
 
 
 def data(*organs: Organ) -> Fingerprint:

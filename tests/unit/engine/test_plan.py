@@ -24,6 +24,7 @@ from zoomseg.recipe.spec import (
     DiceCrossEntropy,
     DilatedForeground,
     FixedSpacing,
+    Islands,
     PlannedRecipe,
     Recipe,
     Stage,
@@ -134,7 +135,7 @@ def test_ct_gets_a_window_of_foreground_intensities_mr_a_zscore() -> None:
 
 def of_intensities(*percentiles: tuple[float, float]) -> Fingerprint:
     size, centre = (90.0, 90.0, 90.0), (0.5, 0.5, 0.5)
-    organs = tuple(Organ(f"o{n}", 9, 9, 80.0, size, centre, p) for n, p in enumerate(percentiles))
+    organs = tuple(Organ(f"o{n}", 9, 9, 80.0, size, centre, p, 1.0) for n, p in enumerate(percentiles))
     return replace(ABDOMEN, foreground_percentiles=(-950.0, 1650.0), organs=organs)
 
 
@@ -151,6 +152,26 @@ def test_bone_and_airways_leave_most_contrast_to_all_other_organs() -> None:
 )
 def test_no_part_of_a_window_that_holds_much_of_it_or_nothing(percentiles: tuple[float, float]) -> None:
     assert planned(of_intensities(percentiles)).intensity == Window(lower=-950, upper=1650, output=(-1, 1))
+
+
+def test_small_parts_go_of_organs_that_are_in_one_piece() -> None:
+    size, centre = (90.0, 90.0, 90.0), (0.5, 0.5, 0.5)
+    organs = tuple(
+        Organ(name, cases, 9, 80.0, size, centre, (0.0, 90.0), part)
+        for name, cases, part in (
+            ("liver", 9, 0.95),
+            ("aorta", 9, 0.94),
+            ("spleen", 4, 1.0),
+            ("colon", 5, 1.0),
+        )
+    )
+    made = whole_plan(replace(ABDOMEN, organs=organs))
+    assert made.recipe.islands == Islands(labels=("liver", "colon"), below=0.25)
+    assert reasons(made)["islands"].value == "parts under 25% of the largest go, of liver, colon"
+    assert reasons(made)["islands"].why.endswith("in every case; not so aorta, spleen")
+    none = whole_plan(replace(ABDOMEN, organs=organs[1:3]))
+    assert none.recipe.islands is None
+    assert reasons(none)["islands"].value == "kept"
 
 
 def test_other_modalities_are_trained_for_more_changes_of_contrast() -> None:
@@ -370,8 +391,8 @@ def test_plans_for_few_cases_and_for_many_differ_in_nothing_but_that(cases: int)
 
 
 def test_an_organ_that_the_finest_grid_hardly_shows_is_warned_of() -> None:
-    organs = (Organ("liver", 30, 30, 1500.0, (200.0, 180.0, 160.0), (0.6, 0.5, 0.7), (0.0, 200.0)),)
-    tiny = Organ("left kidney", 30, 30, 0.5, (8.0, 8.0, 8.0), (0.3, 0.4, 0.6), (0.0, 200.0))
+    organs = (Organ("liver", 30, 30, 1500.0, (200.0, 180.0, 160.0), (0.6, 0.5, 0.7), (0.0, 200.0), 1.0),)
+    tiny = Organ("left kidney", 30, 30, 0.5, (8.0, 8.0, 8.0), (0.3, 0.4, 0.6), (0.0, 200.0), 1.0)
     calm, warned = (whole_plan(replace(ABDOMEN, organs=o)) for o in (organs, (*organs, tiny)))
     assert calm.warnings == ()
     (warning,) = warned.warnings
@@ -380,4 +401,4 @@ def test_an_organ_that_the_finest_grid_hardly_shows_is_warned_of() -> None:
     assert warning.startswith(
         f"small organ: left kidney, 0.5 ml = {voxels} voxels of the finest grid; below 30"
     )
-    assert warned.recipe == calm.recipe
+    assert warned.recipe.stages == calm.recipe.stages

@@ -36,6 +36,7 @@ from zoomseg.recipe.spec import (
     BodyMask,
     DilatedForeground,
     ImageInput,
+    Islands,
     PriorInput,
     Recipe,
     Stage,
@@ -320,6 +321,18 @@ def test_the_largest_component_is_kept_in_the_end() -> None:
     assert along(left, a=twice) == "000111222020"
     both = chain(("a", NEAREST), largest_component="all")
     assert along(both, a=twice) == "000111222000"
+
+
+def test_small_parts_that_lie_apart_go_in_the_end() -> None:
+    parts = stripes("110111222020")
+
+    def below(share: float, labels: str | tuple[str, ...] = "all") -> str:
+        return along(chain(("a", NEAREST), islands=Islands(labels=labels, below=share)), a=parts)
+
+    assert below(0.3) == "110111222020"
+    assert below(0.5) == "110111222000"
+    assert below(0.7) == "000111222000"
+    assert below(0.7, ("left kidney",)) == "000111222020"
 
 
 def test_only_the_organs_asked_for() -> None:

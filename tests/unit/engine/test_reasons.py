@@ -21,7 +21,7 @@ from zoomseg.engine.reasons import (
 
 
 def organ(name: str, volume_ml: float, cases: int = 3) -> Organ:
-    return Organ(name, cases, 4, volume_ml, (20.4, 31.6, 12.0), (0.25, 0.5, 0.752), (0.0, 90.0))
+    return Organ(name, cases, 4, volume_ml, (20.4, 31.6, 12.0), (0.25, 0.5, 0.752), (0.0, 90.0), 1.0)
 
 
 def data(*organs: Organ, cases: int = 4, read: int = 4) -> Fingerprint:

@@ -197,6 +197,7 @@ def test_label_names_become_the_data_set_s_spelling_wherever_they_stand() -> Non
         ),
         stage("four", inputs=({"kind": "atlas", "labels": ("LIVER",)}, *reads("one", labels="own"))),
         largest_component=("left_kidney",),
+        islands={"labels": ("LIVER", "spleen")},
         atlas={},
     )
     fitted, notes = graph.fit(published, FOUND)
@@ -214,6 +215,8 @@ def test_label_names_become_the_data_set_s_spelling_wherever_they_stand() -> Non
     assert three.inputs[1].labels == ("kidney right",)  # type: ignore[union-attr]
     assert [s.labels for s in four.inputs if s.kind != "image"] == [("Liver",), "own"]
     assert fitted.largest_component == ("kidney left",)
+    assert fitted.islands is not None
+    assert fitted.islands.labels == ("Liver",)
     graph.validate_labels(graph.expand(fitted, FOUND), FOUND)
 
 

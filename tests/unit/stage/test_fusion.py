@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lattices import SIGNED_PERMUTATIONS, boxes_in, indices, oriented
 from zoomseg.core.case import Prior
+from zoomseg.core.components import largest_component
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
@@ -482,7 +483,7 @@ def test_replace_times_atlas_equals_the_naive_full_size_computation(place: Argma
     assert not torch.equal(plain.labels, canvas.labels)
 
 
-# --- largest component ----------------------------------------------------------------------------
+# --- connected parts --------------------------------------------------------------------------------
 
 
 def test_only_the_largest_component_of_the_labels_named_stays() -> None:
@@ -494,7 +495,7 @@ def test_only_the_largest_component_of_the_labels_named_stays() -> None:
     labels[9, 2, 2] = SPLEEN  # in the middle of the lesser liver
     labels[0, 9, 7] = labels[11, 9, 7] = AORTA
     canvas = Canvas(grid, SCHEMA, labels.clone())
-    fusion.keep_largest(canvas, ("liver", "pancreas", "spleen"))
+    fusion.keep_parts(canvas, ("liver", "pancreas", "spleen"), largest_component)
     wanted = labels.clone()
     wanted[8:10, 1:4, 1:4] = 0
     wanted[9, 2, 2] = SPLEEN
@@ -503,10 +504,10 @@ def test_only_the_largest_component_of_the_labels_named_stays() -> None:
     assert int((wanted == AORTA).sum()) == 2
 
 
-def test_no_labels_to_keep_the_largest_of_and_none_there() -> None:
+def test_no_labels_to_keep_parts_of_and_none_there() -> None:
     canvas = random_canvas()
-    fusion.keep_largest(canvas, ())
+    fusion.keep_parts(canvas, (), np.zeros_like)
     assert torch.equal(canvas.labels, random_canvas().labels)
     blank = Canvas.blank(SCAN, SCHEMA)
-    fusion.keep_largest(blank, SCHEMA.names)
+    fusion.keep_parts(blank, SCHEMA.names, largest_component)
     assert not blank.labels.any()

@@ -5,7 +5,7 @@ hence near where some stage voxel's does: elsewhere it is not computed."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,6 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.export.runner import resample
 from zoomseg.export.runner.region import Answer, Mask, bounding_box
 from zoomseg.export.runner.resample import FloatArray
-from zoomseg.export.runner.roi import largest_component
 
 BLOCK_VOXELS = 8_000_000
 """Scan voxels computed at once."""
@@ -162,14 +161,14 @@ def _speak(canvas: Canvas, voice: Voice, box: Box, highest: FloatArray) -> None:
     np.copyto(highest, probability, where=found)
 
 
-def keep_largest(canvas: Canvas, labels: Iterable[str]) -> None:
-    """Of each of these labels only the largest connected component (26 neighbours) stays."""
+def keep_parts(canvas: Canvas, labels: Iterable[str], kept: Callable[[Mask], Mask]) -> None:
+    """Of the voxels of each of these labels only those stay that are ``kept``."""
     found = ndimage.find_objects(canvas.labels)
     for c in (canvas.schema.class_of(name) for name in labels):
         where = found[c - 1] if c <= len(found) else None
         if where is not None:
             own = canvas.labels[where] == c
-            canvas.labels[where][own & ~largest_component(own, np.ones((3, 3, 3), dtype=bool))] = 0
+            canvas.labels[where][own & ~kept(own)] = 0
 
 
 def blocks(box: Box) -> list[Box]:

@@ -64,6 +64,10 @@ class Pipeline:
     stages: tuple[Stage, ...]
     on_missing: str
     largest: tuple[str, ...]
+    """Labels of which only the largest connected component stays."""
+    islands: tuple[str, ...]
+    """Labels whose components of fewer than ``below`` times the largest one's voxels go."""
+    below: float
 
 
 def read(archive: Path) -> tuple[Pipeline, Mapping[str, bytes]]:
@@ -91,6 +95,7 @@ def parse(data: Mapping[str, Any]) -> Pipeline:
         raise ModelError(f"format {data['format']}, this runner reads {FORMAT}")
     recipe, labels = data["recipe"], data["labels"]
     channels = len(data["channel_names"])
+    islands = recipe.get("islands") or {"labels": (), "below": 1.0}
     return Pipeline(
         LabelSchema(tuple(labels["names"]), tuple(labels["values"])),
         tuple(data["channel_names"]),
@@ -98,6 +103,8 @@ def parse(data: Mapping[str, Any]) -> Pipeline:
         tuple(_stage(stage, channels, data["networks"][stage["name"]]) for stage in recipe["stages"]),
         recipe["on_missing"],
         tuple(recipe["largest_component"]),
+        tuple(islands["labels"]),
+        islands["below"],
     )
 
 

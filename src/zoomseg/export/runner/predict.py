@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from zoomseg.export.runner.inputs import Scan
 from zoomseg.export.runner.pipeline import Pipeline, Stage
 from zoomseg.export.runner.region import Answer, Region
 from zoomseg.export.runner.resample import AnyArray, FloatArray
+from zoomseg.export.runner.roi import CORNERS, largest_component, without_islands
 from zoomseg.export.runner.tiling import Stitcher, cover
 
 
@@ -133,7 +135,8 @@ def _fused(
         voices = [Voice.of(canvas, answers[s.name], s.argmax_on) for s in stages if s.name in names]
         if voices:
             fusion.fuse(kind, canvas, voices)
-    fusion.keep_largest(canvas, pipeline.largest)
+    fusion.keep_parts(canvas, pipeline.largest, partial(largest_component, neighbours=CORNERS))
+    fusion.keep_parts(canvas, pipeline.islands, partial(without_islands, below=pipeline.below))
     return canvas
 
 

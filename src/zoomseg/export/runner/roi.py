@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from zoomseg.core.dilation import dilated
@@ -14,6 +15,9 @@ from zoomseg.core.geometry import Grid
 from zoomseg.export.runner import resample
 from zoomseg.export.runner.region import Answer, Mask, Region, bounding_box
 from zoomseg.export.runner.resample import AnyArray
+
+CORNERS: Mask = np.ones((3, 3, 3), dtype=bool)
+"""Voxels that share a corner are neighbours."""
 
 
 def find(
@@ -49,13 +53,24 @@ def body_mask(voxels: AnyArray, scan: Grid, grid: Grid, threshold: float) -> Reg
 
 def largest_component(mask: Mask, neighbours: Mask) -> Mask:
     """The largest connected component; of equally large ones the first in memory. Nothing stays nothing."""
-    components, count = ndimage.label(mask, neighbours)
-    if count == 0:
-        return mask
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    largest: Mask = components == int(np.argmax(sizes))
+    components, sizes = _components(mask, neighbours)
+    largest: Mask = components == int(np.argmax(sizes)) if sizes.any() else mask
     return largest
+
+
+def without_islands(mask: Mask, below: float) -> Mask:
+    """Without connected components of fewer than ``below`` times the voxels of the largest."""
+    components, sizes = _components(mask, CORNERS)
+    kept: Mask = ((sizes >= below * sizes.max()) & (sizes > 0))[components]
+    return kept
+
+
+def _components(mask: Mask, neighbours: Mask) -> tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.int64]]:
+    """Every voxel's component, from 1, and their numbers of voxels; what is not set is none."""
+    components, count = ndimage.label(mask, neighbours)
+    sizes = np.bincount(components.ravel(), minlength=count + 1).astype(np.int64)
+    sizes[0] = 0
+    return components, sizes
 
 
 def _region(grid: Grid, mask: Mask) -> Region | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.export.runner import fusion, resample
 from zoomseg.export.runner.fusion import Canvas, Voice, fuse
 from zoomseg.export.runner.region import Answer, Region
+from zoomseg.export.runner.roi import CORNERS, largest_component
 
 SCAN = oriented((19, 17, 13), (1.0, 0.9, 2.0), angles_deg=(5, 0, 10))
 NAMES = tuple(f"organ {n}" for n in range(40))
@@ -99,7 +102,9 @@ def test_only_the_largest_component_of_some_labels_stays() -> None:
     for c in (1, 2):
         canvas.labels[:3, c * 4, 0] = c
         canvas.labels[10:12, c * 4, 0] = c
-    fusion.keep_largest(canvas, NAMES[1:3])  # the third is nowhere
+    fusion.keep_parts(
+        canvas, NAMES[1:3], partial(largest_component, neighbours=CORNERS)
+    )  # the third is nowhere
     assert np.argwhere(canvas.labels == 1)[:, 0].tolist() == [0, 1, 2, 10, 11]
     assert np.argwhere(canvas.labels == 2)[:, 0].tolist() == [0, 1, 2]
 

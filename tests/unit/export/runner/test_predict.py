@@ -98,6 +98,10 @@ MADE = {
         intensity={"kind": "zscore"},
         largest_component=["left kidney"],
     ),
+    "without islands": recipe(
+        stage("whole", grid=THIN),
+        islands={"labels": "all", "below": 0.5},
+    ),
 }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from zoomseg.core.components import without_islands
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.export.runner import roi
 from zoomseg.export.runner.region import Answer, Region
@@ -108,6 +109,15 @@ def test_largest_component() -> None:
     mask[[0, 1, 3, 4]] = True  # equally large: the first
     found = roi.largest_component(mask, np.ones((3, 3, 3), bool))
     assert found.ravel().tolist() == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.6, 1.0])
+@pytest.mark.parametrize("density", [0.0, 0.06, 0.3, 1.0])
+def test_islands_are_what_the_package_takes_for_them(share: float, density: float) -> None:
+    mask = np.random.default_rng(2).random((14, 12, 10)) < density
+    found = roi.without_islands(mask, share)
+    assert np.array_equal(found, without_islands(mask, share))
+    assert found.any() == mask.any()
 
 
 def test_another_kind_is_refused() -> None:
