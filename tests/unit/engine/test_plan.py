@@ -157,19 +157,20 @@ def test_no_part_of_a_window_that_holds_much_of_it_or_nothing(percentiles: tuple
 def test_small_parts_go_of_organs_that_are_in_one_piece() -> None:
     size, centre = (90.0, 90.0, 90.0), (0.5, 0.5, 0.5)
     organs = tuple(
-        Organ(name, cases, 9, 80.0, size, centre, (0.0, 90.0), part)
-        for name, cases, part in (
-            ("liver", 9, 0.95),
-            ("aorta", 9, 0.94),
-            ("spleen", 4, 1.0),
-            ("colon", 5, 1.0),
+        Organ(name, cases, 9, ml, size, centre, (0.0, 90.0), part)
+        for name, cases, ml, part in (
+            ("liver", 9, 300.0, 0.95),
+            ("aorta", 9, 300.0, 0.94),
+            ("spleen", 4, 300.0, 1.0),
+            ("portal vein", 9, 72.0, 1.0),
+            ("pancreas", 5, 73.0, 1.0),  # a tenth of 729 ml
         )
     )
     made = whole_plan(replace(ABDOMEN, organs=organs))
-    assert made.recipe.islands == Islands(labels=("liver", "colon"), below=0.25)
-    assert reasons(made)["islands"].value == "parts under 25% of the largest go, of liver, colon"
-    assert reasons(made)["islands"].why.endswith("in every case; not so aorta, spleen")
-    none = whole_plan(replace(ABDOMEN, organs=organs[1:3]))
+    assert made.recipe.islands == Islands(labels=("liver", "pancreas"), below=0.25)
+    assert reasons(made)["islands"].value == "parts under 25% of the largest go, of liver, pancreas"
+    assert reasons(made)["islands"].why.endswith("or more; not so aorta, spleen, portal vein")
+    none = whole_plan(replace(ABDOMEN, organs=organs[1:4]))
     assert none.recipe.islands is None
     assert reasons(none)["islands"].value == "kept"
 
