@@ -146,7 +146,7 @@ def require(dataset: Dataset, ids: Sequence[str], organs: Iterable[str]) -> None
     """
     missing = list(organs)
     for case in _cases(dataset, ids if missing else ()):
-        present = _organs_in(case)
+        present = _present(case)
         missing = [name for name in missing if name not in present]
         if not missing:
             return
@@ -168,8 +168,17 @@ def _drawn(case: Case, dataset: Dataset) -> frozenset[str]:
     return frozenset(dataset.schema.names) if case.annotated is None else case.annotated
 
 
-def _organs_in(case: Case) -> dict[str, _Seen]:
+def _present(case: Case) -> frozenset[str]:
     """The annotated organs that a case has."""
+    if case.labels is None:
+        return frozenset()
+    names = case.labels.schema.names
+    seen = frozenset(names[number - 1] for number in np.unique(case.labels.data) if number)
+    return seen if case.annotated is None else seen & case.annotated
+
+
+def _organs_in(case: Case) -> dict[str, _Seen]:
+    """The annotated organs that a case has, measured."""
     if case.labels is None:
         return {}
     canonical = Orientation.to_canonical(case.labels.grid)
@@ -182,12 +191,13 @@ def _organs_in(case: Case) -> dict[str, _Seen]:
             continue
         low, high = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
         inside = classes[box] == number
+        voxels = int(np.count_nonzero(inside))
         found[name] = _Seen(
-            int(np.count_nonzero(inside)) * labels.grid.voxel_volume_ml,
+            voxels * labels.grid.voxel_volume_ml,
             as_vector((high - low) * spacing),
             as_vector((low + high) / 2 / np.array(classes.shape)),
             _tails(image[box][inside]),
-            float(largest_component(inside).sum() / inside.sum()),
+            int(np.count_nonzero(largest_component(inside))) / voxels,
         )
     return found
 

@@ -55,11 +55,11 @@ INNER_FACTOR = 3
 """A window so many times as wide as the middle organ's intensities shows these with more contrast."""
 ONE_PIECE = 0.95
 """An organ of which every case's largest connected part holds this share, or more, is in one piece."""
+ONE_PIECE_CASES = 5
+"""In fewer cases nothing can be told of its parts."""
 STOUT = 0.1
 """Share of its bounding box that an organ fills, or more: thinner ones (the portal vein fills 3 %, the
 pancreas 9 %) break in two where they are drawn imprecisely, and no part of them is an island."""
-ONE_PIECE_CASES = 5
-"""In fewer cases nothing can be told of its parts."""
 SMALLEST_PATCH_VOXELS = 2000
 """Patches are not shrunk below this: nothing could be learned from them."""
 
