@@ -21,7 +21,7 @@ from zoomseg.cli.live import TrainingDisplay
 from zoomseg.cli.train import parse_duration
 from zoomseg.engine import job
 from zoomseg.engine.device import resolve
-from zoomseg.engine.drafts import Contrast, contrast
+from zoomseg.engine.drafts import CT_CONTRAST, OTHER_CONTRAST, Contrast
 from zoomseg.io.dataset import open_dataset
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.recipe import load
@@ -82,17 +82,22 @@ ROWS: Mapping[str, Change] = {
     "all voxels weigh alike": trained_with(loss=DiceCrossEntropy()),
     "learning rate of 0.001": trained_with(optimiser=AdamW(lr=0.001)),
     "learning rate of 0.003": trained_with(optimiser=AdamW(lr=0.003)),
-    "contrast as for CT": toned_as(contrast(is_ct=True)),
-    "contrast as for other modalities": toned_as(contrast(is_ct=False)),
+    "contrast as for CT": toned_as(CT_CONTRAST),
+    "contrast as for other modalities": toned_as(OTHER_CONTRAST),
     "no prior for the fine stage": without_priors,
     "scans cut short in training": augmented_with(shorter_scan=0.3),
 }
 
 
 def changed(recipe: Recipe, change: Change) -> Recipe | None:
-    """The recipe with every stage changed; None where the change changes nothing."""
-    made = recipe.model_copy(update={"stages": tuple(map(change, recipe.stages))})
-    return None if made == recipe else made
+    """The recipe with every stage changed; None where the change changes nothing. Stages that no longer read
+    another's answer are trained one after the other, in the same time."""
+    stages = tuple(map(change, recipe.stages))
+    if stages == recipe.stages:
+        return None
+    reads = any(given.kind == "prior" for stage in stages for given in stage.inputs)
+    together = recipe.train_together if reads else ()
+    return recipe.model_copy(update={"stages": stages, "train_together": together})
 
 
 def table(scores: Mapping[str, Evaluation], trained: Mapping[str, str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
@@ -21,6 +21,8 @@ SINGLE_STAGE_FACTOR = 4.0
 """One stage is enough where the median scan has at most this many times a patch's voxels."""
 
 BATCH_LIMIT = 4
+SAME_SIDE = 0.9
+"""An organ that lies to the right of another in this share of the cases, or more, has a side."""
 
 
 @dataclass(frozen=True)
@@ -220,14 +222,14 @@ def _training(
     *shown: LabelSchema,
 ) -> tuple[specs.Training, Reason]:
     """``shown``: labels that its patches carry."""
-    shift, tone = round(min(patch) / 8, 1), contrast(data.is_ct)
+    shift, tone = round(min(patch) / 8, 1), contrast(data)
     augmentation = specs.Augmentation(
         rotation_deg=(15.0, 15.0, 15.0),
         scale=(0.8, 1.25),
         translation_vox=shift,
         elastic_vox=3.0,
         elastic_grid_vox=24.0,
-        flip_axes=("R",) if all(mirrored(labels)[0] for labels in shown) else (),
+        flip_axes=("R",) if all(mirrored(labels, data)[0] for labels in shown) else (),
         brightness=0.2,
         contrast=tone.contrast,
         gamma=tone.gamma,
@@ -270,22 +272,46 @@ class Contrast:
         return Reason("contrast", value, f"in training. {self.why}")
 
 
-def contrast(is_ct: bool) -> Contrast:
-    if is_ct:
-        return Contrast(0.25, (0.75, 1.33), 0.0, "CT: an organ's HU differ little from scan to scan")
-    why = (
-        "not CT: coils, sequences and disease make an organ several times as bright in one scan as in another"
-    )
-    return Contrast(0.5, (0.6, 1.7), 0.7, why)
+CT_CONTRAST = Contrast(0.25, (0.75, 1.33), 0.0, "CT: an organ's HU differ little from scan to scan")
+OTHER_CONTRAST = Contrast(
+    0.5,
+    (0.6, 1.7),
+    0.7,
+    "not CT: coils, sequences and disease make an organ several times as bright in one scan as in another",
+)
+TONE_CASES = 30
+"""So many cases show how far an organ's brightness differs; fewer do not show what the next one brings."""
+TONE_SPREADS = 3
+"""An organ's brightness is changed by so many standard deviations of what the data shows."""
 
 
-def mirrored(schema: LabelSchema) -> tuple[tuple[Literal["R"], ...], Reason]:
+def contrast(data: Fingerprint) -> Contrast:
+    if data.is_ct:
+        return CT_CONTRAST
+    spreads = [organ.tone_spread for organ in data.organs if organ.cases >= TONE_CASES]
+    shown = [spread for spread in spreads if spread is not None]
+    if not shown or len(shown) < len(data.organs):
+        return OTHER_CONTRAST
+    strength = round(TONE_SPREADS * max(shown), 2)
+    if strength >= OTHER_CONTRAST.organ_brightness:
+        return OTHER_CONTRAST
+    why = f"not CT, but no organ's brightness beside the others' differs by more than {max(shown):.0%} "
+    why += f"(standard deviation over cases): {TONE_SPREADS} times that"
+    return replace(OTHER_CONTRAST, organ_brightness=strength, why=why)
+
+
+def mirrored(schema: LabelSchema, data: Fingerprint) -> tuple[tuple[Literal["R"], ...], Reason]:
     """Axes along which patches may be mirrored. Where some labels have a side and others do not (liver,
-    kidneys), a mirrored patient would have organs where nobody has them."""
+    kidneys), or where no name says so but one organ always lies to the right of another, a mirrored patient
+    would have organs where nobody has them."""
     sided = [name for name in schema.names if has_side(name)]
     paired = {name for pair in schema.pairs for name in pair}
     alone = [name for name in schema.names if name not in paired]
     if not sided:
+        two = data.beside
+        if two is not None and two.share >= SAME_SIDE:
+            why = f"'{two.right}' lies to the right of '{two.left}' in {two.cases} of {two.together} cases"
+            return (), Reason("mirroring", "none", why)
         return ("R",), Reason("mirroring", "left to right", "no label's name says left or right")
     if not alone:
         why = "every label has its counterpart, and names are swapped with the image"

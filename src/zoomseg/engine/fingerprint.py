@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import cast
 
 import numpy as np
@@ -23,6 +24,8 @@ FOREGROUND_VOXELS = 20_000
 """Foreground intensities kept per case."""
 NAMED = 5
 """Organs that an error lists."""
+BESIDE_CASES = 20
+"""In fewer cases, nothing can be told of which of two organs lies further right."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,25 @@ class Organ:
     """0.5th and 99.5th of the intensities inside it, of the first channel."""
     largest_part: float
     """Share of its voxels that its largest connected part holds, in the case where that is the least."""
+    tone_spread: float | None = None
+    """Standard deviation, over the cases, of its median intensity as a multiple of all organs' mean one,
+    counted from the scan's darkest voxel; None: it was seen beside others in fewer than two."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Two organs of which one lies further right in most cases that have both."""
+
+    right: str
+    left: str
+    cases: int
+    """In which that is so."""
+    together: int
+    """That have both."""
+
+    @property
+    def share(self) -> float:
+        return self.cases / self.together
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,8 @@ class Fingerprint:
     channels: int = 1
     organs: tuple[Organ, ...] = ()
     """Those that were seen, in the schema's order."""
+    beside: Beside | None = None
+    """The two organs of which that holds most often; None: no two are in ``BESIDE_CASES`` cases together."""
 
     @property
     def extent_mm(self) -> Vector3:
@@ -86,6 +110,10 @@ class _Seen:
     centre: Vector3
     percentiles: tuple[float, float]
     largest_part: float
+    right_mm: float
+    """How far right its voxels are, in the mean, from the scan's left face."""
+    brightness: float
+    """Median intensity, counted from the scan's darkest voxel."""
 
 
 def take(
@@ -134,6 +162,7 @@ def take(
         read=len(chosen),
         channels=len(dataset.channel_names),
         organs=tuple(_organs(dataset.schema.names, drawn, seen)),
+        beside=_beside(dataset.schema.names, seen),
     )
 
 
@@ -184,6 +213,7 @@ def _organs_in(case: Case) -> dict[str, _Seen]:
     canonical = Orientation.to_canonical(case.labels.grid)
     labels, image = case.labels.reoriented(canonical), case.image.reoriented(canonical).data[0].numpy()
     classes, spacing = labels.data.numpy(), np.array(labels.grid.spacing_mm)
+    darkest = float(image.min())
     found: dict[str, _Seen] = {}
     for number, box in enumerate(ndimage.find_objects(classes), start=1):
         name = labels.schema.names[number - 1]
@@ -192,12 +222,16 @@ def _organs_in(case: Case) -> dict[str, _Seen]:
         low, high = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
         inside = classes[box] == number
         voxels = int(np.count_nonzero(inside))
+        intensities = image[box][inside]
+        across = np.average(np.arange(low[0], high[0]) + 0.5, weights=inside.sum(axis=(1, 2)))
         found[name] = _Seen(
             voxels * labels.grid.voxel_volume_ml,
             as_vector((high - low) * spacing),
             as_vector((low + high) / 2 / np.array(classes.shape)),
-            _tails(image[box][inside]),
+            _tails(intensities),
             int(np.count_nonzero(largest_component(inside))) / voxels,
+            float(across * spacing[0]),
+            float(np.median(intensities)) - darkest,
         )
     return found
 
@@ -222,7 +256,27 @@ def _organs(
                 as_vector(np.median([one.centre for one in those], axis=0)),
                 cast("tuple[float, float]", tuple(np.median([one.percentiles for one in those], axis=0))),
                 min(one.largest_part for one in those),
+                _tone_spread(name, seen),
             )
+
+
+def _tone_spread(name: str, seen: Sequence[dict[str, _Seen]]) -> float | None:
+    multiples = []
+    for case in seen:
+        mean = float(np.mean([one.brightness for one in case.values()])) if len(case) > 1 else 0.0
+        if name in case and mean > 0:
+            multiples.append(case[name].brightness / mean)
+    return float(np.std(multiples)) if len(multiples) > 1 else None
+
+
+def _beside(names: Sequence[str], seen: Sequence[dict[str, _Seen]]) -> Beside | None:
+    found = []
+    for one, other in combinations(names, 2):
+        apart = [case[one].right_mm - case[other].right_mm for case in seen if one in case and other in case]
+        if len(apart) >= BESIDE_CASES:
+            found.append(Beside(one, other, sum(mm > 0 for mm in apart), len(apart)))
+            found.append(Beside(other, one, sum(mm < 0 for mm in apart), len(apart)))
+    return max(found, key=lambda two: two.share, default=None)
 
 
 def as_vector(values: npt.NDArray[np.float64]) -> Vector3:

@@ -114,7 +114,7 @@ def plan(
     reasons = [about(data), why_stages, why_intensity, *chosen.reasons]
     for draft, cost in zip(chosen.drafts, chosen.costs, strict=True):
         reasons += [*draft.reasons, _why_network(recipe, draft.stage, cost)]
-    reasons += [chosen.why_memory, mirrored(schema)[1], contrast(data.is_ct).reason]
+    reasons += [chosen.why_memory, mirrored(schema, data)[1], contrast(data).reason]
     reasons += [why_training(concrete.stages[-1].training), _why_length(recipe, length), why_islands]
     reasons += organ_reasons(data, schema, finest_mm)
     return Plan(concrete, tuple(reasons), data, finest_mm)

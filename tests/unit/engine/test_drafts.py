@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from zoomseg.core.labels import LabelSchema
-from zoomseg.engine.drafts import boxes, contrast, spacing_for, spacing_in
-from zoomseg.engine.fingerprint import Fingerprint
+from zoomseg.engine.drafts import boxes, contrast, mirrored, spacing_for, spacing_in
+from zoomseg.engine.fingerprint import Beside, Fingerprint, Organ
 from zoomseg.engine.groups import Group
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import BoxAround, PlannedRecipe, PriorInput
@@ -72,7 +73,48 @@ def test_a_box_stage_answers_for_its_group_and_knows_all_that_the_coarse_one_sai
 
 
 def test_other_modalities_are_trained_for_more_changes_of_contrast() -> None:
-    assert contrast(ABDOMEN.is_ct).reason.value == "by up to 25%, gamma 0.75 to 1.33"
-    other = contrast(THICK_MR.is_ct)
+    assert contrast(ABDOMEN).reason.value == "by up to 25%, gamma 0.75 to 1.33"
+    other = contrast(THICK_MR)
     assert (other.contrast, other.gamma, other.organ_brightness) == (0.5, (0.6, 1.7), 0.7)
     assert other.reason.value == "by up to 50%, gamma 0.6 to 1.7, every organ's brightness by up to 70%"
+
+
+def of_tones(*seen: tuple[int, float | None]) -> Fingerprint:
+    """Organs seen in so many cases, and how far their brightness differs."""
+    size, middle = (90.0, 90.0, 90.0), (0.5, 0.5, 0.5)
+    organs = tuple(
+        Organ(f"o{n}", cases, 40, 80.0, size, middle, (0.0, 9.0), 1.0, spread)
+        for n, (cases, spread) in enumerate(seen)
+    )
+    return replace(THICK_MR, organs=organs)
+
+
+def test_organs_that_many_cases_show_alike_change_their_brightness_as_little() -> None:
+    alike = contrast(of_tones((30, 0.024), (40, 0.03)))
+    assert (alike.contrast, alike.gamma, alike.organ_brightness) == (0.5, (0.6, 1.7), 0.09)
+    assert "differs by more than 3% (standard deviation over cases): 3 times that" in alike.why
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [((29, 0.03), (40, 0.03)), ((40, None),), ((40, 0.25), (40, 0.03))],
+    ids=["few cases", "alone", "unlike"],
+)
+def test_what_the_data_does_not_show_may_happen(seen: tuple[tuple[int, float | None], ...]) -> None:
+    assert contrast(of_tones(*seen)).organ_brightness == 0.7
+
+
+@pytest.mark.parametrize(("cases", "flips"), [(36, ()), (35, ("R",))])
+def test_an_organ_that_is_always_on_one_side_of_another_is_not_mirrored(
+    cases: int, flips: tuple[str, ...]
+) -> None:
+    data = replace(THICK_MR, beside=Beside("head", "tail", cases, 40))
+    found, reason = mirrored(LabelSchema.consecutive(["head", "tail"]), data)
+    assert found == flips
+    if not flips:
+        assert reason.why == "'head' lies to the right of 'tail' in 36 of 40 cases"
+
+
+def test_names_that_tell_sides_are_asked_first() -> None:
+    data = replace(THICK_MR, beside=Beside("right lung", "left lung", 40, 40))
+    assert mirrored(LabelSchema.consecutive(["left lung", "right lung"]), data)[0] == ("R",)

@@ -16,9 +16,9 @@ from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Grid, Index3
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import fingerprint
-from zoomseg.engine.fingerprint import require, take
+from zoomseg.engine.fingerprint import Beside, require, take
 from zoomseg.io.dataset import Dataset, open_dataset
-from zoomseg.io.scans import write_image, write_labels
+from zoomseg.io.scans import read_image, write_image, write_labels
 
 SHAPE = (24, 20, 16)
 
@@ -84,6 +84,39 @@ def test_how_much_of_an_organ_is_in_one_piece_in_the_worst_case(tmp_path: Path) 
     left, right = take(data, data.ids).organs
     assert left.largest_part == pytest.approx(6 / 8)
     assert right.largest_part == 1.0
+
+
+def test_how_far_an_organ_s_brightness_differs_beside_the_others(tmp_path: Path) -> None:
+    """Organs are 10 and 20 bright above 0, the scan's darkest voxel is at -99.5."""
+    data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}, {1: LARGE}, {2: SMALL, 1: LARGE}])
+    left, right = take(data, data.ids).organs
+    assert (left.tone_spread, right.tone_spread) == (0.0, 0.0)  # alone, it is not brighter than anything
+    image = data.cases[0].images[0]
+    scan = read_image(image)
+    write_image(image, replace(scan, data=torch.where(scan.data == 20, 150.0, scan.data)))
+    left, right = take(data, data.ids).organs
+    multiples = 2 * np.array([109.5 / (109.5 + 249.5), 109.5 / (109.5 + 119.5)])
+    assert left.tone_spread == pytest.approx(multiples.std(), rel=1e-4)
+    assert right.tone_spread == pytest.approx(multiples.std(), rel=1e-4)
+
+
+def test_an_organ_that_is_never_beside_another_has_no_spread(tmp_path: Path) -> None:
+    data = written(tmp_path / "d", [{1: SMALL}, {1: LARGE}, {1: SMALL, 2: LARGE}])
+    assert [organ.tone_spread for organ in take(data, data.ids).organs] == [None, None]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_which_organ_lies_to_the_right_in_most_cases(tmp_path: Path, flip: bool) -> None:
+    data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}] * 18 + [{1: LARGE, 2: SMALL}] * 2, flip)
+    assert take(data, data.ids).beside == Beside("right kidney", "left kidney", 18, 20)
+    assert take(data, data.ids[:19]).beside is None
+
+
+def test_organs_in_line_lie_on_neither_side(tmp_path: Path) -> None:
+    data = written(tmp_path / "d", [{1: ((4, 2, 2), (6, 4, 4)), 2: ((2, 8, 8), (8, 12, 12))}] * 20)
+    found = take(data, data.ids).beside
+    assert found is not None
+    assert (found.cases, found.together, found.share) == (0, 20, 0.0)
 
 
 def test_what_was_not_drawn_does_not_count(tmp_path: Path) -> None:
