@@ -134,7 +134,7 @@ def server_process(folder: Path, model: Path) -> Iterator[tuple[subprocess.Popen
     """`zoomseg serve` of a model, and a client; killed at the end if it still runs."""
     arguments = ["serve", "-m", str(model), "--port", "0", "--folder", str(folder), "--device", "cpu"]
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "zoomseg.cli.main", *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-u", "-m", "zoomseg", *arguments], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None

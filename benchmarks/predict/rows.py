@@ -60,7 +60,7 @@ class Row:
 
 
 def zoomseg_command(job: Job, network: Network, out: Path) -> list[str]:
-    program = [sys.executable, "-m", "zoomseg.cli.main", "predict", str(job.scan)]
+    program = [sys.executable, "-m", "zoomseg", "predict", str(job.scan)]
     return [*program, "-m", str(job.model), "-o", str(out), "--device", job.device]
 
 

@@ -28,7 +28,7 @@ TIME_TOLERANCE = 0.1
 __all__ = ["environment", "processor"]
 """Of the other benchmark, for whoever imports from here."""
 
-ZOOMSEG = (sys.executable, "-m", "zoomseg.cli.main")
+ZOOMSEG = (sys.executable, "-m", "zoomseg")
 
 
 class RowError(Exception):

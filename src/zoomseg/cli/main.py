@@ -65,7 +65,3 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("zoomseg: interrupted", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -88,7 +88,7 @@ def test_a_stopped_training_goes_on(data: Path, recipe: Path, tmp_path: Path) ->
     command = [
         sys.executable,
         "-m",
-        "zoomseg.cli.main",
+        "zoomseg",
         "train",
         str(data),
         "-o",
