@@ -73,7 +73,7 @@ def without_priors(stage: Stage) -> Stage:
 
 ROWS: Mapping[str, Change] = {
     "default": lambda stage: stage,
-    "last iterate, no averaged weights": trained_with(ema_decay=0.0),
+    "averaged weights": trained_with(ema_decay=0.998),
     "no deep supervision": without_deep_supervision,
     "no augmentation": trained_with(augmentation=Augmentation()),
     "patches drawn anywhere": trained_with(sampler=UniformInRegion()),

@@ -247,7 +247,6 @@ def _training(
         optimiser=specs.AdamW(lr=recipe.learning_rate),
         schedule=specs.Cosine(warmup_share=0.1),
         augmentation=augmentation,
-        ema_decay=0.998,
         gradient_clip=12.0,
     )
     return training, Reason(
@@ -331,8 +330,7 @@ def why_training(training: specs.Training) -> Reason:
         "training",
         f"{optimiser.kind} at {optimiser.lr:g} after {schedule.warmup_share:.0%} of warm-up, {loss.kind} in "
         f"which classes weigh their share to the power of -{loss.class_balance:g} at first, "
-        f"{sampler.kind} with {sampler.background_share:.0%} anywhere, "
-        f"weights averaged by {training.ema_decay:g}",
+        f"{sampler.kind} with {sampler.background_share:.0%} anywhere",
         "the learning rate is the recipe's; this and all other augmentation are the same for all data",
     )
 
