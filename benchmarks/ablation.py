@@ -36,9 +36,9 @@ from zoomseg.recipe.spec import (
     UniformInRegion,
 )
 from zoomseg.report.result import Evaluation
+from zoomseg.stage.inputs import prior_specs
 
 Change = Callable[[Stage], Stage]
-PRIORS = ("prior", "atlas")
 
 
 def trained_with(**change: Any) -> Change:
@@ -67,7 +67,8 @@ def without_deep_supervision(stage: Stage) -> Stage:
 
 
 def without_priors(stage: Stage) -> Stage:
-    images = tuple(given for given in stage.inputs if given.kind not in PRIORS)
+    priors = prior_specs(stage.inputs)
+    images = tuple(given for given in stage.inputs if given not in priors)
     return stage.model_copy(update={"inputs": images})
 
 
@@ -95,7 +96,7 @@ def changed(recipe: Recipe, change: Change) -> Recipe | None:
     stages = tuple(map(change, recipe.stages))
     if stages == recipe.stages:
         return None
-    reads = any(given.kind == "prior" for stage in stages for given in stage.inputs)
+    reads = any(prior_specs(stage.inputs) for stage in stages)
     together = recipe.train_together if reads else ()
     return recipe.model_copy(update={"stages": stages, "train_together": together})
 

@@ -287,8 +287,7 @@ TONE_SPREADS = 3
 def contrast(data: Fingerprint) -> Contrast:
     if data.is_ct:
         return CT_CONTRAST
-    spreads = [organ.tone_spread for organ in data.organs if organ.cases >= TONE_CASES]
-    shown = [spread for spread in spreads if spread is not None]
+    shown = [o.tone_spread for o in data.organs if o.tone_spread is not None and o.cases >= TONE_CASES]
     if not shown or len(shown) < len(data.organs):
         return OTHER_CONTRAST
     strength = round(TONE_SPREADS * max(shown), 2)

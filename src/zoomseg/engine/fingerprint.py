@@ -244,8 +244,10 @@ def _tails(intensities: npt.NDArray[np.number]) -> tuple[float, float]:
 def _organs(
     names: Sequence[str], drawn: Sequence[frozenset[str]], seen: Sequence[dict[str, _Seen]]
 ) -> Iterator[Organ]:
+    tones = [_tones(case) for case in seen]
     for name in names:
         those = [case[name] for case in seen if name in case]
+        multiples = [case[name] for case in tones if name in case]
         if those:
             yield Organ(
                 name,
@@ -256,17 +258,14 @@ def _organs(
                 as_vector(np.median([one.centre for one in those], axis=0)),
                 cast("tuple[float, float]", tuple(np.median([one.percentiles for one in those], axis=0))),
                 min(one.largest_part for one in those),
-                _tone_spread(name, seen),
+                float(np.std(multiples)) if len(multiples) > 1 else None,
             )
 
 
-def _tone_spread(name: str, seen: Sequence[dict[str, _Seen]]) -> float | None:
-    multiples = []
-    for case in seen:
-        mean = float(np.mean([one.brightness for one in case.values()])) if len(case) > 1 else 0.0
-        if name in case and mean > 0:
-            multiples.append(case[name].brightness / mean)
-    return float(np.std(multiples)) if len(multiples) > 1 else None
+def _tones(case: dict[str, _Seen]) -> dict[str, float]:
+    """Every organ's brightness as a multiple of their mean; none where there is no other beside it."""
+    mean = float(np.mean([one.brightness for one in case.values()])) if len(case) > 1 else 0.0
+    return {name: one.brightness / mean for name, one in case.items()} if mean > 0 else {}
 
 
 def _beside(names: Sequence[str], seen: Sequence[dict[str, _Seen]]) -> Beside | None:
