@@ -50,6 +50,8 @@ class Job:
     """Processes that make batches; 0: the training makes them itself."""
     memory_gb: float | None
     """What the planner plans for; None: its default."""
+    batch: int | None
+    """Instead of the planned one, where it is given."""
     device: torch.device
 
 
@@ -126,6 +128,8 @@ def trainer_of(job: Job, seconds: float) -> TimedTrainer:
     plans = json.loads((folder / f"{PLANS}.json").read_text(encoding="utf-8"))
     if CONFIGURATION not in plans["configurations"]:
         sys.exit(f"nnU-Net planned no {CONFIGURATION} for this data set, as its scans are flat")
+    if job.batch is not None:
+        plans["configurations"][CONFIGURATION]["batch_size"] = job.batch
     plans["continue_training"] = False
     description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     trainer = TimedTrainer(plans, CONFIGURATION, 0, description, job.device)
@@ -193,9 +197,19 @@ def parse() -> Job:
     add("--threads", type=int, required=True)
     add("--workers", type=int, required=True)
     add("--memory", type=float)
+    add("--batch", type=int)
     add("--device", type=torch.device, required=True)
     given = parser.parse_args()
-    return Job(given.raw, given.out, given.seconds, given.threads, given.workers, given.memory, given.device)
+    return Job(
+        given.raw,
+        given.out,
+        given.seconds,
+        given.threads,
+        given.workers,
+        given.memory,
+        given.batch,
+        given.device,
+    )
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from results import Setting, read_results, write_results
 from sides import (
     HERE,
     Contest,
+    Plan,
     Row,
     RowError,
     complaint,
@@ -46,7 +47,8 @@ FREE_SHARE = 0.9
 def main() -> None:
     parser = _parser()
     options = parser.parse_args()
-    names = _names(parser, options)
+    smaller = Plan(options.nnunet_memory, options.nnunet_batch)
+    names = _names(parser, options, smaller)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (options.out / name).exists() and not options.resume:
@@ -59,7 +61,7 @@ def main() -> None:
         if any(row.name == name for row in rows):
             continue
         print(f"{name} ...", flush=True)
-        rows.append(_run(contest, name, options.nnunet_memory))
+        rows.append(_run(contest, name, smaller))
         rows.sort(key=lambda row: NAMES.index(row.name))
         write_results(setting, rows, options.out)
     print((options.out / "table.md").read_text(encoding="utf-8"))
@@ -75,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fold", type=int, default=0, help="the one that is kept back")
     add("--peers", type=Path, help="the Python that has nnU-Net")
     add("--nnunet-memory", type=_positive, metavar="GB", help="a further row planned for so much GPU memory")
+    add("--nnunet-batch", type=_count, metavar="N", help="of that further row, instead of the batch planned")
     add("--only", help=f"rows, separated by commas: {', '.join(NAMES)}")
     add("--zoomseg", type=Path, metavar="MODEL", help="trained before on this fold: only predict and score")
     add("--resume", action="store_true", help="go on with rows that were interrupted")
@@ -93,9 +96,15 @@ def _positive(text: str) -> float:
 _positive.__name__ = "positive number"  # what argparse calls it in its complaint
 
 
-def _names(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of one or more")
+    return int(text)
+
+
+def _names(parser: argparse.ArgumentParser, options: argparse.Namespace, smaller: Plan) -> list[str]:
     """The rows that are wanted, in their order; ends the program where they cannot be had."""
-    possible = NAMES[: 1 if options.peers is None else 2 if options.nnunet_memory is None else 3]
+    possible = NAMES[: 1 if options.peers is None else 2 if smaller == Plan() else 3]
     names = options.only.split(",") if options.only else list(possible)
     if unknown := sorted(set(names) - set(NAMES)):
         parser.error(f"no row '{unknown[0]}'; allowed: {', '.join(NAMES)}")
@@ -106,8 +115,10 @@ def _names(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
         return wanted
     if options.peers is None:
         parser.error(f"row '{wanted[-1]}' needs --peers, the Python that has nnU-Net")
-    if "nnunet-small" in wanted and options.nnunet_memory is None:
-        parser.error("row 'nnunet-small' needs --nnunet-memory, the GB that it is planned for")
+    if "nnunet-small" in wanted and smaller == Plan():
+        parser.error(
+            "row 'nnunet-small' needs --nnunet-memory, the GB that it is planned for, or --nnunet-batch"
+        )
     _check_peers(parser, options.peers)
     return wanted
 
@@ -146,6 +157,8 @@ def _setting(options: argparse.Namespace, facts: dict[str, Any]) -> Setting:
         named["--peers"] = "PEERS/bin/python"
     if options.nnunet_memory is not None:
         named["--nnunet-memory"] = f"{options.nnunet_memory:g}"
+    if options.nnunet_batch is not None:
+        named["--nnunet-batch"] = options.nnunet_batch
     arguments = " ".join(f"{name} {value}" for name, value in named.items())
     return Setting(
         data_set=facts["name"],
@@ -191,12 +204,13 @@ def _contest(options: argparse.Namespace, facts: dict[str, Any]) -> Contest:
     )
 
 
-def _run(contest: Contest, name: str, memory_gb: float | None) -> Row:
+def _run(contest: Contest, name: str, smaller: Plan) -> Row:
     """One row, or why it came to no result."""
-    title = {"zoomseg": "ZoomSeg", "nnunet": "nnU-Net"}.get(name, f"nnU-Net, {memory_gb or 0:g} GB plan")
-    side: Callable[[], Row] = partial(zoomseg, contest, name, title)
-    if name != "zoomseg":
-        side = partial(nnunet, contest, name, title, memory_gb if name == "nnunet-small" else None)
+    plan = smaller if name == "nnunet-small" else Plan()
+    title = "ZoomSeg" if name == "zoomseg" else plan.title
+    side: Callable[[], Row] = partial(nnunet, contest, name, plan)
+    if name == "zoomseg":
+        side = partial(zoomseg, contest, name, title)
     try:
         row = side()
     except (RowError, OSError, ValueError, KeyError) as error:

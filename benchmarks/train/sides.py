@@ -31,6 +31,31 @@ __all__ = ["environment", "processor"]
 ZOOMSEG = (sys.executable, "-m", "zoomseg")
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What nnU-Net is asked for; None: what it does by itself."""
+
+    memory_gb: float | None = None
+    batch: int | None = None
+
+    @property
+    def title(self) -> str:
+        memory = "" if self.memory_gb is None else f", {self.memory_gb:g} GB plan"
+        return f"nnU-Net{memory}" + ("" if self.batch is None else f", batch {self.batch}")
+
+    @property
+    def arguments(self) -> list[str]:
+        given = {"--memory": self.memory_gb, "--batch": self.batch}
+        return [text for name, value in given.items() if value is not None for text in (name, str(value))]
+
+    @property
+    def note(self) -> str:
+        planned = "its default" if self.memory_gb is None else f"{self.memory_gb:g} GB"
+        return f"planned for {planned}" + (
+            "" if self.batch is None else f", a batch of {self.batch} asked for"
+        )
+
+
 class RowError(Exception):
     """A row came to no result, and why."""
 
@@ -152,7 +177,7 @@ def _train(contest: Contest, model: Path, env: Mapping[str, str], log: Path) -> 
     return _watched(command, env, log, contest.limit_mb)
 
 
-def nnunet(contest: Contest, name: str, title: str, memory_gb: float | None) -> Row:
+def nnunet(contest: Contest, name: str, plan: Plan) -> Row:
     """Plan, preprocess and train, then predict the cases kept back, all in one process.
 
     Raises:
@@ -168,22 +193,19 @@ def nnunet(contest: Contest, name: str, title: str, memory_gb: float | None) -> 
     env |= {"nnUNet_raw": str(contest.raw.parent), "nnUNet_n_proc_DA": str(workers)}
     command = [str(contest.peers), str(HERE / "peer.py"), "--raw", str(contest.raw), "--out", str(out)]
     command += ["--seconds", str(contest.seconds), "--device", contest.device]
-    command += ["--threads", str(contest.threads), "--workers", str(workers)]
-    if memory_gb is not None:
-        command += ["--memory", str(memory_gb)]
+    command += ["--threads", str(contest.threads), "--workers", str(workers), *plan.arguments]
     watched = _watched(command, env, out / "log.txt", contest.limit_mb)
     facts = json.loads((out / "account.json").read_text(encoding="utf-8"))
     dice, mean = score(contest, out / "predictions", out / "scores")
-    planned = "its default" if memory_gb is None else f"{memory_gb:g} GB"
     mirroring = "mirroring, its default" if facts["mirroring"] else "no mirroring"
     return Row(
         name=name,
-        title=title,
+        title=plan.title,
         date=_today(),
         program=_program(facts["program"], facts),
         device=facts["device"],
         plan=facts["plan"],
-        notes=f"planned for {planned}; preprocessing took {facts['preparing_seconds'] / 60:.1f} of the "
+        notes=f"{plan.note}; preprocessing took {facts['preparing_seconds'] / 60:.1f} of the "
         f"minutes; {workers} processes make batches; predicts with {mirroring}",
         minutes=(facts["preparing_seconds"] + facts["training_seconds"]) / 60,
         steps=facts["steps"],

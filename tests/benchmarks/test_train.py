@@ -56,6 +56,15 @@ def test_rows_come_together_only_under_the_same_conditions(tmp_path: Path) -> No
         results.read_results(tmp_path)
 
 
+def test_a_plan_asks_for_what_it_names_and_says_so() -> None:
+    asked = sides.Plan(1.0, 2)
+    assert asked.arguments == ["--memory", "1.0", "--batch", "2"]
+    assert asked.title == "nnU-Net, 1 GB plan, batch 2"
+    assert asked.note == "planned for 1 GB, a batch of 2 asked for"
+    own = sides.Plan()
+    assert (own.arguments, own.title, own.note) == ([], "nnU-Net", "planned for its default")
+
+
 @pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 3), (64, sides.MOST_WORKERS)])
 def test_nnunet_gets_a_worker_for_every_core_but_that_of_the_training(threads: int, workers: int) -> None:
     assert sides.data_workers(threads) == workers
