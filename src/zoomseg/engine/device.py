@@ -18,6 +18,8 @@ CPU_VOXELS, GPU_VOXELS = 1 << 17, 1 << 20
 CORE_RATES = {torch.bfloat16: 5e10, None: 2e10}
 """Multiply-adds a second that convolutions reach in training, a core, by precision: 5.2e10 were measured (AMD
 EPYC, Zen 4, torch 2.13.0, 2026-11-21; float32 from docs/decisions/0006)."""
+HELD_SHARE = 0.1
+"""Of a GPU's memory, for training data: 300 cases in 24 GB, at the planner's largest fine grid."""
 GPU_RATE = 5e12
 """The same of a modest GPU; others are faster."""
 
@@ -37,6 +39,16 @@ class Device:
     def tiles_at_once(self, voxels: int) -> int:
         """How many tiles of so many voxels a network gets together, so that the device is kept busy."""
         return max(1, (GPU_VOXELS if self.place.type == "cuda" else CPU_VOXELS) // voxels)
+
+    @property
+    def batches_ahead(self) -> int:
+        """How many batches are made while one is learned from: a CPU has no one else to make them."""
+        return 2 if self.place.type == "cuda" else 0
+
+    @property
+    def room_for_data(self) -> int:
+        """Bytes of training data that may lie beside the networks: a GPU need not wait for the disk then."""
+        return int(HELD_SHARE * self.memory_bytes) if self.place.type == "cuda" else 0
 
     @property
     def multiply_adds_per_second(self) -> float:

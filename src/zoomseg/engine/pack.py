@@ -6,9 +6,11 @@ as in prediction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,10 @@ from zoomseg.io.cache import ChunkedArray, write_array
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe, Stage, WholeVolume
 from zoomseg.stage import inputs, sampler
+
+Held = Mapping[Path, Tensor]
+"""Whole arrays that lie on the training's device, by the file that they are stored in."""
+NOTHING_HELD: Held = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,30 +65,61 @@ class Packed:
     def spacing_mm(self) -> Vector3:
         return self.grid.spacing_mm
 
-    def image_at(self, coordinates: Tensor) -> Tensor:
-        """Normalised image channels ``[C, A, B, D]`` at indices ``[A, B, D, 3]`` of ``grid``."""
-        return _read_at(self.image, self.box, coordinates)
+    @property
+    def arrays(self) -> tuple[ChunkedArray, ...]:
+        return (self.image, self.labels, *(prior.data for prior in self.priors.values()))
 
-    def labels_at(self, coordinates: Tensor) -> Tensor:
+    def image_at(self, coordinates: Tensor, held: Held = NOTHING_HELD) -> Tensor:
+        """Normalised image channels ``[C, A, B, D]`` at indices ``[A, B, D, 3]`` of ``grid``.
+
+        Args:
+            coordinates: on the device that the answer is to be on.
+            held: arrays that are on this device already; others are read from disk.
+        """
+        return _read_at(self.image, self.box, coordinates, held)
+
+    def labels_at(self, coordinates: Tensor, held: Held = NOTHING_HELD) -> Tensor:
         """Class indices ``[A, B, D]`` (uint8), IGNORE beyond what is stored."""
-        local = coordinates - torch.tensor(self.box.start, dtype=torch.float32)
-        window = coordinates_box(local, self.box.shape)
-        data = torch.from_numpy(self.labels.read(window))
-        return sample(data[None], local - torch.tensor(window.start), "nearest", IGNORE)[0]
+        local = coordinates - torch.tensor(self.box.start, dtype=torch.float32, device=coordinates.device)
+        data, local = _around(self.labels, local, held)
+        return sample(data[None], local, "nearest", IGNORE)[0]
 
-    def prior_at(self, name: str, coordinates: Tensor) -> Tensor:
+    def prior_at(self, name: str, coordinates: Tensor, held: Held = NOTHING_HELD) -> Tensor:
         """Probabilities ``[1 + labels, A, B, D]`` of an earlier stage at indices of ``grid``."""
         prior = self.priors[name]
         matrix = torch.from_numpy(self.grid.to_index_of(prior.grid).astype(np.float32))
+        matrix = matrix.to(coordinates.device)
         there = coordinates @ matrix[:3, :3].T + matrix[:3, 3]
-        return _read_at(prior.data, prior.grid.box, there)
+        return _read_at(prior.data, prior.grid.box, there, held)
 
 
-def _read_at(array: ChunkedArray, box: Box, coordinates: Tensor) -> Tensor:
-    local = coordinates - torch.tensor(box.start, dtype=torch.float32)
-    window = coordinates_box(local, box.shape)
-    data = torch.from_numpy(array.read(window)).float()
-    return sample(data, local - torch.tensor(window.start), "linear")
+def _read_at(array: ChunkedArray, box: Box, coordinates: Tensor, held: Held) -> Tensor:
+    local = coordinates - torch.tensor(box.start, dtype=torch.float32, device=coordinates.device)
+    data, local = _around(array, local, held)
+    return sample(data, local, "linear")
+
+
+def _around(array: ChunkedArray, local: Tensor, held: Held) -> tuple[Tensor, Tensor]:
+    """Voxels that sampling at these indices of an array reads, and the indices in them: all of an array that
+    is held, so that nothing has to be known of the indices before a GPU has computed them."""
+    if (whole := held.get(array.path)) is not None:
+        return whole, local
+    i, j, k = array.shape[-3:]
+    window = coordinates_box(local, (i, j, k))
+    data = torch.from_numpy(array.read(window)).to(local.device)
+    return data, local - torch.tensor(window.start, device=local.device)
+
+
+def hold(packs: Iterable[Packed], place: torch.device, room_bytes: int) -> Held:
+    """As many whole arrays of these cases as there is room for, on a device."""
+    held: dict[Path, Tensor] = {}
+    for array in (array for packed in packs for array in packed.arrays):
+        room_bytes -= array.dtype.itemsize * math.prod(array.shape)
+        if room_bytes < 0:
+            break
+        i, j, k = array.shape[-3:]
+        held[array.path] = torch.from_numpy(array.read(Box((0, 0, 0), (i, j, k)))).to(place)
+    return held
 
 
 def pack(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoomseg.core.geometry import FloatArray, Grid, Index3, Vector3
 from zoomseg.core.labels import IGNORE, LabelSchema
-from zoomseg.engine.pack import Packed
+from zoomseg.engine.pack import NOTHING_HELD, Held, Packed
 from zoomseg.recipe.spec import Augmentation, Recipe, Stage, Window
 from zoomseg.stage import augment
 from zoomseg.stage.sampler import Draw, Sampler
@@ -71,6 +71,8 @@ class PatchSource:
         stages: in the recipe's order.
         packs: for each stage, the same cases in the same order.
         schemas: for each stage, the labels it predicts.
+        place: the device that patches are made on.
+        held: arrays of the packs that are there already.
     """
 
     def __init__(
@@ -80,7 +82,10 @@ class PatchSource:
         packs: Mapping[str, Sequence[Packed]],
         schemas: Mapping[str, LabelSchema],
         augmented: bool = True,
+        place: torch.device = augment.CPU,
+        held: Held = NOTHING_HELD,
     ) -> None:
+        self._place, self._held = place, held
         self._stages = stages
         self._packs = packs
         self._lead = stages[-1]
@@ -164,19 +169,19 @@ class PatchSource:
     ) -> _Patch:
         """``grid`` is the patch's place in local coordinates, ``pivot`` the index where they are zero,
         ``slices`` the first and the last that there are, where the scan is cut."""
-        coordinates = change.coordinates(grid, packed.spacing_mm, pivot)
+        coordinates = change.coordinates(grid, packed.spacing_mm, pivot, self._place)
         beyond = None
         if slices is not None:
             coordinates, beyond = augment.cut_coordinates(coordinates, *slices)
-        image, target = packed.image_at(coordinates), packed.labels_at(coordinates)
+        image, target = packed.image_at(coordinates, self._held), packed.labels_at(coordinates, self._held)
         if tone.organs > 0:
             image = augment.brighten_organs(image, target, tone.organ_factors(self._names[stage.name]))
         image = augment.apply_intensity(image, tone, self._limits)
         if beyond is not None:
-            target[beyond] = IGNORE
+            target = target.masked_fill(beyond, IGNORE)
         if change.mirrored:
-            target = torch.from_numpy(self._tables[stage.name])[target.long()]
-        stored = {name: packed.prior_at(name, coordinates) for name in packed.priors}
+            target = torch.from_numpy(self._tables[stage.name]).to(self._place)[target.long()]
+        stored = {name: packed.prior_at(name, coordinates, self._held) for name in packed.priors}
         if change.mirrored:
             stored = {n: _swap_sides(data, packed.priors[n].labels) for n, data in stored.items()}
         counts, annotated = torch.from_numpy(packed.counts), torch.from_numpy(packed.annotated)
@@ -226,7 +231,7 @@ def _local_grid(stage: Stage, spacing_mm: Vector3, middle_mm: FloatArray) -> Gri
 
 def _swap_sides(probabilities_CIJK: Tensor, labels: tuple[str, ...]) -> Tensor:
     table = augment.mirror_table(LabelSchema.consecutive(labels))[: 1 + len(labels)]
-    return probabilities_CIJK[torch.from_numpy(table).long()]
+    return probabilities_CIJK[torch.from_numpy(table).long().to(probabilities_CIJK.device)]
 
 
 def _stack(patches: Sequence[_Patch]) -> StageBatch:

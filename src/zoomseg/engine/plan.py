@@ -171,7 +171,7 @@ def _fitting_memory(
     """The stages with the largest patches of which a training step fits the device."""
     larger = recipe.gpu_patch_factor if device.place.type == "cuda" and layout is not one_stage else 1
     recipe = recipe.model_copy(update={"fine_patch_voxels": recipe.fine_patch_voxels * larger})
-    available = MEMORY_SHARE * device.memory_bytes
+    available = MEMORY_SHARE * _memory(device)
     shrinkings = 0
     while True:
         drafts = layout(recipe, data, schema)
@@ -231,10 +231,16 @@ def _shrunk(recipe: specs.PlannedRecipe) -> specs.PlannedRecipe:
     return recipe.model_copy(update=smaller)
 
 
+def _memory(device: Device) -> int:
+    """Bytes without those that training data takes on a GPU."""
+    return device.memory_bytes - device.room_for_data
+
+
 def _why_memory(needed: int, device: Device, larger: int, shrinkings: int) -> Reason:
+    beside = "" if device.room_for_data == 0 else f", training data's {gigabytes(device.room_for_data)} aside"
     why = (
-        f"of the {gigabytes(MEMORY_SHARE * device.memory_bytes)} ({MEMORY_SHARE:.0%} of "
-        f"{gigabytes(device.memory_bytes)}) that {device.name} may spare for it"
+        f"of the {gigabytes(MEMORY_SHARE * _memory(device))} ({MEMORY_SHARE:.0%} of "
+        f"{gigabytes(_memory(device))}{beside}) that {device.name} may spare for it"
     )
     if larger > 1:
         why += f"; on a GPU, fine patches may be {larger} times as large as on a CPU"

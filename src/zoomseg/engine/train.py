@@ -7,12 +7,13 @@ uninterrupted one would have done.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import shutil
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,11 @@ from torch import Tensor, nn
 from zoomseg.core.errors import RecipeError, TrainingError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.engine import atlases, checkpoint, handed
+from zoomseg.engine.ahead import drawn
 from zoomseg.engine.device import Device
 from zoomseg.engine.distill import Teachers
 from zoomseg.engine.log import Log, Observer, Row, RunningDice, Silent
+from zoomseg.engine.pack import hold
 from zoomseg.engine.parts import Part, halves_of, parts_of
 from zoomseg.engine.patches import Batch, PatchSource
 from zoomseg.engine.predict import build_network
@@ -271,16 +274,28 @@ class _Run:
     def _train_unit(self, unit: Unit, log: Log | None) -> None:
         packs = self._pack(unit)
         unit.take_over()
-        source = PatchSource(self.recipe, unit.stages, packs.train, self.schemas)
         validation = self._validation_batches(unit, packs)
         if unit.step == 0:
             unit.spent = self.processes.agree(self.spent)
         if self.settings.seconds is not None:
             unit.length = Length(None, self.processes.agree(self._unit_seconds(unit)))
-        self._loop(unit, source, validation, log)
+        source = self._source(unit, packs)
+
+        def batch_of(step: int) -> Batch:
+            rng = np.random.default_rng([self.settings.seed, unit.index, step])
+            return source.draw(unit.lead.training.batch, rng, self.processes.share)
+
+        with closing(drawn(batch_of, unit.step, self.settings.device.batches_ahead)) as batches:
+            self._loop(unit, batches, validation, log)
         self._save(unit)
         if self.processes.first:
             write_bytes_atomic(self._unit_file(unit.index), self.checkpoint.read_bytes())
+
+    def _source(self, unit: Unit, packs: Packs) -> PatchSource:
+        """Of training patches, on the device, where the data lies as far as there is room."""
+        device, cases = self.settings.device, itertools.chain(*packs.train.values())
+        held = hold(cases, device.place, device.room_for_data)
+        return PatchSource(self.recipe, unit.stages, packs.train, self.schemas, place=device.place, held=held)
 
     def _unit_seconds(self, unit: Unit) -> float:
         """This unit's part of what the budget still holds at its first step."""
@@ -302,14 +317,15 @@ class _Run:
         )
         return least
 
-    def _loop(self, unit: Unit, source: PatchSource, validation: tuple[Batch, ...], log: Log | None) -> None:
+    def _loop(
+        self, unit: Unit, batches: Iterator[Batch], validation: tuple[Batch, ...], log: Log | None
+    ) -> None:
         dice = {n: RunningDice(self.schemas[n].classes, 0.95) for n in unit.trained}
         validated = math.floor(unit.progress * VALIDATIONS)
         saved, bad = time.monotonic(), 0
         began = time.monotonic() - unit.elapsed
         while unit.progress < 1.0:
-            rng = np.random.default_rng([self.settings.seed, unit.index, unit.step])
-            batch = source.draw(unit.lead.training.batch, rng, self.processes.share)
+            batch = next(batches)
             losses = unit.learn(batch, dice, measure=unit.step % LOG_EVERY_STEPS == 0)
             bad = 0 if losses is not None else bad + 1
             if losses is None:
@@ -362,7 +378,10 @@ class _Run:
         """The same unaugmented patches every time."""
         if not self.processes.first or not packs.validation[unit.lead.name]:
             return ()
-        source = PatchSource(self.recipe, unit.stages, packs.validation, self.schemas, augmented=False)
+        place = self.settings.device.place
+        source = PatchSource(
+            self.recipe, unit.stages, packs.validation, self.schemas, augmented=False, place=place
+        )
         rng = np.random.default_rng([self.settings.seed, unit.index, 0])
         return tuple(source.draw(1, rng) for _ in range(VALIDATION_PATCHES))
 
@@ -423,7 +442,7 @@ class _Run:
         """Write the stages that have learned something so far as a model of their own."""
         weights: dict[str, Mapping[str, Tensor]] = {n: m.state_dict() for n, m in self.finished.items()}
         if unit is not None and self.parts[unit.index].half is None:
-            weights |= {name: unit.averaged[name] for name in unit.trained}
+            weights |= unit.averaged
         stages = tuple(s for s in self.recipe.stages if s.name in weights)
         groups = tuple(g for g in self.recipe.train_together if set(g) <= set(weights))
         recipe = self.recipe.model_copy(update={"stages": stages, "train_together": groups})

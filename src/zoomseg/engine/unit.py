@@ -33,15 +33,15 @@ class Unit:
     """Stages that run in one step; those in ``trained`` learn, the others are finished.
 
     ``index`` is the unit's place in the run; ``labels`` are those that every stage of the recipe
-    predicts; ``averaged`` are state dicts of the trained stages; ``teachers``, where there are any, say by
-    stage what they find in a patch.
+    predicts; ``moving`` are moving averages of the trained stages' state dicts, none with an ``ema_decay`` of
+    0; ``teachers``, where there are any, say by stage what they find in a patch.
     """
 
     index: int
     stages: tuple[Stage, ...]
     trained: tuple[str, ...]
     modules: dict[str, nn.Module]
-    averaged: dict[str, dict[str, Tensor]]
+    moving: dict[str, dict[str, Tensor]]
     optimiser: torch.optim.Optimizer
     length: Length
     labels: Mapping[str, tuple[str, ...]]
@@ -66,15 +66,16 @@ class Unit:
         teachers: Mapping[str, Network] = MappingProxyType({}),
     ) -> Unit:
         """A unit before its first step: averaged weights are the modules' own."""
+        training = stages[-1].training
         parameters = [p for name in trained for p in modules[name].parameters()]
-        averaged = {name: _copy(modules[name].state_dict()) for name in trained}
-        optimiser = _optimiser(stages[-1].training.optimiser, parameters)
+        moving = {name: _copy(modules[name].state_dict()) for name in trained if training.ema_decay > 0}
+        optimiser = _optimiser(training.optimiser, parameters)
         return cls(
             index,
             stages,
             trained,
             modules,
-            averaged,
+            moving,
             optimiser,
             length,
             labels,
@@ -87,6 +88,11 @@ class Unit:
     def lead(self) -> Stage:
         """The last stage: its training section holds for the whole unit."""
         return self.stages[-1]
+
+    @property
+    def averaged(self) -> dict[str, dict[str, Tensor]]:
+        """The state dicts that remain of the trained stages: their moving averages, or a copy of the last."""
+        return self.moving or {name: _copy(self.modules[name].state_dict()) for name in self.trained}
 
     @property
     def progress(self) -> float:
@@ -166,7 +172,7 @@ class Unit:
         """Mean losses of the averaged weights, in evaluation mode and as at the training's end, so that they
         can be compared; ``dice`` is told of every batch."""
         averaged: dict[str, nn.Module] = {
-            name: _Averaged(self.modules[name], self.averaged[name]) for name in self.trained
+            name: _Averaged(self.modules[name], weights) for name, weights in self.averaged.items()
         }
         modules = {**self.modules, **averaged}
         sums = dict.fromkeys(self.trained, 0.0)
@@ -183,13 +189,13 @@ class Unit:
     def take_over(self) -> None:
         """Go on from the first process's weights: other hardware may have drawn other last bits."""
         states = [self.modules[name].state_dict() for name in self.trained]
-        states += [self.averaged[name] for name in self.trained]
+        states += self.moving.values()
         self.processes.take_over([value for state in states for value in state.values()])
 
     def finished(self) -> dict[str, nn.Module]:
         """The trained stages with their averaged weights, frozen."""
-        for name in self.trained:
-            self.modules[name].load_state_dict(self.averaged[name])
+        for name, weights in self.averaged.items():
+            self.modules[name].load_state_dict(weights)
             self.modules[name].eval().requires_grad_(False)
         return {name: self.modules[name] for name in self.trained}
 
@@ -233,9 +239,9 @@ class Unit:
     def _average(self) -> None:
         """Exponential moving average of the weights; early steps are forgotten faster."""
         decay = min(self.lead.training.ema_decay, (1 + self.step) / (10 + self.step))
-        for name in self.trained:
+        for name, weights in self.moving.items():
             for key, value in self.modules[name].state_dict().items():
-                kept = self.averaged[name][key]
+                kept = weights[key]
                 if value.is_floating_point():
                     kept.lerp_(value, 1 - decay)
                 else:

@@ -26,6 +26,7 @@ from zoomseg.core.geometry import FloatArray, Grid, Vector3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.recipe.spec import Augmentation
 
+CPU = torch.device("cpu")
 _AXES = {"R": 0, "A": 1, "S": 2}
 SHORTEST_SCAN = 0.15
 """What is left of a scan's height, at least, where it is cut."""
@@ -40,8 +41,8 @@ class Elastic:
     pitch_mm: Vector3
 
     def at(self, axes_mm: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Displacement ``[I, J, K, 3]`` at the lattice of local coordinates ``axes_mm``."""
-        out = torch.from_numpy(self.displacement_mm)
+        """Displacement ``[I, J, K, 3]`` at the lattice of local coordinates ``axes_mm``, where these are."""
+        out = torch.from_numpy(self.displacement_mm).to(axes_mm[0].device)
         weights = [
             _bspline_weights(axis / pitch + (n - 1) / 2, n)
             for axis, pitch, n in zip(axes_mm, self.pitch_mm, out.shape[:3], strict=True)
@@ -51,7 +52,7 @@ class Elastic:
 
 def _bspline_weights(position: Tensor, count: int) -> Tensor:
     """Cubic B-spline weights ``[n, count]`` of control points 0..count-1 at fractional positions."""
-    distance = (position[:, None] - torch.arange(count, dtype=torch.float32)).abs()
+    distance = (position[:, None] - torch.arange(count, dtype=torch.float32, device=position.device)).abs()
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = (2 - distance).clamp_min(0) ** 3 / 6
     return torch.where(distance < 1, near, far)
@@ -71,24 +72,29 @@ class Spatial:
     def identity(cls) -> Spatial:
         return cls(np.eye(3), (0.0, 0.0, 0.0), None, False)
 
-    def coordinates(self, patch: Grid, spacing_mm: Vector3, pivot: FloatArray) -> Tensor:
+    def coordinates(
+        self, patch: Grid, spacing_mm: Vector3, pivot: FloatArray, place: torch.device = CPU
+    ) -> Tensor:
         """Source indices ``[I, J, K, 3]`` of every voxel of a patch.
 
         Args:
             patch: the patch's grid in local coordinates (axis-aligned).
             spacing_mm: spacing of the source grid.
             pivot: fractional source index of local zero.
+            place: the device that computes them.
         """
         axes = cast(
             "tuple[Tensor, Tensor, Tensor]",
             tuple(
-                torch.arange(n, dtype=torch.float32) * float(patch.affine[a, a]) + float(patch.affine[a, 3])
+                torch.arange(n, dtype=torch.float32, device=place) * float(patch.affine[a, a])
+                + float(patch.affine[a, 3])
                 for a, n in enumerate(patch.shape)
             ),
         )
         per_mm = 1 / np.array(spacing_mm)
-        matrix = torch.from_numpy((self.matrix * per_mm[:, None]).astype(np.float32))
-        offset = torch.from_numpy((np.asarray(pivot) + np.array(self.shift_mm) * per_mm).astype(np.float32))
+        start = np.asarray(pivot) + np.array(self.shift_mm) * per_mm
+        matrix = torch.from_numpy((self.matrix * per_mm[:, None]).astype(np.float32)).to(place)
+        offset = torch.from_numpy(start.astype(np.float32)).to(place)
         out = offset + axes[0][:, None, None, None] * matrix[:, 0]
         out = out + axes[1][None, :, None, None] * matrix[:, 1]
         out = out + axes[2][None, None, :, None] * matrix[:, 2]
@@ -236,7 +242,7 @@ def draw_intensity(spec: Augmentation, rng: np.random.Generator) -> Intensity:
 def brighten_organs(image_CIJK: Tensor, target_IJK: Tensor, factors: npt.NDArray[np.float32]) -> Tensor:
     """Every organ by its own factor, counted from the patch's darkest voxel; softly over a voxel at its edge.
     Iron, fat or another sequence make one organ of a patient dark, and the next one not."""
-    by_voxel = torch.from_numpy(factors)[target_IJK.long()]
+    by_voxel = torch.from_numpy(factors).to(image_CIJK.device)[target_IJK.long()]
     soft = F.avg_pool3d(by_voxel[None, None], 3, stride=1, padding=1, count_include_pad=False)[0]
     low = image_CIJK.amin(dim=(1, 2, 3), keepdim=True)
     return (image_CIJK - low) * soft + low
@@ -257,8 +263,8 @@ def apply_intensity(image_CIJK: Tensor, change: Intensity, limits: tuple[float, 
         width = (out.amax(dim=axes, keepdim=True) - low).clamp_min(1e-6)
         out = ((out - low) / width).clamp(0, 1) ** change.gamma * width + low
     if change.noise > 0:
-        generator = torch.Generator().manual_seed(change.seed)
-        noise = torch.randn(out.shape, generator=generator).to(out.device)
+        generator = torch.Generator(out.device).manual_seed(change.seed)
+        noise = torch.randn(out.shape, generator=generator, device=out.device)
         out = out + noise * change.noise * spread
     return out if limits is None else out.clamp(*limits)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -20,6 +22,15 @@ def test_more_cores_do_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Device(cpu, torch.bfloat16).multiply_adds_per_second == 1.5e11
     assert Device(cpu, None).multiply_adds_per_second == 6e10
     assert Device(torch.device("cuda"), torch.bfloat16).multiply_adds_per_second == 5e12
+
+
+def test_a_gpu_has_data_beside_its_networks_and_others_to_make_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: SimpleNamespace(total_memory=24e9))
+    gpu, cpu = (Device(torch.device(name), None) for name in ("cuda", "cpu"))
+    assert (gpu.room_for_data, cpu.room_for_data) == (2_400_000_000, 0)
+    assert (gpu.batches_ahead, cpu.batches_ahead) == (2, 0)
 
 
 @pytest.mark.parametrize("name", ["tpu", "cudas", "cuda:one", "cuda:-1", "cpu:0", ""])

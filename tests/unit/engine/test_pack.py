@@ -220,3 +220,29 @@ def test_stored_priors_lie_where_the_earlier_stage_said_them(
     expected = resample_data(priors["coarse"].probabilities, priors["coarse"].grid, held.grid.crop(box))
     torch.testing.assert_close(held.prior_at("coarse", indices(box)), expected, rtol=0, atol=1e-3)
     assert held.priors["coarse"].labels == SCHEMA.names
+
+
+def test_arrays_that_are_held_answer_as_those_on_disk(
+    scan: look.Scan, priors: dict[str, Prior], tmp_path: Path
+) -> None:
+    """Also where a patch reaches beyond what is stored."""
+    case = packed(FINE, scan, priors, tmp_path)
+    held = pack.hold([case], torch.device("cpu"), 1 << 20)
+    assert [held[a.path].shape for a in case.arrays] == [a.shape for a in case.arrays]
+    at = indices(Box((3, 2, 1), (15, 12, 9))) * 1.7 - 4.3
+    assert torch.equal(case.labels_at(at, held), case.labels_at(at))
+    torch.testing.assert_close(case.image_at(at, held), case.image_at(at), rtol=0, atol=1e-5)
+    stored = case.prior_at("coarse", at, held)
+    torch.testing.assert_close(stored, case.prior_at("coarse", at), rtol=0, atol=1e-5)
+
+
+def test_no_more_is_held_than_there_is_room_for(
+    scan: look.Scan, priors: dict[str, Prior], tmp_path: Path
+) -> None:
+    case = packed(FINE, scan, priors, tmp_path)
+    voxels = case.box.voxels
+    image, labels, _ = case.arrays  # two bytes a voxel, one byte a voxel
+    place = torch.device("cpu")
+    assert pack.hold([case], place, 0) == {}
+    assert list(pack.hold([case], place, 2 * voxels)) == [image.path]
+    assert list(pack.hold([case], place, 3 * voxels)) == [image.path, labels.path]

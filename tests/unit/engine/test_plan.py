@@ -331,6 +331,7 @@ def test_memory_is_told_and_what_was_done_to_fit() -> None:
     assert f"for {round(110_000 * 0.8**times_smaller, -2):,.0f} voxels" in reasons(tight)["fine patch"].why
     gpu = reasons(whole_plan(ABDOMEN, on=device("cuda", 80)))
     assert "16 times as large as on a CPU" in gpu["memory of a step"].why
+    assert "the 28.8 GB (40% of 72 GB, training data's 8 GB aside)" in gpu["memory of a step"].why
     assert gpu["fine patch"].why.startswith("for 1.76 million voxels")
 
 

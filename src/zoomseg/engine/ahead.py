@@ -1,0 +1,30 @@
+"""Batches made beside the training: while a GPU computes a step, threads make those of the next ones."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+
+from zoomseg.engine.patches import Batch
+
+
+def drawn(make: Callable[[int], Batch], first: int, ahead: int) -> Generator[Batch]:
+    """``make(first)``, ``make(first + 1)`` ... without end, in order.
+
+    Args:
+        ahead: so many are being made, each in a thread, before they are asked for; 0: each when it is. To be
+            closed when no more are wanted.
+    """
+    if ahead == 0:
+        yield from map(make, itertools.count(first))
+    pool = ThreadPoolExecutor(ahead, "zoomseg-batch")
+    try:
+        coming = deque(pool.submit(make, step) for step in range(first, first + ahead))
+        for step in itertools.count(first + ahead):
+            batch = coming.popleft().result()
+            coming.append(pool.submit(make, step))
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)

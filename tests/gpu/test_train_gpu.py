@@ -1,0 +1,55 @@
+"""A GPU trains what the CPU trains. Skipped where there is no CUDA GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny import CPU, tiny_dataset, tiny_recipe
+from zoomseg.engine import train
+from zoomseg.engine.device import Device
+from zoomseg.engine.log import Row, Silent
+from zoomseg.recipe.spec import Augmentation, Recipe
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+
+
+class Losses(Silent):
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def row(self, row: Row, remaining_seconds: float | None) -> None:
+        self.found.append(row.loss)
+
+
+def unaugmented(recipe: Recipe) -> Recipe:
+    """Noise is another on another device."""
+    stages = tuple(
+        s.model_copy(update={"training": s.training.model_copy(update={"augmentation": Augmentation()})})
+        for s in recipe.stages
+    )
+    return recipe.model_copy(update={"stages": stages})
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_losses_are_the_cpu_s(tmp_path: Path, together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "LOG_EVERY_STEPS", 1)
+    data, recipe = tiny_dataset(tmp_path / "data"), unaugmented(tiny_recipe(together, iterations=5))
+    split = train.Split(("case_0", "case_1", "case_2"), ("case_3",))
+    losses = []
+    for device in (CPU, Device(torch.device("cuda"), None)):
+        watch = Losses()
+        train.train(data, split, recipe, tmp_path / device.place.type, train.Settings(device), watch)
+        losses.append(watch.found)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_bfloat16_learns(tmp_path: Path) -> None:
+    data, watch = tiny_dataset(tmp_path / "data"), Losses()
+    split = train.Split(data.ids, ())
+    gpu = Device(torch.device("cuda"), torch.bfloat16)
+    recipe = tiny_recipe(together=True, iterations=80, lr=2e-2)
+    train.train(data, split, recipe, tmp_path / "model", train.Settings(gpu), watch)
+    assert watch.found[-1] < 0.6 * watch.found[0]

@@ -1,0 +1,202 @@
+"""A second device, for machines without one: CPU memory under another name, into which nothing comes but by a
+copy. An operation on tensors of both fails, as it does between a GPU and the CPU; results are the CPU's.
+
+    python tests/other_device.py FOLDER
+
+trains and predicts on it and on the CPU, and prints how far apart they are. A process of its own: torch knows
+one such device at most, and never forgets it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny import CPU, tiny_case, tiny_dataset, tiny_recipe
+from untrained import untrained_bundle
+from zoomseg.core.case import Case
+from zoomseg.engine import train
+from zoomseg.engine.device import Device
+from zoomseg.engine.log import Silent
+from zoomseg.engine.predict import Predictor
+from zoomseg.io.bundle import Bundle
+from zoomseg.io.dataset import Dataset
+from zoomseg.recipe.spec import Augmentation, Recipe
+
+NAME = "other"
+PLACE = torch.device("privateuseone:0")
+COPIES = ("copy_", "_to_copy")
+AUGMENTATION = Augmentation(
+    rotation_deg=(10.0, 10.0, 10.0),
+    scale=(0.9, 1.1),
+    translation_vox=1.0,
+    elastic_vox=1.0,
+    elastic_grid_vox=6.0,
+    flip_axes=("R", "A"),
+    brightness=0.2,
+    contrast=0.2,
+    gamma=(0.8, 1.2),
+    organ_brightness=0.3,
+    noise=0.1,
+    blur_vox=0.8,
+    probability=0.7,
+    shorter_scan=0.4,
+)
+
+
+class Elsewhere(Tensor):
+    """A tensor on the other device; ``held`` are its voxels."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls: type[Elsewhere], held: Tensor) -> Elsewhere:
+        out = Tensor._make_wrapper_subclass(
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=PLACE,
+        )
+        out.held = held
+        return out
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return compute(func, *args, **(kwargs or {}))
+
+    def __getitem__(self, key: Any) -> Any:
+        keys = key if isinstance(key, tuple) else (key,)
+        moved = tuple(torch.tensor(k, device=PLACE) if isinstance(k, list) else k for k in keys)
+        return super().__getitem__(moved)
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        raise TypeError("the other device's memory is none of NumPy's; use .cpu() first")
+
+
+def compute(func: Any, *args: Any, **kwargs: Any) -> Any:
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    there = [x for x in tensors if isinstance(x, Elsewhere)]
+    name = func.overloadpacket.__name__
+    # As with a GPU, single numbers may come from the CPU.
+    strangers = [x for x in tensors if not isinstance(x, Elsewhere) and x.ndim > 0]
+    if there and strangers and name not in COPIES:
+        raise RuntimeError(f"{func} on tensors of two devices: {[tuple(x.shape) for x in tensors]}")
+    asked = kwargs.get("device")
+    stays = bool(there) if asked is None else torch.device(asked).type == PLACE.type
+    if asked is not None:
+        kwargs = kwargs | {"device": torch.device("cpu")}
+    own = tree_map(lambda x: x.held if isinstance(x, Elsewhere) else x, (args, kwargs))
+    out = func(*own[0], **own[1])
+    written = func._schema.arguments[0].alias_info if func._schema.arguments else None
+    if written is not None and written.is_write and isinstance(args[0], Tensor):
+        return args[0]
+    return tree_map(lambda x: Elsewhere(x) if isinstance(x, Tensor) and stays else x, out)
+
+
+class Generator(torch.Generator):
+    """One of the CPU serves the other device."""
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        return _generator("cpu")
+
+
+class Module:
+    """What autocast asks of a device."""
+
+    @staticmethod
+    def get_amp_supported_dtype() -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+
+_tensor, _generator = torch.tensor, torch.Generator
+_everywhere = torch.library.Library("_", "IMPL")
+
+
+def tensor(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
+    """``torch.tensor`` fills a tensor where no operation is seen."""
+    made = _tensor(data, **kwargs)
+    return made if device is None else made.to(device)
+
+
+def set_up() -> None:
+    _setup_privateuseone_for_python_backend(NAME)
+    torch.get_device_module(NAME).get_amp_supported_dtype = Module.get_amp_supported_dtype
+    _everywhere.fallback(compute, "PrivateUse1")
+    torch.tensor, torch.Generator = tensor, Generator
+
+
+class Other(Device):
+    """Treated as a GPU, which has data on it and batches made ahead."""
+
+    batches_ahead = 2
+    room_for_data = 1 << 30
+
+
+class Crowded(Other):
+    """One without room for data."""
+
+    room_for_data = 0
+
+
+def augmented(together: bool) -> Recipe:
+    recipe = tiny_recipe(together, iterations=8, lr=2e-2)
+    changes = {"augmentation": AUGMENTATION, "ema_decay": 0.0}
+    stages = tuple(
+        s.model_copy(update={"training": s.training.model_copy(update=changes)}) for s in recipe.stages
+    )
+    return recipe.model_copy(update={"stages": stages})
+
+
+def trained(data: Dataset, recipe: Recipe, device: Device, out: Path) -> Bundle:
+    split = train.Split(("case_0", "case_1", "case_2"), ("case_3",))
+    return train.train(data, split, recipe, out, train.Settings(device, seed=1), Silent())
+
+
+def apart(one: Bundle, two: Bundle) -> float:
+    """The largest difference between weights."""
+    return max(
+        float((weight - two.weights[stage][name].cpu()).abs().max())
+        for stage, weights in one.weights.items()
+        for name, weight in weights.items()
+    )
+
+
+def mixed() -> bool:
+    """Whether tensors of both devices can be added, which no test here could then tell."""
+    try:
+        torch.ones(2) + torch.ones(2, device=PLACE)
+    except RuntimeError:
+        return False
+    return True
+
+
+def main(folder: Path) -> None:
+    set_up()
+    other, model, case = Other(PLACE, None), untrained_bundle(3), Case("a", tiny_case(0)[0])
+    labels = [Predictor(model, device).predict(case).labels.data for device in (CPU, other)]
+    found: dict[str, object] = {"mixed": mixed(), "labels": int((labels[0] != labels[1]).sum())}
+    data = tiny_dataset(folder / "data")
+    for together in (True, False):
+        recipe, name = augmented(together), "together" if together else "apart"
+        devices = {"cpu": CPU, "held": other, "read": Crowded(PLACE, None)}
+        models = {key: trained(data, recipe, device, folder / name / key) for key, device in devices.items()}
+        found[name] = {key: apart(models["cpu"], models[key]) for key in ("held", "read")}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
