@@ -9,6 +9,7 @@ compare` tells chance from, and OUT/table.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from zoomseg.engine.device import resolve
 from zoomseg.engine.drafts import CT_CONTRAST, OTHER_CONTRAST, Contrast
 from zoomseg.io.dataset import open_dataset
 from zoomseg.io.files import writable_directory, write_text_atomic
+from zoomseg.networks import build as networks
 from zoomseg.recipe import load
 from zoomseg.recipe.spec import (
     AdamW,
@@ -33,6 +35,7 @@ from zoomseg.recipe.spec import (
     Recipe,
     SoftDice,
     Stage,
+    UNet3D,
     UniformInRegion,
 )
 from zoomseg.report.result import Evaluation
@@ -66,6 +69,15 @@ def without_deep_supervision(stage: Stage) -> Stage:
     return stage.model_copy(update={"network": network})
 
 
+def with_plain_network(stage: Stage) -> Stage:
+    """The papers' U-Net, with the same channels at its upper four levels. It halves every axis three times:
+    where patches do not allow that, the planned network stays."""
+    network = UNet3D(channels=stage.network.channels[:4])
+    factors = zip(stage.training.patch, networks.divisor(network), strict=True)
+    fits = all(size % factor == 0 for size, factor in factors)
+    return stage.model_copy(update={"network": network}) if fits else stage
+
+
 def without_priors(stage: Stage) -> Stage:
     priors = prior_specs(stage.inputs)
     images = tuple(given for given in stage.inputs if given not in priors)
@@ -76,6 +88,7 @@ ROWS: Mapping[str, Change] = {
     "default": lambda stage: stage,
     "averaged weights": trained_with(ema_decay=0.998),
     "no deep supervision": without_deep_supervision,
+    "the papers' U-Net": with_plain_network,
     "no augmentation": trained_with(augmentation=Augmentation()),
     "patches drawn anywhere": trained_with(sampler=UniformInRegion()),
     "Dice alone": trained_with(loss=SoftDice()),
@@ -151,7 +164,7 @@ def main(
         if recipe is None:
             click.echo(f"{name}: nothing to change in this recipe", err=True)
             continue
-        folder = out / name.replace(",", "").replace(" ", "-")
+        folder = out / re.sub("[,']", "", name).replace(" ", "-")
         file = out / f"{folder.name}.yaml"
         write_text_atomic(file, load.dump(recipe))
         wish = job.Job(str(file), seconds, seed=seed)

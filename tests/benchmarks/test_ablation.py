@@ -13,7 +13,7 @@ from zoomseg.engine.device import Device
 from zoomseg.engine.fingerprint import Fingerprint
 from zoomseg.engine.plan import plan
 from zoomseg.recipe import load
-from zoomseg.recipe.spec import Augmentation, PlannedRecipe, Recipe
+from zoomseg.recipe.spec import Augmentation, PlannedRecipe, Recipe, UNet3D
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -56,3 +56,8 @@ def test_rows_lack_what_they_are_named_after(cascade: Recipe) -> None:
     assert plain is not None
     assert {stage.training.augmentation for stage in plain.stages} == {Augmentation()}
     assert plain.train_together == cascade.train_together
+    published = ablation.changed(cascade, ablation.ROWS["the papers' U-Net"])
+    assert published is not None
+    assert [stage.network for stage in published.stages] == [
+        UNet3D(channels=stage.network.channels[:4]) for stage in cascade.stages
+    ]

@@ -5,6 +5,7 @@ Its rows train for minutes, and nnU-Net's need an environment of their own: they
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "train"
 sys.path.insert(0, str(BENCHMARK))
 
+
 import results  # noqa: E402
 import sides  # noqa: E402
+import utilisation  # noqa: E402
 
 SETTING = results.Setting("tiny", 3, ("case_3",), 1.5, "a machine", "cpu", 1, "run.py tiny --only zoomseg")
 FAILED = sides.failed("nnunet", "nnU-Net", "ended by signal 9")
@@ -68,3 +71,31 @@ def test_a_plan_asks_for_what_it_names_and_says_so() -> None:
 @pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 3), (64, sides.MOST_WORKERS)])
 def test_nnunet_gets_a_worker_for_every_core_but_that_of_the_training(threads: int, workers: int) -> None:
     assert sides.data_workers(threads) == workers
+
+
+def test_a_gpu_is_watched_from_its_first_steps_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for nvidia-smi and for a training of a second before its first step and one after it."""
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho '87, 1234, NVIDIA H200'\necho '3, 5, NVIDIA H200'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(utilisation, "PERIOD_SECONDS", 0.1)
+    log = tmp_path / "metrics.csv"
+    training = f"sleep 1; printf 'unit,step\\n0,1\\n' > {log}; sleep 1"
+    samples = utilisation.watched(["sh", "-c", training], log)
+    assert set(samples) == {utilisation.Sample(87.0, 1234.0, "NVIDIA H200")}
+    assert 2 <= len(samples) <= 11
+
+
+def test_utilisation_is_told_by_mean_and_lowest_tenth() -> None:
+    samples = [utilisation.Sample(percent, 100.0 * percent, "a GPU") for percent in (50.0, *[90.0] * 19)]
+    lines = utilisation.table(samples, {"steps": 1500, "plan": "fine: a network"}, 5.0).splitlines()
+    assert {"| GPU | a GPU |", "| steps | 1,500 |", "| utilisation, mean of samples | 88 % |"} <= {*lines}
+    assert "| utilisation, lowest tenth | 90 % |" in lines
+    assert "| memory, MiB | 9,000 |" in lines
+
+
+def test_a_training_that_fails_ends_the_watching(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        utilisation.watched(["sh", "-c", "exit 3"], tmp_path / "metrics.csv")
+    assert ended.value.code == 3
