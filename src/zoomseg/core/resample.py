@@ -11,7 +11,7 @@ Shapes: C channels, I J K voxels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,11 +68,14 @@ def _used(weights: Tensor) -> tuple[int, int]:
     return int(columns[0]), int(columns[-1]) + 1
 
 
+def _copies(weights: Tensor) -> bool:
+    """Whether contracting with these weights changes nothing. Asked before they are on a GPU, which would
+    have to finish all it has been given to answer."""
+    return weights.shape[0] == weights.shape[1] and torch.equal(weights, torch.eye(weights.shape[1]))
+
+
 def _contract(data: Tensor, weights: Tensor, axis: int) -> Tensor:
-    """Contract one axis of ``[C, A, B, D]`` with ``[out, in]`` weights; a copy costs nothing."""
-    identity = torch.eye(weights.shape[1], device=weights.device)
-    if weights.shape == identity.shape and torch.equal(weights, identity):
-        return data
+    """Contract one axis of ``[C, A, B, D]`` with ``[out, in]`` weights."""
     lead, trail = data.shape[:axis], data.shape[axis + 1 :]
     flat = data.reshape(math.prod(lead), data.shape[axis], math.prod(trail))
     weights = weights.to(data.dtype)
@@ -80,23 +83,23 @@ def _contract(data: Tensor, weights: Tensor, axis: int) -> Tensor:
     return out.reshape(*lead, weights.shape[0], *trail)
 
 
-def _by_axes(data: Tensor, weights: list[Tensor], change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Contract all three axes of ``[C, A, B, D]``, given in the order they lie in memory, slowest first.
-    The axis that shrinks most goes first: less to carry through the others; but what is large enters in
-    pieces along A, which then goes last."""
-    order = sorted(range(3), key=lambda a: weights[a].shape[0] / weights[a].shape[1])
+def _by_axes(data: Tensor, weights: Mapping[int, Tensor], change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Contract those axes of ``[C, A, B, D]`` that have weights, given in the order they lie in memory,
+    slowest first. The axis that shrinks most goes first: less to carry through the others; but what is large
+    enters in pieces along A, which then goes last."""
+    order = sorted(weights, key=lambda a: weights[a].shape[0] / weights[a].shape[1])
     pieces = math.ceil(data.numel() / PIECE_VOXELS)
     if pieces == 1:
         data = change(data)
     else:
-        order.remove(0)
+        order = [a for a in order if a != 0]
         parts = []
         for part in data.tensor_split(min(pieces, data.shape[1]), dim=1):
             part = change(part)
             for a in order:
                 part = _contract(part, weights[a], 1 + a)
             parts.append(part)
-        data, order = torch.cat(parts, dim=1), [0]
+        data, order = torch.cat(parts, dim=1), [0] if 0 in weights else []
     for a in order:
         data = _contract(data, weights[a], 1 + a)
     return data
@@ -129,14 +132,17 @@ def resample_data(
         box = coordinates_box(coordinates, source.shape)
         near = change(data[(slice(None), *box.slices)])
         return sample(near, (coordinates - torch.tensor(box.start)).to(data.device), "linear")
-    weights: list[Tensor] = [torch.empty(0)] * 3  # by source axis
+    weights: dict[int, Tensor] = {}  # by source axis, where there is something to do
     for a, s in enumerate(axes.order):
         matrix_a = linear_weights(source.shape[s], target.shape[a], axes.scale[a], axes.offset[a], antialias)
         low, high = _used(matrix_a)
         data = data.narrow(1 + s, low, high - low)
-        weights[s] = matrix_a[:, low:high].to(data.device)
+        used = matrix_a[:, low:high]
+        if not _copies(used):
+            weights[s] = used.to(data.device)
     memory = sorted(range(3), key=lambda s: -data.stride(1 + s))
-    out = _by_axes(data.permute(0, *(1 + s for s in memory)), [weights[s] for s in memory], change)
+    ordered = {a: weights[s] for a, s in enumerate(memory) if s in weights}
+    out = _by_axes(data.permute(0, *(1 + s for s in memory)), ordered, change)
     return out.permute(0, *(1 + memory.index(s) for s in axes.order)).contiguous()
 
 

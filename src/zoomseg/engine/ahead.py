@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+
+import torch
 
 from zoomseg.engine.patches import Batch
 
@@ -28,3 +31,23 @@ def drawn(make: Callable[[int], Batch], first: int, ahead: int) -> Generator[Bat
             yield batch
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def beside(make: Callable[[], Batch], place: torch.device) -> Batch:
+    """A batch that is complete; on a GPU made on a stream of its own, so that the many small copies to it do
+    not each wait for all that the training has given it to do."""
+    if place.type != "cuda":
+        return make()
+    stream = _side_stream(place)
+    with torch.cuda.stream(stream):
+        batch = make()
+    stream.synchronize()
+    for tensor in batch.tensors:
+        if tensor.device.type == "cuda":  # its memory is free only when the training's stream is done with it
+            tensor.record_stream(torch.cuda.default_stream(place))
+    return batch
+
+
+@functools.cache
+def _side_stream(place: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(place)  # type: ignore[no-untyped-call]

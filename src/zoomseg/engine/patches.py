@@ -6,6 +6,7 @@ Shapes: B batch, C channels, I J K voxels.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,12 @@ class Batch:
 
     cases: tuple[str, ...]
     stages: Mapping[str, StageBatch]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that are as large as patches."""
+        of_stages = ((s.image_BCIJK, s.target_BIJK, *s.stored.values()) for s in self.stages.values())
+        return tuple(itertools.chain.from_iterable(of_stages))
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from zoomseg.core.errors import RecipeError, TrainingError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.engine import atlases, checkpoint, handed
-from zoomseg.engine.ahead import drawn
+from zoomseg.engine.ahead import beside, drawn
 from zoomseg.engine.device import Device
 from zoomseg.engine.distill import Teachers
 from zoomseg.engine.log import Log, Observer, Row, RunningDice, Silent
@@ -279,13 +279,14 @@ class _Run:
             unit.spent = self.processes.agree(self.spent)
         if self.settings.seconds is not None:
             unit.length = Length(None, self.processes.agree(self._unit_seconds(unit)))
-        source = self._source(unit, packs)
+        source, device = self._source(unit, packs), self.settings.device
 
         def batch_of(step: int) -> Batch:
             rng = np.random.default_rng([self.settings.seed, unit.index, step])
-            return source.draw(unit.lead.training.batch, rng, self.processes.share)
+            make = partial(source.draw, unit.lead.training.batch, rng, self.processes.share)
+            return beside(make, device.place)
 
-        with closing(drawn(batch_of, unit.step, self.settings.device.batches_ahead)) as batches:
+        with closing(drawn(batch_of, unit.step, device.batches_ahead)) as batches:
             self._loop(unit, batches, validation, log)
         self._save(unit)
         if self.processes.first:

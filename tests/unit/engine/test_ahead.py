@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import itertools
 import threading
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 
-from zoomseg.engine.ahead import drawn
+from zoomseg.engine import ahead
+from zoomseg.engine.ahead import beside, drawn
+from zoomseg.engine.patches import Batch
 
 
 def made(step: int) -> int:
@@ -62,3 +68,40 @@ def test_closed_no_thread_is_left() -> None:
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("zoomseg-batch")]
+
+
+def test_on_a_cpu_a_batch_is_just_made() -> None:
+    batch = Batch(("a",), {})
+    assert beside(lambda: batch, torch.device("cpu")) is batch
+
+
+def test_on_a_gpu_it_is_made_on_a_stream_of_its_own_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins write down what happens: memory is kept from the side's stream while the training uses it."""
+    told: list[object] = []
+
+    @contextmanager
+    def on(stream: Any) -> Iterator[None]:
+        told.append("side stream")
+        yield
+        told.append("default stream")
+
+    class Patch:
+        device = torch.device("cuda")
+
+        def record_stream(self, stream: str) -> None:
+            told.append(f"kept for the {stream}")
+
+    def make() -> Batch:
+        told.append("made")
+        data: Any = SimpleNamespace(
+            image_BCIJK=Patch(), target_BIJK=torch.zeros(1), stored={"coarse": Patch()}
+        )
+        return Batch(("a",), {"fine": data})
+
+    side = SimpleNamespace(synchronize=lambda: told.append("complete"))
+    monkeypatch.setattr(ahead, "_side_stream", lambda place: cast("torch.cuda.Stream", side))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda place: "default stream")
+    beside(make, torch.device("cuda"))
+    kept = ["kept for the default stream"] * 2
+    assert told == ["side stream", "made", "default stream", "complete", *kept]
