@@ -38,16 +38,19 @@ def beside(make: Callable[[], Batch], place: torch.device) -> Batch:
     not each wait for all that the training has given it to do."""
     if place.type != "cuda":
         return make()
-    stream = _side_stream(place)
-    with torch.cuda.stream(stream):
-        batch = make()
-    stream.synchronize()
-    for tensor in batch.tensors:
-        if tensor.device.type == "cuda":  # its memory is free only when the training's stream is done with it
-            tensor.record_stream(torch.cuda.default_stream(place))
+    # A thread begins on the first GPU: leaving a stream would open that one, too, for whoever uses another.
+    with torch.cuda.device(place):
+        stream = _side_stream(place)
+        with torch.cuda.stream(stream):
+            batch = make()
+        stream.synchronize()
+        for tensor in batch.tensors:
+            if tensor.device.type == "cuda":  # its memory is free only when the training is done with it
+                tensor.record_stream(torch.cuda.default_stream(place))
     return batch
 
 
 @functools.cache
 def _side_stream(place: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(place)  # type: ignore[no-untyped-call]
+    """Before the training's, as its kernels are many and small."""
+    return torch.cuda.Stream(place, priority=-1)  # type: ignore[no-untyped-call]

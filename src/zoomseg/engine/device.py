@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -18,6 +20,8 @@ CPU_VOXELS, GPU_VOXELS = 1 << 17, 1 << 20
 CORE_RATES = {torch.bfloat16: 5e10, None: 2e10}
 """Multiply-adds a second that convolutions reach in training, a core, by precision: 5.2e10 were measured (AMD
 EPYC, Zen 4, torch 2.13.0, 2026-11-21; float32 from docs/decisions/0006)."""
+WRONG_CUDNN = (90800, 91500)
+"""From this version on, and again right from that one."""
 HELD_SHARE = 0.1
 """Of a GPU's memory, for training data: 300 cases in 24 GB, at the planner's largest fine grid."""
 GPU_RATE = 5e12
@@ -35,6 +39,16 @@ class Device:
         return torch.autocast(
             self.place.type, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None
         )
+
+    @contextmanager
+    def tuned(self) -> Iterator[None]:
+        """cuDNN tries its algorithms for every shape and takes the fastest: worth it where there are few."""
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = self.place.type == "cuda"
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     def tiles_at_once(self, voxels: int) -> int:
         """How many tiles of so many voxels a network gets together, so that the device is kept busy."""
@@ -85,10 +99,20 @@ def resolve(name: str) -> Device:
         raise ZoomSegError(f"unknown device '{name}'; allowed: auto, cpu, cuda, cuda:N")
     if not torch.cuda.is_available():
         raise ZoomSegError(f"device '{name}' was asked for, but no CUDA GPU is usable here; use --device cpu")
-    count = torch.cuda.device_count()
-    if int(name.partition(":")[2] or 0) >= count:
+    count, index = torch.cuda.device_count(), int(name.partition(":")[2] or 0)
+    if index >= count:
         raise ZoomSegError(f"device '{name}' was asked for, but there are {count}, from cuda:0")
-    return Device(torch.device(name), torch.bfloat16)
+    place = torch.device("cuda", index)  # by number: "cuda" is another one in a thread that chose another
+    return Device(place, torch.bfloat16 if cuda_bfloat16(place) else None)
+
+
+def cuda_bfloat16(place: torch.device) -> bool:
+    """Whether cuDNN convolves bfloat16 in 3D on this GPU. Before Ampere torch does it without cuDNN, which
+    takes many times the time and memory, and so it does with the versions of cuDNN that convolve half
+    precision wrongly (github.com/pytorch/pytorch/issues/163539 and 166122)."""
+    version = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
+    wrong = WRONG_CUDNN[0] <= version < WRONG_CUDNN[1]
+    return torch.cuda.get_device_capability(place) >= (8, 0) and not wrong
 
 
 def fast_bfloat16() -> bool:

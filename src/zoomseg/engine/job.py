@@ -85,6 +85,8 @@ def start(
     wanted = wanted_recipe(job, initial)
     writable_directory(out / "training")  # before minutes are spent on planning
     if isinstance(wanted, PlannedRecipe):
+        # Every process gets a patch at least.
+        wanted = wanted.model_copy(update={"batch": max(wanted.batch, processes.world)})
         planned = plan_recipe(dataset, split, wanted, device, observer, job)
         write_text_atomic(out / "training" / "plan.md", planned.markdown(dataset.name))
         recipe = resolve_recipe(dataset, split, planned.recipe, device, observer)

@@ -111,12 +111,15 @@ def _around(array: ChunkedArray, local: Tensor, held: Held) -> tuple[Tensor, Ten
 
 
 def hold(packs: Iterable[Packed], place: torch.device, room_bytes: int) -> Held:
-    """As many whole arrays of these cases as there is room for, on a device."""
+    """As many whole arrays of these cases as there is room for, on a device. One that takes a tenth of it is
+    read in windows: each patch turns what is held into float32 as a whole."""
     held: dict[Path, Tensor] = {}
+    largest = room_bytes / 10
     for array in (array for packed in packs for array in packed.arrays):
-        room_bytes -= array.dtype.itemsize * math.prod(array.shape)
-        if room_bytes < 0:
-            break
+        size = array.dtype.itemsize * math.prod(array.shape)
+        if size > min(largest, room_bytes):
+            continue
+        room_bytes -= size
         i, j, k = array.shape[-3:]
         held[array.path] = torch.from_numpy(array.read(Box((0, 0, 0), (i, j, k)))).to(place)
     return held

@@ -193,6 +193,8 @@ def _loss_told() -> Iterator[None]:
     """What torch says where another process has gone, as one line."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise  # this one's own
     except RuntimeError as error:
         raise TrainingError(
             f"another process of this training ended or does not answer ({_one_line(error)}); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ ANISOTROPY = 2.0
 """An axis this much coarser than the finest is not pooled (and not convolved across) yet."""
 WEIGHT_COPIES = 5
 """Of every weight: itself, its gradient, two moments of the optimiser, its average."""
+ANSWER_COPIES = 8
+"""Of a network's answer, in float32: logits, their logarithms, probabilities for the Dice and for the stage
+after it, the reference, and what their gradients take on the way."""
 
 PASSES = 3
 """A step's arithmetic in forward passes: the backward pass takes two."""
@@ -152,7 +156,8 @@ def _why_kernels(stage: str, kernels: Sequence[Index3]) -> Reason:
 
 def step_bytes(stages: Sequence[specs.Stage], channels: int, schema: LabelSchema) -> int:
     """Memory that one step of stages trained together fills, in float32: what the networks keep for the
-    backward pass, counted on shapes alone, and weights with gradients, averages and optimiser state.
+    backward pass, counted on shapes alone, their answers and the loss of them, and weights with gradients,
+    averages and optimiser state.
 
     Stages are those that the planner makes: each reads the image and all labels of the one before.
     """
@@ -170,7 +175,8 @@ def costs_of(stages: Sequence[specs.Stage], channels: int, schema: LabelSchema) 
             kept = _kept_bytes(module, torch.empty(shape))
         parameters = networks.parameters(module)
         forward = stage.training.batch * networks.multiply_adds(module, shape[1:])
-        costs.append(Cost(kept + WEIGHT_COPIES * 4 * parameters, parameters, PASSES * forward))
+        answers = ANSWER_COPIES * 4 * classes * stage.training.batch * math.prod(stage.training.patch)
+        costs.append(Cost(kept + answers + WEIGHT_COPIES * 4 * parameters, parameters, PASSES * forward))
     return costs
 
 

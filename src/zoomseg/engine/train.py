@@ -96,12 +96,19 @@ def train(
     ``metrics.csv`` and TensorBoard events.
 
     Raises:
-        TrainingError: nothing to train on, losses that stay NaN, a checkpoint of another run.
+        TrainingError: nothing to train on, losses that stay NaN, a checkpoint of another run, a GPU without
+            enough memory.
         InterruptedTrainingError: SIGINT or SIGTERM came; ``resume`` goes on from here.
     """
     run = _Run(dataset, split, recipe, out, settings, observer)
-    with stop_signals() as stop:
-        return run.train(stop)
+    try:
+        with stop_signals() as stop:
+            return run.train(stop)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the memory of {settings.device.place} ran out; end what else uses it and go on with --resume, "
+            "or train anew with a smaller batch or patch (zoomseg recipes default --for DATASET -o FILE)"
+        ) from error
 
 
 class _Run:
@@ -275,18 +282,18 @@ class _Run:
         packs = self._pack(unit)
         unit.take_over()
         validation = self._validation_batches(unit, packs)
+        source, device = self._source(unit, packs), self.settings.device
         if unit.step == 0:
             unit.spent = self.processes.agree(self.spent)
         if self.settings.seconds is not None:
             unit.length = Length(None, self.processes.agree(self._unit_seconds(unit)))
-        source, device = self._source(unit, packs), self.settings.device
 
         def batch_of(step: int) -> Batch:
             rng = np.random.default_rng([self.settings.seed, unit.index, step])
             make = partial(source.draw, unit.lead.training.batch, rng, self.processes.share)
             return beside(make, device.place)
 
-        with closing(drawn(batch_of, unit.step, device.batches_ahead)) as batches:
+        with closing(drawn(batch_of, unit.step, device.batches_ahead)) as batches, device.tuned():
             self._loop(unit, batches, validation, log)
         self._save(unit)
         if self.processes.first:
@@ -379,10 +386,7 @@ class _Run:
         """The same unaugmented patches every time."""
         if not self.processes.first or not packs.validation[unit.lead.name]:
             return ()
-        place = self.settings.device.place
-        source = PatchSource(
-            self.recipe, unit.stages, packs.validation, self.schemas, augmented=False, place=place
-        )
+        source = PatchSource(self.recipe, unit.stages, packs.validation, self.schemas, augmented=False)
         rng = np.random.default_rng([self.settings.seed, unit.index, 0])
         return tuple(source.draw(1, rng) for _ in range(VALIDATION_PATCHES))
 

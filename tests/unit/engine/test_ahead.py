@@ -80,10 +80,10 @@ def test_on_a_gpu_it_is_made_on_a_stream_of_its_own_and_complete(monkeypatch: py
     told: list[object] = []
 
     @contextmanager
-    def on(stream: Any) -> Iterator[None]:
-        told.append("side stream")
+    def on(place: Any) -> Iterator[None]:
+        told.append(place)
         yield
-        told.append("default stream")
+        told.append(f"left {place}")
 
     class Patch:
         device = torch.device("cuda")
@@ -98,10 +98,18 @@ def test_on_a_gpu_it_is_made_on_a_stream_of_its_own_and_complete(monkeypatch: py
         )
         return Batch(("a",), {"fine": data})
 
-    side = SimpleNamespace(synchronize=lambda: told.append("complete"))
+    class Side:
+        def __str__(self) -> str:
+            return "side stream"
+
+        def synchronize(self) -> None:
+            told.append("complete")
+
+    side, place = Side(), torch.device("cuda:1")
     monkeypatch.setattr(ahead, "_side_stream", lambda place: cast("torch.cuda.Stream", side))
     monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "device", on)
     monkeypatch.setattr(torch.cuda, "default_stream", lambda place: "default stream")
-    beside(make, torch.device("cuda"))
+    beside(make, place)
     kept = ["kept for the default stream"] * 2
-    assert told == ["side stream", "made", "default stream", "complete", *kept]
+    assert told == [place, side, "made", "left side stream", "complete", *kept, "left cuda:1"]

@@ -42,9 +42,43 @@ def test_unknown_device_names_the_allowed(name: str) -> None:
 def test_a_gpu_that_is_not_there_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve("cuda:1").place == torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
+    assert [resolve(name).place for name in ("cuda:1", "cuda", "auto")] == [
+        torch.device(name) for name in ("cuda:1", "cuda:0", "cuda:0")
+    ]
     with pytest.raises(ZoomSegError, match="device 'cuda:2' was asked for, but there are 2, from cuda:0"):
         resolve("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("capability", "cudnn", "precision"),
+    [
+        ((9, 0), 92000, torch.bfloat16),
+        ((8, 0), 90701, torch.bfloat16),
+        ((7, 5), 92000, None),  # a T4 emulates it
+        ((9, 0), 90800, None),
+        ((9, 0), 91002, None),
+        ((9, 0), 91500, torch.bfloat16),
+    ],
+)
+def test_a_gpu_computes_in_bfloat16_where_cudnn_does_well(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], cudnn: int, precision: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: capability)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+    assert resolve("cuda").precision is precision
+
+
+def test_cudnn_looks_for_the_fastest_on_a_gpu_alone_and_only_meanwhile() -> None:
+    cudnn = torch.backends.cudnn
+    assert not cudnn.benchmark
+    with Device(torch.device("cuda"), None).tuned():
+        assert cudnn.benchmark
+        with Device(torch.device("cpu"), None).tuned():
+            assert not cudnn.benchmark
+    assert not cudnn.benchmark
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

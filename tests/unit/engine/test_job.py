@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from zoomseg.core.errors import DatasetError, ModelError, OutputError, RecipeErr
 from zoomseg.engine import job
 from zoomseg.engine.job import Job
 from zoomseg.engine.log import Silent
+from zoomseg.engine.processes import Processes
 from zoomseg.io.dataset import Dataset, open_dataset
 from zoomseg.recipe.load import dump, from_dict, load
 from zoomseg.recipe.spec import PlannedRecipe
@@ -215,6 +217,18 @@ def test_a_training_says_how_it_was_planned(data: Dataset, tmp_path: Path) -> No
     assert f"| fine patch | {patches[1]} |" in page
     assert "| length | 2 steps |" in page
     assert "| left kidney | 4 of 4 |" in page
+
+
+def test_every_process_gets_a_patch(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planned batch is two, or as many as there are processes; nobody waits for three that are not."""
+    monkeypatch.setattr(Processes, "wait_for_first", lambda self, stop: None)
+    monkeypatch.setattr(job.train, "train", lambda data, split, recipe, *rest: recipe)
+    plan = Job(small_plan(tmp_path / "plan.yaml"))
+    batches = []
+    for world in (1, 4):
+        planned: Any = job.start(data, tmp_path / f"{world}", plan, CPU, Silent(), Processes(0, world))
+        batches.append([stage.training.batch for stage in planned.stages])
+    assert batches == [[2, 2], [4, 4]]
 
 
 def test_a_plan_knows_the_length_and_the_start(data: Dataset, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -239,10 +240,23 @@ def test_arrays_that_are_held_answer_as_those_on_disk(
 def test_no_more_is_held_than_there_is_room_for(
     scan: look.Scan, priors: dict[str, Prior], tmp_path: Path
 ) -> None:
+    """In the cases' order; images have two bytes a voxel, labels one."""
+    live = FINE.model_copy(update={"inputs": FINE.inputs[:1]})
+    cases = [packed(live, replace(scan, id=f"case_{n}"), priors, tmp_path) for n in range(9)]
+    voxels, place = cases[0].box.voxels, torch.device("cpu")
+    arrays = [array.path for case in cases for array in case.arrays]
+    assert pack.hold(cases, place, 0) == {}
+    assert list(pack.hold(cases, place, 27 * voxels)) == arrays
+    assert (
+        list(pack.hold(cases, place, 25 * voxels)) == arrays[:16] + arrays[17:]
+    )  # the ninth's image is left
+
+
+def test_what_would_take_a_tenth_of_the_room_by_itself_is_not_held(
+    scan: look.Scan, priors: dict[str, Prior], tmp_path: Path
+) -> None:
     case = packed(FINE, scan, priors, tmp_path)
+    image, labels, stored = case.arrays
     voxels = case.box.voxels
-    image, labels, _ = case.arrays  # two bytes a voxel, one byte a voxel
-    place = torch.device("cpu")
-    assert pack.hold([case], place, 0) == {}
-    assert list(pack.hold([case], place, 2 * voxels)) == [image.path]
-    assert list(pack.hold([case], place, 3 * voxels)) == [image.path, labels.path]
+    assert list(pack.hold([case], torch.device("cpu"), 19 * voxels)) == [labels.path, stored.path]
+    assert image.path in pack.hold([case], torch.device("cpu"), 20 * voxels)
