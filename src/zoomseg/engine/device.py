@@ -20,12 +20,12 @@ CPU_VOXELS, GPU_VOXELS = 1 << 17, 1 << 20
 CORE_RATES = {torch.bfloat16: 5e10, None: 2e10}
 """Multiply-adds a second that convolutions reach in training, a core, by precision: 5.2e10 were measured (AMD
 EPYC, Zen 4, torch 2.13.0, 2026-11-21; float32 from docs/decisions/0006)."""
+GPU_RATE = 5e12
+"""The same of a modest GPU; others are faster."""
 WRONG_CUDNN = (90800, 91500)
 """From this version on, and again right from that one."""
 HELD_SHARE = 0.1
 """Of a GPU's memory, for training data: 300 cases in 24 GB, at the planner's largest fine grid."""
-GPU_RATE = 5e12
-"""The same of a modest GPU; others are faster."""
 
 
 @dataclass(frozen=True)
