@@ -21,7 +21,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import CPU, tiny_case, tiny_dataset, tiny_recipe
+from tiny import CPU, retrained, tiny_case, tiny_dataset, tiny_recipe
 from untrained import untrained_bundle
 from zoomseg.core.case import Case
 from zoomseg.engine import train
@@ -114,14 +114,6 @@ class Generator(torch.Generator):
         return _generator("cpu")
 
 
-class Module:
-    """What autocast asks of a device."""
-
-    @staticmethod
-    def get_amp_supported_dtype() -> list[torch.dtype]:
-        return [torch.bfloat16]
-
-
 _tensor, _generator = torch.tensor, torch.Generator
 _everywhere = torch.library.Library("_", "IMPL")
 
@@ -134,7 +126,7 @@ def tensor(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
 
 def set_up() -> None:
     _setup_privateuseone_for_python_backend(NAME)
-    torch.get_device_module(NAME).get_amp_supported_dtype = Module.get_amp_supported_dtype
+    torch.get_device_module(NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]  # autocast asks
     _everywhere.fallback(compute, "PrivateUse1")
     torch.tensor, torch.Generator = tensor, Generator
 
@@ -154,12 +146,8 @@ class Crowded(Other):
 
 def augmented(together: bool) -> Recipe:
     """With SGD: AdamW makes a whole step of a gradient that is nothing but rounding."""
-    recipe = tiny_recipe(together, iterations=8)
-    changes = {"augmentation": AUGMENTATION, "ema_decay": 0.0, "optimiser": SGD(lr=0.02)}
-    stages = tuple(
-        s.model_copy(update={"training": s.training.model_copy(update=changes)}) for s in recipe.stages
-    )
-    return recipe.model_copy(update={"stages": stages})
+    made = tiny_recipe(together, iterations=8)
+    return retrained(made, augmentation=AUGMENTATION, ema_decay=0.0, optimiser=SGD(lr=0.02))
 
 
 def trained(data: Dataset, recipe: Recipe, device: Device, out: Path) -> Bundle:

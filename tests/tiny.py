@@ -110,6 +110,14 @@ def tiny_recipe(together: bool, iterations: int = 20, lr: float = 3e-3) -> Recip
     )  # type: ignore[return-value]
 
 
+def retrained(recipe: Recipe, **changes: object) -> Recipe:
+    """The recipe with these changes in every stage's training section."""
+    stages = tuple(
+        s.model_copy(update={"training": s.training.model_copy(update=changes)}) for s in recipe.stages
+    )
+    return recipe.model_copy(update={"stages": stages})
+
+
 def small_plan(path: Path, **other: float) -> str:
     """The default recipe with few steps, and channels and patches that suit the tiny data set; ``other``
     numbers replace these."""

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tiny import CPU, tiny_recipe
+from tiny import CPU, retrained, tiny_recipe
 from zoomseg.core.errors import TrainingError
 from zoomseg.core.labels import IGNORE
 from zoomseg.engine import job, train
@@ -124,9 +124,7 @@ def loss_gradients(processes: Processes) -> dict[str, Tensor]:
 def recipe(together: bool) -> Recipe:
     """Steps proportional to gradients, which do not blow up the last bits of small ones."""
     made = tiny_recipe(together, STEPS)
-    change = {"batch": BATCH, "optimiser": SGD(lr=0.05), "gradient_clip": 0.5}
-    stages = [s.model_copy(update={"training": s.training.model_copy(update=change)}) for s in made.stages]
-    return made.model_copy(update={"stages": tuple(stages)})
+    return retrained(made, batch=BATCH, optimiser=SGD(lr=0.05), gradient_clip=0.5)
 
 
 def training(
@@ -224,11 +222,7 @@ def _decided(data: Path, out: Path, processes: Processes) -> None:
 
 
 def _refused(data: Path, out: Path, processes: Processes) -> None:
-    made = recipe(True)
-    small = [
-        s.model_copy(update={"training": s.training.model_copy(update={"batch": 1})}) for s in made.stages
-    ]
-    made = made.model_copy(update={"stages": tuple(small)})
+    made = retrained(recipe(True), batch=1)
     settings = Settings(CPU, processes=processes)
     try:
         train.train(open_dataset(data), SPLIT, made, out / "refused", settings, Silent())

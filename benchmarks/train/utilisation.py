@@ -9,7 +9,6 @@ steps and the last, as nvidia-smi tells them; OUT/model is what was trained.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parent
+from trained import describe
+
 PERIOD_SECONDS = 0.5
 QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used,name", "--format=csv,noheader,nounits")
 
@@ -81,10 +81,7 @@ def main() -> None:
     samples = watched(command, model / "training" / "metrics.csv")
     if len(samples) < 2:
         parser.error(f"only {len(samples)} samples between the first step and the last; give more minutes")
-    told = subprocess.run(
-        [sys.executable, str(HERE / "trained.py"), str(model)], capture_output=True, text=True, check=True
-    )
-    text = table(samples, json.loads(told.stdout.splitlines()[-1]), options.minutes)
+    text = table(samples, describe(model), options.minutes)
     (options.out / "table.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny import CPU, tiny_dataset, tiny_recipe
+from tiny import CPU, retrained, tiny_dataset, tiny_recipe
 from zoomseg.engine import train
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Row, Silent
-from zoomseg.recipe.spec import Augmentation, Recipe
+from zoomseg.recipe.spec import Augmentation
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -24,19 +24,12 @@ class Losses(Silent):
         self.found.append(row.loss)
 
 
-def unaugmented(recipe: Recipe) -> Recipe:
-    """Noise is another on another device."""
-    stages = tuple(
-        s.model_copy(update={"training": s.training.model_copy(update={"augmentation": Augmentation()})})
-        for s in recipe.stages
-    )
-    return recipe.model_copy(update={"stages": stages})
-
-
 @pytest.mark.parametrize("together", [True, False])
 def test_losses_are_the_cpu_s(tmp_path: Path, together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without augmentation: noise is another on another device."""
     monkeypatch.setattr(train, "LOG_EVERY_STEPS", 1)
-    data, recipe = tiny_dataset(tmp_path / "data"), unaugmented(tiny_recipe(together, iterations=5))
+    data = tiny_dataset(tmp_path / "data")
+    recipe = retrained(tiny_recipe(together, iterations=5), augmentation=Augmentation())
     split = train.Split(("case_0", "case_1", "case_2"), ("case_3",))
     losses = []
     for device in (CPU, Device(torch.device("cuda"), None)):

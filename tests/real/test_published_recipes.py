@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tiny import retrained
 from zoomseg.core.case import Case
 from zoomseg.engine import train
 from zoomseg.engine.device import Device
@@ -37,12 +38,8 @@ CPU = Device(torch.device("cpu"), None)
 def test_it_trains_and_predicts_a_scan(name: str, folder: str, stages: int, tmp_path: Path) -> None:
     dataset = open_dataset(Path(str(DATA)) / folder)
     two = dataset.subset(dataset.ids[:2])
-    recipe = narrower(16)(coarser(2)(shipped(name)))
-    short = tuple(
-        s.model_copy(update={"training": s.training.model_copy(update={"iterations": 1, "batch": 2})})
-        for s in recipe.stages
-    )
-    update: dict[str, object] = {"stages": short, "on_missing": "whole_volume"}
+    recipe = retrained(narrower(16)(coarser(2)(shipped(name))), iterations=1, batch=2)
+    update: dict[str, object] = {"on_missing": "whole_volume"}
     if recipe.atlas is not None:
         update["atlas"] = AtlasSpec(
             number=1, spacing_mm=(8, 8, 8), registration="affine", fusion=MajorityFusion()

@@ -185,7 +185,7 @@ class PatchSource:
             image = augment.brighten_organs(image, target, tone.organ_factors(self._names[stage.name]))
         image = augment.apply_intensity(image, tone, self._limits)
         if beyond is not None:
-            target = target.masked_fill(beyond, IGNORE)
+            target.masked_fill_(beyond, IGNORE)
         if change.mirrored:
             target = torch.from_numpy(self._tables[stage.name]).to(self._place)[target.long()]
         stored = {name: packed.prior_at(name, coordinates, self._held) for name in packed.priors}

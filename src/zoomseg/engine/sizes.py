@@ -24,7 +24,7 @@ MAX_LEVELS = 6
 ANISOTROPY = 2.0
 """An axis this much coarser than the finest is not pooled (and not convolved across) yet."""
 WEIGHT_COPIES = 5
-"""Of every weight: itself, its gradient, two moments of the optimiser, its average or a copy to be saved."""
+"""Of every weight: itself, its gradient, two moments of the optimiser, its average."""
 ANSWER_COPIES = 8
 """Of a network's answer, in float32: logits, their logarithms, probabilities for the Dice and for the stage
 after it, the reference, and what their gradients take on the way."""

@@ -269,7 +269,7 @@ class _Run:
         """Bring a unit back to where the checkpoint left it; earlier units come from their own file."""
         path = self.checkpoint if unit.index == progress.unit else self._unit_file(unit.index)
         own = {name: unit.modules[name] for name in unit.trained}
-        checkpoint.restore(path, own, unit.averaged, unit.optimiser)
+        checkpoint.restore(path, own, unit.moving, unit.optimiser)
         if unit.index == progress.unit:
             unit.step, unit.elapsed, unit.spent = progress.step, progress.elapsed, progress.spent
 
@@ -440,7 +440,7 @@ class _Run:
             return
         progress = checkpoint.Progress(unit.index, unit.step, unit.elapsed, unit.spent, self.fingerprint)
         own = {name: unit.modules[name] for name in unit.trained}
-        checkpoint.save(self.checkpoint, progress, own, unit.averaged, unit.optimiser)
+        checkpoint.save(self.checkpoint, progress, own, unit.moving, unit.optimiser)
         self._save_model(unit)
 
     def _save_model(self, unit: Unit | None = None) -> bundle.Bundle:

@@ -91,8 +91,8 @@ class Unit:
 
     @property
     def averaged(self) -> dict[str, dict[str, Tensor]]:
-        """The state dicts that remain of the trained stages: their moving averages, or a copy of the last."""
-        return self.moving or {name: _copy(self.modules[name].state_dict()) for name in self.trained}
+        """The state dicts that remain of the trained stages: their moving averages, or the last weights."""
+        return self.moving or {name: self.modules[name].state_dict() for name in self.trained}
 
     @property
     def progress(self) -> float:
@@ -194,8 +194,9 @@ class Unit:
 
     def finished(self) -> dict[str, nn.Module]:
         """The trained stages with their averaged weights, frozen."""
-        for name, weights in self.averaged.items():
+        for name, weights in self.moving.items():
             self.modules[name].load_state_dict(weights)
+        for name in self.trained:
             self.modules[name].eval().requires_grad_(False)
         return {name: self.modules[name] for name in self.trained}
 

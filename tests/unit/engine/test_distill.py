@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import CPU, tiny_dataset, tiny_recipe
+from tiny import CPU, retrained, tiny_dataset, tiny_recipe
 from untrained import untrained_bundle
 from zoomseg.core.errors import ModelError
 from zoomseg.core.labels import IGNORE, LabelSchema
@@ -112,11 +112,7 @@ def test_without_a_learning_rate_nothing_changes(data: Dataset, tmp_path: Path) 
 
 def taught_alone(recipe: Recipe) -> Recipe:
     """With a loss that has nothing of the reference."""
-    free = DiceCrossEntropy(dice_weight=0, cross_entropy_weight=0)
-    stages = tuple(
-        s.model_copy(update={"training": s.training.model_copy(update={"loss": free})}) for s in recipe.stages
-    )
-    return recipe.model_copy(update={"stages": stages})
+    return retrained(recipe, loss=DiceCrossEntropy(dice_weight=0, cross_entropy_weight=0))
 
 
 def test_a_student_comes_to_say_what_its_teachers_say(data: Dataset, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
+from tiny import CPU, SCHEMA, retrained, tiny_case, tiny_recipe
 from untrained import untrained_bundle
 from zoomseg.core.case import Case, Prior
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
@@ -553,11 +553,8 @@ class TestPredictor:
 
     def test_networks_and_training_may_differ(self) -> None:
         bundle = untrained_bundle()
-        longer = tuple(
-            s.model_copy(update={"training": s.training.model_copy(update={"iterations": 7})})
-            for s in bundle.recipe.stages
-        )
-        other = replace(bundle, recipe=bundle.recipe.model_copy(update={"stages": longer, "name": "b"}))
+        longer = retrained(bundle.recipe, iterations=7)
+        other = replace(bundle, recipe=longer.model_copy(update={"name": "b"}))
         Predictor(bundle, CPU, others=[other])
 
     def test_wrong_number_of_channels(self) -> None:

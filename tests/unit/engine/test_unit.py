@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import CPU, tiny_dataset, tiny_recipe
+from tiny import CPU, retrained, tiny_dataset, tiny_recipe
 from zoomseg.core.labels import IGNORE
 from zoomseg.engine import train
 from zoomseg.engine.device import Device
@@ -75,12 +75,7 @@ def test_averaged_weights_follow_the_last_ones_by_the_decay(data: Dataset, tmp_p
 
 
 def test_without_decay_the_last_weights_are_kept(data: Dataset, tmp_path: Path) -> None:
-    recipe = tiny_recipe(together=True)
-    stages = tuple(
-        s.model_copy(update={"training": s.training.model_copy(update={"ema_decay": 0.0})})
-        for s in recipe.stages
-    )
-    unit, batch = drawn(data, recipe.model_copy(update={"stages": stages}), tmp_path / "m")
+    unit, batch = drawn(data, retrained(tiny_recipe(together=True), ema_decay=0.0), tmp_path / "m")
     learn(unit, batch)
     learn(unit, batch)
     for name in unit.trained:
