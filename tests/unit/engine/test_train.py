@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import CPU, tiny_case, tiny_dataset, tiny_recipe
+from tiny import CPU, retrained, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, RecipeError, TrainingError
 from zoomseg.engine import train
@@ -100,11 +100,16 @@ def test_same_seed_same_weights_other_seed_others(data: Dataset, tmp_path: Path)
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["together", "apart"])
-@pytest.mark.parametrize("kill_at", [1, 11])
+@pytest.mark.parametrize(("kill_at", "ema_decay"), [(1, 0.9), (11, 0.9), (11, 0.0)])
 def test_resumed_run_equals_an_uninterrupted_one(
-    data: Dataset, tmp_path: Path, together: bool, kill_at: int, monkeypatch: pytest.MonkeyPatch
+    data: Dataset,
+    tmp_path: Path,
+    together: bool,
+    kill_at: int,
+    ema_decay: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recipe = tiny_recipe(together, iterations=14)
+    recipe = retrained(tiny_recipe(together, iterations=14), ema_decay=ema_decay)
     whole = train.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
     stop = threading.Event()
     monkeypatch.setattr(train, "LOG_EVERY_STEPS", 1)
