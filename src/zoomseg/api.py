@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from zoomseg.engine.log import Silent
 from zoomseg.engine.predict import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.dataset import open_dataset
-from zoomseg.io.scans import read_image, scan_name
+from zoomseg.io.scans import read_scan, the_scan
 from zoomseg.report.confidence import summed_up
 from zoomseg.report.summary import OrganRow
 
@@ -25,13 +26,15 @@ from zoomseg.report.summary import OrganRow
 class Result:
     """A segmented scan. ``labels`` on the scan's own grid (class indices, see ``schema``);
     ``probabilities`` of the last stage on its own grid, None where it found nothing to look at;
-    ``summary`` one row per organ."""
+    ``summary`` one row per organ; ``notes`` what the user should know of how the scan was read, how unlike
+    the training scans it is, and what was taken out of the label map: each is also a warning."""
 
     labels: LabelMap
     schema: LabelSchema
     probabilities: Prior | None
     summary: Sequence[OrganRow]
     seconds: Mapping[str, float]
+    notes: Sequence[str] = ()
 
 
 class Model:
@@ -52,14 +55,20 @@ class Model:
             GeometryError: the scan has other channels than the model needs.
             LabelError: an organ that the model does not know.
         """
-        name = "scan" if isinstance(image, Volume) else scan_name(Path(image))
-        several = self._predictor.channels > 1
-        volume = image if isinstance(image, Volume) else read_image(Path(image), channels_last=several)
+        case = Case("scan", image) if isinstance(image, Volume) else self._read(Path(image))
         chosen = None if organs is None else self.schema.select(organs)
-        found = self._predictor.predict(Case(name, volume), chosen)
-        calibration = self._predictor.bundle.calibration
-        rows = summed_up(name, found, volume, calibration, "all" if chosen is None else chosen)
-        return Result(found.labels, self.schema, found.probabilities, rows, found.seconds)
+        found = self._predictor.predict(case, chosen)
+        model = self._predictor.bundle
+        organs = "all" if chosen is None else chosen
+        rows = summed_up(case.id, found, case.image, model.calibration, organs, model.domain)
+        for note in found.notes:
+            warnings.warn(f"{case.id}: {note}", stacklevel=2)
+        return Result(found.labels, self.schema, found.probabilities, rows, found.seconds, found.notes)
+
+    def _read(self, path: Path) -> Case:
+        notes: list[str] = []
+        case = read_scan(the_scan(path, notes.append), channels_last=self._predictor.channels > 1)
+        return replace(case, notes=(*notes, *case.notes))
 
 
 def load_model(path: Path, device: str) -> Model:

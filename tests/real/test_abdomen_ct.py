@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from zoomseg.core.case import Case
+from zoomseg.core.errors import ScanError
 from zoomseg.core.volume import Volume
 from zoomseg.engine.device import Device
+from zoomseg.engine.domain import compare
 from zoomseg.engine.predict import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_image, read_label_values
@@ -45,7 +47,15 @@ def test_a_torso_of_another_hospital(
 ) -> None:
     image, reference, names = torso
     schema = predictor.bundle.schema
-    found = predictor.predict(Case("torso", image), keep=False).labels.data.numpy()
+    result = predictor.predict(Case("torso", image), keep=False)
+    found = result.labels.data.numpy()
+    assert result.trust == 1.0
+    # Islands in the pelvis, 140 mm and more below the organs.
+    assert [note.split(" removed, ")[0] for note in result.notes] == [
+        "stomach: 2 parts (4.5 ml)",
+        "portal vein and splenic vein: 1 part (0.5 ml)",
+        "pancreas: 1 part (0.9 ml)",
+    ]
     for organ, least in LEAST.items():
         sided = organ.split()
         known = f"{sided[1]}_{sided[0]}" if len(sided) == 2 else organ
@@ -61,3 +71,19 @@ def test_a_slab_and_raw_intensities_far_beyond_the_window(predictor: Predictor) 
     loud[0, :40, :40] = 30000
     found = predictor.predict(Case("slab", Volume(loud, image.grid)), keep=False).labels.data.numpy()
     assert dice(found == predictor.bundle.schema.class_of("liver"), reference > 0) > 0.9
+
+
+@pytest.mark.parametrize("scan", ["chaos_mr/imagesTr/chaos_02_0000", "ct_torso_3mm/example_mr_sm"])
+def test_magnetic_resonance_is_refused(predictor: Predictor, scan: str) -> None:
+    image = read_image(Path(str(DATA)) / f"{scan}.nii.gz")
+    with pytest.raises(ScanError, match=r"^the scan is not in the unit .* is it CT, in Hounsfield units"):
+        predictor.predict(Case("mr", image))
+
+
+def test_a_head_is_warned_of(predictor: Predictor) -> None:
+    image = read_image(Path(str(DATA)) / "openkbp" / "imagesTr" / "pt_13_0000.nii.gz")
+    model = predictor.bundle
+    assert model.domain is not None
+    found = compare(model.domain, Case("head", image), model.recipe.intensity)
+    assert found.trust < 0.75
+    assert "cm2 across" in found.warnings[0]

@@ -9,7 +9,8 @@ import torch
 
 import zoomseg
 from tiny import tiny_case, tiny_dataset, tiny_recipe
-from zoomseg.core.errors import GeometryError, LabelError, ModelError
+from zoomseg.core.errors import GeometryError, LabelError, ModelError, ScanError
+from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import Volume
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
@@ -40,6 +41,22 @@ def test_a_loaded_model_predicts_files_and_volumes_alike(trained: Path, tmp_path
     assert one.probabilities.source == "fine"
     total = one.probabilities.probabilities.sum(dim=0)
     assert torch.allclose(total, torch.ones_like(total), atol=1e-3)
+
+
+def test_notes_are_results_and_warnings(trained: Path, tmp_path: Path) -> None:
+    model, (image, _) = zoomseg.load(trained, device="cpu"), tiny_case(7)
+    wide = Grid.from_spacing(image.grid.shape, (6.0, 6.0, 3.0))
+    with pytest.warns(UserWarning, match="^scan: the body in it measures"):
+        found = model.predict(Volume(image.data, wide))
+    assert [note.split(" measures")[0] for note in found.notes] == ["the body in it"]
+    assert all(row.confidence is None or row.confidence < 0.2 for row in found.summary)
+
+
+def test_a_scan_of_another_unit_is_refused(trained: Path, tmp_path: Path) -> None:
+    image, _ = tiny_case(7)
+    write_image(tmp_path / "scan.nii.gz", Volume(image.data / 4 + 150, image.grid))
+    with pytest.raises(ScanError, match=r"^the scan is not in the unit"):
+        zoomseg.load(trained, device="cpu").predict(tmp_path / "scan.nii.gz")
 
 
 def test_organs_are_chosen_by_name(trained: Path) -> None:

@@ -40,6 +40,12 @@ REVIEWED_FIRST = 3
     help="Also write slicer/<case>.seg.nrrd: a segmentation for 3D Slicer, with names and colours.",
 )
 @click.option(
+    "--any-scan",
+    is_flag=True,
+    help="Also segment scans that are plainly unlike those of the training (another modality or unit); they "
+    "are warned of, and their organs have no confidence.",
+)
+@click.option(
     "-v", "--verbose", is_flag=True, help="Tiles as they are computed; then seconds, FLOPs and memory."
 )
 def command(
@@ -54,6 +60,7 @@ def command(
     dicom_seg: bool,
     rtstruct: bool,
     seg_nrrd: bool,
+    any_scan: bool,
     verbose: bool,
 ) -> int:
     """Segment SCANS: NIfTI, NRRD or MHA files, folders of those, or folders and zips of DICOM series.
@@ -97,7 +104,7 @@ def command(
     where = resolve(device)
     ram = free_ram() if max_ram is None else parse_bytes(max_ram)
     vram = None if max_vram is None else parse_bytes(max_vram)
-    predictor = Predictor(trained, where, atlas_of, Limits(where, ram, vram), others)
+    predictor = Predictor(trained, where, atlas_of, Limits(where, ram, vram), others, any_scan)
     chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
     writable_directory(out)
     rows: list[OrganRow] = []
@@ -116,6 +123,7 @@ def command(
             ahead,
             Beside(keep_stages, dicom, seg_nrrd),
             rows.extend,
+            notes,
         )
     click.echo(f"{len(found) - len(failed)} of {len(found)} scans written to {out}")
     if len(found) - len(failed) > 1:

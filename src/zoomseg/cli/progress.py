@@ -77,6 +77,8 @@ class PredictionDisplay:
         else:
             line = Text(f"{outcome.case}  {outcome.seconds['total']:.1f} s")
             self._line(Group(line, *costs(outcome)) if self._verbose else line)
+            for note in outcome.result.notes:
+                self.warn(f"{outcome.case}: {note}")
         self._bars.advance(self._scans)
 
     def _line(self, what: Text | Group) -> None:

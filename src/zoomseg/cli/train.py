@@ -199,7 +199,7 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     folder = out / "validation"
     scans = [ScanInput(case.id, case.images) for case in kept_back.cases]
     model = bundle.load(out)
-    predictor = Predictor(replace(model, calibration=None), resolve(device))
+    predictor = Predictor(replace(model, calibration=None), resolve(device), any_scan=True)
     rows: list[OrganRow] = []
     beside = Beside(stages=True)
     failed = segment_to_folder(scans, folder / "predictions", predictor, beside=beside, hear=rows.extend)

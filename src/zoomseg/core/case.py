@@ -16,12 +16,16 @@ from zoomseg.core.volume import LabelMap, Volume
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One scan. ``annotated`` names the labels that were drawn in it; None means all of them."""
+    """One scan. ``annotated`` names the labels that were drawn in it; None means all of them. ``modality`` is
+    DICOM's word for how it was made, where its files say it, and ``notes`` what the user should know of how
+    they became a volume."""
 
     id: str
     image: Volume
     labels: LabelMap | None = None
     annotated: frozenset[str] | None = None
+    modality: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labels is not None and not self.image.grid.same_as(self.labels.grid):

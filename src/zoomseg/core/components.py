@@ -27,6 +27,11 @@ def without_islands(mask: Mask, below: float) -> Mask:
     return kept
 
 
+def components(mask: Mask) -> npt.NDArray[np.unsignedinteger]:
+    """Every voxel's connected component (26 neighbours), from 1; 0 for those that are not set."""
+    return _components(mask, 26)[0]
+
+
 def _components(
     mask: Mask, connectivity: Literal[6, 18, 26]
 ) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64]]:

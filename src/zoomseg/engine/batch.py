@@ -118,7 +118,7 @@ def segment(
 @dataclass(frozen=True, eq=False)
 class _Read:
     scan: ScanInput
-    image: Volume | Failed
+    case: Case | Failed
     seconds: float
 
 
@@ -176,10 +176,10 @@ class _Batch:
 
     def _read(self, scan: ScanInput) -> _Read:
         began = time.perf_counter()
-        image = _tried(scan, lambda: self._admitted(scan))
-        return _Read(scan, image, time.perf_counter() - began)
+        case = _tried(scan, lambda: self._admitted(scan))
+        return _Read(scan, case, time.perf_counter() - began)
 
-    def _admitted(self, scan: ScanInput) -> Volume:
+    def _admitted(self, scan: ScanInput) -> Case:
         """A scan that is refused if it is too large for the memory allowed, before it is read."""
         channels = self.predictor.channels
         if self.predictor.limits.any:
@@ -187,11 +187,14 @@ class _Batch:
         return read_scan(scan, channels_last=channels > 1)
 
     def _compute(self, read: _Read, waited: float) -> _Computed | Failed:
-        scan, image = read.scan, read.image
-        if isinstance(image, Failed):
-            return image
+        scan, case = read.scan, read.case
+        if isinstance(case, Failed):
+            return case
         began = time.perf_counter()
-        case, tell = Case(scan.id, image), lambda progress: self.tell(scan.id, progress)
+
+        def tell(progress: Progress) -> None:
+            self.tell(scan.id, progress)
+
         result = _tried(
             scan, lambda: self.predictor.predict(case, self.organs, keep=self.beside.stages, tell=tell)
         )
@@ -199,7 +202,7 @@ class _Batch:
             return result
         total = read.seconds + time.perf_counter() - began
         seconds = {"read": read.seconds, "waited": waited, **result.seconds}
-        return _Computed(scan, image, result, seconds, total)
+        return _Computed(scan, case.image, result, seconds, total)
 
     def _write(self, found: _Computed | Failed, meter: Meter) -> None:
         self._await_writing()  # no more than one finished scan is held

@@ -117,9 +117,15 @@ class _Seen:
 
 
 def take(
-    dataset: Dataset, ids: Sequence[str], progress: Callable[[int, int], None] | None = None
+    dataset: Dataset,
+    ids: Sequence[str],
+    progress: Callable[[int, int], None] | None = None,
+    look: Callable[[Case], None] | None = None,
 ) -> Fingerprint:
     """Read a spread of the training cases.
+
+    Args:
+        look: is shown each of them, so that nothing else need read it again.
 
     Raises:
         DatasetError: no voxel is labelled in any of them.
@@ -135,6 +141,8 @@ def take(
     for done, case in enumerate(_cases(dataset, chosen)):
         if progress is not None:
             progress(done, len(chosen))
+        if look is not None:
+            look(case)
         grid = Orientation.to_canonical(case.image.grid).grid(case.image.grid)
         spacings.append(grid.spacing_mm)
         extents.append(grid.extent_mm)

@@ -10,13 +10,17 @@ import json
 import math
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from zoomseg.core.case import Case
+from zoomseg.core.domain import TrainingDomain
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError
-from zoomseg.engine import distill, fingerprint, plan, train, transfer
+from zoomseg.engine import distill, domain, fingerprint, plan, train, transfer
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer
 from zoomseg.engine.processes import ALONE, Processes
@@ -83,16 +87,21 @@ def start(
     split = choose_split(dataset, job)
     initial = None if job.init is None else transfer.load(job.init, dataset)
     wanted = wanted_recipe(job, initial)
+    seen: list[domain.CaseSample] = []
     writable_directory(out / "training")  # before minutes are spent on planning
     if isinstance(wanted, PlannedRecipe):
         # Every process gets a patch at least.
         wanted = wanted.model_copy(update={"batch": max(wanted.batch, processes.world)})
-        planned = plan_recipe(dataset, split, wanted, device, observer, job)
+        planned = plan_recipe(
+            dataset, split, wanted, device, observer, job, lambda case: seen.append(domain.sample(case))
+        )
         write_text_atomic(out / "training" / "plan.md", planned.markdown(dataset.name))
         recipe = resolve_recipe(dataset, split, planned.recipe, device, observer)
     else:
         recipe = resolve_recipe(dataset, split, wanted, device, observer)
         fingerprint.require(dataset, split.train, _predicted(recipe, dataset))
+        seen = domain.samples(dataset, split.train)
+    known = domain.describe(seen, recipe.intensity, dataset.channel_names, dataset.schema.names)
     taken: transfer.Transfer | None = None
     if job.init is not None and initial is not None:
         recipe = transfer.slower(recipe)
@@ -119,6 +128,7 @@ def start(
         "init": None if job.init is None else str(job.init.resolve()),
         "registered": None if job.registered is None else str(job.registered.resolve()),
         "teachers": [str(bundle.find(model).resolve()) for model in job.teachers],
+        "training_domain": asdict(known),
     }
     write_json_atomic(_job_file(out), record)
     processes.wait_for_first(threading.Event())
@@ -131,6 +141,7 @@ def start(
         registered=job.registered,
         processes=processes,
         teachers=teachers,
+        domain=known,
     )
     return train.train(dataset, split, recipe, out, settings, observer)
 
@@ -194,6 +205,7 @@ def _recorded(
         registered=registered,
         processes=processes,
         teachers=_teachers(record["teachers"], dataset, recipe),
+        domain=record["training_domain"],
     )
     return split, recipe, settings
 
@@ -240,9 +252,11 @@ def plan_recipe(
     device: Device,
     observer: Observer,
     job: Job,
+    look: Callable[[Case], None] | None = None,
 ) -> Plan:
     """A planned recipe's numbers with their reasons, from the training cases and the device; the observer is
-    told of warnings. Of the job, how long it is and what it starts from is looked at.
+    told of warnings. Of the job, how long it is and what it starts from is looked at; ``look`` as in
+    ``fingerprint.take``.
 
     Raises:
         DatasetError: an organ that no training case has.
@@ -252,7 +266,7 @@ def plan_recipe(
     def tell(done: int, total: int) -> None:
         observer.preparing("plan", done, total)
 
-    data = fingerprint.take(dataset, split.train, tell)
+    data = fingerprint.take(dataset, split.train, tell, look)
     seen = {organ.name for organ in data.organs}
     fingerprint.require(dataset, split.train, [name for name in dataset.schema.names if name not in seen])
     planned = plan.plan(recipe, data, dataset.schema, device, _length(job))
@@ -320,8 +334,10 @@ def _check_numbers(seconds: float | None, epochs: int | None, seed: int) -> None
 
 def _read_job(out: Path) -> dict[str, Any]:
     try:
-        optional: dict[str, Any] = {"init": None, "registered": None, "teachers": []}
+        optional: dict[str, Any] = {"init": None, "registered": None, "teachers": [], "training_domain": None}
         record: dict[str, Any] = optional | json.loads(_job_file(out).read_text(encoding="utf-8"))
+        if record["training_domain"] is not None:
+            record["training_domain"] = TypeAdapter(TrainingDomain).validate_python(record["training_domain"])
         valid = (
             all(isinstance(record[key], dict) for key in ("recipe", "labels"))
             and all(isinstance(record[key], list) for key in ("train", "validation", "channels", "teachers"))

@@ -11,8 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from zoomseg.core import positions
 from zoomseg.core.case import Case, Prior
-from zoomseg.core.components import largest_component, without_islands
+from zoomseg.core.components import components, largest_component, without_islands
+from zoomseg.core.domain import Likeness
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.placing import Tile
@@ -21,6 +23,7 @@ from zoomseg.engine import atlases, look, memory, widen
 from zoomseg.engine.atlases import AtlasOf
 from zoomseg.engine.course import Course, Network, NetworkOf, StageRecord, Tell, silent
 from zoomseg.engine.device import Device
+from zoomseg.engine.domain import compare, compare_any
 from zoomseg.engine.memory import Limits
 from zoomseg.io.bundle import Bundle
 from zoomseg.networks import build as networks
@@ -52,6 +55,13 @@ class Result:
     priors: Mapping[str, Prior]
     records: tuple[StageRecord, ...]
     seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+    """What the user should know: of how the scan was read, how unlike the training scans it is, what was
+    taken out of the label map; one line each."""
+    trust: float = 1.0
+    """0 to 1: how like the training scans the scan is (see ``engine.domain``)."""
+    misplaced: tuple[str, ...] = ()
+    """Organs that lie far from where training had them, and nowhere else."""
 
     @property
     def schema(self) -> LabelSchema:
@@ -60,7 +70,7 @@ class Result:
     @property
     def confidence(self) -> dict[str, float]:
         """The Dice that the probabilities promise, 0 to 1, by organ; how far such promises are kept by this
-        model is for its calibration to say."""
+        model is for its calibration to say, and for ``trust`` in this scan."""
         return {organ: found.own.expected_dice for organ, found in self.signs.items()}
 
     @property
@@ -139,6 +149,7 @@ class Predictor:
         atlas_of: AtlasOf | None = None,
         limits: Limits | None = None,
         others: Sequence[Bundle] = (),
+        any_scan: bool = False,
     ) -> None:
         """
         Args:
@@ -146,6 +157,7 @@ class Predictor:
             limits: how much memory the process may take.
             others: models of the same recipe (of other folds, say) that answer together with this one: in
                 every stage, the probabilities of all are averaged.
+            any_scan: whether scans that are plainly unlike those of the training are segmented, too.
 
         Raises:
             ModelError: the weights do not fit the networks, the model's atlases are missing, or ``others``
@@ -161,6 +173,7 @@ class Predictor:
         self.device = device
         self._atlas_of = atlas_of or atlases.of_model(bundle)
         self.limits = limits or Limits(device)
+        self._any_scan = any_scan
         self._modules = {
             name: nn.ModuleList(ready_network(model, name, device) for model in (bundle, *others))
             for name in (stage.name for stage in bundle.recipe.stages)
@@ -182,7 +195,8 @@ class Predictor:
 
         Raises:
             GeometryError: the scan has not as many channels as the model.
-            ScanError: the model's window shows nothing of the scan.
+            ScanError: the model's window shows nothing of the scan, or it is plainly unlike those that the
+                model was trained on.
             MemoryLimitError: not even the smallest tiles fit into the memory allowed.
         """
         if case.image.channels != self.channels:
@@ -197,6 +211,7 @@ class Predictor:
             return self.limits.fit(view, self._work(view.stage), whole, case.image.grid.box.voxels)
 
         bundle = self.bundle
+        likeness = self._likeness(case)
         result = cascade(
             case,
             bundle.recipe,
@@ -211,7 +226,32 @@ class Predictor:
             look_farther=True,
         )
         records = tuple(replace(r, flops=self._counters[r.stage].take()) for r in result.records)
-        return replace(result, records=records)
+        removed, misplaced = self._in_place(result.labels)
+        return replace(
+            result,
+            records=records,
+            notes=(*case.notes, *likeness.warnings, *removed),
+            trust=likeness.trust,
+            misplaced=misplaced,
+        )
+
+    def _likeness(self, case: Case) -> Likeness:
+        """How like the training scans a scan is; where nothing is known of these, it is taken to be."""
+        known, intensity = self.bundle.domain, self.bundle.recipe.intensity
+        if known is None:
+            return Likeness()
+        return (compare_any if self._any_scan else compare)(known, case, intensity)
+
+    def _in_place(self, labels: LabelMap) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Take parts of organs that lie where training never had them out of a label map, in place. What was
+        taken out, one line for each organ; and the organs that lie there as a whole, which stay."""
+        known = self.bundle.domain
+        if known is None:
+            return (), ()
+        names = labels.schema.names
+        found = positions.misplaced(labels.data.numpy(), labels.grid, names, known.organs, components)
+        removed = tuple(own.told(names[c - 1]) for c, own in found.items() if not own.alone)
+        return removed, tuple(names[c - 1] for c, own in found.items() if own.alone)
 
     def _network(self, view: look.View) -> Network:
         return self._networks[view.stage.name]

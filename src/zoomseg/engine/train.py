@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoomseg.core.domain import TrainingDomain
 from zoomseg.core.errors import RecipeError, TrainingError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.engine import atlases, checkpoint, handed
@@ -79,6 +80,8 @@ class Settings:
     validates."""
     teachers: Teachers | None = None
     """Whose answers are a second target."""
+    domain: TrainingDomain | None = None
+    """What the training cases show, for the model to know scans that are unlike them."""
 
 
 @dataclass(frozen=True)
@@ -457,6 +460,7 @@ class _Run:
             self.dataset.channel_names,
             {name: {k: v.detach().cpu() for k, v in w.items()} for name, w in weights.items()},
             self._provenance(complete=unit is None),
+            domain=self.settings.domain,
         )
         if self.processes.first:
             bundle.save(model, self.out)

@@ -17,6 +17,7 @@ import importlib.resources
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ from zoomseg.stage import inputs
 RUNNER = "export/runner"
 CARRIED = (
     "core/dilation.py",
+    "core/domain.py",
     "core/errors.py",
     "core/geometry.py",
     "core/labels.py",
     "core/placing.py",
+    "core/positions.py",
     "core/weights.py",
     "core/widening.py",
     "core/window.py",
@@ -166,6 +169,7 @@ def manifest(bundle: Bundle, models: Mapping[str, bytes]) -> dict[str, Any]:
             for stage in recipe.stages
         },
         "provenance": dict(bundle.provenance),
+        "training_domain": None if bundle.domain is None else asdict(bundle.domain),
     }
 
 

@@ -1,8 +1,8 @@
 """A trained model on disk: a folder of plain, checkable files; nothing in it is ever executed.
 
 ```
-model.json                          recipe, labels, channels, provenance, calibration of the confidence,
-                                    and the weights' SHA-256
+model.json                          recipe, labels, channels, provenance, calibration of the confidence, what
+                                    training saw, and the weights' SHA-256
 weights/<stage>-<sha>.safetensors   one per stage
 README.md                           model card
 atlases/                            coarse images of training cases, if the recipe has an atlas prior
@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from zoomseg.core.domain import TrainingDomain
 from zoomseg.core.errors import LabelError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io.calibration import Calibration
@@ -76,6 +77,8 @@ class Bundle:
     """Where it was read from."""
     calibration: Calibration | None = None
     """How its confidence follows from what a prediction shows, if cases were kept back to learn that from."""
+    domain: TrainingDomain | None = None
+    """What it saw in training; None: nobody wrote it down, and any scan is taken to be like that."""
 
     def __post_init__(self) -> None:
         stages = [stage.name for stage in self.recipe.stages]
@@ -114,6 +117,7 @@ class _Manifest(BaseModel):
     weights: dict[str, _Weights]
     provenance: dict[str, object]
     calibration: Calibration | None = None
+    training_domain: TrainingDomain | None = None
 
 
 def save(bundle: Bundle, path: Path, half: bool = False) -> None:
@@ -137,8 +141,10 @@ def save(bundle: Bundle, path: Path, half: bool = False) -> None:
         weights=weights,
         provenance=dict(bundle.provenance),
         calibration=bundle.calibration,
+        training_domain=bundle.domain,
     )
-    unsaid = {"calibration"} if bundle.calibration is None else None
+    optional = {"calibration": bundle.calibration, "training_domain": bundle.domain}
+    unsaid = {key for key, value in optional.items() if value is None}
     text = json.dumps(manifest.model_dump(mode="json", exclude=unsaid), indent=1, ensure_ascii=False)
     write_bytes_atomic(path / "model.json", text.encode())
     write_bytes_atomic(path / "README.md", _model_card(bundle, (path / ATLASES).is_dir()).encode())
@@ -195,7 +201,16 @@ def load(model: str | Path) -> Bundle:
         raise _damaged(path, str(error)) from error
     provenance: Mapping[str, JSON] = manifest.provenance  # type: ignore[assignment]
     channels = tuple(manifest.channel_names)
-    return Bundle(recipe, schema, channels, weights, provenance, path, manifest.calibration)
+    return Bundle(
+        recipe,
+        schema,
+        channels,
+        weights,
+        provenance,
+        path,
+        manifest.calibration,
+        manifest.training_domain,
+    )
 
 
 def _write_weights(path: Path, stage: str, tensors: Mapping[str, Tensor], half: bool) -> _Weights:

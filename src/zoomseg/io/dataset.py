@@ -155,7 +155,7 @@ def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] 
     Raises:
         DatasetError: unreadable, or its labels make no sense.
     """
-    description = _read_json(path)
+    description = read_json(path)
     if "labels" not in description and path.name == "labels.json":
         description = {"labels": description}
     if "labels" not in description:
@@ -166,10 +166,15 @@ def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] 
 
 def read_description(root: Path) -> dict[str, Any] | None:
     """What ``dataset.json`` says, unchecked beyond being a JSON object; None if there is no such file."""
-    return _read_json(root / "dataset.json") if (root / "dataset.json").is_file() else None
+    return read_json(root / "dataset.json") if (root / "dataset.json").is_file() else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, unchecked beyond being an object.
+
+    Raises:
+        DatasetError: unreadable, or not that.
+    """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise DatasetError(f"{path}: larger than {MAX_JSON_BYTES} bytes; not a data set description")
@@ -206,7 +211,7 @@ def _open_plain(root: Path, description: dict[str, Any] | None) -> Dataset:
     where = root / "dataset.json"
     if description is None and (root / "labels.json").is_file():
         where = root / "labels.json"
-        data = _read_json(where)
+        data = read_json(where)
         description = data if "labels" in data else {"labels": data}
     known = description or {}
     if "channel_names" in known or "modality" in known:

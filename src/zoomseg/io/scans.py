@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from zoomseg.core.case import Case
 from zoomseg.core.errors import LabelError, OutputError, ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.labels import LabelSchema
@@ -108,7 +109,8 @@ def find_scans(path: Path, tell: Callable[[str], None] = _silent) -> list[ScanIn
     included. Each is a case (see ``io.dicom.finding.case_names``); those that cannot be used, too.
 
     Args:
-        tell: gets notes of what was left out of DICOM, and what had to be done to make it a volume.
+        tell: gets notes of what was left out of DICOM. What had to be done to make the rest a volume is said
+            with each case (see ``notes_on``).
 
     Raises:
         ScanError: nothing there, a channel missing in between, or two files of one name.
@@ -136,9 +138,6 @@ def _dicom_scans(path: Path, tell: Callable[[str], None]) -> list[ScanInput]:
     names = case_names(path, found)
     for note in found.notes:
         tell(note)
-    for name, stack in zip(names, found.stacks, strict=False):  # the rest is refused, and has no notes
-        for note in stack.series.notes:
-            tell(f"{name}: {note}")
     series: tuple[Stack | Refused, ...] = (*found.stacks, *found.refused)
     return [ScanInput(name, (path,), one) for name, one in zip(names, series, strict=True)]
 
@@ -429,11 +428,30 @@ def read_image(paths: Path | str | Sequence[Path], channels_last: bool = False) 
     return _checked(files, [read_voxels(file, channels_last) for file in files])
 
 
-def read_scan(scan: ScanInput, channels_last: bool = False) -> Volume:
-    """``read_image`` of what ``find_scans`` found."""
+def read_scan(scan: ScanInput, channels_last: bool = False) -> Case:
+    """``read_image`` of what ``find_scans`` found, and what its files say beside."""
     if scan.dicom is None:
-        return read_image(scan.paths, channels_last)
-    return _checked(scan.paths, [_dicom_voxels(scan.paths[0], scan.dicom.usable())])
+        return Case(scan.id, read_image(scan.paths, channels_last), notes=notes_on(scan))
+    stack = scan.dicom.usable()
+    image = _checked(scan.paths, [_dicom_voxels(scan.paths[0], stack)])
+    return Case(scan.id, image, modality=stack.series.modality or None, notes=notes_on(scan))
+
+
+def notes_on(scan: ScanInput) -> tuple[str, ...]:
+    """What the user should know of how a scan's files become a volume; one line each."""
+    return () if scan.dicom is None else scan.dicom.usable().series.notes
+
+
+def the_scan(path: Path, tell: Callable[[str], None] = _silent) -> ScanInput:
+    """The one scan in a file or folder; ``tell`` as in ``find_scans``.
+
+    Raises:
+        ScanError: there is none, or several.
+    """
+    found = find_scans(path, tell)
+    if len(found) > 1:
+        raise ScanError(f"{path}: holds {len(found)} scans, among them {found[0].id}; give one")
+    return found[0]
 
 
 def _checked(files: Sequence[Path], volumes: Sequence[Volume]) -> Volume:

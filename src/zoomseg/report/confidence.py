@@ -14,18 +14,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from zoomseg.core.domain import TrainingDomain
+from zoomseg.core.positions import usual_volume
 from zoomseg.core.volume import Volume
 from zoomseg.engine.predict import Result
 from zoomseg.io.calibration import Calibration
-from zoomseg.report.measure import measure
+from zoomseg.report.measure import Found, measure
 from zoomseg.report.result import Evaluation
-from zoomseg.report.summary import OrganRow, organ_flags, organ_rows
+from zoomseg.report.summary import MISPLACED, UNUSUAL_VOLUME, OrganRow, organ_flags, organ_rows
 
 _MOST = 0.99
 """A Dice beyond is taken for it, and one below 0.01 for that: logits of 0 and 1 are infinite."""
 _SLOPE_PRECISION = 2.0
 _ORGAN_PRECISION = 2.0
 """Of the normal priors of the slope, around 1, and of each organ's own offset, around 0."""
+
+DOUBTED = 0.5
+"""What is left of an organ's confidence that is misplaced, or of an unusual size."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -46,8 +51,11 @@ def summed_up(
     image: Volume,
     calibration: Calibration | None,
     organs: Iterable[str] | str = "all",
+    domain: TrainingDomain | None = None,
 ) -> list[OrganRow]:
-    """The rows of ``summary.csv`` of a case, one per organ in schema order.
+    """The rows of ``summary.csv`` of a case, one per organ in schema order. An organ's confidence is what its
+    probabilities promise, as the model's calibration has it, in so far as the scan is like those of the
+    training, and the organ like the organ there.
 
     Raises:
         GeometryError: labels and image lie on different grids.
@@ -56,9 +64,27 @@ def summed_up(
     chosen = result.schema.select(organs)
     found = measure(case_id, result.labels, image, chosen)
     cut = [organ for organ, signs in result.signs.items() if signs.cut]
-    flags = organ_flags(result.schema, found, chosen, cut)
+    odd = {MISPLACED: result.misplaced, UNUSUAL_VOLUME: unusual_volumes(found, domain)}
+    flags = organ_flags(result.schema, found, chosen, cut, odd)
     promised = {organ: dice for organ, dice in result.confidence.items() if organ in found}
-    return organ_rows(case_id, found, flags, estimated_dice(promised, calibration))
+    estimated = estimated_dice(promised, calibration)
+    doubted = {organ for those in odd.values() for organ in those}
+    sure = {
+        organ: dice * result.trust * (DOUBTED if organ in doubted else 1.0)
+        for organ, dice in estimated.items()
+    }
+    return organ_rows(case_id, found, flags, sure)
+
+
+def unusual_volumes(found: Mapping[str, Found], domain: TrainingDomain | None) -> tuple[str, ...]:
+    """Organs of a size far from any in training; of those that the scan cuts off, large ones alone."""
+    if domain is None:
+        return ()
+    return tuple(
+        name
+        for name, own in found.items()
+        if not usual_volume(own.volume_ml, domain.organs.get(name), whole=not own.touches_scan_border)
+    )
 
 
 def estimated_dice(promised: Mapping[str, float], calibration: Calibration | None) -> dict[str, float]:

@@ -43,6 +43,7 @@ def segment_to_folder(
     ahead: bool = True,
     beside: Beside = LABELS_ALONE,
     hear: Hear | None = None,
+    notes: Sequence[str] = (),
 ) -> tuple[Failed, ...]:
     """Segment scans into ``out`` with ``summary.csv``, ``review.csv`` and ``run.json``; the failed ones are
     returned.
@@ -51,6 +52,7 @@ def segment_to_folder(
         progress: told of every scan that is done with, in order, in the thread that writes.
         hear: before that, in the same thread.
         tell, ahead, beside: as in ``engine.batch.segment``.
+        notes: on the folders that the scans were found in, for ``run.json``.
 
     Raises:
         OutputError: ``out`` cannot be written, or a result would overwrite a scan or another result.
@@ -65,7 +67,7 @@ def segment_to_folder(
     _spare_files(scans, out, predictor.bundle.recipe, beside)
     write_colour_tables(out, schema, chosen)
     rows: list[OrganRow] = []
-    run = _header(predictor, chosen)
+    run = _header(predictor, chosen, notes)
     failed: list[Failed] = []
     began = time.perf_counter()
 
@@ -122,7 +124,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _header(predictor: Predictor, organs: tuple[str, ...]) -> dict[str, Any]:
+def _header(predictor: Predictor, organs: tuple[str, ...], notes: Sequence[str]) -> dict[str, Any]:
     """``labels`` names only the organs asked for, so that an evaluation scores no other."""
     schema = predictor.bundle.schema
     return {
@@ -138,6 +140,7 @@ def _header(predictor: Predictor, organs: tuple[str, ...]) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": 0.0,
         "labels": {BACKGROUND: 0} | {name: schema.values[schema.names.index(name)] for name in organs},
+        "notes": list(notes),
         "cases": {},
     }
 
@@ -145,7 +148,8 @@ def _header(predictor: Predictor, organs: tuple[str, ...]) -> dict[str, Any]:
 def _summed_up(done: Done, predictor: Predictor, organs: tuple[str, ...]) -> tuple[list[OrganRow], Done]:
     """The rows of a case, and the case with the seconds that they took."""
     began = time.perf_counter()
-    rows = summed_up(done.case, done.result, done.image, predictor.bundle.calibration, organs)
+    model = predictor.bundle
+    rows = summed_up(done.case, done.result, done.image, model.calibration, organs, model.domain)
     took = time.perf_counter() - began
     steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
     seconds = steps | {"summary": took, "total": done.seconds["total"] + took}
@@ -155,6 +159,7 @@ def _summed_up(done: Done, predictor: Predictor, organs: tuple[str, ...]) -> tup
 def _account(done: Done) -> dict[str, Any]:
     return {
         "status": "done",
+        "notes": list(done.result.notes),
         "seconds": {step: round(value, 3) for step, value in done.seconds.items()},
         "stages": [asdict(record) for record in done.result.records],
         "flops": sum(record.flops for record in done.result.records),

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from zoomseg.core.geometry import Box, Vector3
 from zoomseg.core.labels import LabelSchema
@@ -28,6 +29,11 @@ TOUCHES_SCAN_BORDER = "touches_scan_border"
 TOUCHES_REGION_BORDER = "touches_region_border"
 """The organ reaches the end of where the last stage looked, also after it looked farther."""
 
+MISPLACED = "misplaced"
+"""All of the organ lies far from where training had it, as other organs have it."""
+UNUSUAL_VOLUME = "unusual_volume"
+"""The organ is smaller than half of the smallest in training, or larger than twice the largest."""
+
 
 @dataclass(frozen=True)
 class OrganRow:
@@ -48,24 +54,28 @@ class OrganRow:
 
 
 def organ_flags(
-    schema: LabelSchema, found: Mapping[str, Found], organs: Iterable[str], cut: Iterable[str] = ()
+    schema: LabelSchema,
+    found: Mapping[str, Found],
+    organs: Iterable[str],
+    cut: Iterable[str] = (),
+    odd: Mapping[str, Iterable[str]] = MappingProxyType({}),
 ) -> dict[str, tuple[str, ...]]:
     """What is to be said about each of ``organs``.
 
     Args:
         cut: organs that reach the end of where a stage looked.
+        odd: further flags, and the organs that they hold for.
     """
-    cut, odd = set(cut), plausibility_flags(schema, found)
+    implausible = plausibility_flags(schema, found)
+    of_all = {TOUCHES_REGION_BORDER: set(cut), **{flag: set(those) for flag, those in odd.items()}}
     flags: dict[str, tuple[str, ...]] = {}
     for organ in organs:
         if organ not in found:
             flags[organ] = (MISSING,)
             continue
-        borders = (
-            (TOUCHES_SCAN_BORDER, found[organ].touches_scan_border),
-            (TOUCHES_REGION_BORDER, organ in cut),
-        )
-        flags[organ] = (*(flag for flag, holds in borders if holds), *odd.get(organ, ()))
+        border = (TOUCHES_SCAN_BORDER,) if found[organ].touches_scan_border else ()
+        own = (flag for flag, those in of_all.items() if organ in those)
+        flags[organ] = (*border, *own, *implausible.get(organ, ()))
     return flags
 
 

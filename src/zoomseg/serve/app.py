@@ -12,12 +12,12 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel
 
-from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
+from zoomseg.core.errors import DatasetError, OutputError, ScanError, ZoomSegError
 from zoomseg.engine.batch import segmentation_path
 from zoomseg.io.scans import ScanInput
 from zoomseg.serve.guard import Access, Guard
 from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError, State
-from zoomseg.serve.organs import Organ, organs_of_result
+from zoomseg.serve.organs import Organ, notes_of_result, organs_of_result
 from zoomseg.serve.pages import add_pages
 from zoomseg.serve.runner import Runner
 from zoomseg.serve.upload import TooLargeError, receive
@@ -59,7 +59,8 @@ class ModelView(BaseModel):
 
 class JobView(BaseModel):
     """A job. ``progress`` is the share of the current ``stage`` that is done; ``stages`` are all of them in
-    order; ``results`` the names of what can be fetched at ``/jobs/{id}/<name>``."""
+    order; ``results`` the names of what can be fetched at ``/jobs/{id}/<name>``; ``notes`` what the user
+    should know of how the scan was read, how unlike the training scans it is, what was taken out."""
 
     id: str
     name: str
@@ -73,6 +74,7 @@ class JobView(BaseModel):
     seconds: float
     error: str | None
     results: list[str]
+    notes: list[str]
 
 
 class Problem(BaseModel):
@@ -122,7 +124,15 @@ class Service:
             results=[r.name for r in RESULTS if self.result(job, r.name).is_file()]
             if job.state is State.FINISHED
             else [],
+            notes=self.notes(job),
         )
+
+    def notes(self, job: Job) -> list[str]:
+        """Of a job that is finished."""
+        try:
+            return notes_of_result(self.jobs.out(job), job.id) if job.state is State.FINISHED else []
+        except DatasetError:
+            return []  # what is left of a result is shown all the same
 
     def result(self, job: Job, name: str) -> Path:
         """Where a result is, if there is one."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from zoomseg.core.colours import RGB, organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.io.dataset import read_labelling
+from zoomseg.io.dataset import read_json, read_labelling
 from zoomseg.io.scans import read_label_values
 
 NAMED_IN = ("run.json", "labels.json", "dataset.json")
@@ -46,6 +46,16 @@ def organs_of_result(out: Path, case: str) -> list[Organ]:
         raise DatasetError(f"{out / 'run.json'} names no labels")
     rows = _summary(out / "summary.csv", case)
     return _organs(found[0], rows)
+
+
+def notes_of_result(out: Path, case: str) -> list[str]:
+    """What the user should know of how a case became what it is in a folder that `zoomseg predict` wrote: the
+    folder's notes, and the case's own."""
+    run = read_json(out / "run.json")
+    cases = run.get("cases")
+    own = cases.get(case) if isinstance(cases, dict) else None
+    found = [run.get("notes"), own.get("notes") if isinstance(own, dict) else None]
+    return [note for notes in found if isinstance(notes, list) for note in notes if isinstance(note, str)]
 
 
 def organs_of_file(labels: Path, case: str) -> list[Organ]:

@@ -186,7 +186,8 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
     from zoomseg.io.scans import write_array
     from zoomseg.report.run import segment_to_folder
 
-    scan, out = _one_scan(Path(task.scan)), Path(task.out)
+    notes: list[str] = []
+    scan, out = _one_scan(Path(task.scan), notes.append), Path(task.out)
 
     def settle(outcome: Outcome) -> None:
         match outcome:
@@ -203,15 +204,16 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         progress=settle,
         tell=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
         beside=Beside(dicom=() if scan.dicom is None else tuple(DicomResult), slicer=True),
+        notes=notes,
     )
 
 
-def _one_scan(path: Path) -> ScanInput:
+def _one_scan(path: Path, tell: Callable[[str], None]) -> ScanInput:
     """The scan in an upload. Series that cannot be used, as localizers, do not count beside one that can."""
     from zoomseg.io.dicom.finding import Refused
     from zoomseg.io.scans import find_scans
 
-    found = find_scans(path)
+    found = find_scans(path, tell)
     usable = [scan for scan in found if not isinstance(scan.dicom, Refused)] or found[:1]
     if len(usable) > 1:
         names = ", ".join(scan.id for scan in usable)

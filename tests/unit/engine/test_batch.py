@@ -137,14 +137,14 @@ class Works:
         with self._happened:
             assert self._happened.wait_for(lambda: text in self.log, PATIENCE), f"no '{text}' in {self.log}"
 
-    def read(self, paths: tuple[Path, ...], channels_last: bool) -> Volume:
+    def read(self, paths: tuple[Path, ...], channels_last: bool) -> Case:
         n = int(paths[0].name)
         self.say(f"read {n}")
         image = tiny_case(n)[0]
         self.images.add(image)
         self.on_read(n)
         self.say(f"read {n} done")
-        return image
+        return Case(paths[0].name, image)
 
     def predict(self, case: Case, *_: object, **__: object) -> Result:
         self.say(f"predict {case.id}")

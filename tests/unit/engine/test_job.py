@@ -11,10 +11,11 @@ import pytest
 
 from tiny import CPU, small_plan, tiny_dataset, tiny_recipe
 from zoomseg.core.errors import DatasetError, ModelError, OutputError, RecipeError, TrainingError
-from zoomseg.engine import job
+from zoomseg.engine import domain, job
 from zoomseg.engine.job import Job
 from zoomseg.engine.log import Silent
 from zoomseg.engine.processes import Processes
+from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset, open_dataset
 from zoomseg.recipe.load import dump, from_dict, load
 from zoomseg.recipe.spec import PlannedRecipe
@@ -39,6 +40,21 @@ def test_what_was_decided_is_written_down(data: Dataset, recipe: str, tmp_path: 
     assert sorted(record["train"] + record["validation"]) == [f"case_{n}" for n in range(4)]
     assert len(record["validation"]) == 2
     assert (record["seed"], record["seconds"], record["epochs"]) == (3, None, None)
+
+
+def test_a_model_knows_what_its_training_cases_were_like(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    """Of published recipes and planned ones alike, the cases kept back left out; also when resumed."""
+    for name, wanted in (("published", recipe), ("planned", small_plan(tmp_path / "plan.yaml"))):
+        wish = Job(wanted, epochs=1, folds=2, fold=1)
+        model = job.start(data, tmp_path / name, wish, CPU, Silent())
+        known = bundle.load(tmp_path / name).domain
+        assert known is not None
+        assert known == model.domain
+        cases = [case for case in data.cases if case.id in job.choose_split(data, wish).train]
+        samples = [domain.sample(data.load(case)) for case in cases]
+        expected = domain.describe(samples, model.recipe.intensity, ["CT"], data.schema.names)
+        assert known == expected
+        assert job.resume(data, tmp_path / name, CPU, Silent(), epochs=1).domain == known
 
 
 def test_folds_share_out_the_cases(data: Dataset) -> None:

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from tiny import CPU, SCHEMA, retrained, tiny_case, tiny_recipe
 from untrained import untrained_bundle
 from zoomseg.core.case import Case, Prior
-from zoomseg.core.errors import GeometryError, ModelError, RecipeError
-from zoomseg.core.geometry import Box, Orientation
+from zoomseg.core.domain import TrainingDomain
+from zoomseg.core.errors import GeometryError, ModelError, RecipeError, ScanError
+from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.placing import Tile
+from zoomseg.core.positions import OrganPlaces
 from zoomseg.core.region import Region
-from zoomseg.core.volume import Volume
+from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import look
 from zoomseg.engine.course import Course, Network, NetworkOf
 from zoomseg.engine.predict import (
@@ -508,6 +510,19 @@ def test_a_module_answers_with_its_finest_probabilities_and_without_gradient() -
     assert not answer.requires_grad
 
 
+BESIDE = ((-200.0, 200.0), (-50.0, 50.0), (-10.0, 10.0))
+DOMAIN = TrainingDomain(
+    modality="CT",
+    intensities=((-20.0,) * 6 + (0.0,) * 7 + (20.0,) * 6,),
+    darkest=(-150.0, -20.0),
+    cross_section_cm2=(1.0, 50.0),
+    organs={
+        "right kidney": OrganPlaces(volume_ml=(4.0, 5.0), offsets_mm={"left kidney": BESIDE, "liver": BESIDE})
+    },
+)
+"""As of scans of noise about 0."""
+
+
 class TestPredictor:
     def test_drives_the_networks_of_the_bundle(self) -> None:
         bundle = untrained_bundle(3)
@@ -521,6 +536,40 @@ class TestPredictor:
         assert found.probabilities is not None
         assert expected.probabilities is not None
         assert torch.equal(found.probabilities.probabilities, expected.probabilities.probabilities)
+
+    def test_a_scan_that_is_plainly_something_else_is_refused_or_not_trusted(self) -> None:
+        bundle = replace(untrained_bundle(3), domain=DOMAIN)
+        other = replace(case(), modality="MR", notes=("2 slices are missing",))
+        with pytest.raises(ScanError, match=r"^the scan is of modality MR, the model was trained on CT"):
+            Predictor(bundle, CPU).predict(other)
+        found = Predictor(bundle, CPU, any_scan=True).predict(other)
+        expected = Predictor(bundle, CPU).predict(replace(other, modality="CT"))
+        assert torch.equal(found.labels.data, expected.labels.data)
+        assert found.trust == 0.0
+        assert found.notes[:2] == (
+            "2 slices are missing",
+            "plainly unlike the training scans: the scan is of modality MR, the model was trained on CT",
+        )
+        assert (expected.trust, expected.notes[:1]) == (1.0, ("2 slices are missing",))
+        unknown = Predictor(untrained_bundle(3), CPU).predict(other)
+        assert (unknown.trust, unknown.notes) == (1.0, other.notes)
+
+    def test_parts_of_organs_where_training_never_had_them_are_taken_out(self) -> None:
+        bundle = replace(untrained_bundle(3), domain=DOMAIN)
+        grid = Grid.from_spacing((40, 20, 80), (5.0, 5.0, 5.0))
+        classes = torch.zeros(grid.shape, dtype=torch.uint8)
+        classes[5:8, 5:8, 70:74], classes[30:33, 5:8, 70:74] = 1, 2
+        classes[30:32, 5:7, 5:7] = 2
+        two = LabelMap(classes, grid, SCHEMA)
+        removed, misplaced = Predictor(bundle, CPU)._in_place(two)
+        assert (removed, misplaced) == ((), ())  # one anchor is not enough
+        three = LabelSchema(("left kidney", "right kidney", "liver"), (3, 7, 9))
+        classes[20:25, 5:10, 70:75] = 3
+        removed, misplaced = Predictor(bundle, CPU)._in_place(LabelMap(classes, grid, three))
+        # Its upper end at 30 mm; 40 mm below the others' medians, at 357.5 and 360, it might still lie.
+        assert removed == ("right kidney: 1 part (1.0 ml) removed, 289 mm from where training had it",)
+        assert misplaced == ()
+        assert int((classes == 2).sum()) == 36
 
     def test_several_models_answer_together(self) -> None:
         """Every stage gives the mean of what the networks say of the same input, earlier means included."""

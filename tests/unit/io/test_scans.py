@@ -20,6 +20,7 @@ from zoomseg.io.scans import (
     ScanInput,
     find_scans,
     looks_like_labels,
+    notes_on,
     read_grid,
     read_image,
     read_label_values,
@@ -28,6 +29,7 @@ from zoomseg.io.scans import (
     read_voxels,
     reading_bytes,
     scan_name,
+    the_scan,
     write_image,
     write_labels,
 )
@@ -486,14 +488,25 @@ def test_dicom_series_are_cases_and_refused_ones_fail_when_they_are_read(tmp_pat
     notes: list[str] = []
     good, bad = find_scans(tmp_path, notes.append)
     assert (good.id, bad.id) == (f"{tmp_path.name}_4", f"{tmp_path.name}_8")
-    assert notes == [f"{good.id}: 1 slice is missing and interpolated from the neighbours: 4 of 9"]
+    assert notes == []
+    assert notes_on(good) == ("1 slice is missing and interpolated from the neighbours: 4 of 9",)
     assert good.paths == bad.paths == (tmp_path,)
-    image = read_scan(good)
+    case = read_scan(good)
+    assert (case.id, case.modality, case.notes) == (good.id, "CT", notes_on(good))
+    image = case.image
     assert image.data.dtype == torch.int16
     assert reading_bytes(good) == (image.grid, 2 * (8 + 9) * 42)
     for read in (read_scan, reading_bytes):
         with pytest.raises(ScanError, match=r"PixelSpacing is .* mm; it must be positive"):
             read(bad)
+
+
+def test_one_scan_is_asked_for(tmp_path: Path) -> None:
+    save(tmp_path / "a.nii.gz", noise())
+    assert the_scan(tmp_path).id == the_scan(tmp_path / "a.nii.gz").id == "a"
+    save(tmp_path / "b.nii.gz", noise())
+    with pytest.raises(ScanError, match="holds 2 scans, among them a; give one"):
+        the_scan(tmp_path)
 
 
 def test_a_path_of_one_dicom_series_is_an_image(tmp_path: Path) -> None:

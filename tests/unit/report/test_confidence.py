@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from zoomseg.core.domain import TrainingDomain
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.positions import OrganPlaces
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine.predict import OrganSigns, Result
 from zoomseg.io.calibration import Calibration
@@ -111,3 +113,25 @@ def test_rows_of_a_prediction() -> None:
     ]
     sure = pytest.approx(logistic(math.log(9) - 1))
     assert [row.confidence for row in rows] == [sure, None, sure]
+
+
+def test_an_unlike_scan_and_an_unlikely_organ_are_less_sure() -> None:
+    schema = LabelSchema.consecutive(("liver", "spleen"))
+    grid = Grid.from_spacing((6, 6, 6), (10.0, 10.0, 10.0))
+    classes = torch.zeros(grid.shape, dtype=torch.uint8)
+    classes[2:4, 2:4, 2:4], classes[1, 1, 1] = 1, 2
+    said = {organ: OrganSigns(Signs(8, 8.0, 0.8, 0.9, 0.1, 0), False) for organ in schema.names}
+    labels = LabelMap(classes, grid, schema)
+    result = Result("a", labels, said, {}, (), {}, trust=0.5, misplaced=("liver",))
+    domain = TrainingDomain(
+        modality=None,
+        intensities=((0.0,) * 19,),
+        darkest=(0.0, 0.0),
+        cross_section_cm2=(1.0, 1.0),
+        organs={organ: OrganPlaces(volume_ml=(5.0, 10.0), offsets_mm={}) for organ in schema.names},
+    )
+    rows = summed_up("a", result, Volume(torch.zeros(1, 6, 6, 6), grid), None, domain=domain)
+    assert [(row.flags, row.confidence) for row in rows] == [
+        (("misplaced",), pytest.approx(0.2)),
+        (("unusual_volume",), pytest.approx(0.2)),  # 1 ml, of at least 5 in training
+    ]

@@ -13,7 +13,10 @@ import pytest
 
 from tiny import CPU, tiny_case
 from untrained import predictor, untrained_bundle
+from zoomseg.core.case import Case
+from zoomseg.core.domain import TrainingDomain
 from zoomseg.core.errors import LabelError, OutputError
+from zoomseg.engine import domain
 from zoomseg.engine.batch import Beside, Done, Failed
 from zoomseg.engine.predict import Predictor
 from zoomseg.io import bundle
@@ -74,6 +77,27 @@ def test_the_reference_explains_every_key(scans: tuple[ScanInput, ...], tmp_path
     rows = re.findall(r"^\|(.*?)\|", page.read_text(encoding="utf-8"), re.MULTILINE)
     explained = [name for row in rows for name in re.findall("`(.+?)`", row)]
     assert sorted(explained) == sorted(name for table in tables for name in table)
+
+
+def test_notes_are_in_the_account(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    known = replace(untrained_bundle(), domain=thin_domain())
+    told = segment_to_folder(
+        scans[:1], tmp_path / "out", Predictor(known, CPU), notes=["a file was left out"]
+    )
+    assert told == ()
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["notes"] == ["a file was left out"]
+    (note,) = run["cases"]["good"]["notes"]
+    assert note.startswith("the body in it measures ")
+
+
+def thin_domain() -> TrainingDomain:
+    """As of scans like the tiny ones, but of bodies a quarter as thick."""
+    case = Case("a", tiny_case(1)[0])
+    recipe = untrained_bundle().recipe
+    known = domain.describe([domain.sample(case)], recipe.intensity, ["CT"], [])
+    low, high = known.cross_section_cm2
+    return replace(known, cross_section_cm2=(low / 4, high / 4))
 
 
 def test_account_is_there_after_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from zoomseg.core.geometry import Box
 from zoomseg.core.labels import LabelSchema
 from zoomseg.report.measure import NO_SIDES, Found, Sides
 from zoomseg.report.summary import (
+    MISPLACED,
+    UNUSUAL_VOLUME,
     OrganRow,
     least_certain,
     organ_flags,
@@ -39,6 +41,10 @@ def test_flags() -> None:
         "liver": ("missing",),
     }
     assert organ_flags(SCHEMA, {"liver": found(0)}, ["liver"]) == {"liver": ()}
+    odd = {MISPLACED: ["liver", "spleen"], UNUSUAL_VOLUME: ["liver"]}
+    assert organ_flags(SCHEMA, {"liver": found(0)}, ["liver"], odd=odd) == {
+        "liver": ("misplaced", "unusual_volume")
+    }
 
 
 def test_rows_follow_the_flags() -> None:

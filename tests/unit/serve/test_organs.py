@@ -13,7 +13,7 @@ from zoomseg.core.colours import organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_array, write_labels
-from zoomseg.serve.organs import Organ, organs_of_file, organs_of_result
+from zoomseg.serve.organs import Organ, notes_of_result, organs_of_file, organs_of_result
 
 
 def test_organs_of_a_result(tmp_path: Path) -> None:
@@ -30,6 +30,20 @@ def test_organs_of_a_result(tmp_path: Path) -> None:
     )
     assert (right.confidence, right.flags) == (None, ["missing"])
     assert organs_of_result(tmp_path / "out", "another")[0].volume_ml is None
+
+
+def test_notes_of_a_result(tmp_path: Path) -> None:
+    run = {
+        "notes": ["a file was left out"],
+        "cases": {"abc": {"notes": ["unlike"]}, "other": {"notes": ["no"]}},
+    }
+    write_json_atomic(tmp_path / "run.json", run)
+    assert notes_of_result(tmp_path, "abc") == ["a file was left out", "unlike"]
+    for odd in ({}, {"notes": 3, "cases": []}, {"cases": {"abc": {"notes": [1, {}]}}}):
+        write_json_atomic(tmp_path / "run.json", odd)
+        assert notes_of_result(tmp_path, "abc") == []
+    with pytest.raises(DatasetError):
+        notes_of_result(tmp_path / "nowhere", "abc")
 
 
 def test_a_summary_that_is_none_is_named(tmp_path: Path) -> None:

@@ -61,13 +61,16 @@ def run(archive: Path, scans: Sequence[Path], out: Path, engine: str) -> None:
     # Only now, so that what is missing is said in one line.
     from zoomseg.export.runner import engines, pipeline, predict, scan
 
+    def tell(note: str) -> None:
+        print(f"note: {note}", file=sys.stderr)
+
     started = time.perf_counter()
     chosen = engines.choose(engine)
     scan.check_out(out)
     loaded = scan.read(scans)
     parts, models = pipeline.read(archive)
     networks = {stage: engines.load(chosen, model) for stage, model in models.items()}
-    classes = predict.segment(parts, networks, loaded.voxels, loaded.grid)
+    classes = predict.segment(parts, networks, loaded.voxels, loaded.grid, tell)
     scan.write(out, parts.schema.decode(classes), loaded)
     print(
         f"{out} written in {time.perf_counter() - started:.1f} s ({chosen}). For research, not for diagnosis."

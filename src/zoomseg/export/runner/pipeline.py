@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoomseg.core.domain import TrainingDomain, domain_from_json
 from zoomseg.core.errors import ModelError, ZoomSegError
 from zoomseg.core.geometry import Index3
 from zoomseg.core.labels import LabelSchema
@@ -68,6 +69,15 @@ class Pipeline:
     islands: tuple[str, ...]
     """Labels whose components of fewer than ``below`` times the largest one's voxels go."""
     below: float
+    domain: TrainingDomain | None
+    """What the training scans were like, where the model says it."""
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """The intensities that the networks tell apart; None: they are scaled by the scan's own moments."""
+        if self.intensity["kind"] != "window":
+            return None
+        return self.intensity["lower"], self.intensity["upper"]
 
 
 def read(archive: Path) -> tuple[Pipeline, Mapping[str, bytes]]:
@@ -105,6 +115,7 @@ def parse(data: Mapping[str, Any]) -> Pipeline:
         tuple(recipe["largest_component"]),
         tuple(islands["labels"]),
         islands["below"],
+        None if data["training_domain"] is None else domain_from_json(data["training_domain"]),
     )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
 
+from zoomseg.core.domain import compare
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.placing import tent
+from zoomseg.core.positions import misplaced
 from zoomseg.export.runner import fusion, inputs, roi, widen
 from zoomseg.export.runner.engines import Network
 from zoomseg.export.runner.fusion import Canvas, Classes, Voice
@@ -19,22 +21,35 @@ from zoomseg.export.runner.inputs import Scan
 from zoomseg.export.runner.pipeline import Pipeline, Stage
 from zoomseg.export.runner.region import Answer, Region
 from zoomseg.export.runner.resample import AnyArray, FloatArray
-from zoomseg.export.runner.roi import CORNERS, largest_component, without_islands
+from zoomseg.export.runner.roi import CORNERS, components, largest_component, without_islands
 from zoomseg.export.runner.tiling import Stitcher, cover
 
 
-def segment(pipeline: Pipeline, networks: Mapping[str, Network], voxels: AnyArray, grid: Grid) -> Classes:
+def segment(
+    pipeline: Pipeline,
+    networks: Mapping[str, Network],
+    voxels: AnyArray,
+    grid: Grid,
+    tell: Callable[[str], None] = lambda note: None,
+) -> Classes:
     """Class indices ``[I, J, K]`` of a scan ``[C, I, J, K]`` on its own grid and in its own orientation.
 
+    Args:
+        tell: gets what the user should know of the scan and the result.
+
     Raises:
-        ScanError: the scan has not as many channels as the model, needs more memory than there is, or the
-            model's window shows nothing of it.
+        ScanError: the scan has not as many channels as the model, needs more memory than there is, the
+            model's window shows nothing of it, or it is plainly unlike the scans that the model was trained
+            on.
     """
     if len(voxels) != len(pipeline.channel_names):
         raise ScanError(
             f"the scan has {len(voxels)} channel(s), the model needs {len(pipeline.channel_names)}: "
             f"{', '.join(pipeline.channel_names)}; give one file per channel, in this order"
         )
+    if pipeline.domain is not None:
+        for warning in compare(pipeline.domain, voxels[0], grid, pipeline.window, None).warnings:
+            tell(warning)
     _require(voxels.size * (voxels.itemsize + 4), f"a scan of {grid.shape} voxels")
     scan = inputs.prepare(voxels, grid, pipeline.intensity)
     answers: dict[str, Answer] = {}
@@ -47,7 +62,19 @@ def segment(pipeline: Pipeline, networks: Mapping[str, Network], voxels: AnyArra
         answers[stage.name] = run_stage(stage, region, scan, answers, networks[stage.name])
         answered.append(stage)
     canvas = _fused(pipeline, answered, answers, Canvas.blank(scan.grid, pipeline.schema))
+    _put_in_place(canvas, pipeline, tell)
     return inputs.reorient(canvas.labels, scan.orientation.inverse)
+
+
+def _put_in_place(canvas: Canvas, pipeline: Pipeline, tell: Callable[[str], None]) -> None:
+    """Take out parts of organs that lie where training never had them."""
+    if pipeline.domain is None:
+        return
+    names = pipeline.schema.names
+    found = misplaced(canvas.labels, canvas.grid, names, pipeline.domain.organs, components)
+    for c, own in found.items():
+        if not own.alone:
+            tell(own.told(names[c - 1]))
 
 
 def _require(need_bytes: int, what: str) -> None:

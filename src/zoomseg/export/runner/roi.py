@@ -65,6 +65,11 @@ def without_islands(mask: Mask, below: float) -> Mask:
     return kept
 
 
+def components(mask: Mask) -> npt.NDArray[np.signedinteger]:
+    """Every voxel's connected component, from 1; 0 for those that are not set."""
+    return _components(mask, CORNERS)[0]
+
+
 def _components(mask: Mask, neighbours: Mask) -> tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.int64]]:
     """Every voxel's component, from 1, and their numbers of voxels; what is not set is none."""
     components, count = ndimage.label(mask, neighbours)

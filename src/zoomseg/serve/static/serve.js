@@ -221,6 +221,8 @@ async function show(job) {
   mark();
   at("title").textContent = job.name;
   at("downloads").replaceChildren(...links(job));
+  at("notes").replaceChildren(...job.notes.map((note) => element("li", {}, note)));
+  at("notes").hidden = job.notes.length === 0;
   const tell = (text) => (at("busy").textContent = text);
   try {
     const organs = await json(`jobs/${job.id}/organs`);

@@ -15,6 +15,8 @@ const FLAGS = {
   touches_scan_border: "reaches the end of the scan: it may go on outside",
   touches_region_border: "reaches the end of where the model looked: it may be cut",
   sides_swapped: "lies on the other side than its name says",
+  misplaced: "lies far from where the model's training had it",
+  unusual_volume: "is of a size far from any in the model's training",
 };
 
 const canvas = element("div", { class: "canvas" });

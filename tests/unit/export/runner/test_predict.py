@@ -13,8 +13,11 @@ from packaged import pipeline_of, torch_networks, untrained
 from shrunk import shrunk
 from tiny import CPU, SCHEMA, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.core.case import Case
+from zoomseg.core.domain import TrainingDomain
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.positions import OrganPlaces
 from zoomseg.core.volume import Volume
 from zoomseg.engine.predict import Predictor
 from zoomseg.export.runner import fusion, predict
@@ -205,3 +208,39 @@ def test_the_number_of_channels_is_checked() -> None:
     voxels, grid = np.zeros((1, 4, 4, 4)), Grid.from_spacing((4, 4, 4), (1, 1, 1))
     with pytest.raises(ScanError, match=r"has 1 channel\(s\), the model needs 2: CT, PET"):
         predict.segment(pipeline_of(bundle), {}, voxels, grid)
+
+
+BESIDE = ((-200.0, 200.0), (-50.0, 50.0), (-10.0, 10.0))
+DOMAIN = TrainingDomain(
+    modality="CT",
+    intensities=((-20.0,) * 6 + (0.0,) * 7 + (20.0,) * 6,),
+    darkest=(-150.0, -20.0),
+    cross_section_cm2=(1.0, 2.0),
+    organs={"liver": OrganPlaces(None, {"left kidney": BESIDE, "right kidney": BESIDE})},
+)
+
+
+def test_scans_are_compared_with_those_of_the_training() -> None:
+    """As `zoomseg predict` does: the same warnings, and the same refusals."""
+    bundle = replace(untrained(tiny_recipe(together=True), SCHEMA), domain=DOMAIN)
+    image, told = tiny_case(1)[0], []
+    networks, pipeline = torch_networks(bundle), pipeline_of(bundle)
+    predict.segment(pipeline, networks, image.data.numpy(), image.grid, told.append)
+    assert tuple(told) == Predictor(bundle, CPU).predict(Case("x", image)).notes
+    assert [note.split(" measures")[0] for note in told] == ["the body in it"]
+    with pytest.raises(ScanError, match=r"^the scan is not in the unit"):
+        predict.segment(pipeline, networks, image.data.numpy() + 150, image.grid)
+
+
+def test_parts_of_organs_where_training_never_had_them_are_taken_out() -> None:
+    schema = LabelSchema.consecutive(("left kidney", "right kidney", "liver"))
+    bundle = replace(untrained(tiny_recipe(together=True), schema), domain=DOMAIN)
+    grid = Grid.from_spacing((40, 20, 80), (5.0, 5.0, 5.0))
+    canvas, told = fusion.Canvas.blank(grid, schema), []
+    for c, i in ((1, 5), (2, 30), (3, 20)):
+        canvas.labels[i : i + 3, 5:8, 70:73] = c
+    expected = canvas.labels.copy()
+    canvas.labels[20:22, 5:7, 5:7] = 3
+    predict._put_in_place(canvas, pipeline_of(bundle), told.append)
+    assert (canvas.labels == expected).all()
+    assert told == ["liver: 1 part (1.0 ml) removed, 285 mm from where training had it"]

@@ -1,0 +1,39 @@
+"""Write what a model saw in training into a model that does not say it yet.
+
+    uv run python benchmarks/abdomen_ct/describe.py BTCV src/zoomseg/models/abdomen-ct
+
+BTCV holds the cases that the model was trained on, and no others. `zoomseg train` does the same for the
+models that it makes; `abdomen-ct` was trained before it did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from zoomseg.engine import domain
+from zoomseg.io import bundle
+from zoomseg.io.dataset import open_dataset
+from zoomseg.io.files import write_bytes_atomic
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("model", type=Path)
+    options = parser.parse_args()
+    dataset, model = open_dataset(options.dataset), bundle.load(options.model)
+    seen = domain.samples(dataset, dataset.ids)
+    known = domain.describe(seen, model.recipe.intensity, model.channel_names, model.schema.names)
+    # The manifest alone: its weights stay as they are, and the card is written by hand.
+    manifest = json.loads((options.model / "model.json").read_text(encoding="utf-8"))
+    manifest["training_domain"] = asdict(known)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    write_bytes_atomic(options.model / "model.json", text.encode())
+    print(f"{options.model}: {len(seen)} cases described")
+
+
+if __name__ == "__main__":
+    main()

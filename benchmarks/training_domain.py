@@ -1,0 +1,72 @@
+"""Which scans a model refuses, warns of, or takes for scans like those of its training.
+
+    uv run python benchmarks/training_domain.py MODEL SCANS... [--trained-on DATASET]
+
+MODEL is a model's folder or name, SCANS are files or folders. With --trained-on, every case of the data set
+that the model was trained on is compared with what the other cases show. Prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from zoomseg.core.case import Case
+from zoomseg.core.domain import TrainingDomain
+from zoomseg.core.errors import ScanError
+from zoomseg.engine import domain
+from zoomseg.io import bundle
+from zoomseg.io.dataset import open_dataset
+from zoomseg.io.scans import find_scans, read_scan
+from zoomseg.recipe.spec import IntensitySpec
+
+Compared = tuple[TrainingDomain, Case]
+
+
+def row(name: str, compared: Iterable[Compared], intensity: IntensitySpec) -> str:
+    """How many were refused and warned of, and how much they are trusted."""
+    refused, warned, trust = 0, 0, []
+    for known, case in compared:
+        try:
+            found = domain.compare(known, case, intensity)
+        except ScanError:
+            refused += 1
+            continue
+        warned += bool(found.warnings)
+        trust.append(found.trust)
+    span = f"{min(trust):.2f} to {max(trust):.2f}" if trust else "-"
+    return f"| {name} | {refused + len(trust)} | {refused} | {warned} | {span} |"
+
+
+def left_out(dataset: Path, model: bundle.Bundle) -> Iterator[Compared]:
+    """Every case, and what all the others show."""
+    data, intensity = open_dataset(dataset), model.recipe.intensity
+    seen = [domain.sample(data.load(case)) for case in data.cases]
+    for n, case in enumerate(data.cases):
+        others = seen[:n] + seen[n + 1 :]
+        yield domain.describe(others, intensity, model.channel_names, model.schema.names), data.load(case)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("scans", type=Path, nargs="*")
+    parser.add_argument("--trained-on", type=Path)
+    options = parser.parse_args()
+    model = bundle.load(options.model)
+    if model.domain is None:
+        raise SystemExit(f"{options.model} does not say what its training scans were like")
+    intensity = model.recipe.intensity
+    print("| scans | number | refused | warned of | trust |\n|---|---:|---:|---:|---|")
+    if options.trained_on:
+        print(
+            row(f"{options.trained_on.name}, each left out", left_out(options.trained_on, model), intensity)
+        )
+    for path in options.scans:
+        cases = ((model.domain, read_scan(scan)) for scan in find_scans(path))
+        print(row(path.parent.name if path.name == "imagesTr" else path.name, cases, intensity), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What a model's training cases show together, and whether a scan is like that (see ``core.domain``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from zoomseg.core import domain
+from zoomseg.core.case import Case
+from zoomseg.core.domain import MAX_CASES, Likeness, TrainingDomain
+from zoomseg.core.errors import ScanError
+from zoomseg.core.modality import modality_of
+from zoomseg.core.positions import Offsets, OrganPlaces, Place, learn, places
+from zoomseg.io.dataset import Dataset
+from zoomseg.recipe.spec import IntensitySpec, Window
+
+
+@dataclass(frozen=True)
+class CaseSample:
+    """What is kept of a training case until its recipe is known."""
+
+    voxels: npt.NDArray[np.float32]
+    """``[I, J, K]`` of the first channel, RAS+, thinned out."""
+    cell_cm2: float
+    """Area of one of these voxels in an axial plane."""
+    organs: dict[str, Place]
+
+
+def sample(case: Case) -> CaseSample:
+    """What tells of a training case."""
+    voxels, cell_cm2 = domain.thinned(case.image.data[0].numpy(), case.image.grid)
+    organs: dict[str, Place] = {}
+    if case.labels is not None:
+        found = places(case.labels.data.numpy(), case.labels.grid)
+        names = case.labels.schema.names
+        drawn = frozenset(names) if case.annotated is None else case.annotated
+        organs = {names[c - 1]: place for c, place in found.items() if names[c - 1] in drawn}
+    return CaseSample(voxels, cell_cm2, organs)
+
+
+def spread(ids: Sequence[str]) -> Sequence[str]:
+    """As many cases as are looked at, evenly spread."""
+    return list(ids)[:: max(1, math.ceil(len(ids) / MAX_CASES))]
+
+
+def samples(dataset: Dataset, ids: Sequence[str]) -> list[CaseSample]:
+    """Of a spread of training cases.
+
+    Raises:
+        ScanError: one of them cannot be used.
+    """
+    by_id = {case.id: case for case in dataset.cases}
+    return [sample(dataset.load(by_id[case_id])) for case_id in spread(ids)]
+
+
+def describe(
+    cases: Sequence[CaseSample], intensity: IntensitySpec, channel_names: Iterable[str], organs: Iterable[str]
+) -> TrainingDomain:
+    """What training cases (at least one) show together, for a model that reads them so."""
+    features = [domain.features(case.voxels, case.cell_cm2, _window(intensity)) for case in cases]
+    known = learn([case.organs for case in cases], tuple(organs))
+    return TrainingDomain(
+        modality=modality_of(channel_names),
+        intensities=tuple(tuple(_short(value) for value in f.quantiles) for f in features),
+        darkest=_span(f.darkest for f in features),
+        cross_section_cm2=_span(f.cross_section_cm2 for f in features),
+        organs={
+            name: OrganPlaces(
+                None if own.volume_ml is None else _span(own.volume_ml),
+                {other: _offsets(found) for other, found in own.offsets_mm.items()},
+            )
+            for name, own in known.items()
+        },
+    )
+
+
+def _span(values: Iterable[float]) -> tuple[float, float]:
+    known = [_short(value) for value in values]
+    return min(known), max(known)
+
+
+def _offsets(offsets: Offsets) -> Offsets:
+    x, y, z = (_span(span) for span in offsets)
+    return x, y, z
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _window(intensity: IntensitySpec) -> domain.Window | None:
+    return (intensity.lower, intensity.upper) if isinstance(intensity, Window) else None
+
+
+def compare(known: TrainingDomain, case: Case, intensity: IntensitySpec) -> Likeness:
+    """How like the training cases a scan is, for a model that reads it so.
+
+    Raises:
+        ScanError: it is plainly something else, and why.
+    """
+    channel = case.image.data[0].numpy()
+    return domain.compare(known, channel, case.image.grid, _window(intensity), case.modality)
+
+
+def compare_any(known: TrainingDomain, case: Case, intensity: IntensitySpec) -> Likeness:
+    """The same; what would be refused is warned of, and not trusted at all."""
+    try:
+        return compare(known, case, intensity)
+    except ScanError as error:
+        reason = str(error).split(";")[0]
+        return Likeness((f"plainly unlike the training scans: {reason}",), trust=0.0)
