@@ -93,6 +93,16 @@ def place(slices: Sequence[StoredSlice]) -> Placement:
     return Placement(grid, tuple(order.tolist()), planes, shifts, (*notes, *more))
 
 
+def is_complete(slices: Sequence[StoredSlice]) -> bool:
+    """Whether slices lie at even distances, none missing and no two at one place."""
+    along = np.sort(places_mm(slices))
+    try:
+        planes, _, _ = _planes(along - along[0])
+    except ScanError:
+        return False
+    return all(plane.weight == 0 for plane in planes)
+
+
 # --- along the normal -----------------------------------------------------------------------------
 
 
