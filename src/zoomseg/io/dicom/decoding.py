@@ -116,8 +116,8 @@ def _decoded(source: Source, data: bytes, pixels: Pixels) -> AnyArray:
 def _plugins(uid: UID) -> list[str]:
     """Decoders to try in turn, the fastest first; '' leaves the choice to pydicom.
 
-    Only of JPEG-LS a second one is asked: GDCM reads streams whose end marker is missing, and still refuses
-    damaged ones. Of JPEG 2000, others make up what is damaged.
+    Only of JPEG-LS a second one is asked: GDCM is more lenient with markers, and still refuses damaged
+    voxels. Of JPEG 2000, others make up what is damaged.
     """
     installed = get_decoder(uid).available_plugins
     wanted = _FASTEST.get(uid, ())

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.archive import Source, is_zip, opening, sources_in
 from zoomseg.io.dicom.copies import without_copies
-from zoomseg.io.dicom.geometry import Placement, place
+from zoomseg.io.dicom.geometry import Placement, is_complete, place
 from zoomseg.io.dicom.header import PATIENT, REQUIRED, Damaged, Image, Other, StoredSlice, read_object
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.splitting import by_geometry, by_identity, by_phase
@@ -79,8 +80,16 @@ class Found:
 def holds_dicom(path: Path) -> bool:
     """Whether a file is a zip by its name, or a DICOM object by its start."""
     source = Source(path)
-    with opening() as opener:
+    with opening() as opener, _quiet():
         return is_zip(path) or read_object(source, opener) is not None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without pydicom's warnings, which are of values that are checked here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def any_dicom(files: Iterable[Path]) -> bool:
@@ -120,8 +129,7 @@ def find_series(path: Path, objects: Container[str] = ()) -> Found:
     others: Counter[str] = Counter()
     unplaced: list[Damaged] = []
     wanted: list[Other] = []
-    with opening() as opener, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's: of values that are checked here
+    with opening() as opener, _quiet():
         for source in sources_in(path, opener):
             match read_object(source, opener):
                 case Image() as image:
@@ -237,7 +245,7 @@ def _identity_notes(images: Sequence[Image], differ_in: Sequence[str]) -> list[s
 def _require_complete(stacks: Iterable[Stack], differ_in: Sequence[str]) -> None:
     """Where images of several identities lie under one UID, nothing is made up for what another part may
     have."""
-    if differ_in and any(None in stack.series.slices for stack in stacks):
+    if differ_in and not all(is_complete(stack.stored) for stack in stacks):
         raise ScanError(
             f"its images differ in {', '.join(differ_in)}, and those that agree lack slices; "
             "correct the headers, or give each part in a folder of its own"

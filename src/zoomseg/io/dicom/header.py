@@ -171,15 +171,10 @@ def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | Non
             if kind is not None:
                 return _other(source, kind, header) if kind else None
             return _image(source, header, stream, opener.size(source))
-    except ScanError as error:
-        return _damaged(source, str(error), header)
     except Exception as error:  # parsers of hostile bytes fail in any way they like
-        if begin is _Begin.BARE:
+        if begin is _Begin.BARE and not isinstance(error, ScanError):
             return None
-        if syntax and not syntax.is_transfer_syntax:
-            return _damaged(source, f"{source}: {unread_syntax(syntax)}", header)
-        reason = f"{source}: damaged or truncated DICOM header ({_reason(error)})"
-        return _damaged(source, reason, header)
+        return _damaged(source, _reason(source, error, syntax), header)
 
 
 def _other(source: Source, kind: str, header: Dataset) -> Other:
@@ -221,7 +216,8 @@ def _begin(start: bytes) -> _Begin:
     """
     if start[_MAGIC_AT:] == _MAGIC:
         return _Begin.MAGIC
-    if start[:2] == b"\x02\x00" and start[3:4] == b"\x00" and start[4:6] in (b"UL", b"OB", b"UI"):
+    long = len(start) == _MAGIC_AT + len(_MAGIC)
+    if long and start[:2] == b"\x02\x00" and start[3:4] == b"\x00" and start[4:6] in (b"UL", b"OB", b"UI"):
         return _Begin.META
     little = start[:2] == b"\x08\x00" and start[3:4] == b"\x00"
     big = start[:3] == b"\x00\x08\x00" and start[4:6].isalpha() and start[4:6].isupper()
@@ -249,8 +245,13 @@ def _transfer_syntax(stream: BinaryIO) -> str:
 _META_ELEMENTS = 32
 
 
-def _reason(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]
+def _reason(source: Source, error: Exception, syntax: UID) -> str:
+    if syntax and not syntax.is_transfer_syntax:  # nobody knows how to read it, so that anything may fail
+        return f"{source}: {unread_syntax(syntax)}"
+    if isinstance(error, ScanError):
+        return str(error)
+    what = (" ".join(str(error).split()) or type(error).__name__)[:160]
+    return f"{source}: damaged or truncated DICOM header ({what})"
 
 
 def _sop_class(header: Dataset) -> str:

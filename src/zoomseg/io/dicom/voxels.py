@@ -39,7 +39,7 @@ def read_volume(stack: Stack) -> Volume:
         for k, values in stored_values(stack.stored, opener):
             intensities.put(k, values)
     voxels = intensities.voxels
-    if _resampled(stack):
+    if not stack.placement.as_stored:
         voxels = _on_grid(voxels, stack.placement, intensities.fill())
     elif intensities.unscanned:
         intensities.fill()
@@ -54,13 +54,8 @@ def reading_bytes(stack: Stack) -> int:
     whole = all(_is_whole(s) for s in stack.stored)
     each = 2 if kept else 6 if whole else 4
     masks = stored if any(s.pixels.padding for s in stack.stored) else 0
-    again = (2 if kept else 4) * stack.series.grid.box.voxels if _resampled(stack) else 0
+    again = (2 if kept else 4) * stack.series.grid.box.voxels if not stack.placement.as_stored else 0
     return stored * each + masks + again
-
-
-def _resampled(stack: Stack) -> bool:
-    place = stack.placement
-    return place.shifts_vox is not None or any(s is None for s in stack.series.slices)
 
 
 # --- intensities ----------------------------------------------------------------------------------
