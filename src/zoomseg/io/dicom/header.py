@@ -55,7 +55,7 @@ PHASES = (
     *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID"),
     *("EchoNumbers", "EchoTime", "EffectiveEchoTime", "ImageType", "FrameType", "InversionTime"),
     *("DiffusionBValue", "DiffusionGradientOrientation", "NominalPercentageOfCardiacPhase", "TriggerTime"),
-    *("ConvolutionKernel", "SliceThickness", "ScanOptions", "AcquisitionTime", "ContentTime"),
+    *("ConvolutionKernel", "KVP", "SliceThickness", "ScanOptions", "AcquisitionTime", "ContentTime"),
 )
 """What may tell slices at one place apart, most telling first."""
 

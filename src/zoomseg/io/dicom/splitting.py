@@ -29,10 +29,14 @@ MAX_TRACKING_PLACES = 2
 MAX_DENSE_SPACING = 1.5
 """Slices further apart, in their thickness, leave room for others between them."""
 
+OTHER_SPACING = 1.25
+"""Acquisitions one after the other whose spacings differ by more are no table positions of one volume; by
+less, positions in the header may be rounded."""
+
 _ACQUISITIONS = (
     *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID", "EchoNumbers"),
     *("EchoTime", "EffectiveEchoTime", "ImageType", "FrameType", "DiffusionBValue", "ConvolutionKernel"),
-    *("SliceThickness", "ScanOptions", "AcquisitionTime"),
+    *("KVP", "SliceThickness", "ScanOptions", "AcquisitionTime"),
 )
 """Of ``PHASES``, what all slices of a volume share, or all of a table position; the rest may differ from
 slice to slice."""
@@ -174,11 +178,15 @@ def _interleave(groups: list[list[StoredSlice]], overlays: bool) -> bool:
     """Whether groups, none at a place of another, are volumes of their own: they lie between each other's
     slices, and none lacks what another has.
 
-    Groups one after the other are those of one volume, as tables move between acquisitions.
+    Groups one after the other are those of one volume, as tables move between acquisitions, unless they have
+    spacings of their own.
     """
-    if not (_alternate(groups) and all(is_complete(group) for group in groups)):
+    if not all(is_complete(group) for group in groups):
         return False
-    return overlays or all(_is_dense(group) for group in groups)
+    if _alternate(groups):
+        return overlays or all(_is_dense(group) for group in groups)
+    spacings = [_spacing_mm(group) for group in groups]
+    return max(spacings) > OTHER_SPACING * min(spacings)
 
 
 def _alternate(groups: list[list[StoredSlice]]) -> bool:
@@ -201,8 +209,13 @@ def _is_stray(one: StoredSlice, volume: Sequence[StoredSlice]) -> bool:
 def _is_dense(slices: Sequence[StoredSlice]) -> bool:
     """Whether neighbours leave no room for a further slice between them."""
     thickness = max(_number(dict(one.phase).get("SliceThickness", "")) for one in slices)
+    return _spacing_mm(slices) <= MAX_DENSE_SPACING * thickness
+
+
+def _spacing_mm(slices: Sequence[StoredSlice]) -> float:
+    """Of slices at even distances."""
     low, high = _range_mm(slices, slices[0])
-    return high - low <= MAX_DENSE_SPACING * thickness * (len(slices) - 1)
+    return (high - low) / (len(slices) - 1)
 
 
 def _number(value: str) -> float:

@@ -141,6 +141,28 @@ def test_mr_takes_the_slices_of_one_volume_in_turns(tmp_path: Path) -> None:
     ]
 
 
+def test_acquisitions_of_several_spacings_are_volumes_of_their_own(tmp_path: Path) -> None:
+    chest = [at(2 * k, 100 + k, AcquisitionNumber=1) for k in range(8)]
+    abdomen = [at(20 + 5 * k, 200 + k, AcquisitionNumber=2) for k in range(8)]
+    assert [by_place(s) for s in found(tmp_path, chest + abdomen).stacks] == [
+        {2 * k: 100 + k for k in range(8)},
+        {20 + 5 * k: 200 + k for k in range(8)},
+    ]
+
+
+def test_table_positions_whose_places_are_rounded_are_one_volume(tmp_path: Path) -> None:
+    datasets = [at(round(0.625 * k, 1), 100 + k, AcquisitionNumber=k // 2) for k in range(12)]
+    (volume,) = found(tmp_path, datasets).stacks
+    assert volume.series.grid.shape[2] == 12
+
+
+def test_energies_are_told_apart(tmp_path: Path) -> None:
+    datasets = [at(2 * k, 100 + n + k, KVP=kvp) for n, kvp in ((0, 80), (50, 140)) for k in range(6)]
+    assert [by_place(s) for s in found(tmp_path, datasets).stacks] == [
+        {2 * k: 100 + n + k for k in range(6)} for n in (0, 50)
+    ]
+
+
 def test_acquisitions_that_alternate_in_blocks_are_one_volume(tmp_path: Path) -> None:
     (volume,) = found(tmp_path, [at(2 * k, 100 + k, AcquisitionNumber=k // 3 % 2) for k in range(12)]).stacks
     assert by_place(volume) == {2 * k: 100 + k for k in range(12)}
