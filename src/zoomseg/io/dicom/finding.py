@@ -23,7 +23,7 @@ from zoomseg.io.dicom.copies import without_copies
 from zoomseg.io.dicom.geometry import Placement, is_complete, place
 from zoomseg.io.dicom.header import PATIENT, REQUIRED, Damaged, Image, Other, StoredSlice, read_object
 from zoomseg.io.dicom.series import DicomSeries
-from zoomseg.io.dicom.splitting import by_geometry, by_identity, by_phase
+from zoomseg.io.dicom.splitting import at_one_place, by_geometry, by_identity, by_phase
 
 MAX_VOXELS = 4 * 1024**3
 """A series that promises more is refused."""
@@ -178,55 +178,50 @@ _Volumes = tuple[list[Stack], list[Refused], list[str]]
 
 def _of_series(path: Path, images: list[Image], broken: list[Damaged]) -> list[_Volumes]:
     """What becomes of the objects under one series UID, which may be of several series."""
+    if broken:
+        return [([], [_refused(images, broken[0].reason)], [])]
     parts, differ_in = by_identity(images)
-    if len(parts) > 1 and all(len(image.slices) == 1 for image in images) and len(parts) == len(images):
-        return [([], [_all_different(path, images, differ_in)], [])]
-    return [_volumes(path, part, broken, differ_in) for part in parts]
+    single = all(len(part) == len(part[0].slices) == 1 for part in parts)
+    if single and len(parts) > 1 and images[0].series_uid:
+        what = f"its {len(images)} images differ in {', '.join(differ_in)}, so that no two belong together"
+        return [([], [_refused(images, f"{path}: {_named(images[0])}: {what}")], [])]
+    return [_volumes(path, part, differ_in) for part in parts]
 
 
-def _all_different(path: Path, images: Sequence[Image], differ_in: Sequence[str]) -> Refused:
-    first = images[0]
-    what = f"its {len(images)} images differ in {', '.join(differ_in)}, so that no two belong together"
-    sources = tuple(image.slices[0].source for image in images)
-    return Refused(first.study_uid, first.number, sources, f"{path}: {_named(first)}: {what}")
+def _refused(images: Sequence[Image], reason: str) -> Refused:
+    sources = tuple(dict.fromkeys(s.source for image in images for s in image.slices))
+    return Refused(images[0].study_uid, images[0].number, sources, reason)
 
 
-def _volumes(path: Path, images: list[Image], broken: list[Damaged], differ_in: Sequence[str]) -> _Volumes:
+def _volumes(path: Path, images: list[Image], differ_in: Sequence[str]) -> _Volumes:
     """What becomes of the objects of one series.
 
     Args:
         differ_in: what tells them from others under their series UID.
     """
     first, name = images[0], f"{path}: {_named(images[0])}"
-    sources = tuple(dict.fromkeys(s.source for image in images for s in image.slices))
-
-    def refused(reason: str) -> Refused:
-        return Refused(first.study_uid, first.number, sources, reason)
-
-    if broken:
-        return [], [refused(broken[0].reason)], []
     try:
         stored, notes = without_copies(images)
     except ScanError as error:
-        return [], [refused(str(error))], []
+        return [], [_refused(images, str(error))], []
     notes = [*_identity_notes(images, differ_in), *notes]
     if len(stored) == 1:
         return [], [], [f"{name}: a single image, no volume; left out"]
-    stacks, failures, alone, tracking = [], [], 0, 0
+    stacks, failures = [], []
     groups = by_geometry(stored)
+    alone = sum(len(group) == 1 for group in groups)
+    tracking = sum(len(group) for group in groups if len(group) > 1 and at_one_place(group))
+    groups = [group for group in groups if not at_one_place(group)]
+    notes += [_of_several(len(groups))] if len(groups) > 1 else []
     for group in groups:
-        if len(group) == 1:
-            alone += 1
-            continue
-        more = [*notes, _of_several(len(groups))] if len(groups) > 1 else notes
         try:
             parts = by_phase(group, first.modality)
             tracking += len(parts.left_out)
-            made = [_stack(first, part, (*more, *why)) for part, why in parts.volumes]
+            made = [_stack(first, part, (*notes, *why)) for part, why in parts.volumes]
             _require_complete(made, differ_in)
             stacks += made
         except ScanError as error:
-            failures.append(refused(f"{name}: {error}"))
+            failures.append(_refused(images, f"{name}: {error}"))
     left = [f"{name}: {alone} images of a size or orientation of their own; left out"] if alone else []
     left += [f"{name}: {tracking} images at one place, as of bolus tracking; left out"] if tracking else []
     return stacks, failures, left

@@ -81,8 +81,6 @@ def by_phase(slices: Sequence[StoredSlice], modality: str) -> Parts:
     Raises:
         ScanError: slices share places, and nothing in their headers says which belong together.
     """
-    if _places(slices) == 1:
-        return Parts((), tuple(slices))
     left_out: list[StoredSlice] = []
     parts = list(_split(list(slices), (), modality, left_out))
     several = f"one of {len(parts)} volumes of its series: "
@@ -102,12 +100,14 @@ def _split(
     most = _most_at_one_place(slices)
     for keyword in PHASES if most > 1 else _ACQUISITIONS:
         groups = _by_value(slices, keyword)
-        flat = [one for group in groups.values() if _places(group) == 1 for one in group]
+        flat = [one for group in groups.values() if at_one_place(group) for one in group]
         if flat:
-            rest = [one for group in groups.values() if _places(group) > 1 for one in group]
-            if _are_tracking(flat, rest, most):
-                left_out += flat
-                yield from _split(rest, why, modality, left_out)
+            rest = [one for group in groups.values() if not at_one_place(group) for one in group]
+            tracking = _tracking(flat, rest, most)
+            if tracking:
+                left_out += tracking
+                kept = [one for one in slices if one not in tracking]
+                yield from _split(kept, why, modality, left_out)
                 return
         elif len(groups) > 1 and _are_volumes(list(groups.values()), most, _overlays(keyword, modality)):
             for value, group in groups.items():
@@ -129,14 +129,17 @@ def _are_volumes(groups: list[list[StoredSlice]], most: int, overlays: bool) -> 
     return _interleave(groups, overlays)
 
 
-def _are_tracking(flat: list[StoredSlice], rest: list[StoredSlice], most: int) -> bool:
-    """Whether images, each at one place with all of its acquisition, are no slices of the volume that the
-    rest is: they lie on top of its slices or between them, or far away."""
+def _tracking(flat: list[StoredSlice], rest: list[StoredSlice], most: int) -> list[StoredSlice]:
+    """Of images, each at one place with all of its acquisition, those that are no slices of the volume that
+    the rest is: several at one place, between its slices, or far away."""
     if not rest or _places(flat) > MAX_TRACKING_PLACES:
-        return False
+        return []
     if most > 1:
-        return _most_at_one_place(rest) < most
-    return is_complete(rest) and not is_complete([*rest, *flat]) and all(_is_stray(o, rest) for o in flat)
+        crowded = [one for one in flat if _at_its_place(one, [*flat, *rest]) > 1 or _is_stray(one, rest)]
+        return crowded if _most_at_one_place(rest) < most else []
+    if is_complete([*rest, *flat]) or not is_complete(rest):
+        return []
+    return [one for one in flat if _is_stray(one, rest)]
 
 
 # --- several at one place -------------------------------------------------------------------------
@@ -144,6 +147,15 @@ def _are_tracking(flat: list[StoredSlice], rest: list[StoredSlice], most: int) -
 
 def _most_at_one_place(slices: Sequence[StoredSlice]) -> int:
     return int(np.diff(_place_starts(slices)).max())
+
+
+def at_one_place(slices: Sequence[StoredSlice]) -> bool:
+    return _places(slices) == 1
+
+
+def _at_its_place(one: StoredSlice, slices: Sequence[StoredSlice]) -> int:
+    along = places_mm([one, *slices])
+    return int((np.abs(along[1:] - along[0]) < SAME_PLACE_MM).sum())
 
 
 def _places(slices: Sequence[StoredSlice]) -> int:

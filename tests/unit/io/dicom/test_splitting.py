@@ -188,6 +188,15 @@ def test_images_of_bolus_tracking_are_left_out(
     )
 
 
+def test_bolus_tracking_takes_no_slice_of_the_volume_with_it(tmp_path: Path) -> None:
+    """The last position of the table has one slice, and a number of its own as the tracking images have."""
+    volume = [at(2 * k, 100 + k, AcquisitionNumber=50 + k // 11) for k in range(12)]
+    tracking = [at(8, 500 + n, AcquisitionNumber=n) for n in range(5)]
+    result = found(tmp_path, tracking + volume)
+    assert [by_place(s) for s in result.stacks] == [{2 * k: 100 + k for k in range(12)}]
+    assert "5 images at one place" in result.notes[0]
+
+
 def test_one_image_to_plan_bolus_tracking_on_is_left_out(tmp_path: Path) -> None:
     volume = [at(2 * k, 100 + k, AcquisitionNumber=2) for k in range(12)]
     result = found(tmp_path, [*volume, at(8.7, 500, AcquisitionNumber=1)])
@@ -200,6 +209,7 @@ def test_bolus_tracking_of_another_size_is_left_out(tmp_path: Path) -> None:
     result = found(tmp_path / "both", [*tracking, *(at(2 * k, 100 + k) for k in range(6))])
     assert [by_place(s) for s in result.stacks] == [{2 * k: 100 + k for k in range(6)}]
     assert (result.refused, len(result.notes)) == ((), 1)
+    assert result.stacks[0].series.notes == ()
     with pytest.raises(ScanError, match=r"no volume among them .*5 images at one place"):
         found(tmp_path / "alone", tracking)
 
