@@ -1,8 +1,9 @@
 """Which volumes there are in a folder, a zip or a file of DICOM objects; only headers are read.
 
-A series is split where its slices differ in size, spacing or orientation, and where several phases, echoes
-or the like share their places. What cannot become a volume is refused with its reason, one by one; what is no
-scan is left out with a note.
+Whose images are and where they belong is cross-checked: what one series UID holds of several patients,
+studies or frames of reference is apart. A series is split where its slices differ in size, spacing or
+orientation, and where several phases, echoes or the like share their places or lie between each other. What
+cannot become a volume is refused with its reason, one by one; what is no scan is left out with a note.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ PHASES = (
     *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID"),
     *("EchoNumbers", "EchoTime", "EffectiveEchoTime", "ImageType", "FrameType", "InversionTime"),
     *("DiffusionBValue", "DiffusionGradientOrientation", "NominalPercentageOfCardiacPhase", "TriggerTime"),
-    *("ConvolutionKernel", "KVP", "SliceThickness", "ScanOptions", "AcquisitionTime", "ContentTime"),
+    *("ConvolutionKernel", "KVP", "SliceThickness", "ScanOptions", "AcquisitionTime"),
+    *("AcquisitionDateTime", "IrradiationEventUID", "ContentTime"),
 )
 """What may tell slices at one place apart, most telling first."""
 
@@ -152,7 +153,12 @@ def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | Non
     header, begin, syntax = Dataset(), _Begin.NO_DICOM, UID("")
     try:
         with opener.open(source) as stream:
-            begin = _begin(stream.read(_MAGIC_AT + len(_MAGIC)))
+            start = stream.read(_MAGIC_AT + len(_MAGIC))
+            if start.startswith(_MAGIC + _META_START):
+                raise ScanError(
+                    f"{source}: DICOM without the preamble of 128 bytes; put as many zeros before it"
+                )
+            begin = _begin(start)
             if begin is _Begin.NO_DICOM:
                 return None
             if begin is _Begin.META:
@@ -199,6 +205,7 @@ def _series_number(header: Dataset) -> int | None:
 
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
+_META_START = b"\x02\x00"
 
 
 class _Begin(Enum):
@@ -217,7 +224,7 @@ def _begin(start: bytes) -> _Begin:
     if start[_MAGIC_AT:] == _MAGIC:
         return _Begin.MAGIC
     long = len(start) == _MAGIC_AT + len(_MAGIC)
-    if long and start[:2] == b"\x02\x00" and start[3:4] == b"\x00" and start[4:6] in (b"UL", b"OB", b"UI"):
+    if long and start[:2] == _META_START and start[3:4] == b"\x00" and start[4:6] in (b"UL", b"OB", b"UI"):
         return _Begin.META
     little = start[:2] == b"\x08\x00" and start[3:4] == b"\x00"
     big = start[:3] == b"\x00\x08\x00" and start[4:6].isalpha() and start[4:6].isupper()
@@ -231,7 +238,7 @@ def _transfer_syntax(stream: BinaryIO) -> str:
     """
     for _ in range(_META_ELEMENTS):
         element = stream.read(8)
-        if len(element) < 8 or element[:2] != b"\x02\x00":
+        if len(element) < 8 or element[:2] != _META_START:
             return ""
         length = int.from_bytes(element[6:8], "little")
         if element[4:6] in (b"OB", b"UN"):

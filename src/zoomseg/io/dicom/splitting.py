@@ -36,7 +36,8 @@ less, positions in the header may be rounded."""
 _ACQUISITIONS = (
     *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID", "EchoNumbers"),
     *("EchoTime", "EffectiveEchoTime", "ImageType", "FrameType", "DiffusionBValue", "ConvolutionKernel"),
-    *("KVP", "SliceThickness", "ScanOptions", "AcquisitionTime"),
+    *("KVP", "SliceThickness", "ScanOptions", "AcquisitionTime", "AcquisitionDateTime"),
+    "IrradiationEventUID",
 )
 """Of ``PHASES``, what all slices of a volume share, or all of a table position; the rest may differ from
 slice to slice."""
@@ -183,7 +184,8 @@ def _by_value(slices: Sequence[StoredSlice], keyword: str) -> dict[str, list[Sto
 def _overlays(keyword: str, modality: str) -> bool:
     """Whether slices that differ in this are never those of one volume in turns. MR takes the slices of one
     volume in several turns, so that neighbours do not disturb each other; CT does not."""
-    return modality == "CT" or keyword not in ("AcquisitionNumber", "AcquisitionTime")
+    in_turns = ("AcquisitionNumber", "AcquisitionTime", "AcquisitionDateTime")
+    return modality == "CT" or keyword not in in_turns
 
 
 def _interleave(groups: list[list[StoredSlice]], overlays: bool) -> bool:

@@ -275,6 +275,14 @@ def test_a_file_that_ends_in_its_own_header_is_damaged(tmp_path: Path) -> None:
     assert note.startswith(f"{victim}: ")
 
 
+def test_a_file_with_the_magic_word_alone_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, stack(ramp()))
+    _cut(folder, 128)
+    first, second = find_series(folder).notes
+    assert "DICOM without its preamble; put 128 zero bytes before it; left out" in first
+    assert str(sorted(folder.iterdir())[2]) in second
+
+
 def test_no_preamble_hides_no_deflated_file(tmp_path: Path) -> None:
     def deflate(dataset: Dataset) -> None:
         dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian

@@ -80,6 +80,8 @@ def test_phases_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
     [
         {"AcquisitionNumber": (1, 2)},
         {"AcquisitionTime": ("101000", "101500")},
+        {"AcquisitionDateTime": ("20260101101000", "20260101101500")},
+        {"IrradiationEventUID": ("1.2.3.8", "1.2.3.9")},
         {"ConvolutionKernel": ("soft", "sharp")},
         {"ImageType": (["ORIGINAL", "PRIMARY", "AXIAL"], ["DERIVED", "PRIMARY", "AXIAL"])},
         {"AcquisitionNumber": (None, 2)},
