@@ -155,9 +155,7 @@ def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | Non
         with opener.open(source) as stream:
             start = stream.read(_MAGIC_AT + len(_MAGIC))
             if start.startswith(_MAGIC + _META_START):
-                raise ScanError(
-                    f"{source}: DICOM without the preamble of 128 bytes; put as many zeros before it"
-                )
+                raise ScanError(f"{source}: DICOM without its preamble; put 128 zero bytes before it")
             begin = _begin(start)
             if begin is _Begin.NO_DICOM:
                 return None
