@@ -26,7 +26,10 @@ def test_the_series_is_read_as_simpleitk_reads_it(tmp_path: Path, zipped: bool) 
     notes: list[str] = []
     (scan,) = find_scans(scans, notes.append)
     assert (scan.id, notes) == ("ct_dicom", [])
-    found = read_scan(scan).image
+    lacking = "PatientID, StudyInstanceUID, SeriesInstanceUID"
+    case = read_scan(scan)
+    assert case.notes == (f"its headers lack {lacking}; what they belong to is not certain",)
+    found = case.image
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     image = reader.Execute()

@@ -12,7 +12,6 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,6 @@ from zoomseg.io.scans import (
 )
 
 MAX_JSON_BYTES = 64 * 1024**2
-DICOM_LOOKED_FOR = 1000
-"""In so many files of a folder that is no data set."""
 
 _CT = re.compile(r"(?<![a-z])ct(?![a-z])", re.IGNORECASE)
 _INTEGER = re.compile(r"\d{1,9}")
@@ -142,10 +139,9 @@ def holds_dicom_only(root: Path) -> bool:
     if not root.is_dir() or (root / "imagesTr").is_dir() or any(scan_files(folder) for folder in folders):
         return False
     from zoomseg.io.dicom.archive import files_in, is_zip
-    from zoomseg.io.dicom.finding import holds_dicom
+    from zoomseg.io.dicom.finding import any_dicom
 
-    files = (file for file in files_in(root) if not is_zip(file))
-    return any(holds_dicom(file) for file in islice(files, DICOM_LOOKED_FOR))
+    return any_dicom(file for file in files_in(root) if not is_zip(file))
 
 
 def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | None:

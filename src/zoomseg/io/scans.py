@@ -125,10 +125,24 @@ def find_scans(path: Path, tell: Callable[[str], None] = _silent) -> list[ScanIn
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder")
     files = scan_files(path)
+    if files and _dicom_beside(path):
+        what = f"only {files[0].name} and the like are read, the DICOM objects or zips beside them are not"
+        tell(f"{path}: {what}; give those in a folder of their own")
     found = _group_channels(files) if files else _dicom_scans(path, tell)
     if not found:
         raise ScanError(f"{path}: no scans in this folder; supported are {_SUPPORTED}")
     return found
+
+
+def _dicom_beside(folder: Path) -> bool:
+    """Whether a folder with scans of other formats holds DICOM objects or zips, too."""
+    from zoomseg.io.dicom.archive import files_in
+    from zoomseg.io.dicom.finding import any_dicom
+
+    try:
+        return any_dicom(file for file in files_in(folder) if scan_suffix(file) is None)
+    except ScanError:  # a folder in it that cannot be listed does not keep the scans from being read
+        return False
 
 
 def _dicom_scans(path: Path, tell: Callable[[str], None]) -> list[ScanInput]:

@@ -525,4 +525,21 @@ def test_a_path_of_one_dicom_series_is_an_image(tmp_path: Path) -> None:
 def test_a_folder_with_nifti_is_not_searched_for_dicom(tmp_path: Path) -> None:
     dicoms.write(tmp_path, dicoms.stack(dicoms.ramp()))
     touch(tmp_path, "a.nii.gz")
-    assert find_scans(tmp_path) == [ScanInput("a", (tmp_path / "a.nii.gz",))]
+    notes: list[str] = []
+    assert find_scans(tmp_path, notes.append) == [ScanInput("a", (tmp_path / "a.nii.gz",))]
+    assert notes == [
+        f"{tmp_path}: only a.nii.gz and the like are read, the DICOM objects or zips beside them are not; "
+        "give those in a folder of their own"
+    ]
+
+
+def test_only_dicom_beside_nifti_is_told_of(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz")
+    (tmp_path / "readme.txt").write_text("words" * 100)
+    notes: list[str] = []
+    find_scans(tmp_path, notes.append)
+    assert notes == []
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "export.zip").write_bytes(b"PK")
+    find_scans(tmp_path, notes.append)
+    assert len(notes) == 1

@@ -1,29 +1,36 @@
 """Which volumes there are in a folder, a zip or a file of DICOM objects; only headers are read.
 
-A series is split where its slices differ in size, spacing or orientation, and where several phases, echoes
-or the like share their places. What cannot become a volume is refused with its reason, one by one; what is no
-scan is left out with a note.
+Whose images are and where they belong is cross-checked: what one series UID holds of several patients,
+studies or frames of reference is apart. A series is split where its slices differ in size, spacing or
+orientation, and where several phases, echoes or the like share their places or lie between each other. What
+cannot become a volume is refused with its reason, one by one; what is no scan is left out with a note.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.archive import Source, is_zip, opening, sources_in
-from zoomseg.io.dicom.geometry import Placement, place
-from zoomseg.io.dicom.header import PATIENT, Damaged, Image, Other, StoredSlice, read_object
+from zoomseg.io.dicom.copies import without_copies
+from zoomseg.io.dicom.geometry import Placement, is_complete, place
+from zoomseg.io.dicom.header import PATIENT, REQUIRED, Damaged, Image, Other, StoredSlice, read_object
 from zoomseg.io.dicom.series import DicomSeries
-from zoomseg.io.dicom.splitting import by_geometry, by_phase
+from zoomseg.io.dicom.splitting import at_one_place, by_geometry, by_identity, by_phase
 
 MAX_VOXELS = 4 * 1024**3
 """A series that promises more is refused."""
+
+LOOKED_AT = 1000
+"""So many files are looked at where it is only asked whether there is DICOM."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +81,21 @@ class Found:
 def holds_dicom(path: Path) -> bool:
     """Whether a file is a zip by its name, or a DICOM object by its start."""
     source = Source(path)
-    with opening() as opener:
+    with opening() as opener, _quiet():
         return is_zip(path) or read_object(source, opener) is not None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without pydicom's warnings, which are of values that are checked here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def any_dicom(files: Iterable[Path]) -> bool:
+    """Whether there is DICOM (see ``holds_dicom``) among the first files of a folder."""
+    return any(holds_dicom(file) for file in islice(files, LOOKED_AT))
 
 
 def the_series(path: Path) -> Stack:
@@ -108,9 +128,9 @@ def find_series(path: Path, objects: Container[str] = ()) -> Found:
     images: dict[str, list[Image]] = defaultdict(list)
     damaged: dict[str, list[Damaged]] = defaultdict(list)
     others: Counter[str] = Counter()
+    unplaced: list[Damaged] = []
     wanted: list[Other] = []
-    with opening() as opener, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's: of values that are checked here
+    with opening() as opener, _quiet():
         for source in sources_in(path, opener):
             match read_object(source, opener):
                 case Image() as image:
@@ -119,12 +139,17 @@ def find_series(path: Path, objects: Container[str] = ()) -> Found:
                     damaged[broken.series_uid].append(broken)
                 case Other(sop_class_uid=uid) as other if uid in objects:
                     wanted.append(other)
-                case Other(kind):
+                case Other(kind, scan=scan):
                     others[kind] += 1
-    found = [_volumes(path, images[uid], damaged.pop(uid, [])) for uid in images]
+                    unplaced += [] if scan is None else [scan]
+    for lost in unplaced:
+        if lost.series_uid in images:
+            damaged[lost.series_uid].append(lost)
+    found = [one for uid in images for one in _of_series(path, images[uid], damaged.pop(uid, []))]
     refused = [r for _, some, _ in found for r in some]
-    refused += [_all_damaged(broken) for uid, broken in damaged.items() if uid and len(broken) > 1]
-    lone = [d for uid, broken in damaged.items() if not uid or len(broken) == 1 for d in broken]
+    whole = {uid for uid, broken in damaged.items() if uid and (len(broken) > 1 or broken[0].whole)}
+    refused += [_all_damaged(broken) for uid, broken in damaged.items() if uid in whole]
+    lone = [d for uid, broken in damaged.items() if uid not in whole for d in broken]
     notes = [f"{path}: {_count(number, kind)} left out" for kind, number in sorted(others.items())]
     notes += [note for _, _, some in found for note in some]
     stacks = [stack for some, _, _ in found for stack in some]
@@ -148,37 +173,79 @@ def _no_volume(path: Path, notes: Sequence[str]) -> str:
     return f"{path}: DICOM files, but no volume among them ({left_out[:300]})"
 
 
-def _volumes(
-    path: Path, images: list[Image], broken: list[Damaged]
-) -> tuple[list[Stack], list[Refused], list[str]]:
-    """The volumes of the objects of one series, what is refused of it, and notes on what was left out."""
-    first, name = images[0], f"{path}: {_named(images[0])}"
-    sources = tuple(dict.fromkeys(s.source for image in images for s in image.slices))
+_Volumes = tuple[list[Stack], list[Refused], list[str]]
+"""Volumes, what is refused, and notes on what was left out."""
 
-    def refused(reason: str) -> Refused:
-        return Refused(first.study_uid, first.number, sources, reason)
 
+def _of_series(path: Path, images: list[Image], broken: list[Damaged]) -> list[_Volumes]:
+    """What becomes of the objects under one series UID, which may be of several series."""
     if broken:
-        return [], [refused(broken[0].reason)], []
+        return [([], [_refused(images, broken[0].reason)], [])]
+    parts, differ_in = by_identity(images)
+    single = all(len(part) == len(part[0].slices) == 1 for part in parts)
+    if single and len(parts) > 1 and images[0].series_uid:
+        what = f"its {len(images)} images differ in {', '.join(differ_in)}, so that no two belong together"
+        return [([], [_refused(images, f"{path}: {_named(images[0])}: {what}")], [])]
+    return [_volumes(path, part, differ_in) for part in parts]
+
+
+def _refused(images: Sequence[Image], reason: str) -> Refused:
+    sources = tuple(dict.fromkeys(s.source for image in images for s in image.slices))
+    return Refused(images[0].study_uid, images[0].number, sources, reason)
+
+
+def _volumes(path: Path, images: list[Image], differ_in: Sequence[str]) -> _Volumes:
+    """What becomes of the objects of one series.
+
+    Args:
+        differ_in: what tells them from others under their series UID.
+    """
+    first, name = images[0], f"{path}: {_named(images[0])}"
     try:
-        stored, notes = _without_copies(images)
+        stored, notes = without_copies(images)
     except ScanError as error:
-        return [], [refused(str(error))], []
+        return [], [_refused(images, str(error))], []
+    notes = [*_identity_notes(images, differ_in), *notes]
     if len(stored) == 1:
         return [], [], [f"{name}: a single image, no volume; left out"]
-    stacks, failures, alone = [], [], 0
+    stacks, failures = [], []
     groups = by_geometry(stored)
+    alone = sum(len(group) == 1 for group in groups)
+    tracking = sum(len(group) for group in groups if len(group) > 1 and at_one_place(group))
+    groups = [group for group in groups if not at_one_place(group)]
+    notes += [_of_several(len(groups))] if len(groups) > 1 else []
     for group in groups:
-        if len(group) == 1:
-            alone += 1
-            continue
-        more = [*notes, _of_several(len(groups))] if len(groups) > 1 else notes
         try:
-            stacks += [_stack(first, part, (*more, *why)) for part, why in by_phase(group)]
+            parts = by_phase(group, first.modality)
+            tracking += len(parts.left_out)
+            made = [_stack(first, part, (*notes, *why)) for part, why in parts.volumes]
+            _require_complete(made, differ_in)
+            stacks += made
         except ScanError as error:
-            failures.append(refused(f"{name}: {error}"))
+            failures.append(_refused(images, f"{name}: {error}"))
     left = [f"{name}: {alone} images of a size or orientation of their own; left out"] if alone else []
+    left += [f"{name}: {tracking} images at one place, as of bolus tracking; left out"] if tracking else []
     return stacks, failures, left
+
+
+def _identity_notes(images: Sequence[Image], differ_in: Sequence[str]) -> list[str]:
+    """What is said of whose the images are and where they belong, if that is not as it should be."""
+    lacking = [keyword for keyword in REQUIRED if any(keyword in image.lacking for image in images)]
+    notes = [f"its headers lack {', '.join(lacking)}; what they belong to is not certain"] if lacking else []
+    if differ_in:
+        where = "without a SeriesInstanceUID" if not images[0].series_uid else "under one SeriesInstanceUID"
+        notes.append(f"images {where} differ in {', '.join(differ_in)}; each kind is a scan of its own")
+    return notes
+
+
+def _require_complete(stacks: Iterable[Stack], differ_in: Sequence[str]) -> None:
+    """Where images of several identities lie under one UID, nothing is made up for what another part may
+    have."""
+    if differ_in and not all(is_complete(stack.stored) for stack in stacks):
+        raise ScanError(
+            f"its images differ in {', '.join(differ_in)}, and those that agree lack slices; "
+            "correct the headers, or give each part in a folder of its own"
+        )
 
 
 def _all_damaged(broken: list[Damaged]) -> Refused:
@@ -193,27 +260,6 @@ def _of_several(count: int) -> str:
 def _named(image: Image) -> str:
     number = "" if image.number is None else f" {image.number}"
     return f"series{number}" + (f" '{image.description}'" if image.description else "")
-
-
-def _without_copies(images: Iterable[Image]) -> tuple[list[StoredSlice], list[str]]:
-    """All slices, of copies of one object only the first."""
-    kept: dict[object, StoredSlice] = {}
-    copies = 0
-    for stored in (s for image in images for s in image.slices):
-        key = (stored.sop_uid, stored.frame) if stored.sop_uid else (stored.source, stored.frame)
-        if key in kept and _differs(kept[key], stored):
-            raise ScanError(f"{stored.source}: has the UID of {kept[key].source}, but lies elsewhere")
-        copies += key in kept
-        kept.setdefault(key, stored)
-    notes = [f"{copies} slices are there twice; the copies were left out"] if copies else []
-    return list(kept.values()), notes
-
-
-def _differs(one: StoredSlice, other: StoredSlice) -> bool:
-    return any(
-        getattr(one, where) != getattr(other, where)
-        for where in ("position_lps_mm", "along_row", "along_column", "spacing_mm")
-    )
 
 
 def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) -> Stack:
@@ -234,9 +280,29 @@ def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) 
         first.number,
         first.description,
         tuple((keyword, patient[keyword]) for keyword in PATIENT if keyword in patient),
-        (*notes, *placement.notes),
+        (*notes, *_value_notes(stored, first.modality), *placement.notes),
     )
     return Stack(series, ordered, placement)
+
+
+def _value_notes(stored: Sequence[StoredSlice], modality: str) -> list[str]:
+    """What is not certain of what its values mean.
+
+    Raises:
+        ScanError: they do not mean the same in all slices.
+    """
+    types = {one.rescale_type for one in stored}
+    if None in types and len(types) > 1:
+        raise ScanError("some of its slices have a RescaleSlope and some have none; export the series again")
+    notes = []
+    if modality == "CT":
+        units = sorted(unit for unit in types if unit not in ("", "HU", None))
+        notes += [f"RescaleType is {', '.join(units)}, not HU; taken as Hounsfield units"] if units else []
+    if any(one.padding_may_be_scanned for one in stored):
+        notes.append(
+            "pixel padding has a value that tissue may have; taken as padding only up from a slice's edge"
+        )
+    return notes
 
 
 # --- names ----------------------------------------------------------------------------------------

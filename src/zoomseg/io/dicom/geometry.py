@@ -63,6 +63,16 @@ class Placement:
     (0, 0) for all."""
     notes: tuple[str, ...]
 
+    @property
+    def as_stored(self) -> bool:
+        """Whether the volume is its slices, one on the other."""
+        return self.shifts_vox is None and _is_each(self.planes, len(self.order))
+
+
+def _is_each(planes: Sequence[Plane], slices: int) -> bool:
+    """Whether planes are the slices, each once."""
+    return tuple(planes) == tuple(map(Plane, range(slices)))
+
 
 def normal(one: StoredSlice) -> FloatArray:
     """Unit vector (LPS) across the slice."""
@@ -91,6 +101,16 @@ def place(slices: Sequence[StoredSlice]) -> Placement:
     planes, spacing, notes = _planes(along - along[0])
     grid, shifts, more = _grid(ordered, along - along[0], len(planes), spacing)
     return Placement(grid, tuple(order.tolist()), planes, shifts, (*notes, *more))
+
+
+def is_complete(slices: Sequence[StoredSlice]) -> bool:
+    """Whether slices lie at even distances, none missing and no two at one place."""
+    along = np.sort(places_mm(slices))
+    try:
+        planes, _, _ = _planes(along - along[0])
+    except ScanError:
+        return False
+    return _is_each(planes, len(slices))
 
 
 # --- along the normal -----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import BinaryIO
 
 import pydicom
@@ -20,7 +21,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Vector3
 from zoomseg.io.dicom.archive import Opener, Source
-from zoomseg.io.dicom.pixels import Pixels, read_pixels
+from zoomseg.io.dicom.pixels import Pixels, read_pixels, unread_syntax
 from zoomseg.io.dicom.series import Slice
 from zoomseg.io.dicom.tags import number, orientation, rescale, spacing, text, vector
 
@@ -38,14 +39,24 @@ DIRECTORY = "1.2.840.10008.1.3.10"
 MAX_FRAMES = 100_000
 
 PATIENT = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
-    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "StudyDescription"),
+    *("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod"),
+    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription"),
 )
+"""What objects that refer to a series repeat of its patient and study (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2)."""
+
+REQUIRED = (
+    *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"),
+    "Modality",
+)
+"""What says whose an image is and where it belongs; an object without one of them is read with a note."""
+
 PHASES = (
     *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID"),
     *("EchoNumbers", "EchoTime", "EffectiveEchoTime", "ImageType", "FrameType", "InversionTime"),
     *("DiffusionBValue", "DiffusionGradientOrientation", "NominalPercentageOfCardiacPhase", "TriggerTime"),
-    *("ConvolutionKernel", "AcquisitionTime", "ContentTime"),
+    *("ConvolutionKernel", "KVP", "SliceThickness", "ScanOptions", "AcquisitionTime"),
+    *("AcquisitionDateTime", "IrradiationEventUID", "ContentTime"),
 )
 """What may tell slices at one place apart, most telling first."""
 
@@ -57,7 +68,8 @@ _WANTED = [
         *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
         *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
         *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope"),
-        *("RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+        *("RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
+        *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
         *(*PATIENT, *PHASES),
     )
 ]
@@ -69,6 +81,7 @@ _GROUPS = {
     "CTImageFrameTypeSequence": ("FrameType",),
     "CardiacSynchronizationSequence": ("NominalPercentageOfCardiacPhase",),
     "CTReconstructionSequence": ("ConvolutionKernel",),
+    "PixelMeasuresSequence": ("SliceThickness",),
 }
 """Functional groups that may tell frames apart, and by what."""
 
@@ -84,7 +97,11 @@ class StoredSlice(Slice):
     """From column to column, from row to row: the order of i and j, not that of the file."""
     slope: float
     intercept: float
+    rescale_type: str | None
+    """Unit of the rescaled values by the header, '' if that does not say; None if there was no rescale."""
     pixels: Pixels
+    padding_may_be_scanned: bool
+    """Whether what was scanned may have the value of pixel padding, too, as soft tissue has 0 HU."""
     phase: tuple[tuple[str, str], ...]
     """What may tell it apart from others at its place: keyword and value."""
 
@@ -98,9 +115,12 @@ class Image:
     series_uid: str
     frame_of_reference_uid: str
     modality: str
+    """By its SOP class."""
     number: int | None
     description: str
     patient: tuple[tuple[str, str], ...]
+    lacking: tuple[str, ...]
+    """Of ``REQUIRED``, what it does not have."""
     slices: tuple[StoredSlice, ...]
 
 
@@ -111,6 +131,8 @@ class Other:
     kind: str
     sop_class_uid: str
     source: Source
+    scan: Damaged | None = None
+    """Set for what would be a slice of a scan, did its header say where it lies: what to say of it there."""
 
 
 @dataclass(frozen=True)
@@ -122,41 +144,55 @@ class Damaged:
     study_uid: str = ""
     series_uid: str = ""
     number: int | None = None
+    whole: bool = False
+    """Whether it is a scan by itself: several frames, or a mosaic."""
 
 
 def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | None:
     """What a file holds; None if it is not DICOM. Only its header is read."""
-    header, magic = Dataset(), False
+    header, begin, syntax = Dataset(), _Begin.NO_DICOM, UID("")
     try:
         with opener.open(source) as stream:
             start = stream.read(_MAGIC_AT + len(_MAGIC))
-            magic = start[_MAGIC_AT:] == _MAGIC
-            if not (magic or _may_begin_bare(start)):
+            if start.startswith(_MAGIC + _META_START):
+                raise ScanError(f"{source}: DICOM without its preamble; put 128 zero bytes before it")
+            begin = _begin(start)
+            if begin is _Begin.NO_DICOM:
                 return None
-            if magic and _transfer_syntax(stream) == DeflatedExplicitVRLittleEndian:
+            if begin is _Begin.META:
+                stream.seek(0)
+            if begin is not _Begin.BARE:
+                syntax = UID(_transfer_syntax(stream))
+            if syntax == DeflatedExplicitVRLittleEndian:
                 raise ScanError(f"{source}: is deflated as a whole; convert it to an uncompressed DICOM file")
             stream.seek(0)
             header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_WANTED)
-            if not magic and not _sop_class(header):
+            if begin is _Begin.BARE and not _sop_class(header):
                 return None
             kind = _kind(header)
             if kind and not text(header, "SeriesInstanceUID"):
                 raise ScanError(f"{source}: DICOM object of no kind or no series; is it truncated?")
             if kind is not None:
-                return Other(kind, _sop_class(header), source) if kind else None
+                return _other(source, kind, header) if kind else None
             return _image(source, header, stream, opener.size(source))
-    except ScanError as error:
-        return _damaged(source, str(error), header)
     except Exception as error:  # parsers of hostile bytes fail in any way they like
-        reason = f"{source}: damaged or truncated DICOM header ({_reason(error)})"
-        return _damaged(source, reason, header) if magic else None
+        if begin is _Begin.BARE and not isinstance(error, ScanError):
+            return None
+        return _damaged(source, _reason(source, error, syntax), header)
+
+
+def _other(source: Source, kind: str, header: Dataset) -> Other:
+    unplaced = kind == _UNPLACED and "SECONDARY" not in text(header, "ImageType").upper()
+    reason = f"{source}: is an {kind}, but belongs to a series of slices"
+    return Other(kind, _sop_class(header), source, _damaged(source, reason, header) if unplaced else None)
 
 
 def _damaged(source: Source, reason: str, header: Dataset) -> Damaged:
     """What else is wrong with the header must not hide the reason."""
     try:
         uids = text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID")
-        return Damaged(source, reason, *uids, _series_number(header))
+        whole = _sop_class(header) in MULTI_FRAME or int(header.get("NumberOfFrames") or 1) > 1
+        return Damaged(source, reason, *uids, _series_number(header), whole or _is_mosaic(header))
     except Exception:  # as above
         return Damaged(source, reason)
 
@@ -167,12 +203,30 @@ def _series_number(header: Dataset) -> int | None:
 
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
+_META_START = b"\x02\x00"
 
 
-def _may_begin_bare(start: bytes) -> bool:
-    """Old files lack the magic word: a first element of group 8 in little endian, its number small, as
-    elements are in order."""
-    return start[:2] == b"\x08\x00" and start[3:4] == b"\x00"
+class _Begin(Enum):
+    """What a file begins with."""
+
+    NO_DICOM = "no DICOM"
+    MAGIC = "preamble and magic word (PS3.10 7.1)"
+    META = "the file's own header, without a preamble"
+    BARE = "the object itself, without a header of the file"
+
+
+def _begin(start: bytes) -> _Begin:
+    """Old and hurried writers leave out the preamble, or the file's own header, too. Elements are in order,
+    so that the first one is of group 2, which is in explicit little endian, or of group 8, its number small.
+    """
+    if start[_MAGIC_AT:] == _MAGIC:
+        return _Begin.MAGIC
+    long = len(start) == _MAGIC_AT + len(_MAGIC)
+    if long and start[:2] == _META_START and start[3:4] == b"\x00" and start[4:6] in (b"UL", b"OB", b"UI"):
+        return _Begin.META
+    little = start[:2] == b"\x08\x00" and start[3:4] == b"\x00"
+    big = start[:3] == b"\x00\x08\x00" and start[4:6].isalpha() and start[4:6].isupper()
+    return _Begin.BARE if little or big else _Begin.NO_DICOM
 
 
 def _transfer_syntax(stream: BinaryIO) -> str:
@@ -182,7 +236,7 @@ def _transfer_syntax(stream: BinaryIO) -> str:
     """
     for _ in range(_META_ELEMENTS):
         element = stream.read(8)
-        if len(element) < 8 or element[:2] != b"\x02\x00":
+        if len(element) < 8 or element[:2] != _META_START:
             return ""
         length = int.from_bytes(element[6:8], "little")
         if element[4:6] in (b"OB", b"UN"):
@@ -196,8 +250,13 @@ def _transfer_syntax(stream: BinaryIO) -> str:
 _META_ELEMENTS = 32
 
 
-def _reason(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]
+def _reason(source: Source, error: Exception, syntax: UID) -> str:
+    if syntax and not syntax.is_transfer_syntax:  # nobody knows how to read it, so that anything may fail
+        return f"{source}: {unread_syntax(syntax)}"
+    if isinstance(error, ScanError):
+        return str(error)
+    what = (" ".join(str(error).split()) or type(error).__name__)[:160]
+    return f"{source}: damaged or truncated DICOM header ({what})"
 
 
 def _sop_class(header: Dataset) -> str:
@@ -221,16 +280,30 @@ def _kind(header: Dataset) -> str | None:
         return "colour image"
     placed = header.get("ImagePositionPatient") and header.get("ImageOrientationPatient")
     # Sizes come later in a file: without them, too, it is truncated, which is told elsewhere.
-    if sop_class in SINGLE_FRAME and not placed and header.get("Rows") is not None:
-        return "image without a place in the patient"
+    if not placed and not _by_frame(header) and header.get("Rows") is not None:
+        return _UNPLACED
     return None
+
+
+_UNPLACED = "image without a place in the patient"
+
+
+def _by_frame(header: Dataset) -> bool:
+    """Whether frames have a place each, as in enhanced objects; some writers do so in a single-frame class,
+    too."""
+    return _sop_class(header) in MULTI_FRAME or "PerFrameFunctionalGroupsSequence" in header
+
+
+def _is_mosaic(header: Dataset) -> bool:
+    return "MOSAIC" in text(header, "ImageType").upper()
 
 
 def _image(source: Source, header: Dataset, stream: BinaryIO, size: int) -> Image:
     sop_class = _sop_class(header)
     modality = SINGLE_FRAME.get(sop_class) or MULTI_FRAME[sop_class]
+    _require_readable(source, header, modality)
     frames = 1
-    if sop_class in MULTI_FRAME:
+    if _by_frame(header):
         frames = number(source, header, "NumberOfFrames", 1, MAX_FRAMES)
     pixels = read_pixels(source, header, stream, size, frames, modality == "CT")
     return Image(
@@ -242,33 +315,61 @@ def _image(source: Source, header: Dataset, stream: BinaryIO, size: int) -> Imag
         _series_number(header),
         text(header, "SeriesDescription"),
         tuple((keyword, text(header, keyword)) for keyword in PATIENT if header.get(keyword)),
-        tuple(_slices(source, header, pixels, frames if sop_class in MULTI_FRAME else None)),
+        tuple(k for k in REQUIRED if not (text(header, k) or (k == "SOPInstanceUID" and _sop_uid(header)))),
+        tuple(_slices(source, header, pixels, modality, frames if _by_frame(header) else None)),
     )
 
 
-def _slices(source: Source, header: Dataset, pixels: Pixels, frames: int | None) -> Iterator[StoredSlice]:
+def _require_readable(source: Source, header: Dataset, modality: str) -> None:
+    """Refuse by name what would be read wrong."""
+    stated = text(header, "Modality")
+    if stated not in ("", modality):
+        name = UID(_sop_class(header)).name
+        raise ScanError(f"{source}: Modality is {stated[:16]}, but it is {name}; one of them is wrong")
+    if _is_mosaic(header):
+        raise ScanError(
+            f"{source}: is a mosaic, all slices of one time in one image; convert the series (dcm2niix)"
+        )
+    frames = header.get("NumberOfFrames")
+    if not _by_frame(header) and int(frames or 1) > 1:
+        raise ScanError(
+            f"{source}: {frames} frames in an object of a single-frame class, of which one place is known; "
+            "export single images, or an enhanced multi-frame object"
+        )
+    if header.get("ModalityLUTSequence"):
+        raise ScanError(f"{source}: its values need a Modality LUT, which is not read; export it without one")
+
+
+def _sop_uid(header: Dataset) -> str:
     meta = getattr(header, "file_meta", Dataset())
-    sop_uid = text(header, "SOPInstanceUID") or text(meta, "MediaStorageSOPInstanceUID")
+    return text(header, "SOPInstanceUID") or text(meta, "MediaStorageSOPInstanceUID")
+
+
+def _slices(
+    source: Source, header: Dataset, pixels: Pixels, modality: str, frames: int | None
+) -> Iterator[StoredSlice]:
+    sop_uid = _sop_uid(header)
     if frames is None:
         phase = tuple((k, text(header, k)) for k in PHASES if header.get(k) is not None)
-        yield _slice(source, sop_uid, None, pixels, phase, lambda group: header)
+        yield _slice(source, sop_uid, None, pixels, modality, phase, lambda group: header)
         return
     groups = list(header.get("PerFrameFunctionalGroupsSequence") or ())
     if len(groups) != frames:
         raise ScanError(f"{source}: {frames} frames, but functional groups for {len(groups)}")
     shared = next(iter(header.get("SharedFunctionalGroupsSequence") or ()), Dataset())
+    rest = header if _sop_class(header) in SINGLE_FRAME else Dataset()
     for frame, own in enumerate(groups, start=1):
-        group = _finder(own, shared)
+        group = _finder(own, shared, rest)
         phase = tuple(_frame_phase(group))
-        yield _slice(source, sop_uid, frame, pixels, phase, group)
+        yield _slice(source, sop_uid, frame, pixels, modality, phase, group)
 
 
-def _finder(own: Dataset, shared: Dataset) -> Callable[[str], Dataset]:
-    """A frame's functional group by name: its own, else the one shared by all, else nothing."""
+def _finder(own: Dataset, shared: Dataset, rest: Dataset) -> Callable[[str], Dataset]:
+    """A frame's functional group by name: its own, else the one shared by all, else ``rest``."""
 
     def group(name: str) -> Dataset:
         found = own.get(name) or shared.get(name) or ()
-        return next(iter(found), Dataset())
+        return next(iter(found), rest)
 
     return group
 
@@ -286,6 +387,7 @@ def _slice(
     sop_uid: str,
     frame: int | None,
     pixels: Pixels,
+    modality: str,
     phase: tuple[tuple[str, str], ...],
     group: Callable[[str], Dataset],
 ) -> StoredSlice:
@@ -293,7 +395,52 @@ def _slice(
     x, y, z = vector(source, group("PlanePositionSequence"), "ImagePositionPatient", 3)
     along_row, along_column = orientation(source, group("PlaneOrientationSequence"))
     distances = spacing(source, group("PixelMeasuresSequence"))
-    slope, intercept = rescale(source, group("PixelValueTransformationSequence"))
+    transformation = group("PixelValueTransformationSequence")
+    given = rescale(source, transformation)
+    if modality == "CT":
+        _require_hounsfield(source, transformation, given)
+    slope, intercept = given or (1.0, 0.0)  # as PS3.3 C.11.1 has it for values without a transformation
     return StoredSlice(
-        source, sop_uid, frame, (x, y, z), along_row, along_column, distances, slope, intercept, pixels, phase
+        source,
+        sop_uid,
+        frame,
+        (x, y, z),
+        along_row,
+        along_column,
+        distances,
+        slope,
+        intercept,
+        None if given is None else text(transformation, "RescaleType").upper(),
+        pixels,
+        _may_be_scanned(pixels, slope, intercept, modality),
+        phase,
     )
+
+
+SCANNED_HU = (-900.0, 4000.0)
+"""Above air, to metal."""
+
+
+def _may_be_scanned(pixels: Pixels, slope: float, intercept: float, modality: str) -> bool:
+    if pixels.padding is None:
+        return False
+    low, high = sorted(value * slope + intercept for value in pixels.padding)
+    if modality == "CT":
+        return high > SCANNED_HU[0] and low < SCANNED_HU[1]
+    return pixels.signed and pixels.padding[1] >= 0
+
+
+_OTHER_QUANTITIES = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
+"""Of PS3.3 C.11.1.1.2, what no Hounsfield unit is near to."""
+
+
+def _require_hounsfield(source: Source, header: Dataset, given: tuple[float, float] | None) -> None:
+    """Refuse CT values that are none, or not known to be (PS3.3 C.8.2.1: both are required in CT)."""
+    if given is None:
+        raise ScanError(
+            f"{source}: CT without RescaleSlope and RescaleIntercept, so that its values are not known to be "
+            "Hounsfield units; export it with them"
+        )
+    unit = text(header, "RescaleType").upper()
+    if unit in _OTHER_QUANTITIES:
+        raise ScanError(f"{source}: RescaleType is {unit}; Hounsfield units are needed")

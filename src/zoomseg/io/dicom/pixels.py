@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.archive import Source
 from zoomseg.io.dicom.tags import number, text
 
 _PIXEL_DATA = (0x7FE0, 0x0010)
+_FLOAT_PIXEL_DATA = ((0x7FE0, 0x0008), (0x7FE0, 0x0009))
+_NATIVE = ("", ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+"""Transfer syntaxes of values that follow each other; '' is that of files without a header of their own."""
 
 MAX_COMPRESSION = 2000
 """A file that promises more bytes of voxels than so many times its own is refused: with its header, even a
@@ -73,7 +77,9 @@ def read_pixels(
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise ScanError(f"{source}: PhotometricInterpretation is {photometric or 'missing'}, not grey values")
     uid = UID(text(getattr(header, "file_meta", Dataset()), "TransferSyntaxUID"))
-    native = not (uid.is_transfer_syntax and uid.is_encapsulated)
+    native = uid in _NATIVE
+    if not (native or _has_decoder(uid)):
+        raise ScanError(f"{source}: {unread_syntax(uid)}")
     implicit, little = header.original_encoding
     order: Literal["<", ">"] = ">" if little is False else "<"
     needed = frames * rows * columns * allocated // 8
@@ -95,11 +101,25 @@ def read_pixels(
     )
 
 
+def unread_syntax(uid: UID) -> str:
+    return f"its transfer syntax {uid.name[:64]} is not read; convert it to an uncompressed DICOM file"
+
+
+def _has_decoder(uid: UID) -> bool:
+    try:
+        return bool(get_decoder(uid).is_available)
+    except NotImplementedError:
+        return False
+
+
 def _offset(source: Source, stream: BinaryIO, size: int, order: str, implicit: bool, needed: int) -> int:
     """Where the values of the pixel data element begin; the reader has stopped before it."""
     offset = stream.tell() + (8 if implicit else 12)
     element = stream.read(offset - stream.tell())
-    if stream.tell() != offset or struct.unpack_from(order + "HH", element) != _PIXEL_DATA:
+    tag = struct.unpack_from(order + "HH", element) if stream.tell() == offset else ()
+    if tag in _FLOAT_PIXEL_DATA:
+        raise ScanError(f"{source}: holds floating point pixel data; only whole numbers are read")
+    if tag != _PIXEL_DATA:
         raise ScanError(f"{source}: holds no pixel data; the file is truncated, or was written without it")
     length = int(struct.unpack_from(order + "I", element, len(element) - 4)[0])
     there = min(length, size - offset)

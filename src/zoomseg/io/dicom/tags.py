@@ -35,9 +35,15 @@ def vector(source: Source, header: Dataset, keyword: str, length: int) -> tuple[
     return found
 
 
-def rescale(source: Source, header: Dataset) -> tuple[float, float]:
-    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
-    slope, intercept = 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
+def rescale(source: Source, header: Dataset) -> tuple[float, float] | None:
+    """Slope and intercept; None if it has neither."""
+    given = header.get("RescaleSlope"), header.get("RescaleIntercept")
+    if given == (None, None):
+        return None
+    if None in given:
+        lacking = "RescaleIntercept" if given[1] is None else "RescaleSlope"
+        raise ScanError(f"{source}: {lacking} is missing; what its values mean is not known")
+    slope, intercept = (float(value) for value in given)
     if not (math.isfinite(slope) and slope != 0 and math.isfinite(intercept)):
         raise ScanError(f"{source}: rescale slope {slope:g} and intercept {intercept:g} are impossible")
     return slope, intercept

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import (
-    UID,
-    JPEG2000TransferSyntaxes,
-    JPEGLSTransferSyntaxes,
-    RLELossless,
-)
+from scipy import ndimage
 
-from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import FloatArray
 from zoomseg.core.volume import Volume
-from zoomseg.io.dicom.archive import Opener, Source, opening
-from zoomseg.io.dicom.codestream import frame_size
+from zoomseg.io.dicom.archive import opening
+from zoomseg.io.dicom.decoding import AnyArray, stored_values
 from zoomseg.io.dicom.finding import Stack
 from zoomseg.io.dicom.geometry import Placement
 from zoomseg.io.dicom.header import StoredSlice
 from zoomseg.io.dicom.pixels import Pixels
 
-AnyArray = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 _INT16 = np.iinfo(np.int16)
@@ -49,10 +36,10 @@ def read_volume(stack: Stack) -> Volume:
     paths = {s.source.path for s in stack.stored if s.source.member is not None}
     intensities = _Intensities.empty(stack.stored)
     with opening(*paths) as opener:
-        for k, values in _stored_values(stack.stored, opener):
+        for k, values in stored_values(stack.stored, opener):
             intensities.put(k, values)
     voxels = intensities.voxels
-    if _resampled(stack):
+    if not stack.placement.as_stored:
         voxels = _on_grid(voxels, stack.placement, intensities.fill())
     elif intensities.unscanned:
         intensities.fill()
@@ -67,104 +54,8 @@ def reading_bytes(stack: Stack) -> int:
     whole = all(_is_whole(s) for s in stack.stored)
     each = 2 if kept else 6 if whole else 4
     masks = stored if any(s.pixels.padding for s in stack.stored) else 0
-    again = (2 if kept else 4) * stack.series.grid.box.voxels if _resampled(stack) else 0
+    again = (2 if kept else 4) * stack.series.grid.box.voxels if not stack.placement.as_stored else 0
     return stored * each + masks + again
-
-
-def _resampled(stack: Stack) -> bool:
-    place = stack.placement
-    return place.shifts_vox is not None or any(s is None for s in stack.series.slices)
-
-
-# --- stored values --------------------------------------------------------------------------------
-
-
-def _stored_values(stored: Sequence[StoredSlice], opener: Opener) -> Iterator[tuple[int, AnyArray]]:
-    """Number of the slice and its stored values ``[rows, columns]``; every file is opened once."""
-    by_source: dict[Source, list[int]] = defaultdict(list)
-    for k, one in enumerate(stored):
-        by_source[one.source].append(k)
-    for source, numbers in by_source.items():
-        pixels = stored[numbers[0]].pixels
-        wanted = {(stored[k].frame or 1) - 1: k for k in numbers}
-        with _decoding(source):
-            if pixels.syntax:
-                yield from _compressed(source, pixels, wanted, opener)
-            else:
-                yield from _native(source, pixels, wanted, opener)
-
-
-@contextmanager
-def _decoding(source: Source) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one ScanError that names the object."""
-    try:
-        yield
-    except (ScanError, MemoryError):
-        raise
-    except OSError as error:
-        raise ScanError(f"{source}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # decoders of hostile bytes fail in any way they like
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
-        raise ScanError(f"{source}: voxels cannot be decoded ({reason})") from error
-
-
-def _native(
-    source: Source, pixels: Pixels, wanted: dict[int, int], opener: Opener
-) -> Iterator[tuple[int, AnyArray]]:
-    dtype = np.dtype(f"{pixels.order}{'i' if pixels.signed else 'u'}{pixels.allocated // 8}")
-    with opener.open(source) as stream:
-        for frame in sorted(wanted):
-            stream.seek(pixels.offset + frame * pixels.frame_bytes)
-            values = np.empty((pixels.rows, pixels.columns), dtype)
-            if stream.readinto(values.data.cast("B")) != pixels.frame_bytes:  # type: ignore[attr-defined]
-                raise ScanError(f"{source}: truncated; frame {frame + 1} is incomplete")
-            yield wanted[frame], values.astype(dtype.newbyteorder("="), copy=False)
-
-
-def _compressed(
-    source: Source, pixels: Pixels, wanted: dict[int, int], opener: Opener
-) -> Iterator[tuple[int, AnyArray]]:
-    with opener.open(source) as stream:
-        stream.seek(pixels.offset)
-        content = io.BytesIO(stream.read())
-    missing = set(wanted)
-    for frame, data in enumerate(generate_frames(content, number_of_frames=pixels.frames)):
-        if frame in missing:
-            missing.remove(frame)
-            yield wanted[frame], _decoded(source, data, pixels)
-    if missing:
-        raise ScanError(f"{source}: truncated; frame {min(missing) + 1} is missing")
-
-
-def _decoded(source: Source, data: bytes, pixels: Pixels) -> AnyArray:
-    size = frame_size(data, pixels.syntax)
-    if size is not None and size != (pixels.rows, pixels.columns):
-        header = f"{pixels.rows}x{pixels.columns}"
-        raise ScanError(f"{source}: compressed frame of {size[0]}x{size[1]}, but its header says {header}")
-    uid = UID(pixels.syntax)
-    options: dict[str, Any] = {
-        "rows": pixels.rows,
-        "columns": pixels.columns,
-        "number_of_frames": 1,
-        "samples_per_pixel": 1,
-        "bits_allocated": pixels.allocated,
-        "bits_stored": pixels.stored,
-        "pixel_representation": int(pixels.signed),
-        "photometric_interpretation": "MONOCHROME2",
-        "pixel_keyword": "PixelData",
-    }
-    encapsulated = encapsulate([data], has_bot=False)
-    values: AnyArray = get_decoder(uid).as_array(
-        encapsulated, raw=True, decoding_plugin=_plugin(uid), **options
-    )[0]
-    return values
-
-
-def _plugin(uid: UID) -> str:
-    """The fastest decoder; '' leaves the choice to pydicom."""
-    if uid in JPEGLSTransferSyntaxes:
-        return "pyjpegls"
-    return "pylibjpeg" if uid in JPEG2000TransferSyntaxes or uid == RLELossless else ""
 
 
 # --- intensities ----------------------------------------------------------------------------------
@@ -191,6 +82,8 @@ class _Intensities:
         if one.pixels.padding is not None:
             low, high = one.pixels.padding
             mask = ((raw >= low) & (raw <= high)) | ((values >= low) & (values <= high))
+            if one.padding_may_be_scanned:
+                mask = _reaching_edge(mask)
             if mask.any():
                 self.unscanned[k] = mask
         if one.pixels.inverted:
@@ -215,6 +108,15 @@ class _Intensities:
         for k, mask in self.unscanned.items():
             self.voxels[k][mask] = low
         return float(low)
+
+
+def _reaching_edge(mask: Mask) -> Mask:
+    """Of ``[rows, columns]``, the connected parts that touch an edge: reconstructions are round, so that what
+    was not scanned lies in the corners."""
+    parts, _ = ndimage.label(mask)
+    edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+    out: Mask = mask & np.isin(parts, edge[edge > 0])
+    return out
 
 
 def _cleaned(raw: AnyArray, pixels: Pixels) -> AnyArray:

@@ -114,10 +114,3 @@ def test_copies_are_left_out(tmp_path: Path) -> None:
     found = the_series(tmp_path).series
     assert found.grid.shape == (7, 6, 5)
     assert found.notes == ("2 slices are there twice; the copies were left out",)
-
-
-def test_one_uid_at_two_places_is_refused(tmp_path: Path) -> None:
-    datasets = stack(ramp())
-    datasets[1].SOPInstanceUID = datasets[0].SOPInstanceUID
-    (refused,) = find_series(write(tmp_path, datasets)).refused
-    assert "but lies elsewhere" in refused.reason

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian
-from tests.dicoms import ramp, stack, write
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, MRImageStorage, RLELossless
+from tests.dicoms import AXIAL, Array, image, item, multi_frame, ramp, stack, write
 
 from zoomseg.core.errors import ScanError
-from zoomseg.io.dicom.finding import Found, find_series
+from zoomseg.io.dicom.finding import Found, find_series, holds_dicom, the_series
+from zoomseg.io.dicom.voxels import read_volume
+
+
+def _values(folder: Path) -> Array:
+    """``[k, row, column]``."""
+    return read_volume(the_series(folder)).data[0].numpy().transpose(2, 1, 0)
 
 
 def _without(keyword: str) -> Callable[[Dataset], None]:
@@ -20,6 +29,28 @@ def _without(keyword: str) -> Callable[[Dataset], None]:
 
 def _with(keyword: str, value: object) -> Callable[[Dataset], None]:
     return lambda dataset: setattr(dataset, keyword, value)
+
+
+def _no_rescale(dataset: Dataset) -> None:
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+
+
+def _float_pixels(dataset: Dataset) -> None:
+    del dataset.PixelData
+    dataset.FloatPixelData = bytes(4 * 42)
+
+
+def _in_syntax(uid: str) -> Callable[[Dataset], None]:
+    def change(dataset: Dataset) -> None:
+        dataset.file_meta.TransferSyntaxUID = UID(uid)
+        dataset.PixelData = encapsulate([dataset.PixelData])
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = True
+
+    return change
+
+
+LUT = item(LUTDescriptor=[2, 0, 16], ModalityLUTType="HU", LUTData=bytes(4))
 
 
 @pytest.mark.parametrize(
@@ -37,6 +68,18 @@ def _with(keyword: str, value: object) -> Callable[[Dataset], None]:
         (_with("BitsAllocated", 12), "BitsAllocated is 12; 8, 16 and 32 are read"),
         (_with("PhotometricInterpretation", "PALETTE COLOR"), "PALETTE COLOR, not grey values"),
         (_without("PixelData"), "holds no pixel data"),
+        (_without("RescaleSlope"), "RescaleSlope is missing; what its values mean is not known"),
+        (_without("RescaleIntercept"), "RescaleIntercept is missing"),
+        (_no_rescale, "CT without RescaleSlope and RescaleIntercept, so that its values are not known to be"),
+        (_with("RescaleType", "MGML"), "RescaleType is MGML; Hounsfield units are needed"),
+        (_with("ModalityLUTSequence", [LUT]), "its values need a Modality LUT, which is not read"),
+        (_with("Modality", "MR"), "Modality is MR, but it is CT Image Storage; one of them is wrong"),
+        (_with("NumberOfFrames", 2), "2 frames in an object of a single-frame class, of which one place is"),
+        (_with("ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "is a mosaic, all slices of one time"),
+        (_without("ImagePositionPatient"), "is an image without a place in the patient, but belongs to"),
+        (_without("ImageOrientationPatient"), "is an image without a place in the patient, but belongs to"),
+        (_float_pixels, "holds floating point pixel data; only whole numbers are read"),
+        (_in_syntax("1.2.840.10008.1.2.4.94"), "its transfer syntax JPIP Referenced is not read; convert"),
     ],
 )
 def test_impossible_headers_are_one_line(
@@ -68,3 +111,205 @@ def test_a_file_deflated_as_a_whole_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ScanError, match="is deflated as a whole; convert it"):
         find_series(write(tmp_path, stack(ramp()), deflate))
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["HU", "hu", None])
+def test_hounsfield_units_need_no_word(tmp_path: Path, unit: str | None) -> None:
+    assert the_series(write(tmp_path, stack(ramp(), RescaleType=unit))).series.notes == ()
+
+
+@pytest.mark.parametrize("unit", ["US", "HU_MOD", "counts"])
+def test_other_units_are_said(tmp_path: Path, unit: str) -> None:
+    series = the_series(write(tmp_path, stack(ramp(), RescaleType=unit))).series
+    assert series.notes == (f"RescaleType is {unit.upper()}, not HU; taken as Hounsfield units",)
+
+
+def test_mr_needs_no_rescale_but_all_slices_alike(tmp_path: Path) -> None:
+    tags = {"SOPClassUID": MRImageStorage, "RescaleSlope": None, "RescaleIntercept": None}
+    datasets = stack(ramp(), **tags)
+    assert (_values(write(tmp_path, datasets)) == ramp()).all()
+    datasets[1].RescaleSlope, datasets[1].RescaleIntercept = 2, 0
+    (refused,) = find_series(write(tmp_path, datasets)).refused
+    assert "some of its slices have a RescaleSlope and some have none" in refused.reason
+
+
+# --- identity -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [None, ""])
+@pytest.mark.parametrize(
+    "keyword", ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality"]
+)
+def test_what_identity_lacks_is_said(tmp_path: Path, keyword: str, value: str | None) -> None:
+    series = the_series(write(tmp_path, stack(ramp(), **{keyword: value}))).series
+    assert series.notes == (f"its headers lack {keyword}; what they belong to is not certain",)
+
+
+def test_the_uid_may_be_in_the_header_of_the_file(tmp_path: Path) -> None:
+    datasets = stack(ramp())
+    uids = tuple(d.SOPInstanceUID for d in datasets)
+
+    def move(dataset: Dataset) -> None:
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        del dataset.SOPInstanceUID
+
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number, dataset in enumerate(datasets):
+        move(dataset)
+        dataset.save_as(folder / f"{number}.dcm", implicit_vr=False, little_endian=True)
+    series = the_series(folder).series
+    assert (series.slice_uids, series.notes) == (uids, ())
+
+
+def test_what_results_repeat_of_the_patient_is_read(tmp_path: Path) -> None:
+    tags = {
+        "IssuerOfPatientID": "hospital",
+        "PatientAge": "044Y",
+        "PatientSize": "1.71",
+        "PatientWeight": "66",
+        "PatientIdentityRemoved": "YES",
+        "DeidentificationMethod": "by hand",
+        "ReferringPhysicianName": "Roe^Richard",
+        "AccessionNumber": "a1",
+    }
+    patient = dict(the_series(write(tmp_path, stack(ramp(), **tags))).series.patient)
+    assert patient == {"PatientID": "p1", "PatientName": "Doe^Jane", **tags}
+
+
+# --- frames ---------------------------------------------------------------------------------------
+
+
+def test_frames_of_a_single_frame_class_are_read_where_each_has_a_place(tmp_path: Path) -> None:
+    frames = [{"PlanePositionSequence": item(ImagePositionPatient=[0.0, 0.0, 3.0 * k])} for k in range(5)]
+    shared = {
+        "PlaneOrientationSequence": item(ImageOrientationPatient=list(AXIAL)),
+        "PixelMeasuresSequence": item(PixelSpacing=[0.5, 0.75]),
+    }
+    dataset = multi_frame(ramp(), frames, shared)
+    dataset.SOPClassUID, dataset.RescaleSlope, dataset.RescaleIntercept = MRImageStorage, 2, 1
+    folder = write(tmp_path, [dataset])
+    assert (_values(folder) == 2 * ramp().astype(int) + 1).all()
+    assert the_series(folder).series.grid.world((0, 0, 4)).tolist() == [0, 0, 12]
+
+
+@pytest.mark.parametrize("tags", [{"NumberOfFrames": 5}, {"ImageType": ["ORIGINAL", "PRIMARY", "MOSAIC"]}])
+def test_one_object_that_would_be_a_scan_is_refused_not_left_out(
+    tmp_path: Path, tags: dict[str, Any]
+) -> None:
+    write(tmp_path, [image(ramp(), (0, 0, 0), SOPClassUID=MRImageStorage, **tags)])
+    found = find_series(tmp_path)
+    assert (found.stacks, found.notes, len(found.refused)) == ((), (), 1)
+
+
+def test_pictures_without_a_place_do_not_stop_their_series(tmp_path: Path) -> None:
+    picture = image(ramp()[0] + 9, (0, 0, 0), ImagePositionPatient=None, ImageType=["DERIVED", "SECONDARY"])
+    found = find_series(write(tmp_path, [*stack(ramp()), picture]))
+    assert [s.series.grid.shape for s in found.stacks] == [(7, 6, 5)]
+    assert found.notes == (f"{tmp_path}: image without a place in the patient left out",)
+
+
+# --- files without a preamble ---------------------------------------------------------------------
+
+
+def _cut(folder: Path, start: int) -> None:
+    for file in sorted(folder.iterdir())[1:3]:
+        file.write_bytes(file.read_bytes()[start:])
+
+
+def test_files_without_a_preamble_are_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, stack(ramp()))
+    _cut(folder, 132)
+    assert (_values(folder) == ramp().astype(int) - 1024).all()
+    assert the_series(folder).series.notes == ()
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_files_without_any_header_of_their_own_are_read(tmp_path: Path, big: bool) -> None:
+    def change(dataset: Dataset) -> None:
+        if big:
+            dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+            dataset.PixelData = np.frombuffer(dataset.PixelData, np.int16).byteswap().tobytes()
+
+    folder = write(tmp_path, stack(ramp()), change)
+    content = sorted(folder.iterdir())[0].read_bytes()
+    _cut(folder, content.index(b"\x00\x08\x00\x08" if big else b"\x08\x00\x08\x00"))
+    assert (_values(folder) == ramp().astype(int) - 1024).all()
+
+
+def test_compressed_files_without_a_preamble_are_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, stack(ramp(3, 32, 36)), lambda d: d.compress(RLELossless))
+    _cut(folder, 132)
+    assert (_values(folder) == ramp(3, 32, 36).astype(int) - 1024).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x02\x00\x00\x00UL\x04\x00",
+        b"\x02\x00" + bytes(300),
+        b"\x02\x00\x00\x01UL" + bytes(300),
+        b"\x08\x00" + bytes(300),
+        b"\x08\x00\x05\x00" + b"\xff" * 300,
+        b"\x00\x08\x00\x05AB" + b"\xff" * 300,
+        b"\x00\x08\x00\x05" + bytes(300),
+    ],
+)
+def test_files_that_begin_alike_are_no_dicom(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, stack(ramp()))
+    (tmp_path / "other").write_bytes(content)
+    assert not holds_dicom(tmp_path / "other")
+    found = find_series(tmp_path)
+    assert (len(found.stacks), found.notes, found.refused) == (1, (), ())
+
+
+def test_a_file_that_ends_in_its_own_header_is_damaged(tmp_path: Path) -> None:
+    folder = write(tmp_path, stack(ramp()))
+    victim = sorted(folder.iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[132:290])
+    (note,) = find_series(folder).notes
+    assert note.startswith(f"{victim}: ")
+
+
+def test_a_file_with_the_magic_word_alone_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, stack(ramp()))
+    _cut(folder, 128)
+    first, second = find_series(folder).notes
+    assert "DICOM without its preamble; put 128 zero bytes before it; left out" in first
+    assert str(sorted(folder.iterdir())[2]) in second
+
+
+def test_no_preamble_hides_no_deflated_file(tmp_path: Path) -> None:
+    def deflate(dataset: Dataset) -> None:
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+    folder = write(tmp_path, stack(ramp()), deflate)
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[132:])
+    with pytest.raises(ScanError, match="is deflated as a whole; convert it"):
+        find_series(folder)
+
+
+def test_a_syntax_newer_than_the_library_is_named(tmp_path: Path) -> None:
+    """Deflated Image Frame Compression: its voxels are not taken for uncompressed ones."""
+    folder = write(tmp_path, stack(ramp(5, 60, 70)), _in_syntax("1.2.840.10008.1.2.4.94"))
+    for file in folder.iterdir():
+        known, newer = b"1.2.840.10008.1.2.4.94", b"1.2.840.10008.1.2.8.1\x00"
+        file.write_bytes(file.read_bytes().replace(known, newer))
+    (refused,) = find_series(folder).refused
+    assert "its transfer syntax 1.2.840.10008.1.2.8.1 is not read; convert it" in refused.reason
+
+
+def test_an_object_in_an_unknown_syntax_is_not_called_damaged(tmp_path: Path) -> None:
+    folder = write(tmp_path, stack(ramp()))
+    victim = sorted(folder.iterdir())[0]
+    content = victim.read_bytes()
+    known = b"1.2.840.10008.1.2.1\x00"
+    start = content.index(known) + len(known)
+    victim.write_bytes(content[:start].replace(known, b"1.2.840.99999.1.2.1\x00") + b"\xff" * 200)
+    (note,) = find_series(folder).notes
+    assert "its transfer syntax 1.2.840.99999.1.2.1 is not read; convert it" in note

@@ -34,9 +34,12 @@ def test_numbers_have_bounds() -> None:
             tags.number(SOURCE, given, "Rows", 1, 512)
 
 
-def test_rescale_is_one_and_zero_unless_said() -> None:
-    assert tags.rescale(SOURCE, header()) == (1.0, 0.0)
+def test_rescale_is_whole_or_not_there() -> None:
+    assert tags.rescale(SOURCE, header()) is None
     assert tags.rescale(SOURCE, header(RescaleSlope=0.5, RescaleIntercept=-3)) == (0.5, -3.0)
+    for there, missing in (("RescaleSlope", "RescaleIntercept"), ("RescaleIntercept", "RescaleSlope")):
+        with pytest.raises(ScanError, match=f"{missing} is missing; what its values mean is not known"):
+            tags.rescale(SOURCE, header(**{there: 1}))
 
 
 def test_directions_are_made_unit_vectors() -> None:

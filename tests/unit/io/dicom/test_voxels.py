@@ -17,7 +17,7 @@ from pydicom.uid import (
     MRImageStorage,
     RLELossless,
 )
-from tests.dicoms import AXIAL, CORONAL, SAGITTAL, Array, item, multi_frame, ramp, stack, write
+from tests.dicoms import AXIAL, CORONAL, SAGITTAL, Array, image, item, multi_frame, ramp, stack, write
 
 from zoomseg.core.errors import ScanError
 from zoomseg.core.volume import Volume
@@ -141,6 +141,49 @@ def test_padding_becomes_the_lowest_value(tmp_path: Path) -> None:
     assert (found[:, 1:, :] == raw[:, 1:, :].astype(int) - 1000).all()
 
 
+def _padded(raw: Array, padding: int, **tags: Any) -> list[Dataset]:
+    datasets = stack(raw, **tags)
+    for dataset in datasets:
+        dataset.add_new("PixelPaddingValue", "SS", padding)
+    return datasets
+
+
+def test_padding_of_a_value_that_tissue_has_is_padding_at_the_edge_only(tmp_path: Path) -> None:
+    """Signed CT, padded by 0, which is 0 HU: the corners become air, water inside stays water."""
+    raw = np.full((4, 9, 9), 40, np.int16)
+    raw[:, 1:8, 1] = -1000
+    raw[:, 0, :3] = raw[:, :3, 0] = 0  # a corner that was not scanned
+    raw[:, 4:6, 4:6] = 0  # water
+    folder = write(tmp_path, _padded(raw, 0, RescaleIntercept=0))
+    (note,) = the_series(folder).series.notes
+    assert note.startswith("pixel padding has a value that tissue may have")
+    expected = raw.astype(int)
+    expected[:, 0, :3] = expected[:, :3, 0] = -1000
+    assert (values(folder) == expected).all()
+
+
+@pytest.mark.parametrize(("padding", "intercept"), [(-2000, 0), (0, -1024), (32000, 0)])
+def test_padding_that_no_tissue_has_is_padding_everywhere(
+    tmp_path: Path, padding: int, intercept: int
+) -> None:
+    raw = np.full((4, 9, 9), 1040, np.int16)
+    raw[:, 1, 1], raw[:, 4:6, 4:6] = 30, padding
+    folder = write(tmp_path, _padded(raw, padding, RescaleIntercept=intercept))
+    assert the_series(folder).series.notes == ()
+    expected = raw.astype(int) + intercept
+    expected[:, 4:6, 4:6] = 30 + intercept
+    assert (values(folder) == expected).all()
+
+
+def test_signed_mr_may_have_tissue_of_its_padding(tmp_path: Path) -> None:
+    raw = np.full((4, 9, 9), 40, np.int16)
+    raw[:, 1, 1], raw[:, 4, 4], raw[:, 0, 0] = -50, 0, 0
+    tags: dict[str, Any] = {"SOPClassUID": MRImageStorage, "RescaleSlope": None, "RescaleIntercept": None}
+    found = values(write(tmp_path, _padded(raw, 0, **tags)))
+    assert (found[:, 4, 4] == 0).all()
+    assert (found[:, 0, 0] == -50).all()
+
+
 def test_inverted_greys_of_mr_only(tmp_path: Path) -> None:
     tags: dict[str, Any] = {"PhotometricInterpretation": "MONOCHROME1", "RescaleIntercept": 0}
     mr = stack(ramp(), SOPClassUID=MRImageStorage, BitsStored=12, HighBit=11, **tags)
@@ -187,6 +230,16 @@ def test_uneven_slices_are_resampled(tmp_path: Path) -> None:
     raw = ramp(7).astype(float) - 1024
     assert (volume[1] == raw[1]).all()
     assert volume[2] == pytest.approx(np.rint(raw[1] + (raw[2] - raw[1]) * 2 / 2.6))
+
+
+def test_resampling_may_leave_a_slice_out(tmp_path: Path) -> None:
+    """A slice between others that all lie on the even lattice is of no plane of it."""
+    z = [0, 2, 4, 6, 8, 8.7, 10, 12, 14]
+    datasets = [image(ramp(9)[k], (0, 0, at)) for k, at in enumerate(z)]
+    found = the_series(write(tmp_path, datasets))
+    assert found.series.notes == ("slices are 0.7 to 2 mm apart; resampled to 2 mm",)
+    assert not found.placement.as_stored
+    assert (values(tmp_path) == np.delete(ramp(9), 5, axis=0).astype(int) - 1024).all()
 
 
 def enhanced(slices: Array, **groups: list[Any]) -> Dataset:
