@@ -1,8 +1,7 @@
 """RTSTRUCT: label maps as contours in patient coordinates, slice by slice, and back.
 
 Contours are closed and planar, in LPS+ millimetres, one polygon per connected part in a slice; holes are cut
-out by keyholes (see ``io.dicom.contours``). When reading, contours of one structure in one slice are combined
-by exclusive or, so that holes drawn as contours of their own are holes, too.
+out by keyholes (see ``io.dicom.contours``, which also says how several contours in a slice are read).
 """
 
 # mypy: allow-untyped-calls
@@ -10,7 +9,7 @@ by exclusive or, so that holes drawn as contours of their own are holes, too.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,10 @@ from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom import objects
+from zoomseg.io.dicom.between import InSlice, between
 from zoomseg.io.dicom.codes import coded, short_text
-from zoomseg.io.dicom.contours import filled, outlines
+from zoomseg.io.dicom.contours import MAX_IN_SLICE, drawn_mask, outlines, xor_mask
+from zoomseg.io.dicom.references import require_drawn_on
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.structures import Indices, Structures, unused_name
 from zoomseg.io.files import reading
@@ -41,7 +42,8 @@ MAX_CONTOURS = 500_000
 MAX_POINTS = 2_000_000
 """More points in one contour are refused."""
 
-_CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+_XOR = "CLOSEDPLANAR_XOR"
+_CLOSED = ("CLOSED_PLANAR", _XOR)
 _CONTOUR_DATA = Tag("ContourData")
 _DECIMALS = 4  # a ten-thousandth of a millimetre; with it every coordinate fits into sixteen characters
 
@@ -178,84 +180,136 @@ def _contour(number: int, polygon: FloatArray, k: int, grid: Grid, reference: Da
 
 
 def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
-    """The closed contours of an RTSTRUCT that was drawn on ``series``, as voxels whose centres lie within.
-    What has none (points, open lines) is left out, with a note; what lies beyond the series is cut.
+    """The closed contours of an RTSTRUCT that was drawn on ``series``, as voxels whose centres lie within, and
+    what lies between contours on every second, third ... slice (see ``io.dicom.between``).
+
+    A structure that cannot be read is left out with a note that names it, and so is one without closed
+    contours (points, open lines); what lies beyond the series is cut.
 
     Raises:
-        ScanError: unreadable, no RTSTRUCT, drawn on another series, or contours that lie across its slices.
+        ScanError: unreadable, no RTSTRUCT, drawn on another patient or series, or no structure can be read.
     """
     path = Path(path)
     dataset = objects.read_object(path, KINDS)
     with reading(path, "DICOM"):
-        names = _names(path, dataset, series)
+        notes = list(require_drawn_on(path, dataset, series))
+        rois = _rois(path, dataset)
+        drawn = _contours_by_number(dataset)
+        unnamed = len(drawn.keys() - rois.keys())
+        notes += [f"contours of structures that it does not name left out: {unnamed}"] if unnamed else []
         voxels: dict[str, Indices] = {}
-        notes = []
-        for roi in dataset.get("ROIContourSequence", []):
-            name = names.pop(int(roi.ReferencedROINumber), None)
-            if name is None:
-                raise ScanError(f"{path}: has contours of a structure that it does not name, or twice of one")
-            found = _voxels(path, name, roi, series.grid)
+        wrong: list[str] = []
+        for number, items in rois.items():
+            name = unused_name(str(items[0].get("ROIName", "")), voxels)
+            try:
+                with reading(path, "DICOM"):
+                    found, said = _structure(path, name, items, drawn.get(number, []), series)
+            except ScanError as error:
+                wrong.append(str(error).removeprefix(f"{path}: "))
+                notes.append(f"structure '{name}' left out: {wrong[-1]}")
+                continue
+            notes += said
             if found.size:
                 voxels[name] = found
             else:
                 notes.append(f"structure '{name}' has no closed contour within the series")
-        notes += [f"structure '{name}' has no contours" for name in names.values()]
+        if wrong and not voxels:
+            raise ScanError(f"{path}: {wrong[0]}")
         return Structures(series.grid, voxels, tuple(notes))
 
 
-def _names(path: Path, dataset: Dataset, series: DicomSeries) -> dict[int, str]:
-    """ROI number to name."""
+def _rois(path: Path, dataset: Dataset) -> dict[int, list[Dataset]]:
+    """What is said of structures, by number; more than one item of a number is a fault of theirs alone."""
     rois = dataset.get("StructureSetROISequence", [])
     if not 1 <= len(rois) <= MAX_STRUCTURES:
         raise ScanError(f"{path}: names {len(rois)} structures; 1 to {MAX_STRUCTURES} are read")
-    names: dict[int, str] = {}
-    for roi in rois:
-        objects.require_frame(path, str(roi.get("ReferencedFrameOfReferenceUID", "")), series)
-        names[int(roi.ROINumber)] = unused_name(str(roi.get("ROIName", "")), names.values())
-    return names
+    return _by_number(rois, "ROINumber")
 
 
-def _voxels(path: Path, name: str, roi: Dataset, grid: Grid) -> Indices:
+def _contours_by_number(dataset: Dataset) -> dict[int, list[Dataset]]:
+    return _by_number(dataset.get("ROIContourSequence") or [], "ReferencedROINumber")
+
+
+def _by_number(items: Iterable[Dataset], keyword: str) -> dict[int, list[Dataset]]:
+    found: dict[int, list[Dataset]] = {}
+    for item in items:
+        found.setdefault(int(item[keyword].value), []).append(item)
+    return found
+
+
+def _structure(
+    path: Path, name: str, rois: Sequence[Dataset], drawn: Sequence[Dataset], series: DicomSeries
+) -> tuple[Indices, list[str]]:
+    """A structure's voxels, and what is to be said of them."""
+    if len(rois) > 1 or len(drawn) > 1:
+        raise ScanError(f"'{name}' has the number of another structure, or contours in two places")
+    objects.require_frame(path, str(rois[0].get("ReferencedFrameOfReferenceUID", "")), series)
+    if not drawn:
+        return np.empty(0, dtype=np.int64), []
+    return _voxels(name, drawn[0], series.grid)
+
+
+def _voxels(name: str, roi: Dataset, grid: Grid) -> tuple[Indices, list[str]]:
     slices: dict[int, list[FloatArray]] = {}
-    for points in _closed_contours(path, name, roi):
+    exclusive = False
+    for kind, points in _closed_contours(name, roi):
         index = grid.index(objects.lps(points))
-        k = _plane(path, name, index[:, 2])
+        k = _plane(name, index[:, 2])
+        exclusive = exclusive or kind == _XOR
         if 0 <= k < grid.shape[2]:
             slices.setdefault(k, []).append(index[:, :2])
-    parts = [np.empty(0, dtype=np.int64)]
+    if max(map(len, slices.values()), default=0) > MAX_IN_SLICE:
+        raise ScanError(f"'{name}' has more than {MAX_IN_SLICE} contours in a slice")
+    drawn, notes = _filled(name, slices, grid.shape[:2], exclusive)
+    found = between(name, drawn, grid.shape[:2], np.array(grid.spacing_mm))
+    parts = [at * grid.shape[2] + k for k, at in (*drawn.items(), *found.voxels.items())]
+    return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *parts])), [*notes, *found.notes]
+
+
+def _filled(
+    name: str, slices: Mapping[int, Sequence[FloatArray]], shape: tuple[int, int], exclusive: bool
+) -> tuple[dict[int, InSlice], list[str]]:
+    """Voxels that the contours of each slice surround. Where one is to be combined by exclusive or, all are:
+    the standard has no mixture (PS3.3 C.8.8.6.1)."""
+    if exclusive:
+        return {k: np.flatnonzero(xor_mask(polygons, shape)) for k, polygons in slices.items()}, []
+    found, copies, overlapping = {}, 0, 0
     for k, polygons in slices.items():
-        i, j = np.nonzero(filled(polygons, grid.shape[:2]))
-        parts.append((i * grid.shape[1] + j) * grid.shape[2] + k)
-    return np.sort(np.concatenate(parts))
+        drawn = drawn_mask(polygons, shape)
+        found[k] = np.flatnonzero(drawn.mask)
+        copies, overlapping = copies + drawn.copies, overlapping + drawn.overlapping
+    notes = [f"structure '{name}' repeats contours; copies left out: {copies}"] if copies else []
+    if overlapping:
+        notes.append(f"contours of structure '{name}' overlap; put together in slices: {overlapping}")
+    return found, notes
 
 
-def _plane(path: Path, name: str, k: FloatArray) -> int:
+def _plane(name: str, k: FloatArray) -> int:
     """The slice that a contour lies in; far ones are all alike beyond the series."""
     nearest = float(np.rint(np.clip(np.median(k), -2, 2**20)))
     off = float(np.abs(k - np.median(k)).max()), abs(float(np.clip(np.median(k), -2, 2**20)) - nearest)
     if max(off) > PLANE_TOLERANCE:
         raise ScanError(
-            f"{path}: a contour of '{name}' lies across or between the slices of the series; give the series "
-            "that it was drawn on"
+            f"a contour of '{name}' lies across or between the slices of the series; give the series that it "
+            "was drawn on"
         )
     return int(nearest)
 
 
-def _closed_contours(path: Path, name: str, roi: Dataset) -> Iterator[FloatArray]:
-    """Points ``[N, 3]`` in LPS+ millimetres."""
+def _closed_contours(name: str, roi: Dataset) -> Iterator[tuple[str, FloatArray]]:
+    """Kind, and points ``[N, 3]`` in LPS+ millimetres."""
     contours = roi.get("ContourSequence") or []
     if len(contours) > MAX_CONTOURS:
-        raise ScanError(f"{path}: '{name}' has {len(contours)} contours; at most {MAX_CONTOURS} are read")
+        raise ScanError(f"'{name}' has {len(contours)} contours; at most {MAX_CONTOURS} are read")
     for contour in contours:
-        if contour.get("ContourGeometricType") not in _CLOSED:
+        kind = str(contour.get("ContourGeometricType"))
+        if kind not in _CLOSED:
             continue
         numbers = _numbers(contour)
         if numbers.size % 3 or numbers.size > 3 * MAX_POINTS or not np.isfinite(numbers).all():
-            raise ScanError(
-                f"{path}: a contour of '{name}' has {numbers.size} coordinates that make no points"
-            )
+            raise ScanError(f"a contour of '{name}' has {numbers.size} coordinates that make no points")
         if numbers.size >= 9:
-            yield numbers.reshape(-1, 3)
+            yield kind, numbers.reshape(-1, 3)
 
 
 def _numbers(contour: Dataset) -> FloatArray:

@@ -29,6 +29,7 @@ from zoomseg.core.geometry import GEOMETRY_TOLERANCE_MM, FloatArray, Grid
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom import objects
 from zoomseg.io.dicom.codes import PRIVATE_SCHEME, Code, coded, short_text
+from zoomseg.io.dicom.references import require_drawn_on
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.structures import Indices, Structures, unused_name
 from zoomseg.io.files import reading
@@ -179,7 +180,7 @@ def _refer(dataset: Dataset, series: DicomSeries) -> None:
     for frame, item, k in zip(frames, items, numbers, strict=True):
         reference = objects.reference_item(series, k)
         if reference is None:
-            del frame.DerivationImageSequence
+            frame.DerivationImageSequence = []  # of type 2: it may be empty, not absent
             continue
         item.update(reference)
         item.SpatialLocationsPreserved = "NO" if shifted[k] else "YES"
@@ -207,12 +208,13 @@ def read_seg(path: Path, series: DicomSeries) -> Structures:
     """The segments of a SEG that was drawn on ``series``. A fractional segment is where at least half is.
 
     Raises:
-        ScanError: unreadable, no SEG, made for another series, or on other voxels than the series'.
+        ScanError: unreadable, no SEG, made for another patient or series, or on other voxels than the series'.
     """
     path = Path(path)
     dataset = objects.read_object(path, KINDS)
     with reading(path, "DICOM"):
         objects.require_frame(path, str(dataset.get("FrameOfReferenceUID", "")), series)
+        notes = require_drawn_on(path, dataset, series)
         names = _names(path, dataset)
         found: dict[int, list[Indices]] = {number: [] for number in names}
         for frame, place in zip(_frames(path, dataset), _places(path, dataset, series.grid), strict=True):
@@ -222,7 +224,7 @@ def read_seg(path: Path, series: DicomSeries) -> Structures:
                 found[number].append(place.indices(mask, series.grid))
         voxels = {names[n]: np.unique(np.concatenate(parts)) for n, parts in found.items() if parts}
         empty = [f"segment '{names[n]}' is empty" for n, parts in found.items() if not parts]
-        return Structures(series.grid, voxels, tuple(empty))
+        return Structures(series.grid, voxels, (*notes, *empty))
 
 
 def _names(path: Path, dataset: Dataset) -> dict[int, str]:
