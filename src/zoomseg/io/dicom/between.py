@@ -1,9 +1,9 @@
 """Slices between those that a structure was drawn on: clinics often draw every second or third one.
 
 Shape-based interpolation (Raya and Udupa, IEEE Trans. Med. Imaging 9(1), 1990, 32-42): the signed distances
-to the outlines on both sides are averaged, and what is nearer to the inside belongs to the structure. Only gaps
-that repeat are filled, only within the structure's own range, and only over short ways: any other gap may be
-what was meant.
+to the outlines on both sides are averaged, and where the mean lies inside is the structure. Only gaps that
+repeat are filled, only within the structure's own range, and only over short ways: any other gap may be what
+was meant.
 """
 
 from __future__ import annotations

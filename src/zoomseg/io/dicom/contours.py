@@ -8,8 +8,8 @@ A hole is cut out by a keyhole: one polygon runs along the outer edge, crosses t
 returns on the same way. Most systems fill such polygons right, while of separate contours for holes some make
 islands. The way never passes through a voxel's centre.
 
-Contours that others drew are put together by two rules (see ``xor_mask`` and ``drawn_mask``): the standard has one
-for those that are marked as CLOSEDPLANAR_XOR, and for separate CLOSED_PLANAR ones has only keyholes.
+Contours that others drew are put together by two rules (see ``xor_mask`` and ``drawn_mask``): the standard has
+one for those that are marked as CLOSEDPLANAR_XOR, and none for separate CLOSED_PLANAR ones.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _nested(contours: Sequence[_Contour], around: Sequence[Sequence[int]], shape
 def _without_copies(contours: Iterable[_Contour]) -> list[_Contour]:
     kept: dict[tuple[object, ...], _Contour] = {}
     for contour in contours:
-        voxels = hashlib.sha256(np.packbits(contour.mask)).digest()
+        voxels = hashlib.sha256(np.packbits(contour.mask).tobytes()).digest()
         kept.setdefault((contour.low, contour.mask.shape, voxels), contour)
     return list(kept.values())
 

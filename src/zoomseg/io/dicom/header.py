@@ -19,9 +19,10 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Vector3
+from zoomseg.io.dicom import patient
 from zoomseg.io.dicom.archive import Opener, Source
 from zoomseg.io.dicom.pixels import Pixels, read_pixels
-from zoomseg.io.dicom.series import Slice
+from zoomseg.io.dicom.series import Identity, Slice
 from zoomseg.io.dicom.tags import number, orientation, rescale, spacing, text, vector
 
 SINGLE_FRAME = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR"}
@@ -37,10 +38,6 @@ DIRECTORY = "1.2.840.10008.1.3.10"
 
 MAX_FRAMES = 100_000
 
-PATIENT = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
-    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "StudyDescription"),
-)
 PHASES = (
     *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID"),
     *("EchoNumbers", "EchoTime", "EffectiveEchoTime", "ImageType", "FrameType", "InversionTime"),
@@ -58,7 +55,7 @@ _WANTED = [
         *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
         *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope"),
         *("RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-        *(*PATIENT, *PHASES),
+        *(*patient.KEYWORDS, *PHASES),
     )
 ]
 _GROUPS = {
@@ -241,7 +238,7 @@ def _image(source: Source, header: Dataset, stream: BinaryIO, size: int) -> Imag
         modality,
         _series_number(header),
         text(header, "SeriesDescription"),
-        tuple((keyword, text(header, keyword)) for keyword in PATIENT if header.get(keyword)),
+        patient.texts(header),
         tuple(_slices(source, header, pixels, frames if sop_class in MULTI_FRAME else None)),
     )
 
@@ -249,9 +246,10 @@ def _image(source: Source, header: Dataset, stream: BinaryIO, size: int) -> Imag
 def _slices(source: Source, header: Dataset, pixels: Pixels, frames: int | None) -> Iterator[StoredSlice]:
     meta = getattr(header, "file_meta", Dataset())
     sop_uid = text(header, "SOPInstanceUID") or text(meta, "MediaStorageSOPInstanceUID")
+    identity = Identity(*(text(header, keyword) for keyword in Identity.KEYWORDS))
     if frames is None:
         phase = tuple((k, text(header, k)) for k in PHASES if header.get(k) is not None)
-        yield _slice(source, sop_uid, None, pixels, phase, lambda group: header)
+        yield _slice(source, sop_uid, None, pixels, phase, lambda group: header, identity)
         return
     groups = list(header.get("PerFrameFunctionalGroupsSequence") or ())
     if len(groups) != frames:
@@ -260,7 +258,7 @@ def _slices(source: Source, header: Dataset, pixels: Pixels, frames: int | None)
     for frame, own in enumerate(groups, start=1):
         group = _finder(own, shared)
         phase = tuple(_frame_phase(group))
-        yield _slice(source, sop_uid, frame, pixels, phase, group)
+        yield _slice(source, sop_uid, frame, pixels, phase, group, identity)
 
 
 def _finder(own: Dataset, shared: Dataset) -> Callable[[str], Dataset]:
@@ -288,6 +286,7 @@ def _slice(
     pixels: Pixels,
     phase: tuple[tuple[str, str], ...],
     group: Callable[[str], Dataset],
+    identity: Identity,
 ) -> StoredSlice:
     """``group`` finds what a functional group holds; of single-frame objects all is in one place."""
     x, y, z = vector(source, group("PlanePositionSequence"), "ImagePositionPatient", 3)
@@ -295,5 +294,7 @@ def _slice(
     distances = spacing(source, group("PixelMeasuresSequence"))
     slope, intercept = rescale(source, group("PixelValueTransformationSequence"))
     return StoredSlice(
-        source, sop_uid, frame, (x, y, z), along_row, along_column, distances, slope, intercept, pixels, phase
+        *(source, sop_uid, frame, (x, y, z), along_row, along_column, distances, slope, intercept, pixels),
+        phase,
+        identity=identity,
     )

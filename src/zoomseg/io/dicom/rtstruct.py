@@ -8,8 +8,8 @@ out by keyholes (see ``io.dicom.contours``, which also says how several contours
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +63,10 @@ def write_rtstruct(path: Path, labels: LabelMap, series: DicomSeries, model: str
 
     Raises:
         GeometryError: the labels lie on another grid.
+        ScanError: the series mixes patients or studies.
         OutputError: the file cannot be written.
     """
+    objects.require_one_identity(series)
     found = objects.found_classes(labels, series)
     if not found:
         return False
@@ -85,6 +87,7 @@ def write_rtstruct(path: Path, labels: LabelMap, series: DicomSeries, model: str
 
 def _header(series: DicomSeries, model: str, version: str) -> Dataset:
     dataset = objects.patient_and_study(series)
+    dataset.update(objects.series_of_result(series, model, 2000, datetime.now()))
     dataset.file_meta = FileMetaDataset()
     dataset.SOPClassUID = RTStructureSetStorage
     dataset.SOPInstanceUID = UID(objects.new_uid())
@@ -92,17 +95,13 @@ def _header(series: DicomSeries, model: str, version: str) -> Dataset:
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.Modality = "RTSTRUCT"
-    dataset.SeriesInstanceUID = UID(objects.new_uid())
-    dataset.SeriesNumber = (series.number or 0) % 100_000 + 2000
-    dataset.SeriesDescription = f"ZoomSeg {short_text(model)}"[:64]
     dataset.OperatorsName = ""
     dataset.Manufacturer = objects.MANUFACTURER
     dataset.ManufacturerModelName = short_text(f"{model} {version}") or objects.MANUFACTURER
     dataset.SoftwareVersions = objects.software_version()
     dataset.StructureSetLabel = "ZoomSeg"
     dataset.StructureSetDescription = "Organs found by a neural network, not reviewed"
-    dataset.StructureSetDate = dataset.InstanceCreationDate = time.strftime("%Y%m%d")
-    dataset.StructureSetTime = dataset.InstanceCreationTime = time.strftime("%H%M%S")
+    dataset.StructureSetDate, dataset.StructureSetTime = dataset.SeriesDate, dataset.SeriesTime
     dataset.ApprovalStatus = "UNAPPROVED"
     dataset.FrameOfReferenceUID = objects.frame_of_reference_uid(series)
     dataset.PositionReferenceIndicator = ""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,14 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
 
     Raises:
         GeometryError: the labels lie on another grid.
+        ScanError: the series mixes patients or studies.
         OutputError: the file cannot be written.
     """
+    objects.require_one_identity(series)
     found = objects.found_classes(labels, series)
     if not found:
         return False
+    told = objects.series_of_result(series, model, 1000, datetime.now())
     algorithm = hd.AlgorithmIdentificationSequence(
         name=short_text(model) or objects.MANUFACTURER,
         family=_concept(objects.ARTIFICIAL_INTELLIGENCE),
@@ -81,8 +85,8 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
         pixel_array=_numbered(labels, found),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=described,
-        series_instance_uid=objects.new_uid(),
-        series_number=(series.number or 0) % 100_000 + 1000,
+        series_instance_uid=told.SeriesInstanceUID,
+        series_number=told.SeriesNumber,
         sop_instance_uid=objects.new_uid(),
         instance_number=1,
         manufacturer=objects.MANUFACTURER,
@@ -91,7 +95,6 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
         device_serial_number="none",
         content_label="ORGANS",
         content_description="Organs found by a neural network",
-        series_description=f"ZoomSeg {short_text(model)}"[:64],
         transfer_syntax_uid=ExplicitVRLittleEndian,
         specific_character_set="ISO_IR 192",
         coding_schemes=[
@@ -100,6 +103,8 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
             )
         ],
     )
+    dataset.update(told)
+    dataset.ContentDate, dataset.ContentTime = told.SeriesDate, told.SeriesTime
     dataset.update(objects.patient_and_study(series))
     _refer(dataset, series)
     objects.save(dataset, path)
