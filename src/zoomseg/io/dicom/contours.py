@@ -8,8 +8,8 @@ A hole is cut out by a keyhole: one polygon runs along the outer edge, crosses t
 returns on the same way. Most systems fill such polygons right, while of separate contours for holes some make
 islands. The way never passes through a voxel's centre.
 
-Contours that others drew are put together by two rules (see ``xor_mask`` and ``drawn_mask``): the standard has
-one for those that are marked as CLOSEDPLANAR_XOR, and none for separate CLOSED_PLANAR ones.
+Contours that others drew are put together by two rules (see ``xor_mask`` and ``drawn_mask``): the standard
+has one for those that are marked as CLOSEDPLANAR_XOR, and none for separate CLOSED_PLANAR ones.
 """
 
 from __future__ import annotations

@@ -139,8 +139,12 @@ def notes_on_identity(series: DicomSeries) -> tuple[str, ...]:
         "FrameOfReferenceUID": series.frame_of_reference_uid,
     }
     lacking = [keyword for keyword, uid in uids.items() if not _valid(uid)]
-    made_up = f"{' and '.join(lacking)} made up for it: no archive or viewer puts them with the images"
-    notes = [f"it lacks what a SEG or RTSTRUCT must name; these have a {made_up}"] if lacking else []
+    notes = []
+    if lacking:
+        notes.append(
+            f"it lacks a valid {' and '.join(lacking)}; a SEG or RTSTRUCT of it has one made up, and archives and "
+            "viewers do not put it with the images"
+        )
     if any(s is not None and not _valid(s.sop_uid) for s in series.slices):
         notes.append("it has slices without SOPInstanceUID; a SEG or RTSTRUCT does not refer to these")
     return tuple(notes)

@@ -1,8 +1,8 @@
 """What images say of their patient and study, for the objects that are made of them.
 
-The attributes of DICOM's modules Patient, General Study and Patient Study (PS3.3 Tables C.7-1, C.7-3, C.7-4a) but
-for photos, as text: several values as DICOM divides them, sequences as DICOM JSON (PS3.18 F). A header is hostile
-until checked: what does not have the form that the standard asks for is not passed on.
+The attributes of DICOM's modules Patient, General Study and Patient Study (PS3.3 Tables C.7-1, C.7-3, C.7-4a)
+but for photos, as text: several values as DICOM divides them, sequences as DICOM JSON (PS3.18 F). A header is
+hostile until checked: what does not have the form that the standard asks for is not passed on.
 """
 
 # mypy: allow-untyped-calls
@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 
 from pydicom import config
-from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VM, dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -63,7 +63,7 @@ _LONG = frozenset(("LO", "PN"))
 """Names and the like: what is too long for its field is better cut than lost."""
 
 _TEXT = frozenset(
-    ("AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT")
+    ["AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"]
 )
 """Kinds of values that sequences may hold."""
 
@@ -153,7 +153,7 @@ def _sequence(keyword: str, value: str) -> DataElement | None:
         found = Dataset.from_json(value)
         elements = list(found.iterall())
         as_it_should = all(_is_passed_on(element) for element in elements)
-        return found[tag_for_keyword(keyword)] if as_it_should else None
+        return found[keyword] if as_it_should else None
     except Exception:  # it was made of hostile bytes
         return None
 

@@ -179,8 +179,8 @@ def _contour(number: int, polygon: FloatArray, k: int, grid: Grid, reference: Da
 
 
 def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
-    """The closed contours of an RTSTRUCT that was drawn on ``series``, as voxels whose centres lie within, and
-    what lies between contours on every second, third ... slice (see ``io.dicom.between``).
+    """The closed contours of an RTSTRUCT that was drawn on ``series``, as voxels whose centres lie within,
+    and what lies between contours on every second, third ... slice (see ``io.dicom.between``).
 
     A structure that cannot be read is left out with a note that names it, and so is one without closed
     contours (points, open lines); what lies beyond the series is cut.

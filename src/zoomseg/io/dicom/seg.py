@@ -213,7 +213,7 @@ def read_seg(path: Path, series: DicomSeries) -> Structures:
     """The segments of a SEG that was drawn on ``series``. A fractional segment is where at least half is.
 
     Raises:
-        ScanError: unreadable, no SEG, made for another patient or series, or on other voxels than the series'.
+        ScanError: unreadable, no SEG, made for another patient or series, or on other voxels than these.
     """
     path = Path(path)
     dataset = objects.read_object(path, KINDS)

@@ -80,8 +80,14 @@ class DicomSeries:
     def identity(self) -> Identity:
         """What all slices should have in their headers."""
         known = dict(self.patient)
-        patient = (known.get(keyword, "") for keyword in Identity.KEYWORDS[:3])
-        return Identity(*patient, self.study_uid, self.series_uid, self.frame_of_reference_uid)
+        return Identity(
+            known.get("PatientID", ""),
+            known.get("PatientName", ""),
+            known.get("PatientBirthDate", ""),
+            self.study_uid,
+            self.series_uid,
+            self.frame_of_reference_uid,
+        )
 
     @property
     def slice_uids(self) -> tuple[str | None, ...]:
