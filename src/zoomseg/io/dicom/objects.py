@@ -141,9 +141,10 @@ def notes_on_identity(series: DicomSeries) -> tuple[str, ...]:
     lacking = [keyword for keyword, uid in uids.items() if not _valid(uid)]
     notes = []
     if lacking:
+        what = " and ".join(lacking)
         notes.append(
-            f"it lacks a valid {' and '.join(lacking)}; a SEG or RTSTRUCT of it has one made up, and archives and "
-            "viewers do not put it with the images"
+            f"it lacks a valid {what}; a SEG or RTSTRUCT of it has one made up, and archives and viewers do "
+            "not put it with the images"
         )
     if any(s is not None and not _valid(s.sop_uid) for s in series.slices):
         notes.append("it has slices without SOPInstanceUID; a SEG or RTSTRUCT does not refer to these")

@@ -10,6 +10,7 @@ hostile until checked: what does not have the form that the standard asks for is
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
 from pydicom import config
@@ -140,9 +141,9 @@ def _fitting(keyword: str, vr: str, value: str) -> str:
 def _is_valid(vr: str, value: str) -> bool:
     try:
         validate_value(vr, value, config.RAISE)
+        return vr != "DS" or not value or math.isfinite(float(value))
     except ValueError:
         return False
-    return True
 
 
 def _sequence(keyword: str, value: str) -> DataElement | None:

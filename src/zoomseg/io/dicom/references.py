@@ -15,7 +15,7 @@ from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.archive import Source
 from zoomseg.io.dicom.codes import short_text
 from zoomseg.io.dicom.finding import Stack
-from zoomseg.io.dicom.objects import MAX_OBJECT_BYTES, series_uid, study_uid
+from zoomseg.io.dicom.objects import MAX_OBJECT_BYTES, frame_of_reference_uid, series_uid, study_uid
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.tags import text
 from zoomseg.io.files import reading
@@ -52,7 +52,11 @@ def series_of(source: Source, stacks: Sequence[Stack]) -> int:
         ]
         found = found or sorted(with_images)  # files may have lost their series' UID
     else:
-        found = [i for i, s in enumerate(stacks) if s.series.frame_of_reference_uid in named.frames]
+        found = [
+            i
+            for i, s in enumerate(stacks)
+            if named.frames & {s.series.frame_of_reference_uid, frame_of_reference_uid(s.series)}
+        ]
     if len(found) > 1:
         found = [i for i in found if i in with_images] or found
     if not found:

@@ -111,14 +111,16 @@ def _header(series: DicomSeries, model: str, version: str) -> Dataset:
 
 def _frame_of_reference(series: DicomSeries) -> Dataset:
     images, study, frame = Dataset(), Dataset(), Dataset()
+    frame.FrameOfReferenceUID = objects.frame_of_reference_uid(series)
     images.SeriesInstanceUID = objects.series_uid(series)
     images.ContourImageSequence = objects.instance_items(series)
+    if not images.ContourImageSequence:  # rather no reference than one that is empty
+        return frame
     study.ReferencedSOPClassUID = UID(
         "1.2.840.10008.3.1.2.3.1"
     )  # a retired class, but the field must be there
     study.ReferencedSOPInstanceUID = objects.study_uid(series)
     study.RTReferencedSeriesSequence = [images]
-    frame.FrameOfReferenceUID = objects.frame_of_reference_uid(series)
     frame.RTReferencedStudySequence = [study]
     return frame
 

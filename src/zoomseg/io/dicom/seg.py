@@ -20,8 +20,14 @@ import highdicom as hd
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SegmentationStorage,
+)
 from pydicom.valuerep import format_number_as_ds
 
 from zoomseg.core.colours import organ_colour
@@ -33,7 +39,7 @@ from zoomseg.io.dicom.codes import PRIVATE_SCHEME, Code, coded, short_text
 from zoomseg.io.dicom.references import require_drawn_on
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.structures import Indices, Structures, unused_name
-from zoomseg.io.files import reading
+from zoomseg.io.files import reading, reason_of
 
 AnyArray = npt.NDArray[Any]
 
@@ -189,8 +195,12 @@ def _refer(dataset: Dataset, series: DicomSeries) -> None:
             continue
         item.update(reference)
         item.SpatialLocationsPreserved = "NO" if shifted[k] else "YES"
-    dataset.SourceImageSequence = objects.instance_items(series)
-    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = objects.instance_items(series)
+    images = objects.instance_items(series)
+    if images:
+        dataset.SourceImageSequence = images
+        dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = images
+    else:  # rather no reference than one that is empty
+        del dataset.SourceImageSequence, dataset.ReferencedSeriesSequence
 
 
 def _shifted(series: DicomSeries) -> list[bool]:
@@ -338,8 +348,8 @@ def _frames(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
 
 def _packed(path: Path, dataset: Dataset, count: int, bits: int) -> Iterator[AnyArray]:
     """The values of each frame; native data is cut here, as frames of single bits do not end with a byte."""
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        yield from iter_pixels(dataset, raw=True)
+    if dataset.file_meta.TransferSyntaxUID not in _NATIVE:
+        yield from _decoded(path, dataset)
         return
     data = np.frombuffer(dataset.PixelData, dtype=np.uint8)
     if data.size * 8 < count * bits:
@@ -351,3 +361,30 @@ def _packed(path: Path, dataset: Dataset, count: int, bits: int) -> Iterator[Any
             yield np.unpackbits(part, bitorder="little")[first % 8 :][:bits]
         else:
             yield part.view("<u2") if allocated == 16 else part
+
+
+_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+
+
+def _decoded(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
+    """Frames that are stored in another way, by pydicom's decoders.
+
+    Raises:
+        ScanError: there is none for that way, or it fails; the way is named.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    way = short_text(syntax) if syntax.name == syntax else f"{syntax.name} ({syntax})"
+    todo = "convert it to an uncompressed file (gdcmconv --raw, dcmconv +te)"
+    try:  # old files in big endian have single bits in either order
+        readable = syntax.is_encapsulated and get_decoder(syntax).is_available
+    except (NotImplementedError, ValueError):
+        readable = False
+    if not readable:
+        raise ScanError(f"{path}: its frames are stored as {way}, which is not read; {todo}")
+    try:
+        yield from iter_pixels(dataset, raw=True)
+    except Exception as error:  # decoders of hostile bytes fail in any way they like
+        raise ScanError(
+            f"{path}: its frames, stored as {way}, cannot be decoded ({reason_of(error)}); {todo}, unless it "
+            "is damaged"
+        ) from error

@@ -14,8 +14,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sr.codedict import codes
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless
 
 from drawn import ORGANS, ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
 from zoomseg.core.colours import organ_colour
@@ -375,6 +376,45 @@ def test_bad_files_are_refused_in_one_line(
         read_seg(path, series)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "way", "why"),
+    [
+        (
+            "1.2.840.10008.1.2.4.100",
+            "MPEG2 Main Profile / Main Level (1.2.840.10008.1.2.4.100)",
+            "is not read",
+        ),
+        ("1.2.3.4", "1.2.3.4", "is not read"),
+        (RLELossless, "RLE Lossless (1.2.840.10008.1.2.5)", "cannot be decoded ("),
+    ],
+)
+def test_frames_stored_in_a_way_that_is_not_read_are_refused_by_its_name(
+    syntax: str, way: str, why: str, written: Path, series: DicomSeries
+) -> None:
+    def change(dataset: Dataset) -> None:
+        dataset.PixelData = encapsulate([b"\1\2" * 40] * int(dataset.NumberOfFrames))
+        dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
+
+    dataset = pydicom.dcmread(written)
+    change(dataset)
+    dataset.save_as(written, implicit_vr=False, little_endian=True)
+    with pytest.raises(ScanError) as error:
+        read_seg(written, series)
+    text = str(error.value)
+    assert text.startswith(f"{written}: its frames")
+    assert all(part in text for part in (f"stored as {way}", why, "convert it to an uncompressed file"))
+    assert "damaged, truncated" not in text
+
+
+def test_the_order_of_bytes_is_not_guessed(written: Path, series: DicomSeries) -> None:
+    dataset = pydicom.dcmread(written)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    pydicom.dcmwrite(written, dataset, implicit_vr=False, little_endian=False, force_encoding=True)
+    with pytest.raises(ScanError, match=r"stored as Explicit VR Big Endian \(.*\), which is not read"):
+        read_seg(written, series)
 
 
 def test_files_that_are_no_dicom_are_refused(tmp_path: Path, series: DicomSeries, written: Path) -> None:
