@@ -18,7 +18,7 @@ import numpy as np
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.archive import Source, is_zip, opening, sources_in
 from zoomseg.io.dicom.geometry import Placement, place
-from zoomseg.io.dicom.header import Damaged, Image, Other, StoredSlice, read_object
+from zoomseg.io.dicom.header import PATIENT, Damaged, Image, Other, StoredSlice, read_object
 from zoomseg.io.dicom.objects import notes_on_identity
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.splitting import by_geometry, by_phase
@@ -223,6 +223,7 @@ def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) 
     voxels = placement.grid.box.voxels
     if voxels > MAX_VOXELS:
         raise ScanError(f"headers promise {voxels} voxels; at most {MAX_VOXELS} are read")
+    patient = dict(first.patient)
     series = DicomSeries(
         placement.grid,
         tuple(ordered[p.first] if p.weight == 0 else None for p in placement.planes),
@@ -233,7 +234,7 @@ def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) 
         first.modality,
         first.number,
         first.description,
-        first.patient,
+        tuple((keyword, patient[keyword]) for keyword in PATIENT if keyword in patient),
         (*notes, *placement.notes),
     )
     series = replace(series, notes=(*series.notes, *notes_on_identity(series)))

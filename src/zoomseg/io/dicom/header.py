@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import pydicom
@@ -38,6 +38,7 @@ DIRECTORY = "1.2.840.10008.1.3.10"
 
 MAX_FRAMES = 100_000
 
+PATIENT = patient.KEYWORDS
 PHASES = (
     *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID"),
     *("EchoNumbers", "EchoTime", "EffectiveEchoTime", "ImageType", "FrameType", "InversionTime"),
@@ -55,7 +56,7 @@ _WANTED = [
         *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
         *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope"),
         *("RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-        *(*patient.KEYWORDS, *PHASES),
+        *(*PATIENT, *PHASES),
     )
 ]
 _GROUPS = {
@@ -230,6 +231,7 @@ def _image(source: Source, header: Dataset, stream: BinaryIO, size: int) -> Imag
     if sop_class in MULTI_FRAME:
         frames = number(source, header, "NumberOfFrames", 1, MAX_FRAMES)
     pixels = read_pixels(source, header, stream, size, frames, modality == "CT")
+    identity = Identity(*(text(header, keyword) for keyword in Identity.KEYWORDS))
     return Image(
         sop_class,
         text(header, "StudyInstanceUID"),
@@ -239,17 +241,19 @@ def _image(source: Source, header: Dataset, stream: BinaryIO, size: int) -> Imag
         _series_number(header),
         text(header, "SeriesDescription"),
         patient.texts(header),
-        tuple(_slices(source, header, pixels, frames if sop_class in MULTI_FRAME else None)),
+        tuple(
+            replace(one, identity=identity)
+            for one in _slices(source, header, pixels, frames if sop_class in MULTI_FRAME else None)
+        ),
     )
 
 
 def _slices(source: Source, header: Dataset, pixels: Pixels, frames: int | None) -> Iterator[StoredSlice]:
     meta = getattr(header, "file_meta", Dataset())
     sop_uid = text(header, "SOPInstanceUID") or text(meta, "MediaStorageSOPInstanceUID")
-    identity = Identity(*(text(header, keyword) for keyword in Identity.KEYWORDS))
     if frames is None:
         phase = tuple((k, text(header, k)) for k in PHASES if header.get(k) is not None)
-        yield _slice(source, sop_uid, None, pixels, phase, lambda group: header, identity)
+        yield _slice(source, sop_uid, None, pixels, phase, lambda group: header)
         return
     groups = list(header.get("PerFrameFunctionalGroupsSequence") or ())
     if len(groups) != frames:
@@ -258,7 +262,7 @@ def _slices(source: Source, header: Dataset, pixels: Pixels, frames: int | None)
     for frame, own in enumerate(groups, start=1):
         group = _finder(own, shared)
         phase = tuple(_frame_phase(group))
-        yield _slice(source, sop_uid, frame, pixels, phase, group, identity)
+        yield _slice(source, sop_uid, frame, pixels, phase, group)
 
 
 def _finder(own: Dataset, shared: Dataset) -> Callable[[str], Dataset]:
@@ -286,7 +290,6 @@ def _slice(
     pixels: Pixels,
     phase: tuple[tuple[str, str], ...],
     group: Callable[[str], Dataset],
-    identity: Identity,
 ) -> StoredSlice:
     """``group`` finds what a functional group holds; of single-frame objects all is in one place."""
     x, y, z = vector(source, group("PlanePositionSequence"), "ImagePositionPatient", 3)
@@ -294,7 +297,5 @@ def _slice(
     distances = spacing(source, group("PixelMeasuresSequence"))
     slope, intercept = rescale(source, group("PixelValueTransformationSequence"))
     return StoredSlice(
-        *(source, sop_uid, frame, (x, y, z), along_row, along_column, distances, slope, intercept, pixels),
-        phase,
-        identity=identity,
+        source, sop_uid, frame, (x, y, z), along_row, along_column, distances, slope, intercept, pixels, phase
     )
