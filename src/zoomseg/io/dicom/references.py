@@ -16,7 +16,7 @@ from zoomseg.io.dicom.archive import Source
 from zoomseg.io.dicom.codes import short_text
 from zoomseg.io.dicom.finding import Stack
 from zoomseg.io.dicom.objects import MAX_OBJECT_BYTES, frame_of_reference_uid, series_uid, study_uid
-from zoomseg.io.dicom.series import DicomSeries
+from zoomseg.io.dicom.series import DicomSeries, plain
 from zoomseg.io.dicom.tags import text
 from zoomseg.io.files import reading
 
@@ -130,7 +130,7 @@ def require_drawn_on(path: Path, dataset: Dataset, series: DicomSeries) -> tuple
 def _require_patient(path: Path, dataset: Dataset, patient: Mapping[str, str]) -> None:
     """By ID and date of birth; without IDs, by name."""
     pairs = {
-        keyword: (short_text(text(dataset, keyword)), short_text(patient.get(keyword, "")))
+        keyword: (plain(short_text(text(dataset, keyword))), plain(short_text(patient.get(keyword, ""))))
         for keyword in ("PatientID", "PatientBirthDate", "PatientName")
     }
     deciding = ["PatientID", "PatientBirthDate"] if all(pairs["PatientID"]) else ["PatientName"]

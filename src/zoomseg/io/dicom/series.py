@@ -14,6 +14,11 @@ from zoomseg.core.geometry import Grid, Vector3
 from zoomseg.io.dicom.archive import Source
 
 
+def plain(value: str) -> str:
+    """A header's text to be compared: names without regard to case and empty components (PS3.5 6.2.1)."""
+    return value.casefold().rstrip("^= ")
+
+
 @dataclass(frozen=True)
 class Identity:
     """Whose image an object is, and what it belongs to: its own header's text, empty where it has none."""
@@ -34,7 +39,7 @@ class Identity:
     def differing(self, other: Identity) -> tuple[str, ...]:
         """Keywords of what differs."""
         pairs = zip(self.KEYWORDS, vars(self).values(), vars(other).values(), strict=True)
-        return tuple(keyword for keyword, mine, its in pairs if mine != its)
+        return tuple(keyword for keyword, mine, its in pairs if plain(mine) != plain(its))
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ def slices_of(*identities: Identity | None) -> DicomSeries:
 def test_a_series_is_of_whom_it_says() -> None:
     assert Identity("P1", "Doe^Jane", "", "1.2.3.4", "1.2.3.4.5", "1.2.3.4.6") == WHOSE
     objects.require_one_identity(slices_of(WHOSE, None))
+    objects.require_one_identity(slices_of(dataclasses.replace(WHOSE, patient_name="DOE^JANE^^")))
     objects.require_one_identity(interpolated(slices_of(WHOSE), 0))
 
 

@@ -146,7 +146,8 @@ def read(kind: str, path: Path, stack: Stack) -> Structures:
         ({}, {"PatientID": "p2"}, "PatientID"),
         ({}, {"PatientID": ""}, None),
         ({}, {"PatientID": "", "PatientName": "Roe^John"}, "PatientName"),
-        ({}, {"PatientName": "DOE^JANE^^"}, None),  # the ID decides
+        ({}, {"PatientName": "Smith^Jane"}, None),  # the ID decides
+        ({}, {"PatientID": "", "PatientName": "DOE^JANE^^"}, None),
         ({"PatientBirthDate": "19600102"}, {"PatientBirthDate": "19600103"}, "PatientBirthDate"),
         ({"PatientBirthDate": "19600102"}, {"PatientBirthDate": ""}, None),
         ({"PatientID": None, "PatientName": None}, {"PatientID": "p2"}, None),
