@@ -8,7 +8,7 @@ out by keyholes (see ``io.dicom.contours``, which also says how several contours
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -194,10 +194,15 @@ def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
     dataset = objects.read_object(path, KINDS)
     with reading(path, "DICOM"):
         notes = list(require_drawn_on(path, dataset, series))
-        rois = _rois(path, dataset)
-        drawn = _contours_by_number(dataset)
-        unnamed = len(drawn.keys() - rois.keys())
-        notes += [f"contours of structures that it does not name left out: {unnamed}"] if unnamed else []
+        rois, unnumbered = _rois(path, dataset)
+        drawn, ownerless = _by_number(dataset.get("ROIContourSequence") or [], "ReferencedROINumber")
+        if ownerless:  # the number comes last in an item
+            raise ScanError(
+                f"{path}: damaged, truncated or not DICOM (contours that do not say what they are of)"
+            )
+        lost = len(drawn.keys() - rois.keys())
+        notes += [f"structures without a number left out: {unnumbered}"] if unnumbered else []
+        notes += [f"contours of structures that it does not name left out: {lost}"] if lost else []
         voxels: dict[str, Indices] = {}
         wrong: list[str] = []
         for number, items in rois.items():
@@ -219,23 +224,25 @@ def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
         return Structures(series.grid, voxels, tuple(notes))
 
 
-def _rois(path: Path, dataset: Dataset) -> dict[int, list[Dataset]]:
-    """What is said of structures, by number; more than one item of a number is a fault of theirs alone."""
+def _rois(path: Path, dataset: Dataset) -> tuple[dict[int, list[Dataset]], int]:
+    """As ``_by_number``, of what is said of structures."""
     rois = dataset.get("StructureSetROISequence", [])
     if not 1 <= len(rois) <= MAX_STRUCTURES:
         raise ScanError(f"{path}: names {len(rois)} structures; 1 to {MAX_STRUCTURES} are read")
     return _by_number(rois, "ROINumber")
 
 
-def _contours_by_number(dataset: Dataset) -> dict[int, list[Dataset]]:
-    return _by_number(dataset.get("ROIContourSequence") or [], "ReferencedROINumber")
-
-
-def _by_number(items: Iterable[Dataset], keyword: str) -> dict[int, list[Dataset]]:
+def _by_number(items: Iterable[Dataset], keyword: str) -> tuple[dict[int, list[Dataset]], int]:
+    """Items by the number of the structure they belong to, and how many have none. That several have one
+    number is a fault of that structure alone."""
     found: dict[int, list[Dataset]] = {}
+    without = 0
     for item in items:
-        found.setdefault(int(item[keyword].value), []).append(item)
-    return found
+        try:
+            found.setdefault(int(item[keyword].value), []).append(item)
+        except Exception:  # parsers of hostile bytes fail in any way they like
+            without += 1
+    return found, without
 
 
 def _structure(
@@ -252,16 +259,18 @@ def _structure(
 
 def _voxels(name: str, roi: Dataset, grid: Grid) -> tuple[Indices, list[str]]:
     slices: dict[int, list[FloatArray]] = {}
-    exclusive = False
-    for kind, points in _closed_contours(name, roi):
+    closed, skipped = _closed_contours(name, roi)
+    exclusive = any(kind == _XOR for kind, _ in closed)
+    for _, points in closed:
         index = grid.index(objects.lps(points))
         k = _plane(name, index[:, 2])
-        exclusive = exclusive or kind == _XOR
         if 0 <= k < grid.shape[2]:
             slices.setdefault(k, []).append(index[:, :2])
     if max(map(len, slices.values()), default=0) > MAX_IN_SLICE:
         raise ScanError(f"'{name}' has more than {MAX_IN_SLICE} contours in a slice")
     drawn, notes = _filled(name, slices, grid.shape[:2], exclusive)
+    if closed and skipped:
+        notes.append(f"structure '{name}' has contours that are no closed ones; left out: {skipped}")
     found = between(name, drawn, grid.shape[:2], np.array(grid.spacing_mm))
     parts = [at * grid.shape[2] + k for k, at in (*drawn.items(), *found.voxels.items())]
     return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *parts])), [*notes, *found.notes]
@@ -297,8 +306,10 @@ def _plane(name: str, k: FloatArray) -> int:
     return int(nearest)
 
 
-def _closed_contours(name: str, roi: Dataset) -> Iterator[tuple[str, FloatArray]]:
-    """Kind, and points ``[N, 3]`` in LPS+ millimetres."""
+def _closed_contours(name: str, roi: Dataset) -> tuple[list[tuple[str, FloatArray]], int]:
+    """Kind, and points ``[N, 3]`` in LPS+ millimetres; and how many contours surround nothing: points, open
+    lines, less than three points."""
+    found: list[tuple[str, FloatArray]] = []
     contours = roi.get("ContourSequence") or []
     if len(contours) > MAX_CONTOURS:
         raise ScanError(f"'{name}' has {len(contours)} contours; at most {MAX_CONTOURS} are read")
@@ -310,7 +321,8 @@ def _closed_contours(name: str, roi: Dataset) -> Iterator[tuple[str, FloatArray]
         if numbers.size % 3 or numbers.size > 3 * MAX_POINTS or not np.isfinite(numbers).all():
             raise ScanError(f"a contour of '{name}' has {numbers.size} coordinates that make no points")
         if numbers.size >= 9:
-            yield kind, numbers.reshape(-1, 3)
+            found.append((kind, numbers.reshape(-1, 3)))
+    return found, len(contours) - len(found)
 
 
 def _numbers(contour: Dataset) -> FloatArray:

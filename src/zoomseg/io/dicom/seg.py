@@ -250,7 +250,12 @@ def _names(path: Path, dataset: Dataset) -> dict[int, str]:
     names: dict[int, str] = {}
     for segment in described:
         name = unused_name(str(segment.get("SegmentLabel", "")), set(names.values()))
-        names[int(segment.SegmentNumber)] = name
+        number = int(segment.SegmentNumber)
+        if number in names:
+            raise ScanError(
+                f"{path}: describes several segments of number {number}; which is meant is not said"
+            )
+        names[number] = name
     return names
 
 

@@ -282,6 +282,19 @@ def test_what_is_no_closed_contour_is_left_out_with_a_note(tmp_path: Path, serie
         structures.label_map(LabelSchema.consecutive(["heart"]))
 
 
+def test_open_lines_among_closed_contours_are_told_of(tmp_path: Path, series: DicomSeries) -> None:
+    closed, line, pair = (rectangle(series, (1.6, 0.7), (9.3, 7.4), k) for k in (2, 3, 4))
+    without_kind = contour(line)
+    del without_kind.ContourGeometricType
+    path = of_contours(
+        tmp_path / "r.dcm",
+        Liver=[contour(closed), contour(line, "OPEN_PLANAR"), contour(pair[:2]), without_kind],
+    )
+    structures = read_rtstruct(path, series)
+    assert structures.notes == ("structure 'Liver' has contours that are no closed ones; left out: 3",)
+    assert set(np.unravel_index(structures.voxels["Liver"], series.grid.shape)[2]) == {2}
+
+
 def test_contours_between_slices_are_refused_and_slightly_off_ones_are_not(
     tmp_path: Path, series: DicomSeries
 ) -> None:
@@ -413,6 +426,14 @@ def _same_number(dataset: Dataset) -> None:
     dataset.StructureSetROISequence[1].ROINumber = 1
 
 
+def _unnumbered(dataset: Dataset) -> None:
+    del dataset.StructureSetROISequence[0].ROINumber
+
+
+def _unreferring(dataset: Dataset) -> None:
+    del dataset.ROIContourSequence[0].ReferencedROINumber
+
+
 def _between_slices(dataset: Dataset) -> None:
     moved = [float(c) + (0.9 if n % 3 == 2 else 0) for n, c in enumerate(_first(dataset).ContourData)]
     _first(dataset).ContourData = [f"{c:.3f}" for c in moved]
@@ -435,6 +456,7 @@ def _an_image(dataset: Dataset) -> None:
     [
         (_no_structures, "names 0 structures"),
         (_an_image, "is CT Image Storage; a RTSTRUCT is needed"),
+        (_unreferring, "contours without a number"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(
@@ -461,6 +483,7 @@ ONE_BAD: dict[str, tuple[Callable[[Dataset], None], set[str], str]] = {
     "no name": (_unnamed, {"liver"}, "structures that it does not name left out: 1"),
     "two places": (_twice, {"liver", "left kidney"}, "'liver' has the number of another structure"),
     "one number": (_same_number, {"liver", "left kidney"}, "'liver' has the number of another structure"),
+    "no number": (_unnumbered, {"liver"}, "structures without a number left out: 1"),
     "other frame": (_another_frame, {"liver"}, "drawn in frame of reference 1.2.99"),
     "between": (_between_slices, {"liver"}, "a contour of 'liver' lies across or between the slices"),
 }

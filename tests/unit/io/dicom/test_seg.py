@@ -342,6 +342,10 @@ def _unknown_segment(dataset: Dataset) -> None:
     frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber = 77
 
 
+def _same_number(dataset: Dataset) -> None:
+    dataset.SegmentSequence[1].SegmentNumber = 1
+
+
 def _set(**values: object) -> Callable[[Dataset], None]:
     def change(dataset: Dataset) -> None:
         for keyword, value in values.items():
@@ -357,6 +361,7 @@ def _set(**values: object) -> Callable[[Dataset], None]:
         (_shifted, "do not lie on the voxels of the series"),
         (_beyond, "reaches beyond the series"),
         (_unknown_segment, "is of segment 77, which is not described"),
+        (_same_number, "describes several segments of number 1;"),
         (_set(FrameOfReferenceUID="1.2.99"), "drawn in frame of reference 1.2.99"),
         (_set(PixelData=b"\0" * 20), "truncated; promises"),
         (_set(NumberOfFrames=2_000_000_000), "promises 2000000000 frames and describes"),

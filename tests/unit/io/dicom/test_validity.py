@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from pydicom.uid import MRImageStorage
 
 import dciodvfy
 from dicoms import item, ramp, stack, write
@@ -50,11 +51,26 @@ def bare() -> DicomSeries:
     return dataclasses.replace(series, slices=nameless, patient=(), number=None, **lost)
 
 
+def tilted() -> DicomSeries:
+    """Slices that lie in their planes, but not where the grid's voxels are."""
+    series = series_on(grid_of("axial"))
+    slices = []
+    for k, one in enumerate(series.slices):
+        assert one is not None
+        x, y, z = one.position_lps_mm
+        slices.append(dataclasses.replace(one, position_lps_mm=(x, y + k, z)))
+    return dataclasses.replace(series, slices=tuple(slices))
+
+
 SERIES: dict[str, Callable[[], DicomSeries]] = {
     **{name: lambda name=name: series_on(grid_of(name)) for name in ORIENTATIONS},
     "interpolated": lambda: interpolated(series_on(grid_of("axial")), 3),
     "enhanced": lambda: series_on(grid_of("coronal"), enhanced=True),
     "enhanced, interpolated": lambda: interpolated(series_on(grid_of("oblique"), enhanced=True), 2),
+    "of an MR": lambda: dataclasses.replace(
+        series_on(grid_of("sagittal")), modality="MR", sop_class_uid=str(MRImageStorage)
+    ),
+    "tilted": tilted,
     "without identity": bare,
 }
 
