@@ -197,9 +197,7 @@ def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
         rois, unnumbered = _rois(path, dataset)
         drawn, ownerless = _by_number(dataset.get("ROIContourSequence") or [], "ReferencedROINumber")
         if ownerless:  # the number comes last in an item
-            raise ScanError(
-                f"{path}: damaged, truncated or not DICOM (contours that do not say what they are of)"
-            )
+            raise ScanError(f"{path}: damaged, truncated or not DICOM (contours without a number)")
         lost = len(drawn.keys() - rois.keys())
         notes += [f"structures without a number left out: {unnumbered}"] if unnumbered else []
         notes += [f"contours of structures that it does not name left out: {lost}"] if lost else []
