@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import highdicom as hd
@@ -16,6 +17,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from matplotlib.path import Path as Polygon
 
+import dciodvfy
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom.finding import the_series
@@ -111,3 +113,18 @@ def test_contours_filled_by_matplotlib_are_the_organs_voxel_by_voxel(
         name = names[roi.ReferencedROINumber]
         assert (mask == expected(labels, name)).all(), name
     assert (read_rtstruct(path, series).label_map(labels.schema)[0].data == labels.data).all()
+
+
+@dciodvfy.needed
+@pytest.mark.parametrize("write", [write_seg, write_rtstruct])
+def test_objects_of_a_scanner_s_series_are_valid(
+    write: Callable[..., bool], tmp_path: Path, series: DicomSeries, labels: LabelMap
+) -> None:
+    """All that its headers say of patient and study is in them."""
+    assert write(tmp_path / "object.dcm", labels, series, "abdomen-ct")
+    told = dciodvfy.found_by(tmp_path / "object.dcm")
+    assert [line for line in told if "Unrecognized defined term = <SECTRA>" not in line] == []
+    found = pydicom.dcmread(tmp_path / "object.dcm", stop_before_pixels=True)
+    source = pydicom.dcmread(series.paths[0], stop_before_pixels=True)
+    for keyword in ("IssuerOfPatientID", "PatientWeight", "PregnancyStatus", "ProcedureCodeSequence"):
+        assert found[keyword].value == source[keyword].value

@@ -132,7 +132,8 @@ def test_dicom_becomes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[
         f"{out}: 1 case(s) written, 0 left out; next: zoomseg check {out}\n"
     )
     assert run(out) == 0
-    slices = tuple(replace(one, sop_uid=f"1.9.{k}") for k, one in enumerate(series.slices, 1) if one)
+    stored = enumerate((one for one in series.slices if one), start=1)
+    slices = tuple(replace(one, sop_uid=f"1.9.{k}", identity=None) for k, one in stored)
     elsewhere = replace(series, series_uid="1.9", slices=slices)
     write_seg(folder / "p[1]" / "other.dcm", drawn_on(series.grid), elsewhere, "a")
     assert run(folder, "--fix", tmp_path / "again") == 1

@@ -7,18 +7,26 @@ area is that of the voxels less half a voxel per outline.
 A hole is cut out by a keyhole: one polygon runs along the outer edge, crosses to the hole, runs around it and
 returns on the same way. Most systems fill such polygons right, while of separate contours for holes some make
 islands. The way never passes through a voxel's centre.
+
+Contours that others drew are put together by two rules (see ``xor_mask`` and ``drawn_mask``): the standard
+has one for those that are marked as CLOSEDPLANAR_XOR, and none for separate CLOSED_PLANAR ones.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 from contourpy import FillType, contour_generator
 
+from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import FloatArray
 
 Mask = npt.NDArray[np.bool_]
@@ -84,27 +92,177 @@ def _crossings(ring: FloatArray, at: float) -> tuple[npt.NDArray[np.intp], Float
     return edges, a[:, 0] + (at - a[:, 1]) * (b[:, 0] - a[:, 0]) / (b[:, 1] - a[:, 1])
 
 
-def filled(polygons: Iterable[FloatArray], shape: tuple[int, int]) -> Mask:
+# --- filling --------------------------------------------------------------------------------------
+
+MAX_IN_SLICE = 1_000
+"""Contours of one structure in one slice; more are refused, as each is compared with all others."""
+
+MAX_CROSSINGS = 2**22
+"""Crossings of one contour with the rows of its slice; more are refused, as they are held in memory."""
+
+TOUCHING_VOX = 0.02
+"""A contour that comes this close to the one around it, along a row of voxels, touches it."""
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnMask:
+    """The mask ``[I, J]`` of what was drawn in a slice; how many contours were there again, and whether some
+    overlapped or touched."""
+
+    mask: Mask
+    copies: int
+    overlapping: bool
+
+
+def xor_mask(polygons: Iterable[FloatArray], shape: tuple[int, int]) -> Mask:
     """The mask ``[I, J]`` of voxels whose centre lies in an odd number of polygons ``[N, 2]`` (indices, which
-    may lie beyond the mask): a polygon within another is a hole."""
-    changes = np.zeros((shape[0] + 1, shape[1]), dtype=np.uint8)
+    may lie beyond the mask): CLOSEDPLANAR_XOR (PS3.3 C.8.8.6.3), and keyholes, whose ways cancel out."""
+    mask = np.zeros(shape, dtype=bool)
     for polygon in polygons:
+        contour = _Contour.of(polygon, shape)
+        mask[contour.where] ^= contour.mask
+    return mask
+
+
+def drawn_mask(polygons: Sequence[FloatArray], shape: tuple[int, int]) -> DrawnMask:
+    """The mask ``[I, J]`` of voxels that CLOSED_PLANAR contours surround, polygons ``[N, 2]`` of indices that
+    may lie beyond the mask.
+
+    The standard (PS3.3 C.8.8.6.3) has keyholes for holes, and does not say what several contours in a slice
+    mean. Drawn they are as rings all the same, and stored twice, and in parts that overlap. So: contours that
+    surround the same voxels are one; one that lies wholly in another without touching it is a hole, one in
+    that an island, and so on; all others add up.
+    """
+    contours = [c for c in (_Contour.of(polygon, shape) for polygon in polygons) if c.mask.any()]
+    kept = _without_copies(contours)
+    around: list[list[int]] = [[] for _ in kept]
+    overlapping = False
+    for inner, outer in _near(kept):
+        if kept[inner].lies_in(kept[outer]):
+            around[inner].append(outer)
+        elif not kept[outer].lies_in(kept[inner]):
+            overlapping = overlapping or kept[inner].shares_voxels(kept[outer])
+    return DrawnMask(_nested(kept, around, shape), len(contours) - len(kept), overlapping)
+
+
+def _nested(contours: Sequence[_Contour], around: Sequence[Sequence[int]], shape: tuple[int, int]) -> Mask:
+    """Contours at even depths, each without the holes in it, together."""
+    depth = [0] * len(contours)
+    for one in sorted(range(len(contours)), key=lambda one: len(around[one])):
+        depth[one] = 1 + max((depth[outer] for outer in around[one]), default=-1)
+    holes: dict[int, list[_Contour]] = defaultdict(list)
+    for one, outside in enumerate(around):
+        for outer in (o for o in outside if depth[one] == depth[o] + 1):
+            holes[outer].append(contours[one])
+    found = np.zeros(shape, dtype=bool)
+    for one in (n for n in range(len(contours)) if depth[n] % 2 == 0):
+        solid = np.zeros(shape, dtype=bool)
+        solid[contours[one].where] = contours[one].mask
+        for hole in holes[one]:
+            solid[hole.where] &= ~hole.mask
+        found |= solid
+    return found
+
+
+def _without_copies(contours: Iterable[_Contour]) -> list[_Contour]:
+    kept: dict[tuple[object, ...], _Contour] = {}
+    for contour in contours:
+        voxels = hashlib.sha256(np.packbits(contour.mask).tobytes()).digest()
+        kept.setdefault((contour.low, contour.mask.shape, voxels), contour)
+    return list(kept.values())
+
+
+def _near(contours: Sequence[_Contour]) -> Iterator[tuple[int, int]]:
+    """Pairs, both ways, of which one might lie in or overlap the other."""
+    low = np.array([c.low for c in contours]).reshape(-1, 2)
+    high = low + np.array([c.mask.shape for c in contours]).reshape(-1, 2)
+    for one in range(len(contours)):
+        meet = ((low < high[one]) & (low[one] < high)).all(axis=1)
+        yield from ((one, other) for other in np.flatnonzero(meet).tolist() if other != one)
+
+
+@dataclass(frozen=True, eq=False)
+class _Contour:
+    """A closed polygon as its crossings with the rows of a slice: ``i`` of each, sorted within its row ``j``.
+    Between an odd crossing and the next lies its inside."""
+
+    i: FloatArray
+    j: npt.NDArray[np.intp]
+    length: int
+    """Of a row, in voxels."""
+
+    @classmethod
+    def of(cls, polygon: FloatArray, shape: tuple[int, int]) -> _Contour:
+        """
+        Raises:
+            ScanError: it crosses the rows more often than anything drawn does.
+        """
         following = np.roll(polygon, -1, axis=0)
+        parts, count = [], 0
         for first in range(0, len(polygon), _EDGES_AT_ONCE):
             these = slice(first, first + _EDGES_AT_ONCE)
-            _toggle(changes, polygon[these], following[these])
-    inside: Mask = (np.cumsum(changes[:-1], axis=0, dtype=np.uint8) & 1).astype(bool)
-    return inside
+            parts.append(_row_crossings(polygon[these], following[these], shape[1]))
+            count += len(parts[-1][0])
+            if count > MAX_CROSSINGS:
+                raise ScanError(f"a contour crosses the rows of its slice over {MAX_CROSSINGS} times")
+        i, j = (np.concatenate(found) for found in zip(*parts, strict=True))
+        order = np.lexsort((i, j))
+        return cls(i[order], j[order], shape[0])
+
+    @cached_property
+    def _voxels(self) -> npt.NDArray[np.intp]:
+        """The first voxel beyond each crossing."""
+        return np.clip(np.ceil(self.i), 0, self.length).astype(np.intp)
+
+    @cached_property
+    def low(self) -> tuple[int, int]:
+        """The first voxel of ``mask``."""
+        return (int(self._voxels.min()), int(self.j[0])) if self.i.size else (0, 0)
+
+    @cached_property
+    def mask(self) -> Mask:
+        """Voxels whose centres lie inside, of the part of the slice that holds them."""
+        if not self.i.size:
+            return np.zeros((0, 0), dtype=bool)
+        at, row = self._voxels - self.low[0], self.j - self.low[1]
+        changes = np.zeros((int(at.max()) + 1, int(row[-1]) + 1), dtype=np.uint8)
+        np.add.at(changes, (at, row), 1)
+        inside: Mask = (np.cumsum(changes[:-1], axis=0, dtype=np.uint8) & 1).astype(bool)
+        return inside
+
+    @cached_property
+    def where(self) -> tuple[slice, slice]:
+        (i, j), (n, m) = self.low, self.mask.shape
+        return slice(i, i + n), slice(j, j + m)
+
+    def lies_in(self, other: _Contour) -> bool:
+        """Whether every stretch of it lies within one of the other's, and touches neither end."""
+        before = np.tile((-TOUCHING_VOX, TOUCHING_VOX), len(self.i) // 2)
+        left, right = other.crossings_before(self.i + before, self.j).reshape(-1, 2).T
+        return bool((left == right).all() and (left % 2 == 1).all())
+
+    def crossings_before(self, i: FloatArray, j: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """How many crossings lie before each place in its row."""
+        starts = np.searchsorted(self.j, j)
+        # Complex numbers sort by their real part, then by their imaginary one: by row, then along it.
+        return np.searchsorted(self.j + 1j * self.i, j + 1j * i) - starts
+
+    def shares_voxels(self, other: _Contour) -> bool:
+        low = np.maximum(self.low, other.low)
+        high = np.minimum(np.add(self.low, self.mask.shape), np.add(other.low, other.mask.shape))
+        mine, its = (
+            c.mask[tuple(slice(a, b) for a, b in zip(low - c.low, high - c.low, strict=True))]
+            for c in (self, other)
+        )
+        return bool((mine & its).any())
 
 
-def _toggle(changes: npt.NDArray[np.uint8], a: FloatArray, b: FloatArray) -> None:
-    """Inside and outside change from where an edge crosses row j on; its upper end does not count."""
-    length, rows = changes.shape[0] - 1, changes.shape[1]
+def _row_crossings(a: FloatArray, b: FloatArray, rows: int) -> tuple[FloatArray, npt.NDArray[np.intp]]:
+    """Where edges from ``a`` to ``b`` cross the rows: i, and row j; an edge's upper end does not count."""
     low = np.clip(np.ceil(np.minimum(a[:, 1], b[:, 1])), 0, rows).astype(np.intp)
     high = np.clip(np.ceil(np.maximum(a[:, 1], b[:, 1])), 0, rows).astype(np.intp)
     counts = high - low
     edge = np.repeat(np.arange(len(a)), counts)
     row = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + low[edge]
     slope = (b[edge, 0] - a[edge, 0]) / (b[edge, 1] - a[edge, 1])
-    crossing = a[edge, 0] + (row - a[edge, 1]) * slope
-    np.add.at(changes, (np.clip(np.ceil(crossing), 0, length).astype(np.intp), row), 1)
+    return a[edge, 0] + (row - a[edge, 1]) * slope, row

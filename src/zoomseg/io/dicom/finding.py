@@ -12,7 +12,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from zoomseg.io.dicom.archive import Source, is_zip, opening, sources_in
 from zoomseg.io.dicom.copies import without_copies
 from zoomseg.io.dicom.geometry import Placement, is_complete, place
 from zoomseg.io.dicom.header import PATIENT, REQUIRED, Damaged, Image, Other, StoredSlice, read_object
+from zoomseg.io.dicom.objects import notes_on_identity
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.splitting import at_one_place, by_geometry, by_identity, by_phase
 
@@ -282,6 +283,7 @@ def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) 
         tuple((keyword, patient[keyword]) for keyword in PATIENT if keyword in patient),
         (*notes, *_value_notes(stored, first.modality), *placement.notes),
     )
+    series = replace(series, notes=(*series.notes, *notes_on_identity(series)))
     return Stack(series, ordered, placement)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import BinaryIO
 
@@ -20,9 +20,10 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Vector3
+from zoomseg.io.dicom import patient
 from zoomseg.io.dicom.archive import Opener, Source
 from zoomseg.io.dicom.pixels import Pixels, read_pixels, unread_syntax
-from zoomseg.io.dicom.series import Slice
+from zoomseg.io.dicom.series import Identity, Slice
 from zoomseg.io.dicom.tags import number, orientation, rescale, spacing, text, vector
 
 SINGLE_FRAME = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR"}
@@ -38,12 +39,7 @@ DIRECTORY = "1.2.840.10008.1.3.10"
 
 MAX_FRAMES = 100_000
 
-PATIENT = (
-    *("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex"),
-    *("PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod"),
-    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription"),
-)
-"""What objects that refer to a series repeat of its patient and study (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2)."""
+PATIENT = patient.KEYWORDS
 
 REQUIRED = (
     *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"),
@@ -306,6 +302,7 @@ def _image(source: Source, header: Dataset, stream: BinaryIO, size: int) -> Imag
     if _by_frame(header):
         frames = number(source, header, "NumberOfFrames", 1, MAX_FRAMES)
     pixels = read_pixels(source, header, stream, size, frames, modality == "CT")
+    identity = Identity(*(text(header, keyword) for keyword in Identity.KEYWORDS))
     return Image(
         sop_class,
         text(header, "StudyInstanceUID"),
@@ -314,9 +311,12 @@ def _image(source: Source, header: Dataset, stream: BinaryIO, size: int) -> Imag
         modality,
         _series_number(header),
         text(header, "SeriesDescription"),
-        tuple((keyword, text(header, keyword)) for keyword in PATIENT if header.get(keyword)),
+        patient.texts(header),
         tuple(k for k in REQUIRED if not (text(header, k) or (k == "SOPInstanceUID" and _sop_uid(header)))),
-        tuple(_slices(source, header, pixels, modality, frames if _by_frame(header) else None)),
+        tuple(
+            replace(one, identity=identity)
+            for one in _slices(source, header, pixels, modality, frames if _by_frame(header) else None)
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, generate_uid
 from zoomseg.core.errors import GeometryError, ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.volume import LabelMap
+from zoomseg.io.dicom import patient
 from zoomseg.io.dicom.codes import Code, short_text
-from zoomseg.io.dicom.series import DicomSeries
+from zoomseg.io.dicom.series import DicomSeries, Identity
 from zoomseg.io.files import atomic_path, reading
 
 Mask = npt.NDArray[np.bool_]
@@ -32,21 +34,10 @@ MAX_OBJECT_BYTES = 4 * 1024**3
 
 ARTIFICIAL_INTELLIGENCE = Code("123110", "Artificial Intelligence", "DCM")
 
-_PATIENT_AND_STUDY = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
-    *("StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription"),
-)
 _UID = r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+"
-_DATE = r"[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])"
-_FORMS: Mapping[str, str] = {
-    "PatientBirthDate": _DATE,
-    "StudyDate": _DATE,
-    "StudyTime": r"([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?",
-    "PatientSex": r"[MFO]",
-    "StudyID": r"[^\\]{1,16}",
-    "AccessionNumber": r"[^\\]{1,16}",
-}
-"""What values must look like to be repeated; empty is allowed, and better than wrong."""
+
+_MODEL_CHARACTERS = 36
+"""Of a model's name in a series' description, so that the time of its making fits into the 64 there are."""
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -97,16 +88,67 @@ def _derived_uid(series: DicomSeries, what: str) -> str:
 
 def patient_and_study(series: DicomSeries) -> Dataset:
     """A data set that holds what an object repeats of the patient and study it belongs to. What the series
-    lacks, or has in an impossible form, is empty."""
-    known = dict(series.patient)
-    found = Dataset()
+    lacks, or has in an impossible form, is empty or absent."""
+    found = patient.elements(dict(series.patient))
     found.SpecificCharacterSet = "ISO_IR 192"
     found.StudyInstanceUID = study_uid(series)
-    for keyword in _PATIENT_AND_STUDY:
-        value = short_text(known.get(keyword, ""))
-        form = _FORMS.get(keyword)
-        setattr(found, keyword, value if form is None or re.fullmatch(form, value) else "")
     return found
+
+
+def series_of_result(series: DicomSeries, model: str, offset: int, made: datetime) -> Dataset:
+    """A data set that describes the series that an object made by ``model`` is alone in: two runs are told
+    apart by the time.
+
+    Args:
+        offset: added to the number of ``series``, unlike those of other kinds of objects.
+    """
+    date, seconds = f"{made:%Y%m%d}", f"{made:%H%M%S}"
+    found = Dataset()
+    found.SeriesInstanceUID = UID(new_uid())
+    found.SeriesNumber = (series.number or 0) % 100_000 + offset
+    found.SeriesDescription = (
+        f"{MANUFACTURER} {short_text(model, longest=_MODEL_CHARACTERS)} {made:%Y-%m-%d %H:%M:%S}"
+    )
+    found.SeriesDate = found.InstanceCreationDate = date
+    found.SeriesTime = found.InstanceCreationTime = seconds
+    return found
+
+
+def require_one_identity(series: DicomSeries) -> None:
+    """Refuse a series whose slices are, by their own headers, of several patients, studies, series or frames
+    of reference, or of others than it says: an object would carry one's name and refer to another's images.
+
+    Raises:
+        ScanError: they are.
+    """
+    stored = [s.identity for s in series.slices if s is not None and s.identity is not None]
+    differing = {keyword for one in stored for keyword in one.differing(series.identity)}
+    if differing:
+        what = ", ".join(keyword for keyword in Identity.KEYWORDS if keyword in differing)
+        raise ScanError(
+            f"slices of series '{series.description}' differ in {what}; no SEG or RTSTRUCT is made that may "
+            "mix up patients: export each patient and study by itself"
+        )
+
+
+def notes_on_identity(series: DicomSeries) -> tuple[str, ...]:
+    """What a series lacks that objects made of it must name, one line; nothing if it lacks none."""
+    uids = {
+        "StudyInstanceUID": series.study_uid,
+        "SeriesInstanceUID": series.series_uid,
+        "FrameOfReferenceUID": series.frame_of_reference_uid,
+    }
+    lacking = [keyword for keyword, uid in uids.items() if not _valid(uid)]
+    notes = []
+    if lacking:
+        what = " and ".join(lacking)
+        notes.append(
+            f"it lacks a valid {what}; a SEG or RTSTRUCT of it has one made up, and archives and viewers do "
+            "not put it with the images"
+        )
+    if any(s is not None and not _valid(s.sop_uid) for s in series.slices):
+        notes.append("it has slices without SOPInstanceUID; a SEG or RTSTRUCT does not refer to these")
+    return tuple(notes)
 
 
 def code_item(code: Code) -> Dataset:

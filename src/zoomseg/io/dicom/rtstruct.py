@@ -1,16 +1,15 @@
 """RTSTRUCT: label maps as contours in patient coordinates, slice by slice, and back.
 
 Contours are closed and planar, in LPS+ millimetres, one polygon per connected part in a slice; holes are cut
-out by keyholes (see ``io.dicom.contours``). When reading, contours of one structure in one slice are combined
-by exclusive or, so that holes drawn as contours of their own are holes, too.
+out by keyholes (see ``io.dicom.contours``, which also says how several contours in a slice are read).
 """
 
 # mypy: allow-untyped-calls
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,10 @@ from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom import objects
+from zoomseg.io.dicom.between import InSlice, between
 from zoomseg.io.dicom.codes import coded, short_text
-from zoomseg.io.dicom.contours import filled, outlines
+from zoomseg.io.dicom.contours import MAX_IN_SLICE, drawn_mask, outlines, xor_mask
+from zoomseg.io.dicom.references import require_drawn_on
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.structures import Indices, Structures, unused_name
 from zoomseg.io.files import reading
@@ -41,7 +42,8 @@ MAX_CONTOURS = 500_000
 MAX_POINTS = 2_000_000
 """More points in one contour are refused."""
 
-_CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+_XOR = "CLOSEDPLANAR_XOR"
+_CLOSED = ("CLOSED_PLANAR", _XOR)
 _CONTOUR_DATA = Tag("ContourData")
 _DECIMALS = 4  # a ten-thousandth of a millimetre; with it every coordinate fits into sixteen characters
 
@@ -61,8 +63,10 @@ def write_rtstruct(path: Path, labels: LabelMap, series: DicomSeries, model: str
 
     Raises:
         GeometryError: the labels lie on another grid.
+        ScanError: the series mixes patients or studies.
         OutputError: the file cannot be written.
     """
+    objects.require_one_identity(series)
     found = objects.found_classes(labels, series)
     if not found:
         return False
@@ -83,6 +87,7 @@ def write_rtstruct(path: Path, labels: LabelMap, series: DicomSeries, model: str
 
 def _header(series: DicomSeries, model: str, version: str) -> Dataset:
     dataset = objects.patient_and_study(series)
+    dataset.update(objects.series_of_result(series, model, 2000, datetime.now()))
     dataset.file_meta = FileMetaDataset()
     dataset.SOPClassUID = RTStructureSetStorage
     dataset.SOPInstanceUID = UID(objects.new_uid())
@@ -90,17 +95,13 @@ def _header(series: DicomSeries, model: str, version: str) -> Dataset:
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.Modality = "RTSTRUCT"
-    dataset.SeriesInstanceUID = UID(objects.new_uid())
-    dataset.SeriesNumber = (series.number or 0) % 100_000 + 2000
-    dataset.SeriesDescription = f"ZoomSeg {short_text(model)}"[:64]
     dataset.OperatorsName = ""
     dataset.Manufacturer = objects.MANUFACTURER
     dataset.ManufacturerModelName = short_text(f"{model} {version}") or objects.MANUFACTURER
     dataset.SoftwareVersions = objects.software_version()
     dataset.StructureSetLabel = "ZoomSeg"
     dataset.StructureSetDescription = "Organs found by a neural network, not reviewed"
-    dataset.StructureSetDate = dataset.InstanceCreationDate = time.strftime("%Y%m%d")
-    dataset.StructureSetTime = dataset.InstanceCreationTime = time.strftime("%H%M%S")
+    dataset.StructureSetDate, dataset.StructureSetTime = dataset.SeriesDate, dataset.SeriesTime
     dataset.ApprovalStatus = "UNAPPROVED"
     dataset.FrameOfReferenceUID = objects.frame_of_reference_uid(series)
     dataset.PositionReferenceIndicator = ""
@@ -110,14 +111,16 @@ def _header(series: DicomSeries, model: str, version: str) -> Dataset:
 
 def _frame_of_reference(series: DicomSeries) -> Dataset:
     images, study, frame = Dataset(), Dataset(), Dataset()
+    frame.FrameOfReferenceUID = objects.frame_of_reference_uid(series)
     images.SeriesInstanceUID = objects.series_uid(series)
     images.ContourImageSequence = objects.instance_items(series)
+    if not images.ContourImageSequence:  # rather no reference than one that is empty
+        return frame
     study.ReferencedSOPClassUID = UID(
         "1.2.840.10008.3.1.2.3.1"
     )  # a retired class, but the field must be there
     study.ReferencedSOPInstanceUID = objects.study_uid(series)
     study.RTReferencedSeriesSequence = [images]
-    frame.FrameOfReferenceUID = objects.frame_of_reference_uid(series)
     frame.RTReferencedStudySequence = [study]
     return frame
 
@@ -178,84 +181,146 @@ def _contour(number: int, polygon: FloatArray, k: int, grid: Grid, reference: Da
 
 
 def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
-    """The closed contours of an RTSTRUCT that was drawn on ``series``, as voxels whose centres lie within.
-    What has none (points, open lines) is left out, with a note; what lies beyond the series is cut.
+    """The closed contours of an RTSTRUCT that was drawn on ``series``, as voxels whose centres lie within,
+    and what lies between contours on every second, third ... slice (see ``io.dicom.between``).
+
+    A structure that cannot be read is left out with a note that names it, and so is one without closed
+    contours (points, open lines); what lies beyond the series is cut.
 
     Raises:
-        ScanError: unreadable, no RTSTRUCT, drawn on another series, or contours that lie across its slices.
+        ScanError: unreadable, no RTSTRUCT, drawn on another patient or series, or no structure can be read.
     """
     path = Path(path)
     dataset = objects.read_object(path, KINDS)
     with reading(path, "DICOM"):
-        names = _names(path, dataset, series)
+        notes = list(require_drawn_on(path, dataset, series))
+        rois, unnumbered = _rois(path, dataset)
+        drawn, ownerless = _by_number(dataset.get("ROIContourSequence") or [], "ReferencedROINumber")
+        if ownerless:  # the number comes last in an item
+            raise ScanError(f"{path}: damaged, truncated or not DICOM (contours without a number)")
+        lost = len(drawn.keys() - rois.keys())
+        notes += [f"structures without a number left out: {unnumbered}"] if unnumbered else []
+        notes += [f"contours of structures that it does not name left out: {lost}"] if lost else []
         voxels: dict[str, Indices] = {}
-        notes = []
-        for roi in dataset.get("ROIContourSequence", []):
-            name = names.pop(int(roi.ReferencedROINumber), None)
-            if name is None:
-                raise ScanError(f"{path}: has contours of a structure that it does not name, or twice of one")
-            found = _voxels(path, name, roi, series.grid)
+        wrong: list[str] = []
+        for number, items in rois.items():
+            name = unused_name(str(items[0].get("ROIName", "")), voxels)
+            try:
+                with reading(path, "DICOM"):
+                    found, said = _structure(path, name, items, drawn.get(number, []), series)
+            except ScanError as error:
+                wrong.append(str(error).removeprefix(f"{path}: "))
+                notes.append(f"structure '{name}' left out: {wrong[-1]}")
+                continue
+            notes += said
             if found.size:
                 voxels[name] = found
             else:
                 notes.append(f"structure '{name}' has no closed contour within the series")
-        notes += [f"structure '{name}' has no contours" for name in names.values()]
+        if wrong and not voxels:
+            raise ScanError(f"{path}: {wrong[0]}")
         return Structures(series.grid, voxels, tuple(notes))
 
 
-def _names(path: Path, dataset: Dataset, series: DicomSeries) -> dict[int, str]:
-    """ROI number to name."""
+def _rois(path: Path, dataset: Dataset) -> tuple[dict[int, list[Dataset]], int]:
+    """As ``_by_number``, of what is said of structures."""
     rois = dataset.get("StructureSetROISequence", [])
     if not 1 <= len(rois) <= MAX_STRUCTURES:
         raise ScanError(f"{path}: names {len(rois)} structures; 1 to {MAX_STRUCTURES} are read")
-    names: dict[int, str] = {}
-    for roi in rois:
-        objects.require_frame(path, str(roi.get("ReferencedFrameOfReferenceUID", "")), series)
-        names[int(roi.ROINumber)] = unused_name(str(roi.get("ROIName", "")), names.values())
-    return names
+    return _by_number(rois, "ROINumber")
 
 
-def _voxels(path: Path, name: str, roi: Dataset, grid: Grid) -> Indices:
+def _by_number(items: Iterable[Dataset], keyword: str) -> tuple[dict[int, list[Dataset]], int]:
+    """Items by the number of the structure they belong to, and how many have none. That several have one
+    number is a fault of that structure alone."""
+    found: dict[int, list[Dataset]] = {}
+    without = 0
+    for item in items:
+        try:
+            found.setdefault(int(item[keyword].value), []).append(item)
+        except Exception:  # parsers of hostile bytes fail in any way they like
+            without += 1
+    return found, without
+
+
+def _structure(
+    path: Path, name: str, rois: Sequence[Dataset], drawn: Sequence[Dataset], series: DicomSeries
+) -> tuple[Indices, list[str]]:
+    """A structure's voxels, and what is to be said of them."""
+    if len(rois) > 1 or len(drawn) > 1:
+        raise ScanError(f"'{name}' has the number of another structure, or contours in two places")
+    objects.require_frame(path, str(rois[0].get("ReferencedFrameOfReferenceUID", "")), series)
+    if not drawn:
+        return np.empty(0, dtype=np.int64), []
+    return _voxels(name, drawn[0], series.grid)
+
+
+def _voxels(name: str, roi: Dataset, grid: Grid) -> tuple[Indices, list[str]]:
     slices: dict[int, list[FloatArray]] = {}
-    for points in _closed_contours(path, name, roi):
+    closed, skipped = _closed_contours(name, roi)
+    exclusive = any(kind == _XOR for kind, _ in closed)
+    for _, points in closed:
         index = grid.index(objects.lps(points))
-        k = _plane(path, name, index[:, 2])
+        k = _plane(name, index[:, 2])
         if 0 <= k < grid.shape[2]:
             slices.setdefault(k, []).append(index[:, :2])
-    parts = [np.empty(0, dtype=np.int64)]
+    if max(map(len, slices.values()), default=0) > MAX_IN_SLICE:
+        raise ScanError(f"'{name}' has more than {MAX_IN_SLICE} contours in a slice")
+    drawn, notes = _filled(name, slices, grid.shape[:2], exclusive)
+    if closed and skipped:
+        notes.append(f"structure '{name}' has contours that are no closed ones; left out: {skipped}")
+    found = between(name, drawn, grid.shape[:2], np.array(grid.spacing_mm))
+    parts = [at * grid.shape[2] + k for k, at in (*drawn.items(), *found.voxels.items())]
+    return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *parts])), [*notes, *found.notes]
+
+
+def _filled(
+    name: str, slices: Mapping[int, Sequence[FloatArray]], shape: tuple[int, int], exclusive: bool
+) -> tuple[dict[int, InSlice], list[str]]:
+    """Voxels that the contours of each slice surround. Where one is to be combined by exclusive or, all are:
+    the standard has no mixture (PS3.3 C.8.8.6.1)."""
+    if exclusive:
+        return {k: np.flatnonzero(xor_mask(polygons, shape)) for k, polygons in slices.items()}, []
+    found, copies, overlapping = {}, 0, 0
     for k, polygons in slices.items():
-        i, j = np.nonzero(filled(polygons, grid.shape[:2]))
-        parts.append((i * grid.shape[1] + j) * grid.shape[2] + k)
-    return np.sort(np.concatenate(parts))
+        drawn = drawn_mask(polygons, shape)
+        found[k] = np.flatnonzero(drawn.mask)
+        copies, overlapping = copies + drawn.copies, overlapping + drawn.overlapping
+    notes = [f"structure '{name}' repeats contours; copies left out: {copies}"] if copies else []
+    if overlapping:
+        notes.append(f"contours of structure '{name}' overlap; put together in slices: {overlapping}")
+    return found, notes
 
 
-def _plane(path: Path, name: str, k: FloatArray) -> int:
+def _plane(name: str, k: FloatArray) -> int:
     """The slice that a contour lies in; far ones are all alike beyond the series."""
     nearest = float(np.rint(np.clip(np.median(k), -2, 2**20)))
     off = float(np.abs(k - np.median(k)).max()), abs(float(np.clip(np.median(k), -2, 2**20)) - nearest)
     if max(off) > PLANE_TOLERANCE:
         raise ScanError(
-            f"{path}: a contour of '{name}' lies across or between the slices of the series; give the series "
-            "that it was drawn on"
+            f"a contour of '{name}' lies across or between the slices of the series; give the series that it "
+            "was drawn on"
         )
     return int(nearest)
 
 
-def _closed_contours(path: Path, name: str, roi: Dataset) -> Iterator[FloatArray]:
-    """Points ``[N, 3]`` in LPS+ millimetres."""
+def _closed_contours(name: str, roi: Dataset) -> tuple[list[tuple[str, FloatArray]], int]:
+    """Kind, and points ``[N, 3]`` in LPS+ millimetres; and how many contours surround nothing: points, open
+    lines, less than three points."""
+    found: list[tuple[str, FloatArray]] = []
     contours = roi.get("ContourSequence") or []
     if len(contours) > MAX_CONTOURS:
-        raise ScanError(f"{path}: '{name}' has {len(contours)} contours; at most {MAX_CONTOURS} are read")
+        raise ScanError(f"'{name}' has {len(contours)} contours; at most {MAX_CONTOURS} are read")
     for contour in contours:
-        if contour.get("ContourGeometricType") not in _CLOSED:
+        kind = str(contour.get("ContourGeometricType"))
+        if kind not in _CLOSED:
             continue
         numbers = _numbers(contour)
         if numbers.size % 3 or numbers.size > 3 * MAX_POINTS or not np.isfinite(numbers).all():
-            raise ScanError(
-                f"{path}: a contour of '{name}' has {numbers.size} coordinates that make no points"
-            )
+            raise ScanError(f"a contour of '{name}' has {numbers.size} coordinates that make no points")
         if numbers.size >= 9:
-            yield numbers.reshape(-1, 3)
+            found.append((kind, numbers.reshape(-1, 3)))
+    return found, len(contours) - len(found)
 
 
 def _numbers(contour: Dataset) -> FloatArray:

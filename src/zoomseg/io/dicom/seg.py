@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,14 @@ import highdicom as hd
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SegmentationStorage,
+)
 from pydicom.valuerep import format_number_as_ds
 
 from zoomseg.core.colours import organ_colour
@@ -29,9 +36,10 @@ from zoomseg.core.geometry import GEOMETRY_TOLERANCE_MM, FloatArray, Grid
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom import objects
 from zoomseg.io.dicom.codes import PRIVATE_SCHEME, Code, coded, short_text
+from zoomseg.io.dicom.references import require_drawn_on
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.structures import Indices, Structures, unused_name
-from zoomseg.io.files import reading
+from zoomseg.io.files import reading, reason_of
 
 AnyArray = npt.NDArray[Any]
 
@@ -62,11 +70,14 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
 
     Raises:
         GeometryError: the labels lie on another grid.
+        ScanError: the series mixes patients or studies.
         OutputError: the file cannot be written.
     """
+    objects.require_one_identity(series)
     found = objects.found_classes(labels, series)
     if not found:
         return False
+    told = objects.series_of_result(series, model, 1000, datetime.now())
     algorithm = hd.AlgorithmIdentificationSequence(
         name=short_text(model) or objects.MANUFACTURER,
         family=_concept(objects.ARTIFICIAL_INTELLIGENCE),
@@ -80,8 +91,8 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
         pixel_array=_numbered(labels, found),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=described,
-        series_instance_uid=objects.new_uid(),
-        series_number=(series.number or 0) % 100_000 + 1000,
+        series_instance_uid=told.SeriesInstanceUID,
+        series_number=told.SeriesNumber,
         sop_instance_uid=objects.new_uid(),
         instance_number=1,
         manufacturer=objects.MANUFACTURER,
@@ -90,7 +101,6 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
         device_serial_number="none",
         content_label="ORGANS",
         content_description="Organs found by a neural network",
-        series_description=f"ZoomSeg {short_text(model)}"[:64],
         transfer_syntax_uid=ExplicitVRLittleEndian,
         specific_character_set="ISO_IR 192",
         coding_schemes=[
@@ -99,6 +109,8 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
             )
         ],
     )
+    dataset.update(told)
+    dataset.ContentDate, dataset.ContentTime = told.SeriesDate, told.SeriesTime
     dataset.update(objects.patient_and_study(series))
     _refer(dataset, series)
     objects.save(dataset, path)
@@ -179,12 +191,16 @@ def _refer(dataset: Dataset, series: DicomSeries) -> None:
     for frame, item, k in zip(frames, items, numbers, strict=True):
         reference = objects.reference_item(series, k)
         if reference is None:
-            del frame.DerivationImageSequence
+            frame.DerivationImageSequence = []  # of type 2: it may be empty, not absent
             continue
         item.update(reference)
         item.SpatialLocationsPreserved = "NO" if shifted[k] else "YES"
-    dataset.SourceImageSequence = objects.instance_items(series)
-    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = objects.instance_items(series)
+    images = objects.instance_items(series)
+    if images:
+        dataset.SourceImageSequence = images
+        dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = images
+    else:  # rather no reference than one that is empty
+        del dataset.SourceImageSequence, dataset.ReferencedSeriesSequence
 
 
 def _shifted(series: DicomSeries) -> list[bool]:
@@ -207,12 +223,13 @@ def read_seg(path: Path, series: DicomSeries) -> Structures:
     """The segments of a SEG that was drawn on ``series``. A fractional segment is where at least half is.
 
     Raises:
-        ScanError: unreadable, no SEG, made for another series, or on other voxels than the series'.
+        ScanError: unreadable, no SEG, made for another patient or series, or on other voxels than these.
     """
     path = Path(path)
     dataset = objects.read_object(path, KINDS)
     with reading(path, "DICOM"):
         objects.require_frame(path, str(dataset.get("FrameOfReferenceUID", "")), series)
+        notes = require_drawn_on(path, dataset, series)
         names = _names(path, dataset)
         found: dict[int, list[Indices]] = {number: [] for number in names}
         for frame, place in zip(_frames(path, dataset), _places(path, dataset, series.grid), strict=True):
@@ -222,7 +239,7 @@ def read_seg(path: Path, series: DicomSeries) -> Structures:
                 found[number].append(place.indices(mask, series.grid))
         voxels = {names[n]: np.unique(np.concatenate(parts)) for n, parts in found.items() if parts}
         empty = [f"segment '{names[n]}' is empty" for n, parts in found.items() if not parts]
-        return Structures(series.grid, voxels, tuple(empty))
+        return Structures(series.grid, voxels, (*notes, *empty))
 
 
 def _names(path: Path, dataset: Dataset) -> dict[int, str]:
@@ -233,7 +250,12 @@ def _names(path: Path, dataset: Dataset) -> dict[int, str]:
     names: dict[int, str] = {}
     for segment in described:
         name = unused_name(str(segment.get("SegmentLabel", "")), set(names.values()))
-        names[int(segment.SegmentNumber)] = name
+        number = int(segment.SegmentNumber)
+        if number in names:
+            raise ScanError(
+                f"{path}: describes several segments of number {number}; which is meant is not said"
+            )
+        names[number] = name
     return names
 
 
@@ -331,8 +353,8 @@ def _frames(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
 
 def _packed(path: Path, dataset: Dataset, count: int, bits: int) -> Iterator[AnyArray]:
     """The values of each frame; native data is cut here, as frames of single bits do not end with a byte."""
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        yield from iter_pixels(dataset, raw=True)
+    if dataset.file_meta.TransferSyntaxUID not in _NATIVE:
+        yield from _decoded(path, dataset)
         return
     data = np.frombuffer(dataset.PixelData, dtype=np.uint8)
     if data.size * 8 < count * bits:
@@ -344,3 +366,30 @@ def _packed(path: Path, dataset: Dataset, count: int, bits: int) -> Iterator[Any
             yield np.unpackbits(part, bitorder="little")[first % 8 :][:bits]
         else:
             yield part.view("<u2") if allocated == 16 else part
+
+
+_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+
+
+def _decoded(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
+    """Frames that are stored in another way, by pydicom's decoders.
+
+    Raises:
+        ScanError: there is none for that way, or it fails; the way is named.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    way = short_text(syntax) if syntax.name == syntax else f"{syntax.name} ({syntax})"
+    todo = "convert it to an uncompressed file (gdcmconv --raw, dcmconv +te)"
+    try:  # old files in big endian have single bits in either order
+        readable = syntax.is_encapsulated and get_decoder(syntax).is_available
+    except (NotImplementedError, ValueError):
+        readable = False
+    if not readable:
+        raise ScanError(f"{path}: its frames are stored as {way}, which is not read; {todo}")
+    try:
+        yield from iter_pixels(dataset, raw=True)
+    except Exception as error:  # decoders of hostile bytes fail in any way they like
+        raise ScanError(
+            f"{path}: its frames, stored as {way}, cannot be decoded ({reason_of(error)}); {todo}, unless it "
+            "is damaged"
+        ) from error

@@ -6,11 +6,40 @@ DICOM's patient coordinates are LPS+; grids are RAS+, as everywhere here. Series
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from zoomseg.core.geometry import Grid, Vector3
 from zoomseg.io.dicom.archive import Source
+
+
+def plain(value: str) -> str:
+    """A header's text to be compared: names without regard to case and empty components (PS3.5 6.2.1)."""
+    return value.casefold().rstrip("^= ")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose image an object is, and what it belongs to: its own header's text, empty where it has none."""
+
+    KEYWORDS: ClassVar[tuple[str, ...]] = (
+        *("PatientID", "PatientName", "PatientBirthDate"),
+        *("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+    )
+    """Of the fields, in their order."""
+
+    patient_id: str
+    patient_name: str
+    patient_birth_date: str
+    study_uid: str
+    series_uid: str
+    frame_of_reference_uid: str
+
+    def differing(self, other: Identity) -> tuple[str, ...]:
+        """Keywords of what differs."""
+        pairs = zip(self.KEYWORDS, vars(self).values(), vars(other).values(), strict=True)
+        return tuple(keyword for keyword, mine, its in pairs if plain(mine) != plain(its))
 
 
 @dataclass(frozen=True)
@@ -23,6 +52,8 @@ class Slice:
     """Counted from 1, as DICOM references do; None for a single-frame object."""
     position_lps_mm: Vector3
     """Centre of the first voxel."""
+    identity: Identity | None = field(default=None, kw_only=True)
+    """As its own header has it, whatever it was put together with; None where there is no header."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +80,19 @@ class DicomSeries:
     """DICOM keyword and value of what identifies patient and study, for objects that refer to this series."""
     notes: tuple[str, ...] = ()
     """What the user should know of how this became a volume; one line each."""
+
+    @property
+    def identity(self) -> Identity:
+        """What all slices should have in their headers."""
+        known = dict(self.patient)
+        return Identity(
+            known.get("PatientID", ""),
+            known.get("PatientName", ""),
+            known.get("PatientBirthDate", ""),
+            self.study_uid,
+            self.series_uid,
+            self.frame_of_reference_uid,
+        )
 
     @property
     def slice_uids(self) -> tuple[str | None, ...]:

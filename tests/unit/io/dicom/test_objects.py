@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage, DeflatedExplicitVRLittleEndian
 
 import dicoms
-from drawn import ORGANS, ORIENTATIONS, grid_of, interpolated, series_on
+from drawn import ORGANS, ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
 from zoomseg.core.errors import GeometryError, OutputError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom import objects
 from zoomseg.io.dicom.codes import Code
-from zoomseg.io.dicom.series import DicomSeries
+from zoomseg.io.dicom.finding import the_series
+from zoomseg.io.dicom.rtstruct import write_rtstruct
+from zoomseg.io.dicom.seg import write_seg
+from zoomseg.io.dicom.series import DicomSeries, Identity
 
 SERIES = series_on(grid_of("oblique"))
 CT = {str(CTImageStorage): "CT"}
@@ -92,6 +97,103 @@ def test_of_the_patient_only_what_may_be_true_is_repeated(keyword: str, given: s
     assert found.StudyInstanceUID == "1.2.3.4"
     empty = [e.keyword for e in found if not e.value]
     assert len(empty) == 10 - bool(kept), "what is not known is there, but empty"
+
+
+# --- identity -------------------------------------------------------------------------------------
+
+WHOSE = SERIES.identity
+
+
+def slices_of(*identities: Identity | None) -> DicomSeries:
+    """The first slices as if their headers said this, the others as if they agreed."""
+    given = (*identities, *[WHOSE] * (len(SERIES.slices) - len(identities)))
+    pairs = zip(SERIES.slices, given, strict=True)
+    return dataclasses.replace(
+        SERIES, slices=tuple(s and dataclasses.replace(s, identity=i) for s, i in pairs)
+    )
+
+
+def test_a_series_is_of_whom_it_says() -> None:
+    assert Identity("P1", "Doe^Jane", "", "1.2.3.4", "1.2.3.4.5", "1.2.3.4.6") == WHOSE
+    objects.require_one_identity(slices_of(WHOSE, None))
+    objects.require_one_identity(slices_of(dataclasses.replace(WHOSE, patient_name="DOE^JANE^^")))
+    objects.require_one_identity(interpolated(slices_of(WHOSE), 0))
+
+
+@pytest.mark.parametrize(("field", "keyword"), list(zip(vars(WHOSE), Identity.KEYWORDS, strict=True)))
+@pytest.mark.parametrize("value", ["", "1.2.77"])
+@pytest.mark.parametrize("write", [write_seg, write_rtstruct])
+def test_what_refers_to_slices_of_others_is_never_written(
+    field: str, keyword: str, value: str, write: Callable[..., bool], tmp_path: Path
+) -> None:
+    other = dataclasses.replace(WHOSE, **{field: value})
+    if other == WHOSE:
+        other = dataclasses.replace(WHOSE, **{field: "19600101"})
+    mixed = slices_of(WHOSE, other)
+    with pytest.raises(ScanError) as error:
+        write(tmp_path / "a.dcm", drawn_on(mixed.grid), mixed, "m")
+    assert str(error.value) == (
+        f"slices of series 'Abdomen' differ in {keyword}; no SEG or RTSTRUCT is made that may mix up "
+        "patients: export each patient and study by itself"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_slices_keep_what_their_own_headers_say(tmp_path: Path) -> None:
+    """So that whatever puts them together wrongly is found out: here a hand that does."""
+    mine, other = (
+        the_series(dicoms.write(tmp_path / name, dicoms.stack(dicoms.ramp(9, 12, 16), PatientID=name))).series
+        for name in ("p1", "p2")
+    )
+    objects.require_one_identity(mine)
+    mixed = dataclasses.replace(mine, slices=(*mine.slices[:4], *other.slices[4:]))
+    with pytest.raises(ScanError, match="slices of series 'body' differ in PatientID;"):
+        write_seg(tmp_path / "a.dcm", drawn_on(mixed.grid), mixed, "m")
+
+
+def test_what_a_series_lacks_that_objects_must_name_is_told(tmp_path: Path) -> None:
+    assert objects.notes_on_identity(SERIES) == ()
+    assert objects.notes_on_identity(without_uids(SERIES)) == (
+        "it lacks a valid StudyInstanceUID and SeriesInstanceUID and FrameOfReferenceUID; a SEG or RTSTRUCT "
+        "of it has one made up, and archives and viewers do not put it with the images",
+        "it has slices without SOPInstanceUID; a SEG or RTSTRUCT does not refer to these",
+    )
+    lost = dicoms.stack(dicoms.ramp(), StudyInstanceUID=None)
+    (note,) = the_series(dicoms.write(tmp_path, lost)).series.notes
+    assert note.startswith("it lacks a valid StudyInstanceUID; a SEG or RTSTRUCT of it has one made up")
+
+
+def test_two_runs_are_told_apart() -> None:
+    moment = datetime(2026, 1, 2, 3, 4, 5)
+    one = objects.series_of_result(SERIES, "abdomen-ct", 1000, moment)
+    other = objects.series_of_result(SERIES, "abdomen-ct", 1000, moment + timedelta(seconds=1))
+    assert one.SeriesDescription == "ZoomSeg abdomen-ct 2026-01-02 03:04:05"
+    assert other.SeriesDescription == "ZoomSeg abdomen-ct 2026-01-02 03:04:06"
+    assert one.SeriesInstanceUID != other.SeriesInstanceUID
+    assert (one.SeriesNumber, one.SeriesDate, one.SeriesTime) == (1004, "20260102", "030405")
+    assert other.SeriesTime == "030406"
+    longest = objects.series_of_result(SERIES, "m\\" * 99, 1000, moment).SeriesDescription
+    assert len(longest) <= 64
+    assert longest.endswith(" 2026-01-02 03:04:05")
+
+
+@pytest.mark.parametrize("write", [write_seg, write_rtstruct])
+def test_an_object_says_when_it_was_made(write: Callable[..., bool], tmp_path: Path) -> None:
+    before = datetime.now().replace(microsecond=0)
+    write(tmp_path / "a.dcm", drawn_on(SERIES.grid), SERIES, "abdomen-ct")
+    found = pydicom.dcmread(tmp_path / "a.dcm")
+    made = datetime.strptime(found.SeriesDate + found.SeriesTime, "%Y%m%d%H%M%S")
+    assert before <= made <= datetime.now()
+    assert found.SeriesDescription == f"ZoomSeg abdomen-ct {made:%Y-%m-%d %H:%M:%S}"
+    content = (
+        ("StructureSetDate", "StructureSetTime")
+        if write is write_rtstruct
+        else ("ContentDate", "ContentTime")
+    )
+    assert [found[keyword].value for keyword in content] == [found.SeriesDate, found.SeriesTime]
+
+
+# --- references -----------------------------------------------------------------------------------
 
 
 def test_planes_refer_to_the_stored_slices() -> None:

@@ -20,6 +20,7 @@ from zoomseg.core.colours import organ_colour
 from zoomseg.core.errors import GeometryError, LabelError, ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
+from zoomseg.io.dicom import rtstruct
 from zoomseg.io.dicom.rtstruct import read_rtstruct, write_rtstruct
 from zoomseg.io.dicom.series import DicomSeries
 
@@ -281,6 +282,19 @@ def test_what_is_no_closed_contour_is_left_out_with_a_note(tmp_path: Path, serie
         structures.label_map(LabelSchema.consecutive(["heart"]))
 
 
+def test_open_lines_among_closed_contours_are_told_of(tmp_path: Path, series: DicomSeries) -> None:
+    closed, line, pair = (rectangle(series, (1.6, 0.7), (9.3, 7.4), k) for k in (2, 3, 4))
+    without_kind = contour(line)
+    del without_kind.ContourGeometricType
+    path = of_contours(
+        tmp_path / "r.dcm",
+        Liver=[contour(closed), contour(line, "OPEN_PLANAR"), contour(pair[:2]), without_kind],
+    )
+    structures = read_rtstruct(path, series)
+    assert structures.notes == ("structure 'Liver' has contours that are no closed ones; left out: 3",)
+    assert set(np.unravel_index(structures.voxels["Liver"], series.grid.shape)[2]) == {2}
+
+
 def test_contours_between_slices_are_refused_and_slightly_off_ones_are_not(
     tmp_path: Path, series: DicomSeries
 ) -> None:
@@ -295,6 +309,93 @@ def test_contours_between_slices_are_refused_and_slightly_off_ones_are_not(
     tilted = of_contours(tmp_path / "tilted.dcm", Liver=[contour(across)])
     with pytest.raises(ScanError, match="a contour of 'Liver' lies across or between the slices"):
         read_rtstruct(tilted, series)
+
+
+# --- several contours in a slice ------------------------------------------------------------------
+
+
+def mask_of(path: Path, series: DicomSeries, name: str = "Liver") -> npt.NDArray[np.bool_]:
+    mask = np.zeros(series.grid.shape, dtype=bool)
+    mask.reshape(-1)[read_rtstruct(path, series).voxels[name]] = True
+    return mask
+
+
+def test_a_contour_that_is_there_twice_counts_once(tmp_path: Path, series: DicomSeries) -> None:
+    corners = rectangle(series, (1.6, 0.7), (9.3, 7.4), 2)
+    other_way = np.roll(corners[::-1], 1, axis=0)
+    rounded = corners + 0.004
+    path = of_contours(tmp_path / "r.dcm", Liver=[contour(c) for c in (corners, other_way, rounded)])
+    expected = np.zeros(series.grid.shape, dtype=bool)
+    expected[2:10, 1:8, 2] = True
+    assert (mask_of(path, series) == expected).all()
+    assert read_rtstruct(path, series).notes == ("structure 'Liver' repeats contours; copies left out: 2",)
+
+
+def test_contours_that_overlap_add_up(tmp_path: Path, series: DicomSeries) -> None:
+    path = of_contours(
+        tmp_path / "r.dcm",
+        Liver=[
+            contour(rectangle(series, (0.5, 0.5), (6.5, 5.5), 2)),
+            contour(rectangle(series, (4.5, 3.5), (9.5, 8.5), 2)),
+            contour(rectangle(series, (12.5, 0.5), (14.5, 2.5), 2)),
+        ],
+    )
+    expected = np.zeros(series.grid.shape, dtype=bool)
+    expected[1:7, 1:6, 2] = expected[5:10, 4:9, 2] = expected[13:15, 1:3, 2] = True
+    assert (mask_of(path, series) == expected).all()
+    notes = read_rtstruct(path, series).notes
+    assert notes == ("contours of structure 'Liver' overlap; put together in slices: 1",)
+
+
+def test_contours_marked_as_exclusive_are_that(tmp_path: Path, series: DicomSeries) -> None:
+    corners = [
+        rectangle(series, (0.5, 0.5), (6.5, 5.5), 2),
+        rectangle(series, (4.5, 3.5), (9.5, 8.5), 2),
+    ]
+    path = of_contours(tmp_path / "r.dcm", Liver=[contour(c, "CLOSEDPLANAR_XOR") for c in corners])
+    one, other = (np.zeros(series.grid.shape, dtype=bool) for _ in range(2))
+    one[1:7, 1:6, 2] = other[5:10, 4:9, 2] = True
+    assert (mask_of(path, series) == (one ^ other)).all()
+    assert not read_rtstruct(path, series).notes
+
+
+def test_a_keyhole_of_another_program_is_a_hole(tmp_path: Path, series: DicomSeries) -> None:
+    """With its channel up a column, as the standard's figure has it (PS3.3 C.8.8.6-1)."""
+    ring = [(4.2, 0.5), (4.2, 2.5), (2.5, 2.5), (2.5, 6.5), (6.5, 6.5), (6.5, 2.5), (4.2, 2.5), (4.2, 0.5)]
+    outer = [(9.5, 0.5), (9.5, 9.5), (0.5, 9.5), (0.5, 0.5)]
+    island = [(3.5, 3.5), (5.5, 3.5), (5.5, 5.5), (3.5, 5.5)]
+
+    def placed(corners: list[tuple[float, float]]) -> Dataset:
+        return contour(series.grid.world([(i, j, 3) for i, j in corners]) * (-1, -1, 1))
+
+    expected = np.zeros(series.grid.shape, dtype=bool)
+    expected[1:10, 1:10, 3] = True
+    expected[3:7, 3:7, 3] = False
+    path = of_contours(tmp_path / "r.dcm", Liver=[placed(ring + outer)])
+    assert (mask_of(path, series) == expected).all()
+    expected[4:6, 4:6, 3] = True
+    path = of_contours(tmp_path / "r.dcm", Liver=[placed(ring + outer), placed(island)])
+    assert (mask_of(path, series) == expected).all()
+    assert not read_rtstruct(path, series).notes
+
+
+def test_contours_on_every_second_slice_are_interpolated_between(tmp_path: Path, series: DicomSeries) -> None:
+    """A square that grows by one voxel per slice on every side."""
+    squares = {k: rectangle(series, (7.5 - k, 5.5 - k), (7.5 + k, 5.5 + k), k) for k in (1, 3, 5)}
+    path = of_contours(tmp_path / "r.dcm", Liver=[contour(c) for c in squares.values()])
+    expected = np.zeros(series.grid.shape, dtype=bool)
+    for k in range(1, 6):
+        expected[8 - k : 8 + k, 6 - k : 6 + k, k] = True
+    found = mask_of(path, series)
+    for k in (0, 1, 3, 5, 6, 7, 8):
+        assert (found[:, :, k] == expected[:, :, k]).all()
+    for k in (2, 4):  # nearest corners of squares are not corners of squares
+        off = expected[:, :, k] ^ found[:, :, k]
+        assert off.sum() <= 4
+        assert expected[:, :, k].sum() == (2 * k) ** 2
+    assert read_rtstruct(path, series).notes == (
+        "structure 'Liver' is drawn on one slice in 2; slices interpolated between: 2",
+    )
 
 
 # --- refused --------------------------------------------------------------------------------------
@@ -321,6 +422,23 @@ def _twice(dataset: Dataset) -> None:
     dataset.ROIContourSequence[1].ReferencedROINumber = 1
 
 
+def _same_number(dataset: Dataset) -> None:
+    dataset.StructureSetROISequence[1].ROINumber = 1
+
+
+def _unnumbered(dataset: Dataset) -> None:
+    del dataset.StructureSetROISequence[0].ROINumber
+
+
+def _unreferring(dataset: Dataset) -> None:
+    del dataset.ROIContourSequence[0].ReferencedROINumber
+
+
+def _between_slices(dataset: Dataset) -> None:
+    moved = [float(c) + (0.9 if n % 3 == 2 else 0) for n, c in enumerate(_first(dataset).ContourData)]
+    _first(dataset).ContourData = [f"{c:.3f}" for c in moved]
+
+
 def _another_frame(dataset: Dataset) -> None:
     dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.99"
 
@@ -336,32 +454,85 @@ def _an_image(dataset: Dataset) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_with_data("1", "2", "3", "4"), "has 4 coordinates that make no points"),
-        (_with_data("1e999", *"23456789"), "has 9 coordinates that make no points"),
-        (_unnamed, "that it does not name, or twice of one"),
-        (_twice, "that it does not name, or twice of one"),
-        (_another_frame, "drawn in frame of reference 1.2.99"),
         (_no_structures, "names 0 structures"),
         (_an_image, "is CT Image Storage; a RTSTRUCT is needed"),
+        (_unreferring, "contours without a number"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(
     change: Callable[[Dataset], None], message: str, written: Path, series: DicomSeries
 ) -> None:
-    dataset = pydicom.dcmread(written)
-    change(dataset)
-    path = written.with_name("spoiled.dcm")
-    dataset.save_as(path)
+    path = changed(written, change)
     with pytest.raises(ScanError, match=message) as error:
         read_rtstruct(path, series)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
 
 
-def test_text_for_numbers_and_cut_files_are_refused(written: Path, series: DicomSeries) -> None:
+def changed(path: Path, change: Callable[[Dataset], None]) -> Path:
+    dataset = pydicom.dcmread(path)
+    change(dataset)
+    out = path.with_name("spoiled.dcm")
+    dataset.save_as(out)
+    return out
+
+
+ONE_BAD: dict[str, tuple[Callable[[Dataset], None], set[str], str]] = {
+    "no points": (_with_data("1", "2", "3", "4"), {"liver"}, "has 4 coordinates that make no points"),
+    "not finite": (_with_data("1e999", *"23456789"), {"liver"}, "has 9 coordinates that make no points"),
+    "no name": (_unnamed, {"liver"}, "structures that it does not name left out: 1"),
+    "two places": (_twice, {"liver", "left kidney"}, "'liver' has the number of another structure"),
+    "one number": (_same_number, {"liver", "left kidney"}, "'liver' has the number of another structure"),
+    "no number": (_unnumbered, {"liver"}, "structures without a number left out: 1"),
+    "other frame": (_another_frame, {"liver"}, "drawn in frame of reference 1.2.99"),
+    "between": (_between_slices, {"liver"}, "a contour of 'liver' lies across or between the slices"),
+}
+
+
+@pytest.mark.parametrize(("change", "lost", "message"), ONE_BAD.values(), ids=ONE_BAD.keys())
+def test_a_bad_structure_refuses_itself_alone(
+    change: Callable[[Dataset], None], lost: set[str], message: str, written: Path, series: DicomSeries
+) -> None:
+    whole, path = read_rtstruct(written, series), changed(written, change)
+    found = read_rtstruct(path, series)
+    assert set(found.names) == set(whole.names) - lost
+    assert all(np.array_equal(found.voxels[name], whole.voxels[name]) for name in found.names)
+    assert any(message in note for note in found.notes)
+    assert not any("\n" in note or str(path) in note for note in found.notes)
+
+
+def test_nothing_but_bad_structures_is_refused(tmp_path: Path, series: DicomSeries) -> None:
+    path = of_contours(
+        tmp_path / "r.dcm",
+        Couch=[contour(rectangle(series, (1, 1), (5, 5), 2.4))],
+        Rail=[contour(rectangle(series, (1, 1), (5, 5), 3.4))],
+    )
+    with pytest.raises(ScanError) as error:
+        read_rtstruct(path, series)
+    assert str(error.value) == (
+        f"{path}: a contour of 'Couch' lies across or between the slices of the series; give the series that "
+        "it was drawn on"
+    )
+
+
+def test_text_for_numbers_refuses_a_structure_and_a_cut_file_all(written: Path, series: DicomSeries) -> None:
     data = written.read_bytes()
     at = data.index(b"-2", data.index(b"CLOSED_PLANAR"))
-    for spoiled in (data[:at] + b"xx" + data[at + 2 :], data[: at + 40]):
-        written.write_bytes(spoiled)
-        with pytest.raises(ScanError, match="damaged, truncated or not DICOM"):
-            read_rtstruct(written, series)
+    written.write_bytes(data[:at] + b"xx" + data[at + 2 :])
+    found = read_rtstruct(written, series)
+    assert found.names == ("left kidney", "right_kidney", "my lesion")
+    assert found.notes[0].startswith("structure 'liver' left out: damaged, truncated or not DICOM (")
+    written.write_bytes(data[: at + 40])
+    with pytest.raises(ScanError, match="damaged, truncated or not DICOM"):
+        read_rtstruct(written, series)
+
+
+def test_more_contours_in_a_slice_than_are_compared_are_refused(
+    tmp_path: Path, series: DicomSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rtstruct, "MAX_IN_SLICE", 2)
+    corners = rectangle(series, (1, 1), (5, 5), 2)
+    path = of_contours(tmp_path / "r.dcm", Many=[contour(corners)] * 3, Liver=[contour(corners)] * 2)
+    found = read_rtstruct(path, series)
+    assert found.names == ("Liver",)
+    assert "structure 'Many' left out: 'Many' has more than 2 contours in a slice" in found.notes
