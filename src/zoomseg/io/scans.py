@@ -417,7 +417,7 @@ def read_image(paths: Path | str | Sequence[Path], channels_last: bool = False) 
     (or per volume of one 4-D file). A folder or zip must hold one DICOM series.
 
     Slope and intercept are applied. Grids of several files must agree within
-    ``GEOMETRY_TOLERANCE_MM``; the first one is kept.
+    ``GEOMETRY_TOLERANCE_VOX``; the first one is kept.
 
     Raises:
         ScanError: unreadable, wrong shape or geometry, NaN or infinite voxels, a constant image, a
@@ -467,7 +467,7 @@ def check_same_grid(first: Grid, second: Grid, first_path: Path, second_path: Pa
     """Refuse two files of one case that do not lie on one grid.
 
     Raises:
-        ScanError: shapes differ, or voxel centres are further apart than ``GEOMETRY_TOLERANCE_MM``.
+        ScanError: shapes differ, or voxel centres are further apart than ``GEOMETRY_TOLERANCE_VOX``.
     """
     if first.shape != second.shape:
         raise ScanError(f"{second_path}: shape {second.shape} but {first_path.name} has {first.shape}")

@@ -7,7 +7,7 @@ import pytest
 
 from lattices import oriented
 from zoomseg.core.errors import GeometryError
-from zoomseg.core.geometry import GEOMETRY_TOLERANCE_MM, Box, Grid, Orientation
+from zoomseg.core.geometry import GEOMETRY_TOLERANCE_VOX, Box, Grid, Orientation
 
 BOX = Box((1, 2, 3), (4, 6, 8))
 
@@ -186,10 +186,10 @@ class TestGrid:
 
     def test_same_as_uses_the_named_tolerance(self) -> None:
         grid = Grid.from_spacing((3, 3, 3), (1, 1, 1))
-        assert grid.same_as(Grid.from_spacing((3, 3, 3), (1, 1, 1), (0.9 * GEOMETRY_TOLERANCE_MM, 0, 0)))
-        off = Grid.from_spacing((3, 3, 3), (1, 1, 1), (1.1 * GEOMETRY_TOLERANCE_MM, 0, 0))
+        assert grid.same_as(Grid.from_spacing((3, 3, 3), (1, 1, 1), (0.9 * GEOMETRY_TOLERANCE_VOX, 0, 0)))
+        off = Grid.from_spacing((3, 3, 3), (1, 1, 1), (1.1 * GEOMETRY_TOLERANCE_VOX, 0, 0))
         assert not grid.same_as(off)
-        assert grid.same_as(off, tolerance_mm=0.1)
+        assert grid.same_as(off, tolerance_vox=0.1)
 
 
 class TestOrientation:

@@ -37,7 +37,7 @@ def test_reads_what_the_package_reads(tmp_path: Path, dtype: type, name: str) ->
     found, expected = scan.read([path]), read_image(path)
     assert np.array_equal(found.voxels, expected.data.numpy())
     assert found.voxels.dtype.isnative
-    assert found.grid.same_as(expected.grid, tolerance_mm=1e-9)
+    assert found.grid.same_as(expected.grid, tolerance_vox=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32])
