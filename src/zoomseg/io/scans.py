@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,8 +24,9 @@ from zoomseg.core.errors import LabelError, OutputError, ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.io import nifti
+from zoomseg.io import nifti, nifti_header
 from zoomseg.io.files import atomic_path, reading, reason_of
+from zoomseg.io.headers import check_grid, check_size, check_spacing
 
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
@@ -36,12 +36,6 @@ if TYPE_CHECKING:
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _SUPPORTED = f"{', '.join(SCAN_SUFFIXES)}, and DICOM series in folders or zips"
-
-MAX_VOXELS = 4 * 1024**3
-"""A header that promises more voxels (all channels together) is refused."""
-
-MAX_COMPRESSION = 1100
-"""Deflate cannot pack more than 1032 bytes into one; a header promising more is lying."""
 
 LABEL_MAP_MAX_VALUES = 128
 LABEL_MAP_EQUAL_NEIGHBOURS = 0.8
@@ -182,37 +176,6 @@ def _require_suffix(path: Path) -> str:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def _check_size(path: Path, shape: tuple[int, ...], voxel_bytes: int, compressed: bool, stored: int) -> None:
-    """Refuse headers that promise more than the file can hold, before anything is allocated."""
-    if min(shape) < 1:
-        raise ScanError(f"{path}: header gives the shape {shape}; every size must be at least 1")
-    voxels = math.prod(shape)
-    if voxels > MAX_VOXELS:
-        raise ScanError(f"{path}: header promises {voxels} voxels; at most {MAX_VOXELS} are read")
-    needed = voxels * voxel_bytes
-    if needed > stored * (MAX_COMPRESSION if compressed else 1):
-        raise ScanError(f"{path}: truncated; header promises {needed} bytes of voxels, the file has {stored}")
-
-
-def _check_spacing(path: Path, spacing: Sequence[float]) -> None:
-    if not all(math.isfinite(s) and s > 0 for s in spacing):
-        got = [float(s) for s in spacing]
-        raise ScanError(f"{path}: voxel spacing must be positive and finite, got {got} mm")
-
-
-def _trim(path: Path, shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
-    """Shape without trailing singleton axes: three sizes, or four where channels are allowed."""
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) < 3:
-        raise ScanError(f"{path}: {len(shape)}-D image of shape {shape}; a 3-D scan is needed")
-    if len(shape) > (4 if channels_last else 3):
-        raise ScanError(
-            f"{path}: {len(shape)}-D image of shape {shape}; give one 3-D file per channel or time"
-        )
-    return shape
-
-
 @dataclass(frozen=True, eq=False)
 class _Header:
     """What a file says about itself: shape (three sizes, or four with channels last) and grid."""
@@ -221,6 +184,8 @@ class _Header:
     grid: Grid
     dtype: np.dtype[Any]
     scaled: bool = False
+    notes: tuple[str, ...] = ()
+    """What its user must know of how it was read: what was ambiguous, and which rule decided."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,25 +205,13 @@ def _header(path: Path, channels_last: bool = False) -> _Header:
     suffix = _require_suffix(path)
     with reading(path, "an image"):
         if suffix in (".nii", ".nii.gz"):
-            return _nifti_header(path, suffix, channels_last)
+            return _nifti_header(path, channels_last)
         return _itk_header(path, channels_last)
 
 
-def _nifti_header(path: Path, suffix: str, channels_last: bool) -> _Header:
-    raw = nifti.unchecked_header(path)
-    dimensions = int(raw["dim"][0])
-    if not 1 <= dimensions <= 7:
-        raise ScanError(f"{path}: damaged, truncated or not an image (header gives {dimensions} dimensions)")
-    shape = tuple(int(n) for n in raw["dim"][1 : dimensions + 1])
-    shape = _trim(path, shape, channels_last)
-    dtype = raw.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise ScanError(f"{path}: voxels of type {dtype}; grey values are needed, one real number per voxel")
-    _check_size(path, shape, dtype.itemsize, suffix == ".nii.gz", path.stat().st_size)
-    _check_spacing(path, raw["pixdim"][1:4])
-    slope, intercept = (float(raw[name]) for name in ("scl_slope", "scl_inter"))
-    scaled = math.isfinite(slope) and slope != 0 and (slope, intercept) != (1.0, 0.0)
-    return _Header(shape, Grid((shape[0], shape[1], shape[2]), nifti.load(path).affine), dtype, scaled)
+def _nifti_header(path: Path, channels_last: bool) -> _Header:
+    found = nifti.header(path, axes=4 if channels_last else 3)
+    return _Header(found.shape, found.grid, found.dtype, found.scaled, found.notes)
 
 
 def _itk_reader(path: Path) -> sitk.ImageFileReader:
@@ -299,16 +252,16 @@ def _itk_header(path: Path, channels_last: bool) -> _Header:
     components = reader.GetNumberOfComponents()
     if components != 1:
         raise ScanError(f"{path}: {components} values per voxel; give one 3-D file per channel")
-    shape = _trim(path, tuple(int(n) for n in reader.GetSize()), channels_last)
+    shape = nifti_header.trimmed(path, tuple(int(n) for n in reader.GetSize()), 4 if channels_last else 3)
     text = _text_header(path)
     detached = _DETACHED.search(text)
     data = path.with_name(detached[1].decode()) if detached and detached[1].upper() != b"LOCAL" else path
     packed = re.search(rb"encoding:\s*(gz|bz)|CompressedData\s*=\s*True", text, re.IGNORECASE) is not None
     dtype = np.dtype(_itk_types().get(reader.GetPixelID(), "float64"))
-    _check_size(path, shape, dtype.itemsize, packed, data.stat().st_size)
+    check_size(path, shape, dtype.itemsize, packed, data.stat().st_size)
     dimension = reader.GetDimension()
     spacing = reader.GetSpacing()[:3]
-    _check_spacing(path, spacing)
+    check_spacing(path, spacing)
     direction = np.array(reader.GetDirection()).reshape(dimension, dimension)[:3, :3]
     affine = np.eye(4)
     affine[:3, :3] = direction * np.array(spacing)
@@ -326,8 +279,8 @@ def _itk_types() -> dict[int, str]:
 def _stored(path: Path, header: _Header) -> _Stored:
     with reading(path, "an image"):
         if scan_suffix(path) in (".nii", ".nii.gz"):
-            raw, slope, intercept = nifti.voxels(path)
-            return _Stored(raw.reshape(header.shape, order="F"), slope, intercept)
+            raw, found = nifti.voxels(path, axes=len(header.shape))
+            return _Stored(raw, found.slope, found.intercept)
         import SimpleITK as sitk  # noqa: N813
 
         raw = sitk.GetArrayFromImage(_itk_reader(path).Execute())
@@ -539,7 +492,7 @@ def write_labels(path: Path, labels: LabelMap, like: Path | None = None) -> None
 
     Args:
         like: the scan it belongs to. If both are NIfTI, its geometry fields are copied verbatim, so
-            that other programs see exactly the same grid.
+            that every other program sees exactly the same grid, by whichever rules.
 
     Raises:
         OutputError: unsupported suffix, or the file cannot be written.
@@ -562,7 +515,7 @@ def write_array(path: Path, array: AnyArray, grid: Grid, like: Path | None = Non
         allowed = ", ".join(s for s in SCAN_SUFFIXES if s != ".mhd")
         raise OutputError(f"{path}: cannot write this format; supported are {allowed}")
     if suffix in (".nii", ".nii.gz"):
-        image = _nifti_image(array, grid, like)
+        image = nifti_header.image(array, grid, None if like is None else _geometry_of(Path(like), grid))
         with atomic_path(path) as partial:
             nifti.save(image, partial, compressed=suffix == ".nii.gz")
         return
@@ -577,20 +530,14 @@ def write_array(path: Path, array: AnyArray, grid: Grid, like: Path | None = Non
             raise OutputError(f"{path}: cannot be written ({reason_of(error)})") from error
 
 
-def _nifti_image(array: AnyArray, grid: Grid, like: Path | None) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(array, grid.affine, dtype=array.dtype)
-    image.set_sform(grid.affine, code="scanner")
-    image.set_qform(grid.affine, code="scanner")
-    image.header.set_xyzt_units("mm")
-    if like is None or scan_suffix(like) not in (".nii", ".nii.gz"):
-        return image
-    check_same_grid(_header(Path(like), channels_last=True).grid, grid, Path(like), Path("the result"))
-    source = nifti.load(Path(like))
-    if int(source.header["sform_code"]) > 0:
-        image.set_sform(source.header.get_sform(), code=int(source.header["sform_code"]))
-    if int(source.header["qform_code"]) > 0:
-        image.set_qform(source.header.get_qform(), code=int(source.header["qform_code"]))
-    return image
+def _geometry_of(scan: Path, grid: Grid) -> Any:
+    """The header's fields of a NIfTI scan, whose geometry its label map shall have; None of other formats."""
+    if scan_suffix(scan) not in (".nii", ".nii.gz"):
+        return None
+    with reading(scan, "an image"):
+        header = nifti.header(scan, axes=4)
+    check_same_grid(header.grid, grid, scan, Path("the result"))
+    return header.fields
 
 
 def itk_image(array: AnyArray, grid: Grid) -> sitk.Image:
