@@ -415,7 +415,9 @@ def _write_case(dataset: Dataset, case: CaseFiles, out: Path, kinds: set[Kind]) 
         _copy(case.labels, labels)
         return
     values, own = read_label_values(case.labels)
-    write_array(labels, values, grid if _can_snap(grid, own) else own)
+    snaps = _can_snap(grid, own)
+    # Labels get the header's geometry, too: without it other programs may lay them beside the image.
+    write_array(labels, values, grid if snaps else own, like=targets[0] if snaps else case.labels)
 
 
 def _write_mended_image(dataset: Dataset, case: CaseFiles, targets: list[Path]) -> Grid:

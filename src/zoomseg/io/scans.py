@@ -25,7 +25,7 @@ from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io import nifti, nifti_header
-from zoomseg.io.files import atomic_path, reading, reason_of
+from zoomseg.io.files import atomic_path, printable, reading, reason_of
 from zoomseg.io.headers import check_grid, check_size, check_spacing
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def scan_suffix(path: Path) -> str | None:
 
 
 def scan_name(path: Path) -> str:
-    """File name without its scan suffix: ``a/liver_01.nii.gz`` -> ``liver_01``."""
+    """File name without its scan suffix: ``a/liver_01.nii.gz`` -> ``liver_01``. It can be written to any file."""
     name = Path(path).name
-    return name[: len(name) - len(scan_suffix(path) or "")]
+    return printable(name[: len(name) - len(scan_suffix(path) or "")])
 
 
 def split_channel(name: str) -> tuple[str, int | None]:

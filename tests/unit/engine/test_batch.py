@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import weakref
@@ -67,7 +68,7 @@ def test_good_bad_good(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
     assert not (out / "case_2.nii.gz").exists()
 
 
-def test_out_of_memory_is_a_failed_scan_other_errors_are_bugs(
+def test_whatever_goes_wrong_in_computing_fails_that_scan_alone(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_large(*_: object, **__: object) -> None:
@@ -83,8 +84,10 @@ def test_out_of_memory_is_a_failed_scan_other_errors_are_bugs(
         raise RuntimeError("shapes differ")
 
     monkeypatch.setattr(model, "predict", bug)
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        outcomes(scans[:1], tmp_path, model)
+    (outcome,) = outcomes(scans[:1], tmp_path, model)
+    assert isinstance(outcome, Failed)
+    place = r"unexpected RuntimeError at engine/batch\.py:\d+ \(shapes differ\); please report it"
+    assert re.search(place, outcome.reason)
 
 
 def test_a_place_that_cannot_be_written_ends_the_batch(

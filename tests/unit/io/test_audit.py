@@ -144,7 +144,7 @@ def plant_copy_with_other_labels(root: Path) -> None:
 
 
 FAULTS: list[tuple[Callable[[Path], None], str, bool, str]] = [
-    (plant_truncated, "unreadable", True, "imagesTr/b_0000.nii.gz: damaged, truncated"),
+    (plant_truncated, "unreadable", True, "imagesTr/b_0000.nii.gz: truncated; "),
     (plant_no_labels, "missing_labels", True, "no label file"),
     (plant_no_image, "missing_file", True, "imagesTr/b_0000.nii.gz: no such file"),
     (plant_bad_labels, "unreadable", True, "labelsTr/b.nii.gz: label values are not whole numbers"),
