@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from isal import isal_zlib as zlib
 
 from zoomseg.core.errors import LabelError, OutputError, ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.io import nifti, nifti_header
+from zoomseg.io import nifti, nifti_header, text_header
 from zoomseg.io.files import atomic_path, printable, reading, reason_of
 from zoomseg.io.headers import check_grid, check_size, check_spacing
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
 
     from zoomseg.io.dicom.finding import Refused, Stack
+    from zoomseg.io.text_header import TextHeader
 # Imported on the spot where they are needed: they take a tenth of a second, and most scans are NIfTI.
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
@@ -42,7 +45,6 @@ LABEL_MAP_EQUAL_NEIGHBOURS = 0.8
 """An "image" of so few whole numbers, where most neighbours inside its objects are equal, is a label map."""
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-_DETACHED = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.MULTILINE | re.IGNORECASE)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 AnyArray = npt.NDArray[Any]
@@ -214,51 +216,27 @@ def _nifti_header(path: Path, channels_last: bool) -> _Header:
     return _Header(found.shape, found.grid, found.dtype, found.scaled, found.notes)
 
 
-def _itk_reader(path: Path) -> sitk.ImageFileReader:
+def _itk_reader(path: Path) -> tuple[sitk.ImageFileReader, TextHeader]:
+    """ITK's reader of a file whose header was checked."""
     import SimpleITK as sitk  # noqa: N813
 
-    detached = _DETACHED.search(_text_header(path))
-    if detached and detached[1].upper() != b"LOCAL" and not re.fullmatch(rb"[^/\\%]+", detached[1]):
-        place = detached[1].decode(errors="replace")
-        raise ScanError(f"{path}: its voxels must be in one file in the same folder, not in {place}")
-    if detached and detached[1].upper().startswith(b"LIST"):
-        raise ScanError(f"{path}: voxels spread over several files are not supported; convert it to one file")
+    nrrd = scan_suffix(path) == ".nrrd"
+    checked = text_header.read(path, nrrd)
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO" if scan_suffix(path) == ".nrrd" else "MetaImageIO")
+    reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")
     reader.SetFileName(str(path))
-    return reader
-
-
-def _text_header(path: Path) -> bytes:
-    """The textual start of a NRRD or MetaImage file; a name in its voxels must not be taken for a field."""
-    with path.open("rb") as stream:
-        text = stream.read(65536)
-    if scan_suffix(path) == ".nrrd":
-        return re.split(rb"\r?\n\r?\n", text, maxsplit=1)[0]
-    end = re.search(rb"^ElementDataFile.*$", text, re.MULTILINE)
-    header = text[: end.end()] if end else b""
-    for field in (b"NDims", b"DimSize", b"ElementType"):  # ITK would complain on standard error by itself
-        if not re.search(rb"^" + field + rb"\s*=", header, re.MULTILINE):
-            raise ScanError(f"{path}: damaged, truncated or not an image (no MetaImage header)")
-    packed = re.search(rb"^CompressedDataSize\s*=\s*(\d{1,15})", header, re.MULTILINE)
-    if packed and header.endswith(b"LOCAL") and int(packed[1]) > path.stat().st_size:
-        raise ScanError(f"{path}: truncated; header promises {int(packed[1])} bytes of compressed voxels")
-    return header
+    return reader, checked
 
 
 def _itk_header(path: Path, channels_last: bool) -> _Header:
-    reader = _itk_reader(path)
+    reader, checked = _itk_reader(path)
     reader.ReadImageInformation()
     components = reader.GetNumberOfComponents()
     if components != 1:
         raise ScanError(f"{path}: {components} values per voxel; give one 3-D file per channel")
     shape = nifti_header.trimmed(path, tuple(int(n) for n in reader.GetSize()), 4 if channels_last else 3)
-    text = _text_header(path)
-    detached = _DETACHED.search(text)
-    data = path.with_name(detached[1].decode()) if detached and detached[1].upper() != b"LOCAL" else path
-    packed = re.search(rb"encoding:\s*(gz|bz)|CompressedData\s*=\s*True", text, re.IGNORECASE) is not None
     dtype = np.dtype(_itk_types().get(reader.GetPixelID(), "float64"))
-    check_size(path, shape, dtype.itemsize, packed, data.stat().st_size)
+    check_size(path, shape, dtype.itemsize, checked.compressed, checked.voxels.stat().st_size)
     dimension = reader.GetDimension()
     spacing = reader.GetSpacing()[:3]
     check_spacing(path, spacing)
@@ -266,7 +244,9 @@ def _itk_header(path: Path, channels_last: bool) -> _Header:
     affine = np.eye(4)
     affine[:3, :3] = direction * np.array(spacing)
     affine[:3, 3] = reader.GetOrigin()[:3]
-    return _Header(shape, Grid((shape[0], shape[1], shape[2]), _LPS_TO_RAS @ affine), dtype)
+    grid = Grid((shape[0], shape[1], shape[2]), _LPS_TO_RAS @ affine)
+    check_grid(path, grid)
+    return _Header(shape, grid, dtype)
 
 
 def _itk_types() -> dict[int, str]:
@@ -283,8 +263,26 @@ def _stored(path: Path, header: _Header) -> _Stored:
             return _Stored(raw, found.slope, found.intercept)
         import SimpleITK as sitk  # noqa: N813
 
-        raw = sitk.GetArrayFromImage(_itk_reader(path).Execute())
+        reader, checked = _itk_reader(path)
+        if checked.deflated:
+            return _Stored(_inflated(path, header, checked), 1.0, 0.0)
+        raw = sitk.GetArrayFromImage(reader.Execute())
         return _Stored(raw.T.reshape(header.shape, order="F"), 1.0, 0.0)
+
+
+def _inflated(path: Path, header: _Header, checked: TextHeader) -> AnyArray:
+    """Compressed voxels of a MetaImage: where they are damaged, ITK goes on without them."""
+    if int(checked.fields.get("HeaderSize", 0)):
+        raise ScanError(f"{path}: compressed voxels after a HeaderSize are not supported; write it uncompressed")
+    size = math.prod(header.shape) * header.dtype.itemsize
+    unpack = zlib.decompressobj(wbits=47)  # of zlib or gzip, as it is
+    with checked.voxels.open("rb") as stream:
+        stream.seek(checked.begin)
+        data = unpack.decompress(stream.read(), size)
+    if len(data) != size or not (unpack.eof or unpack.decompress(unpack.unconsumed_tail, 1) == b""):
+        raise ScanError(f"{path}: damaged; {len(data)} of {size} bytes of voxels are there")
+    stored = header.dtype.newbyteorder(">" if checked.big_endian else "<")
+    return np.frombuffer(bytearray(data), stored).astype(header.dtype, copy=False).reshape(header.shape, order="F")
 
 
 def read_grid(path: Path) -> Grid:
