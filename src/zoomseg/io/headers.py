@@ -17,9 +17,9 @@ MAX_VOXELS = 4 * 1024**3
 MAX_COMPRESSION = 1100
 """Deflate cannot pack more than 1032 bytes into one; a header promising more is lying."""
 
-MIN_VOXEL_MM = 1e-4
+MIN_VOXEL_MM = 1e-5
 MAX_VOXEL_MM = 1e2
-"""Voxels' edges. Synchrotrons resolve half a micrometre, and clinical slices are some 10 mm thick; what lies
+"""Voxels' edges. Synchrotrons resolve 25 nanometres, and clinical slices are some 10 mm thick; what lies
 outside is a wrong unit, or no number that anybody meant."""
 
 MAX_DISTANCE_MM = 1e6

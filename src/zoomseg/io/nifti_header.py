@@ -225,6 +225,7 @@ def _disagreements(grids: dict[str, Grid], fields: Any, unit: float) -> Iterator
         if grid.distance_vox(other) > _NOTED_VOX:
             apart = f"{used} and {name} of its header disagree by up to {grid.distance_mm(other):.3g} mm"
             yield f"{apart}: the {used} is used; ITK and 3D Slicer use the {name} unless sform_code is 1"
+            return
     edges = fields["pixdim"][1:4].astype(np.float64) * unit
     off = np.abs(edges / grid.spacing_mm - 1) * np.maximum(np.array(grid.shape) - 1, 1)
     if used == "sform" and off.max() > _NOTED_VOX:
@@ -256,15 +257,14 @@ def read_voxels(path: Path, header: NiftiHeader, stream: BinaryIO) -> AnyArray:
 
 
 def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
-    """``[I, J, K]`` or ``[I, J, K, C]`` on ``grid``, ready to be saved. NIfTI-1, but NIfTI-2 where ``like`` is,
-    or where an axis is too long.
+    """``[I, J, K]`` or ``[I, J, K, C]`` on ``grid``, ready to be saved. NIfTI-1, which everything reads, unless
+    an axis is too long for it.
 
     Args:
         like: the fields of a header on this grid. Its geometry is copied as it is, units, codes and all, so
             that every program lays the result where it lays the scan, by whichever rules.
     """
-    second = isinstance(like, nib.Nifti2Header) or max(array.shape) > SIZES_1
-    kind = nib.Nifti2Image if second else nib.Nifti1Image
+    kind = nib.Nifti2Image if max(array.shape) > SIZES_1 else nib.Nifti1Image
     if like is None:
         made = kind(array, grid.affine, dtype=array.dtype)
         made.set_sform(grid.affine, code="scanner")

@@ -236,7 +236,7 @@ def _itk_header(path: Path, channels_last: bool) -> _Header:
         raise ScanError(f"{path}: {components} values per voxel; give one 3-D file per channel")
     shape = nifti_header.trimmed(path, tuple(int(n) for n in reader.GetSize()), 4 if channels_last else 3)
     dtype = np.dtype(_itk_types().get(reader.GetPixelID(), "float64"))
-    check_size(path, shape, dtype.itemsize, checked.compressed, checked.voxels.stat().st_size)
+    check_size(path, shape, dtype.itemsize, checked.compressed, checked.voxels.stat().st_size, checked.begin)
     dimension = reader.GetDimension()
     spacing = reader.GetSpacing()[:3]
     check_spacing(path, spacing)
@@ -283,6 +283,11 @@ def _inflated(path: Path, header: _Header, checked: TextHeader) -> AnyArray:
         raise ScanError(f"{path}: damaged; {len(data)} of {size} bytes of voxels are there")
     stored = header.dtype.newbyteorder(">" if checked.big_endian else "<")
     return np.frombuffer(bytearray(data), stored).astype(header.dtype, copy=False).reshape(header.shape, order="F")
+
+
+def header_notes(path: Path, channels_last: bool = False) -> tuple[str, ...]:
+    """What the user of a NIfTI, NRRD or MetaImage file must know of how its header was read; mostly nothing."""
+    return _header(Path(path), channels_last).notes
 
 
 def read_grid(path: Path) -> Grid:

@@ -113,7 +113,7 @@ _META = {
 }
 """Fields of a MetaImage, of which capitals are part of the names."""
 
-_META_NEEDED = ("NDims", "DimSize", "ElementType")
+_META_NEEDED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
 _META_PER_AXIS = ("DimSize", "ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "CenterOfRotation")
 _META_MATRICES = ("TransformMatrix", "Orientation", "Rotation")
 _META_OF_ANY_CASE = {name.lower() for name in _META}
@@ -131,7 +131,7 @@ class TextHeader:
     compressed: bool
     """Whether a voxel may take less room in the file than in memory."""
     begin: int = 0
-    """Where the voxels of a MetaImage begin in it."""
+    """Where the voxels of a MetaImage begin in it, at the earliest."""
 
     @property
     def deflated(self) -> bool:
@@ -198,7 +198,7 @@ def _meta(path: Path, start: bytes) -> TextHeader:
     if not all(name in fields for name in _META_NEEDED):  # ITK would complain on standard error by itself
         raise ScanError(f"{path}: damaged, truncated or not an image (no MetaImage header)")
     _require_millimetres(path, fields.get("DistanceUnits", "mm"))
-    place = fields.get("ElementDataFile", "")
+    place = fields["ElementDataFile"]
     voxels = _voxels(path, None if place.upper() == "LOCAL" else place)
     packed = int(fields.get("CompressedDataSize", 0))
     if packed > voxels.stat().st_size:
