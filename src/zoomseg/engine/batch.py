@@ -25,8 +25,8 @@ from zoomseg.engine import kept
 from zoomseg.engine.course import Progress
 from zoomseg.engine.meter import Meter, Usage
 from zoomseg.engine.predict import Predictor, Result
-from zoomseg.io.files import check_name, printable, reason_of
 from zoomseg.io.dicom.results import DicomResult, write_results
+from zoomseg.io.files import check_name, printable, reason_of
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, write_labels
 from zoomseg.io.slicer import write_segmentation
 from zoomseg.recipe.spec import Recipe
@@ -184,7 +184,10 @@ class _Batch:
     def _admitted(self, scan: ScanInput) -> Volume:
         """A scan that is refused before it is read if it is too large for the memory allowed, or its results
         cannot have its name."""
-        for path in (result_path(self.out, scan), *self.beside.paths(self.out, scan, self.predictor.bundle.recipe)):
+        for path in (
+            result_path(self.out, scan),
+            *self.beside.paths(self.out, scan, self.predictor.bundle.recipe),
+        ):
             check_name(path)
         channels = self.predictor.channels
         if self.predictor.limits.any:
@@ -255,7 +258,9 @@ def _unexpected(error: Exception) -> str:
     ours = Path(__file__).parents[1]
     inside = [f for f in traceback.extract_tb(error.__traceback__) if ours in Path(f.filename).parents]
     at = f" at {Path(inside[-1].filename).relative_to(ours)}:{inside[-1].lineno}" if inside else ""
-    return f"unexpected {type(error).__name__}{at} ({reason_of(error)}); please report it with the scan's header"
+    return (
+        f"unexpected {type(error).__name__}{at} ({reason_of(error)}); please report it with the scan's header"
+    )
 
 
 def _out_of_memory(error: Exception) -> bool:

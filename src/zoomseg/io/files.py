@@ -15,7 +15,6 @@ from typing import Any
 
 from zoomseg.core.errors import GeometryError, OutputError, ScanError, ZoomSegError
 
-
 _SHORT_NAME = 100
 """Every file system takes names of so many bytes."""
 

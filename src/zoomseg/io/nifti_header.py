@@ -49,8 +49,8 @@ _NOTED_VOX = 0.1
 _PIECE_BYTES = 1 << 24
 
 _UNORIENTED = (
-    "no orientation is stored (qform_code and sform_code are 0): the patient's sides are a guess. Its axes are "
-    "taken to run to the left, front and head, as nibabel and FSL do; ITK and 3D Slicer take another guess"
+    "no orientation is stored (qform_code and sform_code are 0): the patient's sides are a guess. Its axes "
+    "are taken to run to the left, front and head, as nibabel and FSL do; ITK and 3D Slicer guess otherwise"
 )
 
 
@@ -157,7 +157,7 @@ def _scaling(path: Path, fields: Any) -> tuple[float, float]:
 
 
 def _grid(path: Path, fields: Any, shape: tuple[int, int, int]) -> tuple[Grid, tuple[str, ...]]:
-    """The first usable one of sform, qform and pixdim alone gives the grid; the others are compared with it."""
+    """The first usable one of sform, qform and pixdim alone is the grid; the others are compared with it."""
     unit, note = _unit(fields)
     notes = [note] if note else []
     grids, broken = {}, {}
@@ -189,7 +189,10 @@ def _unit(fields: Any) -> tuple[float, str]:
 def _forms(fields: Any, shape: tuple[int, int, int]) -> Iterator[tuple[str, FloatArray]]:
     """What places the voxels, by precedence, in the header's unit."""
     coded = [name for name in ("sform", "qform") if int(fields[f"{name}_code"]) > 0]
-    ways: dict[str, Callable[[], FloatArray]] = {"sform": lambda: _sform(fields), "qform": lambda: _qform(fields)}
+    ways: dict[str, Callable[[], FloatArray]] = {
+        "sform": lambda: _sform(fields),
+        "qform": lambda: _qform(fields),
+    }
     for name in coded:
         yield name, ways[name]()
     if not coded:  # as Analyze files were: the first axis to the left, the origin in the middle
@@ -257,8 +260,8 @@ def read_voxels(path: Path, header: NiftiHeader, stream: BinaryIO) -> AnyArray:
 
 
 def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
-    """``[I, J, K]`` or ``[I, J, K, C]`` on ``grid``, ready to be saved. NIfTI-1, which everything reads, unless
-    an axis is too long for it.
+    """``[I, J, K]`` or ``[I, J, K, C]`` on ``grid``, ready to be saved. NIfTI-1, which everything reads,
+    unless an axis is too long for it.
 
     Args:
         like: the fields of a header on this grid. Its geometry is copied as it is, units, codes and all, so

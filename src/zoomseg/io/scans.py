@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import re
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +71,7 @@ def scan_suffix(path: Path) -> str | None:
 
 
 def scan_name(path: Path) -> str:
-    """File name without its scan suffix: ``a/liver_01.nii.gz`` -> ``liver_01``. It can be written to any file."""
+    """File name without its scan suffix: ``a/liver_01.nii.gz`` -> ``liver_01``; any file can hold it."""
     name = Path(path).name
     return printable(name[: len(name) - len(scan_suffix(path) or "")])
 
@@ -273,7 +272,9 @@ def _stored(path: Path, header: _Header) -> _Stored:
 def _inflated(path: Path, header: _Header, checked: TextHeader) -> AnyArray:
     """Compressed voxels of a MetaImage: where they are damaged, ITK goes on without them."""
     if int(checked.fields.get("HeaderSize", 0)):
-        raise ScanError(f"{path}: compressed voxels after a HeaderSize are not supported; write it uncompressed")
+        raise ScanError(
+            f"{path}: compressed voxels after a HeaderSize are not supported; write it uncompressed"
+        )
     size = math.prod(header.shape) * header.dtype.itemsize
     unpack = zlib.decompressobj(wbits=47)  # of zlib or gzip, as it is
     with checked.voxels.open("rb") as stream:
@@ -282,11 +283,15 @@ def _inflated(path: Path, header: _Header, checked: TextHeader) -> AnyArray:
     if len(data) != size or not (unpack.eof or unpack.decompress(unpack.unconsumed_tail, 1) == b""):
         raise ScanError(f"{path}: damaged; {len(data)} of {size} bytes of voxels are there")
     stored = header.dtype.newbyteorder(">" if checked.big_endian else "<")
-    return np.frombuffer(bytearray(data), stored).astype(header.dtype, copy=False).reshape(header.shape, order="F")
+    return (
+        np.frombuffer(bytearray(data), stored)
+        .astype(header.dtype, copy=False)
+        .reshape(header.shape, order="F")
+    )
 
 
 def header_notes(path: Path, channels_last: bool = False) -> tuple[str, ...]:
-    """What the user of a NIfTI, NRRD or MetaImage file must know of how its header was read; mostly nothing."""
+    """What the user of a file that is no DICOM must know of how its header was read; mostly nothing."""
     return _header(Path(path), channels_last).notes
 
 

@@ -114,7 +114,15 @@ _META = {
 """Fields of a MetaImage, of which capitals are part of the names."""
 
 _META_NEEDED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
-_META_PER_AXIS = ("DimSize", "ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "CenterOfRotation")
+_META_PER_AXIS = (
+    "DimSize",
+    "ElementSpacing",
+    "ElementSize",
+    "Offset",
+    "Position",
+    "Origin",
+    "CenterOfRotation",
+)
 _META_MATRICES = ("TransformMatrix", "Orientation", "Rotation")
 _META_OF_ANY_CASE = {name.lower() for name in _META}
 
@@ -170,7 +178,9 @@ def _nrrd(path: Path, start: bytes) -> TextHeader:
             raise _refused(path, line)
         else:
             _check_remark(path, line)
-    _require_millimetres(path, *re.findall(r'"([^"]*)"', fields.get("space units", "") + fields.get("units", "")))
+    _require_millimetres(
+        path, *re.findall(r'"([^"]*)"', fields.get("space units", "") + fields.get("units", ""))
+    )
     compressed = fields.get("encoding", "raw").lower() != "raw"  # text may be shorter than its number, too
     return TextHeader(fields, _voxels(path, fields.get("data file")), compressed)
 
@@ -189,9 +199,9 @@ def _meta(path: Path, start: bytes) -> TextHeader:
         if known in _META:
             _add(path, fields, known, _META[known], value)
             _check_count(path, fields, known)
-        elif line.strip() and not (equals and len(name) <= MAX_VALUE_BYTES):
-            raise _refused(path, line)
-        elif known.strip().lower() in _META_OF_ANY_CASE:
+        elif (
+            line.strip() and not (equals and len(name) <= MAX_VALUE_BYTES)
+        ) or known.strip().lower() in _META_OF_ANY_CASE:
             raise _refused(path, line)
         else:
             _check_remark(path, line)
@@ -253,7 +263,9 @@ def _require_millimetres(path: Path, *units: str) -> None:
     """ITK reads every length as millimetres, whatever the header says."""
     other = next((unit for unit in units if not _MILLIMETRES.fullmatch(unit.strip())), None)
     if other is not None:
-        raise ScanError(f"{path}: its lengths are in '{other}', and its format is read in mm alone; convert it")
+        raise ScanError(
+            f"{path}: its lengths are in '{other}', and its format is read in mm alone; convert it"
+        )
 
 
 def _voxels(path: Path, place: str | None) -> Path:

@@ -82,7 +82,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def _apart(scan: Path, labels: Path) -> list[str]:
-    """A note if the two lie on different grids; the page then lays the labels by their positions in the world.
+    """A note if the two lie on different grids; the page then lays the labels by their world positions.
 
     Raises:
         ScanError: they have no place in common.
@@ -95,7 +95,9 @@ def _apart(scan: Path, labels: Path) -> list[str]:
     how = f"shape {other.shape} and not {image.shape}"
     if image.shape == other.shape:
         how = f"voxels are up to {image.distance_mm(other):.3g} mm off"
-    return [f"{labels.name} is not on the grid of {scan.name} ({how}): it is shown by its position in the world"]
+    return [
+        f"{labels.name} is not on the grid of {scan.name} ({how}): it is shown by its position in the world"
+    ]
 
 
 def create_app(files: Files, access: Access) -> Guard:

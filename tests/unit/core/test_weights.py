@@ -22,7 +22,9 @@ def test_shrinking_by_a_fraction_keeps_the_mean_position() -> None:
 @pytest.mark.parametrize("voxel_mm", [1e-6, 1e-7, 1e-30])
 def test_a_source_far_smaller_than_a_voxel_of_the_target_is_refused_unallocated(voxel_mm: float) -> None:
     """Gigabytes for a scan of 24 voxels otherwise."""
-    with pytest.raises(GeometryError, match="too small for the model's grid: one voxel .* covers 4e\\+.* of its 24"):
+    with pytest.raises(
+        GeometryError, match=r"too small for the model's grid: one voxel .* covers 4e\+.* of its 24"
+    ):
         linear_weights(24, 2, 4 / voxel_mm, 0.0, antialias=True)
 
 
@@ -32,4 +34,6 @@ def test_sources_of_any_size_that_fill_a_voxel_of_the_target_are_none_of_these(s
     for scale in (1 / 8, 1.0, 7.3, float(size)):
         count = -(-size // max(1, int(scale))) if scale >= 1 else size * 8
         assert count * (2 * scale + 4) < MAX_TAPS
-        assert linear_weights(size, min(count, 64), scale, 0.0, antialias=True).sum() == pytest.approx(min(count, 64))
+        assert linear_weights(size, min(count, 64), scale, 0.0, antialias=True).sum() == pytest.approx(
+            min(count, 64)
+        )

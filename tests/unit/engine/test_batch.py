@@ -89,7 +89,9 @@ def test_a_name_too_long_for_a_result_fails_that_scan_alone_unread(
 ) -> None:
     """248 letters and ``.nii.gz`` are 255 bytes, which every file system takes; ``.seg.nrrd`` is longer."""
     read: list[str] = []
-    monkeypatch.setattr(batch, "read_scan", lambda s, channels_last: read.append(s.id) or read_scan(s, channels_last))
+    monkeypatch.setattr(
+        batch, "read_scan", lambda s, channels_last: read.append(s.id) or read_scan(s, channels_last)
+    )
     named = [ScanInput("a" * n, scans[0].paths) for n in (248, 249)]
     told: list[Done | Failed] = []
     segment(named, tmp_path, predictor(), told.append, beside=beside)

@@ -59,7 +59,9 @@ def test_any_name_that_the_folder_takes_can_be_written(tmp_path: Path, name: str
 
 def test_a_name_that_the_folder_does_not_take_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "not" / "yet"):
-        with pytest.raises(ScanError, match="the result's name would have 256 bytes, too many for its folder"):
+        with pytest.raises(
+            ScanError, match="the result's name would have 256 bytes, too many for its folder"
+        ):
             check_name(folder / ("ü" * 128))
         check_name(folder / "new.nii.gz")
 

@@ -16,10 +16,12 @@ PATH = Path("a.nii")
 
 def test_sizes() -> None:
     check_size(PATH, (10, 10, 10), 2, compressed=False, stored=2352, offset=352)
-    with pytest.raises(ScanError, match=r"a\.nii: truncated; header promises 2000 bytes of voxels from byte 352"):
+    with pytest.raises(
+        ScanError, match=r"a\.nii: truncated; header promises 2000 bytes of voxels from byte 352"
+    ):
         check_size(PATH, (10, 10, 10), 2, compressed=False, stored=2351, offset=352)
     check_size(PATH, (10, 10, 10), 2, compressed=True, stored=2)
-    with pytest.raises(ScanError, match="promises 2000 bytes of voxels, the file has 1$"):
+    with pytest.raises(ScanError, match=r"promises 2000 bytes of voxels, the file has 1$"):
         check_size(PATH, (10, 10, 10), 2, compressed=True, stored=1)
     with pytest.raises(ScanError, match="every size must be at least 1"):
         check_size(PATH, (10, 0, 10), 2, compressed=True, stored=1)

@@ -139,12 +139,16 @@ def test_pixdim_that_is_not_the_sforms_is_told(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii", codes=(1, 0), patches={PIXDIM + 4: floats(1, 1, 1)})
     assert read_grid(path).spacing_mm == (2, 3, 4)
     (note,) = header_notes(path)
-    assert note.startswith("pixdim gives voxels of 1 x 1 x 1 mm and the sform of 2 x 3 x 4 mm: the sform is used")
+    assert note.startswith(
+        "pixdim gives voxels of 1 x 1 x 1 mm and the sform of 2 x 3 x 4 mm: the sform is used"
+    )
 
 
 @pytest.mark.parametrize(("unit", "mm"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1.0), ("unknown", 1.0)])
 @pytest.mark.parametrize("codes", [(1, 1), (0, 1), (0, 0)])
-def test_units_are_converted_as_itk_does(tmp_path: Path, unit: str, mm: float, codes: tuple[int, int]) -> None:
+def test_units_are_converted_as_itk_does(
+    tmp_path: Path, unit: str, mm: float, codes: tuple[int, int]
+) -> None:
     given = affine((0.02, 0.03, 0.04), 0.1)
     path = save(tmp_path / "a.nii", given, given, codes, unit)
     grid = read_grid(path)
@@ -201,7 +205,9 @@ def test_a_qform_is_read_as_nibabel_and_itk_read_it(tmp_path: Path, turn: float,
 @pytest.mark.parametrize("offset", [0, 100, 348, 351.9, 352.5, -352, np.nan, np.inf, 1e9])
 def test_voxels_that_begin_nowhere_are_refused(tmp_path: Path, offset: float) -> None:
     path = save(tmp_path / "a.nii", patches={VOX_OFFSET: floats(offset)})
-    with pytest.raises(ScanError, match=r"a\.nii: (the header's vox_offset, .* from 352 on|truncated; .* from)"):
+    with pytest.raises(
+        ScanError, match=r"a\.nii: (the header's vox_offset, .* from 352 on|truncated; .* from)"
+    ):
         read_voxels(path)
 
 
@@ -215,7 +221,9 @@ def test_a_header_extension_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("magic", [b"ni1\0", b"abc\0", bytes(4)])
 def test_other_kinds_of_files_are_refused(tmp_path: Path, magic: bytes) -> None:
     path = save(tmp_path / "a.nii", patches={MAGIC: magic})
-    with pytest.raises(ScanError, match=r"a\.nii: (its voxels are in another file \(\.img\)|damaged, .*no NIfTI)"):
+    with pytest.raises(
+        ScanError, match=r"a\.nii: (its voxels are in another file \(\.img\)|damaged, .*no NIfTI)"
+    ):
         read_grid(path)
 
 

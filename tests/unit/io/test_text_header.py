@@ -42,7 +42,19 @@ META = {
     "DimSize": "5 6 7",
     "ElementType": "MET_SHORT",
 }
-ODD = ["A" * 1100, "1 " * 1000, '"a" ' * 500, "9" * 300, "-1", "1e999", "%s%n%s", "", "(1,", "\x01", "nan nan nan"]
+ODD = [
+    "A" * 1100,
+    "1 " * 1000,
+    '"a" ' * 500,
+    "9" * 300,
+    "-1",
+    "1e999",
+    "%s%n%s",
+    "",
+    "(1,",
+    "\x01",
+    "nan nan nan",
+]
 
 
 def nrrd(path: Path, changed: dict[str, str] | None = None, lines: str = "") -> Path:
@@ -70,7 +82,11 @@ NRRD_REMARKS = (
     "# a comment\nkey:=value\ncontent: a CT, of \xe4 body\nmeasurement frame: (1,0,0) (0,1,0) (0,0,1)\n"
     'space units: "mm" "mm" "mm"\nthicknesses: NaN nan 4\nlong:=' + "v" * 5000 + "\nDICOM_0008_0060:=CT: x\n"
 )
-META_REMARKS = "Comment = a CT, of body\nLong = " + "v" * 5000 + "\n0008|0060 = CT\nPatient Name = a: b\nCenterOfRotation = 0 0 0\n"
+META_REMARKS = (
+    "Comment = a CT, of body\nLong = "
+    + "v" * 5000
+    + "\n0008|0060 = CT\nPatient Name = a: b\nCenterOfRotation = 0 0 0\n"
+)
 
 
 def test_what_writers_write_is_read(tmp_path: Path) -> None:
@@ -86,7 +102,9 @@ def test_what_writers_write_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted({*NRRD, *text_header._NRRD}))
 def test_no_field_of_a_nrrd_is_long(tmp_path: Path, name: str) -> None:
     for odd in ODD[:4]:
-        with pytest.raises(ScanError, match=rf"a\.nrrd: the header's {name} cannot be .*\(\d+ bytes\)") as error:
+        with pytest.raises(
+            ScanError, match=rf"a\.nrrd: the header's {name} cannot be .*\(\d+ bytes\)"
+        ) as error:
             read_grid(nrrd(tmp_path / "a.nrrd", {name: odd}))
         assert len(str(error.value)) < 300 + len(str(tmp_path))
 
@@ -100,22 +118,36 @@ def test_no_field_of_a_meta_image_is_long(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["z" * 1100 + ": v\n", "z" * 1100 + "\n", "unknown: 1\n", "type: short\n", "key:=a\0b\n", "k:=" + "v" * 70000 + "\n"],
+    [
+        "z" * 1100 + ": v\n",
+        "z" * 1100 + "\n",
+        "unknown: 1\n",
+        "type: short\n",
+        "key:=a\0b\n",
+        "k:=" + "v" * 70000 + "\n",
+    ],
 )
 def test_lines_that_no_nrrd_has(tmp_path: Path, line: str) -> None:
-    with pytest.raises(ScanError, match=r"a\.nrrd: (damaged, truncated or not an image|the header gives type twice)"):
+    with pytest.raises(
+        ScanError, match=r"a\.nrrd: (damaged, truncated or not an image|the header gives type twice)"
+    ):
         read_grid(nrrd(tmp_path / "a.nrrd", lines=line))
 
 
 @pytest.mark.parametrize(
-    "line", ["Z" * 1100 + " = 1\n", "no equals\n", "DimSize = 5 6 7\n", "dimsize = 9 9 9\n", "Comment = a\0b\n"]
+    "line",
+    ["Z" * 1100 + " = 1\n", "no equals\n", "DimSize = 5 6 7\n", "dimsize = 9 9 9\n", "Comment = a\0b\n"],
 )
 def test_lines_that_no_meta_image_has(tmp_path: Path, line: str) -> None:
-    with pytest.raises(ScanError, match=r"a\.mha: (damaged, truncated or not an image|the header gives DimSize)"):
+    with pytest.raises(
+        ScanError, match=r"a\.mha: (damaged, truncated or not an image|the header gives DimSize)"
+    ):
         read_grid(meta(tmp_path / "a.mha", lines=line))
 
 
-@pytest.mark.parametrize("changed", [{"DimSize": "5 6"}, {"Offset": "1 2 3 4"}, {"TransformMatrix": "1 0 0 1"}])
+@pytest.mark.parametrize(
+    "changed", [{"DimSize": "5 6"}, {"Offset": "1 2 3 4"}, {"TransformMatrix": "1 0 0 1"}]
+)
 def test_a_meta_image_has_as_many_numbers_as_axes(tmp_path: Path, changed: dict[str, str]) -> None:
     with pytest.raises(ScanError, match=r"a\.mha: \d numbers for \w+; \d are needed"):
         read_grid(meta(tmp_path / "a.mha", changed))
@@ -139,7 +171,9 @@ def test_voxels_that_are_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
-def test_damage_in_compressed_voxels_is_found(tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damage_in_compressed_voxels_is_found(
+    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / f"a{suffix}"
     noise = np.random.default_rng(0).integers(0, 30000, (20, 20, 20)).astype(np.int16)
     sitk.WriteImage(sitk.GetImageFromArray(noise.T), str(path), useCompression=True)
@@ -181,7 +215,10 @@ def test_no_mutated_header_ends_the_process(tmp_path: Path) -> None:
     files = []
     for n in range(300):
         write, fields, known = rng.choice([(nrrd, NRRD, text_header._NRRD), (meta, META, text_header._META)])
-        changed = {name: rng.choice(ODD + [*fields.values()]) for name in rng.sample(sorted(known), rng.choice([1, 2]))}
+        changed = {
+            name: rng.choice([*ODD, *fields.values()])
+            for name in rng.sample(sorted(known), rng.choice([1, 2]))
+        }
         changed.pop("ElementDataFile", None)
         path = write(tmp_path / f"{n}.{'nrrd' if write is nrrd else 'mha'}", changed)
         content = bytearray(path.read_bytes())
@@ -190,6 +227,8 @@ def test_no_mutated_header_ends_the_process(tmp_path: Path) -> None:
         path.write_bytes(content)
         files.append(str(path))
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", FUZZER, *files], capture_output=True, text=True, env=env, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FUZZER, *files], capture_output=True, text=True, env=env, check=False
+    )
     assert done.returncode == 0, (done.stdout.splitlines()[-1:], done.stderr[-500:])
     assert done.stdout.splitlines() == files

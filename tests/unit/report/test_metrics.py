@@ -17,7 +17,7 @@ from zoomseg.core.errors import GeometryError, LabelError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.report import metrics
-from zoomseg.report.metrics import OrganScore, neighbour_codes, score, surface_agreement, surface_areas
+from zoomseg.report.metrics import neighbour_codes, score, surface_agreement, surface_areas
 
 SPACING = (0.7, 1.3, 4.0)
 SCHEMA = LabelSchema(("liver", "spleen", "aorta"), (6, 1, 8))
@@ -51,7 +51,9 @@ def theirs(prediction: np.ndarray, reference: np.ndarray, spacing_mm, tolerance_
 
 def ours(prediction: np.ndarray, reference: np.ndarray, spacing_mm, tolerance_mm: float) -> list[float]:
     classes = (prediction.astype(np.uint8), reference.astype(np.uint8))
-    (row,) = score(*classes, Grid.from_spacing(classes[0].shape, spacing_mm), LabelSchema(("organ",), (1,)), tolerance_mm)
+    (row,) = score(
+        *classes, Grid.from_spacing(classes[0].shape, spacing_mm), LabelSchema(("organ",), (1,)), tolerance_mm
+    )
     return [row.dice, row.nsd, row.hd95_mm, row.assd_mm]
 
 
@@ -129,7 +131,7 @@ class TestKnownValues:
         assert (row.volume_ml, row.reference_ml) == pytest.approx((60 * 0.02, 125 * 0.02), rel=1e-12)
 
     def test_a_sheared_voxel_is_as_large_as_its_determinant(self):
-        """A gantry tilted by 30 degrees: the slices' offset makes the edge longer, and the voxel no larger."""
+        """A gantry tilted by 30 degrees: the slices' offset makes the edge longer, not the voxel larger."""
         reference = np.zeros((10, 10, 10), dtype=np.uint8)
         reference[2:7, 2:6, 3:8] = 1
         affine = np.diag([2.0, 2.5, 4.0, 1.0])

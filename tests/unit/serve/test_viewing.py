@@ -81,7 +81,9 @@ def test_labels_of_another_grid_are_laid_by_position_and_this_is_said(tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["codes", "units"])
-def test_a_header_that_programs_read_differently_is_served_as_zoomseg_reads_it(tmp_path: Path, kind: str) -> None:
+def test_a_header_that_programs_read_differently_is_served_as_zoomseg_reads_it(
+    tmp_path: Path, kind: str
+) -> None:
     """The page, by rules of its own, would lay the two apart, or small."""
     image, truth = tiny_case(0)
     scan, labels = tmp_path / "a.nii", tmp_path / "b.nii.gz"
