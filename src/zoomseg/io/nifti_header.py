@@ -28,6 +28,9 @@ AnyArray = npt.NDArray[Any]
 HEADER_BYTES = 540
 """Of NIfTI-2, the longer of the two."""
 
+_MAGICS = (b"n+1", b"n+2\0\r\n\x1a\n")
+"""Whole: of any other, some programs make an Analyze file, without its forms."""
+
 SIZES_1 = 32767
 """Longer axes do not fit into the 16 bits that NIfTI-1 has for a size."""
 
@@ -102,10 +105,10 @@ def parse(path: Path, block: bytes, stored: int, compressed: bool, axes: int = 3
 
 
 def _check_magic(path: Path, fields: Any) -> None:
-    magic = bytes(fields["magic"].item())[:3]
-    if magic in (b"ni1", b"ni2"):
+    magic = bytes(fields["magic"].item())  # numpy drops zeros at its end
+    if magic[:3] in (b"ni1", b"ni2"):
         raise ScanError(f"{path}: its voxels are in another file (.img); convert the pair to one .nii file")
-    if magic not in (b"n+1", b"n+2"):
+    if magic not in _MAGICS:
         raise ScanError(f"{path}: damaged, truncated or not an image (no NIfTI magic in its header)")
 
 

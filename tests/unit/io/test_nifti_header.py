@@ -218,7 +218,7 @@ def test_a_header_extension_is_passed_over(tmp_path: Path) -> None:
     assert np.array_equal(read_voxels(tmp_path / "a.nii.gz").data[0].numpy(), VALUES)
 
 
-@pytest.mark.parametrize("magic", [b"ni1\0", b"abc\0", bytes(4)])
+@pytest.mark.parametrize("magic", [b"ni1\0", b"n+1x", b"abc\0", bytes(4)])
 def test_other_kinds_of_files_are_refused(tmp_path: Path, magic: bytes) -> None:
     path = save(tmp_path / "a.nii", patches={MAGIC: magic})
     with pytest.raises(
