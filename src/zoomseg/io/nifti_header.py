@@ -28,7 +28,7 @@ AnyArray = npt.NDArray[Any]
 HEADER_BYTES = 540
 """Of NIfTI-2, the longer of the two."""
 
-_MAGICS = (b"n+1", b"n+2\0\r\n\x1a\n")
+_MAGICS = (b"n+1", b"n+2")
 """Whole: of any other, some programs make an Analyze file, without its forms."""
 
 SIZES_1 = 32767
@@ -277,9 +277,9 @@ def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
         made.set_qform(grid.affine, code="scanner")
         made.header.set_xyzt_units("mm")
         return made
-    header = kind.header_class()
-    header.set_data_dtype(array.dtype)
+    # Without an affine nibabel leaves the fields alone, and once they are in, it does not correct them.
+    made = kind(array, None, dtype=array.dtype)
     for name in _GEOMETRY:
-        header[name] = like[name]
-    header["pixdim"][:4] = like["pixdim"][:4]
-    return kind(array, None, header, dtype=array.dtype)  # without an affine nibabel leaves the header alone
+        made.header[name] = like[name]
+    made.header["pixdim"][:4] = like["pixdim"][:4]
+    return made

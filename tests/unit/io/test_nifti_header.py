@@ -80,6 +80,8 @@ AMBIGUOUS = {
     "qform alone": {"codes": (0, 1), "qform": affine((-2.0, 3.0, 4.0))},
     "pixdim of one": {"codes": (1, 0), "patches": {PIXDIM + 4: floats(1, 1, 1)}},
     "pixdim of one, both forms": {"patches": {PIXDIM + 4: floats(1, 1, 1)}},
+    "a code that is none": {"sform": affine(at=30), "patches": {254: b"\xff\x7f"}},
+    "a side that is none": {"codes": (0, 1), "patches": {PIXDIM: floats(0)}},
     "quaternion too long": {"patches": {QUATERN: floats(0, 2e-4, 1.000003)}},
     "quaternion NaN": {"patches": {QUATERN: floats(np.nan)}},
     "micrometres": {"units": "micron"},
@@ -94,7 +96,7 @@ def test_a_label_map_lies_on_its_scan_in_itk_and_here(tmp_path: Path, kind: str)
     labels = written_beside(scan)
     np.testing.assert_allclose(itk_affine(labels), itk_affine(scan), atol=1e-6)
     assert read_grid(labels) == read_grid(scan)
-    fields, source = nib.load(labels).header, nifti.header(scan).fields
+    fields, source = nifti.header(labels).fields, nifti.header(scan).fields
     assert (fields["sform_code"], fields["qform_code"]) == (source["sform_code"], source["qform_code"])
     assert fields["pixdim"][:4].tolist() == source["pixdim"][:4].tolist()
     assert np.array_equal(nib.load(labels).dataobj, np.ones(SHAPE))
