@@ -133,7 +133,7 @@ def test_crop_then_paste_is_identity(grid: Grid, data: st.DataObject) -> None:
         pasted = whole.clone()
         pasted[box.slices] = part.clone()
         assert torch.equal(pasted, whole)
-    assert labels.crop(box).grid.same_as(grid.crop(box), tolerance_mm=0.0)
+    assert labels.crop(box).grid.same_as(grid.crop(box), tolerance_vox=0.0)
 
 
 @given(st.data())

@@ -15,7 +15,8 @@ def command(scan: Path, labels: Path, no_browser: bool) -> None:
     """Show SCAN with LABELS over it, in three planes and 3D, until Ctrl-C.
 
     Both are NIfTI, NRRD or MHA files. Organs are named by run.json, labels.json or dataset.json beside LABELS
-    or in the folder above. Only this machine reaches the page.
+    or in the folder above. LABELS of another grid are laid by their position in the world, and this is said.
+    Only this machine reaches the page.
     """
     import os
     import tempfile
@@ -27,6 +28,8 @@ def command(scan: Path, labels: Path, no_browser: bool) -> None:
     token = server.token_for("127.0.0.1", (), os.environ)
     with tempfile.TemporaryDirectory(prefix="zoomseg-view-") as room:
         files = viewing.prepare(scan, labels, Path(room))
+        for note in files.view.notes:
+            click.echo(f"note: {note}", err=True)
         with server.listening("127.0.0.1", 0) as sock:
             address = server.address(sock, token)
             click.echo(f"Open {address} (Ctrl-C stops)")

@@ -19,8 +19,9 @@ Index3 = tuple[int, int, int]
 Vector3 = tuple[float, float, float]
 FloatArray = npt.NDArray[np.float64]
 
-GEOMETRY_TOLERANCE_MM = 1e-2
-"""Two grids are the same if no voxel centre differs by more than this."""
+GEOMETRY_TOLERANCE_VOX = 1e-2
+"""Two grids are the same if no voxel centre differs by more than this share of a voxel along any axis: a
+hundredth of a millimetre is nothing to a CT, and two voxels of a synchrotron's."""
 
 ORTHOGONALITY_TOLERANCE = 1e-3
 """Largest cosine between two voxel axes of a grid without shear."""
@@ -212,8 +213,16 @@ class Grid:
         corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.shape) - 1)
         return float(np.linalg.norm(self.world(corners) - other.world(corners), axis=-1).max())
 
-    def same_as(self, other: Grid, tolerance_mm: float = GEOMETRY_TOLERANCE_MM) -> bool:
-        return self.distance_mm(other) <= tolerance_mm
+    def distance_vox(self, other: Grid) -> float:
+        """As ``distance_mm``, in voxels of this grid along the axis where it is largest."""
+        if self.shape != other.shape:
+            return math.inf
+        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.shape) - 1)
+        apart = (other.world(corners) - self.world(corners)) @ np.linalg.inv(self.affine[:3, :3]).T
+        return float(np.abs(apart).max())
+
+    def same_as(self, other: Grid, tolerance_vox: float = GEOMETRY_TOLERANCE_VOX) -> bool:
+        return self.distance_vox(other) <= tolerance_vox
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from zoomseg.core.errors import GeometryError
+
 Float32Array = npt.NDArray[np.float32]
+
+MAX_TAPS = 1 << 22
+"""Neighbours that all points together may have. Where the source is wider than one voxel of the target, they
+are no more than four times its voxels."""
 
 TIE_TOLERANCE = 1e-4
 """A point this little before the middle between two voxels counts as in the middle."""
@@ -17,7 +23,14 @@ def linear_weights(size_in: int, size_out: int, scale: float, offset: float, ant
 
     A row's mean position is exactly where it samples, so that ramps stay ramps. Indices beyond the
     source count for its edge voxel.
+
+    Raises:
+        GeometryError: a voxel of the target is so much wider than the whole source that its weights would
+            take ``MAX_TAPS``.
     """
+    if size_out * (2 * abs(scale) + 4) > MAX_TAPS:
+        wide = f"one voxel of the other grid covers {abs(scale):.3g} of its {size_in}"
+        raise GeometryError(f"the scan is too small for the model's grid: {wide} along an axis")
     centre = scale * np.arange(size_out) + offset
     centre = np.clip(centre, 0, size_in - 1)
     width = max(1.0, abs(scale)) if antialias else 1.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from zoomseg.engine.course import Progress
 from zoomseg.engine.meter import Meter, Usage
 from zoomseg.engine.predict import Predictor, Result
 from zoomseg.io.dicom.results import DicomResult, write_results
+from zoomseg.io.files import check_name, printable, reason_of
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, write_labels
 from zoomseg.io.slicer import write_segmentation
 from zoomseg.recipe.spec import Recipe
@@ -180,7 +182,13 @@ class _Batch:
         return _Read(scan, case, time.perf_counter() - began)
 
     def _admitted(self, scan: ScanInput) -> Case:
-        """A scan that is refused if it is too large for the memory allowed, before it is read."""
+        """A scan that is refused before it is read if it is too large for the memory allowed, or its results
+        cannot have its name."""
+        for path in (
+            result_path(self.out, scan),
+            *self.beside.paths(self.out, scan, self.predictor.bundle.recipe),
+        ):
+            check_name(path)
         channels = self.predictor.channels
         if self.predictor.limits.any:
             self.predictor.limits.admit(*reading_bytes(scan, channels_last=channels > 1))
@@ -235,17 +243,27 @@ class _Batch:
 
 
 def _tried(scan: ScanInput, work: Callable[[], T]) -> T | Failed:
-    """What goes wrong with one scan is that scan's failure; what would go wrong with any is raised."""
+    """What goes wrong with one scan is that scan's failure, be it a mistake of ours: the next ones may go
+    well. What would go wrong with any, as no result can be written, is raised."""
     try:
         return work()
     except OutputError:
         raise
     except ZoomSegError as error:
-        return Failed(scan.id, str(error))
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        return Failed(scan.id, f"{scan.paths[0]}: does not fit in memory")
+        return Failed(scan.id, printable(str(error)))
+    except Exception as error:
+        reason = "does not fit in memory" if _out_of_memory(error) else _unexpected(error)
+        return Failed(scan.id, printable(f"{scan.paths[0]}: {reason}"))
+
+
+def _unexpected(error: Exception) -> str:
+    """A mistake of ours in one line: what happened, and in which line of the package."""
+    ours = Path(__file__).parents[1]
+    inside = [f for f in traceback.extract_tb(error.__traceback__) if ours in Path(f.filename).parents]
+    at = f" at {Path(inside[-1].filename).relative_to(ours)}:{inside[-1].lineno}" if inside else ""
+    return (
+        f"unexpected {type(error).__name__}{at} ({reason_of(error)}); please report it with the scan's header"
+    )
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -45,8 +45,10 @@ CARRIED = (
     "core/widening.py",
     "core/window.py",
     "io/files.py",
+    "io/headers.py",
+    "io/nifti_header.py",
 )
-"""Modules of the package that the runner imports; they need numpy and nothing else."""
+"""Modules of the package that the runner imports; they need numpy and nibabel, and nothing else."""
 
 FUSIONS = ("none", "replace_in_roi", "paste", "most_probable")
 """What the runner can do."""

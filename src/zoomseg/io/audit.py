@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from zoomseg.core.errors import DatasetError, OutputError, ScanError
-from zoomseg.core.geometry import GEOMETRY_TOLERANCE_MM, Grid
+from zoomseg.core.geometry import GEOMETRY_TOLERANCE_VOX, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import Volume
 from zoomseg.io.dataset import CaseFiles, Dataset, read_description
@@ -238,7 +238,7 @@ def _audit_grid(image: Grid, other: Grid, name: str, facts: _Facts) -> None:
     elif not image.same_as(other):
         distance = image.distance_mm(other)
         message = f"{name}: voxels lie up to {distance:.3g} mm from the image's"
-        tolerance = f"(tolerance {GEOMETRY_TOLERANCE_MM} mm)"
+        tolerance = f"(tolerance {GEOMETRY_TOLERANCE_VOX} voxels)"
         facts.add("error", "geometry", f"{message} {tolerance}", fixable=_can_snap(image, other))
 
 
@@ -415,7 +415,9 @@ def _write_case(dataset: Dataset, case: CaseFiles, out: Path, kinds: set[Kind]) 
         _copy(case.labels, labels)
         return
     values, own = read_label_values(case.labels)
-    write_array(labels, values, grid if _can_snap(grid, own) else own)
+    snaps = _can_snap(grid, own)
+    # Labels get the header's geometry, too: without it other programs may lay them beside the image.
+    write_array(labels, values, grid if snaps else own, like=targets[0] if snaps else case.labels)
 
 
 def _write_mended_image(dataset: Dataset, case: CaseFiles, targets: list[Path]) -> Grid:

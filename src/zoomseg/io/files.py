@@ -3,6 +3,7 @@ when they fail."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from zoomseg.core.errors import GeometryError, OutputError, ScanError, ZoomSegError
+
+_SHORT_NAME = 100
+"""Every file system takes names of so many bytes."""
+
+_LONGEST_END = 12
+"""Of a suffix that says how a file is to be written; what is longer is a name with a dot in it."""
 
 
 @contextmanager
@@ -51,7 +58,7 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` with the same suffixes; renamed to ``path`` on success.
+    """A temporary path beside ``path`` that ends alike; renamed to ``path`` on success.
 
     The temporary file is hidden (leading dot), so that a killed process leaves nothing that a reader
     of the folder would take for a result. On any error it is removed and ``path`` is left as it was.
@@ -60,7 +67,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         OutputError: permission, full disk or any other OSError while writing.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}{''.join(path.suffixes)}")
+    partial = path.with_name(_partial_name(path.name))
     try:
         with writing(path):
             yield partial
@@ -69,6 +76,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # an unwritable folder has been reported already
             partial.unlink(missing_ok=True)
+
+
+def _partial_name(name: str) -> str:
+    """Where ``name`` is allowed, so is this: it is no longer in bytes, unless ``name`` is short."""
+    ends = Path(name).suffixes[-2 if name.lower().endswith(".gz") else -1 :]
+    end = f".partial-{secrets.token_hex(4)}{''.join(ends) if len(''.join(ends)) <= _LONGEST_END else ''}"
+    begin, room = os.fsencode(f".{name}"), max(len(os.fsencode(name)), _SHORT_NAME) - len(end)
+    return begin[:room].decode(errors="ignore") + end
+
+
+def check_name(path: Path) -> None:
+    """Refuse a result whose name the file system does not take, before anything is computed for it.
+
+    Raises:
+        ScanError: the name is too long.
+    """
+    folder = next((parent for parent in path.parents if parent.is_dir()), path.parent)
+    try:
+        (folder / path.name).lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            size = len(os.fsencode(path.name))
+            message = f"the result's name would have {size} bytes, too many for its folder; rename the scan"
+            raise ScanError(f"{path.name}: {message}") from error
+
+
+def printable(text: str) -> str:
+    """A text in which bytes of file names that are no UTF-8 are written out (``\\xff``), so that any file can
+    hold it."""
+    return os.fsencode(text).decode(errors="backslashreplace")
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""NIfTI files: nibabel reads and writes their headers, the voxels go through the fastest safe gzip.
+"""NIfTI files through the fastest safe gzip; what their headers mean is in ``io.nifti_header``.
 
 ISA-L inflates twice as fast as zlib, and deflates label maps twenty times as fast.
 """
@@ -7,70 +7,132 @@ ISA-L inflates twice as fast as zlib, and deflates label maps twenty times as fa
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO
 
 import nibabel as nib
-import numpy as np
-import numpy.typing as npt
-from isal import igzip
-from nibabel.imageglobals import LoggingOutputSuppressor
+from isal import igzip, igzip_lib
 
-from zoomseg.core.errors import ScanError
-
-AnyArray = npt.NDArray[Any]
-
-HEADER_BYTES = 540
-"""Of NIfTI-2, the longer of the two."""
+from zoomseg.io.nifti_header import HEADER_BYTES, AnyArray, NiftiHeader, parse, read_voxels
 
 COMPRESSION = 1
 """Label maps of level 1 are a third larger than of the highest, and written in a tenth of the time."""
 
-PIECE_BYTES = 1 << 24
+_PIECE_BYTES = 1 << 20
+_MAGIC = b"\x1f\x8b"
 
 
-def unchecked_header(path: Path) -> Any:
-    """The header's fields as stored: nibabel's own checks silently turn a spacing of zero into one."""
-    with _open(path, "rb") as stream:
-        block = stream.read(HEADER_BYTES)
-    is_second = block[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
-    kind = nib.Nifti2Header if is_second else nib.Nifti1Header
-    return kind(block[: kind.sizeof_hdr], check=False)
+def header(path: Path, axes: int = 3) -> NiftiHeader:
+    """Only the header is read (see ``nifti_header.parse``)."""
+    with _opened(path) as stream:
+        return parse(path, stream.read(HEADER_BYTES), path.stat().st_size, _is_compressed(path), axes)
 
 
-def load(path: Path) -> Any:
-    """nibabel's image; its voxels are not read yet."""
-    with LoggingOutputSuppressor():  # its remarks about harmless header fields are not for our users
-        image = nib.load(path, mmap=False)
-    if not isinstance(image, nib.Nifti1Image):
-        raise ScanError(f"{path}: not a NIfTI image")
-    return image
-
-
-def voxels(path: Path) -> tuple[AnyArray, float, float]:
-    """Voxels as stored, in the machine's byte order, first axis fastest; slope and intercept. No more is
-    inflated than the header promises, whatever else the file holds."""
-    proxy = load(path).dataobj
-    raw = np.empty(proxy.shape, proxy.dtype, order="F")
-    view = raw.reshape(-1, order="F").view(np.uint8).data
-    with _open(path, "rb") as stream:
-        stream.seek(proxy.offset)
-        done = 0
-        while done < len(view):
-            count = stream.readinto(view[done : done + PIECE_BYTES])
-            if not count:
-                raise ScanError(f"{path}: truncated; {done} of {len(view)} bytes of voxels are there")
-            done += count
-    return raw.astype(raw.dtype.newbyteorder("="), copy=False), float(proxy.slope), float(proxy.inter)
+def voxels(path: Path, axes: int = 3) -> tuple[AnyArray, NiftiHeader]:
+    """Voxels as stored, in the machine's byte order, first axis fastest; and the header."""
+    found = header(path, axes)
+    with _opened(path) as stream:
+        raw = read_voxels(path, found, stream)
+        if isinstance(stream, Inflated):
+            stream.verify()
+    return raw, found
 
 
 def save(image: nib.Nifti1Image, path: Path, compressed: bool) -> None:
     """Write an image; its array in memory with the first axis fastest is written as it lies."""
-    with _open(path, "wb", compressed) as stream:
+    with igzip.open(path, "wb", compresslevel=COMPRESSION) if compressed else path.open("wb") as stream:
         image.to_stream(stream)
 
 
-def _open(path: Path, mode: str, compressed: bool | None = None) -> Any:
-    if compressed is None:
-        compressed = path.name.lower().endswith(".gz")
-    return igzip.open(path, mode, compresslevel=COMPRESSION) if compressed else path.open(mode)
+def _is_compressed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+def _opened(path: Path) -> Any:
+    return Inflated(path.open("rb")) if _is_compressed(path) else path.open("rb")
+
+
+class Inflated(io.RawIOBase):
+    """What a gzip file holds, forward only. Bytes after its last member are passed over, as gzip does.
+
+    Raises:
+        IsalError: no gzip, or damaged.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        self._waiting = b""
+        """Read, and not inflated yet."""
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        got = self._inflate(len(view))
+        view[: len(got)] = got
+        self._at += len(got)
+        return len(got)
+
+    def read(self, size: int = -1) -> bytes:
+        """As many as there are, up to ``size``."""
+        found = bytearray()
+        while len(found) < size and (got := self._inflate(size - len(found))):
+            found += got
+        self._at += len(found)
+        return bytes(found)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Forward only."""
+        while self._at < offset and self.read(min(offset - self._at, _PIECE_BYTES)):
+            pass
+        return self._at
+
+    def verify(self) -> None:
+        """Compare with the member's checksum, if it ends here; what may lie beyond is not inflated.
+
+        Raises:
+            IsalError: what was read is damaged.
+        """
+        if not self._member.eof:
+            self._member.decompress(self._compressed(), 1)
+
+    def _compressed(self) -> bytes:
+        """What the member asks for; empty if it asks for nothing, or at the end."""
+        if not self._member.needs_input:
+            return b""
+        piece, self._waiting = self._waiting or self._stream.read(_PIECE_BYTES), b""
+        return piece
+
+    def _inflate(self, size: int) -> bytes:
+        """At least one byte, or none at the end."""
+        while not self._member.eof or self._next_member():
+            piece = self._compressed()
+            if self._member.needs_input and not piece:
+                return b""
+            if got := self._member.decompress(piece, size):
+                return bytes(got)
+        return b""
+
+    def _next_member(self) -> bool:
+        """A gzip file may be several, one after the other, with zeros between."""
+        rest = self._member.unused_data.lstrip(b"\0")
+        while len(rest) < len(_MAGIC) and (piece := self._stream.read(_PIECE_BYTES)):
+            rest = (rest + piece).lstrip(b"\0")
+        if not rest.startswith(_MAGIC):
+            return False
+        self._waiting = rest
+        self._member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        return True
+
+    def __enter__(self) -> Inflated:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()

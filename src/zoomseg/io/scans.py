@@ -16,40 +16,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
+from isal import isal_zlib as zlib
 
 from zoomseg.core.case import Case
 from zoomseg.core.errors import LabelError, OutputError, ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.io import nifti
-from zoomseg.io.files import atomic_path, reading, reason_of
+from zoomseg.io import nifti, nifti_header, text_header
+from zoomseg.io.files import atomic_path, printable, reading, reason_of
+from zoomseg.io.headers import check_grid, check_size, check_spacing
 
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
 
     from zoomseg.io.dicom.finding import Refused, Stack
+    from zoomseg.io.text_header import TextHeader
 # Imported on the spot where they are needed: they take a tenth of a second, and most scans are NIfTI.
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _SUPPORTED = f"{', '.join(SCAN_SUFFIXES)}, and DICOM series in folders or zips"
-
-MAX_VOXELS = 4 * 1024**3
-"""A header that promises more voxels (all channels together) is refused."""
-
-MAX_COMPRESSION = 1100
-"""Deflate cannot pack more than 1032 bytes into one; a header promising more is lying."""
 
 LABEL_MAP_MAX_VALUES = 128
 LABEL_MAP_EQUAL_NEIGHBOURS = 0.8
 """An "image" of so few whole numbers, where most neighbours inside its objects are equal, is a label map."""
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-_DETACHED = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.MULTILINE | re.IGNORECASE)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 AnyArray = npt.NDArray[Any]
@@ -77,9 +72,9 @@ def scan_suffix(path: Path) -> str | None:
 
 
 def scan_name(path: Path) -> str:
-    """File name without its scan suffix: ``a/liver_01.nii.gz`` -> ``liver_01``."""
+    """File name without its scan suffix: ``a/liver_01.nii.gz`` -> ``liver_01``; any file can hold it."""
     name = Path(path).name
-    return name[: len(name) - len(scan_suffix(path) or "")]
+    return printable(name[: len(name) - len(scan_suffix(path) or "")])
 
 
 def split_channel(name: str) -> tuple[str, int | None]:
@@ -195,37 +190,6 @@ def _require_suffix(path: Path) -> str:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def _check_size(path: Path, shape: tuple[int, ...], voxel_bytes: int, compressed: bool, stored: int) -> None:
-    """Refuse headers that promise more than the file can hold, before anything is allocated."""
-    if min(shape) < 1:
-        raise ScanError(f"{path}: header gives the shape {shape}; every size must be at least 1")
-    voxels = math.prod(shape)
-    if voxels > MAX_VOXELS:
-        raise ScanError(f"{path}: header promises {voxels} voxels; at most {MAX_VOXELS} are read")
-    needed = voxels * voxel_bytes
-    if needed > stored * (MAX_COMPRESSION if compressed else 1):
-        raise ScanError(f"{path}: truncated; header promises {needed} bytes of voxels, the file has {stored}")
-
-
-def _check_spacing(path: Path, spacing: Sequence[float]) -> None:
-    if not all(math.isfinite(s) and s > 0 for s in spacing):
-        got = [float(s) for s in spacing]
-        raise ScanError(f"{path}: voxel spacing must be positive and finite, got {got} mm")
-
-
-def _trim(path: Path, shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
-    """Shape without trailing singleton axes: three sizes, or four where channels are allowed."""
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) < 3:
-        raise ScanError(f"{path}: {len(shape)}-D image of shape {shape}; a 3-D scan is needed")
-    if len(shape) > (4 if channels_last else 3):
-        raise ScanError(
-            f"{path}: {len(shape)}-D image of shape {shape}; give one 3-D file per channel or time"
-        )
-    return shape
-
-
 @dataclass(frozen=True, eq=False)
 class _Header:
     """What a file says about itself: shape (three sizes, or four with channels last) and grid."""
@@ -234,6 +198,8 @@ class _Header:
     grid: Grid
     dtype: np.dtype[Any]
     scaled: bool = False
+    notes: tuple[str, ...] = ()
+    """What its user must know of how it was read: what was ambiguous, and which rule decided."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,80 +219,46 @@ def _header(path: Path, channels_last: bool = False) -> _Header:
     suffix = _require_suffix(path)
     with reading(path, "an image"):
         if suffix in (".nii", ".nii.gz"):
-            return _nifti_header(path, suffix, channels_last)
+            return _nifti_header(path, channels_last)
         return _itk_header(path, channels_last)
 
 
-def _nifti_header(path: Path, suffix: str, channels_last: bool) -> _Header:
-    raw = nifti.unchecked_header(path)
-    dimensions = int(raw["dim"][0])
-    if not 1 <= dimensions <= 7:
-        raise ScanError(f"{path}: damaged, truncated or not an image (header gives {dimensions} dimensions)")
-    shape = tuple(int(n) for n in raw["dim"][1 : dimensions + 1])
-    shape = _trim(path, shape, channels_last)
-    dtype = raw.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise ScanError(f"{path}: voxels of type {dtype}; grey values are needed, one real number per voxel")
-    _check_size(path, shape, dtype.itemsize, suffix == ".nii.gz", path.stat().st_size)
-    _check_spacing(path, raw["pixdim"][1:4])
-    slope, intercept = (float(raw[name]) for name in ("scl_slope", "scl_inter"))
-    scaled = math.isfinite(slope) and slope != 0 and (slope, intercept) != (1.0, 0.0)
-    return _Header(shape, Grid((shape[0], shape[1], shape[2]), nifti.load(path).affine), dtype, scaled)
+def _nifti_header(path: Path, channels_last: bool) -> _Header:
+    found = nifti.header(path, axes=4 if channels_last else 3)
+    return _Header(found.shape, found.grid, found.dtype, found.scaled, found.notes)
 
 
-def _itk_reader(path: Path) -> sitk.ImageFileReader:
+def _itk_reader(path: Path) -> tuple[sitk.ImageFileReader, TextHeader]:
+    """ITK's reader of a file whose header was checked."""
     import SimpleITK as sitk  # noqa: N813
 
-    detached = _DETACHED.search(_text_header(path))
-    if detached and detached[1].upper() != b"LOCAL" and not re.fullmatch(rb"[^/\\%]+", detached[1]):
-        place = detached[1].decode(errors="replace")
-        raise ScanError(f"{path}: its voxels must be in one file in the same folder, not in {place}")
-    if detached and detached[1].upper().startswith(b"LIST"):
-        raise ScanError(f"{path}: voxels spread over several files are not supported; convert it to one file")
+    nrrd = scan_suffix(path) == ".nrrd"
+    checked = text_header.read(path, nrrd)
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO" if scan_suffix(path) == ".nrrd" else "MetaImageIO")
+    reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")
     reader.SetFileName(str(path))
-    return reader
-
-
-def _text_header(path: Path) -> bytes:
-    """The textual start of a NRRD or MetaImage file; a name in its voxels must not be taken for a field."""
-    with path.open("rb") as stream:
-        text = stream.read(65536)
-    if scan_suffix(path) == ".nrrd":
-        return re.split(rb"\r?\n\r?\n", text, maxsplit=1)[0]
-    end = re.search(rb"^ElementDataFile.*$", text, re.MULTILINE)
-    header = text[: end.end()] if end else b""
-    for field in (b"NDims", b"DimSize", b"ElementType"):  # ITK would complain on standard error by itself
-        if not re.search(rb"^" + field + rb"\s*=", header, re.MULTILINE):
-            raise ScanError(f"{path}: damaged, truncated or not an image (no MetaImage header)")
-    packed = re.search(rb"^CompressedDataSize\s*=\s*(\d{1,15})", header, re.MULTILINE)
-    if packed and header.endswith(b"LOCAL") and int(packed[1]) > path.stat().st_size:
-        raise ScanError(f"{path}: truncated; header promises {int(packed[1])} bytes of compressed voxels")
-    return header
+    return reader, checked
 
 
 def _itk_header(path: Path, channels_last: bool) -> _Header:
-    reader = _itk_reader(path)
+    reader, checked = _itk_reader(path)
     reader.ReadImageInformation()
     components = reader.GetNumberOfComponents()
     if components != 1:
         raise ScanError(f"{path}: {components} values per voxel; give one 3-D file per channel")
-    shape = _trim(path, tuple(int(n) for n in reader.GetSize()), channels_last)
-    text = _text_header(path)
-    detached = _DETACHED.search(text)
-    data = path.with_name(detached[1].decode()) if detached and detached[1].upper() != b"LOCAL" else path
-    packed = re.search(rb"encoding:\s*(gz|bz)|CompressedData\s*=\s*True", text, re.IGNORECASE) is not None
+    shape = nifti_header.trimmed(path, tuple(int(n) for n in reader.GetSize()), 4 if channels_last else 3)
     dtype = np.dtype(_itk_types().get(reader.GetPixelID(), "float64"))
-    _check_size(path, shape, dtype.itemsize, packed, data.stat().st_size)
+    check_size(path, shape, dtype.itemsize, checked.compressed, checked.voxels.stat().st_size, checked.begin)
     dimension = reader.GetDimension()
     spacing = reader.GetSpacing()[:3]
-    _check_spacing(path, spacing)
+    check_spacing(path, spacing)
     direction = np.array(reader.GetDirection()).reshape(dimension, dimension)[:3, :3]
     affine = np.eye(4)
     affine[:3, :3] = direction * np.array(spacing)
     affine[:3, 3] = reader.GetOrigin()[:3]
-    return _Header(shape, Grid((shape[0], shape[1], shape[2]), _LPS_TO_RAS @ affine), dtype)
+    grid = Grid((shape[0], shape[1], shape[2]), _LPS_TO_RAS @ affine)
+    check_grid(path, grid)
+    return _Header(shape, grid, dtype)
 
 
 def _itk_types() -> dict[int, str]:
@@ -339,12 +271,41 @@ def _itk_types() -> dict[int, str]:
 def _stored(path: Path, header: _Header) -> _Stored:
     with reading(path, "an image"):
         if scan_suffix(path) in (".nii", ".nii.gz"):
-            raw, slope, intercept = nifti.voxels(path)
-            return _Stored(raw.reshape(header.shape, order="F"), slope, intercept)
+            raw, found = nifti.voxels(path, axes=len(header.shape))
+            return _Stored(raw, found.slope, found.intercept)
         import SimpleITK as sitk  # noqa: N813
 
-        raw = sitk.GetArrayFromImage(_itk_reader(path).Execute())
+        reader, checked = _itk_reader(path)
+        if checked.deflated:
+            return _Stored(_inflated(path, header, checked), 1.0, 0.0)
+        raw = sitk.GetArrayFromImage(reader.Execute())
         return _Stored(raw.T.reshape(header.shape, order="F"), 1.0, 0.0)
+
+
+def _inflated(path: Path, header: _Header, checked: TextHeader) -> AnyArray:
+    """Compressed voxels of a MetaImage: where they are damaged, ITK goes on without them."""
+    if int(checked.fields.get("HeaderSize", 0)):
+        raise ScanError(
+            f"{path}: compressed voxels after a HeaderSize are not supported; write it uncompressed"
+        )
+    size = math.prod(header.shape) * header.dtype.itemsize
+    unpack = zlib.decompressobj(wbits=47)  # of zlib or gzip, as it is
+    with checked.voxels.open("rb") as stream:
+        stream.seek(checked.begin)
+        data = unpack.decompress(stream.read(), size)
+    if len(data) != size or not (unpack.eof or unpack.decompress(unpack.unconsumed_tail, 1) == b""):
+        raise ScanError(f"{path}: damaged; {len(data)} of {size} bytes of voxels are there")
+    stored = header.dtype.newbyteorder(">" if checked.big_endian else "<")
+    return (
+        np.frombuffer(bytearray(data), stored)
+        .astype(header.dtype, copy=False)
+        .reshape(header.shape, order="F")
+    )
+
+
+def header_notes(path: Path, channels_last: bool = False) -> tuple[str, ...]:
+    """What the user of a file that is no DICOM must know of how its header was read; mostly nothing."""
+    return _header(Path(path), channels_last).notes
 
 
 def read_grid(path: Path) -> Grid:
@@ -430,7 +391,7 @@ def read_image(paths: Path | str | Sequence[Path], channels_last: bool = False) 
     (or per volume of one 4-D file). A folder or zip must hold one DICOM series.
 
     Slope and intercept are applied. Grids of several files must agree within
-    ``GEOMETRY_TOLERANCE_MM``; the first one is kept.
+    ``GEOMETRY_TOLERANCE_VOX``; the first one is kept.
 
     Raises:
         ScanError: unreadable, wrong shape or geometry, NaN or infinite voxels, a constant image, a
@@ -445,15 +406,18 @@ def read_image(paths: Path | str | Sequence[Path], channels_last: bool = False) 
 def read_scan(scan: ScanInput, channels_last: bool = False) -> Case:
     """``read_image`` of what ``find_scans`` found, and what its files say beside."""
     if scan.dicom is None:
-        return Case(scan.id, read_image(scan.paths, channels_last), notes=notes_on(scan))
+        return Case(scan.id, read_image(scan.paths, channels_last), notes=notes_on(scan, channels_last))
     stack = scan.dicom.usable()
     image = _checked(scan.paths, [_dicom_voxels(scan.paths[0], stack)])
     return Case(scan.id, image, modality=stack.series.modality or None, notes=notes_on(scan))
 
 
-def notes_on(scan: ScanInput) -> tuple[str, ...]:
+def notes_on(scan: ScanInput, channels_last: bool = False) -> tuple[str, ...]:
     """What the user should know of how a scan's files become a volume; one line each."""
-    return () if scan.dicom is None else scan.dicom.usable().series.notes
+    if scan.dicom is not None:
+        return scan.dicom.usable().series.notes
+    found = (note for path in scan.paths for note in header_notes(path, channels_last))
+    return tuple(dict.fromkeys(found))
 
 
 def the_scan(path: Path, tell: Callable[[str], None] = _silent) -> ScanInput:
@@ -499,7 +463,7 @@ def check_same_grid(first: Grid, second: Grid, first_path: Path, second_path: Pa
     """Refuse two files of one case that do not lie on one grid.
 
     Raises:
-        ScanError: shapes differ, or voxel centres are further apart than ``GEOMETRY_TOLERANCE_MM``.
+        ScanError: shapes differ, or voxel centres are further apart than ``GEOMETRY_TOLERANCE_VOX``.
     """
     if first.shape != second.shape:
         raise ScanError(f"{second_path}: shape {second.shape} but {first_path.name} has {first.shape}")
@@ -571,7 +535,7 @@ def write_labels(path: Path, labels: LabelMap, like: Path | None = None) -> None
 
     Args:
         like: the scan it belongs to. If both are NIfTI, its geometry fields are copied verbatim, so
-            that other programs see exactly the same grid.
+            that every other program sees exactly the same grid, by whichever rules.
 
     Raises:
         OutputError: unsupported suffix, or the file cannot be written.
@@ -594,7 +558,7 @@ def write_array(path: Path, array: AnyArray, grid: Grid, like: Path | None = Non
         allowed = ", ".join(s for s in SCAN_SUFFIXES if s != ".mhd")
         raise OutputError(f"{path}: cannot write this format; supported are {allowed}")
     if suffix in (".nii", ".nii.gz"):
-        image = _nifti_image(array, grid, like)
+        image = nifti_header.image(array, grid, None if like is None else _geometry_of(Path(like), grid))
         with atomic_path(path) as partial:
             nifti.save(image, partial, compressed=suffix == ".nii.gz")
         return
@@ -609,20 +573,14 @@ def write_array(path: Path, array: AnyArray, grid: Grid, like: Path | None = Non
             raise OutputError(f"{path}: cannot be written ({reason_of(error)})") from error
 
 
-def _nifti_image(array: AnyArray, grid: Grid, like: Path | None) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(array, grid.affine, dtype=array.dtype)
-    image.set_sform(grid.affine, code="scanner")
-    image.set_qform(grid.affine, code="scanner")
-    image.header.set_xyzt_units("mm")
-    if like is None or scan_suffix(like) not in (".nii", ".nii.gz"):
-        return image
-    check_same_grid(_header(Path(like), channels_last=True).grid, grid, Path(like), Path("the result"))
-    source = nifti.load(Path(like))
-    if int(source.header["sform_code"]) > 0:
-        image.set_sform(source.header.get_sform(), code=int(source.header["sform_code"]))
-    if int(source.header["qform_code"]) > 0:
-        image.set_qform(source.header.get_qform(), code=int(source.header["qform_code"]))
-    return image
+def _geometry_of(scan: Path, grid: Grid) -> Any:
+    """The header's fields of a NIfTI scan, whose geometry its label map shall have; None of other formats."""
+    if scan_suffix(scan) not in (".nii", ".nii.gz"):
+        return None
+    with reading(scan, "an image"):
+        header = nifti.header(scan, axes=4)
+    check_same_grid(header.grid, grid, scan, Path("the result"))
+    return header.fields
 
 
 def itk_image(array: AnyArray, grid: Grid) -> sitk.Image:

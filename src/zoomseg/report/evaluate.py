@@ -144,7 +144,7 @@ def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float) -> CaseResult | F
         scores = score(
             prediction.data.numpy(),
             reference.data.numpy(),
-            reference.grid.spacing_mm,
+            reference.grid,
             pairs.drawn,
             tolerance_mm,
             pair.organs,

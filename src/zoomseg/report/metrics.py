@@ -25,7 +25,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from zoomseg.core.errors import GeometryError
-from zoomseg.core.geometry import Vector3
+from zoomseg.core.geometry import Grid, Vector3
 from zoomseg.core.labels import IGNORE, LabelSchema
 
 Mask = npt.NDArray[np.bool_]
@@ -85,29 +85,31 @@ class SurfaceAgreement:
 def score(
     prediction: Classes,
     reference: Classes,
-    spacing_mm: Vector3,
+    grid: Grid,
     schema: LabelSchema,
     tolerance_mm: float = 1.0,
     organs: Iterable[str] | str = "all",
 ) -> tuple[OrganScore, ...]:
-    """Score two maps ``[I, J, K]`` of class indices on one grid, one row per organ in schema order.
+    """Score two maps ``[I, J, K]`` of class indices on ``grid``, one row per organ in schema order. Volumes
+    are the grid's; distances and areas take its axes to stand at right angles.
 
     Voxels whose reference is ``IGNORE`` count as background in both maps.
 
     Raises:
-        GeometryError: the maps differ in shape, or a spacing or the tolerance is not usable.
+        GeometryError: the maps differ in shape, from each other or from the grid, or the tolerance is not
+            usable.
         LabelError: an organ that the schema does not know.
     """
     if prediction.shape != reference.shape:
         raise GeometryError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
-    if not all(math.isfinite(s) and s > 0 for s in spacing_mm):
-        raise GeometryError(f"spacing must be three positive numbers (mm), got {spacing_mm}")
+    if reference.shape != grid.shape:
+        raise GeometryError(f"the maps have the shape {reference.shape}, their grid {grid.shape}")
     if not tolerance_mm >= 0:
         raise GeometryError(f"the tolerance must be 0 mm or more, got {tolerance_mm}")
     # Axes in the order of the reference's memory: scores are the same in any, and nothing is copied.
     axes = np.argsort([-abs(stride) for stride in reference.strides], kind="stable")
     prediction, reference = (np.ascontiguousarray(x.transpose(axes)) for x in (prediction, reference))
-    i, j, k = (spacing_mm[axis] for axis in axes)
+    i, j, k = (grid.spacing_mm[axis] for axis in axes)
     boxes_reference = boxes_of(reference)
     if boxes_reference[IGNORE - 1] is not None:
         prediction = np.where(reference == IGNORE, np.uint8(0), prediction)
@@ -117,7 +119,7 @@ def score(
         c = schema.class_of(organ)
         box = union_box(boxes_prediction[c - 1], boxes_reference[c - 1])
         masks = (prediction[box] == c, reference[box] == c)
-        rows.append(_score_organ(organ, *masks, (i, j, k), tolerance_mm))
+        rows.append(_score_organ(organ, *masks, (i, j, k), grid.voxel_volume_ml, tolerance_mm))
     return tuple(rows)
 
 
@@ -150,9 +152,8 @@ def union_box(a: tuple[slice, ...] | None, b: tuple[slice, ...] | None) -> tuple
 
 
 def _score_organ(
-    organ: str, prediction: Mask, reference: Mask, spacing_mm: Vector3, tolerance_mm: float
+    organ: str, prediction: Mask, reference: Mask, spacing_mm: Vector3, voxel_ml: float, tolerance_mm: float
 ) -> OrganScore:
-    voxel_ml = math.prod(spacing_mm) / 1000.0
     predicted, drawn = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     volumes = (predicted * voxel_ml, drawn * voxel_ml)
     if predicted == 0 and drawn == 0:

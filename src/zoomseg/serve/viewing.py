@@ -9,7 +9,16 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from zoomseg.io.scans import read_grid, read_label_values, read_voxels, scan_name, scan_suffix, write_array
+from zoomseg.core.errors import ScanError
+from zoomseg.io.scans import (
+    header_notes,
+    read_grid,
+    read_label_values,
+    read_voxels,
+    scan_name,
+    scan_suffix,
+    write_array,
+)
 from zoomseg.serve.guard import Access, Guard
 from zoomseg.serve.organs import Organ, organs_of_file
 from zoomseg.serve.pages import add_pages
@@ -24,6 +33,8 @@ class View(BaseModel):
     scan: str
     labels: str
     organs: list[Organ]
+    notes: list[str]
+    """What the user must know of where the two lie."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +47,23 @@ class Files:
 
 
 def prepare(scan: Path, labels: Path, room: Path) -> Files:
-    """Check both files, and write those that are not NIfTI as such to the folder ``room``.
+    """Check both files, and write to the folder ``room`` those that are not NIfTI, or whose header programs
+    understand in several ways, so that the page lays them where ZoomSeg does.
 
     Raises:
-        ScanError: one cannot be read, or the label map holds no label.
+        ScanError: one cannot be read, the label map holds no label, or none of it lies on the scan.
         DatasetError: a file beside the label map that should name its labels is damaged.
     """
     organs = organs_of_file(labels, scan_name(labels))
-    if scan_suffix(scan) in NIFTI:
-        read_grid(scan)  # refused here rather than by the page
-        shown_scan = scan
-    else:
+    notes = [f"{path.name}: {note}" for path in (scan, labels) for note in header_notes(path)]
+    notes += _apart(scan, labels)
+    shown_scan = scan
+    if not _is_plain(scan):
         volume = read_voxels(scan)
         shown_scan = room / "scan.nii.gz"
         write_array(shown_scan, volume.data[0].numpy(), volume.grid)
     shown_labels = labels
-    if scan_suffix(labels) not in NIFTI:
+    if not _is_plain(labels):
         shown_labels = room / "labels.nii.gz"
         write_array(shown_labels, *read_label_values(labels))
     view = View(
@@ -59,8 +71,33 @@ def prepare(scan: Path, labels: Path, room: Path) -> Files:
         scan=f"scan{scan_suffix(shown_scan)}",
         labels=f"labels{scan_suffix(shown_labels)}",
         organs=organs,
+        notes=notes,
     )
     return Files(shown_scan, shown_labels, view)
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether every program lays the file where ZoomSeg does."""
+    return scan_suffix(path) in NIFTI and not header_notes(path)
+
+
+def _apart(scan: Path, labels: Path) -> list[str]:
+    """A note if the two lie on different grids; the page then lays the labels by their world positions.
+
+    Raises:
+        ScanError: they have no place in common.
+    """
+    image, other = read_grid(scan), read_grid(labels)
+    if image.same_as(other):
+        return []
+    if image.box_of(other, other.box).intersect(image.box).empty:
+        raise ScanError(f"{labels}: lies wholly outside {scan.name}; are they of one patient and one scan?")
+    how = f"shape {other.shape} and not {image.shape}"
+    if image.shape == other.shape:
+        how = f"voxels are up to {image.distance_mm(other):.3g} mm off"
+    return [
+        f"{labels.name} is not on the grid of {scan.name} ({how}): it is shown by its position in the world"
+    ]
 
 
 def create_app(files: Files, access: Access) -> Guard:

@@ -195,7 +195,8 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
                 raise ScanError(reason)
             case Done(_, _, image):
                 if not task.scan.endswith(".nii.gz"):
-                    write_array(out / "scan.nii.gz", image.data[0].cpu().numpy(), image.grid)
+                    voxels = image.data[0].cpu().numpy()
+                    write_array(out / "scan.nii.gz", voxels, image.grid, like=scan.paths[0])
 
     segment_to_folder(
         [replace(scan, id=task.case)],

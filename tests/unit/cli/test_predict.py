@@ -145,6 +145,7 @@ def bad_scan(kind: str, path: Path) -> None:
             else:
                 header["pixdim"][1:4] = 0 if kind == "zero spacing" else np.nan
                 header["sform_code"], header["qform_code"] = 0, 1
+            header["vox_offset"] = 352
             raw = header.binaryblock + bytes(4) + array.astype("<f4").tobytes(order="F")
             path.write_bytes(gzip.compress(raw))
 

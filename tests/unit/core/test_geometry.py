@@ -7,7 +7,7 @@ import pytest
 
 from lattices import oriented
 from zoomseg.core.errors import GeometryError
-from zoomseg.core.geometry import GEOMETRY_TOLERANCE_MM, Box, Grid, Orientation
+from zoomseg.core.geometry import GEOMETRY_TOLERANCE_VOX, Box, Grid, Orientation
 
 BOX = Box((1, 2, 3), (4, 6, 8))
 
@@ -186,10 +186,31 @@ class TestGrid:
 
     def test_same_as_uses_the_named_tolerance(self) -> None:
         grid = Grid.from_spacing((3, 3, 3), (1, 1, 1))
-        assert grid.same_as(Grid.from_spacing((3, 3, 3), (1, 1, 1), (0.9 * GEOMETRY_TOLERANCE_MM, 0, 0)))
-        off = Grid.from_spacing((3, 3, 3), (1, 1, 1), (1.1 * GEOMETRY_TOLERANCE_MM, 0, 0))
+        assert grid.same_as(Grid.from_spacing((3, 3, 3), (1, 1, 1), (0.9 * GEOMETRY_TOLERANCE_VOX, 0, 0)))
+        off = Grid.from_spacing((3, 3, 3), (1, 1, 1), (1.1 * GEOMETRY_TOLERANCE_VOX, 0, 0))
         assert not grid.same_as(off)
-        assert grid.same_as(off, tolerance_mm=0.1)
+        assert grid.same_as(off, tolerance_vox=0.1)
+
+    @pytest.mark.parametrize("edge", [1e-4, 0.005, 1.0, 40.0])
+    def test_what_is_the_same_is_a_matter_of_voxels(self, edge):
+        spacing = (edge, 2 * edge, 5 * edge)
+        grid = Grid.from_spacing((3, 4, 5), spacing)
+        for axis in range(3):
+            for share, same in ((0.009, True), (0.011, False), (1.0, False)):
+                off = np.zeros(3)
+                off[axis] = share * spacing[axis]
+                other = Grid.from_spacing((3, 4, 5), spacing, tuple(off))
+                assert grid.distance_vox(other) == pytest.approx(share)
+                assert grid.same_as(other) is same
+        assert grid.distance_vox(Grid.from_spacing((3, 4, 6), spacing)) == math.inf
+
+    def test_voxels_off_on_an_oblique_grid_are_counted_along_its_axes(self):
+        affine = np.array([[0.0, -3, 0, 5], [2, 0, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1]])
+        moved = affine.copy()
+        moved[:3, 3] += affine[:3, 1] * 0.25
+        grid = Grid((3, 3, 3), affine)
+        assert grid.distance_vox(Grid((3, 3, 3), moved)) == pytest.approx(0.25)
+        assert grid.distance_mm(Grid((3, 3, 3), moved)) == pytest.approx(0.75)
 
 
 class TestOrientation:

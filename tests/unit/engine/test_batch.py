@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import weakref
@@ -22,7 +23,7 @@ from zoomseg.engine.batch import Done, Failed, result_path, segment
 from zoomseg.engine.course import Progress
 from zoomseg.engine.meter import Usage
 from zoomseg.engine.predict import Predictor, Result
-from zoomseg.io.scans import ScanInput, read_label_values, write_image
+from zoomseg.io.scans import ScanInput, read_label_values, read_scan, write_image, write_labels
 
 PATIENCE = 20.0
 """Seconds after which what should overlap does not."""
@@ -67,7 +68,59 @@ def test_good_bad_good(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
     assert not (out / "case_2.nii.gz").exists()
 
 
-def test_out_of_memory_is_a_failed_scan_other_errors_are_bugs(
+def test_whatever_a_reader_throws_fails_that_scan_alone(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(scan: ScanInput, channels_last: bool) -> Volume:
+        if scan.id == "case_1":
+            raise ValueError("w2 should be positive")
+        return read_scan(scan, channels_last)
+
+    monkeypatch.setattr(batch, "read_scan", read)
+    one, _, three = outcomes(scans, tmp_path, predictor())
+    assert isinstance(one, Failed)
+    assert re.search(r"case_1\.nii\.gz: unexpected ValueError .*\(w2 should be positive\)", one.reason)
+    assert isinstance(three, Done)
+
+
+@pytest.mark.parametrize("beside", [batch.LABELS_ALONE, batch.Beside(slicer=True)])
+def test_a_name_too_long_for_a_result_fails_that_scan_alone_unread(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: batch.Beside
+) -> None:
+    """248 letters and ``.nii.gz`` are 255 bytes, which every file system takes; ``.seg.nrrd`` is longer."""
+    read: list[str] = []
+    monkeypatch.setattr(
+        batch, "read_scan", lambda s, channels_last: read.append(s.id) or read_scan(s, channels_last)
+    )
+    named = [ScanInput("a" * n, scans[0].paths) for n in (248, 249)]
+    told: list[Done | Failed] = []
+    segment(named, tmp_path, predictor(), told.append, beside=beside)
+    good = [outcome.case for outcome in told if isinstance(outcome, Done)]
+    assert good == ([] if beside.slicer else ["a" * 248]) == read
+    for outcome in told:
+        if isinstance(outcome, Failed):
+            assert "too many for its folder; rename the scan" in outcome.reason
+    assert sorted(p.name for p in tmp_path.glob("a*")) == [f"{name}.nii.gz" for name in good]
+
+
+def test_a_mistake_in_writing_fails_that_scan_alone(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, labels: LabelMap, like: Path) -> None:
+        if path.name == "case_1.nii.gz":
+            raise KeyError("anything")
+        write_labels(path, labels, like)
+
+    monkeypatch.setattr(batch, "write_labels", write)
+    out = tmp_path / "out"
+    out.mkdir()
+    one, _, three = outcomes(scans, out, predictor())
+    assert isinstance(one, Failed)
+    assert "unexpected KeyError" in one.reason
+    assert isinstance(three, Done)
+
+
+def test_whatever_goes_wrong_in_computing_fails_that_scan_alone(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_large(*_: object, **__: object) -> None:
@@ -83,8 +136,10 @@ def test_out_of_memory_is_a_failed_scan_other_errors_are_bugs(
         raise RuntimeError("shapes differ")
 
     monkeypatch.setattr(model, "predict", bug)
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        outcomes(scans[:1], tmp_path, model)
+    (outcome,) = outcomes(scans[:1], tmp_path, model)
+    assert isinstance(outcome, Failed)
+    place = r"unexpected RuntimeError at engine/batch\.py:\d+ \(shapes differ\); please report it"
+    assert re.search(place, outcome.reason)
 
 
 def test_a_place_that_cannot_be_written_ends_the_batch(

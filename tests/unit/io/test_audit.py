@@ -144,7 +144,7 @@ def plant_copy_with_other_labels(root: Path) -> None:
 
 
 FAULTS: list[tuple[Callable[[Path], None], str, bool, str]] = [
-    (plant_truncated, "unreadable", True, "imagesTr/b_0000.nii.gz: damaged, truncated"),
+    (plant_truncated, "unreadable", True, "imagesTr/b_0000.nii.gz: truncated; "),
     (plant_no_labels, "missing_labels", True, "no label file"),
     (plant_no_image, "missing_file", True, "imagesTr/b_0000.nii.gz: no such file"),
     (plant_bad_labels, "unreadable", True, "labelsTr/b.nii.gz: label values are not whole numbers"),
@@ -153,7 +153,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, bool, str]] = [
     (plant_constant, "constant", True, "every voxel is 7"),
     (plant_label_map, "label_map_as_image", True, "imagesTr/b_0000.nii.gz: looks like a label map"),
     (plant_small_shift, "geometry", True, "labelsTr/b.nii.gz: voxels lie up to 0.9 mm from the image's"),
-    (plant_large_shift, "geometry", False, "up to 1.1 mm from the image's (tolerance 0.01 mm)"),
+    (plant_large_shift, "geometry", False, "up to 1.1 mm from the image's (tolerance 0.01 voxels)"),
     (plant_other_shape, "geometry", False, "shape (23, 10, 8), the image has (24, 10, 8)"),
     (plant_unknown_value, "unknown_values", False, "[9] not in the schema; allowed: [0, 1, 2, 5]"),
     (plant_copy, "duplicate", True, "same image as a, same labels"),

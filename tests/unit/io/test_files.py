@@ -10,6 +10,8 @@ import pytest
 from zoomseg.core.errors import GeometryError, OutputError, ScanError
 from zoomseg.io.files import (
     atomic_path,
+    check_name,
+    printable,
     reading,
     writable_directory,
     write_json_atomic,
@@ -28,6 +30,45 @@ def test_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
         assert not target.exists()
     assert target.read_text() == "new"
     assert os.listdir(tmp_path) == ["case.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("a" * 248 + ".nii.gz"[:7], ".nii.gz"),
+        ("ü" * 124 + ".nii.gz"[:7], ".nii.gz"),
+        ("1.3.6." * 22 + "7_" + "1.3.6." * 18 + ".nii.gz", ".nii.gz"),
+        ("a" * 246 + ".seg.nrrd", ".nrrd"),
+        ("a." + "b" * 200, ""),
+        (os.fsdecode(b"\xff\xe9" * 124 + b".nii.gz"), ".nii.gz"),
+    ],
+)
+def test_any_name_that_the_folder_takes_can_be_written(tmp_path: Path, name: str, end: str) -> None:
+    target = tmp_path / name
+    assert len(os.fsencode(name)) <= 255
+    check_name(target)
+    with atomic_path(target) as partial:
+        partial.write_text("new")
+        assert partial.name.startswith(".")
+        assert ".partial-" in partial.name
+        assert partial.name.endswith(end)
+        assert len(os.fsencode(partial.name)) <= len(os.fsencode(name))
+    assert target.read_text() == "new"
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_a_name_that_the_folder_does_not_take_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "not" / "yet"):
+        with pytest.raises(
+            ScanError, match="the result's name would have 256 bytes, too many for its folder"
+        ):
+            check_name(folder / ("ü" * 128))
+        check_name(folder / "new.nii.gz")
+
+
+def test_names_that_are_no_text_are_written_out() -> None:
+    assert printable("scän 1") == "scän 1"
+    assert printable(os.fsdecode(b"sc\xe4n\xff")) == "sc\\xe4n\\xff"
 
 
 def test_error_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_channels_on_different_grids_are_refused(tmp_path: Path) -> None:
 def test_truncated_gzip(tmp_path: Path) -> None:
     path = save(tmp_path / "cut.nii.gz", noise((20, 20, 20)))
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ScanError, match=r"cut\.nii\.gz: damaged, truncated"):
+    with pytest.raises(ScanError, match=r"cut\.nii\.gz: truncated; \d+ of 32000 bytes of voxels are there"):
         read_image(path)
 
 

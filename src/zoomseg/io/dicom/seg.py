@@ -32,7 +32,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from zoomseg.core.colours import organ_colour
 from zoomseg.core.errors import ScanError
-from zoomseg.core.geometry import GEOMETRY_TOLERANCE_MM, FloatArray, Grid
+from zoomseg.core.geometry import GEOMETRY_TOLERANCE_VOX, FloatArray, Grid
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom import objects
 from zoomseg.io.dicom.codes import PRIVATE_SCHEME, Code, coded, short_text
@@ -209,7 +209,8 @@ def _shifted(series: DicomSeries) -> list[bool]:
         p if s is None else s.position_lps_mm for s, p in zip(series.slices, _positions(series), strict=True)
     ]
     off = np.linalg.norm(np.array(stored) - _positions(series), axis=1)
-    return [bool(o > GEOMETRY_TOLERANCE_MM) for o in off]
+    nothing_mm = GEOMETRY_TOLERANCE_VOX * min(series.grid.spacing_mm)
+    return [bool(o > nothing_mm) for o in off]
 
 
 def _positions(series: DicomSeries) -> FloatArray:

@@ -1,6 +1,6 @@
 // The page of `zoomseg view`: the two files it serves.
 
-import { problem, showViewer } from "./viewer.js";
+import { element, problem, showViewer } from "./viewer.js";
 
 const at = (id) => document.getElementById(id);
 
@@ -9,6 +9,8 @@ async function main() {
   if (!answer.ok) throw new Error(await problem(answer));
   const view = await answer.json();
   at("title").textContent = view.title;
+  for (const note of view.notes) at("notes").append(element("li", {}, note));
+  at("notes").hidden = view.notes.length === 0;
   document.title = `${view.title} · ZoomSeg`;
   await showViewer(at("viewer"), view, (text) => (at("busy").textContent = text));
 }

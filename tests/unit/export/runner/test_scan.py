@@ -37,7 +37,7 @@ def test_reads_what_the_package_reads(tmp_path: Path, dtype: type, name: str) ->
     found, expected = scan.read([path]), read_image(path)
     assert np.array_equal(found.voxels, expected.data.numpy())
     assert found.voxels.dtype.isnative
-    assert found.grid.same_as(expected.grid, tolerance_mm=1e-9)
+    assert found.grid.same_as(expected.grid, tolerance_vox=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32])
@@ -74,7 +74,7 @@ def test_hostile_files_are_refused(tmp_path: Path) -> None:
         "not a NIfTI file": tmp_path / "a.mha",
         "1 of 60 voxels are NaN or infinite": save(tmp_path / "nan.nii", nan),
         "constant image, every voxel is 0": save(tmp_path / "flat.nii", 0 * values()),
-        "a 3-D scan is needed": save(tmp_path / "4d.nii", np.stack([values()] * 2, axis=-1)),
+        "give one 3-D file per channel": save(tmp_path / "4d.nii", np.stack([values()] * 2, axis=-1)),
         "truncated; header promises": damaged(
             tmp_path / "big.nii", 42, np.array([9999, 9999, 30], int16).tobytes()
         ),

@@ -117,4 +117,7 @@ def test_images_without_a_uid_are_no_copies_of_each_other(tmp_path: Path) -> Non
         dataset.save_as(tmp_path / f"{number}.dcm", implicit_vr=False, little_endian=True)
     series = the_series(tmp_path).series
     assert series.grid.shape == (7, 6, 4)
-    assert series.notes == ("its headers lack SOPInstanceUID; what they belong to is not certain",)
+    assert series.notes == (
+        "its headers lack SOPInstanceUID; what they belong to is not certain",
+        "it has slices without SOPInstanceUID; a SEG or RTSTRUCT does not refer to these",
+    )

@@ -159,7 +159,8 @@ def test_what_a_series_lacks_that_objects_must_name_is_told(tmp_path: Path) -> N
         "it has slices without SOPInstanceUID; a SEG or RTSTRUCT does not refer to these",
     )
     lost = dicoms.stack(dicoms.ramp(), StudyInstanceUID=None)
-    (note,) = the_series(dicoms.write(tmp_path, lost)).series.notes
+    lacking, note = the_series(dicoms.write(tmp_path, lost)).series.notes
+    assert lacking == "its headers lack StudyInstanceUID; what they belong to is not certain"
     assert note.startswith("it lacks a valid StudyInstanceUID; a SEG or RTSTRUCT of it has one made up")
 
 

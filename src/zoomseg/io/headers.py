@@ -1,0 +1,78 @@
+"""What any header may promise: nothing is allocated for more, and no geometry beyond it is computed with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zoomseg.core.errors import ScanError
+from zoomseg.core.geometry import Grid
+
+MAX_VOXELS = 4 * 1024**3
+"""A header that promises more voxels (all channels together) is refused."""
+
+MAX_COMPRESSION = 1100
+"""Deflate cannot pack more than 1032 bytes into one; a header promising more is lying."""
+
+MIN_VOXEL_MM = 1e-5
+MAX_VOXEL_MM = 1e2
+"""Voxels' edges. Synchrotrons resolve 25 nanometres, and clinical slices are some 10 mm thick; what lies
+outside is a wrong unit, or no number that anybody meant."""
+
+MAX_DISTANCE_MM = 1e6
+"""Of a voxel from the world's origin; farther away, single precision does not tell voxels apart."""
+
+
+def check_size(
+    path: Path, shape: tuple[int, ...], voxel_bytes: int, compressed: bool, stored: int, offset: int = 0
+) -> None:
+    """Refuse headers that promise more than the file can hold, before anything is allocated.
+
+    Args:
+        stored: bytes of the file.
+        offset: where its voxels begin; in what is inflated, if it is compressed.
+
+    Raises:
+        ScanError: a size below 1, too many voxels, or more than the file has.
+    """
+    if min(shape) < 1:
+        raise ScanError(f"{path}: header gives the shape {shape}; every size must be at least 1")
+    voxels = math.prod(shape)
+    if voxels > MAX_VOXELS:
+        raise ScanError(f"{path}: header promises {voxels} voxels; at most {MAX_VOXELS} are read")
+    needed = voxels * voxel_bytes
+    if offset + needed > stored * (MAX_COMPRESSION if compressed else 1):
+        promised = f"{needed} bytes of voxels" + f" from byte {offset} on" * bool(offset)
+        raise ScanError(f"{path}: truncated; header promises {promised}, the file has {stored}")
+
+
+def check_spacing(path: Path, spacing_mm: Sequence[float]) -> None:
+    """Refuse edges of voxels that are no positive numbers.
+
+    Raises:
+        ScanError: zero, negative, NaN or infinite.
+    """
+    if not all(math.isfinite(s) and s > 0 for s in spacing_mm):
+        got = [float(s) for s in spacing_mm]
+        raise ScanError(f"{path}: voxel spacing must be positive and finite, got {got} mm")
+
+
+def check_grid(path: Path, grid: Grid) -> None:
+    """Refuse a grid that no scan has.
+
+    Raises:
+        ScanError: an edge of its voxels is not within ``MIN_VOXEL_MM`` and ``MAX_VOXEL_MM``, or a corner is
+            farther away than ``MAX_DISTANCE_MM``.
+    """
+    edges = grid.spacing_mm
+    if not MIN_VOXEL_MM <= min(edges) <= max(edges) <= MAX_VOXEL_MM:
+        got = " x ".join(f"{edge:.6g}" for edge in edges)
+        allowed = f"{MIN_VOXEL_MM:g} to {MAX_VOXEL_MM:g} mm are read"
+        raise ScanError(f"{path}: voxels of {got} mm; {allowed}; are the unit and the spacing right?")
+    corners = grid.world(np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.shape) - 1))
+    if np.abs(corners).max() > MAX_DISTANCE_MM:
+        far = f"{np.abs(corners).max():.6g} mm from the world's origin"
+        raise ScanError(f"{path}: lies {far}; up to {MAX_DISTANCE_MM:g} mm are read; is its position right?")

@@ -1,0 +1,285 @@
+"""What a NIfTI header says, and the header that a result on its grid gets. By nibabel's classes, but not by
+its rules: these are written out here, as programs differ in them. Exported models carry this module.
+
+Source: the NIfTI-1 standard, https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h.
+"""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.quaternions import quat2mat
+
+from zoomseg.core.errors import GeometryError, ScanError
+from zoomseg.core.geometry import FloatArray, Grid
+from zoomseg.io.headers import check_grid, check_size, check_spacing
+
+AnyArray = npt.NDArray[Any]
+
+HEADER_BYTES = 540
+"""Of NIfTI-2, the longer of the two."""
+
+_MAGICS = (b"n+1", b"n+2")
+"""Whole: of any other, some programs make an Analyze file, without its forms."""
+
+SIZES_1 = 32767
+"""Longer axes do not fit into the 16 bits that NIfTI-1 has for a size."""
+
+_UNITS = {1: ("metres", 1e3), 3: ("micrometres", 1e-3)}
+_MILLIMETRES = (0, 2)
+"""Codes of units, 0 being unknown. Bits 0 to 2 of ``xyzt_units`` are those of lengths."""
+
+_GEOMETRY = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y"),
+    *("qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+
+_LONGEST_QUATERNION = 1.01
+"""Of its stored part, squared. The whole has length 1; what is above was rounded, or is no quaternion."""
+
+_NOTED_VOX = 0.1
+"""Forms of one header that place a voxel so far apart disagree; below, it is rounding."""
+
+_PIECE_BYTES = 1 << 24
+
+_UNORIENTED = (
+    "no orientation is stored (qform_code and sform_code are 0): the patient's sides are a guess. Its axes "
+    "are taken to run to the left, front and head, as nibabel and FSL do; ITK and 3D Slicer guess otherwise"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiHeader:
+    """The fields as stored (``fields``, nibabel's) and what they mean: sizes without trailing ones (at least
+    three), grid in millimetres, voxels as ``raw * slope + intercept`` from byte ``offset`` on."""
+
+    fields: Any
+    shape: tuple[int, ...]
+    grid: Grid
+    dtype: np.dtype[Any]
+    offset: int
+    slope: float
+    intercept: float
+    notes: tuple[str, ...]
+    """What its user must know of how the grid was found."""
+
+    @property
+    def scaled(self) -> bool:
+        return (self.slope, self.intercept) != (1.0, 0.0)
+
+
+def parse(path: Path, block: bytes, stored: int, compressed: bool, axes: int = 3) -> NiftiHeader:
+    """The header of a single-file NIfTI-1 or NIfTI-2 image from its first ``HEADER_BYTES``.
+
+    Args:
+        stored: bytes of the file, compressed or not.
+        axes: how many axes may be longer than 1.
+
+    Raises:
+        ScanError: no such image, other than grey values, more voxels than the file can hold, or impossible
+            geometry.
+    """
+    kind = nib.Nifti2Header if block[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Header
+    # Unchecked: nibabel's own checks silently turn a spacing of zero into one.
+    fields = kind(block[: kind.sizeof_hdr], check=False)
+    _check_magic(path, fields)
+    shape = _shape(path, fields, axes)
+    dtype = fields.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise ScanError(f"{path}: voxels of type {dtype}; grey values are needed, one real number per voxel")
+    offset = _offset(path, fields)
+    check_size(path, shape, dtype.itemsize, compressed, stored, offset)
+    check_spacing(path, fields["pixdim"][1:4])
+    grid, notes = _grid(path, fields, (shape[0], shape[1], shape[2]))
+    slope, intercept = _scaling(path, fields)
+    return NiftiHeader(fields, shape, grid, dtype, offset, slope, intercept, notes)
+
+
+def _check_magic(path: Path, fields: Any) -> None:
+    magic = bytes(fields["magic"].item())  # numpy drops zeros at its end
+    if magic[:3] in (b"ni1", b"ni2"):
+        raise ScanError(f"{path}: its voxels are in another file (.img); convert the pair to one .nii file")
+    if magic not in _MAGICS:
+        raise ScanError(f"{path}: damaged, truncated or not an image (no NIfTI magic in its header)")
+
+
+def _shape(path: Path, fields: Any, axes: int) -> tuple[int, ...]:
+    dimensions = int(fields["dim"][0])
+    if not 1 <= dimensions <= 7:
+        raise ScanError(f"{path}: damaged, truncated or not an image (header gives {dimensions} dimensions)")
+    return trimmed(path, tuple(int(n) for n in fields["dim"][1 : dimensions + 1]), axes)
+
+
+def trimmed(path: Path, shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """A shape without trailing ones: at least three sizes, and at most ``axes``.
+
+    Raises:
+        ScanError: too few, or too many.
+    """
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) < 3:
+        raise ScanError(f"{path}: {len(shape)}-D image of shape {shape}; a 3-D scan is needed")
+    if len(shape) > axes:
+        raise ScanError(
+            f"{path}: {len(shape)}-D image of shape {shape}; give one 3-D file per channel or time"
+        )
+    return shape
+
+
+def _offset(path: Path, fields: Any) -> int:
+    """Where the voxels begin. Readers differ in what they make of less than the header's own end (nibabel 0,
+    nifti_clib 348), so that only the writer knows."""
+    offset, least = float(fields["vox_offset"]), int(fields.single_vox_offset)
+    if not math.isfinite(offset) or offset != int(offset) or offset < least:
+        ask = f"a whole number from {least} on is needed; write the file anew with another program"
+        raise ScanError(f"{path}: the header's vox_offset, where its voxels begin, is {offset:g}; {ask}")
+    return int(offset)
+
+
+def _scaling(path: Path, fields: Any) -> tuple[float, float]:
+    """A slope of 0, or none, means as stored."""
+    slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
+    if slope == 0 or not math.isfinite(slope):
+        return 1.0, 0.0
+    if not math.isfinite(intercept):
+        raise ScanError(f"{path}: the header's scl_inter is {intercept}; a number is needed")
+    return slope, intercept
+
+
+# --- geometry -------------------------------------------------------------------------------------
+
+
+def _grid(path: Path, fields: Any, shape: tuple[int, int, int]) -> tuple[Grid, tuple[str, ...]]:
+    """The first usable one of sform, qform and pixdim alone is the grid; the others are compared with it."""
+    unit, note = _unit(fields)
+    notes = [note] if note else []
+    grids, broken = {}, {}
+    for name, affine in _forms(fields, shape):
+        try:
+            grids[name] = Grid(shape, np.diag([unit, unit, unit, 1.0]) @ affine)
+        except GeometryError as error:
+            broken[name] = error
+    if not grids:
+        raise ScanError(f"{path}: {next(iter(broken.values()))}")
+    used, grid = next(iter(grids.items()))
+    check_grid(path, grid)
+    notes += [f"the {name} is damaged ({error}): the {used} is used" for name, error in broken.items()]
+    if used == "pixdim":
+        notes.append(_UNORIENTED)
+    notes += _disagreements(grids, fields, unit)
+    return grid, tuple(notes)
+
+
+def _unit(fields: Any) -> tuple[float, str]:
+    """Millimetres in the header's unit of length, and a note if it is another."""
+    code = int(fields["xyzt_units"]) & 7
+    if code in _UNITS:
+        name, factor = _UNITS[code]
+        return factor, f"the header's lengths are in {name}: they were converted to millimetres"
+    return 1.0, "" if code in _MILLIMETRES else f"the header's unit {code} is none: taken for millimetres"
+
+
+def _forms(fields: Any, shape: tuple[int, int, int]) -> Iterator[tuple[str, FloatArray]]:
+    """What places the voxels, by precedence, in the header's unit."""
+    coded = [name for name in ("sform", "qform") if int(fields[f"{name}_code"]) > 0]
+    ways: dict[str, Callable[[], FloatArray]] = {
+        "sform": lambda: _sform(fields),
+        "qform": lambda: _qform(fields),
+    }
+    for name in coded:
+        yield name, ways[name]()
+    if not coded:  # as Analyze files were: the first axis to the left, the origin in the middle
+        edges = np.array([-1.0, 1.0, 1.0]) * fields["pixdim"][1:4]
+        affine = np.diag([*edges, 1.0])
+        affine[:3, 3] = -edges * (np.array(shape) - 1) / 2
+        yield "pixdim", affine
+
+
+def _sform(fields: Any) -> FloatArray:
+    return np.array([fields["srow_x"], fields["srow_y"], fields["srow_z"], [0, 0, 0, 1]], dtype=np.float64)
+
+
+def _qform(fields: Any) -> FloatArray:
+    """Method 2 of the standard. A quaternion that rounding made longer than 1 is shortened."""
+    stored = np.array([fields[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
+    squared = float(stored @ stored)
+    if not squared <= _LONGEST_QUATERNION:  # NaN is not, either
+        return np.full((4, 4), math.nan)
+    if squared > 1:
+        stored /= math.sqrt(squared)
+    edges = fields["pixdim"][1:4].astype(np.float64)
+    edges[2] *= -1 if fields["pixdim"][0] < 0 else 1
+    affine = np.eye(4)
+    affine[:3, :3] = quat2mat([math.sqrt(max(0.0, 1 - squared)), *stored]) * edges
+    affine[:3, 3] = [fields[f"qoffset_{axis}"] for axis in "xyz"]
+    return affine
+
+
+def _disagreements(grids: dict[str, Grid], fields: Any, unit: float) -> Iterator[str]:
+    (used, grid), *others = grids.items()
+    for name, other in others:
+        if grid.distance_vox(other) > _NOTED_VOX:
+            apart = f"{used} and {name} of its header disagree by up to {grid.distance_mm(other):.3g} mm"
+            yield f"{apart}: the {used} is used; ITK and 3D Slicer use the {name} unless sform_code is 1"
+            return
+    edges = fields["pixdim"][1:4].astype(np.float64) * unit
+    off = np.abs(edges / grid.spacing_mm - 1) * np.maximum(np.array(grid.shape) - 1, 1)
+    if used == "sform" and off.max() > _NOTED_VOX:
+        said, is_so = (" x ".join(f"{float(e):.4g}" for e in mm) for mm in (edges, grid.spacing_mm))
+        apart = f"pixdim gives voxels of {said} mm and the sform of {is_so} mm"
+        yield f"{apart}: the sform is used; ITK and 3D Slicer use pixdim"
+
+
+# --- voxels and writing ---------------------------------------------------------------------------
+
+
+def read_voxels(path: Path, header: NiftiHeader, stream: BinaryIO) -> AnyArray:
+    """Voxels as stored, in the machine's byte order, first axis fastest. No more is read, or inflated, than
+    the header promises, whatever else the file holds.
+
+    Raises:
+        ScanError: fewer are there.
+    """
+    raw = np.empty(header.shape, header.dtype, order="F")
+    view = raw.reshape(-1, order="F").view(np.uint8).data
+    stream.seek(header.offset)
+    done = 0
+    while done < len(view):
+        count = stream.readinto(view[done : done + _PIECE_BYTES])  # type: ignore[attr-defined]
+        if not count:
+            raise ScanError(f"{path}: truncated; {done} of {len(view)} bytes of voxels are there")
+        done += count
+    return raw.astype(raw.dtype.newbyteorder("="), copy=False)
+
+
+def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
+    """``[I, J, K]`` or ``[I, J, K, C]`` on ``grid``, ready to be saved. NIfTI-1, which everything reads,
+    unless an axis is too long for it.
+
+    Args:
+        like: the fields of a header on this grid. Its geometry is copied as it is, units, codes and all, so
+            that every program lays the result where it lays the scan, by whichever rules.
+    """
+    kind = nib.Nifti2Image if max(array.shape) > SIZES_1 else nib.Nifti1Image
+    if like is None:
+        made = kind(array, grid.affine, dtype=array.dtype)
+        made.set_sform(grid.affine, code="scanner")
+        made.set_qform(grid.affine, code="scanner")
+        made.header.set_xyzt_units("mm")
+        return made
+    # Without an affine nibabel leaves the fields alone, and once they are in, it does not correct them.
+    made = kind(array, None, dtype=array.dtype)
+    for name in _GEOMETRY:
+        made.header[name] = like[name]
+    made.header["pixdim"][:4] = like["pixdim"][:4]
+    return made
