@@ -9,7 +9,6 @@ reported and copied as found.
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ import torch
 
 from zoomseg.core.errors import DatasetError, OutputError, ScanError
 from zoomseg.core.geometry import GEOMETRY_TOLERANCE_MM, Grid
-from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import Volume
 from zoomseg.io.dataset import CaseFiles, Dataset, read_description
 from zoomseg.io.files import atomic_path, writable_directory, write_json_atomic
@@ -278,7 +276,7 @@ def _audit_labels(dataset: Dataset, case: CaseFiles, path: Path, image: Grid | N
     if sketched:
         message = f"{name}: has voxels of {', '.join(sketched)}, not listed as annotated in this case"
         facts.add("warning", "drawn_unannotated", f"{message}; they are not used")
-    for left, right in _left_right_pairs(schema):
+    for left, right in schema.left_right:
         if {left, right} <= facts.present:
             x = [_centre_x_mm(values == value_of[name], grid) for name in (left, right)]
             facts.offsets_mm[left, right] = x[1] - x[0]
@@ -291,16 +289,6 @@ def _centre_x_mm(mask: npt.NDArray[np.bool_], grid: Grid) -> float:
         counts = mask.sum(axis=tuple(a for a in range(3) if a != axis))
         centre.append(float((counts * np.arange(mask.shape[axis])).sum() / counts.sum()))
     return float(grid.world(centre)[0])
-
-
-def _left_right_pairs(schema: LabelSchema) -> tuple[tuple[str, str], ...]:
-    """The schema's pairs as (left, right): mirrored names first differ in the l or r of their side."""
-    ordered = []
-    for first, second in schema.pairs:
-        plain = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (first, second))
-        letter = next(a for a, b in zip(*plain, strict=False) if a != b)
-        ordered.append((first, second) if letter == "l" else (second, first))
-    return tuple(ordered)
 
 
 # --- findings that need all cases -----------------------------------------------------------------
