@@ -1,8 +1,8 @@
 """Left and right in names: the one table of how sides are spelled, and what of a name is a side.
 
 A word of its own, or a long one glued to another (``leftkidney``), says its side for certain. Letters glued
-to a word (``RK``, ``rkid``) and the ``CLUES`` say nothing by themselves: only where two names differ in nothing
-else may they mean sides, and then nobody should act as if there were none, nor as if they were sure.
+to a word (``RK``, ``rkid``) and the ``CLUES`` say nothing by themselves: only where two names differ in
+nothing else may they mean sides, and then nobody should act as if there were none, nor as if they were sure.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ _GLUED = ("left", "right", "links", "rechts", "sinister", "dexter", "sinistra", 
 _REST_BEFORE, _REST_BEHIND = 3, 1
 """Letters at least that a glued side leaves: ``kidneyleft``, but ``cleft`` and ``bright``; ``left1``."""
 
-_SIDE_OF: dict[str, Side] = {left: "left" for left, _ in WORDS} | {right: "right" for _, right in WORDS}
+_SIDE_OF: dict[str, Side] = {}
+for _left, _right in WORDS:
+    _SIDE_OF[_left], _SIDE_OF[_right] = "left", "right"
 _GLUED_BEFORE = re.compile(rf"({'|'.join(_GLUED)})(\w{{{_REST_BEHIND},}})")
 _GLUED_BEHIND = re.compile(rf"(\w{{{_REST_BEFORE},}})({'|'.join(_GLUED)})")
 

@@ -117,6 +117,7 @@ def plan(
     reasons += [chosen.why_memory, mirrored(schema, data)[1], contrast(data).reason]
     reasons += [why_training(concrete.stages[-1].training), _why_length(recipe, length), why_islands]
     reasons += organ_reasons(data, schema, finest_mm)
+    reasons += [Reason(one.what, one.found, one.todo, warning=True) for one in data.advice]
     return Plan(concrete, tuple(reasons), data, finest_mm)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,11 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io.dataset import Dataset, open_dataset, read_labelling
 from zoomseg.io.scans import (
     check_same_grid,
+    files_by_case,
     find_scans,
     read_image,
     read_label_values,
     read_labels,
-    scan_files,
-    scan_name,
 )
 
 LABEL_FOLDERS = ("labelsTr", "labelsTs", "labels")
@@ -104,10 +104,17 @@ def find_pairs(
     Raises:
         DatasetError: no such folder, no match, or no organ that both sides know.
     """
+    _refuse_exchanged(predictions, reference.root if isinstance(reference, Dataset) else reference)
     predicted_files = _label_files(predictions)
     predicted = _labelling(predictions)
     source = _open_reference(reference)
     ids = [case for case in sorted(predicted_files) if case in source.files]
+    same = [case for case in ids if _same_file(predicted_files[case], source.files[case])]
+    if same:
+        raise DatasetError(
+            f"{predicted_files[same[0]]} is the reference of its case, too (the same file, {len(same)} of "
+            f"{len(ids)} cases); give a folder of predictions, and one of references"
+        )
     if not ids:
         raise DatasetError(
             f"{predictions}: none of its {len(predicted_files)} label files is named like one of the "
@@ -141,6 +148,42 @@ def find_pairs(
     return Pairs(tuple(pairs), known, drawn, organs, warnings)
 
 
+def _refuse_exchanged(predictions: Path, reference: Path) -> None:
+    """Refuse folders in the wrong order: the scores would be nearly right (Dice does not mind), but missed
+    and spurious organs, volumes and the labels that count would be those of the other side.
+
+    What ``zoomseg predict`` wrote has a ``run.json``; labels of a data set lie beside its images.
+    """
+    if _is_run(reference) and not _is_run(predictions):
+        raise DatasetError(
+            f"{reference} was written by zoomseg predict (it has a run.json), and {predictions} was not: the "
+            "predictions come first, then the references; labels that are the reference nevertheless need a "
+            "folder without run.json"
+        )
+    if _of_data_set(predictions) and not _is_run(predictions) and not _of_data_set(reference):
+        raise DatasetError(
+            f"{predictions} holds the labels of a data set, and {reference} does not: the predictions come "
+            "first, then the references"
+        )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Also by way of links; a link to nowhere is no file's."""
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+
+
+def _is_run(folder: Path) -> bool:
+    return os.path.isfile(folder / "run.json")
+
+
+def _of_data_set(folder: Path) -> bool:
+    """Whether it is a data set, or its folder of labels to train on."""
+    images = {"labelsTr": "imagesTr", "labels": "images"}
+    if folder.name in images:
+        return os.path.isdir(folder.parent / images[folder.name])
+    return any(os.path.isdir(folder / name) for name in images.values())
+
+
 @dataclass(frozen=True)
 class _Reference:
     files: Mapping[str, Path]
@@ -164,12 +207,10 @@ def _open_reference(reference: Path | Dataset) -> _Reference:
 def _label_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; give a folder of label files")
-    files: dict[str, Path] = {}
-    for file in scan_files(folder):
-        case = scan_name(file)
-        if case in files:
-            raise DatasetError(f"{folder}: {files[case].name} and {file.name} are both case '{case}'")
-        files[case] = file
+    try:
+        files = files_by_case(folder)
+    except ScanError as error:
+        raise DatasetError(str(error)) from error
     if not files:
         raise DatasetError(f"{folder}: no label files in this folder; expected <case>.nii.gz")
     return files
