@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 LOWEST, HIGHEST = -100.0, 100.0
 """CT has numbers so low, and so high."""
-DARK, DARK_SHARE = -50.0, 0.05
+DARK, DARK_SHARE = -80.0, 0.05
 """Air, lung and fat lie below that, and are this share of a scan or more."""
 SOFT, SOFT_SHARE = (-20.0, 150.0), 0.5
 """Of what is no air, lung or fat, soft tissue is this share or more; the rest is bone and noise."""

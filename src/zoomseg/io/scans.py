@@ -392,11 +392,11 @@ def read_grid(path: Path) -> Grid:
 def _dicom_stack(path: Path) -> Stack | None:
     """The series in a folder, zip or DICOM file; None if it is a file of another format."""
     path = Path(path)
-    if not path.exists() or (path.is_file() and scan_suffix(path) is not None):
+    if not os.path.exists(path) or (os.path.isfile(path) and scan_suffix(path) is not None):
         return None
     from zoomseg.io.dicom.finding import holds_dicom, the_series
 
-    return the_series(path) if path.is_dir() or holds_dicom(path) else None
+    return the_series(path) if os.path.isdir(path) or holds_dicom(path) else None
 
 
 def reading_bytes(scan: ScanInput, channels_last: bool = False) -> tuple[Grid, int]:

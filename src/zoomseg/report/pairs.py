@@ -194,18 +194,18 @@ class _Reference:
 
 def _open_reference(reference: Path | Dataset) -> _Reference:
     path = reference.root if isinstance(reference, Dataset) else reference
-    if isinstance(reference, Dataset) or (path / "imagesTr").is_dir() or (path / "images").is_dir():
+    if isinstance(reference, Dataset) or os.path.isdir(path / "imagesTr") or os.path.isdir(path / "images"):
         dataset = reference if isinstance(reference, Dataset) else open_dataset(path)
         files = {case.id: case.labels for case in dataset.cases if case.labels is not None}
         annotated = {case.id: case.annotated for case in dataset.cases if case.annotated is not None}
         return _Reference(files, dataset.schema, annotated, _scans(dataset))
-    folder = next((path / n for n in LABEL_FOLDERS if (path / n).is_dir()), path)
+    folder = next((path / n for n in LABEL_FOLDERS if os.path.isdir(path / n)), path)
     schema, annotated = _labelling(folder) or (None, {})
     return _Reference(_label_files(folder), schema, annotated, {})
 
 
 def _label_files(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DatasetError(f"{folder}: no such folder; give a folder of label files")
     try:
         files = files_by_case(folder)
@@ -220,7 +220,7 @@ def _labelling(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | 
     """What a JSON file beside the labels says about them."""
     beside = [folder, folder.parent] if folder.name in LABEL_FOLDERS else [folder]
     for file in (where / name for where in beside for name in LABELLING_FILES):
-        if file.is_file():
+        if os.path.isfile(file):
             found = read_labelling(file)
             if found is not None:
                 return found
@@ -230,7 +230,7 @@ def _labelling(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | 
 def _scans(images: Path | Dataset) -> dict[str, tuple[Path, ...]]:
     if isinstance(images, Dataset):
         return {case.id: case.images for case in images.cases}
-    folder = next((images / n for n in ("imagesTr", "images") if (images / n).is_dir()), images)
+    folder = next((images / n for n in ("imagesTr", "images") if os.path.isdir(images / n)), images)
     return {scan.id: scan.paths for scan in find_scans(folder)}
 
 
