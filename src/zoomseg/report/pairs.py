@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zoomseg.core.errors import DatasetError, ScanError
+from zoomseg.core.errors import DatasetError, ScanError, quoted
 from zoomseg.core.geometry import Orientation
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
@@ -154,6 +154,8 @@ def _refuse_exchanged(predictions: Path, reference: Path) -> None:
 
     What ``zoomseg predict`` wrote has a ``run.json``; labels of a data set lie beside its images.
     """
+    if not os.path.isdir(predictions):
+        return
     if _is_run(reference) and not _is_run(predictions):
         raise DatasetError(
             f"{reference} was written by zoomseg predict (it has a run.json), and {predictions} was not: the "
@@ -206,7 +208,7 @@ def _open_reference(reference: Path | Dataset) -> _Reference:
 
 def _label_files(folder: Path) -> dict[str, Path]:
     if not os.path.isdir(folder):
-        raise DatasetError(f"{folder}: no such folder; give a folder of label files")
+        raise DatasetError(f"{quoted(folder)}: no such folder; give a folder of label files")
     try:
         files = files_by_case(folder)
     except ScanError as error:
