@@ -269,8 +269,8 @@ def _intensity(data: Fingerprint) -> tuple[specs.IntensitySpec, Reason]:
         return specs.ZScore(), Reason(
             "intensities",
             "z-score of each scan",
-            f"not called CT, so numbers have no unit: inside labels they run from {low:.4g} to {high:.4g} here "
-            "(0.5th and 99.5th percentile)",
+            f"not called CT, so numbers have no unit: inside labels they run from {low:.4g} to {high:.4g} "
+            "here (0.5th and 99.5th percentile)",
         )
     window = specs.Window(lower=round(low), upper=max(round(high), round(low) + 1), output=(-1.0, 1.0))
     value = f"window {window.lower:g} to {window.upper:g} HU"
