@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.errors import LabelError
-from zoomseg.core.sides import doubtful_pairs, has_side, mirror_name, name_tokens, side_of
+from zoomseg.core.sides import doubtful_pairs, has_side, mirror_name, name_meaning, name_tokens, side_of
 
 BACKGROUND = "background"
 IGNORE = 255
@@ -99,14 +99,14 @@ class LabelSchema:
         return self.names.index(name) + 1
 
     def find(self, name: str) -> str | None:
-        """The label that ``name`` means in another spelling: case, separators and the order of words do not
-        matter (``right_kidney``, ``Kidney Right``); None if there is none."""
+        """The label that ``name`` means in another spelling: case, separators, the order of words and how the
+        side is spelled do not matter (``right_kidney``, ``Kidney_R``); None if there is none."""
         if name in self.names:
             return name
-        wanted = sorted(name_tokens(name))
+        wanted = name_meaning(name)
         if not wanted:  # signs alone: as unlike each other as they look
             return None
-        return next((n for n in self.names if sorted(name_tokens(n)) == wanted), None)
+        return next((n for n in self.names if name_meaning(n) == wanted), None)
 
     def select(self, names: Iterable[str] | str) -> tuple[str, ...]:
         """Resolve ``"all"``, label names and group names to label names in schema order."""

@@ -74,6 +74,11 @@ def side_word(token: str) -> Side | None:
     return _SIDE_OF.get(token)
 
 
+def name_meaning(name: str) -> tuple[str, ...]:
+    """A name's words as all its spellings have them: in alphabetical order, sides as ``left``, ``right``."""
+    return tuple(sorted(_SIDE_OF.get(token, token) for token in name_tokens(name)))
+
+
 def has_side(name: str) -> bool:
     """Whether a name says left or right."""
     return any(token in _SIDE_OF for token in name_tokens(name))

@@ -145,15 +145,24 @@ def open_dataset(path: Path) -> Dataset:
         if holds_dicom_only(root):
             what = f"{root}: DICOM, not yet a data set"
             raise DatasetError(f"{what}; write one with 'zoomseg check {root} --fix OUT', and use OUT")
-        if os.path.isdir(root / "imagesTr"):
+        if _has_folder(root, "imagesTr"):
             if description is None:
                 raise DatasetError(f"{root}: dataset.json is missing; it names the channels and the labels")
             return _open_described(root, description)
-        if os.path.isdir(root / "images"):
+        if _has_folder(root, "images"):
             return _open_plain(root, description)
     except (LabelError, ScanError) as error:
         raise DatasetError(str(error)) from error
     raise DatasetError(f"{root}: not a data set; {LAYOUTS}")
+
+
+def _has_folder(root: Path, name: str) -> bool:
+    """Whether a folder is there; what is there but cannot be one (a link to nowhere) is refused."""
+    if os.path.isdir(root / name):
+        return True
+    if os.path.lexists(root / name):
+        raise DatasetError(f"{root / name}: {why_unreadable(root / name) or 'not a folder'}")
+    return False
 
 
 def holds_dicom_only(root: Path) -> bool:
@@ -233,7 +242,7 @@ def _open_described(root: Path, description: dict[str, Any]) -> Dataset:
 
 
 def _open_plain(root: Path, description: dict[str, Any] | None) -> Dataset:
-    labels = files_by_case(root / "labels") if os.path.isdir(root / "labels") else {}
+    labels = files_by_case(root / "labels") if _has_folder(root, "labels") else {}
     scans = find_scans(root / "images", apart=_labelled_apart(root / "images", labels))
     cases = [CaseFiles(s.id, s.paths, labels.pop(s.id, None)) for s in scans]
     if labels:
@@ -309,8 +318,7 @@ def _nnunet_cases(root: Path, channels: int) -> list[CaseFiles]:
                 f"{file}: channel {channel:04d} of this case is also in {found[case][channel].name}"
             )
         found[case][channel] = file
-    folder = root / "labelsTr"
-    labels = files_by_case(folder) if os.path.isdir(folder) else {}
+    labels = files_by_case(root / "labelsTr") if _has_folder(root, "labelsTr") else {}
     for case in labels:
         found.setdefault(case, {})
     cases = []

@@ -222,7 +222,7 @@ def _labelling(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | 
     """What a JSON file beside the labels says about them."""
     beside = [folder, folder.parent] if folder.name in LABEL_FOLDERS else [folder]
     for file in (where / name for where in beside for name in LABELLING_FILES):
-        if os.path.isfile(file):
+        if os.path.lexists(file):
             found = read_labelling(file)
             if found is not None:
                 return found

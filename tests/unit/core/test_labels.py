@@ -100,6 +100,8 @@ def test_class_of() -> None:
         ("Kidney Right", "right kidney"),
         ("kidney-LEFT", "left kidney"),
         ("LeftKidney", "left kidney"),
+        ("Kidney_L", "left kidney"),
+        ("rightkidney", "right kidney"),
         ("kidney", None),
         ("right kidneys", None),
         ("right left kidney", None),

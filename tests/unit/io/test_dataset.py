@@ -292,6 +292,15 @@ def test_links_to_nowhere_are_cases(tmp_path: Path) -> None:
         dataset.load(dataset.cases[1])
 
 
+@pytest.mark.parametrize("folder", ["labelsTr", "imagesTr"])
+def test_a_folder_that_links_to_nowhere_is_named(tmp_path: Path, folder: str) -> None:
+    root = nnunet(tmp_path)
+    (root / folder).rename(root / "elsewhere")
+    (root / folder).symlink_to("/nowhere/else")
+    with pytest.raises(DatasetError, match=rf"{folder}: no such file \(a link to /nowhere/else\)"):
+        open_dataset(root)
+
+
 def test_plain_label_without_image(tmp_path: Path) -> None:
     save(plain(tmp_path) / "labels" / "stray.nii.gz", labels())
     with pytest.raises(DatasetError, match=r"stray\.nii\.gz: no image of this name"):

@@ -98,6 +98,13 @@ def test_a_file_is_not_scored_against_itself(folders, tmp_path):
         find_pairs(linked, folders[1], None, None)
 
 
+def test_names_that_link_to_nowhere_are_told(folders):
+    (folders[1] / "dataset.json").unlink()
+    (folders[1] / "dataset.json").symlink_to("/nowhere/dataset.json")
+    with pytest.raises(DatasetError, match=r"dataset\.json: no such file \(a link to"):
+        find_pairs(*folders, None, None)
+
+
 def test_a_link_to_nowhere_is_a_file_of_its_case(folders):
     (folders[0] / "b.nii.gz").unlink()
     (folders[0] / "b.nii.gz").symlink_to("/nowhere/b.nii.gz")
