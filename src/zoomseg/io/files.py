@@ -3,6 +3,7 @@ when they fail."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from zoomseg.core.errors import GeometryError, OutputError, ScanError, ZoomSegError, quoted
+
+_OUT_OF_REACH = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO, errno.ENOTDIR}
+"""Then nothing is known of what a file holds."""
 
 
 @contextmanager
@@ -41,7 +45,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except MemoryError as error:
         raise ScanError(f"{path}: does not fit in memory") from error
     except Exception as error:  # parsers of hostile bytes fail in any way they like
-        if isinstance(error, OSError) and error.errno is not None:  # the system's word, not a parser's
+        if isinstance(error, OSError) and error.errno in _OUT_OF_REACH:
             raise ScanError(f"{quoted(path)}: cannot be read ({error.strerror})") from error
         raise ScanError(f"{path}: damaged, truncated or not {what} ({reason_of(error)})") from error
 
