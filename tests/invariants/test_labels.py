@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoomseg.core.labels import LabelSchema, mirror_name
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.sides import mirror_name
 
 ORGANS = ["kidney", "adrenal gland", "Parotid", "lung upper lobe", "hip"]
 STYLES = [

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from zoomseg.core.volume import Volume
 from zoomseg.io.dataset import open_dataset
+from zoomseg.io.naming import hounsfield
+from zoomseg.io.scans import read_image
 
 DATA = os.environ.get("ZOOMSEG_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="ZOOMSEG_DATA is not set: no real data on this machine")
@@ -32,6 +35,32 @@ def test_real_data_sets_open_and_load(folder: str, cases: int, labels: int, ct: 
     allowed = dataset.schema.names if case.annotated is None else case.annotated
     assert present
     assert present <= {dataset.schema.class_of(name) for name in allowed}
+
+
+@pytest.mark.parametrize(
+    ("folder", "ct"), [("btcv", True), ("openkbp", True), ("chaos_mr", False), ("hippocampus", False)]
+)
+def test_ct_is_known_by_its_numbers(folder: str, ct: bool) -> None:
+    """Cut to a window and stored as 8 bit (BTCV), with -1000 outside the body (OpenKBP), or not at all."""
+    dataset = open_dataset(Path(str(DATA)) / folder)
+    for case in dataset.cases[:6]:
+        assert hounsfield(dataset.load(case).image) == (ct,), case.id
+
+
+@pytest.mark.parametrize(
+    ("file", "ct"),
+    [
+        ("ct_torso_3mm/example_ct.nii.gz", True),
+        ("ct_torso_3mm/example_ct_sm.nii.gz", True),
+        ("ct_torso_3mm/example_mr_sm.nii.gz", False),
+        ("ct_fullres/chaos_ct_case.nii.gz", True),
+    ],
+)
+def test_ct_of_one_file_is_known_by_its_numbers(file: str, ct: bool) -> None:
+    image = read_image(Path(str(DATA)) / file)
+    assert hounsfield(image) == (ct,)
+    for low, high in ((-160, 240), (-200, 300), (-1000, 400)):
+        assert hounsfield(Volume(image.data.float().clamp(low, high), image.grid)) == (ct,)
 
 
 def test_btcv_slope_and_intercept_give_hounsfield_units() -> None:

@@ -34,7 +34,8 @@ def command(dataset: Path, out: Path | None) -> int:
     """Audit DATASET (nnU-Net raw, Decathlon, or images/ + labels/) before training.
 
     Finds unreadable and missing files, geometry mismatches, unknown label values, empty labels, NaN,
-    constant images, duplicates and suspected left/right swaps.
+    constant images, duplicates and suspected left/right swaps; and asks for names that are not given: of CT,
+    of labels, of sides.
 
     A folder of DICOM series with SEG or RTSTRUCT objects drawn on them is no data set yet: what was drawn,
     and what cannot be used and why, is listed, and --fix writes it as nnU-Net raw data set.

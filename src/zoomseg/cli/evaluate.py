@@ -29,9 +29,10 @@ def command(predictions: Path, reference: Path, out: Path, tolerance_mm: float, 
     """Score PREDICTIONS against REFERENCE: Dice, NSD, HD95, ASSD, volumes.
 
     PREDICTIONS is a folder of <case>.nii.gz. REFERENCE is a folder of label files with the same names,
-    or a data set. Writes metrics.csv, summary.json and report.html. Where PREDICTIONS was made with
-    `--keep-stages`, these also say how much of each organ lies in the region of the stage that answers, and
-    where Dice was lost: missed by the coarse stage, cut by the region, at the boundary, elsewhere.
+    or a data set; folders in the wrong order are refused. Writes metrics.csv, summary.json and report.html.
+    Where PREDICTIONS was made with `--keep-stages`, these also say how much of each organ lies in the region
+    of the stage that answers, and where Dice was lost: missed by the coarse stage, cut by the region, at the
+    boundary, elsewhere.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn

@@ -6,11 +6,28 @@ INTERRUPTED = 130
 """Exit code of a command that was asked to stop, as shells have it after Ctrl-C."""
 
 
+LONGEST = 2000
+"""Characters of an error's line; of longer ones the middle goes."""
+
+
+def quoted(text: object, longest: int = 100) -> str:
+    """Something that came from outside as an error names it: in one line, without control characters, and
+    no longer than ``longest`` characters, which cost the middle."""
+    line = "".join(c if c.isprintable() else " " for c in str(text))
+    if len(line) <= longest:
+        return line
+    end = longest // 3
+    return f"{line[: longest - end - 3]}...{line[-end:]}"
+
+
 class ZoomSegError(Exception):
-    """Base of every error that is shown to the user as one line."""
+    """Base of every error that is shown to the user as one line, whatever names from files are in it."""
 
     exit_code = 2
     """What the command ends with."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(quoted(message, LONGEST))
 
 
 class RecipeError(ZoomSegError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.errors import LabelError
+from zoomseg.core.sides import doubtful_pairs, has_side, mirror_name, name_meaning, name_tokens, side_of
 
 BACKGROUND = "background"
 IGNORE = 255
@@ -17,30 +17,8 @@ IGNORE = 255
 
 MAX_CLASSES = 254
 MAX_VALUE = 2**31 - 1
-_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lt": "rt", "rt": "lt"}
-
-
-def name_tokens(name: str) -> tuple[str, ...]:
-    """The words of a label's name in lower case, however they are joined."""
-    # LeftParotid -> Left Parotid, LKidney -> L Kidney, VertebraL1 -> Vertebra L1
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
-    return tuple(t.lower() for t in re.split(r"[\W_]+", spaced) if t)
-
-
-def has_side(name: str) -> bool:
-    """Whether a name says left or right."""
-    return any(token in _SIDE for token in name_tokens(name))
-
-
-def mirror_name(name: str, names: Iterable[str]) -> str | None:
-    """The name among ``names`` that is ``name`` with its side swapped, or None."""
-    tokens = name_tokens(name)
-    sides = [i for i, t in enumerate(tokens) if t in _SIDE]
-    if len(sides) != 1:
-        return None
-    i = sides[0]
-    swapped = (*tokens[:i], _SIDE[tokens[i]], *tokens[i + 1 :])
-    return next((n for n in names if name_tokens(n) == swapped), None)
+_COUNTED = {"label", "labels", "class", "value", "structure", "organ", "object", "segment", "region", "roi"}
+"""Words that, with a number or alone, name nothing."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +71,27 @@ class LabelSchema:
         return tuple(found)
 
     @property
+    def left_right(self) -> tuple[tuple[str, str], ...]:
+        """The ``pairs`` as (left, right)."""
+        return tuple(pair if side_of(pair[0]) == "left" else pair[::-1] for pair in self.pairs)
+
+    @property
+    def doubtful(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of labels that may be the left and the right one, though no word says so (``LK``, ``RK``)."""
+        return doubtful_pairs(self.names)
+
+    @property
     def unpaired(self) -> tuple[str, ...]:
-        """Labels that name a side but have no counterpart here: mirroring an image would make them lie."""
+        """Labels that name a side but have no counterpart here, or may name one (``doubtful``): mirroring an
+        image would make them lie."""
         paired = {name for pair in self.pairs for name in pair}
-        return tuple(n for n in self.names if n not in paired and has_side(n))
+        doubtful = {name for pair in self.doubtful for name in pair}
+        return tuple(n for n in self.names if n in doubtful or (n not in paired and has_side(n)))
+
+    @property
+    def unnamed(self) -> tuple[str, ...]:
+        """Labels whose name says nothing but a number: ``label_1``, ``3``."""
+        return tuple(n for n in self.names if all(t.isdigit() or t in _COUNTED for t in name_tokens(n)))
 
     def class_of(self, name: str) -> int:
         if name not in self.names:
@@ -104,14 +99,14 @@ class LabelSchema:
         return self.names.index(name) + 1
 
     def find(self, name: str) -> str | None:
-        """The label that ``name`` means in another spelling: case, separators and the order of words do not
-        matter (``right_kidney``, ``Kidney Right``); None if there is none."""
+        """The label that ``name`` means in another spelling: case, separators, the order of words and how the
+        side is spelled do not matter (``right_kidney``, ``Kidney_R``); None if there is none."""
         if name in self.names:
             return name
-        wanted = sorted(name_tokens(name))
+        wanted = name_meaning(name)
         if not wanted:  # signs alone: as unlike each other as they look
             return None
-        return next((n for n in self.names if sorted(name_tokens(n)) == wanted), None)
+        return next((n for n in self.names if name_meaning(n) == wanted), None)
 
     def select(self, names: Iterable[str] | str) -> tuple[str, ...]:
         """Resolve ``"all"``, label names and group names to label names in schema order."""

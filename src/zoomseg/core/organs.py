@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from zoomseg.core.labels import name_tokens
+from zoomseg.core.sides import name_tokens, side_word
 
 Row = TypeVar("Row")
 
 _SIDES = ("left", "right")
 _SAME: Mapping[str, str] = {
-    "l": "left",
-    "lt": "left",
-    "r": "right",
-    "rt": "right",
     "oesophagus": "esophagus",
     "brainstem": "brain stem",
     "gall": "gallbladder",
@@ -35,7 +31,7 @@ _SILENT = {"gland", "muscle", "of", "the", "and", "structure", "organ"}
 def organ_words(name: str) -> frozenset[str]:
     """The words of an organ's name that tell it from others, in one spelling: ``right_kidney``,
     ``RightKidney`` and ``kidney R`` are alike."""
-    tokens = [t for token in name_tokens(name) for t in _SAME.get(token, token).split()]
+    tokens = [t for token in name_tokens(name) for t in (side_word(token) or _SAME.get(token, token)).split()]
     if "gallbladder" in tokens and "bladder" in tokens:  # "gall bladder"
         tokens.remove("bladder")
     return frozenset(t for t in tokens if t not in _SILENT)

@@ -10,7 +10,8 @@ from typing import Literal, cast
 import numpy as np
 
 from zoomseg.core.geometry import Index3, Vector3
-from zoomseg.core.labels import LabelSchema, has_side
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.sides import has_side
 from zoomseg.engine.fingerprint import Fingerprint, as_index, as_vector
 from zoomseg.engine.groups import Group
 from zoomseg.engine.reasons import AXES, Reason, count, millimetres
@@ -301,7 +302,10 @@ def contrast(data: Fingerprint) -> Contrast:
 def mirrored(schema: LabelSchema, data: Fingerprint) -> tuple[tuple[Literal["R"], ...], Reason]:
     """Axes along which patches may be mirrored. Where some labels have a side and others do not (liver,
     kidneys), or where no name says so but one organ always lies to the right of another, a mirrored patient
-    would have organs where nobody has them."""
+    would have organs where nobody has them; where names leave a doubt, it might."""
+    doubt = _may_have_sides(schema)
+    if doubt is not None:
+        return (), Reason("mirroring", "none", doubt)
     sided = [name for name in schema.names if has_side(name)]
     paired = {name for pair in schema.pairs for name in pair}
     alone = [name for name in schema.names if name not in paired]
@@ -316,6 +320,16 @@ def mirrored(schema: LabelSchema, data: Fingerprint) -> tuple[tuple[Literal["R"]
         return ("R",), Reason("mirroring", "left to right", why)
     why = f"'{sided[0]}' has a side, and '{alone[0]}' no counterpart: mirrored, it would be on the wrong side"
     return (), Reason("mirroring", "none", why)
+
+
+def _may_have_sides(schema: LabelSchema) -> str | None:
+    """Why nobody can tell from the names whether labels have a side."""
+    if schema.doubtful:
+        one, other = schema.doubtful[0]
+        return f"'{one}' and '{other}' may be the left and the right one; names with these words would tell"
+    if schema.unnamed:
+        return f"'{schema.unnamed[0]}' names no organ, so it may be a left or a right one"
+    return None
 
 
 def why_training(training: specs.Training) -> Reason:

@@ -17,6 +17,7 @@ from zoomseg.core.components import largest_component
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Index3, Orientation, Vector3
 from zoomseg.io.dataset import Dataset
+from zoomseg.io.naming import Advice, advise, hounsfield
 
 FINGERPRINT_CASES = 40
 """At most this many cases, evenly spread, are read."""
@@ -89,6 +90,8 @@ class Fingerprint:
     """Those that were seen, in the schema's order."""
     beside: Beside | None = None
     """The two organs of which that holds most often; None: no two are in ``BESIDE_CASES`` cases together."""
+    advice: tuple[Advice, ...] = ()
+    """What ``dataset.json`` should say, and does not."""
 
     @property
     def extent_mm(self) -> Vector3:
@@ -138,6 +141,7 @@ def take(
     foreground: list[npt.NDArray[np.float32]] = []
     drawn: list[frozenset[str]] = []
     seen: list[dict[str, _Seen]] = []
+    units: list[tuple[bool, ...]] = []
     for done, case in enumerate(_cases(dataset, chosen)):
         if progress is not None:
             progress(done, len(chosen))
@@ -146,6 +150,7 @@ def take(
         grid = Orientation.to_canonical(case.image.grid).grid(case.image.grid)
         spacings.append(grid.spacing_mm)
         extents.append(grid.extent_mm)
+        units.append(hounsfield(case.image))
         if case.labels is not None:
             values = case.image.data[0][case.labels.data > 0].numpy()
             foreground.append(rng.choice(values, min(len(values), FOREGROUND_VOXELS), replace=False))
@@ -171,6 +176,7 @@ def take(
         channels=len(dataset.channel_names),
         organs=tuple(_organs(dataset.schema.names, drawn, seen)),
         beside=_beside(dataset.schema.names, seen),
+        advice=advise(dataset, units),
     )
 
 

@@ -29,6 +29,7 @@ from zoomseg.engine.schedule import Length
 from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset, folds
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.naming import advise
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import from_dict, load
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
@@ -100,6 +101,8 @@ def start(
     else:
         recipe = resolve_recipe(dataset, split, wanted, device, observer)
         fingerprint.require(dataset, split.train, _predicted(recipe, dataset))
+        for advice in advise(dataset):  # of a recipe with numbers, a scan's unit is its own matter
+            observer.message(f"{advice.what}: {advice}")
         seen = domain.samples(dataset, split.train)
     known = domain.describe(seen, recipe.intensity, dataset.channel_names, dataset.schema.names)
     taken: transfer.Transfer | None = None

@@ -117,6 +117,7 @@ def plan(
     reasons += [chosen.why_memory, mirrored(schema, data)[1], contrast(data).reason]
     reasons += [why_training(concrete.stages[-1].training), _why_length(recipe, length), why_islands]
     reasons += organ_reasons(data, schema, finest_mm)
+    reasons += [Reason(one.what, one.found, one.todo, warning=True) for one in data.advice]
     return Plan(concrete, tuple(reasons), data, finest_mm)
 
 
@@ -268,8 +269,8 @@ def _intensity(data: Fingerprint) -> tuple[specs.IntensitySpec, Reason]:
         return specs.ZScore(), Reason(
             "intensities",
             "z-score of each scan",
-            f"not CT, so numbers have no unit: inside labels they run from {low:.4g} to {high:.4g} here "
-            "(0.5th and 99.5th percentile)",
+            f"not called CT, so numbers have no unit: inside labels they run from {low:.4g} to {high:.4g} "
+            "here (0.5th and 99.5th percentile)",
         )
     window = specs.Window(lower=round(low), upper=max(round(high), round(low) + 1), output=(-1.0, 1.0))
     value = f"window {window.lower:g} to {window.upper:g} HU"

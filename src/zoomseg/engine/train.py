@@ -155,7 +155,7 @@ class _Run:
         for unit in graph.training_units(recipe):
             for name in self._shown(unit.trained):
                 lead = graph.stage_of(recipe, unit.trained[-1])
-                augment.check_flips(lead.training.augmentation, self.schemas[name])
+                augment.check_flips(lead.training.augmentation, self.schemas[name], dataset.schema)
 
     def _shown(self, trained: tuple[str, ...]) -> tuple[str, ...]:
         """Stages whose labels a patch of this unit carries, as targets or as priors; its augmentation

@@ -1,15 +1,14 @@
 """Audit a data set before training, and write a repaired copy where that is safe.
 
 Cases are read one at a time; only small facts about each are kept. A repair never guesses: it replaces
-voxels that are no numbers, snaps headers that differ by less than half a voxel, and leaves out cases
-that cannot be used. What needs a human decision (unknown label values, large shifts, left and right) is
-reported and copied as found.
+voxels that are no numbers, snaps headers that differ by less than half a voxel, stores labels that lie beside
+whole numbers as integers, and leaves out cases that cannot be used. What needs a human decision (unknown
+label values, large shifts, left and right) is reported and copied as found.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -22,14 +21,17 @@ import torch
 
 from zoomseg.core.errors import DatasetError, OutputError, ScanError
 from zoomseg.core.geometry import GEOMETRY_TOLERANCE_VOX, Grid
-from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import Volume
 from zoomseg.io.dataset import CaseFiles, Dataset, read_description
-from zoomseg.io.files import atomic_path, writable_directory, write_json_atomic
+from zoomseg.io.files import atomic_path, why_unreadable, writable_directory, write_json_atomic
+from zoomseg.io.naming import advise, hounsfield
 from zoomseg.io.scans import (
+    ScanInput,
+    as_channels,
     looks_like_labels,
     read_grid,
     read_label_values,
+    read_rounded_labels,
     read_voxels,
     scan_suffix,
     write_array,
@@ -59,9 +61,13 @@ Kind = Literal[
     "never_annotated",
     "duplicate",
     "left_right",
+    "not_integers",
+    "channel_names",
+    "label_names",
+    "side_names",
 ]
 
-_MENDED: frozenset[Kind] = frozenset({"not_finite", "geometry"})
+_MENDED: frozenset[Kind] = frozenset({"not_finite", "geometry", "not_integers"})
 """Findings that a repair mends if they are fixable; other fixable ones make it leave the case out."""
 
 
@@ -115,6 +121,8 @@ class _Facts:
     case: str
     findings: list[Finding] = field(default_factory=list)
     image_hash: str | None = None
+    units: tuple[bool, ...] = ()
+    """By channel, whether it looks like CT; empty where not all can be read."""
     label_hash: str | None = None
     present: frozenset[str] = frozenset()
     offsets_mm: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -140,6 +148,7 @@ def audit(dataset: Dataset, progress: Callable[[str], None] | None = None) -> Re
             progress(case.id)
     findings = [f for fact in facts for f in fact.findings]
     findings += _absent_labels(dataset, facts)
+    findings += _names(dataset, facts)
     findings += _duplicates(facts)
     findings += _sides(facts)
     order = {case: i for i, case in enumerate(dataset.ids)}
@@ -172,6 +181,12 @@ def _audit_image(dataset: Dataset, case: CaseFiles, facts: _Facts) -> Grid | Non
     digest = hashlib.blake2b(digest_size=16)
     complete, label_like = True, True
     channels = len(dataset.channel_names) if dataset.channels_last(case) else 1
+    units: list[bool] = []
+    if len(case.images) not in (1, len(dataset.channel_names)):
+        message = f"{len(case.images)} image files, but {len(dataset.channel_names)} channel(s) are named"
+        facts.add(
+            "error", "wrong_channels", f"{message}; {as_channels([ScanInput(case.id, case.images)])}", True
+        )
     for path in case.images:
         name = _name(path, dataset)
         volume = _read(path, channels, dataset, facts)
@@ -185,7 +200,9 @@ def _audit_image(dataset: Dataset, case: CaseFiles, facts: _Facts) -> Grid | Non
         for channel in volume.data.numpy():
             _audit_channel(channel, name, facts)
             label_like = label_like and looks_like_labels(channel)
+        units += hounsfield(volume)
     if complete:
+        facts.units = tuple(units)
         facts.image_hash = digest.hexdigest()
     if complete and label_like and not any(f.kind == "constant" for f in facts.findings):
         message = f"{_name(case.images[0], dataset)}: looks like a label map, not like a scan"
@@ -200,8 +217,9 @@ def _name(path: Path, dataset: Dataset) -> str:
 def _read(path: Path, channels: int, dataset: Dataset, facts: _Facts) -> Volume | None:
     """One image file that should hold so many channels; None, with a finding, if it cannot be used."""
     name = _name(path, dataset)
-    if not path.is_file():
-        facts.add("error", "missing_file", f"{name}: no such file", fixable=True)
+    reason = why_unreadable(path)
+    if reason is not None:
+        facts.add("error", "missing_file", f"{name}: {reason}", fixable=True)
         return None
     try:
         volume = read_voxels(path, channels_last=channels > 1)
@@ -248,14 +266,18 @@ def _can_snap(image: Grid, other: Grid) -> bool:
 
 def _audit_labels(dataset: Dataset, case: CaseFiles, path: Path, image: Grid | None, facts: _Facts) -> None:
     name = _name(path, dataset)
-    if not path.is_file():
-        facts.add("error", "missing_labels", f"{name}: no such file", fixable=True)
+    reason = why_unreadable(path)
+    if reason is not None:
+        facts.add("error", "missing_labels", f"{name}: {reason}", fixable=True)
         return
     try:
-        values, grid = read_label_values(path)
+        values, grid, off = read_rounded_labels(path)
     except ScanError as error:
         facts.add("error", "unreadable", _shorten(error, path, name), fixable=True)
         return
+    if off:
+        message = f"{name}: label values lie up to {off:.2g} beside whole numbers; they are read as these"
+        facts.add("warning", "not_integers", message, fixable=True)
     if image is not None:
         _audit_grid(image, grid, name, facts)
     schema = dataset.schema
@@ -278,7 +300,7 @@ def _audit_labels(dataset: Dataset, case: CaseFiles, path: Path, image: Grid | N
     if sketched:
         message = f"{name}: has voxels of {', '.join(sketched)}, not listed as annotated in this case"
         facts.add("warning", "drawn_unannotated", f"{message}; they are not used")
-    for left, right in _left_right_pairs(schema):
+    for left, right in schema.left_right:
         if {left, right} <= facts.present:
             x = [_centre_x_mm(values == value_of[name], grid) for name in (left, right)]
             facts.offsets_mm[left, right] = x[1] - x[0]
@@ -291,16 +313,6 @@ def _centre_x_mm(mask: npt.NDArray[np.bool_], grid: Grid) -> float:
         counts = mask.sum(axis=tuple(a for a in range(3) if a != axis))
         centre.append(float((counts * np.arange(mask.shape[axis])).sum() / counts.sum()))
     return float(grid.world(centre)[0])
-
-
-def _left_right_pairs(schema: LabelSchema) -> tuple[tuple[str, str], ...]:
-    """The schema's pairs as (left, right): mirrored names first differ in the l or r of their side."""
-    ordered = []
-    for first, second in schema.pairs:
-        plain = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (first, second))
-        letter = next(a for a, b in zip(*plain, strict=False) if a != b)
-        ordered.append((first, second) if letter == "l" else (second, first))
-    return tuple(ordered)
 
 
 # --- findings that need all cases -----------------------------------------------------------------
@@ -316,6 +328,12 @@ def _absent_labels(dataset: Dataset, facts: Iterable[_Facts]) -> list[Finding]:
         elif name not in present:
             findings.append(Finding("", "warning", "absent_label", f"label '{name}' occurs in no case"))
     return findings
+
+
+def _names(dataset: Dataset, facts: Iterable[_Facts]) -> list[Finding]:
+    """What the data set should say of its channels and labels, and does not."""
+    advice = advise(dataset, [fact.units for fact in facts if fact.units])
+    return [Finding("", "warning", one.kind, str(one)) for one in advice]
 
 
 def _duplicates(facts: Iterable[_Facts]) -> list[Finding]:
@@ -369,8 +387,8 @@ def repair(
     """Write a repaired copy in nnU-Net raw layout; the source is never changed.
 
     Voxels that are no numbers become the smallest finite value of their channel; headers that differ
-    from the image's by less than half a voxel are snapped to it; cases that cannot be used and exact
-    duplicates are left out. Everything else is copied as found.
+    from the image's by less than half a voxel are snapped to it; labels beside whole numbers become these;
+    cases that cannot be used and exact duplicates are left out. Everything else is copied as found.
 
     Raises:
         OutputError: ``out`` is not empty or cannot be written.
@@ -411,7 +429,7 @@ def _write_case(dataset: Dataset, case: CaseFiles, out: Path, kinds: set[Kind]) 
         grid = read_grid(case.images[0])
         for source, target in zip(case.images, targets, strict=True):
             _copy(source, target)
-    if "geometry" not in kinds and scan_suffix(case.labels) == ".nii.gz":
+    if not kinds & {"geometry", "not_integers"} and scan_suffix(case.labels) == ".nii.gz":
         _copy(case.labels, labels)
         return
     values, own = read_label_values(case.labels)

@@ -10,7 +10,8 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,23 +19,37 @@ from typing import Any
 import numpy as np
 
 from zoomseg.core.case import Case
-from zoomseg.core.errors import DatasetError, LabelError, ScanError
+from zoomseg.core.errors import DatasetError, LabelError, ScanError, quoted
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.volume import LabelMap
+from zoomseg.io.files import why_unreadable
 from zoomseg.io.scans import (
+    ScanInput,
+    as_channels,
     check_same_grid,
+    files_by_case,
     find_scans,
     read_image,
     read_label_values,
     read_labels,
     scan_files,
     scan_name,
+    scan_suffix,
     split_channel,
 )
 
 MAX_JSON_BYTES = 64 * 1024**2
+MAX_CHANNELS = 256
+MAX_NAME = 120
+"""Characters of a label's, group's or channel's name."""
+MAX_FILE_NAME, MAX_PATH = 255, 4096
+"""Bytes and characters: no file system has longer ones."""
 
 _CT = re.compile(r"(?<![a-z])ct(?![a-z])", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, other line breaks, and halves of surrogate pairs, which no file name can hold."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 _INTEGER = re.compile(r"\d{1,9}")
 
 LAYOUTS = "expected imagesTr/, labelsTr/, dataset.json (nnU-Net raw, Decathlon) or images/, labels/ (plain)"
@@ -65,7 +80,7 @@ class Dataset:
     @property
     def is_ct(self) -> bool:
         """Whether every channel is CT, that is, in Hounsfield units."""
-        return all(_CT.search(name) is not None for name in self.channel_names)
+        return all(says_ct(name) for name in self.channel_names)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -103,6 +118,11 @@ class Dataset:
         return replace(self, cases=tuple(case for case in self.cases if case.id in wanted))
 
 
+def says_ct(channel: str) -> bool:
+    """Whether a channel's name says that it is CT."""
+    return _CT.search(channel) is not None
+
+
 # --- opening --------------------------------------------------------------------------------------
 
 
@@ -115,28 +135,41 @@ def open_dataset(path: Path) -> Dataset:
     root = Path(path)
     if root.name == "dataset.json":
         root = root.parent
-    if not root.is_dir():
-        raise DatasetError(f"{root}: no such data set folder")
+    if not os.path.isdir(root):
+        raise DatasetError(f"{quoted(root)}: no such data set folder")
     description = read_description(root)
     try:
         if holds_dicom_only(root):
             what = f"{root}: DICOM, not yet a data set"
             raise DatasetError(f"{what}; write one with 'zoomseg check {root} --fix OUT', and use OUT")
-        if (root / "imagesTr").is_dir():
+        if _has_folder(root, "imagesTr"):
             if description is None:
                 raise DatasetError(f"{root}: dataset.json is missing; it names the channels and the labels")
             return _open_described(root, description)
-        if (root / "images").is_dir():
+        if _has_folder(root, "images"):
             return _open_plain(root, description)
     except (LabelError, ScanError) as error:
         raise DatasetError(str(error)) from error
     raise DatasetError(f"{root}: not a data set; {LAYOUTS}")
 
 
+def _has_folder(root: Path, name: str) -> bool:
+    """Whether a folder is there; what is there but cannot be one (a link to nowhere) is refused."""
+    if os.path.isdir(root / name):
+        return True
+    if os.path.lexists(root / name):
+        raise DatasetError(f"{root / name}: {why_unreadable(root / name) or 'not a folder'}")
+    return False
+
+
 def holds_dicom_only(root: Path) -> bool:
     """Whether a folder is no data set, but holds DICOM objects; ``io.dicom.dataset`` may make one of them."""
-    folders = [root / name for name in ("images", "labels") if (root / name).is_dir()]
-    if not root.is_dir() or (root / "imagesTr").is_dir() or any(scan_files(folder) for folder in folders):
+    folders = [root / name for name in ("images", "labels") if os.path.isdir(root / name)]
+    if (
+        not os.path.isdir(root)
+        or os.path.isdir(root / "imagesTr")
+        or any(scan_files(folder) for folder in folders)
+    ):
         return False
     from zoomseg.io.dicom.archive import files_in, is_zip
     from zoomseg.io.dicom.finding import any_dicom
@@ -162,7 +195,7 @@ def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] 
 
 def read_description(root: Path) -> dict[str, Any] | None:
     """What ``dataset.json`` says, unchecked beyond being a JSON object; None if there is no such file."""
-    return read_json(root / "dataset.json") if (root / "dataset.json").is_file() else None
+    return read_json(root / "dataset.json") if os.path.lexists(root / "dataset.json") else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -171,10 +204,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DatasetError: unreadable, or not that.
     """
+    reason = why_unreadable(path)
+    if reason is not None:
+        raise DatasetError(f"{quoted(path)}: {reason}")
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise DatasetError(f"{path}: larger than {MAX_JSON_BYTES} bytes; not a data set description")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -184,12 +220,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which a key that comes twice says the same: else nobody knows which one is meant."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise ValueError(f"'{quoted(key)}' is there twice, with different values")
+        found[key] = value
+    return found
+
+
 def _open_described(root: Path, description: dict[str, Any]) -> Dataset:
     where = root / "dataset.json"
     channels = _parse_channels(where, description)
     schema = _parse_schema(where, description)
     pairs = description.get("training")
-    if isinstance(pairs, list) and pairs and _names_existing_image(root, pairs[0]):
+    if isinstance(pairs, list) and pairs and not _names_cases(root, pairs):
         cases = _pair_cases(root, pairs)
     else:
         cases = _nnunet_cases(root, len(channels))
@@ -197,25 +243,44 @@ def _open_described(root: Path, description: dict[str, Any]) -> Dataset:
 
 
 def _open_plain(root: Path, description: dict[str, Any] | None) -> Dataset:
-    labels = {scan_name(p): p for p in scan_files(root / "labels")} if (root / "labels").is_dir() else {}
-    cases = [CaseFiles(s.id, s.paths, labels.pop(s.id, None)) for s in find_scans(root / "images")]
+    labels = files_by_case(root / "labels") if _has_folder(root, "labels") else {}
+    scans = find_scans(root / "images", apart=_labelled_apart(root / "images", labels))
+    cases = [CaseFiles(s.id, s.paths, labels.pop(s.id, None)) for s in scans]
     if labels:
-        stray = next(iter(labels.values()))
-        raise DatasetError(
-            f"{stray}: no image of this name in {root / 'images'}; labels need their image's name"
-        )
-    where = root / "dataset.json"
-    if description is None and (root / "labels.json").is_file():
-        where = root / "labels.json"
-        data = read_json(where)
-        description = data if "labels" in data else {"labels": data}
-    known = description or {}
+        stray, file = next(iter(labels.items()))
+        raise DatasetError(f"{quoted(file)}: {_why_stray(stray, root / 'images', scans)}")
+    where, known = root / "dataset.json", description or {}
+    if "labels" not in known and os.path.lexists(root / "labels.json"):
+        data = read_json(root / "labels.json")
+        data = data if "labels" in data else {"labels": data}
+        where, known = root / "labels.json", data | known
     if "channel_names" in known or "modality" in known:
         channels = _parse_channels(where, known)
     else:
         channels = tuple(f"channel_{c}" for c in range(max(len(case.images) for case in cases)))
     schema = _parse_schema(where, known) if "labels" in known else _schema_from_files(root, cases)
     return _assemble(root, known, channels, schema, cases)
+
+
+def _labelled_apart(images: Path, labels: Container[str]) -> frozenset[str]:
+    """Names of images that look like channels of one case (``img_0000``, ``img_0001``), but have labels of
+    their own, every one: each is a case."""
+    groups: dict[str, list[str]] = {}
+    for name in map(scan_name, scan_files(images)):
+        groups.setdefault(split_channel(name)[0], []).append(name)
+    return frozenset(
+        name for names in groups.values() if all(one in labels for one in names) for name in names
+    )
+
+
+def _why_stray(label: str, images: Path, scans: Iterable[ScanInput]) -> str:
+    case, channel = split_channel(label)
+    if channel is not None and (read := as_channels([scan for scan in scans if scan.id == case])):
+        return (
+            f"{read}, whose labels would be called {quoted(case)}; if each is a case of its own, give all of "
+            "them labels, or names that do not end in _0000, _0001, ..."
+        )
+    return f"no image of this name in {images}; labels need their image's name"
 
 
 def _assemble(
@@ -230,7 +295,8 @@ def _assemble(
     annotated = _parse_annotated(root / "dataset.json", description, schema)
     complete = [replace(case, annotated=annotated.get(case.id)) for case in sorted(cases, key=lambda c: c.id)]
     name = description.get("name")
-    return Dataset(root, name if isinstance(name, str) else root.name, channels, schema, tuple(complete))
+    name = quoted(name) if isinstance(name, str) else root.name
+    return Dataset(root, name, channels, schema, tuple(complete))
 
 
 # --- cases ----------------------------------------------------------------------------------------
@@ -244,14 +310,16 @@ def _nnunet_cases(root: Path, channels: int) -> list[CaseFiles]:
         if channel is None:
             raise DatasetError(f"{file}: images need a channel number, as in {scan_name(file)}_0000.nii.gz")
         if channel >= channels:
-            raise DatasetError(f"{file}: channel {channel:04d}, but dataset.json names {channels} channel(s)")
+            raise DatasetError(
+                f"{file}: channel {channel:04d}, but dataset.json names {channels} channel(s); a case of its "
+                f"own would be called {scan_name(file)}_0000, and its labels {scan_name(file)}"
+            )
         if channel in found.setdefault(case, {}):
             raise DatasetError(
                 f"{file}: channel {channel:04d} of this case is also in {found[case][channel].name}"
             )
         found[case][channel] = file
-    folder = root / "labelsTr"
-    labels = {scan_name(p): p for p in scan_files(folder)} if folder.is_dir() else {}
+    labels = files_by_case(root / "labelsTr") if _has_folder(root, "labelsTr") else {}
     for case in labels:
         found.setdefault(case, {})
     cases = []
@@ -262,20 +330,36 @@ def _nnunet_cases(root: Path, channels: int) -> list[CaseFiles]:
     return cases
 
 
-def _names_existing_image(root: Path, pair: object) -> bool:
-    """Whether ``training`` lists files (Decathlon), not nnU-Net v1 case names without channel numbers."""
-    return isinstance(pair, dict) and _inside(root, pair.get("image")).is_file()
+def _names_cases(root: Path, pairs: Sequence[object]) -> bool:
+    """Whether ``training`` names cases without channel numbers (nnU-Net v1), not files (Decathlon): none of
+    these is there, but their first channels are."""
+    listed = [_inside(root, pair.get("image")) for pair in pairs if isinstance(pair, dict)]
+    if any(os.path.lexists(image) for image in listed):
+        return False
+    return any(
+        os.path.lexists(image.with_name(f"{scan_name(image)}_0000{scan_suffix(image) or ''}"))
+        for image in listed
+    )
 
 
 def _inside(root: Path, relative: object) -> Path:
     """``root / relative``, refused if it is no path or leads out of ``root``."""
     where = root / "dataset.json"
-    if not isinstance(relative, str) or not relative or "\0" in relative:
-        raise DatasetError(f"{where}: 'training' needs paths as strings, got {relative!r}")
+    if not isinstance(relative, str) or not relative or _CONTROL.search(relative):
+        raise DatasetError(
+            f"{where}: 'training' needs paths as strings without control characters, got {_repr(relative)}"
+        )
+    longest = max(len(os.fsencode(part)) for part in relative.split("/"))
+    if longest > MAX_FILE_NAME or len(relative) > MAX_PATH:
+        raise DatasetError(f"{where}: no file can have the name '{quoted(relative)}'; it is too long")
     normal = os.path.normpath(relative)
-    if os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir:
-        raise DatasetError(f"{where}: path {relative!r} leads out of the data set folder")
+    if os.path.isabs(normal) or normal.split(os.sep)[0] in (os.pardir, os.curdir):
+        raise DatasetError(f"{where}: path '{quoted(relative)}' leads out of the data set folder")
     return root / normal
+
+
+def _repr(value: object) -> str:
+    return quoted(_SHORT.repr(value), 80)
 
 
 def _pair_cases(root: Path, pairs: Sequence[object]) -> list[CaseFiles]:
@@ -284,7 +368,7 @@ def _pair_cases(root: Path, pairs: Sequence[object]) -> list[CaseFiles]:
     for pair in pairs:
         if not isinstance(pair, dict) or "image" not in pair:
             raise DatasetError(
-                f"{root / 'dataset.json'}: 'training' needs {{image, label}} pairs, got {pair!r:.80}"
+                f"{root / 'dataset.json'}: 'training' needs {{image, label}} pairs, got {_repr(pair)}"
             )
         image = _inside(root, pair["image"])
         case = split_channel(scan_name(image))[0] if image.name.endswith("_0000.nii.gz") else scan_name(image)
@@ -302,12 +386,25 @@ def _parse_channels(where: Path, description: Mapping[str, Any]) -> tuple[str, .
     names = description.get("channel_names", description.get("modality"))
     if not isinstance(names, dict) or not names:
         raise DatasetError(f'{where}: \'channel_names\' is missing; give for example {{"0": "CT"}}')
+    if len(names) > MAX_CHANNELS:
+        raise DatasetError(f"{where}: {len(names)} channels; at most {MAX_CHANNELS} are supported")
     expected = [str(c) for c in range(len(names))]
     if sorted(names) != sorted(expected) or not all(isinstance(n, str) for n in names.values()):
         raise DatasetError(
-            f"{where}: 'channel_names' must map 0..{len(names) - 1} to names, got {names!r:.120}"
+            f"{where}: 'channel_names' must map 0..{len(names) - 1} to names, got {_repr(names)}"
         )
+    for name in names.values():
+        _check_name(where, name, "a channel")
     return tuple(names[c] for c in expected)
+
+
+def _check_name(where: Path, name: str, what: str) -> None:
+    """Refuse names that nobody could read in a table, or that would not be one line."""
+    if not name.strip() or len(name) > MAX_NAME or _CONTROL.search(name):
+        raise DatasetError(
+            f"{where}: '{quoted(name, 60)}' cannot be the name of {what}; give 1 to {MAX_NAME} characters "
+            "without line breaks or control characters"
+        )
 
 
 def _parse_schema(where: Path, description: Mapping[str, Any]) -> LabelSchema:
@@ -317,7 +414,11 @@ def _parse_schema(where: Path, description: Mapping[str, Any]) -> LabelSchema:
             f'{where}: \'labels\' is missing; give for example {{"background": 0, "liver": 1}}'
         )
     by_value = sorted((value, name) for name, value in _name_values(where, labels) if value != 0)
+    if len(by_value) > MAX_CLASSES:
+        raise DatasetError(f"{where}: {len(by_value)} labels; at most {MAX_CLASSES} are supported")
     names, values = tuple(n for _, n in by_value), tuple(v for v, _ in by_value)
+    for name in names:
+        _check_name(where, name, "a label")
     if "ignore" in names:
         raise DatasetError(
             f"{where}: an 'ignore' label is not supported; list the drawn labels of each case under 'cases'"
@@ -335,7 +436,8 @@ def _name_values(where: Path, labels: dict[str, Any]) -> list[tuple[str, int]]:
     for key, value in labels.items():
         if isinstance(value, list):
             raise DatasetError(
-                f"{where}: region-based labels ('{key}': {value}) are not supported; give one value each"
+                f"{where}: region-based labels ('{quoted(key, 60)}': {_repr(value)}) are not supported; give "
+                "one value each"
             )
         if isinstance(value, int) and not isinstance(value, bool):
             pairs.append((key, value))
@@ -344,7 +446,9 @@ def _name_values(where: Path, labels: dict[str, Any]) -> list[tuple[str, int]]:
         elif isinstance(value, str) and _INTEGER.fullmatch(value):
             pairs.append((key, int(value)))
         else:
-            raise DatasetError(f"{where}: label '{key}' needs a whole number as its value, got {value!r:.60}")
+            raise DatasetError(
+                f"{where}: label '{quoted(key, 60)}' needs a whole number as its value, got {_repr(value)}"
+            )
     return pairs
 
 
@@ -353,6 +457,7 @@ def _parse_groups(where: Path, groups: object, names: Sequence[str]) -> dict[str
         raise DatasetError(f"{where}: 'groups' must map group names to lists of label names")
     out: dict[str, tuple[str, ...]] = {}
     for group, members in groups.items():
+        _check_name(where, group, "a group")
         if not isinstance(members, list) or not members or not all(m in names for m in members):
             raise DatasetError(f"{where}: group '{group}' must list labels among {', '.join(names)}")
         if group in names or group == "all":
@@ -371,16 +476,16 @@ def _parse_annotated(
     out: dict[str, frozenset[str]] = {}
     for case, facts in cases.items():
         if not isinstance(facts, dict):
-            raise DatasetError(f"{where}: case {case} must be an object, got {facts!r:.60}")
+            raise DatasetError(f"{where}: case {quoted(case)} must be an object, got {_repr(facts)}")
         names = facts.get("annotated")
         if names is None:
             continue
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise DatasetError(f"{where}: case {case}: 'annotated' must be a list of label names")
+            raise DatasetError(f"{where}: case {quoted(case)}: 'annotated' must be a list of label names")
         try:
             out[case] = frozenset(schema.select(names))
         except LabelError as error:
-            raise DatasetError(f"{where}: case {case}: {error}") from error
+            raise DatasetError(f"{where}: case {quoted(case)}: {error}") from error
     return out
 
 

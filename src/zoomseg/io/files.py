@@ -8,12 +8,16 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from zoomseg.core.errors import GeometryError, OutputError, ScanError, ZoomSegError
+from zoomseg.core.errors import GeometryError, OutputError, ScanError, ZoomSegError, quoted
+
+_OUT_OF_REACH = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO, errno.ENOTDIR}
+"""Then nothing is known of what a file holds."""
 
 _SHORT_NAME = 100
 """Every file system takes names of so many bytes."""
@@ -43,11 +47,28 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except ZoomSegError:
         raise
     except FileNotFoundError as error:
-        raise ScanError(f"{path}: no such file") from error
+        raise ScanError(f"{quoted(path)}: {why_unreadable(path) or 'no such file'}") from error
     except MemoryError as error:
         raise ScanError(f"{path}: does not fit in memory") from error
     except Exception as error:  # parsers of hostile bytes fail in any way they like
+        if isinstance(error, OSError) and error.errno in _OUT_OF_REACH:
+            raise ScanError(f"{quoted(path)}: cannot be read ({error.strerror})") from error
         raise ScanError(f"{path}: damaged, truncated or not {what} ({reason_of(error)})") from error
+
+
+def why_unreadable(path: Path) -> str | None:
+    """Why there is no file to be read at a path: nothing there, a link to nowhere or in a circle, a name that
+    cannot be, a folder that is closed to us, no file. None if there is one; never raises."""
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except FileNotFoundError:
+        target = os.readlink(path) if os.path.islink(path) else None
+        return "no such file" if target is None else f"no such file (a link to {quoted(target)})"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except ValueError as error:  # a NUL, half of a surrogate pair
+        return f"not a possible name ({error})"
+    return None if kind == stat.S_IFREG else "not a file"
 
 
 def reason_of(error: Exception) -> str:

@@ -10,9 +10,11 @@ the file can hold, and whatever a reading library throws becomes one ``ScanError
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +24,12 @@ import torch
 from isal import isal_zlib as zlib
 
 from zoomseg.core.case import Case
-from zoomseg.core.errors import LabelError, OutputError, ScanError
+from zoomseg.core.errors import LabelError, OutputError, ScanError, quoted
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io import nifti, nifti_header, text_header
-from zoomseg.io.files import atomic_path, printable, reading, reason_of
+from zoomseg.io.files import atomic_path, printable, reading, reason_of, why_unreadable
 from zoomseg.io.headers import check_grid, check_size, check_spacing
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ _SUPPORTED = f"{', '.join(SCAN_SUFFIXES)}, and DICOM series in folders or zips"
 LABEL_MAP_MAX_VALUES = 128
 LABEL_MAP_EQUAL_NEIGHBOURS = 0.8
 """An "image" of so few whole numbers, where most neighbours inside its objects are equal, is a label map."""
+
+WHOLE_NUMBER_TOLERANCE = 1e-3
+"""Label values so close to a whole number are that number: 32-bit floats and slopes such as 1/255 miss it."""
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -84,19 +89,46 @@ def split_channel(name: str) -> tuple[str, int | None]:
 
 
 def scan_files(folder: Path) -> list[Path]:
-    """Supported files directly in ``folder``, sorted by name; hidden ones (partial results) are left out."""
+    """Supported files directly in ``folder``, sorted by name; hidden ones (partial results) are left out.
+    Links to nowhere are files: whoever reads them says so.
+
+    Raises:
+        ScanError: the folder cannot be listed.
+    """
     try:
-        files = [p for p in Path(folder).iterdir() if not p.name.startswith(".") and p.is_file()]
-    except OSError as error:
-        raise ScanError(f"{folder}: cannot be listed ({error.strerror})") from error
-    return sorted(p for p in files if scan_suffix(p) is not None)
+        files = [p for p in Path(folder).iterdir() if not p.name.startswith(".") and scan_suffix(p)]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ScanError(f"{quoted(folder)}: cannot be listed ({reason})") from error
+    return sorted(p for p in files if os.path.isfile(p) or not os.path.exists(p))
+
+
+def files_by_case(folder: Path) -> dict[str, Path]:
+    """``<case>.nii.gz`` and the like in a folder, by case.
+
+    Raises:
+        ScanError: two files of one case, or the folder cannot be listed.
+    """
+    files: dict[str, Path] = {}
+    for file in scan_files(folder):
+        _add_case(files, scan_name(file), file)
+    return files
+
+
+def _add_case(cases: dict[str, Path], case: str, file: Path) -> None:
+    if case in cases:
+        names = f"{quoted(cases[case].name)} and {quoted(file.name)}"
+        raise ScanError(f"{quoted(file.parent)}: {names} are both case '{quoted(case)}'; keep one of them")
+    cases[case] = file
 
 
 def _silent(note: str) -> None:
     pass
 
 
-def find_scans(path: Path, tell: Callable[[str], None] = _silent) -> list[ScanInput]:
+def find_scans(
+    path: Path, tell: Callable[[str], None] = _silent, apart: Container[str] = ()
+) -> list[ScanInput]:
     """The cases in a file or folder. ``<case>_0000, <case>_0001, ...`` are channels of one case if they
     count from 0000; every other file is a case of its own.
 
@@ -104,29 +136,48 @@ def find_scans(path: Path, tell: Callable[[str], None] = _silent) -> list[ScanIn
     included. Each is a case (see ``io.dicom.finding.case_names``); those that cannot be used, too.
 
     Args:
-        tell: gets notes of what was left out of DICOM. What had to be done to make the rest a volume is said
-            with each case (see ``notes_on``).
+        tell: gets notes of files that were read as channels, and of what was left out of DICOM. What had to
+            be done to make the rest a volume is said with each case (see ``notes_on``).
+        apart: names of files that are known to be cases of their own.
 
     Raises:
         ScanError: nothing there, a channel missing in between, or two files of one name.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):
         if scan_suffix(path) is None and (found := _dicom_scans(path, tell)):
             return found
         _require_suffix(path)
         case, channel = split_channel(scan_name(path))
         return [ScanInput(case if channel == 0 else scan_name(path), (path,))]
-    if not path.exists():
-        raise ScanError(f"{path}: no such file or folder")
+    if not os.path.isdir(path):
+        reason = why_unreadable(path) or ""
+        what = reason.replace("no such file", "no such file or folder", 1)
+        raise ScanError(f"{quoted(path)}: {what}")
     files = scan_files(path)
     if files and _dicom_beside(path):
         what = f"only {files[0].name} and the like are read, the DICOM objects or zips beside them are not"
         tell(f"{path}: {what}; give those in a folder of their own")
-    found = _group_channels(files) if files else _dicom_scans(path, tell)
+    found = _group_channels(files, apart) if files else _dicom_scans(path, tell)
     if not found:
         raise ScanError(f"{path}: no scans in this folder; supported are {_SUPPORTED}")
+    note = as_channels(found)
+    if note is not None:
+        tell(
+            f"{path}: {note}; if each is a scan of its own, give the files, not their folder, or rename them"
+        )
     return found
+
+
+def as_channels(scans: Sequence[ScanInput]) -> str | None:
+    """Which files were taken for channels of one scan, going by their names; None if none were."""
+    several = [scan for scan in scans if len(scan.paths) > 1]
+    if not several:
+        return None
+    first = several[0]
+    names = f"{quoted(first.paths[0].name)} to {quoted(first.paths[-1].name)}"
+    more = f", and so on for {len(several) - 1} more" if len(several) > 1 else ""
+    return f"{names} were read as {len(first.paths)} channels of one scan, '{quoted(first.id)}'{more}"
 
 
 def _dicom_beside(folder: Path) -> bool:
@@ -151,33 +202,30 @@ def _dicom_scans(path: Path, tell: Callable[[str], None]) -> list[ScanInput]:
     return [ScanInput(name, (path,), one) for name, one in zip(names, series, strict=True)]
 
 
-def _group_channels(files: Sequence[Path]) -> list[ScanInput]:
+def _group_channels(files: Sequence[Path], apart: Container[str]) -> list[ScanInput]:
     groups: dict[str, dict[int, Path]] = {}
+    alone: dict[str, Path] = {}
     for file in files:
         case, channel = split_channel(scan_name(file))
-        if channel is not None:
-            groups.setdefault(case, {}).setdefault(channel, file)
-    found: dict[str, tuple[Path, ...]] = {}
-    for file in files:
-        case, channel = split_channel(scan_name(file))
-        channels = groups.get(case, {}) if channel is not None else {}
-        if channel is None or 0 not in channels:
-            _add_case(found, scan_name(file), (file,))
-        elif channel == 0:
-            missing = sorted(set(range(max(channels))) - set(channels))
-            if missing:
-                raise ScanError(f"{file.parent}: case {case} has no file for channel {missing[0]:04d}")
-            _add_case(found, case, tuple(channels[c] for c in sorted(channels)))
-        elif channels[channel] != file:
-            raise ScanError(f"{file.parent}: {channels[channel].name} and {file.name} are the same channel")
-    return [ScanInput(case, paths) for case, paths in found.items()]
-
-
-def _add_case(found: dict[str, tuple[Path, ...]], case: str, paths: tuple[Path, ...]) -> None:
-    if case in found:
-        names = f"{found[case][0].name} and {paths[0].name}"
-        raise ScanError(f"{paths[0].parent}: {names} are both case '{case}'")
-    found[case] = paths
+        if channel is None or scan_name(file) in apart:
+            _add_case(alone, scan_name(file), file)
+        else:
+            same = groups.setdefault(case, {}).setdefault(channel, file)
+            if same is not file:
+                raise ScanError(f"{quoted(file.parent)}: {same.name} and {file.name} are the same channel")
+    found: dict[str, tuple[Path, ...]] = {case: (file,) for case, file in alone.items()}
+    for case, channels in groups.items():
+        if 0 not in channels:
+            for file in channels.values():
+                _add_case(alone, scan_name(file), file)
+                found[scan_name(file)] = (file,)
+            continue
+        _add_case(alone, case, channels[0])
+        missing = next(n for n in count() if n not in channels)
+        if missing < len(channels):
+            raise ScanError(f"{files[0].parent}: case {quoted(case)} has no file for channel {missing:04d}")
+        found[case] = tuple(channels[c] for c in sorted(channels))
+    return [ScanInput(case, found[case]) for case in sorted(found)]
 
 
 def _require_suffix(path: Path) -> str:
@@ -317,11 +365,11 @@ def read_grid(path: Path) -> Grid:
 def _dicom_stack(path: Path) -> Stack | None:
     """The series in a folder, zip or DICOM file; None if it is a file of another format."""
     path = Path(path)
-    if not path.exists() or (path.is_file() and scan_suffix(path) is not None):
+    if not os.path.exists(path) or (os.path.isfile(path) and scan_suffix(path) is not None):
         return None
     from zoomseg.io.dicom.finding import holds_dicom, the_series
 
-    return the_series(path) if path.is_dir() or holds_dicom(path) else None
+    return the_series(path) if os.path.isdir(path) or holds_dicom(path) else None
 
 
 def reading_bytes(scan: ScanInput, channels_last: bool = False) -> tuple[Grid, int]:
@@ -492,24 +540,33 @@ def looks_like_labels(values: Float32Array) -> bool:
 
 
 def read_label_values(path: Path) -> tuple[AnyArray, Grid]:
-    """Label values as the file holds them: integers ``[I, J, K]``, and their grid.
+    """Label values as the file means them: integers ``[I, J, K]``, and their grid. Values that float storage
+    or a slope put beside a whole number (see ``WHOLE_NUMBER_TOLERANCE``) are that number.
 
     Raises:
         ScanError: unreadable, wrong shape or geometry, values that are not whole numbers.
     """
+    values, grid, _ = read_rounded_labels(path)
+    return values, grid
+
+
+def read_rounded_labels(path: Path) -> tuple[AnyArray, Grid, float]:
+    """As ``read_label_values``, and how far from whole numbers the stored values are at most."""
     path = Path(path)
     header = _header(path)
     stored = _stored(path, header)
     values = stored.raw.astype(stored.raw.dtype.newbyteorder("="), copy=False)
     if stored.scaled:
         values = values.astype(np.float64) * stored.slope + stored.intercept
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            raise ScanError(f"{path}: label values are NaN or infinite")
-        if np.abs(values).max() > np.iinfo(np.int32).max or (values != np.rint(values)).any():
-            raise ScanError(f"{path}: label values are not whole numbers; is this an image or probabilities?")
-        values = values.astype(np.int32)
-    return values, header.grid
+    if values.dtype.kind != "f":
+        return values, header.grid, 0.0
+    if not np.isfinite(values).all():
+        raise ScanError(f"{path}: label values are NaN or infinite")
+    whole = np.rint(values)
+    off = float(np.abs(values - whole).max())
+    if np.abs(whole).max() > np.iinfo(np.int32).max or off > WHOLE_NUMBER_TOLERANCE:
+        raise ScanError(f"{path}: label values are not whole numbers; is this an image or probabilities?")
+    return whole.astype(np.int32), header.grid, off
 
 
 def read_labels(path: Path, schema: LabelSchema) -> LabelMap:

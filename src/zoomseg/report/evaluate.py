@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def evaluate(
     cases, failures = _score_all(pairs, tolerance_mm, progress)
     if not cases:
         raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
-    warnings = (*pairs.warnings, *_without_stages(pairs))
+    warnings = (*pairs.warnings, *_copies(cases), *_without_stages(pairs))
     evaluation = Evaluation(pairs.organs, tolerance_mm, tuple(cases), tuple(failures), warnings)
     source = reference.root if isinstance(reference, Dataset) else reference
     origin = read_origin(predictions)
@@ -136,6 +136,19 @@ def _without_stages(pairs: Pairs) -> list[str]:
     without = {pair.id for pair in pairs.pairs if _stages_of(pair) is None}
     some = len(without) < len(pairs.pairs)
     return unmatched("errors not attributed, as their stages were not kept", without if some else set())
+
+
+def _copies(cases: Sequence[CaseResult]) -> list[str]:
+    """A warning if no prediction differs from its reference in any voxel: no network draws so, nor does a
+    second reader."""
+    equal = {case.id for case in cases if _is_copy(case)}
+    what = "all predictions are their references, voxel by voxel, as copies would be"
+    return unmatched(what, equal if len(equal) == len(cases) else set())
+
+
+def _is_copy(case: CaseResult) -> bool:
+    drawn = [score.dice for score in case.scores if not math.isnan(score.dice)]
+    return bool(drawn) and min(drawn) == 1
 
 
 def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float) -> CaseResult | Failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zoomseg.core.errors import DatasetError, ScanError
+from zoomseg.core.errors import DatasetError, ScanError, quoted
 from zoomseg.core.geometry import Orientation
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io.dataset import Dataset, open_dataset, read_labelling
 from zoomseg.io.scans import (
     check_same_grid,
+    files_by_case,
     find_scans,
     read_image,
     read_label_values,
     read_labels,
-    scan_files,
-    scan_name,
 )
 
 LABEL_FOLDERS = ("labelsTr", "labelsTs", "labels")
@@ -104,10 +104,17 @@ def find_pairs(
     Raises:
         DatasetError: no such folder, no match, or no organ that both sides know.
     """
+    _refuse_exchanged(predictions, reference.root if isinstance(reference, Dataset) else reference)
     predicted_files = _label_files(predictions)
     predicted = _labelling(predictions)
     source = _open_reference(reference)
     ids = [case for case in sorted(predicted_files) if case in source.files]
+    same = [case for case in ids if _same_file(predicted_files[case], source.files[case])]
+    if same:
+        raise DatasetError(
+            f"{predicted_files[same[0]]} is the reference of its case, too (the same file, {len(same)} of "
+            f"{len(ids)} cases); give a folder of predictions, and one of references"
+        )
     if not ids:
         raise DatasetError(
             f"{predictions}: none of its {len(predicted_files)} label files is named like one of the "
@@ -141,6 +148,44 @@ def find_pairs(
     return Pairs(tuple(pairs), known, drawn, organs, warnings)
 
 
+def _refuse_exchanged(predictions: Path, reference: Path) -> None:
+    """Refuse folders in the wrong order: the scores would be nearly right (Dice does not mind), but missed
+    and spurious organs, volumes and the labels that count would be those of the other side.
+
+    What ``zoomseg predict`` wrote has a ``run.json``; labels of a data set lie beside its images.
+    """
+    if not os.path.isdir(predictions):
+        return
+    if _is_run(reference) and not _is_run(predictions):
+        raise DatasetError(
+            f"{reference} was written by zoomseg predict (it has a run.json), and {predictions} was not: the "
+            "predictions come first, then the references; labels that are the reference nevertheless need a "
+            "folder without run.json"
+        )
+    if _of_data_set(predictions) and not _is_run(predictions) and not _of_data_set(reference):
+        raise DatasetError(
+            f"{predictions} holds the labels of a data set, and {reference} does not: the predictions come "
+            "first, then the references"
+        )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Also by way of links; a link to nowhere is no file's."""
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+
+
+def _is_run(folder: Path) -> bool:
+    return os.path.isfile(folder / "run.json")
+
+
+def _of_data_set(folder: Path) -> bool:
+    """Whether it is a data set, or its folder of labels to train on."""
+    images = {"labelsTr": "imagesTr", "labels": "images"}
+    if folder.name in images:
+        return os.path.isdir(folder.parent / images[folder.name])
+    return any(os.path.isdir(folder / name) for name in images.values())
+
+
 @dataclass(frozen=True)
 class _Reference:
     files: Mapping[str, Path]
@@ -151,25 +196,23 @@ class _Reference:
 
 def _open_reference(reference: Path | Dataset) -> _Reference:
     path = reference.root if isinstance(reference, Dataset) else reference
-    if isinstance(reference, Dataset) or (path / "imagesTr").is_dir() or (path / "images").is_dir():
+    if isinstance(reference, Dataset) or os.path.isdir(path / "imagesTr") or os.path.isdir(path / "images"):
         dataset = reference if isinstance(reference, Dataset) else open_dataset(path)
         files = {case.id: case.labels for case in dataset.cases if case.labels is not None}
         annotated = {case.id: case.annotated for case in dataset.cases if case.annotated is not None}
         return _Reference(files, dataset.schema, annotated, _scans(dataset))
-    folder = next((path / n for n in LABEL_FOLDERS if (path / n).is_dir()), path)
+    folder = next((path / n for n in LABEL_FOLDERS if os.path.isdir(path / n)), path)
     schema, annotated = _labelling(folder) or (None, {})
     return _Reference(_label_files(folder), schema, annotated, {})
 
 
 def _label_files(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder; give a folder of label files")
-    files: dict[str, Path] = {}
-    for file in scan_files(folder):
-        case = scan_name(file)
-        if case in files:
-            raise DatasetError(f"{folder}: {files[case].name} and {file.name} are both case '{case}'")
-        files[case] = file
+    if not os.path.isdir(folder):
+        raise DatasetError(f"{quoted(folder)}: no such folder; give a folder of label files")
+    try:
+        files = files_by_case(folder)
+    except ScanError as error:
+        raise DatasetError(str(error)) from error
     if not files:
         raise DatasetError(f"{folder}: no label files in this folder; expected <case>.nii.gz")
     return files
@@ -179,7 +222,7 @@ def _labelling(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | 
     """What a JSON file beside the labels says about them."""
     beside = [folder, folder.parent] if folder.name in LABEL_FOLDERS else [folder]
     for file in (where / name for where in beside for name in LABELLING_FILES):
-        if file.is_file():
+        if os.path.lexists(file):
             found = read_labelling(file)
             if found is not None:
                 return found
@@ -189,7 +232,7 @@ def _labelling(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | 
 def _scans(images: Path | Dataset) -> dict[str, tuple[Path, ...]]:
     if isinstance(images, Dataset):
         return {case.id: case.images for case in images.cases}
-    folder = next((images / n for n in ("imagesTr", "images") if (images / n).is_dir()), images)
+    folder = next((images / n for n in ("imagesTr", "images") if os.path.isdir(images / n)), images)
     return {scan.id: scan.paths for scan in find_scans(folder)}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from zoomseg.core.labels import LabelSchema, name_tokens
+from zoomseg.core.labels import LabelSchema
 from zoomseg.core.organs import find_organ, organ_words
 from zoomseg.report.measure import Found
 
@@ -55,20 +55,15 @@ def plausibility_flags(schema: LabelSchema, found: Mapping[str, Found]) -> dict[
             if flag not in own:
                 own.append(flag)
 
-    for pair in schema.pairs:
-        left, right = sorted(pair, key=_is_right)
+    for left, right in schema.left_right:
         if left in found and right in found and _before(found[right], found[left], _X):
-            mark(SIDES_SWAPPED, pair)
+            mark(SIDES_SWAPPED, (left, right))
     for rules, axis, flag in ((_RIGHT_OF, _X, MIRRORED_SCAN), (_ABOVE, _Z, UPSIDE_DOWN)):
         for high, low in rules:
             highs, lows = _called(high, found), _called(low, found)
             if highs and lows and all(_before(found[h], found[w], axis) for h in highs for w in lows):
                 mark(flag, (*highs, *lows))
     return {organ: tuple(own) for organ, own in flags.items()}
-
-
-def _is_right(name: str) -> bool:
-    return not {"right", "r", "rt"}.isdisjoint(name_tokens(name))
 
 
 def _called(organ: str, names: Iterable[str]) -> list[str]:

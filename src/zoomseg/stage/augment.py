@@ -188,13 +188,26 @@ def cut_coordinates(coordinates_IJKx: Tensor, first: float, last: float) -> tupl
     return out, (along < first - 0.5) | (along > last + 0.5)
 
 
-def check_flips(spec: Augmentation, schema: LabelSchema) -> None:
-    """Mirroring along R is refused where a label has a side but its counterpart is not predicted.
+def check_flips(spec: Augmentation, schema: LabelSchema, data_set: LabelSchema) -> None:
+    """Mirroring along R is refused where a label has a side but its counterpart is not predicted, and where
+    labels may have a side.
+
+    Args:
+        schema: of what a patch carries.
+        data_set: that of the data set, in which names that differ in a letter tell of doubt.
 
     Raises:
         RecipeError: naming the label.
     """
-    if "R" in spec.flip_axes and schema.unpaired:
+    if "R" not in spec.flip_axes:
+        return
+    for one, other in data_set.doubtful:
+        if one in schema.names or other in schema.names:
+            raise RecipeError(
+                f"training.augmentation.flip_axes holds R, but '{one}' and '{other}' may be the left and the "
+                "right one; say so in their names (left ..., right ...), or leave R out"
+            )
+    if schema.unpaired:
         raise RecipeError(
             f"training.augmentation.flip_axes holds R, but '{schema.unpaired[0]}' has no counterpart on "
             f"the other side among {', '.join(schema.names)}; leave R out"

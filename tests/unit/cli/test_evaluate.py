@@ -52,6 +52,15 @@ def test_failed_case_is_named_and_exits_with_one(folders, tmp_path, capsys):
     ]
 
 
+def test_folders_in_the_wrong_order_exit_with_two(folders, tmp_path, capsys):
+    (folders[0] / "run.json").write_text("{}")
+    assert run(*folders[::-1], "-o", tmp_path / "out") == 2
+    assert "the predictions come first, then the references" in capsys.readouterr().err
+    assert run(folders[1], folders[1], "-o", tmp_path / "out") == 2
+    assert "the same file, 2 of 2 cases" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_unmatched_files_are_a_warning(folders, tmp_path, capsys):
     (folders[0] / "b.nii.gz").rename(folders[0] / "c.nii.gz")
     assert run(*folders, "-o", tmp_path / "out") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,20 @@ def test_a_plan_is_a_table_with_reasons(
     assert "15 min" in rows["length"]
     assert "every label has its counterpart" in rows["mirroring"]
     assert rows["left kidney"].split()[2:5] == ["4", "of", "4"]
+
+
+def test_a_plan_asks_for_names_with_the_line_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    tiny_dataset(tmp_path / "d")
+    text = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "label_3": 3, "label_7": 7}}
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps(text))
+    assert run("--for", str(tmp_path / "d"), "--device", "cpu") == 0
+    captured = capsys.readouterr()
+    line = 'write "labels": {"background": 0, "NAME OF 3": 3, "NAME OF 7": 7} into '
+    assert line in captured.out
+    assert line in captured.err
 
 
 def test_a_plan_is_written_as_a_recipe_that_training_takes(

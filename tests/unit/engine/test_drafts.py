@@ -115,6 +115,28 @@ def test_an_organ_that_is_always_on_one_side_of_another_is_not_mirrored(
         assert reason.why == "'head' lies to the right of 'tail' in 36 of 40 cases"
 
 
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (["RK", "LK"], "'LK' and 'RK' may be the left and the right one"),
+        (["lkid", "rkid", "left lung", "right lung"], "'lkid' and 'rkid' may be the left and the right one"),
+        (["label_1", "label_2"], "'label_1' names no organ, so it may be a left or a right one"),
+    ],
+)
+def test_names_that_leave_a_doubt_are_not_mirrored(names: list[str], why: str) -> None:
+    found, reason = mirrored(LabelSchema.consecutive(names), THICK_MR)
+    assert found == ()
+    assert reason.why.startswith(why)
+
+
+def test_a_group_of_one_doubtful_label_is_not_mirrored() -> None:
+    """Alone it looks as if it had no side."""
+    names = ("RK", "LK", "eye", "nose")
+    groups = (Group(names[::2], (0, 0, 0), (100, 100, 100)), Group(names[1::2], (200, 0, 0), (260, 50, 50)))
+    made = boxes(template(), ABDOMEN, LabelSchema.consecutive(names), groups)
+    assert [draft.stage.training.augmentation.flip_axes for draft in made] == [(), (), ()]
+
+
 def test_names_that_tell_sides_are_asked_first() -> None:
     data = replace(THICK_MR, beside=Beside("right lung", "left lung", 40, 40))
     assert mirrored(LabelSchema.consecutive(["left lung", "right lung"]), data)[0] == ("R",)

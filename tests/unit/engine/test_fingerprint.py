@@ -112,6 +112,20 @@ def test_which_organ_lies_to_the_right_in_most_cases(tmp_path: Path, flip: bool)
     assert take(data, data.ids[:19]).beside is None
 
 
+def test_what_the_data_set_leaves_unsaid_is_advised(tmp_path: Path) -> None:
+    """Numbers of two cases of three are spread like Hounsfield units, in a channel that is not called CT."""
+    data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}] * 3)
+    assert take(data, data.ids).advice == ()
+    for case in data.cases[:2]:
+        scan = read_image(case.images[0])
+        air = torch.where(scan.data > 0, 50.0, -1000.0)
+        air[0, 0, 0, 0] = 900
+        write_image(case.images[0], replace(scan, data=air))
+    assert take(data, data.ids).advice == ()  # it is called CT
+    (advice,) = take(replace(data, channel_names=("image",)), data.ids).advice
+    assert advice.found.startswith("channel 0 ('image'): numbers are spread like Hounsfield units in 2 of 3")
+
+
 def test_organs_in_line_lie_on_neither_side(tmp_path: Path) -> None:
     data = written(tmp_path / "d", [{1: ((4, 2, 2), (6, 4, 4)), 2: ((2, 8, 8), (8, 12, 12))}] * 20)
     found = take(data, data.ids).beside

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tiny import CPU, small_plan, tiny_dataset, tiny_recipe
 from zoomseg.core.errors import DatasetError, ModelError, OutputError, RecipeError, TrainingError
+from zoomseg.core.volume import Volume
 from zoomseg.engine import domain, job
 from zoomseg.engine.job import Job
 from zoomseg.engine.log import Silent
 from zoomseg.engine.processes import Processes
 from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset, open_dataset
+from zoomseg.io.scans import read_image, write_image
 from zoomseg.recipe.load import dump, from_dict, load
 from zoomseg.recipe.spec import PlannedRecipe
 
@@ -280,6 +283,29 @@ def test_organs_that_hardly_show_are_told_of(data: Dataset, tmp_path: Path) -> N
     job.plan_recipe(data, split, coarse, CPU, Listening(), Job())
     small = sorted(line.split(",")[0] for line in heard)
     assert small == ["small organ: left kidney", "small organ: right kidney"]
+
+
+@pytest.mark.parametrize("kind", ["planned", "concrete"])
+def test_what_the_data_set_leaves_unsaid_is_told_of(tmp_path: Path, recipe: str, kind: str) -> None:
+    """A recipe with numbers says by itself how intensities are normalised; labels need names anyway."""
+    folder = tmp_path / "d"
+    data = described(folder, channel_names={"0": "scan"}, labels={"label_3": 3, "label_7": 7})
+    for file in (folder / "imagesTr").iterdir():
+        scan = read_image(file)
+        air = torch.where(scan.data < -5, -1000.0, scan.data.clamp(max=140))
+        air[:, 0, 0, 0] = 900
+        write_image(file, Volume(air, scan.grid))
+    heard: list[str] = []
+
+    class Listening(Silent):
+        def message(self, text: str) -> None:
+            heard.append(text)
+
+    wanted = recipe if kind == "concrete" else small_plan(tmp_path / "p.yaml")
+    job.start(data, tmp_path / "m", Job(wanted), CPU, Listening())
+    labels = [text for text in heard if text.startswith("label names: label_3, label_7: no name of an organ")]
+    units = [text for text in heard if 'if it is CT, write "channel_names": {"0": "CT"} into' in text]
+    assert (len(labels), len(units)) == (1, kind == "planned")
 
 
 WITH_SPLEEN = {"background": 0, "left kidney": 3, "right kidney": 7, "spleen": 9}

@@ -17,6 +17,7 @@ from zoomseg.engine.plan import MEMORY_SHARE, plan
 from zoomseg.engine.reasons import Plan, Reason, times
 from zoomseg.engine.schedule import Length
 from zoomseg.engine.sizes import costs_of, step_bytes
+from zoomseg.io.naming import Advice
 from zoomseg.networks import build as networks
 from zoomseg.networks.build import check_input_shape
 from zoomseg.recipe.load import load
@@ -358,6 +359,15 @@ def test_tiny_crops_are_explained() -> None:
     assert told["whole patch"].why.startswith("the whole scan's 35x50x35")
     assert told["whole batch"].value == "4"
     assert not any(what.startswith(("coarse", "fine")) for what in told)
+
+
+def test_what_the_data_set_leaves_unsaid_is_a_warning_and_decides_nothing() -> None:
+    advice = Advice(
+        "channel_names", "channel 0 looks like CT", 'if it is, write "channel_names": {"0": "CT"}'
+    )
+    plain, warned = whole_plan(CROPS), whole_plan(replace(CROPS, advice=(advice,)))
+    assert warned.warnings == (*plain.warnings, f"channel names: {advice}")
+    assert warned.recipe == plain.recipe
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,25 @@ def plant_bad_labels(root: Path) -> None:
     save(root / "labelsTr" / "b.nii.gz", labels() / np.float32(2))
 
 
+def plant_labels_beside_integers(root: Path) -> None:
+    save(root / "labelsTr" / "b.nii.gz", labels() * np.float32(0.9999))
+
+
+def plant_links_to_nowhere(root: Path) -> None:
+    plant_no_image(root)
+    (root / "imagesTr" / "b_0000.nii.gz").symlink_to("/nowhere/b.nii.gz")
+
+
+def plant_labels_that_link_to_nowhere(root: Path) -> None:
+    plant_no_labels(root)
+    (root / "labelsTr" / "b.nii.gz").symlink_to("/nowhere/b.nii.gz")
+
+
+def plant_image_that_links_to_itself(root: Path) -> None:
+    plant_no_image(root)
+    (root / "imagesTr" / "b_0000.nii.gz").symlink_to("b_0000.nii.gz")
+
+
 def plant_nan(root: Path) -> None:
     voxels = image(1)
     voxels[0, 0, :3] = np.nan, np.inf, -np.inf
@@ -148,6 +167,15 @@ FAULTS: list[tuple[Callable[[Path], None], str, bool, str]] = [
     (plant_no_labels, "missing_labels", True, "no label file"),
     (plant_no_image, "missing_file", True, "imagesTr/b_0000.nii.gz: no such file"),
     (plant_bad_labels, "unreadable", True, "labelsTr/b.nii.gz: label values are not whole numbers"),
+    (plant_links_to_nowhere, "missing_file", True, "no such file (a link to /nowhere/b.nii.gz)"),
+    (plant_labels_that_link_to_nowhere, "missing_labels", True, "labelsTr/b.nii.gz: no such file (a link to"),
+    (plant_image_that_links_to_itself, "missing_file", True, "cannot be read (Too many levels of symbolic"),
+    (
+        plant_labels_beside_integers,
+        "not_integers",
+        True,
+        "label values lie up to 0.0005 beside whole numbers",
+    ),
     (plant_nan, "not_finite", True, "imagesTr/b_0000.nii.gz: 3 of 1920 voxels are NaN"),
     (plant_all_nan, "constant", True, "all voxels are NaN"),
     (plant_constant, "constant", True, "every voxel is 7"),
@@ -169,7 +197,8 @@ def test_each_fault_is_found_and_named(
 ) -> None:
     plant(root)
     finding = only(check(root))
-    assert (finding.case, finding.severity, finding.kind, finding.fixable) == ("b", "error", kind, fixable)
+    severity = "warning" if kind == "not_integers" else "error"  # read as what they must have been
+    assert (finding.case, finding.severity, finding.kind, finding.fixable) == ("b", severity, kind, fixable)
     assert message in finding.message
 
 
@@ -274,7 +303,7 @@ def test_repair_resolves_what_is_fixable_and_only_that(
     again = check(tmp_path / "out")
     assert again.findings == (() if fixable else report.findings)
     assert result.remaining == again.findings
-    mends = fixable and kind in ("not_finite", "geometry")
+    mends = fixable and kind in ("not_finite", "geometry", "not_integers")
     assert result.mended == (("b",) if mends else ())
     assert result.left_out == (("b",) if fixable and not mends else ())
     assert sorted(result.kept + result.mended + result.left_out) == ["a", "b", "c"]
@@ -290,6 +319,15 @@ def test_voxels_that_are_no_numbers_become_the_minimum_and_the_rest_stays(root: 
     expected[0, 0, :3] = np.nanmin(expected)
     assert np.array_equal(np.asarray(mended.dataobj), expected)
     assert np.array_equal(mended.affine, affine())
+
+
+def test_labels_beside_integers_are_stored_as_integers(root: Path, tmp_path: Path) -> None:
+    plant_labels_beside_integers(root)
+    dataset = open_dataset(root)
+    repair(dataset, audit(dataset), tmp_path / "out")
+    mended = nib.load(tmp_path / "out" / "labelsTr" / "b.nii.gz")
+    assert mended.get_data_dtype().kind in "iu"
+    assert np.array_equal(np.asarray(mended.dataobj), labels())
 
 
 def test_labels_are_snapped_to_the_image_and_other_files_copied_byte_for_byte(
@@ -344,6 +382,39 @@ def test_a_label_that_no_case_annotates_cannot_be_learned(root: Path) -> None:
     (error,) = check(root).errors
     assert (error.case, error.kind) == ("", "never_annotated")
     assert "label 'liver' is annotated in no case" in error.message
+
+
+def test_what_the_data_set_leaves_unsaid_is_a_warning_of_all_cases(tmp_path: Path) -> None:
+    ct = np.where(labels() > 0, 50, -1000).astype(np.int16)
+    ct[0, 0, 0] = 900
+    save(tmp_path / "images" / "a.nii.gz", ct + np.arange(10, dtype=np.int16)[:, None])
+    save(tmp_path / "labels" / "a.nii.gz", labels())
+    found = check(tmp_path).findings
+    assert [(f.case, f.severity, f.kind, f.fixable) for f in found] == [
+        ("", "warning", "channel_names", False),
+        ("", "warning", "label_names", False),
+    ]
+    assert '{"channel_names": {"0": "CT"}}' in found[0].message
+    assert '{"labels": {"background": 0, "NAME OF 1": 1, "NAME OF 2": 2, "NAME OF 5": 5}}' in found[1].message
+
+
+def test_names_that_may_be_sides_are_a_warning(root: Path) -> None:
+    describe(root, labels={"RK": 2, "LK": 1, "liver": 5})
+    finding = only(check(root))
+    assert (finding.case, finding.severity, finding.kind) == ("", "warning", "side_names")
+
+
+def test_a_case_of_more_files_than_named_channels(tmp_path: Path) -> None:
+    for n in range(3):
+        save(tmp_path / "images" / f"img_{n:04d}.nii.gz", image(n))
+    save(tmp_path / "labels" / "img.nii.gz", labels())
+    describe(tmp_path)
+    finding = only(check(tmp_path))
+    assert (finding.case, finding.kind) == ("img", "wrong_channels")
+    assert finding.message == (
+        "3 image files, but 1 channel(s) are named; img_0000.nii.gz to img_0002.nii.gz were read as 3 "
+        "channels of one scan, 'img'"
+    )
 
 
 def test_plain_folders_become_nnunet_raw(tmp_path: Path) -> None:

@@ -179,6 +179,27 @@ def test_bad_training_lists(tmp_path: Path) -> None:
         open_dataset(decathlon(tmp_path, training=[first, "imagesTr/x_2.nii.gz"]))
 
 
+@pytest.mark.parametrize("missing", ["x_1", "x_2"])
+def test_decathlon_whose_first_or_last_image_is_missing_is_still_decathlon(
+    tmp_path: Path, missing: str
+) -> None:
+    pairs = [{"image": f"imagesTr/{c}.nii.gz", "label": f"labelsTr/{c}.nii.gz"} for c in ("x_1", "x_2")]
+    decathlon(tmp_path, training=pairs)
+    save(tmp_path / "imagesTr" / "x_2.nii.gz", image())
+    (tmp_path / "imagesTr" / f"{missing}.nii.gz").unlink()
+    dataset = open_dataset(tmp_path)
+    assert [[p.name for p in case.images] for case in dataset.cases] == [["x_1.nii.gz"], ["x_2.nii.gz"]]
+    with pytest.raises(ScanError, match=rf"{missing}\.nii\.gz: no such file"):
+        dataset.load(next(case for case in dataset.cases if case.id == missing))
+
+
+def test_decathlon_without_any_image_names_those_listed(tmp_path: Path) -> None:
+    (decathlon(tmp_path) / "imagesTr" / "x_1.nii.gz").unlink()
+    dataset = open_dataset(tmp_path)
+    with pytest.raises(ScanError, match=r"imagesTr/x_1\.nii\.gz: no such file"):
+        dataset.load(dataset.cases[0])
+
+
 # --- plain folders --------------------------------------------------------------------------------
 
 
@@ -223,6 +244,63 @@ def test_plain_folders_with_channel_files(tmp_path: Path) -> None:
     assert np.array_equal(dataset.load(dataset.cases[0]).image.data[1].numpy(), image(1))
 
 
+def test_plain_cases_may_be_numbered_from_0000(tmp_path: Path) -> None:
+    """As files called like channels are cases where each has labels of its own name."""
+    for n in range(3):
+        save(tmp_path / "images" / f"img_{n:04d}.nii.gz", image(n))
+        save(tmp_path / "labels" / f"img_{n:04d}.nii.gz", labels())
+    dataset = open_dataset(tmp_path)
+    assert dataset.ids == ("img_0000", "img_0001", "img_0002")
+    assert np.array_equal(dataset.load(dataset.cases[2]).image.data[0].numpy(), image(2))
+
+
+def test_plain_labels_of_some_files_that_were_read_as_channels(tmp_path: Path) -> None:
+    for n in range(3):
+        save(tmp_path / "images" / f"img_{n:04d}.nii.gz", image(n))
+    save(tmp_path / "labels" / "img_0001.nii.gz", labels())
+    message = r"img_0001\.nii\.gz: img_0000\.nii\.gz to img_0002\.nii\.gz were read as 3 channels of one scan"
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["labelsTr", "labels"])
+def test_two_label_files_of_one_case_are_refused(tmp_path: Path, layout: str) -> None:
+    root = nnunet(tmp_path) if layout == "labelsTr" else plain(tmp_path)
+    case = "a" if layout == "labelsTr" else "p"
+    save(root / layout / f"{case}.nii", labels())
+    with pytest.raises(
+        DatasetError, match=rf"{layout}: {case}\.nii and {case}\.nii\.gz are both case '{case}'"
+    ):
+        open_dataset(root)
+
+
+def test_plain_images_in_two_formats_are_refused(tmp_path: Path) -> None:
+    save(plain(tmp_path) / "images" / "p.nii", image())
+    with pytest.raises(DatasetError, match=r"p\.nii and p\.nii\.gz are both case 'p'"):
+        open_dataset(tmp_path)
+
+
+def test_links_to_nowhere_are_cases(tmp_path: Path) -> None:
+    root = nnunet(tmp_path)
+    for file in (root / "imagesTr" / "b_0000.nii.gz", root / "labelsTr" / "b.nii.gz"):
+        file.unlink()
+        file.symlink_to(f"/nowhere/{file.name}")
+    dataset = open_dataset(root)
+    assert dataset.ids == ("a", "b")
+    assert dataset.cases[1].labels == root / "labelsTr" / "b.nii.gz"
+    with pytest.raises(ScanError, match=r"b_0000\.nii\.gz: no such file \(a link to /nowhere/b_0000"):
+        dataset.load(dataset.cases[1])
+
+
+@pytest.mark.parametrize("folder", ["labelsTr", "imagesTr"])
+def test_a_folder_that_links_to_nowhere_is_named(tmp_path: Path, folder: str) -> None:
+    root = nnunet(tmp_path)
+    (root / folder).rename(root / "elsewhere")
+    (root / folder).symlink_to("/nowhere/else")
+    with pytest.raises(DatasetError, match=rf"{folder}: no such file \(a link to /nowhere/else\)"):
+        open_dataset(root)
+
+
 def test_plain_label_without_image(tmp_path: Path) -> None:
     save(plain(tmp_path) / "labels" / "stray.nii.gz", labels())
     with pytest.raises(DatasetError, match=r"stray\.nii\.gz: no image of this name"):
@@ -254,6 +332,92 @@ def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "x" * 5000,
+        "x" * 5000 + ".nii.gz",
+        "/".join(["d" * 200] * 40),
+        "é" * 200 + ".nii.gz",
+        "a\0b",
+        "a\nb",
+        "\ud800.nii.gz",
+        ".",
+        "imagesTr/../",
+    ],
+    ids=lambda path: ascii(path)[:20],
+)
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_paths_that_no_file_can_have_are_one_short_line(tmp_path: Path, key: str, path: str) -> None:
+    pair = {"image": "imagesTr/x_1.nii.gz", "label": "labelsTr/x_1.nii.gz"} | {key: path}
+    with pytest.raises(DatasetError) as error:
+        open_dataset(decathlon(tmp_path, training=[pair]))
+    assert str(tmp_path / "dataset.json") in str(error.value)
+    assert len(str(error.value)) < 350
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\nb", "a\0b", "\x1b[31mred", "\ud800", "a\u2028b", " "])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        lambda name: {"labels": {"background": 0, name: 1}},
+        lambda name: {"labels": {"0": "background", "1": name}},
+        lambda name: {"channel_names": {"0": name}},
+        lambda name: {"groups": {name: ["liver"]}},
+    ],
+    ids=["label", "Decathlon label", "channel", "group"],
+)
+def test_names_that_are_no_line_of_text_are_refused(tmp_path: Path, changes: Any, name: str) -> None:
+    with pytest.raises(DatasetError, match=r"cannot be the name of a (label|channel|group)") as error:
+        open_dataset(nnunet(tmp_path, NNUNET | changes(name), cases=("a",)))
+    assert len(str(error.value)) < 350
+    assert str(error.value).isprintable()
+
+
+def test_names_with_slashes_and_brackets_are_names(tmp_path: Path) -> None:
+    labels = {"background": 0, "A1/2/3ll_L": 2, "../[b]x": 4}
+    assert open_dataset(nnunet(tmp_path, NNUNET | {"labels": labels})).schema.names == (
+        "A1/2/3ll_L",
+        "../[b]x",
+    )
+
+
+def test_a_data_set_s_own_name_is_one_short_line(tmp_path: Path) -> None:
+    dataset = open_dataset(nnunet(tmp_path, NNUNET | {"name": "two\nlines" + "x" * 5000}))
+    assert dataset.name.startswith("two linesxxx")
+    assert len(dataset.name) == 100
+
+
+def test_a_key_that_comes_twice_must_say_the_same(tmp_path: Path) -> None:
+    text = '{"channel_names": {"0": "CT"}, "labels": {"liver": 2, "spleen": 4, "liver": %d}}'
+    (nnunet(tmp_path) / "dataset.json").write_text(text % 1)
+    with pytest.raises(DatasetError, match="'liver' is there twice, with different values"):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text(text % 2)
+    assert open_dataset(tmp_path).schema.values == (2, 4)
+
+
+def test_a_closed_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    root = nnunet(tmp_path)
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(DatasetError, match=r"imagesTr: cannot be listed \(Permission denied\)"):
+        open_dataset(root)
+
+
+def test_a_description_that_links_to_itself_is_named(tmp_path: Path) -> None:
+    description = nnunet(tmp_path) / "dataset.json"
+    description.unlink()
+    description.symlink_to(description)
+    with pytest.raises(DatasetError, match=r"dataset\.json: cannot be read \(Too many levels"):
+        open_dataset(tmp_path)
+    with pytest.raises(DatasetError, match=r"xxx: no such data set folder"):
+        open_dataset(tmp_path / ("x" * 5000))
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "\0", "[" * 100_000, '"x"'])
 def test_broken_json(tmp_path: Path, text: str) -> None:
     (nnunet(tmp_path) / "dataset.json").write_text(text)
@@ -282,11 +446,21 @@ def test_broken_json(tmp_path: Path, text: str) -> None:
         ({"cases": {"a": {"annotated": "liver"}}}, "list of label names"),
         ({"cases": {"a": ["liver"]}}, "must be an object"),
         ({"cases": []}, "'cases' must map"),
+        ({"labels": {f"o{n}": n for n in range(1, 9999)}}, "9998 labels; at most 254"),
+        ({"labels": {"liver": [[[[[[[[[1]]]]]]]]]}}, "region-based labels"),
     ],
 )
 def test_descriptions_that_make_no_sense(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         open_dataset(nnunet(tmp_path, NNUNET | changes))
+
+
+def test_more_channels_than_any_scan_has(tmp_path: Path) -> None:
+    root = nnunet(tmp_path)
+    names = {str(n): "CT" for n in range(9999)}
+    (root / "dataset.json").write_text(json.dumps(NNUNET | {"channel_names": names}))
+    with pytest.raises(DatasetError, match="9999 channels; at most 256"):
+        open_dataset(root)
 
 
 def test_image_names_that_make_no_sense(tmp_path: Path) -> None:

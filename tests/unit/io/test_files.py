@@ -13,11 +13,45 @@ from zoomseg.io.files import (
     check_name,
     printable,
     reading,
+    why_unreadable,
     writable_directory,
     write_json_atomic,
     write_text_atomic,
     writing,
 )
+
+
+def test_why_a_file_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").touch()
+    (tmp_path / "link").symlink_to("gone")
+    (tmp_path / "circle").symlink_to("circle")
+    assert why_unreadable(tmp_path / "there") is None
+    assert why_unreadable(tmp_path / "gone") == "no such file"
+    assert why_unreadable(tmp_path / "link") == "no such file (a link to gone)"
+    assert why_unreadable(tmp_path / "circle") == "cannot be read (Too many levels of symbolic links)"
+    assert why_unreadable(tmp_path / ("x" * 300)) == "cannot be read (File name too long)"
+    assert why_unreadable(tmp_path / "there" / "below") == "cannot be read (Not a directory)"
+    assert why_unreadable(tmp_path) == "not a file"
+    assert str(why_unreadable(Path("a\0b"))).startswith("not a possible name")
+
+    def closed(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "stat", closed)
+    assert why_unreadable(tmp_path / "there") == "cannot be read (Permission denied)"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), r"a\.nii: cannot be read \(Permission denied\)"),
+        (OSError("not a gzipped file"), r"a\.nii: damaged, truncated or not an image \(not a gzipped"),
+        (FileNotFoundError(errno.ENOENT, "gone"), r"a\.nii: no such file"),
+    ],
+)
+def test_what_the_system_says_is_told_from_what_a_parser_says(error: OSError, message: str) -> None:
+    with pytest.raises(ScanError, match=message), reading(Path("/nowhere/a.nii"), "an image"):
+        raise error
 
 
 def test_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from zoomseg.io.scans import (
     read_image,
     read_label_values,
     read_labels,
+    read_rounded_labels,
     read_scan,
     read_voxels,
     reading_bytes,
@@ -334,6 +335,36 @@ def test_labels_of_any_number_type(tmp_path: Path, dtype: type) -> None:
     assert grid.shape == SHAPE
 
 
+@pytest.mark.parametrize("factor", [0.9999999, 1.000001])
+def test_labels_that_float_storage_put_beside_whole_numbers(tmp_path: Path, factor: float) -> None:
+    path = save(tmp_path / "a.nii.gz", label_values() * np.float64(factor))
+    values, _ = read_label_values(path)
+    assert values.dtype == np.int32
+    assert np.array_equal(values, label_values())
+    assert read_rounded_labels(path)[2] == pytest.approx(300 * abs(factor - 1), rel=1e-6)
+    assert int((read_labels(path, SCHEMA).data == 2).sum()) == 1
+
+
+def test_labels_that_a_slope_put_beside_whole_numbers(tmp_path: Path) -> None:
+    """255 times a 32-bit 1/255 is not quite 1."""
+    stored = ((label_values() > 0) * 255).astype(np.uint8)
+    path = save(tmp_path / "a.nii.gz", stored)
+    with_header_bytes(path, 112, np.array([1 / 255, 0], np.float32).tobytes())
+    values, _, off = read_rounded_labels(path)
+    assert np.array_equal(values, label_values() > 0)
+    assert 0 < off < 1e-6
+
+
+@pytest.mark.parametrize(("off", "refused"), [(0.9e-3, False), (1.1e-3, True)])
+def test_how_far_from_a_whole_number_a_label_may_be(tmp_path: Path, off: float, refused: bool) -> None:
+    path = save(tmp_path / "a.nii.gz", label_values() + off * (label_values() == 7))
+    if refused:
+        with pytest.raises(ScanError, match="not whole numbers"):
+            read_label_values(path)
+    else:
+        assert np.array_equal(read_label_values(path)[0], label_values())
+
+
 def test_bad_label_values(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii.gz", label_values().astype(np.float32) / 2)
     with pytest.raises(ScanError, match=r"a\.nii\.gz: label values are not whole numbers"):
@@ -451,6 +482,56 @@ def test_channel_files_become_one_case(tmp_path: Path) -> None:
     }
 
 
+def test_files_read_as_channels_are_told_of(tmp_path: Path) -> None:
+    touch(tmp_path / "one", "img_0000.nii.gz", "img_0001.nii.gz", "img_0002.nii.gz")
+    told: list[str] = []
+    find_scans(tmp_path / "one", told.append)
+    assert told == [
+        f"{tmp_path / 'one'}: img_0000.nii.gz to img_0002.nii.gz were read as 3 channels of one scan, 'img'; "
+        "if each is a scan of its own, give the files, not their folder, or rename them"
+    ]
+    touch(tmp_path / "two", "a_0000.mha", "a_0001.mha", "b_0000.mha", "b_0001.mha", "c.mha")
+    find_scans(tmp_path / "two", told.append)
+    assert "read as 2 channels of one scan, 'a', and so on for 1 more; if" in told[1]
+    touch(tmp_path / "none", "a_0000.mha", "b_0000.mha", "c_0007.mha", "c_0008.mha")
+    assert [scan.id for scan in find_scans(tmp_path / "none", told.append)] == ["a", "b", "c_0007", "c_0008"]
+    assert len(told) == 2
+
+
+def test_files_that_are_known_to_be_cases_are_no_channels(tmp_path: Path) -> None:
+    touch(tmp_path, "img_0000.mha", "img_0001.mha", "b_0000.mha", "b_0001.mha")
+    found = find_scans(tmp_path, apart={"img_0000", "img_0001"})
+    assert [(scan.id, len(scan.paths)) for scan in found] == [("b", 2), ("img_0000", 1), ("img_0001", 1)]
+
+
+def test_links_to_nowhere_are_scans_and_named_when_they_are_read(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz")
+    (tmp_path / "b.nii.gz").symlink_to("/nowhere/b.nii.gz")
+    (tmp_path / "c.nrrd").symlink_to("c.nrrd")
+    (tmp_path / "d.mha").mkdir()
+    found = find_scans(tmp_path)
+    assert [scan.id for scan in found] == ["a", "b", "c"]
+    with pytest.raises(ScanError, match=r"b\.nii\.gz: no such file \(a link to /nowhere/b\.nii\.gz\)"):
+        reading_bytes(found[1])
+    with pytest.raises(ScanError, match=r"c\.nrrd: cannot be read \(Too many levels of symbolic links\)"):
+        reading_bytes(found[2])
+    with pytest.raises(ScanError, match=r"b\.nii\.gz: no such file or folder \(a link to /nowhere"):
+        find_scans(tmp_path / "b.nii.gz")
+
+
+def test_a_pipe_is_no_scan(tmp_path: Path) -> None:
+    """Reading it would wait for ever."""
+    os.mkfifo(tmp_path / "a.nii.gz")
+    with pytest.raises(ScanError, match="no scans in this folder"):
+        find_scans(tmp_path)
+
+
+def test_a_path_too_long_is_one_short_line(tmp_path: Path) -> None:
+    with pytest.raises(ScanError, match=r"cannot be read \(File name too long\)") as error:
+        find_scans(tmp_path / ("x" * 5000 + ".nii.gz"))
+    assert len(str(error.value)) < 200
+
+
 def test_single_file(tmp_path: Path) -> None:
     touch(tmp_path, "x_0000.nii.gz", "x_0001.nii.gz")
     assert [(s.id, s.paths) for s in find_scans(tmp_path / "x_0000.nii.gz")] == [
@@ -470,7 +551,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ScanError, match=r"a\.nii\.gz and a\.nrrd are both case 'a'"):
         find_scans(tmp_path / "twice")
     touch(tmp_path / "twice_channel", "a_0000.nii.gz", "a_0000.nrrd")
-    with pytest.raises(ScanError, match="a_0000"):
+    with pytest.raises(ScanError, match=r"a_0000\.nii\.gz and a_0000\.nrrd are the same channel"):
         find_scans(tmp_path / "twice_channel")
     touch(tmp_path, "photo.jpg")
     with pytest.raises(ScanError, match="not a supported scan file"):

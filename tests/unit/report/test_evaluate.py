@@ -207,6 +207,18 @@ def test_a_case_whose_stages_are_damaged_is_named(kept, tmp_path):
     assert "b-fine-region.nii.gz: damaged" in failure.reason
 
 
+def test_copies_of_the_references_are_told(folders, tmp_path):
+    """And not where one case of several is perfect, as c is here."""
+    assert not any("copies" in warning for warning in evaluate(*folders, tmp_path / "out").warnings)
+    for case in ("a", "b", "c"):
+        copy = (folders[1] / "labelsTr" / f"{case}.nii.gz").read_bytes()
+        (folders[0] / f"{case}.nii.gz").write_bytes(copy)
+    warnings = evaluate(*folders, tmp_path / "again").warnings
+    assert any(
+        warning.startswith("all predictions are their references, voxel by voxel") for warning in warnings
+    )
+
+
 def test_without_stages_nothing_is_said_of_them(folders, tmp_path):
     (folders[0] / "stages").mkdir()
     evaluation = evaluate(*folders, tmp_path / "out")

@@ -66,6 +66,54 @@ def test_one_case_in_two_formats_is_refused(folders):
         find_pairs(*folders, None, None)
 
 
+def test_predictions_and_references_that_changed_places_are_refused(folders, tmp_path):
+    predictions, reference = folders
+    with pytest.raises(DatasetError, match=r"reference was not: the predictions come first"):
+        find_pairs(reference, predictions, None, None)
+    # Of another program, whose predictions have no run.json: the labels beside images are the references.
+    (predictions / "run.json").unlink()
+    labels = tmp_path / "set" / "labelsTr"
+    labels.parent.mkdir()
+    reference.rename(labels)
+    (labels.parent / "imagesTr").mkdir()
+    for wrong in (labels, labels.parent):
+        with pytest.raises(DatasetError, match=r"holds the labels of a data set, and .*predictions does not"):
+            find_pairs(wrong, predictions, None, None)
+    assert len(find_pairs(predictions, labels, None, None).pairs) == 2
+
+
+def test_two_models_and_two_readers_can_be_compared(folders):
+    predictions, reference = folders
+    (reference / "run.json").write_text("{}")
+    assert len(find_pairs(reference, predictions, None, None).pairs) == 2
+
+
+def test_a_file_is_not_scored_against_itself(folders, tmp_path):
+    with pytest.raises(DatasetError, match=r"a\.nii\.gz is the reference of its case, too .*2 of 2 cases"):
+        find_pairs(folders[1], folders[1], None, None)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "b.nii.gz").symlink_to(folders[1] / "b.nii.gz")
+    with pytest.raises(DatasetError, match=r"b\.nii\.gz is the reference of its case, too .*1 of 1 cases"):
+        find_pairs(linked, folders[1], None, None)
+
+
+def test_names_that_link_to_nowhere_are_told(folders):
+    (folders[1] / "dataset.json").unlink()
+    (folders[1] / "dataset.json").symlink_to("/nowhere/dataset.json")
+    with pytest.raises(DatasetError, match=r"dataset\.json: no such file \(a link to"):
+        find_pairs(*folders, None, None)
+
+
+def test_a_link_to_nowhere_is_a_file_of_its_case(folders):
+    (folders[0] / "b.nii.gz").unlink()
+    (folders[0] / "b.nii.gz").symlink_to("/nowhere/b.nii.gz")
+    pairs = find_pairs(*folders, None, None)
+    assert [pair.id for pair in pairs.pairs] == ["a", "b"]
+    with pytest.raises(ScanError, match=r"b\.nii\.gz: no such file \(a link to /nowhere/b\.nii\.gz\)"):
+        pairs.load(pairs.pairs[1])
+
+
 class TestSchema:
     def test_values_of_either_side_are_matched_by_name(self, folders):
         predictions, reference = folders

@@ -258,9 +258,19 @@ def test_mirror_table_swaps_pairs_and_nothing_else() -> None:
 def test_mirroring_along_r_needs_both_sides() -> None:
     alone = LabelSchema.consecutive(("liver", "right_kidney", "left_adrenal_gland"))
     with pytest.raises(RecipeError, match=r"'right_kidney' has no counterpart .* leave R out"):
-        augment.check_flips(Augmentation(flip_axes=("S", "R")), alone)
-    augment.check_flips(Augmentation(flip_axes=("S", "A")), alone)
-    augment.check_flips(Augmentation(flip_axes=("R",)), PAIRED)
+        augment.check_flips(Augmentation(flip_axes=("S", "R")), alone, alone)
+    augment.check_flips(Augmentation(flip_axes=("S", "A")), alone, alone)
+    augment.check_flips(Augmentation(flip_axes=("R",)), PAIRED, PAIRED)
+
+
+@pytest.mark.parametrize("shown", [("RK", "LK"), ("LK",)])
+def test_mirroring_along_r_is_refused_where_names_leave_a_doubt(shown: tuple[str, ...]) -> None:
+    """Also to a stage that answers for one of the two alone."""
+    data_set, stage = (LabelSchema.consecutive(names) for names in (("RK", "LK", "liver"), shown))
+    with pytest.raises(RecipeError, match=r"'LK' and 'RK' may be the left and the right one"):
+        augment.check_flips(Augmentation(flip_axes=("R",)), stage, data_set)
+    augment.check_flips(Augmentation(flip_axes=("S",)), stage, data_set)
+    augment.check_flips(Augmentation(flip_axes=("R",)), LabelSchema.consecutive(["liver"]), data_set)
 
 
 # --- intensity ------------------------------------------------------------------------------------

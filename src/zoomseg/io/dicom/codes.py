@@ -63,7 +63,7 @@ def _private(name: str) -> Code:
 def short_text(text: str, longest: int = 64) -> str:
     """Text as a DICOM value of limited length holds it: no backslash, which would divide it in two, and no
     control characters."""
-    return re.sub(r"[\\\x00-\x1f\x7f]+", " ", text).strip()[:longest].rstrip()
+    return re.sub(r"[\\\x00-\x1f\x7f-\x9f]+", " ", text).strip()[:longest].rstrip()
 
 
 # --- table ----------------------------------------------------------------------------------------

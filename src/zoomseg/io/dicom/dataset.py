@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from zoomseg.core.errors import DatasetError, LabelError, OutputError, ScanError
-from zoomseg.core.labels import LabelSchema, name_tokens
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.sides import name_meaning, name_tokens
 from zoomseg.io.dicom import rtstruct, seg
 from zoomseg.io.dicom.codes import short_text
 from zoomseg.io.dicom.finding import Found, Stack, case_names, find_series
@@ -105,7 +106,7 @@ class Conversion:
 
 def _meaning(name: str) -> Meaning:
     """Alike for the spellings that ``LabelSchema.find`` takes for one name."""
-    return tuple(sorted(name_tokens(name))) or (name,)
+    return name_meaning(name) or (name,)
 
 
 # --- survey ---------------------------------------------------------------------------------------

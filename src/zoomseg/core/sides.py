@@ -1,0 +1,136 @@
+"""Left and right in names: the one table of how sides are spelled, and what of a name is a side.
+
+A word of its own, or a long one glued to another (``leftkidney``), says its side for certain. Letters glued
+to a word (``RK``, ``rkid``) and the ``CLUES`` say nothing by themselves: only where two names differ in
+nothing else may they mean sides, and then nobody should act as if there were none, nor as if they were sure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Literal
+
+Side = Literal["left", "right"]
+
+WORDS: tuple[tuple[str, str], ...] = (
+    ("left", "right"),
+    ("lft", "rgt"),
+    ("lt", "rt"),
+    ("l", "r"),  # AAPM TG-263: Parotid_L; AAL: Precentral_L
+    ("lh", "rh"),  # FreeSurfer's hemispheres: ctx-lh-insula
+    ("sin", "dex"),
+    ("sinister", "dexter"),
+    ("sinistra", "dextra"),
+    ("sinistrum", "dextrum"),
+    ("sinistro", "destro"),
+    ("sinistra", "destra"),
+    ("links", "rechts"),
+    ("linke", "rechte"),
+    ("linker", "rechter"),
+    ("linkes", "rechtes"),
+    ("gauche", "droit"),
+    ("gauche", "droite"),
+    ("izquierdo", "derecho"),
+    ("izquierda", "derecha"),
+    ("esquerdo", "direito"),
+    ("esquerda", "direita"),
+    ("左", "右"),
+)
+"""Left and right, as words."""
+CLUES: tuple[tuple[str, str], ...] = (("li", "re"), ("g", "d"), ("sx", "dx"), ("s", "d"))
+"""Abbreviations that mean other things as well."""
+_GLUED = ("left", "right", "links", "rechts", "sinister", "dexter", "sinistra", "dextra", "左", "右")
+"""Long enough to be told from a word that they are glued to."""
+_REST_BEFORE, _REST_BEHIND = 3, 1
+"""Letters at least that a glued side leaves: ``kidneyleft``, but ``cleft`` and ``bright``; ``left1``."""
+
+_SIDE_OF: dict[str, Side] = {}
+for _left, _right in WORDS:
+    _SIDE_OF[_left], _SIDE_OF[_right] = "left", "right"
+_GLUED_BEFORE = re.compile(rf"({'|'.join(_GLUED)})(\w{{{_REST_BEHIND},}})")
+_GLUED_BEHIND = re.compile(rf"(\w{{{_REST_BEFORE},}})({'|'.join(_GLUED)})")
+
+
+@lru_cache(4096)
+def name_tokens(name: str) -> tuple[str, ...]:
+    """The words of a label's name in lower case, however they are joined; sides are words of their own."""
+    # LeftParotid -> Left Parotid, LKidney -> L Kidney, VertebraL1 -> Vertebra L1
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    words = (word.lower() for word in re.split(r"[\W_]+", spaced) if word)
+    return tuple(part for word in words for part in _unglued(word))
+
+
+def _unglued(word: str) -> tuple[str, ...]:
+    if word in _SIDE_OF:
+        return (word,)
+    match = _GLUED_BEFORE.fullmatch(word) or _GLUED_BEHIND.fullmatch(word)
+    return match.groups() if match else (word,)
+
+
+def side_word(token: str) -> Side | None:
+    """The side that a word of ``name_tokens`` says."""
+    return _SIDE_OF.get(token)
+
+
+def name_meaning(name: str) -> tuple[str, ...]:
+    """A name's words as all its spellings have them: in alphabetical order, sides as ``left``, ``right``."""
+    return tuple(sorted(_SIDE_OF.get(token, token) for token in name_tokens(name)))
+
+
+def has_side(name: str) -> bool:
+    """Whether a name says left or right."""
+    return any(token in _SIDE_OF for token in name_tokens(name))
+
+
+def side_of(name: str) -> Side | None:
+    """The side that a name says; None if it says none, or more than one word does."""
+    sides = [_SIDE_OF[token] for token in name_tokens(name) if token in _SIDE_OF]
+    return sides[0] if len(sides) == 1 else None
+
+
+def mirror_name(name: str, names: Iterable[str]) -> str | None:
+    """The name among ``names`` that is ``name`` with its side swapped, or None. The side may be spelled in
+    another way, or stand elsewhere (``left kidney``, ``Kidney_R``); the very same way comes first."""
+    side = side_of(name)
+    if side is None:
+        return None
+    others = [n for n in names if side_of(n) not in (None, side) and _sideless(n) == _sideless(name)]
+    order = [token in _SIDE_OF for token in name_tokens(name)]
+    return min(others, key=lambda n: [token in _SIDE_OF for token in name_tokens(n)] != order, default=None)
+
+
+def _sideless(name: str) -> list[str]:
+    return sorted(token for token in name_tokens(name) if token not in _SIDE_OF)
+
+
+def doubtful_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Names that may be the left and the right one (``LK``, ``RK``), left one first: neither says a side, and
+    they differ only in letters at the start or end of a word that spell sides, or in a word of ``CLUES``."""
+    plain = {_letters(name): name for name in names if not has_side(name)}
+    found: list[tuple[str, str]] = []
+    for words, name in plain.items():
+        for other in _respelled(words):
+            if other in plain and (name, plain[other]) not in found:
+                found.append((name, plain[other]))
+    return tuple(found)
+
+
+def _letters(name: str) -> tuple[str, ...]:
+    """A name's words, digits apart: ``RibL1`` -> rib, l, 1."""
+    return tuple(part for token in name_tokens(name) for part in re.findall(r"\d+|\D+", token))
+
+
+def _respelled(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """With one left spelling as its right one."""
+    for i, word in enumerate(words):
+        before, behind = words[:i], words[i + 1 :]
+        for left, right in WORDS:
+            if word.startswith(left):
+                yield (*before, right + word.removeprefix(left), *behind)
+            if word.endswith(left):
+                yield (*before, word.removesuffix(left) + right, *behind)
+        for left, right in CLUES:
+            if word == left:
+                yield (*before, right, *behind)
