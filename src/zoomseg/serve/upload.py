@@ -9,7 +9,7 @@ from anyio import to_thread
 from starlette.requests import ClientDisconnect, Request
 
 from zoomseg.core.errors import ScanError, ZoomSegError
-from zoomseg.engine.memory import spoken
+from zoomseg.io.memory import spoken
 from zoomseg.io.files import writing
 
 PIECE_BYTES = 4 * 1024**2
