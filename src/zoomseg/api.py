@@ -11,12 +11,13 @@ from zoomseg.core.case import Case, Prior
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import job as jobs
-from zoomseg.engine.device import resolve
+from zoomseg.engine.device import Device, resolve
 from zoomseg.engine.log import Silent
+from zoomseg.engine.memory import Limits
 from zoomseg.engine.predict import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.dataset import open_dataset
-from zoomseg.io.scans import read_image, scan_name
+from zoomseg.io.scans import ScanInput, read_image, reading_bytes, scan_name
 from zoomseg.report.confidence import summed_up
 from zoomseg.report.summary import OrganRow
 
@@ -51,19 +52,28 @@ class Model:
             ScanError: the file cannot be used.
             GeometryError: the scan has other channels than the model needs.
             LabelError: an organ that the model does not know.
+            MemoryLimitError: it does not fit into the memory that is free.
         """
         name = "scan" if isinstance(image, Volume) else scan_name(Path(image))
         several = self._predictor.channels > 1
-        volume = image if isinstance(image, Volume) else read_image(Path(image), channels_last=several)
+        volume = image if isinstance(image, Volume) else self._read(Path(image), name, several)
         chosen = None if organs is None else self.schema.select(organs)
         found = self._predictor.predict(Case(name, volume), chosen)
         calibration = self._predictor.bundle.calibration
         rows = summed_up(name, found, volume, calibration, "all" if chosen is None else chosen)
         return Result(found.labels, self.schema, found.probabilities, rows, found.seconds)
 
+    def _read(self, path: Path, name: str, channels_last: bool) -> Volume:
+        self._predictor.admit(*reading_bytes(ScanInput(name, (path,)), channels_last))
+        return read_image(path, channels_last)
+
 
 def load_model(path: Path, device: str) -> Model:
-    return Model(Predictor(bundle.load(path), resolve(device)))
+    return _ready(bundle.load(path), resolve(device))
+
+
+def _ready(trained: bundle.Bundle, device: Device) -> Model:
+    return Model(Predictor(trained, device, limits=Limits(device, "free")))
 
 
 def train_model(dataset: Path, out: Path, job: jobs.Job, resume: bool, device: str) -> Model:
@@ -72,4 +82,4 @@ def train_model(dataset: Path, out: Path, job: jobs.Job, resume: bool, device: s
         trained = jobs.resume(data, out, where, Silent(), job.seconds, job.epochs)
     else:
         trained = jobs.start(data, out, job, where, Silent())
-    return Model(Predictor(trained, where))
+    return _ready(trained, where)

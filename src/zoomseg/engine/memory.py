@@ -1,16 +1,17 @@
 """Prediction within the memory that the user allows: what a stage will need is known before it runs, and
 its tiles are made smaller until it fits.
 
-What is large is counted: the scan, the label map, a stage's image, the planes of the answer that are held. What
-a network takes for a tile is no matter of counting: it depends on the processor, the precision and the
-threads, as these decide which of the libraries' algorithms runs, and in which layout it copies what it reads.
-It is measured, by computing tiles of growing size, none of which may go over the limit. Only where many
+What is large is counted: the scan, the label map, a stage's image, the planes of the answer that are held.
+What a network takes for a tile is no matter of counting: it depends on the processor, the precision and
+the threads, as these decide which of the libraries' algorithms runs, and in which layout it copies what
+it reads. It is measured, by computing tiles of growing size, none of which may go over the limit. Only where many
 times what is counted is free nothing is measured. All in bytes.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import re
 import weakref
@@ -25,17 +26,17 @@ from torch.func import functional_call
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid, Index3
 from zoomseg.core.resample import PIECE_VOXELS
-from zoomseg.engine.device import Device, give_back_memory, keep_memory, trim_memory
+from zoomseg.engine.device import HOARDED, Device, give_back_memory, keep_memory, trim_memory
 from zoomseg.engine.look import View
 from zoomseg.engine.meter import rise
 from zoomseg.io.memory import UNITS, free_ram, spoken, used_ram
 from zoomseg.networks import build as networks
 from zoomseg.networks.unet import Padding
-from zoomseg.recipe.spec import NetworkSpec
+from zoomseg.recipe.spec import NetworkSpec, Stage
 
 FRAMEWORK = 1.3
-"""Taken over counted: freed blocks do not fit what comes next. Of the network, where nothing is measured, also
-copies in other layouts."""
+"""Taken over counted: freed blocks do not fit what comes next. Of the network, where nothing is measured,
+also copies in other layouts."""
 
 AMPLE = 16
 """Where so many times what is counted for a tile is free, it is not measured. Twice to three times were met
@@ -164,20 +165,20 @@ class Limits:
         """From the smallest tiles up: what one size takes tells how much the next may take."""
         give_back_memory()  # short of it, hoarding freed blocks for speed is no longer wise
         found: tuple[View, int] | None = None
-        needed, per_voxel, spare = 0.0, 0.0, 0.0
+        needed, taken, spare = 0.0, 1.0, 0.0
         for step in reversed(_steps(view, self.device)):
-            fitting, voxels = _with_tile(view, step.tile), step.together * math.prod(step.tile)
+            fitting = _with_tile(view, step.tile)
             room = self._room(still_to_fill) - beside_bytes(fitting, work, whole)
             counted = step.together * counted_bytes(fitting, work)
-            needed = FRAMEWORK * max(counted, per_voxel * voxels)
+            needed = FRAMEWORK * counted * max(1.0, taken)
             if needed <= room:
                 measured = self._measure(fitting, work, step)
                 needed = REPEATED * measured + step.together * input_bytes(fitting, work)
-                per_voxel = measured / voxels
+                taken = measured / counted
             if needed > room:
                 break
             if step.usable:
-                found, spare = (fitting, step.together), room - 2 * needed
+                found, spare = (fitting, step.together), room - 2 * needed - HOARDED
         if found is None:
             used = self._used_ram() + still_to_fill + beside_bytes(fitting, work, whole)
             self._refuse_over(used + needed, self._ram(), "main memory", _smallest(view))
@@ -240,10 +241,8 @@ def _steps(view: View, device: Device) -> list[_Step]:
     # Valid convolutions, and one pass over a box, have sizes of their own; others tell what they will take.
     usable = spec.padding != "valid" and spec.kind != "shape"
     together = device.tiles_at_once(math.prod(spec.tile))
-    steps = [_Step(spec.tile, count, True) for count in sorted({1, together}, reverse=True)]
-    for tile in _halved(spec.tile, network, spec.padding):
-        steps.append(_Step(tile, 1, usable))
-    return steps
+    own = [_Step(spec.tile, count, True) for count in sorted({1, together}, reverse=True)]
+    return own + [_Step(tile, 1, usable) for tile in _halved(spec.tile, network, spec.padding)]
 
 
 def _halved(tile: Index3, network: NetworkSpec, padding: Padding) -> Iterator[Index3]:
@@ -273,8 +272,8 @@ def least_bytes(view: View, work: Work, whole: bool, device: Device) -> int:
 
 
 def stage_bytes(view: View, work: Work, whole: bool, together: int) -> int:
-    """What a stage takes beside what is there already, counted; ``whole`` if its answer is kept as a whole. So
-    many tiles are computed ``together``."""
+    """What a stage takes beside what is there already, counted; ``whole`` if its answer is kept as a whole.
+    So many tiles are computed ``together``."""
     tiles = FRAMEWORK * together * counted_bytes(view, work)
     return round(beside_bytes(view, work, whole) + tiles)
 
@@ -296,7 +295,7 @@ def counted_bytes(view: View, work: Work) -> int:
     """Of a tile: what the network reads, twice, as it is put together from image and priors, and what it
     makes of it."""
     tile = view.stage.grid.tile
-    return 2 * input_bytes(view, work) + activation_bytes(work, tile)
+    return 2 * input_bytes(view, work) + activation_bytes(work, view.stage, tile)
 
 
 def input_bytes(view: View, work: Work) -> int:
@@ -304,15 +303,29 @@ def input_bytes(view: View, work: Work) -> int:
     return 4 * work.channels * math.prod(view.stage.grid.tile)
 
 
-def activation_bytes(work: Work, tile: Index3) -> int:
-    """The most that is alive at once while the network computes a tile in float32, and its probabilities.
-    Nothing is computed: shapes alone go through."""
-    x_BCIJK = torch.zeros(1, work.channels, *tile, device="meta")
-    state = {**dict(work.module.named_parameters()), **dict(work.module.named_buffers())}
-    shapes = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-    with torch.no_grad(), _Alive(work.module) as alive:
-        functional_call(work.module, shapes, (x_BCIJK,))
-    return alive.most + 4 * work.classes * math.prod(tile)
+def activation_bytes(work: Work, stage: Stage, tile: Index3) -> int:
+    """The most that is alive at once while the network computes a tile in float32, and its probabilities;
+    counted on a smaller tile, and scaled. With valid padding the answers shrink by a fixed margin, so that
+    nothing scales: there shapes alone go through."""
+    valid = stage.grid.padding == "valid"
+    smaller = tile if valid else _smaller(stage, tile)
+    place = torch.device("meta") if valid else next(work.module.parameters()).device
+    x_BCIJK = torch.zeros(1, work.channels, *smaller, device=place)
+    with torch.inference_mode(), _Alive(work.module) as alive:
+        functional_call(work.module, _on(place, work.module), (x_BCIJK,))
+    return math.ceil(alive.most * math.prod(tile) / math.prod(smaller)) + 4 * work.classes * math.prod(tile)
+
+
+def _on(place: torch.device, module: nn.Module) -> dict[str, Tensor]:
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    return {name: tensor.detach().to(place) for name, tensor in tensors}
+
+
+def _smaller(stage: Stage, tile: Index3) -> Index3:
+    """A tile that the network can read in no time."""
+    divisor = networks.divisor(stage.network)
+    i, j, k = (min(n, d) for n, d in zip(tile, divisor, strict=True))
+    return (min(tile[0], 2 * i), j, k)  # instance norm needs two voxels where there are fewest
 
 
 class _Alive:

@@ -1,5 +1,5 @@
-"""How much memory this process may grow to: what the machine has free, what the control groups that the process
-is in leave, what its resource limits allow. Swap counts for nothing: work that pages does not end.
+"""How much memory this process may grow to: what the machine has free, what the control groups that the
+process is in leave, what its resource limits allow. Swap counts for nothing: work that pages does not end.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ _VERSION_2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_f
 
 def spoken(amount: float) -> str:
     """For people: ``1.34 GB`` (2^30 bytes)."""
-    return (
-        f"{amount / UNITS['G']:.2f} GB" if amount >= 0.1 * UNITS["G"] else f"{amount / UNITS['M']:.0f} MB"
-    )
+    return f"{amount / UNITS['G']:.2f} GB" if amount >= 0.1 * UNITS["G"] else f"{amount / UNITS['M']:.0f} MB"
 
 
 def used_ram() -> int:
