@@ -9,8 +9,10 @@ import torch
 
 import zoomseg
 from tiny import tiny_case, tiny_dataset, tiny_recipe
-from zoomseg.core.errors import GeometryError, LabelError, ModelError
+from zoomseg import api
+from zoomseg.core.errors import GeometryError, LabelError, MemoryLimitError, ModelError
 from zoomseg.core.volume import Volume
+from zoomseg.engine import memory
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
 from zoomseg.recipe.load import dump
@@ -40,6 +42,17 @@ def test_a_loaded_model_predicts_files_and_volumes_alike(trained: Path, tmp_path
     assert one.probabilities.source == "fine"
     total = one.probabilities.probabilities.sum(dim=0)
     assert torch.allclose(total, torch.ones_like(total), atol=1e-3)
+
+
+def test_a_scan_that_does_not_fit_is_refused_before_it_is_read(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zoomseg.load(trained, device="cpu")
+    write_image(tmp_path / "scan.nii.gz", tiny_case(7)[0])
+    monkeypatch.setattr(memory, "free_ram", lambda: 1)
+    monkeypatch.setattr(api, "read_image", lambda *given: pytest.fail("it was read"))
+    with pytest.raises(MemoryLimitError, match=r"the scan and its label map would need .* are free; close"):
+        model.predict(tmp_path / "scan.nii.gz")
 
 
 def test_organs_are_chosen_by_name(trained: Path) -> None:

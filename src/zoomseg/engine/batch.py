@@ -182,7 +182,8 @@ class _Batch:
     def _admitted(self, scan: ScanInput) -> Volume:
         """A scan that is refused if it is too large for the memory allowed, before it is read."""
         channels = self.predictor.channels
-        self.predictor.admit(*reading_bytes(scan, channels_last=channels > 1), keep=self.beside.stages)
+        if self.predictor.limits.any:
+            self.predictor.admit(*reading_bytes(scan, channels_last=channels > 1), keep=self.beside.stages)
         return read_scan(scan, channels_last=channels > 1)
 
     def _compute(self, read: _Read, waited: float) -> _Computed | Failed:

@@ -4,8 +4,8 @@ its tiles are made smaller until it fits.
 What is large is counted: the scan, the label map, a stage's image, the planes of the answer that are held.
 What a network takes for a tile is no matter of counting: it depends on the processor, the precision and
 the threads, as these decide which of the libraries' algorithms runs, and in which layout it copies what
-it reads. It is measured, by computing tiles of growing size, none of which may go over the limit. Only where many
-times what is counted is free nothing is measured. All in bytes.
+it reads. It is measured, by computing tiles of growing size, none of which may go over the limit. Only
+where many times what is counted is free nothing is measured. All in bytes.
 """
 
 from __future__ import annotations

@@ -224,8 +224,7 @@ class Predictor:
         Raises:
             MemoryLimitError: it cannot fit into the memory allowed.
         """
-        if self.limits.any:
-            self.limits.admit(grid, reading, self._first_bytes(grid, keep))
+        self.limits.admit(grid, reading, self._first_bytes(grid, keep))
 
     def _first_bytes(self, grid: Grid, keep: bool) -> int:
         """What the first stage takes at least of a scan on this grid."""

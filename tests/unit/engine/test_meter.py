@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from zoomseg.engine import meter
+from zoomseg.engine.device import trim_memory
 from zoomseg.engine.meter import Meter, Reading, Usage, highest_ram_mb, rise, take_reading, used
 
 CPU = torch.device("cpu")
@@ -142,9 +143,10 @@ def test_the_gpu_asked_is_the_one_that_computes(monkeypatch: pytest.MonkeyPatch)
 
 def taken(mb: int) -> None:
     """So much is touched, and freed again."""
-    block = np.ones(mb * 1024**2, dtype=np.uint8)
+    block = torch.ones(mb * 1024**2, dtype=torch.uint8)
     time.sleep(0.05)
     del block
+    trim_memory()
 
 
 @pytest.mark.parametrize("exact", [True, False])
