@@ -1,8 +1,11 @@
 """A prediction under a limit, in a process that the system ends if it takes much more.
 
-    python limited.py FOLDER RAM
+    python limited.py MODEL PRECISION WORKSPACE [RAM]
 
-FOLDER gets a scan and a model of 40 untrained classes; prints the tiles as computed and the peak in MB.
+MODEL is ``untrained`` (40 classes) or ``bundled``; PRECISION ``float32`` or ``bfloat16``; WORKSPACE bytes a
+voxel of a tile that every network takes beside its own, as another processor's libraries might. Without RAM
+(bytes) prints the least limit that is accepted; with it, the tiles as computed and the peak in bytes, or if
+it is refused what would be needed, the seconds that this took, and the peaks before and after.
 """
 
 from __future__ import annotations
@@ -10,36 +13,66 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import CPU, tiny_recipe
+from tiny import tiny_recipe
 from zoomseg.core.case import Case
+from zoomseg.core.errors import MemoryLimitError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import Volume
-from zoomseg.engine import memory
-from zoomseg.engine.device import keep_memory
+from zoomseg.engine.course import Progress
+from zoomseg.engine.device import HOARDED, Device, keep_memory
+from zoomseg.engine.memory import Limits
 from zoomseg.engine.meter import highest_ram_mb
 from zoomseg.engine.predict import Predictor, build_network
+from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 
 SCHEMA = LabelSchema.consecutive([f"organ {n}" for n in range(40)])
+BUNDLED = Path(bundle.__file__).parents[1] / "models" / "abdomen-ct"
 
 
-def predictor(ram: int | None) -> Predictor:
-    """Two stages of 40 classes; the fine one on tiles that hold it in one row."""
+def untrained() -> Bundle:
+    """Two stages of 40 classes; the fine one on tiles that hold the scan in one row. Certain of the
+    background, so that no time goes into deciding between classes that noise makes alike."""
     torch.manual_seed(0)
     recipe = tiny_recipe(together=True).model_copy(update={"on_missing": "whole_volume"})
     coarse, fine = recipe.stages
     grid = fine.grid.model_copy(update={"tile": (80, 80, 64), "mm": (2.0, 2.0, 2.0)})
     recipe = recipe.model_copy(update={"stages": (coarse, fine.model_copy(update={"grid": grid}))})
     weights = {s.name: build_network(s, recipe, SCHEMA, 1).state_dict() for s in recipe.stages}
-    bundle = Bundle(recipe, SCHEMA, ("CT",), weights, {})
-    return Predictor(bundle, CPU, limits=memory.Limits(CPU, ram))
+    for tensors in weights.values():
+        for tensor in tensors.values():
+            if tensor.shape == (1 + len(SCHEMA.names),):
+                tensor[0] = 20.0
+    return Bundle(recipe, SCHEMA, ("CT",), weights, {})
+
+
+def predictor(model: str, precision: str, workspace: int) -> Predictor:
+    device = Device(torch.device("cpu"), torch.bfloat16 if precision == "bfloat16" else None)
+    model_ = untrained() if model == "untrained" else replace(bundle.load(BUNDLED), folder=None)
+    made = Predictor(model_, device, limits=Limits(device, 1))
+    if workspace:
+        for name, network in made._networks.items():
+            made._networks[name] = partial(hungry, network, workspace)
+    return made
+
+
+def hungry(network: Callable[..., Tensor], workspace: int, x_BCIJK: Tensor, tiles: object) -> Tensor:
+    taken = torch.ones(x_BCIJK[:, 0].numel() * workspace, dtype=torch.uint8)
+    answer = network(x_BCIJK, tiles)
+    del taken
+    return answer
 
 
 def scan() -> Volume:
@@ -49,16 +82,55 @@ def scan() -> Volume:
     return Volume(noise[None], Grid.from_spacing(shape, (1.0, 1.0, 1.0)))
 
 
-def main(ram: int | None) -> None:
-    torch.set_num_threads(1)
-    keep_memory()
-    if ram is not None:
-        # What a process asks for but never touches counts here and is no memory: a tenth more is let pass.
-        resource.setrlimit(resource.RLIMIT_DATA, (ram * 11 // 10, ram * 11 // 10))
-    result = predictor(ram).predict(Case("a", scan()), keep=False)
+class ReachedError(Exception):
+    """The last stage was accepted."""
+
+
+def least(made: Predictor) -> int:
+    """The limit under which the scan is just accepted: raised to what each refusal asks for."""
+    last, before = made.bundle.recipe.stages[-1].name, 0
+
+    def tell(progress: Progress) -> None:
+        if progress.stage == last:
+            raise ReachedError
+
+    while True:
+        try:
+            predict(made, tell)
+        except MemoryLimitError as error:
+            before = before or peak()  # a process that took more before it was asked cannot shrink
+            assert peak() <= max(made.limits.ram, before), "more was taken than was allowed"
+            made.limits.ram = error.needed
+        except ReachedError:
+            return made.limits.ram
+
+
+def predict(made: Predictor, tell: Callable[[Progress], None] = lambda progress: None) -> dict[str, object]:
+    grid = Grid.from_spacing((160, 160, 128), (1.0, 1.0, 1.0))
+    made.admit(grid, 2 * grid.box.voxels, keep=False)
+    result = made.predict(Case("a", scan()), keep=False, tell=tell)
     tiles = {record.stage: record.tile for record in result.records}
-    print(json.dumps({"tiles": tiles, "peak_mb": highest_ram_mb()}))
+    return {"tiles": tiles, "peak": peak()}
+
+
+def peak() -> int:
+    return int(highest_ram_mb() * 1024**2)
+
+
+def limited(made: Predictor, ram: int) -> dict[str, object]:
+    # What a process asks for but never touches counts here and is no memory: so much more is let pass.
+    resource.setrlimit(resource.RLIMIT_DATA, (ram + HOARDED, ram + HOARDED))
+    made.limits.ram = ram
+    began, before = time.perf_counter(), peak()
+    try:
+        return predict(made)
+    except MemoryLimitError as error:
+        seconds = time.perf_counter() - began
+        return {"refused": error.needed, "seconds": seconds, "before": before, "peak": peak()}
 
 
 if __name__ == "__main__":
-    main(memory.parse_bytes(sys.argv[1]) if len(sys.argv) > 1 else None)
+    torch.set_num_threads(1)
+    keep_memory()
+    ready = predictor(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    print(json.dumps(limited(ready, int(sys.argv[4])) if sys.argv[4:] else {"least": least(ready)}))

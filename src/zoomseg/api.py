@@ -12,12 +12,13 @@ from zoomseg.core.case import Case, Prior
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import job as jobs
-from zoomseg.engine.device import resolve
+from zoomseg.engine.device import Device, resolve
 from zoomseg.engine.log import Silent
+from zoomseg.engine.memory import Limits
 from zoomseg.engine.predict import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.dataset import open_dataset
-from zoomseg.io.scans import read_scan, the_scan
+from zoomseg.io.scans import read_scan, reading_bytes, the_scan
 from zoomseg.report.confidence import summed_up
 from zoomseg.report.summary import OrganRow
 
@@ -54,6 +55,7 @@ class Model:
             ScanError: the file cannot be used.
             GeometryError: the scan has other channels than the model needs.
             LabelError: an organ that the model does not know.
+            MemoryLimitError: it does not fit into the memory that is free.
         """
         case = Case("scan", image) if isinstance(image, Volume) else self._read(Path(image))
         chosen = None if organs is None else self.schema.select(organs)
@@ -67,12 +69,18 @@ class Model:
 
     def _read(self, path: Path) -> Case:
         notes: list[str] = []
-        case = read_scan(the_scan(path, notes.append), channels_last=self._predictor.channels > 1)
+        scan, several = the_scan(path, notes.append), self._predictor.channels > 1
+        self._predictor.admit(*reading_bytes(scan, channels_last=several))
+        case = read_scan(scan, channels_last=several)
         return replace(case, notes=(*notes, *case.notes))
 
 
 def load_model(path: Path, device: str) -> Model:
-    return Model(Predictor(bundle.load(path), resolve(device)))
+    return _ready(bundle.load(path), resolve(device))
+
+
+def _ready(trained: bundle.Bundle, device: Device) -> Model:
+    return Model(Predictor(trained, device, limits=Limits(device, "free")))
 
 
 def train_model(dataset: Path, out: Path, job: jobs.Job, resume: bool, device: str) -> Model:
@@ -81,4 +89,4 @@ def train_model(dataset: Path, out: Path, job: jobs.Job, resume: bool, device: s
         trained = jobs.resume(data, out, where, Silent(), job.seconds, job.epochs)
     else:
         trained = jobs.start(data, out, job, where, Silent())
-    return Model(Predictor(trained, where))
+    return _ready(trained, where)

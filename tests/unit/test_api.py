@@ -9,9 +9,11 @@ import torch
 
 import zoomseg
 from tiny import tiny_case, tiny_dataset, tiny_recipe
-from zoomseg.core.errors import GeometryError, LabelError, ModelError, ScanError
+from zoomseg import api
+from zoomseg.core.errors import GeometryError, LabelError, MemoryLimitError, ModelError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import Volume
+from zoomseg.engine import memory
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
 from zoomseg.recipe.load import dump
@@ -57,6 +59,17 @@ def test_a_scan_of_another_unit_is_refused(trained: Path, tmp_path: Path) -> Non
     write_image(tmp_path / "scan.nii.gz", Volume(image.data / 4 + 150, image.grid))
     with pytest.raises(ScanError, match=r"^the scan is not in the unit"):
         zoomseg.load(trained, device="cpu").predict(tmp_path / "scan.nii.gz")
+
+
+def test_a_scan_that_does_not_fit_is_refused_before_it_is_read(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zoomseg.load(trained, device="cpu")
+    write_image(tmp_path / "scan.nii.gz", tiny_case(7)[0])
+    monkeypatch.setattr(memory, "free_ram", lambda: 1)
+    monkeypatch.setattr(api, "read_scan", lambda *given, **named: pytest.fail("it was read"))
+    with pytest.raises(MemoryLimitError, match=r"the scan and its label map would need .* are free; close"):
+        model.predict(tmp_path / "scan.nii.gz")
 
 
 def test_organs_are_chosen_by_name(trained: Path) -> None:

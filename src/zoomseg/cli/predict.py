@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -80,7 +81,7 @@ def command(
     from zoomseg.engine import atlases
     from zoomseg.engine.batch import Beside
     from zoomseg.engine.device import resolve
-    from zoomseg.engine.memory import Limits, free_ram, parse_bytes
+    from zoomseg.engine.memory import Limits, parse_bytes
     from zoomseg.engine.predict import Predictor
     from zoomseg.io import bundle
     from zoomseg.io.dicom.results import DicomResult, require_series
@@ -102,7 +103,7 @@ def command(
     trained, *others = (bundle.load(part) for model in models for part in bundle.models_in(model))
     atlas_of = atlases.of_model(trained, display.warn, display.register)
     where = resolve(device)
-    ram = free_ram() if max_ram is None else parse_bytes(max_ram)
+    ram: int | Literal["free"] = "free" if max_ram is None else parse_bytes(max_ram)
     vram = None if max_vram is None else parse_bytes(max_vram)
     predictor = Predictor(trained, where, atlas_of, Limits(where, ram, vram), others, any_scan)
     chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))

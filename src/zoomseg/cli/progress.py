@@ -14,7 +14,7 @@ from rich.text import Text
 
 from zoomseg.engine.batch import Done, Failed
 from zoomseg.engine.course import Progress
-from zoomseg.engine.memory import spoken
+from zoomseg.io.memory import spoken
 
 PLAIN_EVERY_SECONDS = 10.0
 """Pause between lines within a stage where output is not a terminal."""

@@ -63,4 +63,9 @@ class TrainingError(ZoomSegError):
 
 
 class MemoryLimitError(ZoomSegError):
-    """Something does not fit into the memory that the user allows, or that there is."""
+    """Something does not fit into the memory that the user allows, or that there is; ``needed`` bytes would
+    have to be allowed."""
+
+    def __init__(self, message: str, needed: int) -> None:
+        super().__init__(message)
+        self.needed = needed

@@ -19,6 +19,8 @@ MAX_CLASSES = 254
 MAX_VALUE = 2**31 - 1
 _COUNTED = {"label", "labels", "class", "value", "structure", "organ", "object", "segment", "region", "roi"}
 """Words that, with a number or alone, name nothing."""
+_PIECE_VALUES = 1 << 20
+"""So many file values are made classes at once: their places among the known ones take eight bytes each."""
 
 
 @dataclass(frozen=True)
@@ -126,14 +128,20 @@ class LabelSchema:
         Raises:
             LabelError: a value that the schema does not know.
         """
-        present = np.unique(values)
+        order = np.argsort(np.abs(values.strides))[::-1]  # as they lie in memory
+        turned = values.transpose(order)
+        flat = turned.reshape(-1)
+        pieces = [slice(n, n + _PIECE_VALUES) for n in range(0, len(flat), _PIECE_VALUES)]
+        present = np.unique(np.concatenate([flat[:0], *(np.unique(flat[piece]) for piece in pieces)]))
         known = {0: 0} | {v: c for c, v in enumerate(self.values, start=1)}
         unknown = [v.item() for v in present if v.item() not in known]
         if unknown:
             raise LabelError(f"label values {unknown[:10]} are not in the schema; allowed: {sorted(known)}")
         classes = np.array([known[v.item()] for v in present], dtype=np.uint8)
-        out: npt.NDArray[np.uint8] = classes[np.searchsorted(present, values)]
-        return out
+        out = np.empty(flat.shape, dtype=np.uint8)
+        for piece in pieces:
+            out[piece] = classes[np.searchsorted(present, flat[piece])]
+        return out.reshape(turned.shape).transpose(np.argsort(order))
 
     def decode(self, classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.generic]:
         """Class indices to file values, in the smallest of uint8, uint16 and int32 that holds them."""

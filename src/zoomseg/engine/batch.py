@@ -191,7 +191,7 @@ class _Batch:
             check_name(path)
         channels = self.predictor.channels
         if self.predictor.limits.any:
-            self.predictor.limits.admit(*reading_bytes(scan, channels_last=channels > 1))
+            self.predictor.admit(*reading_bytes(scan, channels_last=channels > 1), keep=self.beside.stages)
         return read_scan(scan, channels_last=channels > 1)
 
     def _compute(self, read: _Read, waited: float) -> _Computed | Failed:

@@ -24,6 +24,8 @@ GPU_RATE = 5e12
 """The same of a modest GPU; others are faster."""
 WRONG_CUDNN = (90800, 91500)
 """From this version on, and again right from that one."""
+HOARDED = 256 << 20
+"""Bytes that glibc asks for beyond what is needed, where freed memory is kept."""
 HELD_SHARE = 0.1
 """Of a GPU's memory, for training data: 300 cases in 24 GB, at the planner's largest fine grid."""
 
@@ -124,7 +126,7 @@ def fast_bfloat16() -> bool:
 def keep_memory() -> None:
     """Tell glibc to keep freed memory: 3D feature maps are otherwise mapped and zeroed by the kernel
     at every layer, a third of the run time of a U-Net on a CPU."""
-    _set_malloc(mmap_threshold=1 << 30, trim_threshold=(1 << 31) - 1, top_pad=256 << 20)
+    _set_malloc(mmap_threshold=1 << 30, trim_threshold=(1 << 31) - 1, top_pad=HOARDED)
 
 
 def give_back_memory() -> None:

@@ -1,42 +1,52 @@
-"""Prediction within the memory that the user allows: what a stage will need is counted before it runs, and
+"""Prediction within the memory that the user allows: what a stage will need is known before it runs, and
 its tiles are made smaller until it fits.
 
-The count is of what is large: the scan, the label map, a stage's image, a batch of tiles with what the
-network makes of them, the planes of the answer that are held. All in bytes.
+What is large is counted: the scan, the label map, a stage's image, the planes of the answer that are held.
+What a network takes for a tile is no matter of counting: it depends on the processor, the precision and
+the threads, as these decide which of the libraries' algorithms runs, and in which layout it copies what
+it reads. It is measured, by computing tiles of growing size, none of which may go over the limit. Only
+where many times what is counted is free nothing is measured. All in bytes.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import re
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
 
-import psutil
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid, Index3
 from zoomseg.core.resample import PIECE_VOXELS
-from zoomseg.engine.device import Device, give_back_memory, trim_memory
+from zoomseg.engine.device import HOARDED, Device, give_back_memory, keep_memory, trim_memory
 from zoomseg.engine.look import View
+from zoomseg.engine.meter import rise
+from zoomseg.io.memory import UNITS, free_ram, spoken, used_ram
 from zoomseg.networks import build as networks
-from zoomseg.recipe.spec import Stage
-
-_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+from zoomseg.networks.unet import Padding
+from zoomseg.recipe.spec import NetworkSpec, Stage
 
 FRAMEWORK = 1.3
-"""Measured over counted: convolutions keep copies of their own in other layouts, freed blocks do not fit what
-comes next."""
+"""Taken over counted: freed blocks do not fit what comes next. Of the network, where nothing is measured,
+also copies in other layouts."""
+
+AMPLE = 16
+"""Where so many times what is counted for a tile is free, it is not measured. Twice to three times were met
+(oneDNN without AVX2 or with emulated bfloat16), ten where torch lays patches out as rows for small tiles."""
+
+REPEATED = 1.15
+"""A tile's memory in the middle of a scan over what was measured: freed blocks are taken up by others."""
 
 PIECES = 3 * 4 * PIECE_VOXELS
 """What resampling a large scan piece by piece takes."""
-
-LEAVE_FREE = 0.9
-"""Of the memory that is free so much may be taken where nothing is said: the system ends who takes all."""
 
 FIRST_USE = 64 * 1024**2
 """What libraries load and compile when they are first used."""
@@ -52,23 +62,10 @@ def parse_bytes(text: str) -> int:
         ZoomSegError: not an amount of memory.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
-    amount = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    amount = float(match[1]) * UNITS[match[2]] if match else 0.0
     if not 1 <= amount < 2**63:
         raise ZoomSegError(f"'{text}' is not an amount of memory; write it like 800M or 4G")
     return int(amount)
-
-
-def spoken(amount: float) -> str:
-    """For people: ``1.34 GB`` (2^30 bytes)."""
-    return (
-        f"{amount / _UNITS['G']:.2f} GB" if amount >= 0.1 * _UNITS["G"] else f"{amount / _UNITS['M']:.0f} MB"
-    )
-
-
-def free_ram() -> int:
-    """What this process may grow to before the machine is short of memory."""
-    own = psutil.Process().memory_info().rss
-    return int(own + LEAVE_FREE * psutil.virtual_memory().available)
 
 
 @dataclass(frozen=True)
@@ -80,31 +77,57 @@ class Work:
     """That the network reads: image and priors."""
     image_channels: int
     classes: int
+    compute: Callable[[Tensor], object]
+    """A batch of tiles ``[B, channels, *tile]`` through all that answers for the stage."""
 
 
+@dataclass(frozen=True)
+class _Step:
+    """Tiles to measure, and whether the stage may be computed with such."""
+
+    tile: Index3
+    together: int
+    usable: bool
+
+
+@dataclass(eq=False)
 class Limits:
-    """At most ``ram`` bytes of main memory and ``vram`` of the GPU's, for the whole process; None: any."""
+    """At most ``ram`` bytes of main memory and ``vram`` of the GPU's, for the whole process; None: any;
+    ``"free"``: what is free when it is asked for."""
 
-    def __init__(self, device: Device, ram: int | None = None, vram: int | None = None) -> None:
-        self._device = device
-        self._place = device.place
-        self._ram = ram
-        self._vram = vram if device.place.type == "cuda" else None
+    device: Device
+    ram: int | Literal["free"] | None = None
+    vram: int | None = None
+    _measured: dict[tuple[str, Index3, int], int] = field(default_factory=dict)
+    """Bytes, by stage, tile and number of tiles."""
+
+    def __post_init__(self) -> None:
+        if self._on_gpu:
+            return
+        self.vram = None
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.place.type == "cuda"
 
     @property
     def any(self) -> bool:
         """Whether there is one."""
-        return self._ram is not None or self._vram is not None
+        return self.ram is not None or self.vram is not None
 
-    def admit(self, grid: Grid, reading: int) -> None:
+    def admit(self, grid: Grid, reading: int, first: int = 0) -> None:
         """Refuse a scan before it is read, which will take ``reading`` bytes.
 
+        Args:
+            first: what its first stage will take at least, where that is known by then.
+
         Raises:
-            MemoryLimitError: scan and label map alone are too large.
+            MemoryLimitError: it is too large.
         """
         labels = grid.box.voxels
-        needed = reading + max(labels + PIECES, COPIES_OF_LABELS * labels)
-        self._refuse_over(self._used_ram() + needed, self._ram, "main memory", "the scan and its label map")
+        stage = 0 if self._on_gpu else first
+        needed = reading + max(labels + max(PIECES, stage), COPIES_OF_LABELS * labels)
+        self._refuse_over(self._used_ram() + needed, self._ram(), "main memory", "the scan and its label map")
 
     def fit(self, view: View, work: Work, whole: bool, still_to_fill: int) -> tuple[View, int]:
         """The view with tiles that fit: the recipe's own, if they do. And how many are computed together.
@@ -116,60 +139,122 @@ class Limits:
         Raises:
             MemoryLimitError: not even the smallest tiles fit.
         """
-        needed = math.inf
-        together = self._device.tiles_at_once(math.prod(view.stage.grid.tile))
-        for tile, count in ((view.stage.grid.tile, together), *((tile, 1) for tile in _tiles(view))):
-            fitting = _with_tile(view, tile)
-            needed = stage_bytes(fitting, work, whole, count)
-            if self._room(still_to_fill) >= needed:
-                return fitting, count
-            give_back_memory()  # short of it, hoarding freed blocks for speed is no longer wise
-        limit, what = (self._vram, "GPU memory") if self._vram is not None else (self._ram, "main memory")
-        used = self._used_vram() if self._vram is not None else self._used_ram() + still_to_fill
-        self._refuse_over(used + needed, limit, what, f"stage '{view.stage.name}' with its smallest tiles")
+        if self._on_gpu:
+            return self._fit_counted(view, work, whole)
+        together = self.device.tiles_at_once(math.prod(view.stage.grid.tile))
+        ample = beside_bytes(view, work, whole) + AMPLE * together * counted_bytes(view, work)
+        if self._room(still_to_fill) >= ample:
+            return view, together
+        return self._fit_measured(view, work, whole, still_to_fill)
+
+    def _fit_counted(self, view: View, work: Work, whole: bool) -> tuple[View, int]:
+        """On a GPU, where memory that is asked for in vain is no harm."""
+        if self.vram is None:
+            return view, self.device.tiles_at_once(math.prod(view.stage.grid.tile))
+        needed = 0
+        for step in _steps(view, self.device):
+            if step.usable:
+                fitting = _with_tile(view, step.tile)
+                needed = stage_bytes(fitting, work, whole, step.together)
+                if self.vram - self._used_vram() >= needed:
+                    return fitting, step.together
+        self._refuse_over(self._used_vram() + needed, self.vram, "GPU memory", _smallest(view))
         return view, 1
 
+    def _fit_measured(self, view: View, work: Work, whole: bool, still_to_fill: int) -> tuple[View, int]:
+        """From the smallest tiles up: what one size takes tells how much the next may take."""
+        give_back_memory()  # short of it, hoarding freed blocks for speed is no longer wise
+        found: tuple[View, int] | None = None
+        needed, taken, spare = 0.0, 1.0, 0.0
+        for step in reversed(_steps(view, self.device)):
+            fitting = _with_tile(view, step.tile)
+            room = self._room(still_to_fill) - beside_bytes(fitting, work, whole)
+            counted = step.together * counted_bytes(fitting, work)
+            needed = FRAMEWORK * counted * max(1.0, taken)
+            if needed <= room:
+                measured = self._measure(fitting, work, step)
+                needed = REPEATED * measured + step.together * input_bytes(fitting, work)
+                taken = measured / counted
+            if needed > room:
+                break
+            if step.usable:
+                found, spare = (fitting, step.together), room - 2 * needed - HOARDED
+        if found is None:
+            used = self._used_ram() + still_to_fill + beside_bytes(fitting, work, whole)
+            self._refuse_over(used + needed, self._ram(), "main memory", _smallest(view))
+            return view, 1
+        if spare > 0:
+            keep_memory()
+        return found
+
+    def _measure(self, view: View, work: Work, step: _Step) -> int:
+        key = (view.stage.name, step.tile, step.together)
+        if key not in self._measured:
+            self._used_ram()  # what is freed goes back first: taken up again it would not count
+
+            def compute() -> None:
+                work.compute(torch.zeros(step.together, work.channels, *step.tile))
+
+            self._measured[key] = rise(compute)
+        return self._measured[key]
+
+    def _ram(self) -> int | None:
+        return free_ram() if self.ram == "free" else self.ram
+
     def _room(self, still_to_fill: int) -> float:
-        """Bytes that the work on this device may take."""
-        if self._vram is not None:
-            return self._vram - self._used_vram()
-        if self._ram is None or self._place.type == "cuda":
-            return math.inf
-        return self._ram - self._used_ram() - still_to_fill
+        """Bytes of main memory that may be taken yet."""
+        ram = self._ram()
+        return math.inf if ram is None else ram - self._used_ram() - still_to_fill
 
     def _refuse_over(self, needed: float, limit: int | None, kind: str, what: str) -> None:
-        if limit is not None and needed > limit:
-            option = "--max-vram" if kind == "GPU memory" else "--max-ram"
-            raise MemoryLimitError(
-                f"{what} would need about {spoken(needed)} of {kind}, {spoken(limit)} are allowed; allow "
-                f"more with {option}, crop the scan, or use a model with a coarser grid"
-            )
+        if limit is None or needed <= limit:
+            return
+        option = "--max-vram" if kind == "GPU memory" else "--max-ram"
+        allowed, more = (
+            ("free", "close other programs, raise this process's limit")
+            if self.ram == "free" and kind != "GPU memory"
+            else ("allowed", f"allow more with {option}")
+        )
+        raise MemoryLimitError(
+            f"{what} would need about {spoken(needed)} of {kind}, {spoken(limit)} are {allowed}; {more}, "
+            "crop the scan, or use a model with a coarser grid",
+            math.ceil(needed),
+        )
 
     def _used_ram(self) -> int:
         gc.collect()
         trim_memory()  # freed memory that is kept for later would count as used
-        return int(psutil.Process().memory_info().rss)
+        return used_ram()
 
     def _used_vram(self) -> int:
-        return int(torch.cuda.memory_allocated(self._place))
+        return int(torch.cuda.memory_allocated(self.device.place))
 
 
-def _tiles(view: View) -> Iterator[Index3]:
-    """The recipe's tile, then ever smaller ones that the network can read, the longest side halved."""
-    spec = view.stage.grid
-    tile: Index3 = spec.tile
-    yield tile
-    divisor = networks.divisor(view.stage.network)
-    if spec.padding == "valid" or spec.kind == "shape":
-        return  # sizes of their own: one pass over the box, or what valid convolutions can read
+def _smallest(view: View) -> str:
+    return f"stage '{view.stage.name}' with its smallest tiles"
+
+
+def _steps(view: View, device: Device) -> list[_Step]:
+    """The recipe's tiles as many together as keep the device busy, alone, and ever smaller ones that the
+    network can read, the longest side halved."""
+    spec, network = view.stage.grid, view.stage.network
+    # Valid convolutions, and one pass over a box, have sizes of their own; others tell what they will take.
+    usable = spec.padding != "valid" and spec.kind != "shape"
+    together = device.tiles_at_once(math.prod(spec.tile))
+    own = [_Step(spec.tile, count, True) for count in sorted({1, together}, reverse=True)]
+    return own + [_Step(tile, 1, usable) for tile in _halved(spec.tile, network, spec.padding)]
+
+
+def _halved(tile: Index3, network: NetworkSpec, padding: Padding) -> Iterator[Index3]:
+    divisor = networks.divisor(network)
+    halo = networks.halo(network, padding)
     while True:
-        sides = [n for n in range(3) if tile[n] >= 4 * divisor[n]]
+        sides = [n for n in range(3) if tile[n] >= 4 * (divisor[n] + halo[n])]
         if not sides:
             return
         axis = max(sides, key=lambda n: tile[n])
-        half = tile[axis] // 2 // divisor[axis] * divisor[axis]
-        i, j, k = (half if n == axis else tile[n] for n in range(3))
-        tile = (i, j, k)
+        i, j, k = (tile[n] // 2 if n == axis else tile[n] for n in range(3))
+        tile = networks.readable(network, padding, (i, j, k))
         yield tile
 
 
@@ -180,37 +265,65 @@ def _with_tile(view: View, tile: Index3) -> View:
     return View(view.stage.model_copy(update={"grid": grid}), view.grid, view.region)
 
 
+def least_bytes(view: View, work: Work, whole: bool, device: Device) -> int:
+    """What a stage takes at least beside what is there already, as far as it can be counted."""
+    usable = [step.tile for step in _steps(view, device) if step.usable]
+    return stage_bytes(_with_tile(view, usable[-1]), work, whole, 1)
+
+
 def stage_bytes(view: View, work: Work, whole: bool, together: int) -> int:
-    """What a stage takes beside what is there already; ``whole`` if its answer is kept as a whole. So many
-    tiles are computed ``together``."""
+    """What a stage takes beside what is there already, counted; ``whole`` if its answer is kept as a whole.
+    So many tiles are computed ``together``."""
+    tiles = FRAMEWORK * together * counted_bytes(view, work)
+    return round(beside_bytes(view, work, whole) + tiles)
+
+
+def beside_bytes(view: View, work: Work, whole: bool) -> int:
+    """Of this, all but the tiles: the image, the answer's planes that are held, the region."""
     spec, box = view.stage.grid, view.region.box
     halo = networks.halo(view.stage.network, spec.padding)
     inner = [n - 2 * h for n, h in zip(spec.tile, halo, strict=True)]
     wide = [max(n, t) + 2 * h for n, t, h in zip(box.shape, inner, halo, strict=True)]
     image = 4 * 2 * work.image_channels * math.prod(wide)
-    tile = 4 * 2 * work.channels * math.prod(spec.tile) + activation_bytes(work, view.stage, spec.tile)
     plane = 4 * (work.classes + 1) * (box.shape[0] + 2) * (box.shape[1] + 2)
     held = plane * min(inner[2], box.shape[2] + 2) + (2 * plane * (box.shape[2] + 2) if whole else 0)
     mask = 4 * box.voxels if view.region.mask is not None else 0
-    return round(FRAMEWORK * (image + together * tile + held + mask) + PIECES + FIRST_USE)
+    return round(FRAMEWORK * (image + held + mask)) + PIECES + FIRST_USE
+
+
+def counted_bytes(view: View, work: Work) -> int:
+    """Of a tile: what the network reads, twice, as it is put together from image and priors, and what it
+    makes of it."""
+    tile = view.stage.grid.tile
+    return 2 * input_bytes(view, work) + activation_bytes(work, view.stage, tile)
+
+
+def input_bytes(view: View, work: Work) -> int:
+    """What the network reads of a tile."""
+    return 4 * work.channels * math.prod(view.stage.grid.tile)
 
 
 def activation_bytes(work: Work, stage: Stage, tile: Index3) -> int:
-    """The most that is alive at once while the network computes a tile, and its probabilities; counted in
-    float32 on a smaller tile, and scaled."""
-    smaller = _smaller(stage, tile)
-    x_BCIJK = torch.zeros(1, work.channels, *smaller, device=next(work.module.parameters()).device)
+    """The most that is alive at once while the network computes a tile in float32, and its probabilities;
+    counted on a smaller tile, and scaled. With valid padding the answers shrink by a fixed margin, so that
+    nothing scales: there shapes alone go through."""
+    valid = stage.grid.padding == "valid"
+    smaller = tile if valid else _smaller(stage, tile)
+    place = torch.device("meta") if valid else next(work.module.parameters()).device
+    x_BCIJK = torch.zeros(1, work.channels, *smaller, device=place)
     with torch.inference_mode(), _Alive(work.module) as alive:
-        work.module(x_BCIJK)
+        functional_call(work.module, _on(place, work.module), (x_BCIJK,))
     return math.ceil(alive.most * math.prod(tile) / math.prod(smaller)) + 4 * work.classes * math.prod(tile)
 
 
+def _on(place: torch.device, module: nn.Module) -> dict[str, Tensor]:
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    return {name: tensor.detach().to(place) for name, tensor in tensors}
+
+
 def _smaller(stage: Stage, tile: Index3) -> Index3:
-    """A tile that the network can read in no time; the tile itself for valid convolutions, whose answers
-    shrink by a fixed margin, so that nothing scales."""
+    """A tile that the network can read in no time."""
     divisor = networks.divisor(stage.network)
-    if stage.grid.padding == "valid":
-        return tile
     i, j, k = (min(n, d) for n, d in zip(tile, divisor, strict=True))
     return (min(tile[0], 2 * i), j, k)  # instance norm needs two voxels where there are fewest
 

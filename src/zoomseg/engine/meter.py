@@ -23,6 +23,9 @@ import torch
 PERIOD_SECONDS = 0.1
 """Pause between two looks, as in the FLARE challenge."""
 
+LOOK_SECONDS = 0.001
+"""Pause between two looks for a peak, where the system does not tell it."""
+
 _MB = 1024**2
 
 
@@ -140,11 +143,78 @@ def take_reading(place: torch.device) -> Reading:
 
 def highest_ram_mb() -> float:
     """Highest resident memory of this process so far."""
+    return max(_earlier.highest_mb, _counted_mb())
+
+
+def _counted_mb() -> float:
+    """The system's own peak."""
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage says on Linux may be a peak of the process that started this one
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (_MB if sys.platform == "darwin" else 1024)
+
+
+@dataclass
+class _Earlier:
+    """Of this process before the system's count was last begun anew."""
+
+    highest_mb: float = 0.0
+
+
+_earlier = _Earlier()
+
+
+def rise(work: Callable[[], object]) -> int:
+    """Bytes by which resident memory rose while ``work`` ran: all that it and the libraries below it took at
+    once, and what other threads took meanwhile.
+
+    Exact where the system's count of the peak can be begun anew (``clear_refs`` of proc(5), Linux); elsewhere
+    a thread looks every ``LOOK_SECONDS``.
+    """
+    before = psutil.Process().memory_info().rss
+    if _begin_anew():
+        work()
+        return max(0, int(_counted_mb() * _MB) - before)
+    with _Watcher() as watcher:
+        work()
+    return max(0, watcher.highest - before)
+
+
+def _begin_anew() -> bool:
+    """Let the system's peak be what there is now; False where it cannot."""
+    peak = _counted_mb()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    _earlier.highest_mb = max(_earlier.highest_mb, peak)
+    return True
+
+
+class _Watcher:
+    """A thread that looks at resident memory; ``highest`` in bytes."""
+
+    def __init__(self) -> None:
+        self.highest = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="zoomseg-peak", daemon=True)
+
+    def __enter__(self) -> _Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._done.wait(LOOK_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        self.highest = max(self.highest, psutil.Process().memory_info().rss)
 
 
 def _on_gpu(place: torch.device) -> bool:

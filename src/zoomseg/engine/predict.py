@@ -16,8 +16,10 @@ from zoomseg.core.case import Case, Prior
 from zoomseg.core.components import components, largest_component, without_islands
 from zoomseg.core.domain import Likeness
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
+from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.placing import Tile
+from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap
 from zoomseg.engine import atlases, look, memory, widen
 from zoomseg.engine.atlases import AtlasOf
@@ -30,6 +32,7 @@ from zoomseg.networks import build as networks
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, Recipe, Stage
 from zoomseg.stage import fusion, inputs
+from zoomseg.stage.grid import stage_grid
 from zoomseg.stage.signs import Hearing, Signs
 
 
@@ -208,7 +211,8 @@ class Predictor:
         def fit(view: look.View, whole: bool) -> tuple[look.View, int | None]:
             if not self.limits.any:
                 return view, None
-            return self.limits.fit(view, self._work(view.stage), whole, case.image.grid.box.voxels)
+            with self._counters[view.stage.name].paused():
+                return self.limits.fit(view, self._work(view.stage), whole, case.image.grid.box.voxels)
 
         bundle = self.bundle
         likeness = self._likeness(case)
@@ -253,6 +257,26 @@ class Predictor:
         removed = tuple(own.told(names[c - 1]) for c, own in found.items() if not own.alone)
         return removed, tuple(names[c - 1] for c, own in found.items() if own.alone)
 
+    def admit(self, grid: Grid, reading: int, keep: bool = True) -> None:
+        """Refuse a scan by its header alone; reading it will take ``reading`` bytes. ``keep`` as in
+        ``cascade``.
+
+        Raises:
+            MemoryLimitError: it cannot fit into the memory allowed.
+        """
+        self.limits.admit(grid, reading, self._first_bytes(grid, keep))
+
+    def _first_bytes(self, grid: Grid, keep: bool) -> int:
+        """What the first stage takes at least of a scan on this grid."""
+        recipe = self.bundle.recipe
+        stage = recipe.stages[0]
+        if stage.roi.kind != "whole_volume":
+            return 0  # only the voxels tell where it looks
+        lattice = stage_grid(stage.grid, Orientation.to_canonical(grid).grid(grid))
+        view = look.View(stage, lattice, Region.whole(lattice))
+        with self._counters[stage.name].paused():
+            return memory.least_bytes(view, self._work(stage), _whole(stage, recipe, keep), self.device)
+
     def _network(self, view: look.View) -> Network:
         return self._networks[view.stage.name]
 
@@ -260,7 +284,10 @@ class Predictor:
         schema, seen = self.bundle.schema, len(inputs.image_channels(stage.inputs, self.channels))
         read = input_channels(stage, self.bundle.recipe, schema, self.channels)
         classes = 1 + len(graph.resolve_labels(stage, schema))
-        return memory.Work(self._modules[stage.name][0], read, seen, classes)
+        network = self._networks[stage.name]
+        return memory.Work(
+            self._modules[stage.name][0], read, seen, classes, lambda x_BCIJK: network(x_BCIJK, ())
+        )
 
 
 def ready_network(bundle: Bundle, name: str, device: Device) -> nn.Module:
@@ -327,7 +354,7 @@ def cascade(
         if view is None:
             priors[stage.name] = look.nothing(stage, scan, labels)
             continue
-        whole = keep or stage is not recipe.stages[-1] or stage.fusion != "replace_in_roi"
+        whole = _whole(stage, recipe, keep)
         if not whole:
             _enter(recipe, said.answers, canvas, priors.get(ATLAS))
             said.answers.clear()
@@ -362,6 +389,11 @@ def cascade(
     labels_map = LabelMap(canvas.labels.cpu(), canvas.grid, schema).reoriented(scan.orientation.inverse)
     clock.lap("fuse")
     return Result(case.id, labels_map, said.signs, said.answers, tuple(said.records), clock.seconds)
+
+
+def _whole(stage: Stage, recipe: Recipe, keep: bool) -> bool:
+    """Whether a stage's answer is held as a whole."""
+    return keep or stage is not recipe.stages[-1] or stage.fusion != "replace_in_roi"
 
 
 class _Clock:

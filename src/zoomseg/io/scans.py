@@ -31,6 +31,7 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io import nifti, nifti_header, text_header
 from zoomseg.io.files import atomic_path, printable, reading, reason_of, why_unreadable
 from zoomseg.io.headers import check_grid, check_size, check_spacing
+from zoomseg.io.memory import require_ram
 
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
@@ -317,6 +318,7 @@ def _itk_types() -> dict[int, str]:
 
 
 def _stored(path: Path, header: _Header) -> _Stored:
+    _require_room(path, header)
     with reading(path, "an image"):
         if scan_suffix(path) in (".nii", ".nii.gz"):
             raw, found = nifti.voxels(path, axes=len(header.shape))
@@ -374,20 +376,42 @@ def _dicom_stack(path: Path) -> Stack | None:
 
 def reading_bytes(scan: ScanInput, channels_last: bool = False) -> tuple[Grid, int]:
     """The grid of a scan, and how much memory reading it takes; only headers are read."""
-    if scan.dicom is not None:
+    stack = _dicom_stack(scan.paths[0]) if scan.dicom is None else scan.dicom.usable()
+    if stack is not None:
         from zoomseg.io.dicom.voxels import reading_bytes as of_dicom
 
-        stack = scan.dicom.usable()
         return stack.series.grid, of_dicom(stack)
     headers = [_header(path, channels_last) for path in scan.paths]
-    total = sum(math.prod(h.shape) * _bytes_per_voxel(h) for h in headers)
+    total = sum(_voxel_bytes(path, h) for path, h in zip(scan.paths, headers, strict=True))
     # Channels of several files are put together once all are read.
     return headers[0].grid, total if len(headers) == 1 else 2 * total
 
 
-def _bytes_per_voxel(header: _Header) -> int:
+def _voxel_bytes(path: Path, header: _Header) -> int:
+    """How much memory the voxels of a file take while they are read and made intensities."""
+    voxels, size = math.prod(header.shape), header.dtype.itemsize
     kept = header.dtype in _KEPT_TYPES and not header.scaled
-    return header.dtype.itemsize if kept else header.dtype.itemsize + np.dtype(np.float32).itemsize
+    work = _work_type(header.dtype).itemsize if header.scaled else 0
+    made = 0 if kept else max(work, 4) if work <= 4 else work + 4
+    if scan_suffix(path) in (".nii", ".nii.gz"):
+        return voxels * (size + made)
+    # SimpleITK has an image, of which numpy gets a copy; of a compressed file it also reads all at once.
+    return voxels * size + max(voxels * size + path.stat().st_size, voxels * made)
+
+
+def _require_room(path: Path, header: _Header) -> None:
+    """Refuse a file that would not fit into what memory is free, before its voxels are read.
+
+    Raises:
+        MemoryLimitError: it would not.
+    """
+    require_ram(_voxel_bytes(path, header), f"{path}: reading {math.prod(header.shape)} voxels")
+
+
+def _work_type(stored: np.dtype[Any]) -> np.dtype[Any]:
+    """In which slope and intercept are applied: values of eight and sixteen bits are exact in float32; wider
+    ones are scaled before rounding."""
+    return np.dtype(np.float32 if stored.itemsize <= 2 else np.float64)
 
 
 def read_voxels(path: Path, channels_last: bool = False) -> Volume:
@@ -414,7 +438,9 @@ def read_voxels(path: Path, channels_last: bool = False) -> Volume:
 
 def _dicom_voxels(path: Path, stack: Stack) -> Volume:
     from zoomseg.io.dicom.voxels import read_volume
+    from zoomseg.io.dicom.voxels import reading_bytes as of_dicom
 
+    require_ram(of_dicom(stack), f"{path}: reading the series")
     with reading(path, "an image"):
         return read_volume(stack)
 
@@ -422,8 +448,7 @@ def _dicom_voxels(path: Path, stack: Stack) -> Volume:
 def _intensities(stored: _Stored) -> AnyArray:
     raw = stored.raw
     if stored.scaled:
-        # Eight and sixteen bit values are exact in float32; wider ones are scaled before rounding.
-        work = np.dtype(np.float32 if raw.dtype.itemsize <= 2 else np.float64)
+        work = _work_type(raw.dtype)
         values = raw.astype(work)
         values *= work.type(stored.slope)
         values += work.type(stored.intercept)
@@ -527,16 +552,27 @@ def looks_like_labels(values: Float32Array) -> bool:
     sample = values[:: max(1, values.shape[0] // 32)]  # a real scan gives itself away in a few slices
     if not (sample == np.floor(sample)).all() or np.unique(sample).size > LABEL_MAP_MAX_VALUES:
         return False
-    if np.unique(values).size > LABEL_MAP_MAX_VALUES:
+    if _several(values) > LABEL_MAP_MAX_VALUES:
         return False
+    planes = values.transpose(np.argsort(values.strides)[::-1])  # as they lie in memory
     pairs = equal = 0
-    for axis in range(3):
-        here = values[tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))]
-        following = values[tuple(slice(1, None) if a == axis else slice(None) for a in range(3))]
-        inside = (here != 0) & (following != 0)
-        pairs += int(inside.sum())
-        equal += int((inside & (here == following)).sum())
+    for n, plane in enumerate(planes):  # as a whole it would take several times the scan's memory
+        across = [(planes[n - 1], plane)] if n else []
+        for here, following in (*across, (plane[:-1], plane[1:]), (plane[:, :-1], plane[:, 1:])):
+            inside = (here != 0) & (following != 0)
+            pairs += int(inside.sum())
+            equal += int((inside & (here == following)).sum())
     return pairs > 0 and equal / pairs > LABEL_MAP_EQUAL_NEIGHBOURS
+
+
+def _several(values: Float32Array) -> int:
+    """How many values there are, or that there are more than a label map has."""
+    found: set[float] = set()
+    for plane in values.transpose(np.argsort(values.strides)[::-1]):
+        found.update(np.unique(plane).tolist())
+        if len(found) > LABEL_MAP_MAX_VALUES:
+            break
+    return len(found)
 
 
 def read_label_values(path: Path) -> tuple[AnyArray, Grid]:

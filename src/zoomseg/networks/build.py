@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +113,12 @@ def check_input_shape(spec: specs.NetworkSpec, padding: Padding, shape: Index3) 
     return (shape[0] - 2 * lost[0], shape[1] - 2 * lost[1], shape[2] - 2 * lost[2])
 
 
+def readable(spec: specs.NetworkSpec, padding: Padding, shape: Index3) -> Index3:
+    """The largest input shape not above ``shape`` that the network can read, or the smallest there is."""
+    i, j, k = (_nearest(spec, padding, size, axis)[0] for axis, size in enumerate(shape))
+    return (i, j, k)
+
+
 def parameters(module: nn.Module) -> int:
     """Number of learnable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -143,6 +151,15 @@ class FlopCounter:
         """Since the last time."""
         flops, self._flops = self._flops, 0
         return flops
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is executed inside does not count."""
+        before = self._flops
+        try:
+            yield
+        finally:
+            self._flops = before
 
     def _count(self, part: nn.Conv3d | nn.ConvTranspose3d, given: tuple[Tensor], out: Tensor) -> None:
         if isinstance(part, nn.ConvTranspose3d):  # every input voxel is spread over a kernel

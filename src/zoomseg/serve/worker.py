@@ -162,7 +162,7 @@ def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Pre
     """A model ready to segment, as `zoomseg predict` would load it."""
     from zoomseg.engine import atlases
     from zoomseg.engine.device import resolve
-    from zoomseg.engine.memory import Limits, free_ram
+    from zoomseg.engine.memory import Limits
     from zoomseg.engine.predict import Predictor
     from zoomseg.io import bundle
 
@@ -171,7 +171,7 @@ def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Pre
 
     trained, where = bundle.load(Path(model)), resolve(device)
     atlas_of = atlases.of_model(trained, progress=register)
-    return Predictor(trained, where, atlas_of, Limits(where, free_ram()))
+    return Predictor(trained, where, atlas_of, Limits(where, "free"))
 
 
 def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:

@@ -77,7 +77,9 @@ def check_seen(spec: IntensitySpec, image: Volume, name: str) -> None:
         ScanError: with the scan's ``name``.
     """
     if isinstance(spec, Window):
-        low, high = image.data.aminmax()
+        strides: tuple[int, ...] = image.data.stride()
+        as_it_lies = sorted(range(4), key=lambda axis: -strides[axis])  # else torch copies all of it first
+        low, high = image.data.permute(as_it_lies).aminmax()
         check_within(spec.lower, spec.upper, float(low), float(high), name)
 
 

@@ -9,7 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from zoomseg.engine.meter import Meter, Reading, Usage, highest_ram_mb, take_reading, used
+from zoomseg.engine import meter
+from zoomseg.engine.device import trim_memory
+from zoomseg.engine.meter import Meter, Reading, Usage, highest_ram_mb, rise, take_reading, used
 
 CPU = torch.device("cpu")
 IDLE = Reading(0.0, 100.0, 500.0, 0.0, 0.0, 7.0)
@@ -137,3 +139,24 @@ def test_the_gpu_asked_is_the_one_that_computes(monkeypatch: pytest.MonkeyPatch)
     assert asked == [place]  # the peak is of all that the meter saw
     assert meter.usage.peak_vram_mb == 5.0
     assert 3 * 0.05 <= meter.usage.vram_area_mb_s < 3 * 5
+
+
+def taken(mb: int) -> None:
+    """So much is touched, and freed again."""
+    block = torch.ones(mb * 1024**2, dtype=torch.uint8)
+    time.sleep(0.05)
+    del block
+    trim_memory()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_work_takes_at_once_is_measured(monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
+    """By the system's count, or where it cannot be begun anew by looking; a second time not by what is left
+    of the first. The process's highest stays what it was."""
+    if not exact:
+        monkeypatch.setattr(meter, "_begin_anew", lambda: False)
+    taken(200)
+    before = highest_ram_mb()
+    assert rise(lambda: taken(100)) / 1024**2 == pytest.approx(100, abs=4)
+    assert rise(lambda: taken(20)) / 1024**2 == pytest.approx(20, abs=4)
+    assert highest_ram_mb() >= before
