@@ -14,7 +14,7 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from zoomseg.core.errors import TrainingError
-from zoomseg.io.files import write_bytes_atomic
+from zoomseg.io.files import parse_json, write_bytes_atomic
 
 _META = "training"
 
@@ -69,7 +69,7 @@ def read_progress(path: Path) -> Progress:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})[_META])
+            meta = parse_json((file.metadata() or {})[_META])
         return Progress(
             int(meta["unit"]),
             int(meta["step"]),

@@ -6,7 +6,6 @@ What was decided at the start (recipe with all its numbers, split, seed, length)
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -24,7 +23,7 @@ from zoomseg.engine.reasons import Plan, Reason
 from zoomseg.engine.schedule import Length
 from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset, folds
-from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import from_dict, load
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
@@ -321,7 +320,7 @@ def _check_numbers(seconds: float | None, epochs: int | None, seed: int) -> None
 def _read_job(out: Path) -> dict[str, Any]:
     try:
         optional: dict[str, Any] = {"init": None, "registered": None, "teachers": []}
-        record: dict[str, Any] = optional | json.loads(_job_file(out).read_text(encoding="utf-8"))
+        record: dict[str, Any] = optional | parse_json(_job_file(out).read_bytes())
         valid = (
             all(isinstance(record[key], dict) for key in ("recipe", "labels"))
             and all(isinstance(record[key], list) for key in ("train", "validation", "channels", "teachers"))
@@ -336,7 +335,7 @@ def _read_job(out: Path) -> dict[str, Any]:
         raise TrainingError(f"there is no training to resume in {out}; leave --resume out") from error
     except KeyError as error:
         raise _damaged(out, f"{error} is missing") from error
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise _damaged(out, str(error)) from error
     if not valid:
         raise _damaged(out, "an entry is of the wrong type")

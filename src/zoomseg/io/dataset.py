@@ -6,7 +6,6 @@ Opening a data set reads names and ``dataset.json`` only; voxels are read one ca
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -22,6 +21,7 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, LabelError, ScanError
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.volume import LabelMap
+from zoomseg.io.files import parse_json
 from zoomseg.io.scans import (
     check_same_grid,
     find_scans,
@@ -173,10 +173,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise DatasetError(f"{path}: larger than {MAX_JSON_BYTES} bytes; not a data set description")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DatasetError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(data, dict):
         raise DatasetError(f"{path}: must hold a JSON object, got {type(data).__name__}")

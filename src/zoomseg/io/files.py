@@ -105,6 +105,26 @@ def write_text_atomic(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def parse_json(content: bytes | str) -> Any:
+    """JSON as RFC 8259 has it. Python's parser also takes NaN, infinite numbers and lone surrogates; these
+    would fail only where they are written again, after the work is done.
+
+    Raises:
+        ValueError: it is none, in one line.
+    """
+    try:
+        value = json.loads(content)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise ValueError(
+            "it holds NaN, an infinite number or a lone surrogate, which JSON has not"
+        ) from error
+    return value
+
+
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write indented JSON; NaN and infinity are refused, as other programs cannot read them."""
     write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

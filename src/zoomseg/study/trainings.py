@@ -21,7 +21,7 @@ from zoomseg.engine.train import Split
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dataset import Dataset
-from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import Recipe
@@ -264,8 +264,8 @@ def _record(
 
 def _check_same(file: Path, record: dict[str, object]) -> None:
     try:
-        before: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        before: Any = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise TrainingError(f"{file} is damaged ({error}); choose another folder") from error
     if not isinstance(before, dict):
         raise TrainingError(f"{file} is damaged (not a JSON object); choose another folder")

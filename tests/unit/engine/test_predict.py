@@ -575,11 +575,10 @@ class TestPredictor:
         with pytest.raises(RecipeError, match="does not predict 'spleen'"):
             Predictor(replace(bundle, recipe=with_stages(fine={"inputs": inputs})), CPU)
 
-    @pytest.mark.parametrize("channel", [1, -1])
-    def test_a_recipe_that_wants_a_channel_scans_do_not_have(self, channel: int) -> None:
+    def test_a_recipe_that_wants_a_channel_scans_do_not_have(self) -> None:
         bundle = untrained_bundle()
-        recipe = with_stages(coarse={"inputs": (ImageInput(channel=channel),)})
-        with pytest.raises(RecipeError, match=f"stage 'coarse', inputs: scans have no channel {channel}"):
+        recipe = with_stages(coarse={"inputs": (ImageInput(channel=1),)})
+        with pytest.raises(RecipeError, match="stage 'coarse', inputs: scans have no channel 1"):
             Predictor(replace(bundle, recipe=recipe), CPU)
 
 
