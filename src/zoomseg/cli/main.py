@@ -8,6 +8,7 @@ import sys
 import click
 
 from zoomseg.core.errors import INTERRUPTED, ZoomSegError
+from zoomseg.engine.stop import answering
 
 COMMANDS = {
     "demo": "Phantom scans: train, predict, evaluate, report; a few minutes on 2 cores.",
@@ -54,7 +55,8 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     try:
-        code = cli.main(args=arguments, standalone_mode=False)
+        with answering():
+            code = cli.main(args=arguments, standalone_mode=False)
     except ZoomSegError as error:
         click.echo(f"zoomseg: {error}", err=True)
         sys.exit(error.exit_code)

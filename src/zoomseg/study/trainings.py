@@ -16,7 +16,7 @@ from zoomseg.engine import atlases, job, transfer
 from zoomseg.engine.atlases import AtlasOf
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer, Silent
-from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.engine.stop import GO_ON, InterruptedTrainingError
 from zoomseg.engine.train import Split
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
@@ -115,7 +115,7 @@ class Trainings:
         try:
             return self._train(training, fold, folder)
         except InterruptedTrainingError as error:
-            raise InterruptedTrainingError("stopped; the same command goes on from here") from error
+            raise InterruptedTrainingError(f"stopped; {GO_ON}") from error
 
     def steps_log(self, training: Training, fold: int) -> Path:
         """Where a training writes its steps."""
