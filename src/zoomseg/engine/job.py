@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoomseg.core.errors import DatasetError, ModelError, TrainingError
+from pydantic import ValidationError
+
+from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError
 from zoomseg.engine import distill, fingerprint, plan, train, transfer
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer
@@ -254,7 +256,11 @@ def plan_recipe(
     data = fingerprint.take(dataset, split.train, tell)
     seen = {organ.name for organ in data.organs}
     fingerprint.require(dataset, split.train, [name for name in dataset.schema.names if name not in seen])
-    planned = plan.plan(recipe, data, dataset.schema, device, _length(job))
+    try:
+        planned = plan.plan(recipe, data, dataset.schema, device, _length(job))
+    except ValidationError as error:  # numbers of the recipe, or of the data, that make no stage
+        reason = bundle.first_problem(error)
+        raise RecipeError(f"recipe '{recipe.name}' cannot be planned for this data set: {reason}") from error
     for warning in planned.warnings:
         observer.message(warning)
     if job.init is None:

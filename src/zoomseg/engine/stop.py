@@ -45,12 +45,13 @@ class InterruptedTrainingError(InterruptedWorkError):
 
 @dataclass
 class _Command:
-    """The process's command, if it is one: what its next answer is, and whether it has been asked."""
+    """The process's command, if it is one."""
 
-    answers: list[str] = field(default_factory=list)
-    """That of the innermost ``asked`` last."""
+    answers: list[str] = field(default_factory=lambda: [STOPPING])
+    """What a signal would be answered with, by every ``asked`` that is open; the innermost is last."""
     running: bool = False
-    asked: bool = False
+    asked: str | None = None
+    """What the first signal is answered with, once it has come."""
 
 
 _command = _Command()
@@ -64,7 +65,7 @@ def answering() -> Iterator[None]:
     os.set_blocking(write, False)
     watcher = threading.Thread(target=_answer, args=(read,), name="zoomseg-signals", daemon=True)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    _command.running, _command.asked = True, False
+    _command.running, _command.asked = True, None
     watcher.start()
     try:
         with asked(STOPPING, _interrupt):
@@ -91,8 +92,8 @@ def asked(answer: str, ask: Callable[[], None]) -> Iterator[None]:
         nonlocal count
         count += 1
         if _command.running:
-            first, _command.asked = not _command.asked, True
-            if first:
+            if _command.asked is None:
+                _command.asked = answer
                 ask()
         elif count == 1:
             ask()
@@ -143,7 +144,8 @@ def _answer(wakeups: int) -> None:
         now = time.monotonic()
         if first is None:
             first = now
-            _say(f"zoomseg: {_command.answers[-1]}. Once more: ends at once")
+            # The main thread may have acted on it already, and left what it was in; or be in a long call.
+            _say(f"zoomseg: {_command.asked or _command.answers[-1]}. Once more: ends at once")
         elif now - first > ONE_WISH_SECONDS:
             _say("zoomseg: ended at once")
             if sys.stderr.isatty():  # a progress display may have hidden the cursor

@@ -32,10 +32,11 @@ from zoomseg.engine.log import Log, Observer, Row, RunningDice, Silent
 from zoomseg.engine.pack import hold
 from zoomseg.engine.parts import Part, halves_of, parts_of
 from zoomseg.engine.patches import Batch, PatchSource
-from zoomseg.engine.predict import build_network
+from zoomseg.engine.predict import build_network, check_tile, input_channels
 from zoomseg.engine.prepare import Packs, Preparation, check_annotated
 from zoomseg.engine.processes import ALONE, Processes
 from zoomseg.engine.schedule import Length
+from zoomseg.engine.sizes import require_room
 from zoomseg.engine.stop import InterruptedTrainingError, stop_signals
 from zoomseg.engine.transfer import Transfer
 from zoomseg.engine.unit import Unit
@@ -149,6 +150,8 @@ class _Run:
                 check_annotated(dataset, self._taught_by(part), name, self.labels[name])
         for stage in recipe.stages:
             _check_shapes(stage, self.processes.world)
+            read = input_channels(stage, recipe, dataset.schema, len(dataset.channel_names))
+            require_room(stage, read, self.schemas[stage.name].classes, settings.device)
         for unit in graph.training_units(recipe):
             for name in self._shown(unit.trained):
                 lead = graph.stage_of(recipe, unit.trained[-1])
@@ -492,11 +495,11 @@ def _check_shapes(stage: Stage, processes: int) -> None:
             f"stage '{stage.name}', training: a batch of {stage.training.batch} cannot be shared by "
             f"{processes} processes; start no more than that, or give the recipe a larger batch"
         )
-    for field, shape in (("training.patch", stage.training.patch), ("grid.tile", stage.grid.tile)):
-        try:
-            networks.check_input_shape(stage.network, stage.grid.padding, shape)
-        except RecipeError as error:
-            raise RecipeError(f"stage '{stage.name}', {field}: {error}") from error
+    check_tile(stage)
+    try:
+        networks.check_input_shape(stage.network, stage.grid.padding, stage.training.patch)
+    except RecipeError as error:
+        raise RecipeError(f"stage '{stage.name}', training.patch: {error}") from error
     lowest = zip(stage.training.patch, networks.divisor(stage.network), strict=True)
     batch_norm, patches = stage.network.kind != "resenc_unet", stage.training.batch // processes
     if batch_norm and patches == 1 and all(size == factor for size, factor in lowest):

@@ -31,15 +31,15 @@ Factor = Annotated[float, Field(ge=0.01, le=1000)]
 LengthMm = Annotated[float, Field(ge=0, le=10_000)]
 """No field of view is longer than ten metres."""
 
-LengthVox = Annotated[float, Field(ge=0, le=1000)]
-"""A radius or shift, in voxels of a stage: more than any patch or organ measures."""
+LengthVox = Annotated[float, Field(ge=0, le=100)]
+"""A radius or shift, in voxels of a stage; work grows with it."""
 
 PitchVox = Annotated[float, Field(ge=1, le=4096)]
 """Between control points: closer than a voxel they would say nothing, and there would be more of them than
 voxels."""
 
-NeighbourhoodVox = Annotated[int, Field(ge=0, le=10)]
-"""Radius of a cube of voxels that are compared one by one: 10 are 9261 voxels, for every voxel."""
+NeighbourhoodVox = Annotated[int, Field(ge=0, le=4)]
+"""Radius of a cube of voxels that are compared one by one: 4 are 729 voxels, for every voxel."""
 
 AngleDeg = Annotated[float, Field(ge=0, le=180)]
 
@@ -127,8 +127,9 @@ PositiveShare = Annotated[float, Field(ge=1e-3, le=1)]
 
 # --- names ----------------------------------------------------------------------------------------
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=100)]
-"""Becomes part of a file's name, which may have 255 bytes."""
+MAX_NAME = 200
+"""Names become parts of files' names, which may have 255 bytes."""
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=MAX_NAME)]
 
 LabelName = Annotated[str, Field(max_length=1000)]
 Text = Annotated[str, Field(max_length=10_000)]

@@ -51,19 +51,19 @@ FINE = ("stages", 1)
     [
         (
             put(*FINE, "roi", "radius_vox", to="three"),
-            "stage 'stage2', roi.radius_vox: got 'three', expected a number from 0 to 1000",
+            "stage 'stage2', roi.radius_vox: got 'three', expected a number from 0 to 100",
         ),
         (
             put(*FINE, "roi", "radius_vox", to=-1),
-            "stage 'stage2', roi.radius_vox: got -1, expected a number from 0 to 1000",
+            "stage 'stage2', roi.radius_vox: got -1, expected a number from 0 to 100",
         ),
         (
             put(*FINE, "roi", "radius_vox", to=float("inf")),
-            "stage 'stage2', roi.radius_vox: got inf, expected a finite number from 0 to 1000",
+            "stage 'stage2', roi.radius_vox: got inf, expected a finite number from 0 to 100",
         ),
         (
             put(*FINE, "roi", "radius_vox", to=float("nan")),
-            "stage 'stage2', roi.radius_vox: got nan, expected a finite number from 0 to 1000",
+            "stage 'stage2', roi.radius_vox: got nan, expected a finite number from 0 to 100",
         ),
         (
             put(*FINE, "roi", "radius", to=3),
