@@ -14,11 +14,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from zoomseg.core.errors import INTERRUPTED, ZoomSegError
 
@@ -27,6 +27,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ONE_WISH_SECONDS = 0.5
 """Signals that come within this time are one: a terminal signals all processes of a command, and a launcher
 among them (torchrun, timeout) passes it on."""
+
+Handler = Callable[[int, FrameType | None], None]
 
 STOPPING = "stopping; what is finished is kept"
 GO_ON = "the same command goes on from here"
@@ -52,6 +54,11 @@ class _Command:
     running: bool = False
     asked: str | None = None
     """What the first signal is answered with, once it has come."""
+    answered: threading.Event = field(default_factory=threading.Event)
+
+    def begin(self) -> None:
+        self.running, self.asked = True, None
+        self.answered.clear()
 
 
 _command = _Command()
@@ -64,18 +71,22 @@ def answering() -> Iterator[None]:
     read, write = os.pipe()
     os.set_blocking(write, False)
     watcher = threading.Thread(target=_answer, args=(read,), name="zoomseg-signals", daemon=True)
-    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    _command.running, _command.asked = True, None
+    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    _command.begin()
+    before = _handled(_asking(STOPPING, _interrupt))
     watcher.start()
     try:
-        with asked(STOPPING, _interrupt):
-            yield
+        yield
     finally:
-        _command.running = False
-        signal.set_wakeup_fd(before)
-        os.close(write)
-        watcher.join()
-        os.close(read)
+        if _command.asked is None:
+            _restored(before)
+            signal.set_wakeup_fd(wakeup)
+            os.close(write)
+            watcher.join()
+            os.close(read)
+            _command.running = False
+        else:  # until the process has ended it may be asked again
+            _command.answered.wait(ONE_WISH_SECONDS)
 
 
 @contextmanager
@@ -86,6 +97,16 @@ def asked(answer: str, ask: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _command.answers.append(answer)
+    before = _handled(_asking(answer, ask))
+    try:
+        yield
+    finally:
+        _restored(before)
+        _command.answers.pop()
+
+
+def _asking(answer: str, ask: Callable[[], None]) -> Handler:
     count = 0
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -100,14 +121,17 @@ def asked(answer: str, ask: Callable[[], None]) -> Iterator[None]:
         else:  # who asks twice does not want to wait
             raise KeyboardInterrupt
 
-    _command.answers.append(answer)
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _command.answers.pop()
+    return handle
+
+
+def _handled(handler: Handler) -> dict[signal.Signals, Any]:
+    """Installs it; returns what was there."""
+    return {number: signal.signal(number, handler) for number in SIGNALS}
+
+
+def _restored(before: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @contextmanager
@@ -146,6 +170,7 @@ def _answer(wakeups: int) -> None:
             first = now
             # The main thread may have acted on it already, and left what it was in; or be in a long call.
             _say(f"zoomseg: {_command.asked or _command.answers[-1]}. Once more: ends at once")
+            _command.answered.set()
         elif now - first > ONE_WISH_SECONDS:
             _say("zoomseg: ended at once")
             if sys.stderr.isatty():  # a progress display may have hidden the cursor

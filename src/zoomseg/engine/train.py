@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -188,12 +188,15 @@ class _Run:
             self.atlas_of = self._atlas()
         all_labels = self.dataset.schema.names
         resume_at = (resumed.unit, resumed.step) if resumed else None
-        with Log(self.folder, all_labels, resume_at) if self.processes.first else nullcontext() as log:
+        with ExitStack() as closed:
+            log: Log | None = None
             for index, part in enumerate(self.parts):
                 unit = self._unit(index, part.trained)
                 if resumed is not None and index <= resumed.unit:
                     self._restore(unit, resumed)
                 if resumed is None or index >= resumed.unit:
+                    if log is None and self.processes.first:  # a checkpoint that is refused changes no file
+                        log = closed.enter_context(Log(self.folder, all_labels, resume_at))
                     self._train_unit(unit, log)
                 done = self.finished if part.half is None else self.copies[part.half]
                 done.update(unit.finished())
@@ -264,6 +267,11 @@ class _Run:
             raise TrainingError(
                 f"{self.out} was trained with another recipe, seed, choice of cases or teachers; "
                 "resume with the same ones, or train into a new folder"
+            )
+        if progress.unit >= len(self.parts):
+            raise TrainingError(
+                f"checkpoint {self.checkpoint} is of training unit {progress.unit}, this recipe has "
+                f"{len(self.parts)}; train anew without --resume"
             )
         self.already_spent = progress.spent + progress.elapsed
         return progress

@@ -45,7 +45,7 @@ main(sys.argv[2:])
 Python would handle a signal."""
 
 SLEEPS = "time.sleep(600)"
-IN_C = "import ctypes; ctypes.CDLL(None).sleep(20)"
+IN_C = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)"
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,6 @@ def test_an_answer_does_not_wait_for_a_call_that_takes_long_and_the_second_signa
     module, function, arguments, _ = commands(room, tmp_path / "out")["predict"]
     command, reached = stalled(module, function, arguments, tmp_path / "reached", IN_C)
     with running(command, reached) as process:
-        began = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert answer(process) == f"zoomseg: {STOPPING}{AGAIN}"
         process.send_signal(signal.SIGINT)  # of the same wish
@@ -195,8 +194,7 @@ def test_an_answer_does_not_wait_for_a_call_that_takes_long_and_the_second_signa
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert answer(process) == "zoomseg: ended at once"
-        assert process.wait(5) == INTERRUPTED
-        assert time.monotonic() - began < 15  # of the 20 s that the call takes
+        assert process.wait(10) == INTERRUPTED  # of the many minutes that the call takes
     assert list((tmp_path / "out").glob("*.nii.gz")) == []
 
 
