@@ -49,7 +49,8 @@ def cli() -> None:
     """Coarse-to-fine organ segmentation of CT and MR. Research software, not for diagnosis.
 
     Exit codes: 0 done; 1 some cases failed (each is named, the rest are written); 2 wrong use or
-    unreadable input; 130 interrupted.
+    unreadable input; 130 interrupted: Ctrl-C or SIGTERM is answered at once and keeps what is done, a second
+    one ends at once.
     """
 
 
