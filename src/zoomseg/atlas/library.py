@@ -11,7 +11,6 @@ atlases-<sha>.safetensors      images (float16) and class indices (uint8)
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from zoomseg.core.region import Region
 from zoomseg.core.resample import resample, resample_labels
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io.bundle import first_problem, read_tensors
-from zoomseg.io.files import write_bytes_atomic
+from zoomseg.io.files import parse_json, write_bytes_atomic
 from zoomseg.recipe.spec import ATLAS, AtlasSpec
 
 FORMAT = 1
@@ -316,8 +315,8 @@ def _read_manifest(folder: Path) -> _Manifest:
     if not file.is_file():
         raise ModelError(f"{folder} holds no atlases: {MANIFEST} is missing; copy or train the model again")
     try:
-        data = json.loads(file.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
+        data = parse_json(file.read_bytes())
+    except (ValueError, OSError) as error:
         raise _damaged(folder, f"{MANIFEST}: {error}") from error
     found = data.get("format") if isinstance(data, dict) else None
     if isinstance(found, int) and found > FORMAT:

@@ -77,18 +77,23 @@ def _measure(
 
     from zoomseg.core.errors import ZoomSegError
     from zoomseg.engine.ceiling import measure
+    from zoomseg.engine.stop import ending
 
     rows: list[Ceiling] = []
-    failed = 0
+    done = failed = 0
     chosen = [case for case in data.cases if case.labels is not None][:cases]
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
+    with (
+        Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar,
+        ending(lambda: f"{done} of {len(chosen)} cases were measured, and nothing was written"),
+    ):
         for case in bar.track(chosen, description="Driving oracles"):
             try:
                 rows += measure(data.load(case), recipe, device)
             except ZoomSegError as error:
                 failed += 1
                 notes.print(f"failed: {case.id}: {error}", style="red", markup=False, soft_wrap=True)
+            done += 1
     return rows, failed
 
 

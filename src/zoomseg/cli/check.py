@@ -123,10 +123,22 @@ def _progress(title: str, cases: int) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from zoomseg.engine.stop import ending
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    done = 0
+
+    def step(case: str) -> None:
+        nonlocal done
+        done += 1
+        bar.advance(task)
+
+    with (
+        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
+        ending(lambda: f"{title.lower()}: {done} of {cases} cases done"),
+    ):
         task = bar.add_task(title, total=cases)
-        yield lambda case: bar.advance(task)
+        yield step
 
 
 def _show_findings(console: Console, findings: tuple[Finding, ...]) -> None:

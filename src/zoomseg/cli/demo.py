@@ -58,8 +58,10 @@ def command(out: Path) -> int:
     from rich.console import Console
 
     from zoomseg.cli.evaluate import score_table
+    from zoomseg.engine.stop import GO_ON, ending
 
-    scores = run(out, Demo(), Console(stderr=True))
+    with ending(lambda: GO_ON):
+        scores = run(out, Demo(), Console(stderr=True))
     Console().print(score_table(scores))
     click.echo(f"Report: {out / 'report.html'}")
     return 0
@@ -119,7 +121,7 @@ def _train(dataset: Path, model: Path, recipe: Path, seconds: float | None, note
     from zoomseg.cli.live import TrainingDisplay
     from zoomseg.engine import job
     from zoomseg.engine.device import resolve
-    from zoomseg.engine.stop import InterruptedTrainingError
+    from zoomseg.engine.stop import GO_ON, InterruptedTrainingError
     from zoomseg.io.dataset import open_dataset
 
     data, device = open_dataset(dataset), resolve("auto")
@@ -130,7 +132,7 @@ def _train(dataset: Path, model: Path, recipe: Path, seconds: float | None, note
             else:
                 job.start(data, model, job.Job(str(recipe), seconds), device, display)
     except InterruptedTrainingError as error:
-        raise InterruptedTrainingError("stopped; the same command goes on from here") from error
+        raise InterruptedTrainingError(f"stopped; {GO_ON}") from error
 
 
 def _predict(scans: Path, out: Path, model: Path, notes: Console) -> None:

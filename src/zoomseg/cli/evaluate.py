@@ -37,20 +37,21 @@ def command(predictions: Path, reference: Path, out: Path, tolerance_mm: float, 
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from zoomseg.engine.stop import ending
     from zoomseg.report.evaluate import evaluate
 
     notes = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("Scoring", total=None)
-        evaluation = evaluate(
-            predictions,
-            reference,
-            out,
-            tolerance_mm,
-            images=images,
-            progress=lambda case, done, total: bar.update(task, completed=done, total=total),
-        )
+        count = [0, 0]
+
+        def step(case: str, done: int, total: int) -> None:
+            count[:] = done, total
+            bar.update(task, completed=done, total=total)
+
+        with ending(lambda: f"{count[0]} of {count[1]} cases were scored, and nothing was written"):
+            evaluation = evaluate(predictions, reference, out, tolerance_mm, images=images, progress=step)
     for warning in evaluation.warnings:
         notes.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False, soft_wrap=True)
     for failure in evaluation.failures:

@@ -18,8 +18,10 @@ def command(model: Path, out: Path, half: bool) -> None:
     post-processing. `python FILE.zip SCAN.nii.gz -o LABELS.nii.gz` runs it wherever numpy, scipy, nibabel and
     openvino or onnxruntime are installed. Recipes with atlas priors or a majority vote cannot be exported.
     """
+    from zoomseg.engine.stop import ending
     from zoomseg.export.package import export
     from zoomseg.io import bundle
 
-    export(bundle.load(model), out, half)
+    with ending(lambda: f"{out} was not written"):
+        export(bundle.load(model), out, half)
     click.echo(f"{out} written ({out.stat().st_size / 1e6:.1f} MB)")

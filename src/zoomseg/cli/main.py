@@ -8,6 +8,7 @@ import sys
 import click
 
 from zoomseg.core.errors import INTERRUPTED, ZoomSegError
+from zoomseg.engine.stop import answering
 
 COMMANDS = {
     "demo": "Phantom scans: train, predict, evaluate, report; a few minutes on 2 cores.",
@@ -48,13 +49,15 @@ def cli() -> None:
     """Coarse-to-fine organ segmentation of CT and MR. Research software, not for diagnosis.
 
     Exit codes: 0 done; 1 some cases failed (each is named, the rest are written); 2 wrong use or
-    unreadable input; 130 interrupted.
+    unreadable input; 130 interrupted: Ctrl-C or SIGTERM is answered at once and keeps what is done, a second
+    one ends at once.
     """
 
 
 def main(arguments: list[str] | None = None) -> None:
     try:
-        code = cli.main(args=arguments, standalone_mode=False)
+        with answering():
+            code = cli.main(args=arguments, standalone_mode=False)
     except ZoomSegError as error:
         click.echo(f"zoomseg: {error}", err=True)
         sys.exit(error.exit_code)

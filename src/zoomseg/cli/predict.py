@@ -83,6 +83,7 @@ def command(
     from zoomseg.engine.device import resolve
     from zoomseg.engine.memory import Limits, parse_bytes
     from zoomseg.engine.predict import Predictor
+    from zoomseg.engine.stop import ending
     from zoomseg.io import bundle
     from zoomseg.io.dicom.results import DicomResult, require_series
     from zoomseg.io.files import writable_directory
@@ -109,7 +110,7 @@ def command(
     chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
     writable_directory(out)
     rows: list[OrganRow] = []
-    with display:
+    with display, ending(lambda: f"{display.settled} of {len(found)} scans done, in {out}"):
         for note in notes:
             display.warn(note)
         # One scan after the other where memory is counted: two that overlap would both have to fit.

@@ -33,6 +33,8 @@ class PredictionDisplay:
         self._tiles = self._bars.add_task("", total=None, visible=False)
         self._stage = ("", "")
         self._last_line = time.monotonic()
+        self.settled = 0
+        """So many scans are done with."""
 
     def __enter__(self) -> PredictionDisplay:
         self._bars.start()
@@ -79,6 +81,7 @@ class PredictionDisplay:
             self._line(Group(line, *costs(outcome)) if self._verbose else line)
             for note in outcome.result.notes:
                 self.warn(f"{outcome.case}: {note}")
+        self.settled += 1
         self._bars.advance(self._scans)
 
     def _line(self, what: Text | Group) -> None:

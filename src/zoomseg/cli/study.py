@@ -93,6 +93,7 @@ def command(
 
     from zoomseg.cli.live import TrainingDisplay
     from zoomseg.engine.device import resolve
+    from zoomseg.engine.stop import GO_ON, ending
     from zoomseg.io.dataset import open_dataset
     from zoomseg.study.ablations import STUDIES, RegionCurve
     from zoomseg.study.region import run_curve
@@ -111,10 +112,11 @@ def command(
     settings = Settings(time_budget, folds, fold, seed, coarser, narrower, init)
     watch = Watch(say, display)
     trainings = open_trainings(study, open_dataset(dataset), out, settings, resolve(device), watch)
-    if isinstance(study, RegionCurve):
-        failed = run_curve(study, trainings)[1]
-    else:
-        failed = run_ablation(study, trainings).failed
+    with ending(lambda: GO_ON):
+        if isinstance(study, RegionCurve):
+            failed = run_curve(study, trainings)[1]
+        else:
+            failed = run_ablation(study, trainings).failed
     for problem in failed:
         notes.print(f"[red]failed:[/] {escape(problem)}", highlight=False, soft_wrap=True)
     click.echo(f"Table: {out / 'table.md'}; report: {out / 'report.html'}")

@@ -109,6 +109,7 @@ def command(
     from zoomseg.engine import job
     from zoomseg.engine.log import Silent
     from zoomseg.engine.processes import joined
+    from zoomseg.engine.stop import ending
     from zoomseg.io.bundle import models_in
     from zoomseg.io.dataset import open_dataset
 
@@ -123,7 +124,8 @@ def command(
         return _train_all(dataset, out, None if resume else folds, wish, device)
     with joined() as processes:
         where = devices.resolve(processes.device(device))
-        with TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent()) as display:
+        shown = TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent())
+        with shown as display, ending(lambda: "training had not begun; nothing is lost"):
             if resume:
                 model = job.resume(data, out, where, display, time_budget, epochs, processes)
             else:
@@ -187,6 +189,7 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     from zoomseg.engine.batch import Beside
     from zoomseg.engine.device import resolve
     from zoomseg.engine.predict import Predictor
+    from zoomseg.engine.stop import ending
     from zoomseg.io import bundle
     from zoomseg.io.dataset import open_dataset
     from zoomseg.io.scans import ScanInput
@@ -202,11 +205,12 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     predictor = Predictor(replace(model, calibration=None), resolve(device), any_scan=True)
     rows: list[OrganRow] = []
     beside = Beside(stages=True)
-    failed = segment_to_folder(scans, folder / "predictions", predictor, beside=beside, hear=rows.extend)
-    for case in failed:
-        click.echo(f"failed: {case.case}: {case.reason}", err=True)
-    log = out / "training" / "metrics.csv"
-    scores = evaluate(folder / "predictions", kept_back, folder, training_log=log)
+    with ending(lambda: f"the model in {out} is complete, its validation is not; --resume validates it"):
+        failed = segment_to_folder(scans, folder / "predictions", predictor, beside=beside, hear=rows.extend)
+        for case in failed:
+            click.echo(f"failed: {case.case}: {case.reason}", err=True)
+        log = out / "training" / "metrics.csv"
+        scores = evaluate(folder / "predictions", kept_back, folder, training_log=log)
     promised = {(row.case, row.organ): row.confidence for row in rows if row.confidence is not None}
     bundle.save(replace(model, calibration=calibrate(scored(promised, scores))), out)
     click.echo(f"Validation: mean Dice {scores.mean['dice']:.3f}; {folder / 'report.html'}")

@@ -37,7 +37,7 @@ from zoomseg.engine.course import Network, NetworkOf
 from zoomseg.engine.device import Device
 from zoomseg.engine.look import Scan, View
 from zoomseg.engine.pack import stage_labels
-from zoomseg.engine.predict import Result, cascade, input_channels
+from zoomseg.engine.predict import Result, cascade, check_tile, input_channels
 from zoomseg.io.dataset import Dataset
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.recipe import graph
@@ -130,9 +130,11 @@ def check(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
     """The data set's organs that no stage answers for.
 
     Raises:
-        RecipeError: a stage wants an image channel that the scans do not have.
+        RecipeError: a stage wants an image channel that the scans do not have, or its network cannot read
+            its tiles.
     """
     for stage in recipe.stages:
+        check_tile(stage)
         input_channels(stage, recipe, dataset.schema, len(dataset.channel_names))
     answered = answering(recipe, dataset.schema)
     return tuple(organ for organ in dataset.schema.names if organ not in answered)

@@ -7,30 +7,46 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from zoomseg.core.errors import TrainingError
+from zoomseg.io.bundle import first_problem
 from zoomseg.io.files import write_bytes_atomic
 
 _META = "training"
+_STEP = "step"
+_STATE: Mapping[type, set[str]] = {
+    torch.optim.AdamW: {_STEP, "exp_avg", "exp_avg_sq"},
+    torch.optim.SGD: {"momentum_buffer"},
+}
+"""What each optimiser keeps of a parameter."""
+
+
+Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
+"""Up to three hundred years."""
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands: the unit in training, steps and seconds spent in it."""
 
-    unit: int
-    step: int
-    elapsed: float
+    unit: Annotated[int, Field(ge=0)]
+    step: Annotated[int, Field(ge=0, le=2**40)]
+    elapsed: Seconds
     """Seconds of training in this unit."""
-    spent: float
+    spent: Seconds
     """Seconds of the whole run before this unit's first step."""
     fingerprint: str
     """Hash of recipe, cases and seed: a run is only resumed as itself."""
+
+
+_PROGRESS = TypeAdapter(Progress)
 
 
 def save(
@@ -69,16 +85,10 @@ def read_progress(path: Path) -> Progress:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})[_META])
-        return Progress(
-            int(meta["unit"]),
-            int(meta["step"]),
-            float(meta["elapsed"]),
-            float(meta["spent"]),
-            str(meta["fingerprint"]),
-        )
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        message = f"checkpoint {path} cannot be read ({error}); train anew without --resume"
+            return _PROGRESS.validate_json((file.metadata() or {})[_META], strict=True)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else error
+        message = f"checkpoint {path} cannot be read ({reason}); train anew without --resume"
         raise TrainingError(message) from error
 
 
@@ -95,6 +105,9 @@ def restore(
     """
     try:
         tensors = safetensors.load_file(path)
+        for key, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{key} is not finite")
         for stage, module in modules.items():
             module.load_state_dict(_under(tensors, f"last/{stage}/"))
         for stage, state in averaged.items():
@@ -105,10 +118,28 @@ def restore(
         for key, value in _under(tensors, "optimiser/").items():
             index, name = key.split("/", 1)
             state_of.setdefault(int(index), {})[name] = value
+        _check_state(state_of, optimiser)
         optimiser.load_state_dict({"state": state_of, "param_groups": groups})
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         detail = " ".join(str(error).split())[:200]
         raise TrainingError(f"checkpoint {path} does not fit this recipe ({detail})") from error
+
+
+def _check_state(state_of: Mapping[int, Mapping[str, Tensor]], optimiser: torch.optim.Optimizer) -> None:
+    """Refuse state of which the optimiser would only fail in its next step: of parameters that it has not, by
+    other names than its own, or of other shapes.
+
+    Raises:
+        ValueError: which.
+    """
+    names = _STATE[type(optimiser)]
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    for index, state in state_of.items():
+        if not 0 <= index < len(parameters) or state.keys() != names:
+            raise ValueError(f"optimiser/{index} is not of this optimiser")
+        for name, tensor in state.items():
+            if tensor.shape != (() if name == _STEP else parameters[index].shape):
+                raise ValueError(f"optimiser/{index}/{name} has shape {list(tensor.shape)}")
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

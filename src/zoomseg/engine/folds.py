@@ -13,7 +13,6 @@ takes its fingerprint of all of them, too: Isensee et al. 2021.)
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from zoomseg.engine.log import Observer
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dataset import Dataset
-from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
 
@@ -150,7 +149,7 @@ def is_begun(out: Path) -> bool:
 def _read(out: Path) -> dict[str, Any]:
     file = out / bundle.FOLDS
     try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        record: dict[str, Any] = parse_json(file.read_bytes())
         valid = (
             isinstance(record["folds"], int)
             and record["folds"] >= 2
@@ -164,7 +163,7 @@ def _read(out: Path) -> dict[str, Any]:
         )
     except FileNotFoundError as error:
         raise TrainingError(f"there is no cross-validation to resume in {out}; leave --resume out") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{file} is damaged ({error}); train anew into another folder") from error
     if not valid:
         raise TrainingError(f"{file} is damaged (an entry is wrong); train anew into another folder")

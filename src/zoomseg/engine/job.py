@@ -6,7 +6,6 @@ What was decided at the start (recipe with all its numbers, split, seed, length)
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -15,11 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from zoomseg.core.case import Case
 from zoomseg.core.domain import TrainingDomain
-from zoomseg.core.errors import DatasetError, ModelError, TrainingError
+from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError
 from zoomseg.engine import distill, domain, fingerprint, plan, train, transfer
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer
@@ -28,7 +27,7 @@ from zoomseg.engine.reasons import Plan, Reason
 from zoomseg.engine.schedule import Length
 from zoomseg.io import bundle
 from zoomseg.io.dataset import Dataset, folds
-from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.io.naming import advise
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import from_dict, load
@@ -272,7 +271,11 @@ def plan_recipe(
     data = fingerprint.take(dataset, split.train, tell, look)
     seen = {organ.name for organ in data.organs}
     fingerprint.require(dataset, split.train, [name for name in dataset.schema.names if name not in seen])
-    planned = plan.plan(recipe, data, dataset.schema, device, _length(job))
+    try:
+        planned = plan.plan(recipe, data, dataset.schema, device, _length(job))
+    except ValidationError as error:  # numbers of the recipe, or of the data, that make no stage
+        reason = bundle.first_problem(error)
+        raise RecipeError(f"recipe '{recipe.name}' cannot be planned for this data set: {reason}") from error
     for warning in planned.warnings:
         observer.message(warning)
     if job.init is None:
@@ -338,7 +341,7 @@ def _check_numbers(seconds: float | None, epochs: int | None, seed: int) -> None
 def _read_job(out: Path) -> dict[str, Any]:
     try:
         optional: dict[str, Any] = {"init": None, "registered": None, "teachers": [], "training_domain": None}
-        record: dict[str, Any] = optional | json.loads(_job_file(out).read_text(encoding="utf-8"))
+        record: dict[str, Any] = optional | parse_json(_job_file(out).read_bytes())
         if record["training_domain"] is not None:
             record["training_domain"] = TypeAdapter(TrainingDomain).validate_python(record["training_domain"])
         valid = (
@@ -355,7 +358,7 @@ def _read_job(out: Path) -> dict[str, Any]:
         raise TrainingError(f"there is no training to resume in {out}; leave --resume out") from error
     except KeyError as error:
         raise _damaged(out, f"{error} is missing") from error
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise _damaged(out, str(error)) from error
     if not valid:
         raise _damaged(out, "an entry is of the wrong type")

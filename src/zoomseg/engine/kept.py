@@ -30,13 +30,12 @@ from zoomseg.engine.predict import Result
 from zoomseg.io.files import writable_directory, write_json_atomic, writing
 from zoomseg.io.scans import ScanInput, write_array, write_labels
 from zoomseg.recipe import graph
+from zoomseg.recipe.quantities import Name, Spacing
 from zoomseg.recipe.spec import (
     BoxAround,
     DilatedForeground,
-    Name,
     ProbabilityTimesAtlas,
     Recipe,
-    Spacing,
     Stage,
     WholeVolume,
 )

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from zoomseg.core.case import Case, Prior
-from zoomseg.core.geometry import Box, Grid, Orientation
+from zoomseg.core.geometry import Box, Grid, Index3, Orientation
 from zoomseg.core.region import Region
+from zoomseg.core.sizes import require_memory
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.recipe.spec import FixedShape, InputSpec, Recipe, Stage
+from zoomseg.recipe.spec import BodyMask, FixedShape, InputSpec, Recipe, Stage, WholeVolume
 from zoomseg.stage import grid as grids
 from zoomseg.stage import inputs, roi
 from zoomseg.stage.inputs import Normalisation
@@ -86,16 +87,35 @@ def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
 
 
 def view(stage: Stage, recipe: Recipe, scan: Scan, priors: Mapping[str, Prior]) -> View | None:
-    """The stage's grid and region; None where there is nothing to look at (see ``on_missing``)."""
-    if isinstance(stage.grid, FixedShape):
+    """The stage's grid and region; None where there is nothing to look at (see ``on_missing``).
+
+    Raises:
+        MemoryLimitError: what it looks at has more voxels than the machine can hold.
+    """
+    if isinstance(stage.grid, FixedShape):  # of a few thousand voxels to a side at most
         found = roi.find_region(stage.roi, scan.grid, scan.raw, priors, recipe.on_missing)
         if found is None:
             return None
         grid = grids.stage_grid(stage.grid, scan.grid, found.box)
         return View(stage, grid, Region.whole(grid))
     grid = grids.stage_grid(stage.grid, scan.grid)
+    if isinstance(stage.roi, WholeVolume | BodyMask):
+        _require_memory(stage, grid.shape)
     region = roi.find_region(stage.roi, grid, scan.raw, priors, recipe.on_missing)
-    return None if region is None else View(stage, grid, region)
+    if region is None:
+        return None
+    _require_memory(stage, region.box.shape)
+    return View(stage, grid, region)
+
+
+def _require_memory(stage: Stage, shape: Index3) -> None:
+    """Refuse what would not even hold one image channel in float32."""
+    i, j, k = shape
+    require_memory(
+        4.0 * i * j * k,
+        f"stage '{stage.name}', which looks at {i} x {j} x {k} voxels,",
+        "use a model or recipe with a coarser grid, or crop the scan",
+    )
 
 
 def nothing(stage: Stage, scan: Scan, labels: tuple[str, ...]) -> Prior:

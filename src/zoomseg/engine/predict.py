@@ -107,13 +107,28 @@ def build_network(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: i
     )
 
 
+def check_tile(stage: Stage) -> None:
+    """Refuse a stage whose network cannot read its tiles.
+
+    Raises:
+        RecipeError: naming the nearest shapes allowed.
+    """
+    try:
+        networks.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile)
+    except RecipeError as error:
+        raise RecipeError(f"stage '{stage.name}', grid.tile: {error}") from error
+
+
 def trained_network(bundle: Bundle, stage: Stage) -> nn.Module:
     """A stage's network with the model's weights, in float32; both share them.
 
     Raises:
         ModelError: the weights do not fit the network.
+        RecipeError: the network cannot read the stage's tiles.
     """
-    module = build_network(stage, bundle.recipe, bundle.schema, len(bundle.channel_names))
+    check_tile(stage)
+    with torch.device("meta"):  # what the recipe asks for takes no memory before there are weights for it
+        module = build_network(stage, bundle.recipe, bundle.schema, len(bundle.channel_names))
     try:  # assigned: a copy would be held twice
         module.load_state_dict(dict(bundle.weights[stage.name]), assign=True)
     except RuntimeError as error:

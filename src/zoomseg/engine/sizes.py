@@ -12,8 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
+from zoomseg.engine.device import Device
 from zoomseg.engine.fingerprint import as_index
 from zoomseg.engine.reasons import AXES, Reason, count, times
 from zoomseg.networks import build as networks
@@ -167,17 +169,37 @@ def step_bytes(stages: Sequence[specs.Stage], channels: int, schema: LabelSchema
 def costs_of(stages: Sequence[specs.Stage], channels: int, schema: LabelSchema) -> list[Cost]:
     """The same stage by stage."""
     classes = len(schema.names) + 1
-    costs: list[Cost] = []
-    for n, stage in enumerate(stages):
-        with torch.device("meta"):
-            module = networks.build(stage.network, channels + n * (classes - 1), classes, "same")
-            shape = (stage.training.batch, channels + n * (classes - 1), *stage.training.patch)
-            kept = _kept_bytes(module, torch.empty(shape))
-        parameters = networks.parameters(module)
-        forward = stage.training.batch * networks.multiply_adds(module, shape[1:])
-        answers = ANSWER_COPIES * 4 * classes * stage.training.batch * math.prod(stage.training.patch)
-        costs.append(Cost(kept + answers + WEIGHT_COPIES * 4 * parameters, parameters, PASSES * forward))
-    return costs
+    return [_cost(stage, channels + n * (classes - 1), classes) for n, stage in enumerate(stages)]
+
+
+def _cost(stage: specs.Stage, channels: int, classes: int) -> Cost:
+    """Of a stage whose network reads so many ``channels``; nothing is allocated."""
+    training = stage.training
+    with torch.device("meta"):
+        module = networks.build(stage.network, channels, classes, stage.grid.padding)
+        kept = _kept_bytes(module, torch.empty(training.batch, channels, *training.patch))
+    parameters = networks.parameters(module)
+    forward = training.batch * networks.multiply_adds(module, (channels, *training.patch))
+    answers = ANSWER_COPIES * 4 * classes * training.batch * math.prod(training.patch)
+    return Cost(kept + answers + WEIGHT_COPIES * 4 * parameters, parameters, PASSES * forward)
+
+
+def require_room(stage: specs.Stage, channels: int, classes: int, device: Device) -> None:
+    """Refuse a stage of which one training step cannot fit the device, before anything of it is allocated.
+
+    Raises:
+        RecipeError: naming the stage and what it would need.
+    """
+    needed, there = _cost(stage, channels, classes).bytes, device.memory_bytes
+    if device.precision is not None:  # feature maps take half of what is counted
+        needed //= 2
+    if needed > there:
+        training = stage.training
+        raise RecipeError(
+            f"stage '{stage.name}': a training step of {training.batch} patches of {times(training.patch)} "
+            f"voxels would need about {needed / 2**30:,.1f} GB, {device.name} has {there / 2**30:,.1f} GB; "
+            "use a smaller batch or patch, fewer channels, or another device"
+        )
 
 
 def _kept_bytes(module: nn.Module, x_BCIJK: Tensor) -> int:

@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,10 +33,11 @@ from zoomseg.engine.log import Log, Observer, Row, RunningDice, Silent
 from zoomseg.engine.pack import hold
 from zoomseg.engine.parts import Part, halves_of, parts_of
 from zoomseg.engine.patches import Batch, PatchSource
-from zoomseg.engine.predict import build_network
+from zoomseg.engine.predict import build_network, check_tile, input_channels
 from zoomseg.engine.prepare import Packs, Preparation, check_annotated
 from zoomseg.engine.processes import ALONE, Processes
 from zoomseg.engine.schedule import Length
+from zoomseg.engine.sizes import require_room
 from zoomseg.engine.stop import InterruptedTrainingError, stop_signals
 from zoomseg.engine.transfer import Transfer
 from zoomseg.engine.unit import Unit
@@ -152,6 +153,8 @@ class _Run:
                 check_annotated(dataset, self._taught_by(part), name, self.labels[name])
         for stage in recipe.stages:
             _check_shapes(stage, self.processes.world)
+            read = input_channels(stage, recipe, dataset.schema, len(dataset.channel_names))
+            require_room(stage, read, self.schemas[stage.name].classes, settings.device)
         for unit in graph.training_units(recipe):
             for name in self._shown(unit.trained):
                 lead = graph.stage_of(recipe, unit.trained[-1])
@@ -188,12 +191,15 @@ class _Run:
             self.atlas_of = self._atlas()
         all_labels = self.dataset.schema.names
         resume_at = (resumed.unit, resumed.step) if resumed else None
-        with Log(self.folder, all_labels, resume_at) if self.processes.first else nullcontext() as log:
+        with ExitStack() as closed:
+            log: Log | None = None
             for index, part in enumerate(self.parts):
                 unit = self._unit(index, part.trained)
                 if resumed is not None and index <= resumed.unit:
                     self._restore(unit, resumed)
                 if resumed is None or index >= resumed.unit:
+                    if log is None and self.processes.first:  # a checkpoint that is refused changes no file
+                        log = closed.enter_context(Log(self.folder, all_labels, resume_at))
                     self._train_unit(unit, log)
                 done = self.finished if part.half is None else self.copies[part.half]
                 done.update(unit.finished())
@@ -264,6 +270,11 @@ class _Run:
             raise TrainingError(
                 f"{self.out} was trained with another recipe, seed, choice of cases or teachers; "
                 "resume with the same ones, or train into a new folder"
+            )
+        if progress.unit >= len(self.parts):
+            raise TrainingError(
+                f"checkpoint {self.checkpoint} is of training unit {progress.unit}, this recipe has "
+                f"{len(self.parts)}; train anew without --resume"
             )
         self.already_spent = progress.spent + progress.elapsed
         return progress
@@ -496,11 +507,11 @@ def _check_shapes(stage: Stage, processes: int) -> None:
             f"stage '{stage.name}', training: a batch of {stage.training.batch} cannot be shared by "
             f"{processes} processes; start no more than that, or give the recipe a larger batch"
         )
-    for field, shape in (("training.patch", stage.training.patch), ("grid.tile", stage.grid.tile)):
-        try:
-            networks.check_input_shape(stage.network, stage.grid.padding, shape)
-        except RecipeError as error:
-            raise RecipeError(f"stage '{stage.name}', {field}: {error}") from error
+    check_tile(stage)
+    try:
+        networks.check_input_shape(stage.network, stage.grid.padding, stage.training.patch)
+    except RecipeError as error:
+        raise RecipeError(f"stage '{stage.name}', training.patch: {error}") from error
     lowest = zip(stage.training.patch, networks.divisor(stage.network), strict=True)
     batch_norm, patches = stage.network.kind != "resenc_unet", stage.training.batch // processes
     if batch_norm and patches == 1 and all(size == factor for size, factor in lowest):

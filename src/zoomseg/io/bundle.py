@@ -32,7 +32,7 @@ from zoomseg.core.domain import TrainingDomain
 from zoomseg.core.errors import LabelError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io.calibration import Calibration
-from zoomseg.io.files import write_bytes_atomic
+from zoomseg.io.files import parse_json, write_bytes_atomic
 from zoomseg.recipe import load as load_recipe
 from zoomseg.recipe.spec import Recipe
 
@@ -65,7 +65,8 @@ class Bundle:
     model was made (data set, cases, date, seed, versions, device, steps, seconds).
 
     Raises:
-        ModelError: the weights are not one non-empty, finite state dict per stage of the recipe.
+        ModelError: the weights are not one non-empty, finite state dict per stage of the recipe; the
+            provenance cannot be written as JSON.
     """
 
     recipe: Recipe
@@ -86,6 +87,10 @@ class Bundle:
             raise ModelError(f"model has weights of stages {sorted(self.weights)}, its recipe has {stages}")
         if not self.channel_names:
             raise ModelError("model names no image channel; it needs at least one")
+        try:
+            json.dumps(dict(self.provenance), allow_nan=False)
+        except (ValueError, TypeError) as error:  # now, and not where results are written
+            raise ModelError(f"the model's provenance cannot be written as JSON ({error})") from error
         for stage, tensors in self.weights.items():
             _check_tensors(stage, tensors)
 
@@ -145,7 +150,9 @@ def save(bundle: Bundle, path: Path, half: bool = False) -> None:
     )
     optional = {"calibration": bundle.calibration, "training_domain": bundle.domain}
     unsaid = {key for key, value in optional.items() if value is None}
-    text = json.dumps(manifest.model_dump(mode="json", exclude=unsaid), indent=1, ensure_ascii=False)
+    text = json.dumps(
+        manifest.model_dump(mode="json", exclude=unsaid), indent=1, ensure_ascii=False, allow_nan=False
+    )
     write_bytes_atomic(path / "model.json", text.encode())
     write_bytes_atomic(path / "README.md", _model_card(bundle, (path / ATLASES).is_dir()).encode())
     kept = {path / entry.file for entry in weights.values()}
@@ -233,8 +240,8 @@ def _read_manifest(path: Path) -> _Manifest:
     if not file.is_file():
         raise ModelError(f"{path} is not a model: model.json is missing")
     try:
-        data = json.loads(file.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
+        data = parse_json(file.read_bytes())
+    except (ValueError, OSError) as error:
         raise _damaged(path, f"model.json: {error}") from error
     found = data.get("format") if isinstance(data, dict) else None
     if isinstance(found, int) and found > FORMAT:

@@ -6,7 +6,6 @@ Opening a data set reads names and ``dataset.json`` only; voxels are read one ca
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -22,7 +21,7 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, LabelError, ScanError, quoted
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.volume import LabelMap
-from zoomseg.io.files import why_unreadable
+from zoomseg.io.files import parse_json, why_unreadable
 from zoomseg.io.scans import (
     ScanInput,
     as_channels,
@@ -210,24 +209,14 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise DatasetError(f"{path}: larger than {MAX_JSON_BYTES} bytes; not a data set description")
-        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+        data = parse_json(path.read_bytes())
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DatasetError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(data, dict):
         raise DatasetError(f"{path}: must hold a JSON object, got {type(data).__name__}")
     return data
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which a key that comes twice says the same: else nobody knows which one is meant."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found and found[key] != value:
-            raise ValueError(f"'{quoted(key)}' is there twice, with different values")
-        found[key] = value
-    return found
 
 
 def _open_described(root: Path, description: dict[str, Any]) -> Dataset:

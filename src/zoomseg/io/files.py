@@ -163,6 +163,37 @@ def write_text_atomic(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def parse_json(content: bytes | str) -> Any:
+    """JSON as RFC 8259 has it. Python's parser also takes NaN, infinite numbers and lone surrogates; these
+    would fail only where they are written again, after the work is done. A key that comes twice must say the
+    same both times.
+
+    Raises:
+        ValueError: it is none, in one line.
+    """
+    try:
+        value = json.loads(content, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise ValueError(
+            "it holds NaN, an infinite number or a lone surrogate, which JSON has not"
+        ) from error
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which a key that comes twice says the same: else nobody knows which one is meant."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise ValueError(f"'{quoted(key)}' is there twice, with different values")
+        found[key] = value
+    return found
+
+
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write indented JSON; NaN and infinity are refused, as other programs cannot read them."""
     write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

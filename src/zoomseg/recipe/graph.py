@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from zoomseg.core.errors import LabelError, RecipeError
 from zoomseg.core.labels import LabelSchema
+from zoomseg.recipe.quantities import MAX_NAME
 from zoomseg.recipe.spec import (
     ATLAS,
     AtlasInput,
@@ -191,6 +192,12 @@ def expand(recipe: Recipe, schema: LabelSchema) -> Recipe:
     apart = {stage.name for stage in recipe.stages if stage.per_label}
     stages = tuple(_owned(part, apart, schema) for stage in recipe.stages for part in _parts(stage, schema))
     names = [stage.name for stage in stages]
+    long = next((name for name in names if len(name) > MAX_NAME), None)
+    if long is not None:
+        raise RecipeError(
+            f"a stage would be named '{long[:60]}...', with {len(long)} characters; at most {MAX_NAME} are "
+            "allowed: give the stage or the label a shorter name"
+        )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise RecipeError(f"two stages would be named '{twice}'; rename a stage or a label")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 from collections.abc import Hashable
 from pathlib import Path
@@ -20,6 +21,9 @@ RECIPES = Path(__file__).parent / "recipes"
 
 MAX_FILE_BYTES = 200_000
 """A recipe of a dozen stages has about 20 kB."""
+
+MAX_VALUES = 50_000
+"""With all aliases written out; a recipe of a dozen stages has about a thousand."""
 
 
 def names() -> tuple[str, ...]:
@@ -82,7 +86,26 @@ def _kind_first(data: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only; a key that comes twice in a mapping is refused instead of the last one winning."""
+    """Plain values only. Refused are a key that comes twice in a mapping (the last one would win), explicit
+    tags (``!!binary``), which no recipe needs and the library does not check, and aliases that, written out,
+    would fill the memory (``<<`` does write them out)."""
+
+    def compose_document(self) -> yaml.Node | None:
+        root = super().compose_document()
+        if root is not None:
+            _written_out(root, {})
+        return root
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        tag = getattr(event, "tag", None)
+        if tag is not None and tag != "!":
+            name = tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.MarkedYAMLError(
+                problem=f"the tag {short(name)} is not allowed; write the plain value",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -94,6 +117,27 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"key {short(key.value)} comes twice (line {where})")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node holds once every alias in it is replaced by what it stands for.
+
+    Raises:
+        YAMLError: more than ``MAX_VALUES``, or without end.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    found = known.get(id(node))
+    if found is None:
+        known[id(node)] = MAX_VALUES  # while it is counted: an alias of what it is inside of has no end
+        parts = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+        found = 1 + sum(_written_out(part, known) for part in parts)
+        known[id(node)] = found
+    if found > MAX_VALUES:
+        raise yaml.MarkedYAMLError(
+            problem=f"its aliases stand for more than {MAX_VALUES:,} values", problem_mark=node.start_mark
+        )
+    return found
 
 
 def _read(path: Path) -> Recipe | PlannedRecipe:
@@ -116,6 +160,6 @@ def _parse(content: bytes, path: Path) -> object:
         mark = error.problem_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise RecipeError(f"{path} is not valid YAML: {error.problem}{where}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, ArithmeticError, RecursionError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"{path} is not valid YAML: {first}") from None

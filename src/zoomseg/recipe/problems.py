@@ -133,17 +133,21 @@ def _expected(detail: ErrorDetails, path: Path, root: type[BaseModel], data: Map
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
-def _bound_of(context: Mapping[str, Any]) -> str:
-    return "".join(f" {sign} {context[key]:g}" for key, sign in _SIGNS.items() if key in context)
+def _bound_of(limits: Mapping[str, Any]) -> str:
+    """`` from 0 to 1`` or `` > 0 and <= 1``: of a number's limits, as pydantic names them."""
+    if limits.keys() >= {"ge", "le"}:
+        return f" from {limits['ge']:g} to {limits['le']:g}"
+    return " and".join(f" {sign} {limits[key]:g}" for key, sign in _SIGNS.items() if key in limits)
 
 
 def _bounds(path: Path, root: type[BaseModel], data: Mapping[Any, Any]) -> str:
-    """`` >= 0`` and the like, as the field at ``path`` declares it; empty for members of lists."""
+    """The limits that the field at ``path`` declares; empty for members of lists."""
     if not path or not isinstance(path[-1], str):
         return ""
     field = _model_at(path[:-1], root, data).model_fields[path[-1]]
-    limits = [(key, getattr(item, key)) for item in field.metadata for key in _SIGNS if hasattr(item, key)]
-    return " and".join(f" {_SIGNS[key]} {limit:g}" for key, limit in limits)
+    return _bound_of(
+        {key: getattr(item, key) for item in field.metadata for key in _SIGNS if hasattr(item, key)}
+    )
 
 
 def _annotation_at(path: Path, root: type[BaseModel], data: object) -> Any:

@@ -9,26 +9,57 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from zoomseg.recipe.quantities import (
+    MAX_LEVELS,
+    AngleDeg,
+    Batch,
+    Blocks,
+    ChannelIndex,
+    Channels,
+    Decay,
+    Dilation,
+    Factor,
+    InnerShare,
+    Intensity,
+    Iterations,
+    Kernels,
+    LabelName,
+    LearningRate,
+    LengthMm,
+    LengthVox,
+    Name,
+    NeighbourhoodVox,
+    Norm,
+    NormalisedIntensity,
+    Overlap,
+    PitchVox,
+    PositiveShare,
+    Ratio,
+    Ratios,
+    Shape,
+    Share,
+    Spacing,
+    Strength,
+    Strides,
+    Text,
+    VoxelCount,
+    Weight,
+    WeightDecay,
 )
 
-Share = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Shape = tuple[PositiveInt, PositiveInt, PositiveInt]
-Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-Labels = tuple[str, ...] | Literal["all", "own"]
+Labels = tuple[LabelName, ...] | Literal["all", "own"]
 """Labels of another stage: names, all that it predicts, or those that the stage saying so predicts."""
 
 
 class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _apart(low: float, high: float) -> bool:
+    """Whether two numbers ascend, and are two in float32, with which images are computed."""
+    return high - low >= 1e-6 * max(1.0, abs(low), abs(high))
 
 
 # --- intensity ------------------------------------------------------------------------------------
@@ -40,20 +71,24 @@ class Window(Spec):
     would leave little contrast to all others."""
 
     kind: Literal["window"] = "window"
-    lower: float
-    upper: float
-    output: tuple[float, float] = (0.0, 1.0)
-    inner: tuple[float, float] | None = None
-    inner_share: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    lower: Intensity
+    upper: Intensity
+    output: tuple[NormalisedIntensity, NormalisedIntensity] = (0.0, 1.0)
+    inner: tuple[Intensity, Intensity] | None = None
+    inner_share: InnerShare = 0.6
 
     @model_validator(mode="after")
     def _ordered(self) -> Window:
-        if not self.lower < self.upper:
+        if not _apart(self.lower, self.upper):
             raise ValueError(f"lower ({self.lower}) must be below upper ({self.upper})")
+        if not _apart(*self.output):
+            raise ValueError(f"output ({list(self.output)}) must ascend")
         if self.inner is None:
             return self
         low, high = self.inner
-        if not self.lower <= low < high <= self.upper or self.upper - self.lower == high - low:
+        within = self.lower <= low and high <= self.upper
+        outside = (low - self.lower) + (self.upper - high)
+        if not (within and _apart(low, high) and _apart(0, outside)):
             raise ValueError(
                 f"inner ([{low}, {high}]) must be a part of lower to upper ({self.lower} to {self.upper})"
             )
@@ -65,6 +100,13 @@ class ZScore(Spec):
 
     kind: Literal["zscore"] = "zscore"
     clip_percentiles: tuple[Share, Share] = (0.005, 0.995)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ZScore:
+        low, high = self.clip_percentiles
+        if not low < high:
+            raise ValueError(f"clip_percentiles ([{low}, {high}]) must ascend")
+        return self
 
 
 IntensitySpec = Annotated[Window | ZScore, Field(discriminator="kind")]
@@ -80,7 +122,7 @@ class BodyMask(Spec):
     """Threshold, hole filling, largest component (Roth et al. 2018, Section 2.2)."""
 
     kind: Literal["body_mask"] = "body_mask"
-    threshold: float = -200.0
+    threshold: Intensity = -200.0
 
 
 class DilatedForeground(Spec):
@@ -90,7 +132,7 @@ class DilatedForeground(Spec):
 
     kind: Literal["dilated_foreground"] = "dilated_foreground"
     of: str
-    radius_vox: NonNegative = 3.0
+    radius_vox: LengthVox = 3.0
     threshold: Share | None = None
 
 
@@ -100,7 +142,7 @@ class BoxAround(Spec):
     kind: Literal["box"] = "box"
     of: str
     labels: Labels = "all"
-    margin_mm: NonNegative = 20.0
+    margin_mm: LengthMm = 20.0
 
 
 class ProbabilityTimesAtlas(Spec):
@@ -111,7 +153,7 @@ class ProbabilityTimesAtlas(Spec):
     of: str
     labels: Labels = "own"
     threshold: Share = 0.1
-    margin_mm: NonNegative = 12.0
+    margin_mm: LengthMm = 12.0
 
 
 RoiSpec = Annotated[
@@ -129,12 +171,12 @@ class _Tiled(Spec):
 
     tile: Shape
     padding: Literal["same", "valid"] = "same"
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    overlap: Overlap = 0.0
 
 
 class Downsample(_Tiled):
     kind: Literal["downsample"] = "downsample"
-    factor: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    factor: tuple[Factor, Factor, Factor]
 
 
 class FixedSpacing(_Tiled):
@@ -158,7 +200,7 @@ class ImageInput(Spec):
     """One channel of the scan, or all of them."""
 
     kind: Literal["image"] = "image"
-    channel: int | Literal["all"] = "all"
+    channel: ChannelIndex | Literal["all"] = "all"
 
 
 class PriorInput(Spec):
@@ -189,12 +231,16 @@ InputSpec = Annotated[ImageInput | PriorInput | AtlasInput, Field(discriminator=
 # --- network --------------------------------------------------------------------------------------
 
 
+ChannelsPerLevel = Annotated[tuple[Channels, ...], Field(max_length=MAX_LEVELS)]
+StridesPerLevel = Annotated[tuple[Strides, ...], Field(max_length=MAX_LEVELS)]
+
+
 class UNet3D(Spec):
     """The 3D U-Net of Cicek et al. 2016: two 3x3x3 convolutions with batch norm and ReLU per level,
     2x2x2 max pooling, 2x2x2 transposed convolutions, skips concatenated, 1x1x1 last layer."""
 
     kind: Literal["unet3d"] = "unet3d"
-    channels: tuple[PositiveInt, ...] = (64, 128, 256, 512)
+    channels: ChannelsPerLevel = (64, 128, 256, 512)
     """Channels that leave each encoder level; the level's first convolution has half of them."""
 
 
@@ -203,12 +249,12 @@ class ResEncUNet(Spec):
     light decoder, per-level strides so that thick slices are not pooled away."""
 
     kind: Literal["resenc_unet"] = "resenc_unet"
-    channels: tuple[PositiveInt, ...]
-    strides: tuple[Shape, ...]
+    channels: ChannelsPerLevel
+    strides: StridesPerLevel
     """One per level; the first is the stem's (1, 1, 1 or larger)."""
-    kernels: tuple[Shape, ...]
+    kernels: Annotated[tuple[Kernels, ...], Field(max_length=MAX_LEVELS)]
     """One per level."""
-    blocks: tuple[PositiveInt, ...]
+    blocks: Annotated[tuple[Blocks, ...], Field(max_length=MAX_LEVELS)]
     """Residual blocks per encoder level."""
     deep_supervision: bool = True
 
@@ -227,7 +273,7 @@ class UNet2D(Spec):
     kind: Literal["unet2d"] = "unet2d"
     plane: Literal["axial", "coronal", "sagittal"]
     """The axis that is not convolved: S, A or R."""
-    channels: tuple[PositiveInt, ...] = (64, 128, 256, 512)
+    channels: ChannelsPerLevel = (64, 128, 256, 512)
 
 
 class ResidualFCN(Spec):
@@ -235,10 +281,10 @@ class ResidualFCN(Spec):
     down-sampling, batch norm, leaky ReLU; the decoder adds linear upsampling to a projected skip."""
 
     kind: Literal["residual_fcn"] = "residual_fcn"
-    channels: tuple[PositiveInt, ...] = (16, 32, 64, 128)
-    strides: tuple[Shape, ...] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    channels: ChannelsPerLevel = (16, 32, 64, 128)
+    strides: StridesPerLevel = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
     """One per scale."""
-    units: PositiveInt = 1
+    units: Blocks = 1
     """Residual units per scale."""
 
     @model_validator(mode="after")
@@ -253,9 +299,9 @@ class ResUNetASPP(Spec):
     at the bottom (FLARE 2022, Section 2.2)."""
 
     kind: Literal["resunet_aspp"] = "resunet_aspp"
-    channels: tuple[PositiveInt, ...]
+    channels: ChannelsPerLevel
     """One per level, the bottom's last."""
-    dilations: tuple[PositiveInt, ...]
+    dilations: Annotated[tuple[Dilation, ...], Field(min_length=1, max_length=16)]
     """Of the parallel convolutions at the bottom."""
 
 
@@ -313,8 +359,8 @@ class DiceCrossEntropy(Spec):
     boundaries be right in the end."""
 
     kind: Literal["dice_cross_entropy"] = "dice_cross_entropy"
-    dice_weight: NonNegative = 1.0
-    cross_entropy_weight: NonNegative = 1.0
+    dice_weight: Weight = 1.0
+    cross_entropy_weight: Weight = 1.0
     class_balance: Share = 0.0
 
 
@@ -330,18 +376,24 @@ LossSpec = Annotated[WeightedCrossEntropy | DiceCrossEntropy | SoftDice, Field(d
 
 class SGD(Spec):
     kind: Literal["sgd"] = "sgd"
-    lr: PositiveFloat = 1e-2
+    lr: LearningRate = 1e-2
     momentum: Share = 0.99
     nesterov: bool = False
-    weight_decay: NonNegative = 0.0
+    weight_decay: WeightDecay = 0.0
+
+    @model_validator(mode="after")
+    def _accelerated(self) -> SGD:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
 
 class AdamW(Spec):
     kind: Literal["adamw"] = "adamw"
-    lr: PositiveFloat = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegative = 1e-2
+    lr: LearningRate = 1e-3
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    weight_decay: WeightDecay = 1e-2
 
 
 OptimiserSpec = Annotated[SGD | AdamW, Field(discriminator="kind")]
@@ -351,8 +403,8 @@ class StepDecay(Spec):
     """Learning rate times ``factor`` every ``every`` iterations."""
 
     kind: Literal["step"] = "step"
-    every: PositiveInt
-    factor: PositiveFloat = 0.1
+    every: Iterations
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
 class Cosine(Spec):
@@ -366,7 +418,7 @@ class Polynomial(Spec):
     """Linear warm-up, then (1 - progress) ** power."""
 
     kind: Literal["polynomial"] = "polynomial"
-    power: PositiveFloat = 0.9
+    power: Ratio = 0.9
     warmup_share: Share = 0.0
 
 
@@ -376,27 +428,27 @@ ScheduleSpec = Annotated[StepDecay | Cosine | Polynomial, Field(discriminator="k
 class Augmentation(Spec):
     """What may happen to a training patch. Spatial changes are one fused resample."""
 
-    rotation_deg: tuple[NonNegative, NonNegative, NonNegative] = (0.0, 0.0, 0.0)
+    rotation_deg: tuple[AngleDeg, AngleDeg, AngleDeg] = (0.0, 0.0, 0.0)
     """Largest rotation about the R, A and S axes."""
-    scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
-    translation_vox: NonNegative = 0.0
-    elastic_vox: NonNegative = 0.0
+    scale: Ratios = (1.0, 1.0)
+    translation_vox: LengthVox = 0.0
+    elastic_vox: LengthVox = 0.0
     """Largest displacement of a B-spline control point, in voxels of the stage's grid."""
-    elastic_grid_vox: PositiveFloat = 32.0
+    elastic_grid_vox: PitchVox = 32.0
     """Distance between control points, in voxels of the stage's grid."""
-    flip_axes: tuple[Literal["R", "A", "S"], ...] = ()
+    flip_axes: Annotated[tuple[Literal["R", "A", "S"], ...], Field(max_length=3)] = ()
     """World axes that may be mirrored; along R, left/right label names are swapped with the image."""
-    brightness: NonNegative = 0.0
+    brightness: Strength = 0.0
     """Largest additive change, in units of the normalised image's standard deviation."""
-    contrast: NonNegative = 0.0
+    contrast: Strength = 0.0
     """Largest relative change of contrast: factor in [1 - contrast, 1 + contrast]."""
-    gamma: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    gamma: Ratios = (1.0, 1.0)
     organ_brightness: Share = 0.0
     """Largest relative change of each organ's own brightness: factor in [1 - x, 1 + x], counted from the
     patch's darkest voxel, another for every label."""
-    noise: NonNegative = 0.0
+    noise: Strength = 0.0
     """Largest standard deviation of Gaussian noise, in units of the image's standard deviation."""
-    blur_vox: NonNegative = 0.0
+    blur_vox: LengthVox = 0.0
     """Largest standard deviation of a Gaussian blur."""
     probability: Share = 1.0
     """Chance of each of the spatial changes as a whole, and of each intensity change."""
@@ -408,10 +460,10 @@ class Augmentation(Spec):
 class Training(Spec):
     patch: Shape
     """Input shape of the network in training."""
-    batch: PositiveInt = 1
-    iterations: PositiveInt
+    batch: Batch = 1
+    iterations: Iterations
     """Length of the published (or planned) schedule, used when neither time nor epochs are given."""
-    budget_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    budget_share: PositiveShare = 1.0
     """Share of the time budget relative to the other training units."""
     sampler: SamplerSpec = ClassBalanced()
     distinct_cases: bool = False
@@ -424,7 +476,7 @@ class Training(Spec):
     augmentation: Augmentation = Augmentation()
     ema_decay: Share = 0.0
     """Decay per step of the averaged weights that prediction uses; 0 = use the last iterate."""
-    gradient_clip: NonNegative = 0.0
+    gradient_clip: Norm = 0.0
     """Largest gradient norm; 0 = not clipped."""
 
 
@@ -439,17 +491,16 @@ stage's labels are erased and its foreground written over what is there. ``most_
 where such stages disagree the higher probability wins. ``majority_vote``: every voxel gets the label most
 of these stages give it."""
 ArgmaxPlace = Literal["scan_grid", "stage_grid"]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 
 
 class Stage(Spec):
     name: Name
     roi: RoiSpec = WholeVolume()
     grid: GridSpec
-    inputs: tuple[InputSpec, ...] = (ImageInput(),)
+    inputs: Annotated[tuple[InputSpec, ...], Field(min_length=1, max_length=1000)] = (ImageInput(),)
     network: NetworkSpec
     training: Training
-    labels: tuple[str, ...] | Literal["all"] = "all"
+    labels: tuple[LabelName, ...] | Literal["all"] = "all"
     per_label: bool = False
     """One stage of its own for each of the labels, named ``<name>-<label>``."""
     fusion: FusionKind = "replace_in_roi"
@@ -464,15 +515,15 @@ class PatchFusion(Spec):
     al. 2015)."""
 
     kind: Literal["patch"] = "patch"
-    patch_radius_vox: NonNegativeInt = 1
-    search_radius_vox: NonNegativeInt = 1
+    patch_radius_vox: NeighbourhoodVox = 1
+    search_radius_vox: NeighbourhoodVox = 1
 
 
 class IntensityFusion(Spec):
     """Every atlas votes with a weight that falls with its local intensity difference to the target."""
 
     kind: Literal["intensity"] = "intensity"
-    patch_radius_vox: NonNegativeInt = 2
+    patch_radius_vox: NeighbourhoodVox = 2
 
 
 class MajorityFusion(Spec):
@@ -487,7 +538,7 @@ AtlasFusionSpec = Annotated[PatchFusion | IntensityFusion | MajorityFusion, Fiel
 class AtlasSpec(Spec):
     """Labelled training scans, registered to the scan at hand, whose fused labels are a spatial prior."""
 
-    number: PositiveInt = 10
+    number: Annotated[int, Field(ge=1, le=1000)] = 10
     """Atlases used per scan: of more training cases, these many, evenly spread."""
     spacing_mm: Spacing = (4.0, 4.0, 4.0)
     """Grid of registration and fusion; an axis whose own spacing is coarser keeps that."""
@@ -501,18 +552,18 @@ class Islands(Spec):
     connected components of fewer than ``below`` times the voxels of the label's largest become background.
     """
 
-    labels: tuple[str, ...] | Literal["all"] = "all"
-    below: Annotated[float, Field(gt=0, le=1)] = 0.25
+    labels: tuple[LabelName, ...] | Literal["all"] = "all"
+    below: PositiveShare = 0.25
 
 
 class Recipe(Spec):
     """A complete, concrete recipe: every number is here, nothing is planned later."""
 
     name: Name
-    description: str = ""
-    source: str = ""
+    description: Text = ""
+    source: Text = ""
     intensity: IntensitySpec
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=1000)]
     train_together: tuple[tuple[str, ...], ...] = ()
     """Groups of stages trained end to end: gradients flow from a stage into those whose priors it reads."""
     prior_from: Literal["live", "out_of_fold", "predictions"] = "live"
@@ -525,7 +576,7 @@ class Recipe(Spec):
     on_missing: Literal["whole_volume", "empty"] = "whole_volume"
     """What a region of an organ that was not found becomes."""
     atlas: AtlasSpec | None = None
-    largest_component: tuple[str, ...] | Literal["all"] = ()
+    largest_component: tuple[LabelName, ...] | Literal["all"] = ()
     """Labels of which only the largest connected component is kept in the end."""
     islands: Islands | None = None
     """What becomes of small parts that lie apart, in the end; None: they stay."""
@@ -536,24 +587,24 @@ class PlannedRecipe(Spec):
 
     plan: Literal["cascade"] = "cascade"
     name: Name
-    description: str = ""
-    source: str = ""
-    fine_voxels: PositiveInt
+    description: Text = ""
+    source: Text = ""
+    fine_voxels: VoxelCount
     """The fine grid has about this many voxels in the median scan, and is never finer than the data."""
-    coarse_voxels: PositiveInt
+    coarse_voxels: VoxelCount
     """The coarse grid is chosen so that the median scan has about this many voxels."""
-    fine_patch_voxels: PositiveInt
+    fine_patch_voxels: VoxelCount
     """On a CPU, where a larger patch takes time from the number of steps."""
-    gpu_patch_factor: PositiveInt = 1
+    gpu_patch_factor: Annotated[int, Field(ge=1, le=1000)] = 1
     """On a GPU, fine patches hold this many times as many voxels, as far as its memory allows."""
-    base_channels: tuple[PositiveInt, PositiveInt]
+    base_channels: tuple[Channels, Channels]
     """Channels of the first level of the coarse and the fine network."""
-    max_channels: PositiveInt
-    batch: PositiveInt
-    region_margin_mm: NonNegative
+    max_channels: Channels
+    batch: Batch
+    region_margin_mm: LengthMm
     region_threshold: Share | None = None
-    learning_rate: PositiveFloat
-    iterations: PositiveInt
+    learning_rate: LearningRate
+    iterations: Iterations
 
 
 def is_planned(data: object) -> bool:

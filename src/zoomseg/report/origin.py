@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from zoomseg.core.errors import RecipeError
+from zoomseg.io.files import parse_json
 from zoomseg.recipe.load import dump, from_dict
 from zoomseg.recipe.spec import Recipe
 
@@ -41,8 +41,8 @@ def read_origin(predictions: Path) -> Origin:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             return Origin()
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        run = parse_json(path.read_bytes())
+    except (OSError, ValueError):
         return Origin()
     if not isinstance(run, dict):
         return Origin()

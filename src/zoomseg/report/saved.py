@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dataset import Dataset
-from zoomseg.io.files import writable_directory
+from zoomseg.io.files import parse_json, writable_directory
 from zoomseg.report.attribution import LOSSES, Attribution
 from zoomseg.report.evaluate import SCORES, write_all
 from zoomseg.report.metrics import OrganScore
@@ -23,7 +22,7 @@ from zoomseg.report.result import CaseResult, Evaluation, Failure
 def read_scores(folder: Path, cases: int | None = None) -> Evaluation | None:
     """The evaluation that lies in ``folder``; None if there is none (of so many cases), or it is damaged."""
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = parse_json((folder / "summary.json").read_bytes())
         if cases is not None and summary["cases"] != cases:
             return None
         scores: dict[str, list[OrganScore]] = {}
@@ -39,7 +38,7 @@ def read_scores(folder: Path, cases: int | None = None) -> Evaluation | None:
         results = tuple(CaseResult(case, tuple(rows), told.get(case, {})) for case, rows in scores.items())
         failed = tuple(Failure(str(case), str(why)) for case, why in summary.get("failed", {}).items())
         return Evaluation(tuple(summary["organs"]), float(summary["tolerance_mm"]), results, failed)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error):
         return None
 
 

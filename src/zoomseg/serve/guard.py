@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,6 +24,9 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 COOKIE = "zoomseg"
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
+"""A host as browsers send it (RFC 3986, 3.2.2): name or address, and a port. Nothing else is handed on, as
+what parses addresses raises on some of the rest."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 HEADERS = {
@@ -94,6 +98,8 @@ class Guard:
         """Status, text and headers of the answer, if it is not for the application to give."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
+        if host != "" and _HOST.fullmatch(host) is None:
+            return 400, "the Host header holds no host", {}
         if self._access.hosts is not None and _host_name(host) not in self._access.hosts:
             return 421, "this server does not answer to that name; see --allow-host", {}
         if scope["method"] not in SAFE_METHODS and not self._same_origin(headers):
@@ -114,9 +120,11 @@ class Guard:
         origin = headers.get("origin")
         if origin is None:
             return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
-        found = urlsplit(origin).netloc
+        found = re.sub(r"^https?://", "", origin)
+        if found == origin or _HOST.fullmatch(found) is None:
+            return False
         proxied = (self._access.hosts or frozenset()) - LOOPBACK
-        return found != "" and (found == headers.get("host") or _host_name(found) in proxied)
+        return found == headers.get("host") or _host_name(found) in proxied
 
     def _entered(self, scope: Message, headers: Mapping[str, str]) -> tuple[int, str, dict[str, str]] | None:
         """``/?token=...`` becomes a cookie, and leaves the address bar."""
@@ -152,11 +160,9 @@ def _equal(given: str, known: str | None) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """Without the port, in lower case; empty if it is no host."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return ""
+    """Without the port and an address's brackets, in lower case; empty if it is no host."""
+    found = _HOST.fullmatch(host)
+    return "" if found is None else found[1].strip("[]").lower()
 
 
 async def _answer(send: Send, status: int, text: str, headers: Mapping[str, str]) -> None:

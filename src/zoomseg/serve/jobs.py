@@ -14,7 +14,6 @@ marked interrupted, and those that waited wait again.
 from __future__ import annotations
 
 import fcntl
-import json
 import re
 import secrets
 import shutil
@@ -31,7 +30,7 @@ from typing import IO, Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
-from zoomseg.io.files import writable_directory, write_json_atomic
+from zoomseg.io.files import parse_json, writable_directory, write_json_atomic
 from zoomseg.io.scans import SCAN_SUFFIXES
 
 SUFFIXES = (*(s for s in SCAN_SUFFIXES if s != ".mhd"), ".zip")
@@ -301,7 +300,7 @@ def _stored(folder: Path) -> Iterator[Job]:
 
 def _read(place: Path) -> Job:
     try:
-        job = Job.model_validate(json.loads((place / "job.json").read_bytes()))
+        job = Job.model_validate(parse_json((place / "job.json").read_bytes()))
     except (OSError, ValueError, ValidationError) as error:
         raise OutputError(f"{place}/job.json is damaged; delete the folder {place}") from error
     if job.id != place.name or job.suffix not in SUFFIXES:

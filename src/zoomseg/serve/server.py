@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
 
 from zoomseg.core.errors import ZoomSegError
+from zoomseg.engine.stop import InterruptedWorkError, asked
 from zoomseg.io import bundle
 from zoomseg.serve.app import ModelView, Service, create_app
 from zoomseg.serve.guard import App, access, needs_token
@@ -22,6 +24,7 @@ TOKEN_VARIABLE = "ZOOMSEG_TOKEN"
 MIN_TOKEN = 16
 """Characters; shorter ones can be guessed."""
 
+STOPPING = "stopping; a scan that is being segmented is given up, those that wait stay"
 STOP_SECONDS = 3
 """How long requests that are being answered may take when the server stops."""
 
@@ -96,8 +99,20 @@ def address(sock: socket.socket, token: str | None) -> str:
     return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
 
 
+class _Server(uvicorn.Server):
+    """Leaves signals to ``engine.stop``; uvicorn would raise them again in the end."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 def run(app: App, sock: socket.socket) -> None:
-    """Answer until the process is asked to stop. Addresses are not logged: one may hold the token."""
+    """Answer until the process is asked to stop. Addresses are not logged: one may hold the token.
+
+    Raises:
+        InterruptedWorkError: it was.
+    """
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -106,7 +121,15 @@ def run(app: App, sock: socket.socket) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    uvicorn.Server(config).run([sock])
+    server = _Server(config)
+
+    def stop() -> None:
+        server.should_exit = True
+
+    with asked(STOPPING, stop):
+        server.run([sock])
+    if server.should_exit:
+        raise InterruptedWorkError("stopped; scans that wait are segmented after the next start")
 
 
 def serve(

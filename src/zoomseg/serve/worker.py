@@ -105,7 +105,8 @@ def _how_it_ended(code: int | None) -> str:
 
 def work(pipe: Connection, device: str) -> None:
     """Carry out the tasks that come through the pipe, until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the server alone, which ends this process
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="zoomseg-parent", daemon=True).start()
     predictors: dict[str, Predictor] = {}
     while True:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from zoomseg.core.volume import LabelMap
 from zoomseg.engine import look
 from zoomseg.engine.pack import stage_labels
 from zoomseg.engine.predict import Predictor
-from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.report.html import number
 from zoomseg.report.result import mean
 from zoomseg.stage.roi import dilated_foreground
@@ -137,9 +136,9 @@ def _case_coverage(study: RegionCurve, trainings: Trainings, fold: int) -> Calla
 
 def _read(file: Path, radii: int) -> Coverage | None:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = parse_json(file.read_bytes())
         known = {o: tuple((float(a), float(b)) for a, b in values) for o, values in data.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     return known if all(len(values) == radii for values in known.values()) else None
 

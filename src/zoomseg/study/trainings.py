@@ -16,12 +16,12 @@ from zoomseg.engine import atlases, job, transfer
 from zoomseg.engine.atlases import AtlasOf
 from zoomseg.engine.device import Device
 from zoomseg.engine.log import Observer, Silent
-from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.engine.stop import GO_ON, InterruptedTrainingError
 from zoomseg.engine.train import Split
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dataset import Dataset
-from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import Recipe
@@ -115,7 +115,7 @@ class Trainings:
         try:
             return self._train(training, fold, folder)
         except InterruptedTrainingError as error:
-            raise InterruptedTrainingError("stopped; the same command goes on from here") from error
+            raise InterruptedTrainingError(f"stopped; {GO_ON}") from error
 
     def steps_log(self, training: Training, fold: int) -> Path:
         """Where a training writes its steps."""
@@ -264,8 +264,8 @@ def _record(
 
 def _check_same(file: Path, record: dict[str, object]) -> None:
     try:
-        before: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        before: Any = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise TrainingError(f"{file} is damaged ({error}); choose another folder") from error
     if not isinstance(before, dict):
         raise TrainingError(f"{file} is damaged (not a JSON object); choose another folder")

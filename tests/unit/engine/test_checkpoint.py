@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -121,3 +124,48 @@ def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays(
         checkpoint.save(path, PROGRESS, *trained(1))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"unit": -1}, "unit: Input should be greater than or equal to 0"),
+        ({"unit": 1.5}, "unit: Input should be a valid integer"),
+        ({"step": -5}, "step: Input should be greater"),
+        ({"step": 10**30}, "step: Input should be less"),
+        ({"elapsed": float("nan")}, "elapsed: Input should be"),
+        ({"spent": float("inf")}, "spent: Input should be"),
+        ({"spent": "3"}, "spent: Input should be a valid number"),
+        ({"fingerprint": 3}, "fingerprint: Input should be a valid string"),
+    ],
+)
+def test_progress_that_cannot_be_is_refused(tmp_path: Path, change: dict[str, object], line: str) -> None:
+    path = tmp_path / "c.safetensors"
+    meta = json.dumps(asdict(PROGRESS) | change)
+    checkpoint.safetensors.save_file({"x": torch.zeros(1)}, path, {"training": meta})
+    with pytest.raises(TrainingError, match=line) as refusal:
+        checkpoint.read_progress(path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda key, tensor: (key, tensor * float("nan")), "is not finite"),
+        (
+            lambda key, tensor: (key.replace("optimiser/0", "optimiser/99"), tensor),
+            "optimiser/99 is not of this",
+        ),
+        (lambda key, tensor: (key.replace("exp_avg_sq", "square"), tensor), "is not of this optimiser"),
+        (lambda key, tensor: (key, tensor[:1] if "exp_avg" in key else tensor), r"exp_avg.* has shape \[1"),
+    ],
+)
+def test_state_in_which_the_next_step_would_fail_is_refused(
+    tmp_path: Path, change: Callable[[str, Tensor], tuple[str, Tensor]], line: str
+) -> None:
+    path = tmp_path / "c.safetensors"
+    checkpoint.save(path, PROGRESS, *trained(0))
+    tensors = dict(change(key, tensor) for key, tensor in checkpoint.safetensors.load_file(path).items())
+    checkpoint.safetensors.save_file({k: t.contiguous() for k, t in tensors.items()}, path)
+    with pytest.raises(TrainingError, match=f"does not fit this recipe .*{line}"):
+        checkpoint.restore(path, *trained(0))

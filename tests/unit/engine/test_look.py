@@ -8,12 +8,24 @@ import torch
 
 from tiny import SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case, Prior
-from zoomseg.core.errors import ScanError
+from zoomseg.core.errors import MemoryLimitError, ScanError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import look
-from zoomseg.recipe.spec import BoxAround, FixedShape, ImageInput, Recipe, Stage, ZScore
+from zoomseg.recipe.spec import (
+    BodyMask,
+    BoxAround,
+    DilatedForeground,
+    FixedShape,
+    FixedSpacing,
+    ImageInput,
+    Recipe,
+    RoiSpec,
+    Stage,
+    WholeVolume,
+    ZScore,
+)
 
 RECIPE = tiny_recipe(together=True)
 COARSE, FINE = RECIPE.stages
@@ -186,3 +198,16 @@ def test_beyond_the_scan_its_edge_goes_on() -> None:
     assert data[:4].tolist() == pytest.approx([-24.0] * 4)
     assert data[3:27].tolist() == pytest.approx(np.arange(-24, 24, 2).tolist())
     assert data[26:].tolist() == pytest.approx([22.0] * 4)
+
+
+@pytest.mark.parametrize(
+    "where", [WholeVolume(), BodyMask(), DilatedForeground(of="coarse"), BoxAround(of="coarse")]
+)
+def test_a_grid_that_no_machine_holds_is_refused_before_it_is_sampled(where: RoiSpec) -> None:
+    """A micrometre where a millimetre was meant: 1e14 voxels and more."""
+    scan, fine = prepared(), RECIPE.stages[1]
+    grid = FixedSpacing(mm=(0.001, 0.001, 0.001), tile=(16, 16, 12))
+    stage = fine.model_copy(update={"grid": grid, "roi": where})
+    priors = {"coarse": coarse_answer(scan, Box((1, 1, 1), (5, 5, 4)))}
+    with pytest.raises(MemoryLimitError, match=r"voxels,? would need .* GB of memory"):
+        look.view(stage, RECIPE, scan, priors)

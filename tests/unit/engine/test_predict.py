@@ -23,6 +23,7 @@ from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import look
 from zoomseg.engine.course import Course, Network, NetworkOf
+from zoomseg.engine.meter import highest_ram_mb
 from zoomseg.engine.predict import (
     Predictor,
     Result,
@@ -624,11 +625,26 @@ class TestPredictor:
         with pytest.raises(RecipeError, match="does not predict 'spleen'"):
             Predictor(replace(bundle, recipe=with_stages(fine={"inputs": inputs})), CPU)
 
-    @pytest.mark.parametrize("channel", [1, -1])
-    def test_a_recipe_that_wants_a_channel_scans_do_not_have(self, channel: int) -> None:
+    def test_a_tile_that_the_network_cannot_read(self) -> None:
         bundle = untrained_bundle()
-        recipe = with_stages(coarse={"inputs": (ImageInput(channel=channel),)})
-        with pytest.raises(RecipeError, match=f"stage 'coarse', inputs: scans have no channel {channel}"):
+        grid = bundle.recipe.stages[1].grid.model_copy(update={"tile": (1, 16, 12)})
+        with pytest.raises(
+            RecipeError, match=r"stage 'fine', grid\.tile: resenc_unet .* cannot take an input of 1x16x12"
+        ):
+            Predictor(replace(bundle, recipe=with_stages(fine={"grid": grid})), CPU)
+
+    def test_a_network_takes_no_memory_before_there_are_weights_for_it(self) -> None:
+        """Of 4096 channels everywhere it would fill 7 GB."""
+        bundle = untrained_bundle()
+        network = bundle.recipe.stages[1].network.model_copy(update={"channels": (4096, 4096)})
+        with pytest.raises(ModelError, match="weights of stage 'fine' do not fit its network"):
+            Predictor(replace(bundle, recipe=with_stages(fine={"network": network})), CPU)
+        assert highest_ram_mb() < 3000
+
+    def test_a_recipe_that_wants_a_channel_scans_do_not_have(self) -> None:
+        bundle = untrained_bundle()
+        recipe = with_stages(coarse={"inputs": (ImageInput(channel=1),)})
+        with pytest.raises(RecipeError, match="stage 'coarse', inputs: scans have no channel 1"):
             Predictor(replace(bundle, recipe=recipe), CPU)
 
 

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
+from tiny import CPU
+from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.engine.sizes import Sized, costs_of, sized, step_bytes
+from zoomseg.engine.sizes import Sized, costs_of, require_room, sized, step_bytes
 from zoomseg.networks import build as networks
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import FixedSpacing, PlannedRecipe, Stage, Training
@@ -95,3 +97,17 @@ def test_a_later_stage_reads_the_earlier_one_s_labels_too() -> None:
     # Three more channels into the first 3x3x3 convolution.
     assert second.parameters - first.parameters == 3 * 27 * one.network.channels[0]
     assert step_bytes([one, one], 1, ORGANS) == first.bytes + second.bytes
+
+
+def test_a_training_step_that_cannot_fit_is_refused_before_anything_is_allocated() -> None:
+    """1e7 GB of feature maps, and 9 GB of weights; on shapes alone, so within moments."""
+    made = fit((500, 500, 500), (1.0, 1.0, 1.0), 64**3)
+    require_room(stage(made, (32, 32, 32)), 1, 4, CPU)
+    with pytest.raises(
+        RecipeError, match=r"stage 'fine': a training step of 4096 patches of 1024x1024x1024 voxels"
+    ):
+        require_room(stage(made, (1024, 1024, 1024), batch=4096), 1, 4, CPU)
+    wide = made.network.model_copy(update={"channels": (4096,) * len(made.network.channels)})
+    huge = stage(made, (64, 64, 64)).model_copy(update={"network": wide})
+    with pytest.raises(RecipeError, match="fewer channels"):
+        require_room(huge, 1, 4, CPU)

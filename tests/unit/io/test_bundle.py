@@ -78,7 +78,7 @@ def test_a_calibration_comes_back_and_one_that_is_none_is_refused(tmp_path: Path
     save(dataclasses.replace(make(), calibration=known), tmp_path / "model")
     assert_same(load(tmp_path / "model"), dataclasses.replace(make(), calibration=known))
     file = tmp_path / "model" / "model.json"
-    for key, value in (("slope", "1.0"), ("cases", 0), ("offset", float("nan")), ("more", 1)):
+    for key, value in (("slope", "1.0"), ("cases", 0), ("offset", None), ("more", 1)):
         manifest = json.loads(file.read_text())
         manifest["calibration"][key] = value
         other = tmp_path / "other"
@@ -261,6 +261,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "json truncated": (truncated_json, "damaged"),
     "json not utf-8": (lambda p: (p / "model.json").write_bytes(b"\xff\xfe\x00{"), "damaged"),
     "json a list": (lambda p: (p / "model.json").write_text("[]"), "damaged"),
+    "seed NaN": (edit(lambda d: d["provenance"].update(seed=float("nan"))), "NaN, an infinite number"),
+    "provenance half a character": (
+        edit(lambda d: d["provenance"].update(data_set="\ud800")),
+        "a lone surrogate",
+    ),
     "json bottomless": (lambda p: (p / "model.json").write_text("[" * 100_000), "damaged"),
     "future": (edit(lambda d: d.update(format=2, hologram=[])), "update ZoomSeg"),
     "format a string": (edit(lambda d: d.update(format="1")), "format"),
@@ -310,3 +315,9 @@ def test_damage_is_named_in_one_line(tmp_path: Path, damage: str) -> None:
     with pytest.raises(ModelError, match=message) as error:
         load(tmp_path / "model")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}])
+def test_provenance_that_no_result_could_be_written_with_is_refused(value: Any) -> None:
+    with pytest.raises(ModelError, match="provenance cannot be written as JSON"):
+        dataclasses.replace(make(), provenance={"seed": value})

@@ -11,6 +11,7 @@ from zoomseg.core.errors import GeometryError, OutputError, ScanError
 from zoomseg.io.files import (
     atomic_path,
     check_name,
+    parse_json,
     printable,
     reading,
     why_unreadable,
@@ -209,3 +210,20 @@ def test_whatever_goes_wrong_in_reading_is_one_line(error: Exception, message: s
     with pytest.raises(ScanError) as found, reading(Path("x.dcm"), "DICOM"):
         raise error
     assert str(found.value) == message
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"a": NaN}', b"[Infinity]", b"[-Infinity]", b"[1e999]", b'["\\ud800"]', b'{"\\udfff": 1}']
+)
+def test_what_could_not_be_written_again_is_no_json(content: bytes) -> None:
+    json.loads(content)  # Python takes it
+    with pytest.raises(ValueError, match="NaN, an infinite number or a lone surrogate"):
+        parse_json(content)
+
+
+def test_json_is_parsed_or_refused_in_one_line() -> None:
+    assert parse_json(b'{"a": [1, 2.5, null, "\\u00e9"]}') == {"a": [1, 2.5, None, "é"]}
+    for content in (b"[" * 100_000, b"{", b"\xff\xfe\x00{", b"1" * 5000, b""):
+        with pytest.raises(ValueError) as refusal:  # noqa: PT011
+            parse_json(content)
+        assert "\n" not in str(refusal.value)

@@ -77,6 +77,11 @@ def test_what_does_not_exist_is_named_with_what_does(given: str, line: str) -> N
         load.load(given)
 
 
+def laughs(doubled: str) -> bytes:
+    """Forty aliases, each of which stands for the one before twice: 2^40 values, written out."""
+    return "".join(f"a{n + 1}: &a{n + 1} {doubled.format(n)}\n" for n in range(40)).encode()
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
@@ -85,10 +90,28 @@ def test_what_does_not_exist_is_named_with_what_does(given: str, line: str) -> N
         (b"? [a, b]\n: 1\n", r"not valid YAML: found unhashable key \(line 1, column 3\)"),
         (b"name: [1, 2\n", r"not valid YAML: .*\(line 2, column 1\)"),
         (b"\xff\xfe\x00", "not UTF-8"),
-        (b"a: !!python/object/apply:os.system [true]", "not valid YAML: could not determine a constructor"),
+        (
+            b"a: !!python/object/apply:os.system [true]",
+            r"the tag '!!python/object/apply:os.system' is not allowed",
+        ),
         (b"a: 2020-13-45", "not valid YAML: month must be"),
         (b"[" * 50_000, "not valid YAML: maximum recursion"),
-        (b"a: &a [*a]", "stages: is missing"),
+        (b"a: &a [*a]", r"its aliases stand for more than 50,000 values \(line 1, column 4\)"),
+        (b"a: !!bool x", r"the tag '!!bool' is not allowed; write the plain value \(line 1, column 4\)"),
+        (b"a: !!timestamp x", "the tag '!!timestamp' is not allowed"),
+        (b"a: !!int ''", "the tag '!!int' is not allowed"),
+        (b"a: !!float 1.2.3", "the tag '!!float' is not allowed"),
+        (b"a: !!binary 'x'", "the tag '!!binary' is not allowed"),
+        (b"a: !!set {b}", "the tag '!!set' is not allowed"),
+        (b"a: !mine 1", "the tag '!mine' is not allowed"),
+        (b"a: " + b"1" + b":59" * 400 + b".5", "not valid YAML: int too large"),
+        (b"a: " + b"9" * 5000, "not valid YAML: Exceeds the limit"),
+        (b"seed: 0x" + b"f" * 5000, "unknown key 'seed'"),
+        (
+            b"a0: &a0 {k: 1}\n" + laughs("{{<<: [*a{0}, *a{0}]}}"),
+            "its aliases stand for more than 50,000 values",
+        ),
+        (b"a0: &a0 [1]\n" + laughs("[*a{0}, *a{0}]"), "its aliases stand for more than 50,000 values"),
         (b"#" * (load.MAX_FILE_BYTES + 1), "larger than 200 kB"),
         (b"", "a recipe is a mapping of keys, got None"),
         (b"- 1", r"a recipe is a mapping of keys, got \[1\]"),

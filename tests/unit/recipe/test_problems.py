@@ -51,19 +51,19 @@ FINE = ("stages", 1)
     [
         (
             put(*FINE, "roi", "radius_vox", to="three"),
-            "stage 'stage2', roi.radius_vox: got 'three', expected a number >= 0",
+            "stage 'stage2', roi.radius_vox: got 'three', expected a number from 0 to 100",
         ),
         (
             put(*FINE, "roi", "radius_vox", to=-1),
-            "stage 'stage2', roi.radius_vox: got -1, expected a number >= 0",
+            "stage 'stage2', roi.radius_vox: got -1, expected a number from 0 to 100",
         ),
         (
             put(*FINE, "roi", "radius_vox", to=float("inf")),
-            "stage 'stage2', roi.radius_vox: got inf, expected a finite number >= 0",
+            "stage 'stage2', roi.radius_vox: got inf, expected a finite number from 0 to 100",
         ),
         (
             put(*FINE, "roi", "radius_vox", to=float("nan")),
-            "stage 'stage2', roi.radius_vox: got nan, expected a finite number >= 0",
+            "stage 'stage2', roi.radius_vox: got nan, expected a finite number from 0 to 100",
         ),
         (
             put(*FINE, "roi", "radius", to=3),
@@ -90,14 +90,14 @@ FINE = ("stages", 1)
             "expected one of whole_volume, body_mask, dilated_foreground, box, probability_times_atlas",
         ),
         (drop(*FINE, "grid", "tile"), "stage 'stage2', grid.tile: is missing"),
-        (put(*FINE, "grid", "tile", 1, to=0), "stage 'stage2', grid.tile[1]: got 0, expected a number > 0"),
+        (put(*FINE, "grid", "tile", 1, to=0), "stage 'stage2', grid.tile[1]: got 0, expected a number >= 1"),
         (
             put(*FINE, "grid", "overlap", to=1),
-            "stage 'stage2', grid.overlap: got 1, expected a number >= 0 and < 1",
+            "stage 'stage2', grid.overlap: got 1, expected a number from 0 to 0.9",
         ),
         (
             put(*FINE, "grid", to={"kind": "shape", "shape": [8, 8, 0], "tile": [8, 8, 8]}),
-            "stage 'stage2', grid.shape[2]: got 0, expected a number > 0",
+            "stage 'stage2', grid.shape[2]: got 0, expected a number >= 1",
         ),
         (
             put(*FINE, "grid", "factor", to=[1, 2, 3, 4]),
@@ -111,7 +111,7 @@ FINE = ("stages", 1)
         ),
         (
             put(*FINE, "training", "batch", to=1.5),
-            "stage 'stage2', training.batch: got 1.5, expected a whole number > 0",
+            "stage 'stage2', training.batch: got 1.5, expected a whole number from 1 to 4096",
         ),
         (
             put(*FINE, "training", "mask_loss", to="maybe"),

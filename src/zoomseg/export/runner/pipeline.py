@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from zoomseg.core.domain import TrainingDomain, domain_from_json
 from zoomseg.core.errors import ModelError, ZoomSegError
 from zoomseg.core.geometry import Index3
 from zoomseg.core.labels import LabelSchema
+from zoomseg.io.files import parse_json
 
 FORMAT = 1
 MANIFEST = "pipeline.json"
@@ -88,7 +88,7 @@ def read(archive: Path) -> tuple[Pipeline, Mapping[str, bytes]]:
     """
     try:
         with zipfile.ZipFile(archive) as files:
-            pipeline = parse(json.loads(files.read(MANIFEST)))
+            pipeline = parse(parse_json(files.read(MANIFEST)))
             networks = {stage.name: files.read(stage.network.file) for stage in pipeline.stages}
     except (OSError, zipfile.BadZipFile, KeyError, IndexError, TypeError, ValueError, ZoomSegError) as error:
         line = " ".join(str(error).split())
