@@ -25,6 +25,7 @@ import torch
 
 from fuzzing.inputs import KINDS
 from fuzzing.outcomes import Outcome, outcomes
+from fuzzing.runner import Runner
 from fuzzing.samples import Samples
 
 
@@ -55,12 +56,14 @@ def report(found: Iterable[Outcome], seconds: float) -> str:
 def _run(seeds: range, share: int, workers: int, out: Path) -> Iterator[Outcome]:
     """The seeds of one of several workers."""
     mine = seeds[share::workers]
-    for outcome in outcomes(mine, out / f"worker-{share}", Samples(out / f"worker-{share}" / "samples")):
-        if outcome.violations:
-            print(outcome.told, flush=True)
-        else:
-            shutil.rmtree(outcome.given.folder, ignore_errors=True)
-        yield outcome
+    folder = out / f"worker-{share}"
+    with Runner(folder / "home") as runner:
+        for outcome in outcomes(mine, folder, Samples(folder / "samples"), runner):
+            if outcome.violations:
+                print(outcome.told, flush=True)
+            else:
+                shutil.rmtree(outcome.given.folder, ignore_errors=True)
+            yield outcome
 
 
 def main() -> None:
@@ -77,7 +80,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.seed is not None:
         samples = Samples(options.out / "samples")
-        (outcome,) = outcomes(range(options.seed, options.seed + 1), options.out, samples)
+        with Runner(options.out / "home") as runner:
+            (outcome,) = outcomes([options.seed], options.out, samples, runner)
         print(outcome.told, outcome.ran.stdout, outcome.ran.stderr, outcome.ran.traceback, sep="\n")
         sys.exit(1 if outcome.violations else 0)
     began = time.monotonic()

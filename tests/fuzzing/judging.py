@@ -1,7 +1,7 @@
 """What must hold whatever comes.
 
-A command ends by itself, in time and memory, with a known exit code and, if it failed, a few clear lines; nothing
-outside its folder is touched, and nothing in there looks complete that is not.
+A command ends by itself, in time and memory, with a known exit code and, if it failed, a few clear lines;
+nothing outside its folder is touched, and nothing in there looks complete that is not.
 """
 
 # mypy: allow-untyped-calls

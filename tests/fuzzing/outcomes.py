@@ -35,13 +35,9 @@ class Outcome:
         )
 
 
-def outcomes(seeds: Iterable[int], folder: Path, samples: Samples) -> Iterator[Outcome]:
+def outcomes(seeds: Iterable[int], folder: Path, samples: Samples, runner: Runner) -> Iterator[Outcome]:
     """The inputs of these seeds, one after the other, each in a folder of its own in ``folder``."""
-    runner = Runner(folder / "home")
-    try:
-        for seed in seeds:
-            given = make(seed, samples, folder / str(seed))
-            ran = runner.run(given)
-            yield Outcome(given, ran, violations(given, ran))
-    finally:
-        runner.close()
+    for seed in seeds:
+        given = make(seed, samples, folder / str(seed))
+        ran = runner.run(given)
+        yield Outcome(given, ran, violations(given, ran))

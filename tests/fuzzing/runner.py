@@ -80,8 +80,14 @@ class Runner:
             time.monotonic() - began,
         )
 
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """End the worker."""
+        """End the worker; the next input gets a new one."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()

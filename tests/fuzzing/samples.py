@@ -7,8 +7,9 @@ The same bytes in every process, so that a seed means the same input everywhere.
 
 from __future__ import annotations
 
-import json
+import gzip
 import shutil
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -20,7 +21,6 @@ import pydicom
 import SimpleITK as sitk  # noqa: N813
 import torch
 import yaml
-from pydicom.dataset import Dataset
 
 import dicoms
 from tiny import SCHEMA, tiny_case, tiny_dataset, tiny_recipe
@@ -41,6 +41,10 @@ SLICES = 8
 SERIES_SHAPE = (SLICES, 16, 20)
 """Slices, rows, columns."""
 
+_CLOCK = {"DA": "20260102", "TM": "120000", "DT": "20260102120000"}
+_INVENTED = ("1.2.826.", "2.25.")
+"""How UIDs begin that libraries make up."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -54,6 +58,7 @@ class Samples:
         self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / "scan.nii.gz"
         write_image(path, tiny_case(0)[0])
+        _repack(self.root)
         return path
 
     @cached_property
@@ -107,6 +112,7 @@ class Samples:
     def dataset(self) -> Path:
         """Three cases in nnU-Net raw layout."""
         tiny_dataset(self.root / "dataset", CASES)
+        _repack(self.root / "dataset")
         return self.root / "dataset"
 
     @cached_property
@@ -116,6 +122,7 @@ class Samples:
         folder.mkdir(parents=True)
         for seed in range(CASES):
             write_labels(folder / f"case_{seed}.nii.gz", tiny_case(seed)[1])
+        _repack(folder)
         labels = {"background": 0} | dict(zip(SCHEMA.names, SCHEMA.values, strict=True))
         write_json_atomic(folder / "run.json", {"labels": labels, "cases": {}})
         return folder
@@ -129,8 +136,6 @@ class Samples:
     @cached_property
     def package(self) -> dict[str, bytes]:
         """What is in ``model`` as one zip: member to content."""
-        import zipfile
-
         export(bundle.load(self.model), self.root / "package.zip")
         with zipfile.ZipFile(self.root / "package.zip") as archive:
             return {name: archive.read(name) for name in archive.namelist()}
@@ -148,39 +153,22 @@ class Samples:
         return target
 
 
+def _repack(folder: Path) -> None:
+    """Gzip files without a time in them."""
+    for path in folder.rglob("*.gz"):
+        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1, mtime=0))
+
+
 def _same_every_time(data: bytes) -> bytes:
     """An object with what depends on clock and chance replaced."""
-    fixed = {
-        **dict.fromkeys(
-            ("ContentDate", "InstanceCreationDate", "StructureSetDate", "SeriesDate"), "20260102"
-        ),
-        **dict.fromkeys(("ContentTime", "InstanceCreationTime", "StructureSetTime", "SeriesTime"), "120000"),
-        "SOPInstanceUID": "1.2.3.4.100",
-        "SeriesInstanceUID": "1.2.3.4.101",
-    }
     made = pydicom.dcmread(BytesIO(data))
-    _replace_everywhere(made, fixed)
     uids: dict[str, str] = {}
-    _number_uids(made, uids)
+    for element in made.iterall():
+        if element.VR in _CLOCK:
+            element.value = _CLOCK[element.VR]
+        elif element.VR == "UI" and str(element.value).startswith(_INVENTED):
+            element.value = uids.setdefault(element.value, f"1.2.3.4.{200 + len(uids)}")
     made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
     stream = BytesIO()
     made.save_as(stream)
     return stream.getvalue()
-
-
-def _replace_everywhere(dataset: Dataset, values: dict[str, str]) -> None:
-    for keyword, value in values.items():
-        if keyword in dataset:
-            setattr(dataset, keyword, value)
-
-
-def _number_uids(dataset: Dataset, uids: dict[str, str]) -> None:
-    """UIDs that were invented (they are long) become short ones, the same for the same."""
-    for element in dataset.iterall():
-        if element.VR == "UI" and isinstance(element.value, str) and len(element.value) > 40:
-            element.value = uids.setdefault(element.value, f"1.2.3.4.{200 + len(uids)}")
-
-
-def described(text: bytes) -> object:
-    """A JSON document as values."""
-    return json.loads(text)
