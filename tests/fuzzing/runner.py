@@ -30,6 +30,9 @@ _GROWN_BYTES = 1.5 * 1024**3
 """A worker that keeps so much after a command gives way to a new one."""
 
 _POLL_S = 0.1
+_CACHES = ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")
+"""Where libraries keep what they computed once."""
+
 _WORKER = Path(__file__).with_name("worker.py")
 
 Listing = Mapping[str, tuple[int, int]]
@@ -135,7 +138,7 @@ class Runner:
 
     def _started(self) -> subprocess.Popen[bytes]:
         self.home.mkdir(parents=True, exist_ok=True)
-        own = {name: str(self.home) for name in ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR")}
+        own = {name: str(self.home) for name in _CACHES}
         settings = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100"}
         return subprocess.Popen(
             [sys.executable, str(_WORKER), str(self.memory_gb)],
