@@ -13,7 +13,7 @@ from packaged import pipeline_of, torch_networks, untrained
 from shrunk import shrunk
 from tiny import CPU, SCHEMA, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.core.case import Case
-from zoomseg.core.errors import ScanError
+from zoomseg.core.errors import ModelError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import Volume
 from zoomseg.engine.predict import Predictor
@@ -205,3 +205,15 @@ def test_the_number_of_channels_is_checked() -> None:
     voxels, grid = np.zeros((1, 4, 4, 4)), Grid.from_spacing((4, 4, 4), (1, 1, 1))
     with pytest.raises(ScanError, match=r"has 1 channel\(s\), the model needs 2: CT, PET"):
         predict.segment(pipeline_of(bundle), {}, voxels, grid)
+
+
+def test_numbers_that_overflow_are_no_answer() -> None:
+    bundle = untrained(tiny_recipe(together=True), SCHEMA)
+    image = tiny_case(0)[0]
+
+    def overflowing(inputs: np.ndarray) -> np.ndarray:
+        return np.full((1, 3, *inputs.shape[2:]), np.nan, dtype=np.float32)
+
+    networks = torch_networks(bundle) | {"fine": overflowing}
+    with pytest.raises(ModelError, match="stage 'fine' answered with numbers that are not finite"):
+        predict.segment(pipeline_of(bundle), networks, image.data.numpy(), image.grid)
