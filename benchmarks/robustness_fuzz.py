@@ -47,9 +47,9 @@ def report(found: Iterable[Outcome], seconds: float) -> str:
             detail = violation.detail.replace(str(outcome.given.folder), "...")
             causes[outcome.given.kind, violation.kind, detail].append(outcome.given.seed)
     lines += ["", "| kind | violation | cause | seeds |", "|---|---|---|---|"]
-    for (kind, violation, detail), seeds in sorted(causes.items()):
+    for (kind, wrong, detail), seeds in sorted(causes.items()):
         shown = " ".join(map(str, seeds[:6])) + (f" ... ({len(seeds)})" if len(seeds) > 6 else "")
-        lines.append(f"| {kind} | {violation} | {detail.replace('|', '/')} | {shown} |")
+        lines.append(f"| {kind} | {wrong} | {detail.replace('|', '/')} | {shown} |")
     return "\n".join(lines) + "\n"
 
 

@@ -117,7 +117,7 @@ def _value(m: Mutation, representation: str) -> bytes:
     if representation in ("FL", "FD"):
         width = np.float32 if representation == "FL" else np.float64
         with np.errstate(over="ignore"):
-            return width(m.pick(FLOATS)).tobytes()
+            return bytes(width(m.pick(FLOATS)).tobytes())
     if representation in _BINARY:
         size = struct.calcsize(_BINARY[representation])
         return (m.pick(INTEGERS) % 2 ** (8 * size)).to_bytes(size, "little")

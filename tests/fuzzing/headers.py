@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -102,16 +103,17 @@ def _dtype(data: bytes) -> np.dtype[np.void]:
 
 def _field_changed(m: Mutation, data: bytes, dtype: np.dtype[np.void]) -> bytes:
     name = m.pick(GEOMETRY) if m.chance(0.85) else m.pick(dtype.names or ())
-    kind, offset = (dtype.fields or {})[name][:2]
+    assert dtype.fields is not None
+    kind, offset = dtype.fields[name][:2]
     base, count = kind.base, int(np.prod(kind.shape))
     index = m.rng.randrange(count)
-    value = _number(m, base)
+    value = np.array(_number(m, base), base)
     m.note(f"{name}{f'[{index}]' if count > 1 else ''} = {shown(value)}")
     start = offset + index * base.itemsize
     return data[:start] + value.tobytes() + data[start + base.itemsize :]
 
 
-def _number(m: Mutation, base: np.dtype[np.generic]) -> np.generic:
+def _number(m: Mutation, base: np.dtype[Any]) -> Any:
     """An edge value of a field's type, wrapped round where it does not fit."""
     if base.kind == "f":
         with np.errstate(over="ignore"):

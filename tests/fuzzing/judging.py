@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -138,7 +139,8 @@ def _predicted(given: Input, ran: Ran) -> Iterator[str]:
 def _damaged(path: Path) -> str:
     """What is wrong with a label map; nothing if it can be read and holds small whole numbers."""
     try:
-        values = np.asanyarray(nib.load(path).dataobj)
+        image: Any = nib.load(path)
+        values = np.asanyarray(image.dataobj)
     except Exception as error:
         return f"{path.name} cannot be read ({error})"
     return "" if values.dtype.kind in "iu" and values.ndim == 3 else f"{path.name} is no label map"

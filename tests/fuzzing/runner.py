@@ -26,8 +26,13 @@ times as long."""
 LAST_LINES = 4_000
 """Bytes of output that are looked at from its end."""
 
-_GROWN_BYTES = 1.5 * 1024**3
-"""A worker that keeps so much after a command gives way to a new one."""
+COMMANDS = (
+    *("zoomseg.report.run", "zoomseg.report.evaluate", "zoomseg.engine.job", "zoomseg.engine.plan"),
+    *("zoomseg.io.audit", "zoomseg.io.dicom.dataset", "zoomseg.io.dicom.results", "zoomseg.io.slicer"),
+    *("zoomseg.io.dicom.seg", "zoomseg.io.dicom.rtstruct", "zoomseg.cli.live", "zoomseg.cli.progress"),
+    *("zoomseg.export.runner.main", "zoomseg.export.runner.predict", "fuzzing.packages", "SimpleITK"),
+)
+"""Modules that commands import, so that a new child need not."""
 
 _POLL_S = 0.1
 _CACHES = ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")
@@ -59,9 +64,11 @@ class Ran:
 
 @dataclass(eq=False)
 class Runner:
-    """One worker at a time, started when it is needed. ``home`` is a folder that commands may write to."""
+    """A worker that is started when it is needed, and has imported ``modules``. ``home`` is a folder that
+    commands may write to."""
 
     home: Path
+    modules: tuple[str, ...] = COMMANDS
     memory_gb: float = MEMORY_GB
     hang_s: float = HANG_S
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -90,8 +97,11 @@ class Runner:
         self.close()
 
     def close(self) -> None:
-        """End the worker; the next input gets a new one."""
+        """End the worker and its child."""
         if self._process is not None:
+            with suppress(psutil.Error):
+                for child in _children(self._process):
+                    child.kill()
             self._process.kill()
             self._process.communicate()
             self._process = None
@@ -109,21 +119,18 @@ class Runner:
         assert process.stdin is not None
         process.stdin.write(json.dumps(request).encode() + b"\n")
         process.stdin.flush()
-        line, hung = self._waited(process)
-        if line:
-            answer: dict[str, Any] = json.loads(line)
-            if answer["data_bytes"] > _GROWN_BYTES:
-                self.close()
-            return answer, False, ""
-        if hung:
-            self.close()
+        assert process.stdout is not None
+        if self._hangs(process):
+            for child in _children(process):
+                child.kill()
+            while "ended" not in json.loads(process.stdout.readline()):
+                pass  # an answer that came late
             return {}, True, ""
-        code = process.wait()
-        self._process = None
-        return {}, False, f"signal {-code}" if code < 0 else f"exit code {code} of the process itself"
+        answer: dict[str, Any] = json.loads(process.stdout.readline())
+        return ({}, False, answer["ended"]) if "ended" in answer else (answer, False, "")
 
-    def _waited(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bool]:
-        """The line that the worker answers, empty if it ended; and whether it takes too long."""
+    def _hangs(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether the answer takes too long to come."""
         assert process.stdout is not None
         busy, began = _processor_seconds(process), time.monotonic()
         with selectors.DefaultSelector() as selector:
@@ -133,15 +140,15 @@ class Runner:
                     _processor_seconds(process) - busy > self.hang_s
                     or time.monotonic() - began > 3 * self.hang_s
                 ):
-                    return b"", True
-        return process.stdout.readline(), False
+                    return True
+        return False
 
     def _started(self) -> subprocess.Popen[bytes]:
         self.home.mkdir(parents=True, exist_ok=True)
         own = {name: str(self.home) for name in _CACHES}
         settings = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100"}
         return subprocess.Popen(
-            [sys.executable, str(_WORKER), str(self.memory_gb)],
+            [sys.executable, str(_WORKER), str(self.memory_gb), *self.modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -150,10 +157,17 @@ class Runner:
 
 
 def _processor_seconds(process: subprocess.Popen[bytes]) -> float:
+    """Of the worker, and of the child that is at work."""
+    total = 0.0
     with suppress(psutil.Error):
-        times = psutil.Process(process.pid).cpu_times()
-        return float(times.user + times.system)
-    return 0.0
+        for one in (psutil.Process(process.pid), *_children(process)):
+            times = one.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def _children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children()
 
 
 def _printed(path: Path) -> str:

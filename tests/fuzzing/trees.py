@@ -160,8 +160,14 @@ def _places(tree: Tree, path: str = "") -> list[tuple[str, Tree, Any]]:
 def _replaced(draft: _Draft, path: str, holder: Tree, key: Any) -> None:
     """A value of any type."""
     m = draft.m
-    kinds = (INTEGERS, FLOATS, TEXTS, draft.alone, (None, True, False, [], {}, [[]], [None], {"": None}))
-    kind: tuple[Any, ...] = m.pick(kinds)
+    kinds: tuple[tuple[Any, ...], ...] = (
+        INTEGERS,
+        FLOATS,
+        TEXTS,
+        draft.alone,
+        (None, True, False, [], {}, [[]], [None], {"": None}),
+    )
+    kind = m.pick(kinds)
     value = m.pick(kind)
     m.note(f"{path} = {shown(value)}")
     holder[key] = draft.mark(value) if kind is draft.alone else value

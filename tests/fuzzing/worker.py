@@ -1,10 +1,11 @@
-"""A process that runs one command after the other in itself, so that libraries are imported once.
+"""A process that runs one command after the other, so that libraries are imported once.
 
-    python worker.py GIGABYTES
+    python worker.py GIGABYTES [MODULE ...]
 
-Reads requests from standard input and writes answers to standard output, one JSON object a line each. What a
-command prints, native libraries included, goes to files. It may not take more memory than told, nor write
-files of more than a gigabyte; what it writes, removes, renames or starts outside the folders that it was
+Imports the modules, and forks a child that runs commands in itself; when one ends it, another is forked.
+Requests come from standard input and answers go to standard output, one JSON object a line each. What a
+command prints, native libraries included, goes to files. A child may not take more memory than told, nor
+write files of more than a gigabyte; what it writes, removes, renames or starts outside the folders that it was
 given is noticed by an audit hook.
 """
 
@@ -21,11 +22,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 MOST_FILE_BYTES = 1024**3
+GROWN = 0.4
+"""A child that keeps so much of its memory after a command gives way to a new one."""
+
+FINISHED, RENEW = 77, 78
+"""Exit codes of a child that no command ended."""
+
 _CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _PATHS = {
     **dict.fromkeys(("os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.utime"), (0,)),
@@ -119,21 +126,45 @@ def answer(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
     os.environ["TMPDIR"] = request["temporary"]
     with _printing_to(folder), watch.on(request["allowed"]) as outside:
         code, trace = _called(request["entry"], request["arguments"])
-    return {"code": code, "traceback": trace, "outside": outside, "data_bytes": _data_bytes()}
+    return {"code": code, "traceback": trace, "outside": outside}
+
+
+def _serve(requests: TextIO, answers: TextIO, most_bytes: int) -> int:
+    """Run commands until there are none left, or this process has grown; the exit code."""
+    resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE_BYTES, MOST_FILE_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    watch = Watch()
+    sys.addaudithook(watch.hook)
+    for line in iter(requests.readline, ""):
+        _tell(answers, answer(json.loads(line), watch))
+        if _data_bytes() > GROWN * most_bytes:
+            return RENEW
+    return FINISHED
+
+
+def _tell(answers: TextIO, what: dict[str, Any]) -> None:
+    answers.write(json.dumps(what) + "\n")
+    answers.flush()
 
 
 def main() -> None:
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    most = int(float(sys.argv[1]) * 1024**3)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE_BYTES, MOST_FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    watch = Watch()
-    sys.addaudithook(watch.hook)
-    for line in requests:
-        answers.write(json.dumps(answer(json.loads(line), watch)) + "\n")
-        answers.flush()
+    for module in sys.argv[2:]:
+        importlib.import_module(module)
+    while True:
+        child = os.fork()
+        if child == 0:
+            os._exit(_serve(requests, answers, int(float(sys.argv[1]) * 1024**3)))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == FINISHED:
+            return
+        if code != RENEW:
+            _tell(
+                answers,
+                {"ended": f"signal {-code}" if code < 0 else f"exit code {code} of the process itself"},
+            )
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ UNFINISHED = {
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     """What takes a second or a gigabyte is noticed."""
-    with Runner(tmp_path_factory.mktemp("home"), memory_gb=1, hang_s=1) as made:
+    with Runner(tmp_path_factory.mktemp("home"), modules=(), memory_gb=1, hang_s=1) as made:
         yield made
 
 
