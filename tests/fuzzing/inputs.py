@@ -33,7 +33,7 @@ NAMES = (
         "a" * 135,
         "a" * 240,
         "a b",
-        "[red]a[/red]",
+        "[red]a",
         "a\nb",
         "a.b.c",
         "-x",

@@ -121,10 +121,7 @@ class Runner:
         process.stdin.flush()
         assert process.stdout is not None
         if self._hangs(process):
-            for child in _children(process):
-                child.kill()
-            while "ended" not in json.loads(process.stdout.readline()):
-                pass  # an answer that came late
+            self.close()
             return {}, True, ""
         answer: dict[str, Any] = json.loads(process.stdout.readline())
         return ({}, False, answer["ended"]) if "ended" in answer else (answer, False, "")
@@ -147,13 +144,16 @@ class Runner:
         self.home.mkdir(parents=True, exist_ok=True)
         own = {name: str(self.home) for name in _CACHES}
         settings = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100"}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, str(_WORKER), str(self.memory_gb), *self.modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, **own, **settings},
         )
+        assert process.stdout is not None
+        process.stdout.readline()  # once all is imported: that is no command's time
+        return process
 
 
 def _processor_seconds(process: subprocess.Popen[bytes]) -> float:

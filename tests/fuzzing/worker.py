@@ -5,8 +5,8 @@
 Imports the modules, and forks a child that runs commands in itself; when one ends it, another is forked.
 Requests come from standard input and answers go to standard output, one JSON object a line each. What a
 command prints, native libraries included, goes to files. A child may not take more memory than told, nor
-write files of more than a gigabyte; what it writes, removes, renames or starts outside the folders that it was
-given is noticed by an audit hook.
+write files of more than a gigabyte; what it writes, removes, renames or starts outside the folders that it
+was given is noticed by an audit hook.
 """
 
 from __future__ import annotations
@@ -153,6 +153,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for module in sys.argv[2:]:
         importlib.import_module(module)
+    _tell(answers, {"ready": True})
     while True:
         child = os.fork()
         if child == 0:
