@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import stat
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 
@@ -59,7 +60,8 @@ def packed(members: Mapping[str, bytes] | list[tuple[str, bytes]], comment: byte
     """A zip of these members, the same bytes every time."""
     pairs = members.items() if isinstance(members, Mapping) else members
     target = io.BytesIO()
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        warnings.filterwarnings("ignore", "Duplicate name")  # as it is meant
         for name, data in pairs:
             archive.writestr(_info(name), data)
         archive.comment = comment
