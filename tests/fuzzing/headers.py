@@ -108,7 +108,7 @@ def _field_changed(m: Mutation, data: bytes, dtype: np.dtype[np.void]) -> bytes:
     base, count = kind.base, int(np.prod(kind.shape))
     index = m.rng.randrange(count)
     value = np.array(_number(m, base), base)
-    m.note(f"{name}{f'[{index}]' if count > 1 else ''} = {shown(value)}")
+    m.note(f"{name}{f'[{index}]' if count > 1 else ''} = {shown(value.tolist())}")
     start = offset + index * base.itemsize
     return data[:start] + value.tobytes() + data[start + base.itemsize :]
 

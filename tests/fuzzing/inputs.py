@@ -18,7 +18,7 @@ from typing import Any
 from fuzzing.dicom import dicom_changed
 from fuzzing.headers import nifti_changed, text_changed, zipped
 from fuzzing.mutation import Mutation, damaged, shown
-from fuzzing.samples import Samples
+from fuzzing.samples import CASES, Samples
 from fuzzing.trees import json_changed, yaml_changed
 from fuzzing.zips import packed, zip_changed
 
@@ -273,7 +273,7 @@ def _decathlon(tree: dict[str, Any]) -> dict[str, Any]:
         "labels": {"0": "background", "3": "left kidney", "7": "right kidney"},
         "training": [
             {"image": f"./imagesTr/case_{n}_0000.nii.gz", "label": f"./labelsTr/case_{n}.nii.gz"}
-            for n in range(3)
+            for n in range(CASES)
         ],
     }
 

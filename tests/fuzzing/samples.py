@@ -36,7 +36,7 @@ from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import itk_image, write_image, write_labels
 from zoomseg.recipe import load
 
-CASES = 3
+CASES = 2
 SLICES = 8
 SERIES_SHAPE = (SLICES, 16, 20)
 """Slices, rows, columns."""
@@ -110,7 +110,7 @@ class Samples:
 
     @cached_property
     def dataset(self) -> Path:
-        """Three cases in nnU-Net raw layout."""
+        """Cases in nnU-Net raw layout."""
         tiny_dataset(self.root / "dataset", CASES)
         _repack(self.root / "dataset")
         return self.root / "dataset"
