@@ -12,9 +12,9 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from zoomseg.core.memory import spoken
 from zoomseg.engine.batch import Done, Failed
 from zoomseg.engine.course import Progress
-from zoomseg.io.memory import spoken
 
 PLAIN_EVERY_SECONDS = 10.0
 """Pause between lines within a stage where output is not a terminal."""

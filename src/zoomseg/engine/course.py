@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zoomseg.core.case import Prior
+from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.placing import Tile
 from zoomseg.core.tiling import Stitcher, cover, tent
@@ -151,9 +152,18 @@ class Course:
             painter.add(slab)
 
     def _placed(self) -> Iterator[tuple[Tensor, Box]]:
-        """Slabs, and the boxes of the view's grid that they fill."""
+        """Slabs, and the boxes of the view's grid that they fill.
+
+        Raises:
+            ModelError: the network answered with NaN, in which nothing can be found.
+        """
         at = self.box.start[2]
         for slab in self.slabs():
+            if not bool(torch.isfinite(slab[0]).all()):  # softmax spreads NaN over all classes of a voxel
+                raise ModelError(
+                    f"stage '{self.view.stage.name}' answered with numbers that are not finite: its weights "
+                    "are damaged, or too large for this device; copy or train the model again"
+                )
             planes = Box((*self.box.start[:2], at), (*self.box.stop[:2], at + slab.shape[3]))
             yield slab, planes
             at = planes.stop[2]

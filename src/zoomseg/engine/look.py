@@ -14,8 +14,8 @@ from torch import Tensor
 
 from zoomseg.core.case import Case, Prior
 from zoomseg.core.geometry import Box, Grid, Index3, Orientation
+from zoomseg.core.memory import COARSER, require_ram
 from zoomseg.core.region import Region
-from zoomseg.core.sizes import require_memory
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.recipe.spec import BodyMask, FixedShape, InputSpec, Recipe, Stage, WholeVolume
 from zoomseg.stage import grid as grids
@@ -100,22 +100,18 @@ def view(stage: Stage, recipe: Recipe, scan: Scan, priors: Mapping[str, Prior]) 
         return View(stage, grid, Region.whole(grid))
     grid = grids.stage_grid(stage.grid, scan.grid)
     if isinstance(stage.roi, WholeVolume | BodyMask):
-        _require_memory(stage, grid.shape)
+        _require_ram(stage, grid.shape)
     region = roi.find_region(stage.roi, grid, scan.raw, priors, recipe.on_missing)
     if region is None:
         return None
-    _require_memory(stage, region.box.shape)
+    _require_ram(stage, region.box.shape)
     return View(stage, grid, region)
 
 
-def _require_memory(stage: Stage, shape: Index3) -> None:
+def _require_ram(stage: Stage, shape: Index3) -> None:
     """Refuse what would not even hold one image channel in float32."""
     i, j, k = shape
-    require_memory(
-        4.0 * i * j * k,
-        f"stage '{stage.name}', which looks at {i} x {j} x {k} voxels,",
-        "use a model or recipe with a coarser grid, or crop the scan",
-    )
+    require_ram(4.0 * i * j * k, f"stage '{stage.name}', which looks at {i} x {j} x {k} voxels,", COARSER)
 
 
 def nothing(stage: Stage, scan: Scan, labels: tuple[str, ...]) -> Prior:

@@ -25,11 +25,11 @@ from torch.func import functional_call
 
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid, Index3
+from zoomseg.core.memory import UNITS, free_ram, spoken, used_ram
 from zoomseg.core.resample import PIECE_VOXELS
 from zoomseg.engine.device import HOARDED, Device, give_back_memory, keep_memory, trim_memory
 from zoomseg.engine.look import View
 from zoomseg.engine.meter import rise
-from zoomseg.io.memory import UNITS, free_ram, spoken, used_ram
 from zoomseg.networks import build as networks
 from zoomseg.networks.unet import Padding
 from zoomseg.recipe.spec import NetworkSpec, Stage

@@ -3,6 +3,7 @@
 ```
 __main__.py               python FILE.zip SCAN.nii.gz -o LABELS.nii.gz
 pipeline.json             recipe, labels, channels, networks and their SHA-256, provenance
+pipeline.sha256           that of pipeline.json
 networks/<stage>.onnx     tile in, probabilities out
 zoomseg/                  the runner, and the modules of ZoomSeg that it uses, as they are
 README.txt
@@ -24,7 +25,7 @@ from typing import Any
 from zoomseg.core.errors import OutputError, RecipeError, ZoomSegError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.engine.predict import input_channels, trained_network
-from zoomseg.export.runner.pipeline import FORMAT, MANIFEST
+from zoomseg.export.runner.pipeline import CHECKSUM, FORMAT, MANIFEST
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import atomic_path, writable_directory
 from zoomseg.networks import build as networks
@@ -135,7 +136,9 @@ def _texts(bundle: Bundle, models: Mapping[str, bytes]) -> Iterator[tuple[str, s
     """Everything in a package but the networks: name and content."""
     yield "__main__.py", MAIN
     yield "README.txt", _readme(bundle)
-    yield MANIFEST, json.dumps(manifest(bundle, models), indent=1, ensure_ascii=False)
+    text = json.dumps(manifest(bundle, models), indent=1, ensure_ascii=False)
+    yield MANIFEST, text
+    yield CHECKSUM, f"{hashlib.sha256(text.encode()).hexdigest()}  {MANIFEST}\n"
     package = importlib.resources.files("zoomseg")
     runner = sorted(f.name for f in (package / RUNNER).iterdir() if f.name.endswith(".py"))
     for name in (*CARRIED, *(f"{RUNNER}/{file}" for file in runner)):

@@ -27,11 +27,11 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import LabelError, OutputError, ScanError, quoted
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.memory import require_ram
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io import nifti, nifti_header, text_header
 from zoomseg.io.files import atomic_path, printable, reading, reason_of, why_unreadable
 from zoomseg.io.headers import check_grid, check_size, check_spacing
-from zoomseg.io.memory import require_ram
 
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813

@@ -9,8 +9,8 @@ from anyio import to_thread
 from starlette.requests import ClientDisconnect, Request
 
 from zoomseg.core.errors import ScanError, ZoomSegError
+from zoomseg.core.memory import spoken
 from zoomseg.io.files import writing
-from zoomseg.io.memory import spoken
 
 PIECE_BYTES = 4 * 1024**2
 """Written at once, by a thread, so that a slow disk does not keep the server from answering."""

@@ -16,9 +16,9 @@ from zoomseg.core.case import Prior
 from zoomseg.core.components import Mask, largest_component
 from zoomseg.core.dilation import dilated
 from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.memory import COARSER, require_ram
 from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.resample import resample, resample_data
-from zoomseg.core.sizes import require_memory
 from zoomseg.core.volume import Volume
 from zoomseg.recipe.spec import (
     ATLAS,
@@ -96,7 +96,7 @@ def dilated_foreground(
         return None
     reach = math.floor(radius_vox)
     box = found.box.expand((reach, reach, reach)).intersect(grid.box)
-    _require_memory(box)
+    _require_ram(box)
     return Region(grid, box, torch.from_numpy(dilated(found.mask_in(box).numpy(), radius_vox)))
 
 
@@ -106,7 +106,7 @@ def _moved(mask: Tensor, source: Grid, grid: Grid) -> Region | None:
     box = bounding_box(mask)
     if box is None:
         return None
-    _require_memory(grid.box_of(source, box))
+    _require_ram(grid.box_of(source, box))
     moved = Region(source, box, mask[box.slices]).on(grid)
     out = moved.mask_in(moved.box)
     centres = grid.index(source.world(np.argwhere(mask.numpy()))) - np.array(moved.box.start)
@@ -115,14 +115,10 @@ def _moved(mask: Tensor, source: Grid, grid: Grid) -> Region | None:
     return Region(grid, moved.box, out)
 
 
-def _require_memory(box: Box) -> None:
+def _require_ram(box: Box) -> None:
     """Refuse a box whose mask and distances would not fit."""
     i, j, k = box.shape
-    require_memory(
-        8.0 * i * j * k,
-        f"a region of {i} x {j} x {k} voxels",
-        "use a model or recipe with a coarser grid, or crop the scan",
-    )
+    require_ram(8.0 * i * j * k, f"a region of {i} x {j} x {k} voxels", COARSER)
 
 
 def _names(spec: BoxAround | ProbabilityTimesAtlas, prior: Prior) -> tuple[str, ...]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case
+from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Box
 from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
@@ -48,6 +51,25 @@ def test_a_painted_answer_is_that_which_is_kept() -> None:
     assert heard[0]["left kidney"].voxels == int(((winner == 1) & prior.answered).sum()) > 100
     tiles = len(course.tiling.tiles)
     assert told[-1] == Progress("fine", tiles, tiles)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("whole", [True, False])
+def test_numbers_that_overflow_are_no_answer(number: float, whole: bool) -> None:
+    """In one voxel, and in one class but the background."""
+    scan = look.prepare(Case("a", tiny_case(0)[0]), RECIPE)
+    region = Region(scan.grid, scan.grid.box)
+
+    def overflowing(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        logits = torch.zeros(len(x_BCIJK), 3, *x_BCIJK.shape[2:])
+        logits[-1, 1 if number > 0 else slice(None), 3, 4, 5] = number
+        return logits.softmax(dim=1)
+
+    course = Course(look.View(STAGE, scan.grid, region), scan, {}, SCHEMA.names, overflowing, CPU)
+    hearing, canvas = Hearing(SCHEMA.names, region, CLOSED), Canvas.blank(scan.grid, SCHEMA)
+    take = course.prior if whole else partial(course.paint, canvas)
+    with pytest.raises(ModelError, match="stage 'fine' answered with numbers that are not finite"):
+        take(hearing)
 
 
 def test_two_passes_make_one_record() -> None:

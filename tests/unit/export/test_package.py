@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import sys
 import zipfile
@@ -46,6 +47,8 @@ def test_everything_is_in_it_and_carried_as_it_is(bundle: Bundle, tmp_path: Path
     assert data["provenance"] == {"seed": 0}
     assert "not for diagnosis" in data["notice"]
     assert data["labels"] == {"names": list(SCHEMA.names), "values": [3, 7]}
+    digest = hashlib.sha256(files["pipeline.json"]).hexdigest()
+    assert files["pipeline.sha256"].decode() == f"{digest}  pipeline.json\n"
 
 
 def test_the_same_model_gives_the_same_file(bundle: Bundle, tmp_path: Path) -> None:

@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from zoomseg.core.domain import TrainingDomain, domain_from_json
-from zoomseg.core.errors import ModelError, ZoomSegError
+from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Index3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io.files import parse_json
 
 FORMAT = 1
+MOST_CHARACTERS = 300
+"""Of what a library says is wrong."""
+
 MANIFEST = "pipeline.json"
+CHECKSUM = "pipeline.sha256"
+"""SHA-256 of the manifest, as ``sha256sum`` writes and checks it. What has it is as it was exported, and its
+numbers need no further check."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +94,23 @@ def read(archive: Path) -> tuple[Pipeline, Mapping[str, bytes]]:
     """
     try:
         with zipfile.ZipFile(archive) as files:
-            pipeline = parse(parse_json(files.read(MANIFEST)))
+            text = files.read(MANIFEST)
+            _check(MANIFEST, text, files.read(CHECKSUM).decode().partition(" ")[0])
+            pipeline = parse(parse_json(text))
             networks = {stage.name: files.read(stage.network.file) for stage in pipeline.stages}
-    except (OSError, zipfile.BadZipFile, KeyError, IndexError, TypeError, ValueError, ZoomSegError) as error:
-        line = " ".join(str(error).split())
+        for stage in pipeline.stages:
+            _check(stage.network.file, networks[stage.name], stage.network.sha256)
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile and json fail in many ways on hostile bytes
+        line = " ".join(str(error).split())[:MOST_CHARACTERS]
         raise ModelError(f"package {archive} is damaged ({line}); export it again") from error
-    for stage in pipeline.stages:
-        if hashlib.sha256(networks[stage.name]).hexdigest() != stage.network.sha256:
-            raise ModelError(f"package {archive} is damaged ({stage.network.file} differs); export it again")
     return pipeline, networks
+
+
+def _check(file: str, content: bytes, sha256: str) -> None:
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ModelError(f"{file} differs from what was exported")
 
 
 def parse(data: Mapping[str, Any]) -> Pipeline:

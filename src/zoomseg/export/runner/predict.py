@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from zoomseg.core.domain import compare
-from zoomseg.core.errors import ScanError
+from zoomseg.core.errors import ModelError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.placing import tent
 from zoomseg.core.positions import misplaced
@@ -138,7 +138,13 @@ def _compute(
     for tile in tiles:
         window = data[(slice(None), *tile.outer.relative_to(outer.start).slices)]
         stitcher.add(tile, network(np.ascontiguousarray(window[None]))[0])
-    return stitcher.result()
+    answer = stitcher.result()
+    if not np.isfinite(answer[0]).all():  # softmax spreads NaN over all classes of a voxel
+        raise ModelError(
+            f"stage '{stage.name}' answered with numbers that are not finite; export the model again, or try "
+            "the other --engine"
+        )
+    return answer
 
 
 def _with_background_rim(probabilities: FloatArray, region: Region, labels: tuple[str, ...]) -> Answer:

@@ -27,8 +27,10 @@ def whole() -> dict[str, Any]:
 
 
 def write(path: Path, data: object, models: Mapping[str, bytes] = MODELS) -> Path:
+    text = json.dumps(data)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(pipeline.MANIFEST, json.dumps(data))
+        archive.writestr(pipeline.MANIFEST, text)
+        archive.writestr(pipeline.CHECKSUM, f"{hashlib.sha256(text.encode()).hexdigest()}  pipeline.json\n")
         for stage, model in models.items():
             archive.writestr(f"networks/{stage}.onnx", model)
     return path
@@ -70,3 +72,33 @@ def test_damaged_packages_are_refused(tmp_path: Path) -> None:
             pipeline.read(tmp_path / name)
         assert str(error.value).startswith(f"package {tmp_path / name} is damaged")
         assert "\n" not in str(error.value)
+
+
+def test_a_manifest_that_was_changed_is_refused(tmp_path: Path) -> None:
+    """Whatever it says now: its numbers are not checked one by one."""
+    path = write(tmp_path / "a.zip", whole())
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    for changed in (files[pipeline.MANIFEST].replace(b"-150", b"1e99"), b"[" * 100_000, b"\xff"):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in (files | {pipeline.MANIFEST: changed}).items():
+                archive.writestr(name, content)
+        with pytest.raises(ModelError, match=r"damaged \(pipeline.json differs from what was exported\)"):
+            pipeline.read(path)
+
+
+@pytest.mark.parametrize(
+    ("local", "central", "value"), [(8, 10, b"\x63\0"), (6, 8, b"\1\0"), (14, 16, b"abcd")]
+)
+def test_a_zip_that_cannot_be_unpacked_is_refused(
+    tmp_path: Path, local: int, central: int, value: bytes
+) -> None:
+    """A method that zipfile does not know, encryption, a wrong checksum: each fails in its own way."""
+    path = write(tmp_path / "a.zip", whole())
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\1\2")
+    data[local : local + len(value)] = value
+    data[entry + central : entry + central + len(value)] = value
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"is damaged .*; export it again"):
+        pipeline.read(path)

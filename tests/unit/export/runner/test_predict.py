@@ -14,7 +14,7 @@ from shrunk import shrunk
 from tiny import CPU, SCHEMA, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.core.case import Case
 from zoomseg.core.domain import TrainingDomain
-from zoomseg.core.errors import ScanError
+from zoomseg.core.errors import ModelError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.positions import OrganPlaces
@@ -244,3 +244,15 @@ def test_parts_of_organs_where_training_never_had_them_are_taken_out() -> None:
     predict._put_in_place(canvas, pipeline_of(bundle), told.append)
     assert (canvas.labels == expected).all()
     assert told == ["liver: 1 part (1.0 ml) removed, 285 mm from where training had it"]
+
+
+def test_numbers_that_overflow_are_no_answer() -> None:
+    bundle = untrained(tiny_recipe(together=True), SCHEMA)
+    image = tiny_case(0)[0]
+
+    def overflowing(inputs: np.ndarray) -> np.ndarray:
+        return np.full((1, 3, *inputs.shape[2:]), np.nan, dtype=np.float32)
+
+    networks = torch_networks(bundle) | {"fine": overflowing}
+    with pytest.raises(ModelError, match="stage 'fine' answered with numbers that are not finite"):
+        predict.segment(pipeline_of(bundle), networks, image.data.numpy(), image.grid)

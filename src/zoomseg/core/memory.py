@@ -4,6 +4,7 @@ process is in leave, what its resource limits allow. Swap counts for nothing: wo
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,8 +54,15 @@ def free_ram(root: Path = Path("/")) -> int:
     return int(used_ram() + LEAVE_FREE * max(room, 0))
 
 
-def require_ram(needed: int, what: str) -> None:
-    """Refuse what would take ``needed`` bytes beside what is there, before any is taken.
+FREE_SOME = (
+    "close other programs, raise this process's limit, or make the file smaller (crop it, or resample it)"
+)
+COARSER = "use a model or recipe with a coarser grid, or crop the scan"
+
+
+def require_ram(needed: float, what: str, todo: str = FREE_SOME) -> None:
+    """Refuse what would take ``needed`` bytes beside what is there, before any is taken: an allocation would
+    fail only after minutes of paging, if the system does not end the process.
 
     Raises:
         MemoryLimitError: not so much is free.
@@ -62,9 +70,8 @@ def require_ram(needed: int, what: str) -> None:
     room = free_ram() - used_ram()
     if needed > room:
         raise MemoryLimitError(
-            f"{what} takes about {spoken(needed)} of memory, {spoken(max(room, 0))} are free; close other "
-            "programs, raise this process's limit, or make the file smaller (crop it, or resample it)",
-            needed,
+            f"{what} takes about {spoken(needed)} of memory, {spoken(max(room, 0))} are free; {todo}",
+            math.ceil(needed),
         )
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import psutil
 import pytest
 
+from zoomseg.core import memory
 from zoomseg.core.errors import MemoryLimitError
-from zoomseg.io import memory
-from zoomseg.io.memory import free_ram, require_ram, spoken, used_ram
+from zoomseg.core.memory import free_ram, require_ram, spoken, used_ram
 from zoomseg.io.scans import ScanInput, read_image, read_label_values, reading_bytes
 
 GB = 1024**3
@@ -102,7 +102,7 @@ def test_what_the_kernel_never_writes_is_passed_over(tmp_path: Path, text: str) 
 @pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])
 def test_resource_limits_count(kind: str) -> None:
     script = (
-        "import psutil, resource; from zoomseg.io.memory import free_ram, used_ram\n"
+        "import psutil, resource; from zoomseg.core.memory import free_ram, used_ram\n"
         "now = psutil.Process().memory_info(); used = now.vms if 'AS' in kind else now.data\n"
         "resource.setrlimit(getattr(resource, kind), (used + (64 << 20),) * 2)\n"
         "print(free_ram() - used_ram())"
@@ -137,7 +137,7 @@ def control_group() -> Iterator[Path]:
 
 
 def test_a_control_group_of_this_machine(control_group: Path) -> None:
-    script = "from zoomseg.io.memory import free_ram; print(free_ram())"
+    script = "from zoomseg.core.memory import free_ram; print(free_ram())"
     join = f"open('{control_group}/cgroup.procs', 'w').write('0')\n"
     done = subprocess.run([sys.executable, "-c", join + script], capture_output=True, text=True, check=True)
     assert 0.7 * GB < int(done.stdout) <= GB

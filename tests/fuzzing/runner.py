@@ -1,0 +1,206 @@
+"""Runs inputs in a worker process that may die, hang or grow, and says what became of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fuzzing.inputs import Input
+
+MEMORY_GB = 4.0
+HANG_S = 20.0
+"""Of processor time; on a busy machine the clock would measure the others. Who only waits may do so three
+times as long."""
+
+LAST_LINES = 4_000
+"""Bytes of output that are looked at from its end."""
+
+COMMANDS = (
+    *("zoomseg.report.run", "zoomseg.report.evaluate", "zoomseg.engine.job", "zoomseg.engine.plan"),
+    *("zoomseg.io.audit", "zoomseg.io.dicom.dataset", "zoomseg.io.dicom.results", "zoomseg.io.slicer"),
+    *("zoomseg.io.dicom.seg", "zoomseg.io.dicom.rtstruct", "zoomseg.cli.live", "zoomseg.cli.progress"),
+    *("zoomseg.export.runner.main", "zoomseg.export.runner.predict", "fuzzing.packages", "SimpleITK"),
+)
+"""Modules that commands import, so that a new child need not."""
+
+_POLL_S = 0.1
+_CACHES = ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")
+"""Where libraries keep what they computed once."""
+
+_WORKER = Path(__file__).with_name("worker.py")
+
+Listing = Mapping[str, tuple[int, int]]
+"""Path below a folder -> bytes, and when it was changed."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of one input: ``code`` and no ``traceback``, or else a process that was ended."""
+
+    code: int | str | None
+    traceback: str
+    ended: str
+    """How the process ended, if it did."""
+    hung: bool
+    outside: tuple[str, ...]
+    """Files changed outside the folders that are the command's, processes started, connections."""
+    stdout: str
+    stderr: str
+    left: tuple[str, ...]
+    """Temporary files that are still there, of a command that ended by itself."""
+    seconds: float
+
+
+@dataclass(eq=False)
+class Runner:
+    """A worker that is started when it is needed, and has imported ``modules``. ``home`` is a folder that
+    commands may write to."""
+
+    home: Path
+    modules: tuple[str, ...] = COMMANDS
+    memory_gb: float = MEMORY_GB
+    hang_s: float = HANG_S
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def run(self, given: Input) -> Ran:
+        before, began = _listing(given), time.monotonic()
+        answer, hung, ended = self._answered(given)
+        changed = _differences(before, _listing(given))
+        stdout, stderr = (_printed(given.folder / name) for name in ("stdout", "stderr"))
+        return Ran(
+            answer.get("code"),
+            answer.get("traceback", ""),
+            ended,
+            hung,
+            (*answer.get("outside", ()), *changed),
+            stdout,
+            stderr,
+            tuple(_left_over(given)) if answer else (),
+            time.monotonic() - began,
+        )
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker and its child."""
+        if self._process is not None:
+            with suppress(psutil.Error):
+                for child in _children(self._process):
+                    child.kill()
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _answered(self, given: Input) -> tuple[dict[str, Any], bool, str]:
+        """The worker's answer; or none, and whether it hung or how it ended."""
+        process = self._process = self._process or self._started()
+        request = {
+            "entry": given.entry,
+            "arguments": given.arguments,
+            "folder": str(given.folder),
+            "temporary": str(given.temporary),
+            "allowed": [str(given.out.parent), str(given.temporary), str(self.home)],
+        }
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()
+        assert process.stdout is not None
+        if self._hangs(process):
+            self.close()
+            return {}, True, ""
+        answer: dict[str, Any] = json.loads(process.stdout.readline())
+        return ({}, False, answer["ended"]) if "ended" in answer else (answer, False, "")
+
+    def _hangs(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether the answer takes too long to come."""
+        assert process.stdout is not None
+        busy, began = _processor_seconds(process), time.monotonic()
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while not selector.select(_POLL_S):
+                if (
+                    _processor_seconds(process) - busy > self.hang_s
+                    or time.monotonic() - began > 3 * self.hang_s
+                ):
+                    return True
+        return False
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        self.home.mkdir(parents=True, exist_ok=True)
+        own = {name: str(self.home) for name in _CACHES}
+        settings = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100"}
+        process = subprocess.Popen(
+            [sys.executable, str(_WORKER), str(self.memory_gb), *self.modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **own, **settings},
+        )
+        assert process.stdout is not None
+        process.stdout.readline()  # once all is imported: that is no command's time
+        return process
+
+
+def _processor_seconds(process: subprocess.Popen[bytes]) -> float:
+    """Of the worker, and of the child that is at work."""
+    total = 0.0
+    with suppress(psutil.Error):
+        for one in (psutil.Process(process.pid), *_children(process)):
+            times = one.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def _children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children()
+
+
+def _printed(path: Path) -> str:
+    return path.read_bytes().decode("utf-8", "backslashreplace") if path.exists() else ""
+
+
+def _listing(given: Input) -> Listing:
+    """Everything that is there, but what the command may write, and what it prints."""
+    own = {given.out.parent, given.temporary}
+    found = {}
+    for folder, folders, files in os.walk(given.folder):
+        folders[:] = [name for name in folders if Path(folder) / name not in own]
+        for name in (*folders, *files):
+            path = Path(folder) / name
+            status = path.lstat()
+            if path.parent != given.folder or name not in ("stdout", "stderr"):
+                size = 0 if path.is_dir() else status.st_size
+                changed = 0 if path == given.folder else status.st_mtime_ns
+                found[str(path)] = (size, changed)
+    return found
+
+
+def _differences(before: Listing, after: Listing) -> Iterator[str]:
+    for path in sorted({*before, *after}):
+        if path not in after:
+            yield f"removed {path!r}"
+        elif path not in before:
+            yield f"new {path!r}"
+        elif before[path] != after[path]:
+            yield f"changed {path!r}"
+
+
+def _left_over(given: Input) -> Iterator[str]:
+    yield from (str(path) for path in sorted(given.temporary.iterdir()))
+    hidden = (path for path in given.out.parent.rglob(".*") if not path.is_dir())
+    yield from (str(path) for path in sorted(hidden))

@@ -1,0 +1,174 @@
+"""Sound files that inputs are made from: the tests' tiny scans, series, data set, models and recipes.
+
+The same bytes in every process, so that a seed means the same input everywhere.
+"""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import SimpleITK as sitk  # noqa: N813
+import torch
+import yaml
+
+import dicoms
+from tiny import SCHEMA, tiny_case, tiny_dataset, tiny_recipe
+from untrained import untrained_bundle
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.volume import LabelMap
+from zoomseg.export.package import export
+from zoomseg.io import bundle
+from zoomseg.io.dicom.finding import the_series
+from zoomseg.io.dicom.rtstruct import write_rtstruct
+from zoomseg.io.dicom.seg import write_seg
+from zoomseg.io.files import write_json_atomic
+from zoomseg.io.scans import itk_image, write_image, write_labels
+from zoomseg.recipe import load
+
+CASES = 2
+SLICES = 8
+SERIES_SHAPE = (SLICES, 16, 20)
+"""Slices, rows, columns."""
+
+_CLOCK = {"DA": "20260102", "TM": "120000", "DT": "20260102120000"}
+_INVENTED = ("1.2.826.", "2.25.")
+"""How UIDs begin that libraries make up."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Made in ``root`` when they are first asked for."""
+
+    root: Path
+
+    @cached_property
+    def scan(self) -> Path:
+        """A scan that every command can use."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / "scan.nii.gz"
+        write_image(path, tiny_case(0)[0])
+        _repack(self.root)
+        return path
+
+    @cached_property
+    def scans(self) -> dict[str, dict[str, bytes]]:
+        """By kind of file, the files of one scan: name to content; the header is in the first."""
+        image = tiny_case(0)[0]
+        voxels, affine = image.data[0].numpy(), image.grid.affine
+        folder = self.root / "formats"
+        folder.mkdir(parents=True, exist_ok=True)
+        first, second = nib.Nifti1Image(voxels, affine), nib.Nifti2Image(voxels, affine)
+        first.set_qform(affine, code=1)
+        found = {"nifti1": {"scan.nii": first.to_bytes()}, "nifti2": {"scan.nii": second.to_bytes()}}
+        short = itk_image(voxels.astype(np.int16), image.grid)
+        for kind, packed in (("nrrd", True), ("mha", True), ("mhd", False)):
+            sitk.WriteImage(short, str(folder / f"scan.{kind}"), useCompression=packed)
+            found[kind] = {f"scan.{kind}": (folder / f"scan.{kind}").read_bytes()}
+        found["mhd"]["scan.raw"] = (folder / "scan.raw").read_bytes()
+        return found
+
+    @cached_property
+    def series(self) -> dict[str, bytes]:
+        """A CT series: file name to object."""
+        values = np.random.default_rng(0).integers(900, 1200, SERIES_SHAPE).astype(np.uint16)
+        values[2:6, 4:12, 5:15] = 1150
+        objects = dicoms.stack(values)
+        for number, one in enumerate(objects):
+            one.SOPInstanceUID = f"{dicoms.SERIES_UID}.{number + 1}"
+            one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID
+        dicoms.write(self.root / "series", objects)
+        return {file.name: file.read_bytes() for file in sorted((self.root / "series").iterdir())}
+
+    @cached_property
+    def drawn(self) -> dict[str, bytes]:
+        """A SEG and an RTSTRUCT of ``series``: file name to object."""
+        assert self.series
+        series = the_series(self.root / "series").series
+        classes = np.zeros(series.grid.shape, dtype=np.uint8)
+        classes[3:9, 3:8, 1:6] = 1
+        classes[11:15, 9:13, 2:7] = 2
+        labels = LabelMap(
+            torch.from_numpy(classes), series.grid, LabelSchema.consecutive(["liver", "spleen"])
+        )
+        found = {}
+        for name, write in (("seg.dcm", write_seg), ("rtstruct.dcm", write_rtstruct)):
+            path = self.root / name
+            write(path, labels, series, "someone", "1")
+            found[name] = _same_every_time(path.read_bytes())
+        return found
+
+    @cached_property
+    def dataset(self) -> Path:
+        """Cases in nnU-Net raw layout."""
+        tiny_dataset(self.root / "dataset", CASES)
+        _repack(self.root / "dataset")
+        return self.root / "dataset"
+
+    @cached_property
+    def predictions(self) -> Path:
+        """Label maps that belong to ``dataset``, and what they mean."""
+        folder = self.root / "predictions"
+        folder.mkdir(parents=True)
+        for seed in range(CASES):
+            write_labels(folder / f"case_{seed}.nii.gz", tiny_case(seed)[1])
+        _repack(folder)
+        labels = {"background": 0} | dict(zip(SCHEMA.names, SCHEMA.values, strict=True))
+        write_json_atomic(folder / "run.json", {"labels": labels, "cases": {}})
+        return folder
+
+    @cached_property
+    def model(self) -> Path:
+        """An untrained model."""
+        bundle.save(untrained_bundle(), self.root / "model")
+        return self.root / "model"
+
+    @cached_property
+    def package(self) -> dict[str, bytes]:
+        """What is in ``model`` as one zip: member to content."""
+        export(bundle.load(self.model), self.root / "package.zip")
+        with zipfile.ZipFile(self.root / "package.zip") as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
+
+    @cached_property
+    def recipes(self) -> tuple[object, ...]:
+        """A tiny recipe and those that come with ZoomSeg, as YAML has them."""
+        tiny = load.dump(tiny_recipe(together=True, iterations=1))
+        shipped = [load.dump(load.load(name)) for name in sorted(load.names())]
+        return tuple(yaml.safe_load(text) for text in (tiny, *shipped))
+
+    def copied(self, folder: Path, target: Path) -> Path:
+        """One of the folders above, to be changed."""
+        shutil.copytree(folder, target)
+        return target
+
+
+def _repack(folder: Path) -> None:
+    """Gzip files without a time in them."""
+    for path in folder.rglob("*.gz"):
+        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1, mtime=0))
+
+
+def _same_every_time(data: bytes) -> bytes:
+    """An object with what depends on clock and chance replaced."""
+    made = pydicom.dcmread(BytesIO(data))
+    uids: dict[str, str] = {}
+    for element in made.iterall():
+        if element.VR in _CLOCK:
+            element.value = _CLOCK[element.VR]
+        elif element.VR == "UI" and str(element.value).startswith(_INVENTED):
+            element.value = uids.setdefault(element.value, f"1.2.3.4.{200 + len(uids)}")
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
+    stream = BytesIO()
+    made.save_as(stream)
+    return stream.getvalue()

@@ -1,0 +1,172 @@
+"""A process that runs one command after the other, so that libraries are imported once.
+
+    python worker.py GIGABYTES [MODULE ...]
+
+Imports the modules, and forks a child that runs commands in itself; when one ends it, another is forked.
+Requests come from standard input and answers go to standard output, one JSON object a line each. What a
+command prints, native libraries included, goes to files. A child may not take more memory than told, nor
+write files of more than a gigabyte; what it writes, removes, renames or starts outside the folders that it
+was given is noticed by an audit hook.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+MOST_FILE_BYTES = 1024**3
+GROWN = 0.4
+"""A child that keeps so much of its memory after a command gives way to a new one."""
+
+FINISHED, RENEW = 77, 78
+"""Exit codes of a child that no command ended."""
+
+_CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_PATHS = {
+    **dict.fromkeys(("os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.utime"), (0,)),
+    **dict.fromkeys(("os.rename", "os.link"), (0, 1)),
+    "os.symlink": (1,),
+}
+"""Events that change a file, and which of their arguments are paths."""
+
+_STARTING = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")
+_HARMLESS = ("uname", "fc-list")
+"""Programs that libraries ask when they are first used."""
+
+
+@dataclass(eq=False)
+class Watch:
+    """What happened outside ``allowed`` while it was on."""
+
+    allowed: tuple[str, ...] = ()
+    outside: list[str] = field(default_factory=list)
+
+    def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.allowed:
+            return
+        if event in _STARTING:
+            if arguments[0] not in _HARMLESS:
+                self.outside.append(f"{event} {arguments[0]!r:.200}")
+        elif event == "open":
+            path, _, flags = arguments
+            if isinstance(flags, int) and flags & _CHANGING:
+                self._look(event, path)
+        else:
+            for place in _PATHS.get(event, ()):
+                self._look(event, arguments[place])
+
+    def _look(self, event: str, path: object) -> None:
+        if isinstance(path, int):
+            return
+        where = os.path.realpath(os.fsdecode(path))  # type: ignore[arg-type]
+        if where != os.devnull and not any(where == a or where.startswith(a + os.sep) for a in self.allowed):
+            self.outside.append(f"{event} {where!r:.300}")
+
+    @contextmanager
+    def on(self, allowed: Sequence[str]) -> Iterator[list[str]]:
+        self.outside = []
+        self.allowed = tuple(os.path.realpath(path) for path in allowed)
+        try:
+            yield self.outside
+        finally:
+            self.allowed = ()
+
+
+@contextmanager
+def _printing_to(folder: Path) -> Iterator[None]:
+    """File descriptors 1 and 2, and Python's streams on them, are files in ``folder``."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, descriptor)
+        os.close(file)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _called(entry: str, arguments: Sequence[str]) -> tuple[int | str | None, str]:
+    """What a command ends with, and the traceback if it does not."""
+    try:
+        module, _, name = entry.partition(":")
+        command: Callable[[list[str]], object] = getattr(importlib.import_module(module), name)
+        code = command(list(arguments))
+    except SystemExit as end:
+        return (0 if end.code is None else end.code), ""
+    except BaseException:
+        return None, traceback.format_exc()
+    return (code if isinstance(code, int) else 0), ""
+
+
+def _data_bytes() -> int:
+    """What counts against the limit."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def answer(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
+    folder = Path(request["folder"])
+    os.chdir(folder)
+    tempfile.tempdir = request["temporary"]
+    os.environ["TMPDIR"] = request["temporary"]
+    with _printing_to(folder), watch.on(request["allowed"]) as outside:
+        code, trace = _called(request["entry"], request["arguments"])
+    return {"code": code, "traceback": trace, "outside": outside}
+
+
+def _serve(requests: TextIO, answers: TextIO, most_bytes: int) -> int:
+    """Run commands until there are none left, or this process has grown; the exit code."""
+    resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE_BYTES, MOST_FILE_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    watch = Watch()
+    sys.addaudithook(watch.hook)
+    for line in iter(requests.readline, ""):
+        _tell(answers, answer(json.loads(line), watch))
+        if _data_bytes() > GROWN * most_bytes:
+            return RENEW
+    return FINISHED
+
+
+def _tell(answers: TextIO, what: dict[str, Any]) -> None:
+    answers.write(json.dumps(what) + "\n")
+    answers.flush()
+
+
+def main() -> None:
+    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for module in sys.argv[2:]:
+        importlib.import_module(module)
+    _tell(answers, {"ready": True})
+    while True:
+        child = os.fork()
+        if child == 0:
+            os._exit(_serve(requests, answers, int(float(sys.argv[1]) * 1024**3)))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == FINISHED:
+            return
+        if code != RENEW:
+            _tell(
+                answers,
+                {"ended": f"signal {-code}" if code < 0 else f"exit code {code} of the process itself"},
+            )
+
+
+if __name__ == "__main__":
+    main()
