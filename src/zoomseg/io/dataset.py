@@ -20,6 +20,7 @@ import numpy as np
 from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, LabelError, ScanError, quoted
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
+from zoomseg.core.modality import named
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.files import parse_json, why_unreadable
 from zoomseg.io.scans import (
@@ -44,7 +45,6 @@ MAX_NAME = 120
 MAX_FILE_NAME, MAX_PATH = 255, 4096
 """Bytes and characters: no file system has longer ones."""
 
-_CT = re.compile(r"(?<![a-z])ct(?![a-z])", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Control characters, other line breaks, and halves of surrogate pairs, which no file name can hold."""
 _SHORT = reprlib.Repr()
@@ -79,7 +79,7 @@ class Dataset:
     @property
     def is_ct(self) -> bool:
         """Whether every channel is CT, that is, in Hounsfield units."""
-        return all(says_ct(name) for name in self.channel_names)
+        return all("CT" in named(name) for name in self.channel_names)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -115,11 +115,6 @@ class Dataset:
         if unknown:
             raise DatasetError(f"{self.root}: no case {', '.join(unknown[:5])} in this data set")
         return replace(self, cases=tuple(case for case in self.cases if case.id in wanted))
-
-
-def says_ct(channel: str) -> bool:
-    """Whether a channel's name says that it is CT."""
-    return _CT.search(channel) is not None
 
 
 # --- opening --------------------------------------------------------------------------------------

@@ -17,16 +17,13 @@ from typing import Literal
 from zoomseg.core.errors import quoted
 from zoomseg.core.hounsfield import looks_like_hounsfield
 from zoomseg.core.labels import BACKGROUND
+from zoomseg.core.modality import named
 from zoomseg.core.volume import Volume
-from zoomseg.io.dataset import Dataset, says_ct
+from zoomseg.io.dataset import Dataset
 from zoomseg.io.scans import ScanInput, as_channels, split_channel
 
 SHOWN = 5
 """Labels that a line to write spells out."""
-_OTHER = re.compile(
-    r"(?<![a-z])(mri?|t[12]\w*|flair|adc|dwi|pd\w?|dixon|pet|pt|spect|nm|us|cbct)(?![a-z])", re.IGNORECASE
-)
-"""A channel that says it is something else is believed."""
 _NUMBERED = re.compile(r"channel_\d+")
 
 Hounsfield = Sequence[bool]
@@ -96,7 +93,7 @@ def _units(dataset: Dataset, units: Sequence[Hounsfield]) -> Iterator[Advice]:
     """Channels that look like CT in most cases, but are not called so."""
     names = dict(enumerate(dataset.channel_names))
     whole = [case for case in units if len(case) == len(names)]
-    open_ = [c for c, name in names.items() if not says_ct(name) and not _OTHER.search(name)]
+    open_ = [c for c, name in names.items() if not named(name)]  # what says it is something else is believed
     ct = [c for c in open_ if 2 * sum(case[c] for case in whole) > len(whole)]
     if not ct:
         return
