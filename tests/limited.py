@@ -61,7 +61,7 @@ def untrained() -> Bundle:
 def predictor(model: str, precision: str, workspace: int) -> Predictor:
     device = Device(torch.device("cpu"), torch.bfloat16 if precision == "bfloat16" else None)
     model_ = untrained() if model == "untrained" else replace(bundle.load(BUNDLED), folder=None)
-    made = Predictor(model_, device, limits=Limits(device, 1))
+    made = Predictor(model_, device, limits=Limits(device, 1), any_scan=True)  # noise is no CT
     if workspace:
         for name, network in made._networks.items():
             made._networks[name] = partial(hungry, network, workspace)

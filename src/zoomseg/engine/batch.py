@@ -230,12 +230,13 @@ class _Batch:
         began = time.perf_counter()
         scan, result, path = found.scan, found.result, result_path(self.out, found.scan)
         kept.forget(self.out, scan.id)
-        write_labels(path, result.labels, like=scan.paths[0])
         write_results(self.out, scan, result.labels, self.beside.dicom, self.predictor.bundle.recipe.name)
         if self.beside.slicer:
             write_segmentation(segmentation_path(self.out, scan), result.labels, self.organs)
         if self.beside.stages:
             kept.write(self.out, scan, found.image.grid, self.predictor.bundle.recipe, result)
+        # Last: where it is, all is there.
+        write_labels(path, result.labels, like=scan.paths[0])
         write = time.perf_counter() - began
         meter.end()
         seconds = found.seconds | {"write": write, "total": found.total + write}
@@ -252,12 +253,14 @@ def _tried(scan: ScanInput, work: Callable[[], T]) -> T | Failed:
     except ZoomSegError as error:
         return Failed(scan.id, printable(str(error)))
     except Exception as error:
-        reason = "does not fit in memory" if _out_of_memory(error) else _unexpected(error)
-        return Failed(scan.id, printable(f"{scan.paths[0]}: {reason}"))
+        return Failed(scan.id, printable(f"{scan.paths[0]}: {why(error)}"))
 
 
-def _unexpected(error: Exception) -> str:
-    """A mistake of ours in one line: what happened, and in which line of the package."""
+def why(error: Exception) -> str:
+    """What is no error of the user's, in one line: too little memory, or a mistake of ours, then with its
+    place in the package."""
+    if _out_of_memory(error):
+        return "does not fit in memory"
     ours = Path(__file__).parents[1]
     inside = [f for f in traceback.extract_tb(error.__traceback__) if ours in Path(f.filename).parents]
     at = f" at {Path(inside[-1].filename).relative_to(ours)}:{inside[-1].lineno}" if inside else ""

@@ -42,6 +42,7 @@ CARRIED = (
     "core/labels.py",
     "core/placing.py",
     "core/positions.py",
+    "core/sides.py",
     "core/weights.py",
     "core/widening.py",
     "core/window.py",

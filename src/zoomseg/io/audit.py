@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zoomseg.core.errors import DatasetError, OutputError, ScanError
+from zoomseg.core.errors import DatasetError, MemoryLimitError, OutputError, ScanError, ZoomSegError
 from zoomseg.core.geometry import GEOMETRY_TOLERANCE_VOX, Grid
 from zoomseg.core.volume import Volume
 from zoomseg.io.dataset import CaseFiles, Dataset, read_description
@@ -49,6 +49,7 @@ Kind = Literal[
     "missing_file",
     "missing_labels",
     "unreadable",
+    "too_large",
     "wrong_channels",
     "not_finite",
     "constant",
@@ -226,13 +227,16 @@ def _read(path: Path, channels: int, dataset: Dataset, facts: _Facts) -> Volume 
     except ScanError as error:
         facts.add("error", "unreadable", _shorten(error, path, name), fixable=True)
         return None
+    except MemoryLimitError as error:  # on a larger machine there is nothing wrong with it
+        facts.add("error", "too_large", _shorten(error, path, name))
+        return None
     if volume.channels != channels:
         message = f"{name}: {volume.channels} channels, expected {channels}"
         facts.add("error", "wrong_channels", message, fixable=True)
     return volume
 
 
-def _shorten(error: ScanError, path: Path, name: str) -> str:
+def _shorten(error: ZoomSegError, path: Path, name: str) -> str:
     return str(error).replace(str(path), name)
 
 
@@ -274,6 +278,9 @@ def _audit_labels(dataset: Dataset, case: CaseFiles, path: Path, image: Grid | N
         values, grid, off = read_rounded_labels(path)
     except ScanError as error:
         facts.add("error", "unreadable", _shorten(error, path, name), fixable=True)
+        return
+    except MemoryLimitError as error:
+        facts.add("error", "too_large", _shorten(error, path, name))
         return
     if off:
         message = f"{name}: label values lie up to {off:.2g} beside whole numbers; they are read as these"

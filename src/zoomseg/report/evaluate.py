@@ -12,6 +12,7 @@ from pathlib import Path
 from zoomseg.core.errors import GeometryError, ScanError, ZoomSegError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.engine import kept
+from zoomseg.engine.batch import why
 from zoomseg.io.dataset import Dataset
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.report.attribution import LOSSES, NOTHING, attribute_case, read_region
@@ -170,8 +171,8 @@ def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float) -> CaseResult | F
         )
     except ZoomSegError as error:
         return Failure(pair.id, str(error))
-    except MemoryError:
-        return Failure(pair.id, f"{pair.prediction}: does not fit in memory")
+    except Exception as error:  # the next cases may be scored all the same
+        return Failure(pair.id, f"{pair.prediction}: {why(error)}")
 
 
 def _pictures(evaluation: Evaluation, pairs: Pairs) -> list[Picture]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image, labels = tiny_case(seed)
         write_image(root / "scans" / f"case_{seed}.nii.gz", image)
         write_labels(root / "labels" / f"case_{seed}.nii.gz", labels)
+    shutil.copytree(root / "labels", root / "predicted")
     return root
 
 
@@ -136,7 +138,7 @@ def commands(room: Path, out: Path) -> dict[str, tuple[str, str, list[str], str]
         "evaluate": (
             "zoomseg.report.evaluate",
             "as_completed",
-            ["evaluate", labels, labels, "-o", o],
+            ["evaluate", str(room / "predicted"), labels, "-o", o],
             "cases were scored, and nothing was written",
         ),
         "study": ("zoomseg.study.run", "_scored", ["study", data, "-o", o, *study], GO_ON),

@@ -120,6 +120,19 @@ def test_a_mistake_in_writing_fails_that_scan_alone(
     assert isinstance(three, Done)
 
 
+def test_a_label_map_is_there_only_where_all_else_is(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object) -> None:
+        raise ScanError("slices of two patients")
+
+    monkeypatch.setattr(batch, "write_results", refuse)
+    out = tmp_path / "out"
+    out.mkdir()
+    assert all(isinstance(outcome, Failed) for outcome in outcomes(scans, out, predictor()))
+    assert list(out.iterdir()) == []
+
+
 def test_whatever_goes_wrong_in_computing_fails_that_scan_alone(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from zoomseg.core.errors import DatasetError, OutputError
+from zoomseg.core.errors import DatasetError, MemoryLimitError, OutputError
 from zoomseg.io.audit import Finding, Report, annotated_cases, audit, repair
 from zoomseg.io.dataset import open_dataset
 
@@ -375,6 +375,21 @@ def test_voxels_of_a_label_that_is_not_annotated_are_named(root: Path) -> None:
     finding = only(check(root))
     assert (finding.severity, finding.kind, finding.fixable) == ("warning", "drawn_unannotated", False)
     assert "labelsTr/b.nii.gz: has voxels of left kidney, right_kidney, not listed" in finding.message
+
+
+def test_a_file_that_does_not_fit_in_memory_is_named_and_never_left_out(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object, **named: object) -> None:
+        raise MemoryLimitError("it takes about 9 GB of memory, 1 GB are free", needed=9)
+
+    for reads in ("read_voxels", "read_rounded_labels"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"zoomseg.io.audit.{reads}", full)
+            report = audit(open_dataset(root))
+        found = [f for f in report.findings if f.kind == "too_large"]
+        assert len(found) == len(open_dataset(root).cases)
+        assert not any(f.leaves_out for f in found)
 
 
 def test_a_label_that_no_case_annotates_cannot_be_learned(root: Path) -> None:

@@ -16,7 +16,7 @@ from tiny import tiny_recipe
 from zoomseg.core.errors import GeometryError, OutputError, ScanError
 from zoomseg.recipe.load import dump
 from zoomseg.report.evaluate import evaluate, write_all
-from zoomseg.report.pairs import find_pairs
+from zoomseg.report.pairs import Pairs, find_pairs
 
 LARGER = box((2, 2, 2), (8, 8, 8))
 VOXEL_ML = 1.5 * 1.5 * 3 / 1000
@@ -108,6 +108,21 @@ def test_no_case_can_be_scored(folders, tmp_path):
     with pytest.raises(ScanError, match=r"none of 3 cases could be scored; .*a\.nii\.gz: damaged"):
         evaluate(*folders, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_mistake_of_ours_fails_its_case_alone(folders, tmp_path, monkeypatch):
+    def mistaken(self, pair):
+        if pair.id == "a":
+            raise KeyError("anything")
+        return load(self, pair)
+
+    load = Pairs.load
+    monkeypatch.setattr(Pairs, "load", mistaken)
+    evaluation = evaluate(*folders, tmp_path / "out")
+    (failure,) = evaluation.failures
+    assert failure.case == "a"
+    assert "unexpected KeyError" in failure.reason
+    assert [case.id for case in evaluation.cases] == ["b", "c"]
 
 
 def test_scan_that_cannot_be_read_is_only_missing_from_the_picture(folders, tmp_path):
