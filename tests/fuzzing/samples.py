@@ -8,6 +8,7 @@ The same bytes in every process, so that a seed means the same input everywhere.
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ SLICES = 8
 SERIES_SHAPE = (SLICES, 16, 20)
 """Slices, rows, columns."""
 
+_MOMENT = re.compile(r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2}")
 _CLOCK = {"DA": "20260102", "TM": "120000", "DT": "20260102120000"}
 _INVENTED = ("1.2.826.", "2.25.")
 """How UIDs begin that libraries make up."""
@@ -166,6 +168,8 @@ def _same_every_time(data: bytes) -> bytes:
     for element in made.iterall():
         if element.VR in _CLOCK:
             element.value = _CLOCK[element.VR]
+        elif isinstance(element.value, str) and element.VR != "UI":
+            element.value = _MOMENT.sub("2026-01-01 10:10:10", element.value)
         elif element.VR == "UI" and str(element.value).startswith(_INVENTED):
             element.value = uids.setdefault(element.value, f"1.2.3.4.{200 + len(uids)}")
     made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID

@@ -14,7 +14,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.engine.sizes import Sized, costs_of, require_room, sized, step_bytes
 from zoomseg.networks import build as networks
 from zoomseg.recipe.load import load
-from zoomseg.recipe.spec import FixedSpacing, PlannedRecipe, Stage, Training
+from zoomseg.recipe.spec import FixedSpacing, PlannedRecipe, Recipe, Stage, Training
 
 ORGANS = LabelSchema.consecutive(["liver", "right kidney", "left kidney"])
 
@@ -111,3 +111,15 @@ def test_a_training_step_that_cannot_fit_is_refused_before_anything_is_allocated
     huge = stage(made, (64, 64, 64)).model_copy(update={"network": wide})
     with pytest.raises(RecipeError, match="fewer channels"):
         require_room(huge, 1, 4, CPU)
+
+
+def test_a_patch_that_comes_down_to_one_voxel_is_counted() -> None:
+    """With batch norm, which could not learn from one such patch alone."""
+    recipe = load("valindria2018-small-organs")
+    assert isinstance(recipe, Recipe)
+    lead = recipe.stages[0]
+    least = networks.divisor(lead.network)
+    small = lead.model_copy(
+        update={"training": lead.training.model_copy(update={"patch": least, "batch": 2})}
+    )
+    require_room(small, 1, 4, CPU)
