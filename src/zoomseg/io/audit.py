@@ -28,6 +28,7 @@ from zoomseg.io.naming import advise, hounsfield
 from zoomseg.io.scans import (
     ScanInput,
     as_channels,
+    header_notes,
     looks_like_labels,
     read_grid,
     read_label_values,
@@ -50,6 +51,7 @@ Kind = Literal[
     "missing_labels",
     "unreadable",
     "too_large",
+    "header",
     "wrong_channels",
     "not_finite",
     "constant",
@@ -230,6 +232,8 @@ def _read(path: Path, channels: int, dataset: Dataset, facts: _Facts) -> Volume 
     except MemoryLimitError as error:  # on a larger machine there is nothing wrong with it
         facts.add("error", "too_large", _shorten(error, path, name))
         return None
+    for note in header_notes(path, channels_last=channels > 1):
+        facts.add("warning", "header", f"{name}: {note}")
     if volume.channels != channels:
         message = f"{name}: {volume.channels} channels, expected {channels}"
         facts.add("error", "wrong_channels", message, fixable=True)
@@ -282,6 +286,8 @@ def _audit_labels(dataset: Dataset, case: CaseFiles, path: Path, image: Grid | N
     except MemoryLimitError as error:
         facts.add("error", "too_large", _shorten(error, path, name))
         return
+    for note in header_notes(path):
+        facts.add("warning", "header", f"{name}: {note}")
     if off:
         message = f"{name}: label values lie up to {off:.2g} beside whole numbers; they are read as these"
         facts.add("warning", "not_integers", message, fixable=True)

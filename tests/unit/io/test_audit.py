@@ -392,6 +392,17 @@ def test_a_file_that_does_not_fit_in_memory_is_named_and_never_left_out(
         assert not any(f.leaves_out for f in found)
 
 
+def test_headers_that_leave_a_doubt_are_told_of(root: Path) -> None:
+    file = next((root / "imagesTr").iterdir())
+    scan = nib.load(file)
+    scan.set_sform(None, 0)
+    scan.set_qform(None, 0)
+    nib.save(scan, file)
+    (found,) = [f for f in audit(open_dataset(root)).findings if f.kind == "header"]
+    assert found.severity == "warning"
+    assert found.message.startswith(f"imagesTr/{file.name}: ")
+
+
 def test_a_label_that_no_case_annotates_cannot_be_learned(root: Path) -> None:
     describe(root, cases={case: {"annotated": ["left kidney", "right_kidney"]} for case in CASES})
     (error,) = check(root).errors
