@@ -64,7 +64,11 @@ def dicom_changed(m: Mutation, data: bytes) -> bytes:
 def _elements_changed(m: Mutation, data: bytes) -> bytes:
     dataset = pydicom.dcmread(BytesIO(data))
     for _ in m.times(4):
-        holder, tag, path = m.pick(list(_elements(dataset)))
+        try:
+            holder, tag, path = m.pick(list(_elements(dataset)))
+        except Exception as error:  # what was changed before is not read by pydicom any more
+            m.note(f"not read by pydicom ({type(error).__name__})")
+            break
         if tag in holder:  # not where a change before took it away
             m.pick(_CHANGES)(m, holder, tag, path)
     changed = BytesIO()

@@ -46,6 +46,12 @@ _HARMLESS = ("uname", "fc-list")
 """Programs that libraries ask when they are first used."""
 
 
+def _in_open_folder(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether paths are relative to an open folder (`shutil.rmtree` takes care so): where that is, the event
+    does not say, and the listing of what lies outside before and after tells of it."""
+    return event != "os.truncate" and isinstance(arguments[-1], int) and arguments[-1] >= 0
+
+
 @dataclass(eq=False)
 class Watch:
     """What happened outside ``allowed`` while it was on."""
@@ -65,7 +71,8 @@ class Watch:
                 self._look(event, path)
         else:
             for place in _PATHS.get(event, ()):
-                self._look(event, arguments[place])
+                if not _in_open_folder(event, arguments):
+                    self._look(event, arguments[place])
 
     def _look(self, event: str, path: object) -> None:
         if isinstance(path, int):

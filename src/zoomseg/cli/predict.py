@@ -77,7 +77,7 @@ def command(
     from rich.console import Console
 
     from zoomseg.cli.progress import PredictionDisplay
-    from zoomseg.core.errors import ScanError
+    from zoomseg.core.errors import ScanError, quoted
     from zoomseg.engine import atlases
     from zoomseg.engine.batch import Beside
     from zoomseg.engine.device import resolve
@@ -130,7 +130,8 @@ def command(
     click.echo(f"{len(found) - len(failed)} of {len(found)} scans written to {out}")
     if len(found) - len(failed) > 1:
         for row in least_certain(rows)[:REVIEWED_FIRST]:
-            click.echo(f"review first: {row.case}, {row.organ}: confidence {row.confidence:.2f}")
+            what = f"{quoted(row.case)}, {row.organ}"
+            click.echo(f"review first: {what}: confidence {row.confidence:.2f}")
     if not failed:
         return 0
     return 1 if len(failed) < len(found) else 2

@@ -12,12 +12,16 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from zoomseg.core.errors import quoted
 from zoomseg.core.memory import spoken
 from zoomseg.engine.batch import Done, Failed
 from zoomseg.engine.course import Progress
 
 PLAIN_EVERY_SECONDS = 10.0
 """Pause between lines within a stage where output is not a terminal."""
+
+SHOWN = 1000
+"""Characters of a line; names in it come from files."""
 
 
 class PredictionDisplay:
@@ -56,7 +60,7 @@ class PredictionDisplay:
 
     def warn(self, message: str) -> None:
         """Something is left out, and the scan is segmented all the same."""
-        self._line(Text(message, style="yellow"))
+        self._line(Text(quoted(message, SHOWN), style="yellow"))
 
     def _show(self, case: str, progress: Progress, unit: str) -> None:
         if self._console.is_terminal:
@@ -75,9 +79,10 @@ class PredictionDisplay:
     def settle(self, outcome: Done | Failed) -> None:
         """A scan is done with."""
         if isinstance(outcome, Failed):
-            self._line(Text.assemble(("failed:", "red"), f" {outcome.case}: {outcome.reason}"))
+            why = quoted(f"{outcome.case}: {outcome.reason}", SHOWN)
+            self._line(Text.assemble(("failed:", "red"), f" {why}"))
         else:
-            line = Text(f"{outcome.case}  {outcome.seconds['total']:.1f} s")
+            line = Text(f"{quoted(outcome.case)}  {outcome.seconds['total']:.1f} s")
             self._line(Group(line, *costs(outcome)) if self._verbose else line)
             for note in outcome.result.notes:
                 self.warn(f"{outcome.case}: {note}")

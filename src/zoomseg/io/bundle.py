@@ -32,7 +32,7 @@ from zoomseg.core.domain import TrainingDomain
 from zoomseg.core.errors import LabelError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io.calibration import Calibration
-from zoomseg.io.files import parse_json, write_bytes_atomic
+from zoomseg.io.files import parse_json, reason_of, write_bytes_atomic
 from zoomseg.recipe import load as load_recipe
 from zoomseg.recipe.spec import Recipe
 
@@ -269,7 +269,7 @@ def read_tensors(folder: Path, file: str, sha256: str, manifest: str) -> dict[st
     try:
         return safetensors.load(content)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{file}: {reason_of(error)}") from error
 
 
 def _read_weights(path: Path, stage: str, entry: _Weights) -> dict[str, Tensor]:

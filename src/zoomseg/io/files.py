@@ -111,8 +111,10 @@ def check_name(path: Path) -> None:
     """Refuse a result whose name the file system does not take, before anything is computed for it.
 
     Raises:
-        ScanError: the name is too long.
+        ScanError: the name is too long, or the result would be hidden.
     """
+    if path.name.startswith("."):
+        raise ScanError(f"{path.name}: the result would be a hidden file; rename the scan")
     folder = next((parent for parent in path.parents if parent.is_dir()), path.parent)
     try:
         (folder / path.name).lstat()

@@ -43,6 +43,10 @@ _GEOMETRY = (
     *("qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
 
+_CODES = range(6)
+_ALIGNED = 2
+"""Codes of forms that the standard knows, and the one of those that are aligned to something else."""
+
 _LONGEST_QUATERNION = 1.01
 """Of its stored part, squared. The whole has length 1; what is above was rounded, or is no quaternion."""
 
@@ -268,7 +272,9 @@ def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
 
     Args:
         like: the fields of a header on this grid. Its geometry is copied as it is, units, codes and all, so
-            that every program lays the result where it lays the scan, by whichever rules.
+            that every program lays the result where it lays the scan, by whichever rules; but for a damaged
+            qform beside an sform of a code that the standard does not have: nibabel would turn to the qform,
+            and stop.
     """
     kind = nib.Nifti2Image if max(array.shape) > SIZES_1 else nib.Nifti1Image
     if like is None:
@@ -282,4 +288,8 @@ def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
     for name in _GEOMETRY:
         made.header[name] = like[name]
     made.header["pixdim"][:4] = like["pixdim"][:4]
+    if int(like["sform_code"]) not in _CODES and not np.isfinite(_qform(like)).all():
+        made.header["sform_code"] = _ALIGNED
+        for name in ("qform_code", "quatern_b", "quatern_c", "quatern_d"):
+            made.header[name] = 0
     return made

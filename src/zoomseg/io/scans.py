@@ -281,6 +281,8 @@ def _itk_reader(path: Path) -> tuple[sitk.ImageFileReader, TextHeader]:
     """ITK's reader of a file whose header was checked."""
     import SimpleITK as sitk  # noqa: N813
 
+    if printable(str(path)) != str(path):  # ITK ends the process
+        raise ScanError(f"{path}: the name or a folder's is no UTF-8, which ITK cannot open; rename it")
     nrrd = scan_suffix(path) == ".nrrd"
     checked = text_header.read(path, nrrd)
     reader = sitk.ImageFileReader()

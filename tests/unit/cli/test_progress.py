@@ -100,3 +100,9 @@ def test_tiles_are_no_ones_business_unless_asked() -> None:
         display.tell("a", Progress("coarse", 4, 4))
     assert "coarse" not in text.getvalue()
     assert "0/3" in text.getvalue()
+
+
+def test_names_from_files_print_no_control_characters() -> None:
+    (line,) = said(False, done=Failed("a\x1b[31m", "no \x00\nscan"))
+    assert line.isprintable()
+    assert line == "failed: a [31m: no scan"

@@ -227,3 +227,9 @@ def test_json_is_parsed_or_refused_in_one_line() -> None:
         with pytest.raises(ValueError) as refusal:  # noqa: PT011
             parse_json(content)
         assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", [".a.nii.gz", "..a.nii.gz"])
+def test_no_result_is_a_hidden_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ScanError, match="the result would be a hidden file; rename the scan"):
+        check_name(tmp_path / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
@@ -256,3 +257,22 @@ def nifti_header_of(made: nib.Nifti1Image) -> NiftiHeader:
 
     content = made.to_bytes()
     return parse(Path("a.nii"), content[:540], len(content), compressed=False)
+
+
+@pytest.mark.parametrize("stored", [(1e15, 0.0, 0.0), (math.nan, 0.0, 0.0), (1.5, 0.0, 0.0)])
+def test_a_damaged_qform_is_not_copied_where_nibabel_would_turn_to_it(
+    tmp_path: Path, stored: tuple[float, float, float]
+) -> None:
+    scan = nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.diag([2.0, 3.0, 4.0, 1.0]))
+    scan.set_sform(scan.affine, 1)
+    scan.header["qform_code"], scan.header["sform_code"] = 1, 1242
+    for axis, value in zip("bcd", stored, strict=True):
+        scan.header[f"quatern_{axis}"] = value
+    grid = Grid((4, 5, 6), scan.affine)
+    made = image(np.ones((4, 5, 6), np.uint8), grid, scan.header)
+    nib.save(made, tmp_path / "labels.nii.gz")
+    again = nib.load(tmp_path / "labels.nii.gz")
+    assert np.array_equal(again.affine, np.diag([2.0, 3.0, 4.0, 1.0]))
+    assert (int(again.header["qform_code"]), int(again.header["sform_code"])) == (0, 2)
+    found = sitk.ReadImage(str(tmp_path / "labels.nii.gz"))
+    assert found.TransformIndexToPhysicalPoint((3, 4, 5)) == pytest.approx((-6.0, -12.0, 20.0))

@@ -31,6 +31,7 @@ from zoomseg.io.scans import (
     reading_bytes,
     scan_name,
     the_scan,
+    write_array,
     write_image,
     write_labels,
 )
@@ -624,3 +625,12 @@ def test_only_dicom_beside_nifti_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "study" / "export.zip").write_bytes(b"PK")
     find_scans(tmp_path, notes.append)
     assert len(notes) == 1
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_a_name_that_is_no_utf8_does_not_end_the_process(tmp_path: Path, suffix: str) -> None:
+    sound = tmp_path / f"a{suffix}"
+    write_array(sound, noise(), Grid.from_spacing(SHAPE, (1.0, 1.0, 1.0)))
+    other = sound.rename(tmp_path / f"a\udcff{suffix}")
+    with pytest.raises(ScanError, match="is no UTF-8, which ITK cannot open; rename it"):
+        read_image(other)

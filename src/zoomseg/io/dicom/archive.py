@@ -128,8 +128,9 @@ def files_in(folder: Path) -> Iterator[Path]:
 
 
 def _members(path: Path, opener: Opener) -> list[Source]:
-    members = [info.filename for info in opener.add_zip(path).infolist() if not info.is_dir()]
-    return [Source(path, name) for name in members if not name.rpartition("/")[2].startswith(".")]
+    names = (info.filename for info in opener.add_zip(path).infolist())
+    files = (name for name in names if name and not name.endswith("/"))  # a hostile one may have no name
+    return [Source(path, name) for name in files if not name.rpartition("/")[2].startswith(".")]
 
 
 def _checked_zip(path: Path) -> zipfile.ZipFile:

@@ -71,3 +71,15 @@ def test_damaged_encrypted_and_odd_zips(tmp_path: Path) -> None:
         packed.writestr("a.dcm", b"x")
     with pytest.raises(ScanError, match="only deflate is read"), opening(archive):
         pass
+
+
+def test_a_file_without_a_name_is_passed_over(tmp_path: Path) -> None:
+    files = sorted(write(tmp_path / "files", stack(ramp())).iterdir())
+    archive = tmp_path / "odd.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for number, file in enumerate(files):
+            packed.writestr(zipfile.ZipInfo(f"{number}.dcm"), file.read_bytes())
+        odd = zipfile.ZipInfo("Y")
+        odd.filename = ""
+        packed.writestr(odd, b"anything")
+    assert the_series(archive).series.grid.shape == (7, 6, 5)
