@@ -51,13 +51,17 @@ def main() -> None:
     seconds: dict[str, float] = {}
     for count, stage in enumerate(model.recipe.stages, start=1):
         folder = options.out / stage.name
-        segment_to_folder(scans, folder / "predictions", Predictor(cut_after(model, count), device))
+        segment_to_folder(
+            scans, folder / "predictions", Predictor(cut_after(model, count), device, any_scan=True)
+        )
         scores = evaluate(folder / "predictions", dataset, folder)
         dice[stage.name] = {row.organ: row.dice for row in scores.summary} | {"mean": scores.mean["dice"]}
         run = json.loads((folder / "predictions" / "run.json").read_text())
         seconds[stage.name] = float(np.median([c["seconds"]["total"] for c in run["cases"].values()]))
     folder = options.out / "attributed"  # a run of its own: keeping what stages said takes seconds
-    segment_to_folder(scans, folder / "predictions", Predictor(model, device), keep_stages=True)
+    segment_to_folder(
+        scans, folder / "predictions", Predictor(model, device, any_scan=True), keep_stages=True
+    )
     found = evaluate(folder / "predictions", dataset, folder)
     recall = {row.organ: row.region_recall for row in found.summary}
     stages = list(dice)

@@ -58,7 +58,7 @@ def complete_cases(dataset: Dataset, ids: Sequence[str]) -> tuple[str, ...]:
 def score(model: Bundle, held_back: Dataset, folder: Path, device: Device) -> Evaluation:
     """Predict and score the cases kept back."""
     scans = [ScanInput(case.id, case.images) for case in held_back.cases]
-    segment_to_folder(scans, folder / "predictions", Predictor(model, device))
+    segment_to_folder(scans, folder / "predictions", Predictor(model, device, any_scan=True))
     return evaluate(folder / "predictions", held_back, folder)
 
 

@@ -115,7 +115,7 @@ def opened(options: argparse.Namespace) -> tuple[Predictor, Dataset]:
     options.out.mkdir(parents=True, exist_ok=True)
     model = bundle.load(options.model)
     held_back = [str(i) for i in model.provenance["validation_cases"]]  # type: ignore[union-attr]
-    return Predictor(model, resolve("auto")), open_dataset(options.dataset).subset(held_back)
+    return Predictor(model, resolve("auto"), any_scan=True), open_dataset(options.dataset).subset(held_back)
 
 
 def main() -> None:

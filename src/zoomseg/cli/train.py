@@ -186,7 +186,7 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     worth; 1 if some could not be."""
     from dataclasses import replace
 
-    from zoomseg.engine.batch import Beside
+    from zoomseg.engine.batch import Beside, Done, Outcome
     from zoomseg.engine.device import resolve
     from zoomseg.engine.predict import Predictor
     from zoomseg.engine.stop import ending
@@ -205,13 +205,22 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     predictor = Predictor(replace(model, calibration=None), resolve(device), any_scan=True)
     rows: list[OrganRow] = []
     beside = Beside(stages=True)
+    promised: dict[tuple[str, str], float] = {}
+
+    def keep(outcome: Outcome) -> None:
+        if isinstance(outcome, Done):  # as the probabilities have it, before what the scan is like lowers it
+            promised.update({(outcome.case, name): dice for name, dice in outcome.result.confidence.items()})
+
     with ending(lambda: f"the model in {out} is complete, its validation is not; --resume validates it"):
-        failed = segment_to_folder(scans, folder / "predictions", predictor, beside=beside, hear=rows.extend)
+        failed = segment_to_folder(
+            scans, folder / "predictions", predictor, progress=keep, beside=beside, hear=rows.extend
+        )
         for case in failed:
             click.echo(f"failed: {case.case}: {case.reason}", err=True)
         log = out / "training" / "metrics.csv"
         scores = evaluate(folder / "predictions", kept_back, folder, training_log=log)
-    promised = {(row.case, row.organ): row.confidence for row in rows if row.confidence is not None}
-    bundle.save(replace(model, calibration=calibrate(scored(promised, scores))), out)
+    found = {(row.case, row.organ) for row in rows if row.confidence is not None}
+    known = scored({key: dice for key, dice in promised.items() if key in found}, scores)
+    bundle.save(replace(model, calibration=calibrate(known)), out)
     click.echo(f"Validation: mean Dice {scores.mean['dice']:.3f}; {folder / 'report.html'}")
     return 1 if failed else 0

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid, Orientation
-from zoomseg.core.positions import OrganPlaces, Span
+from zoomseg.core.positions import Bounds, OrganPlaces, Span
 
 SAMPLED = 64
 """Along each axis at most so many voxels, evenly spread, stand for a scan."""
@@ -88,7 +88,8 @@ class TrainingDomain:
         spans = [self.darkest, self.cross_section_cm2]
         for organ in self.organs.values():
             spans += [organ.volume_ml] if organ.volume_ml else []
-            spans += [span for offsets in organ.offsets_mm.values() for span in offsets]
+            ends = (span for offsets in organ.offsets_mm.values() for span in offsets)
+            spans += [(low, high) for low, high in ends if low is not None and high is not None]
         if any(low > high for low, high in spans):
             raise ValueError("a range ends before it begins")
 
@@ -227,7 +228,7 @@ def domain_from_json(data: Mapping[str, Any]) -> TrainingDomain:
     organs = {
         name: OrganPlaces(
             None if organ["volume_ml"] is None else _span(organ["volume_ml"]),
-            {other: (_span(x), _span(y), _span(z)) for other, (x, y, z) in organ["offsets_mm"].items()},
+            {other: (_bounds(x), _bounds(y), _bounds(z)) for other, (x, y, z) in organ["offsets_mm"].items()},
         )
         for name, organ in data["organs"].items()
     }
@@ -240,3 +241,8 @@ def domain_from_json(data: Mapping[str, Any]) -> TrainingDomain:
 def _span(ends: Sequence[float]) -> Span:
     low, high = ends
     return float(low), float(high)
+
+
+def _bounds(ends: Sequence[float | None]) -> Bounds:
+    low, high = (None if end is None else float(end) for end in ends)
+    return low, high

@@ -17,6 +17,9 @@ from zoomseg.core.errors import GeometryError
 
 Index3 = tuple[int, int, int]
 Vector3 = tuple[float, float, float]
+Sides = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
+"""Of a box: towards left and right, back and front, feet and head (canonical axes, low then high)."""
+
 FloatArray = npt.NDArray[np.float64]
 
 GEOMETRY_TOLERANCE_VOX = 1e-2
@@ -205,6 +208,27 @@ class Grid:
         start = np.floor(mine.min(axis=0) + 0.5 + 1e-6).astype(int)
         stop = np.ceil(mine.max(axis=0) + 0.5 - 1e-6).astype(int)
         return Box(tuple(start.tolist()), tuple(np.maximum(stop, start + 1).tolist()))
+
+    def box_mm(self, start: npt.ArrayLike, stop: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Lowest and highest world coordinates ``[..., 3]`` of boxes ``[..., 3]`` of voxel indices, their
+        voxels' outer faces included; on an oblique grid, those of the boxes' corners."""
+        ends = np.stack([np.asarray(start) - 0.5, np.asarray(stop) - 0.5])
+        corners = np.stack(
+            [[ends[bit][..., a] for a, bit in enumerate(bits)] for bits in np.ndindex(2, 2, 2)]
+        )
+        world = self.world(np.moveaxis(corners, 1, -1))
+        return world.min(axis=0), world.max(axis=0)
+
+    def sides_at_end(self, start: npt.ArrayLike, stop: npt.ArrayLike) -> Sides:
+        """At which of the grid's sides a box of voxel indices ends, by canonical axes."""
+        turned = Orientation.to_canonical(self)
+        at_start = np.asarray(start) <= 0
+        at_stop = np.asarray(stop) >= self.shape
+        sides = [
+            (bool(at_stop[a]), bool(at_start[a])) if flipped else (bool(at_start[a]), bool(at_stop[a]))
+            for a, flipped in zip(turned.order, turned.flip, strict=True)
+        ]
+        return sides[0], sides[1], sides[2]
 
     def distance_mm(self, other: Grid) -> float:
         """Largest distance between equal indices of two grids of one shape; infinite if shapes differ."""

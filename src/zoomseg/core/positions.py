@@ -7,7 +7,7 @@ sure of itself: neither its size nor its probability gives it away, its place do
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.core.geometry import Grid, Vector3
+from zoomseg.core.geometry import Grid, Sides, Vector3
 
 SAMPLED_MM = 3.0
 """Places are taken from voxels about so far apart; what is smaller is of no account here."""
@@ -29,13 +29,23 @@ MARGIN_MM = 30.0
 LEAST_ANCHORS = 2
 """By fewer, nothing is said of an organ's place."""
 
+LEAST_CASES = 5
+"""What fewer cases show may be what one patient is like."""
+
+UNBOUNDED_MM = 2000.0
+"""Stands for a side that has no bound where organs are compared by how well they tell a place: a person's
+height."""
+
 Classes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
 Components = Callable[[Mask], npt.NDArray[np.integer]]
 """Connected components of a mask, numbered from 1."""
 Span = tuple[float, float]
-Offsets = tuple[Span, Span, Span]
-"""Of an organ's bounding box from another organ's median, mm, along x, y, z: lowest and highest seen."""
+Bounds = tuple[float | None, float | None]
+"""Lowest and highest; None: no bound is known."""
+Offsets = tuple[Bounds, Bounds, Bounds]
+"""Of an organ's bounding box from another organ's median, mm, along x, y, z."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,15 @@ class Place:
     """Along each axis of the scan; unlike a mean it does not mind a few voxels elsewhere."""
     low_mm: Vector3
     high_mm: Vector3
-    """Corners of its bounding box."""
-    whole: bool
-    """Whether it lies inside the scan, and touches no end of it."""
+    """Corners of its bounding box, outer faces of its voxels included."""
+    cut: Sides
+    """At which sides it reaches the end of the scan, and may go on outside."""
     volume_ml: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it lies inside the scan."""
+        return not any(side for axis in self.cut for side in axis)
 
 
 @dataclass(frozen=True)
@@ -59,69 +74,100 @@ class OrganPlaces:
     __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "allow_inf_nan": False}
 
     volume_ml: Span | None
-    """Least and largest of the cases that hold it whole; None: none does."""
+    """Least of the cases that hold it whole, and largest of all; None: too few hold it whole."""
     offsets_mm: Mapping[str, Offsets]
     """By the organ that it is seen from."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    place: Place
+    box: tuple[slice, slice, slice]
+    """Of the label map; what is smaller than the sampling may lie outside."""
+
+
 def places(classes: Classes, grid: Grid) -> dict[int, Place]:
     """The place of every class in a label map ``[I, J, K]``, by class index."""
-    spacing = grid.spacing_mm
-    step = np.array([max(1, int(SAMPLED_MM / mm)) for mm in spacing])
+    return {c: found.place for c, found in _found(classes, grid).items()}
+
+
+def _found(classes: Classes, grid: Grid) -> dict[int, _Found]:
+    step = np.array([max(1, int(SAMPLED_MM / mm)) for mm in grid.spacing_mm])
     sampled = classes[tuple(slice(None, None, int(s)) for s in step)]
     where = np.nonzero(sampled)
-    found, index = sampled[where], np.stack(where, axis=1) * step
+    values, index = sampled[where], np.stack(where, axis=1) * step
     voxel_ml = grid.voxel_volume_ml * float(np.prod(step))
+    shape = np.array(classes.shape)
     out = {}
-    for c in np.unique(found).tolist():
-        own = index[found == c]
-        first, last = own.min(axis=0), own.max(axis=0)
-        whole = bool((first >= step).all() and (last + step < classes.shape).all())
-        low, high = _box_mm(grid, first, last)
-        middle = grid.world(np.median(own, axis=0))
-        out[int(c)] = Place(_vector(middle), low, high, whole, len(own) * voxel_ml)
+    for c in np.unique(values).tolist():
+        own = index[values == c]
+        start = np.maximum(own.min(axis=0) - step + 1, 0)
+        stop = np.minimum(own.max(axis=0) + step, shape)
+        low, high = grid.box_mm(start, stop)
+        place = Place(
+            _vector(grid.world(np.median(own, axis=0))),
+            _vector(low),
+            _vector(high),
+            grid.sides_at_end(start, stop),
+            len(own) * voxel_ml,
+        )
+        i, j, k = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+        out[int(c)] = _Found(place, (i, j, k))
     return out
 
 
-def _box_mm(
-    grid: Grid, first: npt.NDArray[np.integer], last: npt.NDArray[np.integer]
-) -> tuple[Vector3, Vector3]:
-    """Lowest and highest world coordinates of the centres of a box's voxels."""
-    corners = grid.world(np.array(list(itertools.product(*zip(first, last, strict=True)))))
-    return _vector(corners.min(axis=0)), _vector(corners.max(axis=0))
+# --- learning -------------------------------------------------------------------------------------
 
 
 def learn(cases: Sequence[Mapping[str, Place]], names: Iterable[str]) -> dict[str, OrganPlaces]:
     """What cases (places by organ) show of each of these organs, where they show anything."""
+    names = tuple(names)
     out = {}
     for name in names:
-        whole = [case[name].volume_ml for case in cases if name in case and case[name].whole]
+        own = [case[name] for case in cases if name in case]
         seen = {other: _offsets(cases, name, other) for other in names if other != name}
-        known = {other: found for other, found in seen.items() if found is not None}
-        most = max((count for count, _ in known.values()), default=0)
-        often = {other: offsets for other, (count, offsets) in known.items() if 2 * count >= most}
-        best = sorted(often, key=lambda other: _size(often[other]))[:ANCHORS]
-        volume = (min(whole), max(whole)) if whole else None
+        bounded = {other: offsets for other, offsets in seen.items() if offsets != _UNKNOWN}
+        best = sorted(bounded, key=lambda other: _size(bounded[other]))[:ANCHORS]
+        volume = _volumes(own)
         if volume is not None or best:
-            out[name] = OrganPlaces(volume, {other: often[other] for other in best})
+            out[name] = OrganPlaces(volume, {other: bounded[other] for other in best})
     return out
 
 
-def _offsets(cases: Sequence[Mapping[str, Place]], name: str, other: str) -> tuple[int, Offsets] | None:
-    """In how many cases an organ is seen from another one that is whole, and within which bounds."""
-    pairs = [
-        (case[name], case[other]) for case in cases if name in case and other in case and case[other].whole
-    ]
-    if not pairs:
-        return None
-    low = np.min([np.subtract(own.low_mm, seen.median_mm) for own, seen in pairs], axis=0)
-    high = np.max([np.subtract(own.high_mm, seen.median_mm) for own, seen in pairs], axis=0)
-    x, y, z = ((float(a), float(b)) for a, b in zip(low, high, strict=True))
-    return len(pairs), (x, y, z)
+_UNKNOWN: Offsets = ((None, None),) * 3
+
+
+def _volumes(places_of: Sequence[Place]) -> Span | None:
+    whole = [place.volume_ml for place in places_of if place.whole]
+    return (min(whole), max(p.volume_ml for p in places_of)) if len(whole) >= LEAST_CASES else None
+
+
+def _offsets(cases: Sequence[Mapping[str, Place]], name: str, other: str) -> Offsets:
+    """Where an organ lies beside another one that is whole. A side at which the scan cuts the organ says
+    nothing of where it ends."""
+    pairs = [(case[name], case[other]) for case in cases if name in case and other in case]
+    seen = [(own, anchor) for own, anchor in pairs if anchor.whole]
+
+    def bounds(axis: int) -> Bounds:
+        low = [o.low_mm[axis] - a.median_mm[axis] for o, a in seen if not o.cut[axis][0]]
+        high = [o.high_mm[axis] - a.median_mm[axis] for o, a in seen if not o.cut[axis][1]]
+        return (
+            min(low) if len(low) >= LEAST_CASES else None,
+            max(high) if len(high) >= LEAST_CASES else None,
+        )
+
+    return bounds(0), bounds(1), bounds(2)
 
 
 def _size(offsets: Offsets) -> float:
-    return float(np.prod([high - low for low, high in offsets]))
+    ends = [
+        (-UNBOUNDED_MM if low is None else low, UNBOUNDED_MM if high is None else high)
+        for low, high in offsets
+    ]
+    return float(np.prod([high - low for low, high in ends]))
+
+
+# --- looking --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -142,10 +188,12 @@ class Misplaced:
     alone: bool
     """Whether no other part of the organ lies in place."""
 
-    def told(self, organ: str) -> str:
-        """In a line, where they were taken out."""
+    def note(self, organ: str) -> str:
+        """In a line, what was taken out, or that all of the organ lies elsewhere."""
         volume = sum(part.volume_ml for part in self.parts)
         distance = max(part.distance_mm for part in self.parts)
+        if self.alone:
+            return f"{organ}: all of it ({volume:.1f} ml) lies {distance:.0f} mm from where training had it"
         parts = f"{len(self.parts)} parts" if len(self.parts) > 1 else "1 part"
         return f"{organ}: {parts} ({volume:.1f} ml) removed, {distance:.0f} mm from where training had it"
 
@@ -168,40 +216,53 @@ def misplaced(
     Returns:
         By class index, what was found.
     """
-    seen = places(classes, grid)
-    by_name = {names[c - 1]: place for c, place in seen.items()}
+    seen = _found(classes, grid)
+    by_name = {names[c - 1]: found.place for c, found in seen.items()}
     out = {}
-    for c, place in seen.items():
-        anchors = _anchors(names[c - 1], by_name, known)
-        if len(anchors) < LEAST_ANCHORS or _distance(place.low_mm, place.high_mm, anchors) == 0:
+    for c, found in seen.items():
+        around = _around(names[c - 1], by_name, known)
+        if around is None or around.reach_mm(found.place) == 0:
             continue
-        found = _take_out(classes, grid, c, anchors, components)
-        if found is not None:
-            out[c] = found
+        own = _take_out(classes[found.box], grid, found.box, c, around, components)
+        if own is not None:
+            out[c] = own
     return out
 
 
 @dataclass(frozen=True)
-class _Anchor:
-    """Where an organ's box may lie, as one other organ has it, RAS+ mm."""
+class _Around:
+    """Where an organ's box may lie, ``[anchors, 3]`` RAS+ mm, as every organ around it has it."""
 
-    low_mm: npt.NDArray[np.float64]
-    high_mm: npt.NDArray[np.float64]
+    low_mm: FloatArray
+    high_mm: FloatArray
+
+    def reach_mm(self, place: Place) -> float:
+        """How far the organ's box reaches beyond that, in the anchors' median; 0 where it is inside."""
+        below = (self.low_mm - place.low_mm).max(axis=1)
+        above = (np.array(place.high_mm) - self.high_mm).max(axis=1)
+        return float(np.median(np.maximum(np.maximum(below, above), 0.0)))
+
+    def distance_mm(self, low_mm: FloatArray, high_mm: FloatArray) -> FloatArray:
+        """How far boxes ``[N, 3]`` lie from that, in the anchors' median; above 0 only for those of which all
+        lies outside."""
+        below = (self.low_mm[:, None] - high_mm[None]).max(axis=2)
+        above = (low_mm[None] - self.high_mm[:, None]).max(axis=2)
+        distance: FloatArray = np.median(np.maximum(np.maximum(below, above), 0.0), axis=0)
+        return distance
 
 
-def _anchors(name: str, found: Mapping[str, Place], known: Mapping[str, OrganPlaces]) -> list[_Anchor]:
-    """By the organs around it that are whole, and of a size that training knows of them."""
-    if name not in known:
-        return []
-    out = []
-    for other, offsets in known[name].offsets_mm.items():
+def _around(name: str, found: Mapping[str, Place], known: Mapping[str, OrganPlaces]) -> _Around | None:
+    """By the organs around it that are whole, and of a size that training knows of them; None if too few
+    are."""
+    lows, highs = [], []
+    for other, offsets in known[name].offsets_mm.items() if name in known else ():
         place = found.get(other)
         if place is None or not place.whole or not usual_volume(place.volume_ml, known.get(other)):
             continue
-        low, high = np.array(offsets).T
         middle = np.array(place.median_mm)
-        out.append(_Anchor(middle + low - MARGIN_MM, middle + high + MARGIN_MM))
-    return out
+        lows.append(middle + [-math.inf if low is None else low for low, _ in offsets] - MARGIN_MM)
+        highs.append(middle + [math.inf if high is None else high for _, high in offsets] + MARGIN_MM)
+    return _Around(np.array(lows), np.array(highs)) if len(lows) >= LEAST_ANCHORS else None
 
 
 def usual_volume(volume_ml: float, known: OrganPlaces | None, whole: bool = True) -> bool:
@@ -213,40 +274,34 @@ def usual_volume(volume_ml: float, known: OrganPlaces | None, whole: bool = True
     return (not whole or low / 2 <= volume_ml) and volume_ml <= 2 * high
 
 
-def _distance(low_mm: Sequence[float], high_mm: Sequence[float], anchors: Sequence[_Anchor]) -> float:
-    """How far a box reaches beyond where anchors have the organ, in their median; 0 where it is inside."""
-    beyond = [max(*(a.low_mm - np.array(low_mm)), *(np.array(high_mm) - a.high_mm), 0.0) for a in anchors]
-    return float(np.median(beyond))
-
-
-def _apart(low_mm: Sequence[float], high_mm: Sequence[float], anchors: Sequence[_Anchor]) -> float:
-    """How far it lies from there; above 0 only where all of it lies outside."""
-    beyond = [max(*(a.low_mm - np.array(high_mm)), *(np.array(low_mm) - a.high_mm), 0.0) for a in anchors]
-    return float(np.median(beyond))
-
-
 def _take_out(
-    classes: Classes, grid: Grid, c: int, anchors: Sequence[_Anchor], components: Components
+    part_of: Classes,
+    grid: Grid,
+    box: tuple[slice, slice, slice],
+    c: int,
+    around: _Around,
+    components: Components,
 ) -> Misplaced | None:
-    numbered = components(classes == c)
+    """In ``box`` of a label map, of which ``part_of`` is a view."""
+    numbered = components(part_of == c)
     where = np.nonzero(numbered)
-    number, index = numbered[where], np.stack(where, axis=1)
-    parts: dict[int, Part] = {}
-    numbers = np.unique(number).tolist()
-    for n in numbers:
-        own = index[number == n]
-        distance = _apart(*_box_mm(grid, own.min(axis=0), own.max(axis=0)), anchors)
-        if distance > 0:
-            parts[n] = Part(len(own), len(own) * grid.voxel_volume_ml, distance)
-    if not parts:
+    number = numbered[where]
+    order = np.argsort(number, kind="stable")
+    index = np.stack(where, axis=1)[order] + [side.start for side in box]
+    numbers, first, voxels = np.unique(number[order], return_index=True, return_counts=True)
+    low, high = grid.box_mm(np.minimum.reduceat(index, first), np.maximum.reduceat(index, first) + 1)
+    distance = around.distance_mm(low, high)
+    out = distance > 0
+    if not out.any():
         return None
-    alone = len(parts) == len(numbers)
+    alone = bool(out.all())
     if not alone:
-        out = np.isin(number, list(parts))
-        classes[tuple(axis[out] for axis in where)] = 0
-    return Misplaced(tuple(parts.values()), alone)
+        gone = np.isin(number, numbers[out])
+        part_of[tuple(axis[gone] for axis in where)] = 0
+    found = zip(voxels[out].tolist(), distance[out].tolist(), strict=True)
+    return Misplaced(tuple(Part(n, n * grid.voxel_volume_ml, mm) for n, mm in found), alone)
 
 
-def _vector(values: npt.NDArray[np.float64]) -> Vector3:
+def _vector(values: FloatArray) -> Vector3:
     x, y, z = (float(v) for v in values)
     return x, y, z

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from zoomseg.core.case import Case
 from zoomseg.core.domain import MAX_CASES, Likeness, TrainingDomain
 from zoomseg.core.errors import ScanError
 from zoomseg.core.modality import modality_of
-from zoomseg.core.positions import Offsets, OrganPlaces, Place, learn, places
+from zoomseg.core.positions import Bounds, Offsets, OrganPlaces, Place, learn, places
 from zoomseg.io.dataset import Dataset
 from zoomseg.recipe.spec import IntensitySpec, Window
 
@@ -47,14 +47,21 @@ def spread(ids: Sequence[str]) -> Sequence[str]:
     return list(ids)[:: max(1, math.ceil(len(ids) / MAX_CASES))]
 
 
-def samples(dataset: Dataset, ids: Sequence[str]) -> list[CaseSample]:
+def samples(
+    dataset: Dataset, ids: Sequence[str], progress: Callable[[int, int], None] | None = None
+) -> list[CaseSample]:
     """Of a spread of training cases.
 
     Raises:
         ScanError: one of them cannot be used.
     """
-    by_id = {case.id: case for case in dataset.cases}
-    return [sample(dataset.load(by_id[case_id])) for case_id in spread(ids)]
+    by_id, chosen = {case.id: case for case in dataset.cases}, spread(ids)
+    found = []
+    for done, case_id in enumerate(chosen):
+        if progress is not None:
+            progress(done, len(chosen))
+        found.append(sample(dataset.load(by_id[case_id])))
+    return found
 
 
 def describe(
@@ -84,8 +91,12 @@ def _span(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _offsets(offsets: Offsets) -> Offsets:
-    x, y, z = (_span(span) for span in offsets)
+    x, y, z = (_bounds(*ends) for ends in offsets)
     return x, y, z
+
+
+def _bounds(low: float | None, high: float | None) -> Bounds:
+    return None if low is None else _short(low), None if high is None else _short(high)
 
 
 def _short(value: float) -> float:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def start(
         fingerprint.require(dataset, split.train, _predicted(recipe, dataset))
         for advice in advise(dataset):  # of a recipe with numbers, a scan's unit is its own matter
             observer.message(f"{advice.what}: {advice}")
-        seen = domain.samples(dataset, split.train)
+        seen = domain.samples(dataset, split.train, partial(observer.preparing, "training domain"))
     known = domain.describe(seen, recipe.intensity, dataset.channel_names, dataset.schema.names)
     taken: transfer.Transfer | None = None
     if job.init is not None and initial is not None:

@@ -11,14 +11,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from zoomseg.core import positions
 from zoomseg.core.case import Case, Prior
-from zoomseg.core.components import components, largest_component, without_islands
+from zoomseg.core.components import largest_component, without_islands
 from zoomseg.core.domain import Likeness
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.placing import Tile
+from zoomseg.core.positions import OrganPlaces
 from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap
 from zoomseg.engine import atlases, look, memory, widen
@@ -243,15 +243,14 @@ class Predictor:
             tell,
             fit,
             look_farther=True,
+            known=None if bundle.domain is None else bundle.domain.organs,
         )
         records = tuple(replace(r, flops=self._counters[r.stage].take()) for r in result.records)
-        removed, misplaced = self._in_place(result.labels)
         return replace(
             result,
             records=records,
-            notes=(*case.notes, *likeness.warnings, *removed),
+            notes=(*case.notes, *likeness.warnings, *result.notes),
             trust=likeness.trust,
-            misplaced=misplaced,
         )
 
     def _likeness(self, case: Case) -> Likeness:
@@ -260,17 +259,6 @@ class Predictor:
         if known is None:
             return Likeness()
         return (compare_any if self._any_scan else compare)(known, case, intensity)
-
-    def _in_place(self, labels: LabelMap) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Take parts of organs that lie where training never had them out of a label map, in place. What was
-        taken out, one line for each organ; and the organs that lie there as a whole, which stay."""
-        known = self.bundle.domain
-        if known is None:
-            return (), ()
-        names = labels.schema.names
-        found = positions.misplaced(labels.data.numpy(), labels.grid, names, known.organs, components)
-        removed = tuple(own.told(names[c - 1]) for c, own in found.items() if not own.alone)
-        return removed, tuple(names[c - 1] for c, own in found.items() if own.alone)
 
     def admit(self, grid: Grid, reading: int, keep: bool = True) -> None:
         """Refuse a scan by its header alone; reading it will take ``reading`` bytes. ``keep`` as in
@@ -345,6 +333,7 @@ def cascade(
     tell: Tell = silent,
     fit: Callable[[look.View, bool], tuple[look.View, int | None]] = lambda view, whole: (view, None),
     look_farther: bool = False,
+    known: Mapping[str, OrganPlaces] | None = None,
 ) -> Result:
     """Drive a recipe over one scan with the networks given (trained ones, or an oracle).
 
@@ -354,6 +343,7 @@ def cascade(
         fit: makes tiles smaller where memory is short, by view and whether the answer is kept as a whole;
             and says how many are computed together (None: as many as keep the device busy).
         look_farther: whether a stage is computed again, once, where its region may have cut an organ.
+        known: where training had the organs; parts far from there are taken out.
     """
     clock = _Clock()
     scan = look.prepare(case, recipe, device.place)
@@ -399,11 +389,23 @@ def cascade(
     if recipe.islands is not None:
         parts = partial(without_islands, below=recipe.islands.below)
         fusion.keep_parts(canvas, schema.select(recipe.islands.labels), parts)
+    # Before organs are left out that others are placed by.
+    found = {} if known is None else fusion.take_out_misplaced(canvas, known)
     if organs is not None:
         fusion.keep_only(canvas, schema.select(organs))
+    wanted = schema.names if organs is None else schema.select(organs)
     labels_map = LabelMap(canvas.labels.cpu(), canvas.grid, schema).reoriented(scan.orientation.inverse)
     clock.lap("fuse")
-    return Result(case.id, labels_map, said.signs, said.answers, tuple(said.records), clock.seconds)
+    return Result(
+        case.id,
+        labels_map,
+        said.signs,
+        said.answers,
+        tuple(said.records),
+        clock.seconds,
+        notes=tuple(own.note(name) for name, own in found.items() if name in wanted),
+        misplaced=tuple(name for name, own in found.items() if own.alone),
+    )
 
 
 def _whole(stage: Stage, recipe: Recipe, keep: bool) -> bool:

@@ -11,12 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.errors import GeometryError
-from zoomseg.core.geometry import Box, Grid, Orientation, Vector3
+from zoomseg.core.geometry import Box, Grid, Sides, Vector3
 from zoomseg.core.region import class_boxes
 from zoomseg.core.volume import LabelMap, Volume
-
-Sides = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
-"""Of a box: towards left and right, back and front, feet and head (canonical axes, low then high)."""
 
 NO_SIDES: Sides = ((False, False),) * 3
 
@@ -80,7 +77,7 @@ def _measured(own: npt.NDArray[np.bool_], values: npt.NDArray[np.number[Any]], b
         box,
         box_mm(grid, box),
         (float(centroid[0]), float(centroid[1]), float(centroid[2])),
-        _cut(grid, box),
+        grid.sides_at_end(box.start, box.stop),
     )
 
 
@@ -96,17 +93,5 @@ def _median(values: npt.NDArray[np.number[Any]]) -> float:
 def box_mm(grid: Grid, box: Box) -> tuple[Vector3, Vector3]:
     """Lowest and highest RAS+ coordinates of a box of a grid, its voxels' outer faces included; of an oblique
     grid, those of the box's corners."""
-    ends = zip(box.start, box.stop, strict=True)
-    corners = grid.world(list(itertools.product(*((a - 0.5, b - 0.5) for a, b in ends))))
-    low, high = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+    low, high = (corner.tolist() for corner in grid.box_mm(box.start, box.stop))
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
-
-
-def _cut(grid: Grid, box: Box) -> Sides:
-    """Which of the scan's sides a box reaches, by canonical axes."""
-    turned = Orientation.to_canonical(grid)
-    sides = []
-    for axis, flipped in zip(turned.order, turned.flip, strict=True):
-        low, high = box.start[axis] == 0, box.stop[axis] == grid.shape[axis]
-        sides.append((high, low) if flipped else (low, high))
-    return (sides[0], sides[1], sides[2])

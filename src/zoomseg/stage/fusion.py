@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from zoomseg.core.case import Prior
-from zoomseg.core.components import Mask
+from zoomseg.core.components import Mask, components
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.positions import Misplaced, OrganPlaces, misplaced
 from zoomseg.core.region import Region, class_boxes
 from zoomseg.core.resample import nearest_index, resample_data
 from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
@@ -283,6 +284,16 @@ def keep_parts(canvas: Canvas, labels: Iterable[str], kept: Callable[[Mask], Mas
         own = data[box.slices] == c
         data[box.slices][own & ~kept(own)] = 0
     canvas.labels.copy_(torch.from_numpy(data))
+
+
+def take_out_misplaced(canvas: Canvas, known: Mapping[str, OrganPlaces]) -> dict[str, Misplaced]:
+    """Take parts of organs that lie far from where training had them out of the label map; by organ, what was
+    found (see ``core.positions``)."""
+    data, names = canvas.labels.cpu().numpy(), canvas.schema.names
+    found = misplaced(data, canvas.grid, names, known, components)
+    if found:
+        canvas.labels.copy_(torch.from_numpy(data))
+    return {names[c - 1]: own for c, own in found.items()}
 
 
 def blocks(box: Box, voxels: int = BLOCK_VOXELS) -> list[Box]:

@@ -114,7 +114,7 @@ def _case_coverage(study: RegionCurve, trainings: Trainings, fold: int) -> Calla
     folder = writable_directory(trainings.out / "coverage" / f"fold-{fold}")
     files = {case.id: case for case in trainings.dataset.cases}
     model = trainings.model(study.training, fold)
-    predictor = Predictor(model, trainings.device)
+    predictor = Predictor(model, trainings.device, any_scan=True)
 
     def covered(case_id: str) -> Coverage:
         file = folder / f"{case_id}.json"

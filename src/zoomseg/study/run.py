@@ -204,7 +204,7 @@ def _predict(row: Row, fold: int, trainings: Trainings, ids: Sequence[str], out:
 def _predictor(model: Bundle, fold: int, trainings: Trainings) -> Predictor:
     """Rows share the study's atlases, also those whose training used none."""
     prior_of = trainings.atlas_of(fold) if atlases.wanted(model.recipe) else None
-    return Predictor(model, trainings.device, prior_of)
+    return Predictor(model, trainings.device, prior_of, any_scan=True)
 
 
 def _name_labels(out: Path, organs: Sequence[str], schema: LabelSchema) -> None:

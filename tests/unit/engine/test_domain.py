@@ -151,7 +151,7 @@ def test_organs_that_were_not_drawn_are_not_learned() -> None:
     case = replace(scan(0), labels=LabelMap(labels, GRID, SCHEMA))
     assert domain.sample(case).organs["liver"].volume_ml == pytest.approx(125.0)
     assert domain.sample(replace(case, annotated=frozenset())).organs == {}
-    known = domain.describe([domain.sample(case)], CT, ["CT"], SCHEMA.names)
+    known = domain.describe([domain.sample(case)] * 5, CT, ["CT"], SCHEMA.names)
     assert known.organs["liver"].volume_ml == pytest.approx((125.0, 125.0))
 
 

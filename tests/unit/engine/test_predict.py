@@ -22,6 +22,7 @@ from zoomseg.core.positions import OrganPlaces
 from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import look
+from zoomseg.engine.ceiling import oracle
 from zoomseg.engine.course import Course, Network, NetworkOf
 from zoomseg.engine.meter import highest_ram_mb
 from zoomseg.engine.predict import (
@@ -556,21 +557,24 @@ class TestPredictor:
         assert (unknown.trust, unknown.notes) == (1.0, other.notes)
 
     def test_parts_of_organs_where_training_never_had_them_are_taken_out(self) -> None:
-        bundle = replace(untrained_bundle(3), domain=DOMAIN)
+        """Whether the organs that tell their place are wanted or not."""
+        schema = LabelSchema(("left kidney", "right kidney", "liver"), (3, 7, 9))
         grid = Grid.from_spacing((40, 20, 80), (5.0, 5.0, 5.0))
-        classes = torch.zeros(grid.shape, dtype=torch.uint8)
-        classes[5:8, 5:8, 70:74], classes[30:33, 5:8, 70:74] = 1, 2
-        classes[30:32, 5:7, 5:7] = 2
-        two = LabelMap(classes, grid, SCHEMA)
-        removed, misplaced = Predictor(bundle, CPU)._in_place(two)
-        assert (removed, misplaced) == ((), ())  # one anchor is not enough
-        three = LabelSchema(("left kidney", "right kidney", "liver"), (3, 7, 9))
-        classes[20:25, 5:10, 70:75] = 3
-        removed, misplaced = Predictor(bundle, CPU)._in_place(LabelMap(classes, grid, three))
-        # Its upper end at 30 mm; 40 mm below the others' medians, at 357.5 and 360, it might still lie.
-        assert removed == ("right kidney: 1 part (1.0 ml) removed, 289 mm from where training had it",)
-        assert misplaced == ()
-        assert int((classes == 2).sum()) == 36
+        drawn = torch.zeros(grid.shape, dtype=torch.uint8)
+        for c, i in ((1, 5), (2, 30), (3, 20)):
+            drawn[i : i + 3, 5:8, 70:73] = c
+        expected = drawn.clone()
+        drawn[30:32, 5:7, 5:7] = 2
+        known = {"right kidney": OrganPlaces(None, {"left kidney": BESIDE, "liver": BESIDE})}
+        truth = LabelMap(drawn, grid, schema)
+        image = Volume(drawn[None].float() * 50, grid)
+        recipe = tiny_recipe(together=True)
+        for organs in (None, ("right kidney",)):
+            found = cascade(Case("a", image, truth), recipe, schema, oracle(truth), CPU, organs, known=known)
+            wanted = expected if organs is None else torch.where(expected == 2, 2, 0).to(torch.uint8)
+            assert torch.equal(found.labels.data, wanted)
+            assert [note.split(" removed, ")[0] for note in found.notes] == ["right kidney: 1 part (1.0 ml)"]
+            assert found.misplaced == ()
 
     def test_several_models_answer_together(self) -> None:
         """Every stage gives the mean of what the networks say of the same input, earlier means included."""

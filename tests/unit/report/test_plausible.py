@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from zoomseg.core.geometry import Box
+from zoomseg.core.geometry import Box, Sides
 from zoomseg.core.labels import LabelSchema
-from zoomseg.report.measure import NO_SIDES, Found, Sides
+from zoomseg.report.measure import NO_SIDES, Found
 from zoomseg.report.plausible import plausibility_flags
 
 SCHEMA = LabelSchema.consecutive(("Liver", "spleen", "kidney_R", "kidney_L", "urinary bladder", "stomach"))

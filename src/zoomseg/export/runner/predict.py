@@ -73,8 +73,7 @@ def _put_in_place(canvas: Canvas, pipeline: Pipeline, tell: Callable[[str], None
     names = pipeline.schema.names
     found = misplaced(canvas.labels, canvas.grid, names, pipeline.domain.organs, components)
     for c, own in found.items():
-        if not own.alone:
-            tell(own.told(names[c - 1]))
+        tell(own.note(names[c - 1]))
 
 
 def _require(need_bytes: int, what: str) -> None:

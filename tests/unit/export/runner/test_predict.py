@@ -243,7 +243,8 @@ def test_parts_of_organs_where_training_never_had_them_are_taken_out() -> None:
     canvas.labels[20:22, 5:7, 5:7] = 3
     predict._put_in_place(canvas, pipeline_of(bundle), told.append)
     assert (canvas.labels == expected).all()
-    assert told == ["liver: 1 part (1.0 ml) removed, 285 mm from where training had it"]
+    # Its upper end at 32.5 mm; 40 mm below the kidneys' median, at 355 mm, it might still lie.
+    assert told == ["liver: 1 part (1.0 ml) removed, 282 mm from where training had it"]
 
 
 def test_numbers_that_overflow_are_no_answer() -> None:
