@@ -99,7 +99,9 @@ class Grid:
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
-            raise GeometryError(f"affine must be 4x4 and finite, got {affine.tolist()}")
+            bad = int((~np.isfinite(affine)).sum())
+            got = f"{bad} numbers that are not" if affine.shape == (4, 4) else f"the shape {affine.shape}"
+            raise GeometryError(f"affine must be 4x4 and finite, got {got}")
         if affine[3].tolist() != [0, 0, 0, 1]:
             raise GeometryError(f"affine must end in the row 0 0 0 1, got {affine[3].tolist()}")
         if len(self.shape) != 3 or min(self.shape) < 1:

@@ -170,7 +170,8 @@ def _grid(path: Path, fields: Any, shape: tuple[int, int, int]) -> tuple[Grid, t
     grids, broken = {}, {}
     for name, affine in _forms(fields, shape):
         try:
-            grids[name] = Grid(shape, np.diag([unit, unit, unit, 1.0]) @ affine)
+            with np.errstate(invalid="ignore"):  # of infinite numbers, which a grid refuses
+                grids[name] = Grid(shape, np.diag([unit, unit, unit, 1.0]) @ affine)
         except GeometryError as error:
             broken[name] = error
     if not grids:

@@ -131,6 +131,7 @@ def find_series(path: Path, objects: Container[str] = ()) -> Found:
     others: Counter[str] = Counter()
     unplaced: list[Damaged] = []
     wanted: list[Other] = []
+    strays: list[Source] = []
     with opening() as opener, _quiet():
         for source in sources_in(path, opener):
             match read_object(source, opener):
@@ -143,6 +144,8 @@ def find_series(path: Path, objects: Container[str] = ()) -> Found:
                 case Other(kind, scan=scan):
                     others[kind] += 1
                     unplaced += [] if scan is None else [scan]
+                case None if _is_called_dicom(source):
+                    strays.append(source)
     for lost in unplaced:
         if lost.series_uid in images:
             damaged[lost.series_uid].append(lost)
@@ -153,6 +156,7 @@ def find_series(path: Path, objects: Container[str] = ()) -> Found:
     lone = [d for uid, broken in damaged.items() if uid not in whole for d in broken]
     notes = [f"{path}: {_count(number, kind)} left out" for kind, number in sorted(others.items())]
     notes += [note for _, _, some in found for note in some]
+    notes += _stray_notes(path, strays) if found or damaged else []
     stacks = [stack for some, _, _ in found for stack in some]
     if not (stacks or refused or wanted) and (lone or notes):
         raise ScanError(lone[0].reason if lone else _no_volume(path, notes))
@@ -167,6 +171,20 @@ def _last_if_none(number: int | None) -> float:
 
 def _count(number: int, kind: str) -> str:
     return kind if number == 1 else f"{number} objects of the kind '{kind}'"
+
+
+def _is_called_dicom(source: Source) -> bool:
+    return (source.member or source.path.name).lower().endswith((".dcm", ".dicom", ".ima"))
+
+
+def _stray_notes(path: Path, strays: Sequence[Source]) -> list[str]:
+    """Of files that are called DICOM and are none: slices may be missing for it."""
+    if not strays:
+        return []
+    what = (
+        f"{strays[0]} is" if len(strays) == 1 else f"{len(strays)} files, {strays[0]} the first of them, are"
+    )
+    return [f"{path}: {what} no DICOM in spite of the name; left out"]
 
 
 def _no_volume(path: Path, notes: Sequence[str]) -> str:

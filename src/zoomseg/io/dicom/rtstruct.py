@@ -16,7 +16,7 @@ import numpy as np
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
-from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.uid import UID, ImplicitVRLittleEndian, RTStructureSetStorage
 
 from zoomseg.core.colours import organ_colour
 from zoomseg.core.errors import ScanError
@@ -93,7 +93,8 @@ def _header(series: DicomSeries, model: str, version: str) -> Dataset:
     dataset.SOPInstanceUID = UID(objects.new_uid())
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    # Explicit VRs have 16 bits for the length of a contour: longer ones would become UN (PS3.5 6.2.2).
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     dataset.Modality = "RTSTRUCT"
     dataset.OperatorsName = ""
     dataset.Manufacturer = objects.MANUFACTURER

@@ -114,3 +114,16 @@ def test_copies_are_left_out(tmp_path: Path) -> None:
     found = the_series(tmp_path).series
     assert found.grid.shape == (7, 6, 5)
     assert found.notes == ("2 slices are there twice; the copies were left out",)
+
+
+def test_what_is_called_dicom_and_is_none_is_told_of(tmp_path: Path) -> None:
+    """Else the slice that it was is missing for no reason that anybody sees."""
+    folder = write(tmp_path / "ct", stack(ramp(9)))
+    file = sorted(folder.iterdir())[4].rename(folder / "4.DCM")
+    file.write_bytes(b"hello")
+    found = find_series(folder)
+    assert found.notes == (f"{folder}: {file} is no DICOM in spite of the name; left out",)
+    assert found.stacks[0].series.grid.shape == (7, 6, 9)
+    (tmp_path / "none").mkdir()
+    file.rename(tmp_path / "none" / "4.dcm")
+    assert find_series(tmp_path / "none").notes == ()

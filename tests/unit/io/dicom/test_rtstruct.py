@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from drawn import ORGANS, ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
 from zoomseg.core.colours import organ_colour
 from zoomseg.core.errors import GeometryError, LabelError, ScanError
+from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom import rtstruct
@@ -536,3 +537,18 @@ def test_more_contours_in_a_slice_than_are_compared_are_refused(
     found = read_rtstruct(path, series)
     assert found.names == ("Liver",)
     assert "structure 'Many' left out: 'Many' has more than 2 contours in a slice" in found.notes
+
+
+def test_long_contours_stay_decimal_strings(tmp_path: Path) -> None:
+    """With explicit VRs, one of more than 64 KB would be written as of unknown kind."""
+    grid = Grid.from_spacing((2400, 12, 3), (0.3, 0.3, 2.0))
+    comb = torch.zeros(grid.shape, dtype=torch.uint8)
+    comb[10:2390:2, 3:9, 1] = 1
+    comb[10:2390, 3, 1] = 1
+    series = series_on(grid)
+    write_rtstruct(tmp_path / "rt.dcm", LabelMap(comb, grid, LabelSchema.consecutive(["liver"])), series, "m")
+    contour = pydicom.dcmread(tmp_path / "rt.dcm").ROIContourSequence[0].ContourSequence[0]
+    assert contour["ContourData"].VR == "DS"
+    assert sum(len(str(value)) + 1 for value in contour.ContourData) > 2**16
+    found = read_rtstruct(tmp_path / "rt.dcm", series).voxels["liver"]
+    assert len(found) == int(comb.sum())
