@@ -35,4 +35,5 @@ def command(scan: Path, labels: Path, no_browser: bool) -> None:
             click.echo(f"Open {address} (Ctrl-C stops)")
             if not no_browser:
                 webbrowser.open(address)
-            server.run(viewing.create_app(files, access("127.0.0.1", (), token)), sock)
+            app = viewing.create_app(files, access("127.0.0.1", (), token))
+            server.run(app, sock, "closing the page", "the page is closed; both files are as they were")

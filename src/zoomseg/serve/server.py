@@ -25,6 +25,7 @@ MIN_TOKEN = 16
 """Characters; shorter ones can be guessed."""
 
 STOPPING = "stopping; a scan that is being segmented is given up, those that wait stay"
+STOPPED = "stopped; scans that wait are segmented after the next start"
 STOP_SECONDS = 3
 """How long requests that are being answered may take when the server stops."""
 
@@ -107,8 +108,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run(app: App, sock: socket.socket) -> None:
-    """Answer until the process is asked to stop. Addresses are not logged: one may hold the token.
+def run(app: App, sock: socket.socket, stopping: str, stopped: str) -> None:
+    """Answer until the process is asked to stop, and say so. Addresses are not logged: one may hold the
+    token.
 
     Raises:
         InterruptedWorkError: it was.
@@ -126,10 +128,10 @@ def run(app: App, sock: socket.socket) -> None:
     def stop() -> None:
         server.should_exit = True
 
-    with asked(STOPPING, stop):
+    with asked(stopping, stop):
         server.run([sock])
     if server.should_exit:
-        raise InterruptedWorkError("stopped; scans that wait are segmented after the next start")
+        raise InterruptedWorkError(stopped)
 
 
 def serve(
@@ -150,7 +152,7 @@ def serve(
     app = create_app(Service(jobs, runner, views, max_upload), access(host, names, token))
     runner.start()
     try:
-        run(app, sock)
+        run(app, sock, STOPPING, STOPPED)
     finally:
         runner.stop()
         jobs.close()
