@@ -76,7 +76,7 @@ def test_a_slab_and_raw_intensities_far_beyond_the_window(predictor: Predictor) 
 @pytest.mark.parametrize("scan", ["chaos_mr/imagesTr/chaos_02_0000", "ct_torso_3mm/example_mr_sm"])
 def test_magnetic_resonance_is_refused(predictor: Predictor, scan: str) -> None:
     image = read_image(Path(str(DATA)) / f"{scan}.nii.gz")
-    with pytest.raises(ScanError, match=r"^the scan is not in the unit .* is it CT, in Hounsfield units"):
+    with pytest.raises(ScanError, match=r"^the scan is not in the unit .* convert it to Hounsfield units"):
         predictor.predict(Case("mr", image))
 
 

@@ -43,7 +43,9 @@ training case. They are air or fat, which every CT shows."""
 NEGATIVE = 0.1
 """Of its brightest voxels: a scan that lies no farther below zero than this was merely interpolated."""
 
-WAY_OUT = "take a model that was trained on such scans, or ask for --any-scan to segment it all the same"
+WAY_OUT = (
+    "take a model that was trained on such scans ('zoomseg predict --any-scan' segments it all the same)"
+)
 
 MAX_CASES = 64
 """Of so many cases intensities are kept."""
@@ -165,8 +167,8 @@ def compare(
     if distance > OTHER * usual:
         raise ScanError(
             "the scan's intensities are not like those of the scans that the model was trained on "
-            f"({distance / usual:.1f} times as far away as these are from each other); is it of the same "
-            f"modality and unit? If so, {WAY_OUT}"
+            f"({distance / usual:.1f} times as far away as these are from each other); check its modality and "
+            f"unit, or {WAY_OUT}"
         )
     found = [_unlike_intensities(distance / usual), _unlike_section(domain, seen)]
     warned = [(text, trust) for text, trust in found if text]
@@ -179,14 +181,13 @@ def _check_unit(domain: TrainingDomain, seen: Features, window: Window | None) -
         if seen.darkest > domain.darkest[1] + DARK * (window[1] - window[0]):
             raise ScanError(
                 "the scan is not in the unit of the scans that the model was trained on: its darkest voxels "
-                f"are at {seen.darkest:.4g}, theirs at {domain.darkest[1]:.4g} at most; is it "
-                f"{domain.modality or 'of the same modality'}"
-                f"{', in Hounsfield units' if domain.modality == 'CT' else ''}? If so, {WAY_OUT}"
+                f"are at {seen.darkest:.4g}, theirs at {domain.darkest[1]:.4g} at most; "
+                f"convert it{' to Hounsfield units' if domain.modality == 'CT' else ''}, or {WAY_OUT}"
             )
     elif domain.darkest[0] >= 0 and seen.darkest < -NEGATIVE * max(seen.brightest, 0.0):
         raise ScanError(
             f"the scan has values far below zero, down to {seen.darkest:.4g}, as none has of those that the "
-            f"model was trained on; is it CT? {WAY_OUT[0].upper()}{WAY_OUT[1:]}"
+            f"model was trained on, so that it may be CT; {WAY_OUT}"
         )
 
 

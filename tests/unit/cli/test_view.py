@@ -23,7 +23,7 @@ def test_the_address_is_printed_and_opened_if_wanted(
     opened: list[str] = []
     titles: list[str] = []
 
-    def run(app: object, sock: object) -> None:
+    def run(app: object, sock: object, stopping: str, stopped: str) -> None:
         with TestClient(app, base_url="http://127.0.0.1") as client:  # type: ignore[arg-type]
             titles.append(client.get("/view.json").json()["title"])
             assert client.get("/labels.nii.gz").status_code == 200
