@@ -167,8 +167,8 @@ def compare(
     if distance > OTHER * usual:
         raise ScanError(
             "the scan's intensities are not like those of the scans that the model was trained on "
-            f"({distance / usual:.1f} times as far away as these are from each other); check its modality and "
-            f"unit, or {WAY_OUT}"
+            f"({distance / usual:.1f} times as far away as these are from each other); check its "
+            f"modality and unit, or {WAY_OUT}"
         )
     found = [_unlike_intensities(distance / usual), _unlike_section(domain, seen)]
     warned = [(text, trust) for text, trust in found if text]

@@ -93,7 +93,7 @@ def test_another_unit_is_refused(unit: str) -> None:
     case = scan(9)
     other = changed(case, UNITS[unit](case.image.data))
     with pytest.raises(
-        ScanError, match=r"^the scan is not in the unit .* theirs at -125 at most; convert it to Houns, in"
+        ScanError, match=r"^the scan is not in the unit .* theirs at -125 at most; convert it to Hounsfield"
     ):
         compare(trained(), other, CT)
     assert compare_any(trained(), other, CT).trust == 0.0
