@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +223,8 @@ def _volumes(path: Path, images: list[Image], differ_in: Sequence[str]) -> _Volu
             _require_complete(made, differ_in)
             stacks += made
         except ScanError as error:
-            failures.append(_refused(images, f"{name}: {error}"))
+            own = tuple(dict.fromkeys(one.source for one in group))
+            failures.append(Refused(first.study_uid, first.number, own, f"{name}: {error}"))
     left = [f"{name}: {alone} images of a size or orientation of their own; left out"] if alone else []
     left += [f"{name}: {tracking} images at one place, as of bolus tracking; left out"] if tracking else []
     return stacks, failures, left
@@ -326,17 +327,25 @@ def case_names(path: Path, found: Found) -> tuple[str, ...]:
     series += [(r.study_uid, r.number, r.sources) for r in found.refused]
     several = len({study for study, _, _ in series}) > 1
     plain = [_entry(path, sources) if several else base_name(path) for _, _, sources in series]
+    often = Counter(plain)
     wanted = [
-        name if plain.count(name) == 1 else f"{name}_{number if number is not None else 'x'}"
+        name if often[name] == 1 else f"{name}_{number if number is not None else 'x'}"
         for name, (_, number, _) in zip(plain, series, strict=True)
     ]
-    names: list[str] = []
+    return tuple(_all_different(wanted))
+
+
+def _all_different(wanted: Sequence[str]) -> Iterator[str]:
+    """Names; those that are there several times are numbered."""
+    often, taken = Counter(wanted), set(wanted)
+    numbers: dict[str, Iterator[int]] = defaultdict(lambda: count(1))
     for name in wanted:
-        again = (f"{name}_{letter}" for letter in range(1, len(wanted) + 1))
-        names.append(
-            name if wanted.count(name) == 1 else next(n for n in again if n not in (*names, *wanted))
-        )
-    return tuple(names)
+        if often[name] == 1:
+            yield name
+            continue
+        new = next(n for number in numbers[name] if (n := f"{name}_{number}") not in taken)
+        taken.add(new)
+        yield new
 
 
 def _entry(path: Path, sources: Iterable[Source]) -> str:

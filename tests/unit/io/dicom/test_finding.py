@@ -67,6 +67,14 @@ def test_series_of_one_number_differ_in_name(tmp_path: Path) -> None:
     assert names(tmp_path) == (f"{tmp_path.name}_4_1", f"{tmp_path.name}_4_2")
 
 
+def test_names_of_many_series_take_no_long_time(tmp_path: Path) -> None:
+    refused = tuple(Refused("1.2", 3, (), "") for _ in range(20_000))
+    began = time.monotonic()
+    found = case_names(tmp_path, Found((), refused, ()))
+    assert time.monotonic() - began < 5
+    assert found == tuple(f"{tmp_path.name}_3_{n}" for n in range(1, 20_001))
+
+
 def test_what_is_no_scan_is_left_out_by_name(tmp_path: Path) -> None:
     series(tmp_path, 3)
     own = {"SeriesInstanceUID": "1.9"}
