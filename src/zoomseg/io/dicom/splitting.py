@@ -20,6 +20,7 @@ from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import FloatArray
 from zoomseg.io.dicom.geometry import MAX_GAP_MM, SAME_PLACE_MM, is_complete, places_mm
 from zoomseg.io.dicom.header import PHASES, Image, StoredSlice
+from zoomseg.io.dicom.series import plain
 
 Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
@@ -288,15 +289,11 @@ def by_identity(images: Sequence[Image]) -> tuple[list[list[Image]], tuple[str, 
 
 
 def _identity(image: Image) -> tuple[tuple[str, str], ...]:
-    """Keywords and values, names without regard to case and empty components."""
+    """Keywords and what is compared of their values (see ``series.plain``)."""
     patient = dict(image.patient)
     return (
-        *((keyword, patient.get(keyword, "").casefold().rstrip("^ ")) for keyword in _WHO),
-        ("StudyInstanceUID", image.study_uid),
-        ("FrameOfReferenceUID", image.frame_of_reference_uid),
+        *image.identity.compared,
+        *((keyword, plain(patient.get(keyword, ""))) for keyword in ("IssuerOfPatientID", "PatientSex")),
         ("SeriesNumber", "" if image.number is None else str(image.number)),
         ("SOPClassUID", image.sop_class_uid),
     )
-
-
-_WHO = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydicom.uid import (
 from tests.dicoms import image, ramp, stack, write
 
 from zoomseg.core.errors import ScanError
-from zoomseg.io.dicom.finding import case_names, find_series, the_series
+from zoomseg.io.dicom.finding import Found, Refused, case_names, find_series, the_series
 
 
 def series(folder: Path, number: int, study: str = "1.2.3", **tags: Any) -> Path:

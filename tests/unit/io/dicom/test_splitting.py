@@ -301,8 +301,8 @@ def test_a_single_frame_and_a_multi_frame_class_are_apart(tmp_path: Path) -> Non
 
 
 def test_names_are_compared_as_people_write_them(tmp_path: Path) -> None:
-    names = ["Doe^Jane", "DOE^JANE", "Doe^Jane^^", " Doe^Jane "]
-    (volume,) = found(tmp_path, [at(2 * k, k, PatientName=names[k % 4]) for k in range(8)]).stacks
+    names = ["Doe^Jane", "DOE^JANE", "Doe^Jane^^", " Doe^Jane ", "Doe^Jane=", "Doe^Jane^=="]
+    (volume,) = found(tmp_path, [at(2 * k, k, PatientName=names[k % 6]) for k in range(12)]).stacks
     assert volume.series.notes == ()
 
 
