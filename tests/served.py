@@ -70,7 +70,8 @@ def write_results(out: Path, case: str) -> None:
     write_labels(out / f"{case}.nii.gz", tiny_case(0)[1])
     (out / "summary.csv").write_text(SUMMARY.format(case=case))
     labels = {"background": 0, "left kidney": 3, "right kidney": 7}
-    write_json_atomic(out / "run.json", {"labels": labels, "cases": {}})
+    run = {"labels": labels, "notes": ["a file was left out"], "cases": {case: {"notes": ["unlike"]}}}
+    write_json_atomic(out / "run.json", run)
 
 
 def scan_bytes(folder: Path) -> bytes:

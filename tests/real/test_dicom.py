@@ -28,7 +28,9 @@ def test_the_series_is_read_as_simpleitk_reads_it(tmp_path: Path, zipped: bool) 
     assert (scan.id, notes) == ("ct_dicom", [])
     case = read_scan(scan)
     lacking = "PatientID, StudyInstanceUID, SeriesInstanceUID"  # anonymised beyond what the standard allows
-    assert case.notes[0] == f"its headers lack {lacking}; what they belong to is not certain"
+    apart = "images of several {} could not be told apart"
+    meaning = "; ".join(apart.format(what) for what in ("patients", "studies", "series"))
+    assert case.notes[0] == f"its headers lack {lacking}; {meaning}"
     assert "lacks a valid StudyInstanceUID and SeriesInstanceUID;" in case.notes[1]
     assert len(case.notes) == 2
     found = case.image

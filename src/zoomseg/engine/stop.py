@@ -169,7 +169,7 @@ def _answer(wakeups: int) -> None:
         if first is None:
             first = now
             # The main thread may have acted on it already, and left what it was in; or be in a long call.
-            _say(f"zoomseg: {_command.asked or _command.answers[-1]}. Once more: ends at once")
+            _say(f"zoomseg: {_command.asked or _command.answers[-1]}. Press Ctrl-C again to end immediately")
             _command.answered.set()
         elif now - first > ONE_WISH_SECONDS:
             _say("zoomseg: ended at once")

@@ -12,12 +12,12 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel
 
-from zoomseg.core.errors import DatasetError, OutputError, ScanError, ZoomSegError
+from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
 from zoomseg.engine.batch import segmentation_path
 from zoomseg.io.scans import ScanInput
 from zoomseg.serve.guard import Access, Guard
 from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError, State
-from zoomseg.serve.organs import Organ, notes_of_result, organs_of_result
+from zoomseg.serve.organs import Organ, organs_of_result
 from zoomseg.serve.pages import add_pages
 from zoomseg.serve.runner import Runner
 from zoomseg.serve.upload import TooLargeError, receive
@@ -124,15 +124,8 @@ class Service:
             results=[r.name for r in RESULTS if self.result(job, r.name).is_file()]
             if job.state is State.FINISHED
             else [],
-            notes=self.notes(job),
+            notes=list(job.notes),
         )
-
-    def notes(self, job: Job) -> list[str]:
-        """Of a job that is finished."""
-        try:
-            return notes_of_result(self.jobs.out(job), job.id) if job.state is State.FINISHED else []
-        except DatasetError:
-            return []  # what is left of a result is shown all the same
 
     def result(self, job: Job, name: str) -> Path:
         """Where a result is, if there is one."""

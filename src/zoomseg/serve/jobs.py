@@ -70,6 +70,8 @@ class Job(BaseModel):
     started: float | None = None
     ended: float | None = None
     error: str | None = None
+    notes: tuple[str, ...] = ()
+    """Of its result, as ``organs.notes_of_result`` has them."""
 
     @property
     def seconds(self) -> float:
@@ -235,13 +237,13 @@ class Jobs:
         with self._changed:
             self._steps[job_id] = step
 
-    def end(self, job_id: str, state: State, error: str | None = None) -> bool:
+    def end(self, job_id: str, state: State, error: str | None = None, notes: tuple[str, ...] = ()) -> bool:
         """A job that waits or runs ends so; False if it has ended already, which stays as it is."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None or job.state.is_end:
                 return False
-            self._put(job, state, error)
+            self._put(job, state, error, notes)
             return True
 
     def remove(self, job_id: str) -> None:
@@ -256,9 +258,9 @@ class Jobs:
         self.scan(job).parent.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
-    def _put(self, job: Job, state: State, error: str | None = None) -> Job:
+    def _put(self, job: Job, state: State, error: str | None = None, notes: tuple[str, ...] = ()) -> Job:
         now = time.time()
-        changes: dict[str, object] = {"state": state, "error": error}
+        changes: dict[str, object] = {"state": state, "error": error, "notes": notes}
         if state is State.RUNNING:
             changes["started"] = now
         if state.is_end:

@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from zoomseg.core.errors import DatasetError
 from zoomseg.serve.jobs import Job, Jobs, State, Step
+from zoomseg.serve.organs import notes_of_result
 from zoomseg.serve.worker import Task, Worker, WorkerDiedError
 
 LOOK_EVERY_SECONDS = 0.5
@@ -74,9 +76,17 @@ class Runner:
             self._running = job.id
             worker = self._worker = self._worker or self._start_worker()
         state, error = self._outcome(worker, job)
+        notes = self._notes(job) if state is State.FINISHED else ()
         with self._guard:
             self._running = None
-            self._jobs.end(job.id, state, error)
+            self._jobs.end(job.id, state, error, notes)
+
+    def _notes(self, job: Job) -> tuple[str, ...]:
+        """Of a job's result, read once: they do not change any more."""
+        try:
+            return tuple(notes_of_result(self._jobs.out(job), job.id))
+        except DatasetError:
+            return ()  # what is left of a result is shown all the same
 
     def _outcome(self, worker: Worker, job: Job) -> tuple[State, str | None]:
         def tell(step: Step) -> None:

@@ -26,7 +26,7 @@ from zoomseg.serve.server import STOPPING as SERVER_STOPPING
 ANSWER_SECONDS = 10.0
 """Most of it for other processes of a busy machine."""
 
-AGAIN = ". Once more: ends at once"
+AGAIN = ". Press Ctrl-C again to end immediately"
 
 STALLED = """
 import sys, time

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
+import pytest
+
+import served
 from served import ScriptedWorker, serving
+from zoomseg.io.files import write_json_atomic
 from zoomseg.serve.jobs import Jobs, State
 from zoomseg.serve.runner import Runner
 
@@ -43,3 +48,41 @@ def test_a_job_whose_model_is_gone_fails(tmp_path: Path) -> None:
     assert not runner.cancel(job.id)
     runner.stop()
     jobs.close()
+
+
+def test_notes_are_kept_with_the_job_when_it_finishes(tmp_path: Path) -> None:
+    """What lists jobs reads no result."""
+    with serving(tmp_path) as server:
+        server.go.set()
+        job_id = server.post(b"good")
+        assert server.wait(job_id, "finished")["notes"] == ["a file was left out", "unlike"]
+        (tmp_path / job_id / "out" / "run.json").unlink()
+        (listed,) = server.client.get("/jobs").json()
+        assert listed["notes"] == ["a file was left out", "unlike"]
+        failed = server.wait(server.post(b"bad"), "failed")
+        assert failed["notes"] == []
+    again = Jobs(tmp_path, 8)
+    assert [job.notes for job in again.all()] == [("a file was left out", "unlike"), ()]
+    again.close()
+
+
+def test_a_job_without_a_run_json_finishes_without_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "write_results", lambda out, case: out.mkdir())
+    with serving(tmp_path) as server:
+        server.go.set()
+        assert server.wait(server.post(b"good"), "finished")["notes"] == []
+
+
+def test_a_job_stored_before_there_were_notes_has_none(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.go.set()
+        job_id = server.post(b"good")
+        server.wait(job_id, "finished")
+    path = tmp_path / job_id / "job.json"
+    stored = json.loads(path.read_text())
+    assert stored.pop("notes")
+    write_json_atomic(path, stored)
+    with serving(tmp_path) as server:
+        assert [job["notes"] for job in server.client.get("/jobs").json()] == [[]]

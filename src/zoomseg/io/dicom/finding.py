@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +136,7 @@ def find_series(path: Path, objects: Container[str] = ()) -> Found:
         for source in sources_in(path, opener):
             match read_object(source, opener):
                 case Image() as image:
-                    images[image.series_uid].append(image)
+                    images[image.identity.series_uid].append(image)
                 case Damaged() as broken:
                     damaged[broken.series_uid].append(broken)
                 case Other(sop_class_uid=uid) as other if uid in objects:
@@ -202,7 +202,7 @@ def _of_series(path: Path, images: list[Image], broken: list[Damaged]) -> list[_
         return [([], [_refused(images, broken[0].reason)], [])]
     parts, differ_in = by_identity(images)
     single = all(len(part) == len(part[0].slices) == 1 for part in parts)
-    if single and len(parts) > 1 and images[0].series_uid:
+    if single and len(parts) > 1 and images[0].identity.series_uid:
         what = f"its {len(images)} images differ in {', '.join(differ_in)}, so that no two belong together"
         return [([], [_refused(images, f"{path}: {_named(images[0])}: {what}")], [])]
     return [_volumes(path, part, differ_in) for part in parts]
@@ -210,7 +210,7 @@ def _of_series(path: Path, images: list[Image], broken: list[Damaged]) -> list[_
 
 def _refused(images: Sequence[Image], reason: str) -> Refused:
     sources = tuple(dict.fromkeys(s.source for image in images for s in image.slices))
-    return Refused(images[0].study_uid, images[0].number, sources, reason)
+    return Refused(images[0].identity.study_uid, images[0].number, sources, reason)
 
 
 def _volumes(path: Path, images: list[Image], differ_in: Sequence[str]) -> _Volumes:
@@ -241,7 +241,8 @@ def _volumes(path: Path, images: list[Image], differ_in: Sequence[str]) -> _Volu
             _require_complete(made, differ_in)
             stacks += made
         except ScanError as error:
-            failures.append(_refused(images, f"{name}: {error}"))
+            own = tuple(dict.fromkeys(one.source for one in group))
+            failures.append(Refused(first.identity.study_uid, first.number, own, f"{name}: {error}"))
     left = [f"{name}: {alone} images of a size or orientation of their own; left out"] if alone else []
     left += [f"{name}: {tracking} images at one place, as of bolus tracking; left out"] if tracking else []
     return stacks, failures, left
@@ -250,9 +251,11 @@ def _volumes(path: Path, images: list[Image], differ_in: Sequence[str]) -> _Volu
 def _identity_notes(images: Sequence[Image], differ_in: Sequence[str]) -> list[str]:
     """What is said of whose the images are and where they belong, if that is not as it should be."""
     lacking = [keyword for keyword in REQUIRED if any(keyword in image.lacking for image in images)]
-    notes = [f"its headers lack {', '.join(lacking)}; what they belong to is not certain"] if lacking else []
+    meaning = "; ".join(REQUIRED[keyword] for keyword in lacking)
+    notes = [f"its headers lack {', '.join(lacking)}; {meaning}"] if lacking else []
     if differ_in:
-        where = "without a SeriesInstanceUID" if not images[0].series_uid else "under one SeriesInstanceUID"
+        uid = images[0].identity.series_uid
+        where = "under one SeriesInstanceUID" if uid else "without a SeriesInstanceUID"
         notes.append(f"images {where} differ in {', '.join(differ_in)}; each kind is a scan of its own")
     return notes
 
@@ -292,9 +295,9 @@ def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) 
         placement.grid,
         tuple(ordered[p.first] if p.weight == 0 else None for p in placement.planes),
         first.sop_class_uid,
-        first.study_uid,
-        first.series_uid,
-        first.frame_of_reference_uid,
+        first.identity.study_uid,
+        first.identity.series_uid,
+        first.identity.frame_of_reference_uid,
         first.modality,
         first.number,
         first.description,
@@ -344,17 +347,25 @@ def case_names(path: Path, found: Found) -> tuple[str, ...]:
     series += [(r.study_uid, r.number, r.sources) for r in found.refused]
     several = len({study for study, _, _ in series}) > 1
     plain = [_entry(path, sources) if several else base_name(path) for _, _, sources in series]
+    often = Counter(plain)
     wanted = [
-        name if plain.count(name) == 1 else f"{name}_{number if number is not None else 'x'}"
+        name if often[name] == 1 else f"{name}_{number if number is not None else 'x'}"
         for name, (_, number, _) in zip(plain, series, strict=True)
     ]
-    names: list[str] = []
+    return tuple(_all_different(wanted))
+
+
+def _all_different(wanted: Sequence[str]) -> Iterator[str]:
+    """Names; those that are there several times are numbered."""
+    often, taken = Counter(wanted), set(wanted)
+    numbers: dict[str, Iterator[int]] = defaultdict(lambda: count(1))
     for name in wanted:
-        again = (f"{name}_{letter}" for letter in range(1, len(wanted) + 1))
-        names.append(
-            name if wanted.count(name) == 1 else next(n for n in again if n not in (*names, *wanted))
-        )
-    return tuple(names)
+        if often[name] == 1:
+            yield name
+            continue
+        new = next(n for number in numbers[name] if (n := f"{name}_{number}") not in taken)
+        taken.add(new)
+        yield new
 
 
 def _entry(path: Path, sources: Iterable[Source]) -> str:

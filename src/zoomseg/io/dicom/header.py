@@ -8,7 +8,7 @@ checked.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import BinaryIO
@@ -41,11 +41,16 @@ MAX_FRAMES = 100_000
 
 PATIENT = patient.KEYWORDS
 
-REQUIRED = (
-    *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"),
-    "Modality",
-)
-"""What says whose an image is and where it belongs; an object without one of them is read with a note."""
+REQUIRED: Mapping[str, str] = {
+    "PatientID": "images of several patients could not be told apart",
+    "StudyInstanceUID": "images of several studies could not be told apart",
+    "SeriesInstanceUID": "images of several series could not be told apart",
+    "SOPInstanceUID": "copies of one image could not be told from others",
+    "FrameOfReferenceUID": "whether the patient was moved between its images is not known",
+    "Modality": "it was told from the kind of the object",
+}
+"""What says whose an image is and where it belongs, and what it means to lack it; an object without one of
+them is read with a note."""
 
 PHASES = (
     *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID"),
@@ -107,9 +112,7 @@ class Image:
     """An object that holds slices of a scan."""
 
     sop_class_uid: str
-    study_uid: str
-    series_uid: str
-    frame_of_reference_uid: str
+    identity: Identity
     modality: str
     """By its SOP class."""
     number: int | None
@@ -305,9 +308,7 @@ def _image(source: Source, header: Dataset, stream: BinaryIO, size: int) -> Imag
     identity = Identity(*(text(header, keyword) for keyword in Identity.KEYWORDS))
     return Image(
         sop_class,
-        text(header, "StudyInstanceUID"),
-        text(header, "SeriesInstanceUID"),
-        text(header, "FrameOfReferenceUID"),
+        identity,
         modality,
         _series_number(header),
         text(header, "SeriesDescription"),

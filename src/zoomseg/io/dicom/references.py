@@ -128,13 +128,14 @@ def require_drawn_on(path: Path, dataset: Dataset, series: DicomSeries) -> tuple
 
 
 def _require_patient(path: Path, dataset: Dataset, patient: Mapping[str, str]) -> None:
-    """By ID and date of birth; without IDs, by name."""
+    """By ID and date of birth; without IDs, by name. The series' value may be cut to a field's length."""
     pairs = {
-        keyword: (plain(short_text(text(dataset, keyword))), plain(short_text(patient.get(keyword, ""))))
+        keyword: (plain(text(dataset, keyword)), patient.get(keyword, ""))
         for keyword in ("PatientID", "PatientBirthDate", "PatientName")
     }
     deciding = ["PatientID", "PatientBirthDate"] if all(pairs["PatientID"]) else ["PatientName"]
-    other = next((k for k in deciding if all(pairs[k]) and pairs[k][0] != pairs[k][1]), None)
+    given = ((keyword, *pairs[keyword]) for keyword in deciding if all(pairs[keyword]))
+    other = next((k for k, its, ours in given if its not in (plain(ours), plain(short_text(ours)))), None)
     if other is not None:
         raise ScanError(
             f"{path}: its {other} is not that of the series; nothing is read of one patient's labels on "

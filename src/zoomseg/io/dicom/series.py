@@ -36,10 +36,15 @@ class Identity:
     series_uid: str
     frame_of_reference_uid: str
 
+    @property
+    def compared(self) -> tuple[tuple[str, str], ...]:
+        """Keywords and what is compared of their values."""
+        return tuple((k, plain(value)) for k, value in zip(self.KEYWORDS, vars(self).values(), strict=True))
+
     def differing(self, other: Identity) -> tuple[str, ...]:
         """Keywords of what differs."""
-        pairs = zip(self.KEYWORDS, vars(self).values(), vars(other).values(), strict=True)
-        return tuple(keyword for keyword, mine, its in pairs if plain(mine) != plain(its))
+        pairs = zip(self.compared, other.compared, strict=True)
+        return tuple(mine[0] for mine, its in pairs if mine != its)
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,24 @@ several acquisitions, one after the other; two acquisitions that lie between eac
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 
 import numpy as np
+import numpy.typing as npt
+from scipy.spatial import KDTree
 
 from zoomseg.core.errors import ScanError
+from zoomseg.core.geometry import FloatArray
 from zoomseg.io.dicom.geometry import MAX_GAP_MM, SAME_PLACE_MM, is_complete, places_mm
 from zoomseg.io.dicom.header import PHASES, Image, StoredSlice
+from zoomseg.io.dicom.series import plain
+
+Mask = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
 
 SAME_DIRECTION = 1e-3
 """Direction cosines of slices of one volume differ by at most this: half a millimetre over half a metre."""
@@ -45,24 +53,23 @@ slice to slice."""
 
 def by_geometry(slices: Sequence[StoredSlice]) -> list[list[StoredSlice]]:
     """Slices of one size, voxel size and orientation each, in the order of their first ones."""
+    features = np.array([_features(one) for one in slices])
+    tree, placed = KDTree(features), np.zeros(len(slices), dtype=bool)
     groups: list[list[StoredSlice]] = []
-    for one in slices:
-        home = next((g for g in groups if _alike(g[0], one)), None)
-        if home is None:
-            groups.append([one])
-        else:
-            home.append(one)
+    for first, feature in enumerate(features):
+        if not placed[first]:
+            alike = np.sort(tree.query_ball_point(feature, 1, p=np.inf))
+            members = alike[~placed[alike]]
+            placed[members] = True
+            groups.append([slices[i] for i in members])
     return groups
 
 
-def _alike(one: StoredSlice, other: StoredSlice) -> bool:
-    a, b = one.pixels, other.pixels
-    return (
-        (a.rows, a.columns) == (b.rows, b.columns)
-        and np.allclose(one.spacing_mm, other.spacing_mm, rtol=SAME_SPACING, atol=0)
-        and np.allclose(one.along_row, other.along_row, rtol=0, atol=SAME_DIRECTION)
-        and np.allclose(one.along_column, other.along_column, rtol=0, atol=SAME_DIRECTION)
-    )
+def _features(one: StoredSlice) -> tuple[float, ...]:
+    """Numbers of which none differs by more than 1 between slices of one volume."""
+    columns, rows = (math.log(x) / math.log1p(SAME_SPACING) for x in one.spacing_mm)
+    directions = (x / SAME_DIRECTION for x in (*one.along_row, *one.along_column))
+    return (2.0 * one.pixels.rows, 2.0 * one.pixels.columns, columns, rows, *directions)
 
 
 @dataclass(frozen=True)
@@ -98,19 +105,19 @@ _Part = tuple[list[StoredSlice], tuple[str, ...], tuple[str, ...]]
 def _split(
     slices: list[StoredSlice], why: tuple[str, ...], modality: str, left_out: list[StoredSlice]
 ) -> Iterator[_Part]:
-    most = _most_at_one_place(slices)
+    along = places_mm(slices)
+    most = int(_one(along).most[0])
     for keyword in PHASES if most > 1 else _ACQUISITIONS:
-        groups = _by_value(slices, keyword)
-        flat = [one for group in groups.values() if at_one_place(group) for one in group]
-        if flat:
-            rest = [one for group in groups.values() if not at_one_place(group) for one in group]
-            tracking = _tracking(flat, rest, most)
-            if tracking:
-                left_out += tracking
-                kept = [one for one in slices if one not in tracking]
-                yield from _split(kept, why, modality, left_out)
+        groups, number = _by_value(slices, keyword)
+        crowding = _crowding(along, number)
+        flat = (crowding.places == 1)[number]
+        if flat.any():
+            tracking = _tracking(slices, along, flat, most)
+            if tracking.any():
+                left_out += compress(slices, tracking)
+                yield from _split(list(compress(slices, ~tracking)), why, modality, left_out)
                 return
-        elif len(groups) > 1 and _are_volumes(list(groups.values()), most, _overlays(keyword, modality)):
+        elif len(groups) > 1 and _are_volumes(groups, crowding, most, _overlays(keyword, modality)):
             for value, group in groups.items():
                 more = f"{keyword} {value or 'missing'}"
                 yield from _split(group, (*why, more), modality, left_out)
@@ -123,59 +130,81 @@ def _split(
     yield slices, why, tuple(_doubts(slices))
 
 
-def _are_volumes(groups: list[list[StoredSlice]], most: int, overlays: bool) -> bool:
+def _are_volumes(
+    groups: Mapping[str, list[StoredSlice]], crowding: _Crowding, most: int, overlays: bool
+) -> bool:
     """Whether groups of slices, of which up to ``most`` lie at one place, are volumes of their own."""
     if most > 1:
-        return len(groups) <= most and all(_most_at_one_place(group) < most for group in groups)
-    return _interleave(groups, overlays)
+        return len(groups) <= most and bool((crowding.most < most).all())
+    return _interleave(list(groups.values()), overlays)
 
 
-def _tracking(flat: list[StoredSlice], rest: list[StoredSlice], most: int) -> list[StoredSlice]:
-    """Of images, each at one place with all of its acquisition, those that are no slices of the volume that
-    the rest is: several at one place, between its slices, or far away."""
-    if not rest or _places(flat) > MAX_TRACKING_PLACES:
-        return []
+def _tracking(slices: Sequence[StoredSlice], along: FloatArray, flat: Mask, most: int) -> Mask:
+    """Of the images that are ``flat``, each at one place with all of its acquisition, those that are no
+    slices of the volume that the rest is: several at one place, between its slices, or far away."""
+    none = np.zeros_like(flat)
+    if flat.all() or _one(along[flat]).places[0] > MAX_TRACKING_PLACES:
+        return none
+    rest = along[~flat]
+    stray = flat & _is_stray(along, float(rest.min()), float(rest.max()))
     if most > 1:
-        crowded = [one for one in flat if _at_its_place(one, [*flat, *rest]) > 1 or _is_stray(one, rest)]
-        return crowded if _most_at_one_place(rest) < most else []
-    if is_complete([*rest, *flat]) or not is_complete(rest):
-        return []
-    return [one for one in flat if _is_stray(one, rest)]
+        crowded = flat & (_at_their_places(along) > 1) | stray
+        return crowded if _one(rest).most[0] < most else none
+    if is_complete(slices) or not is_complete(list(compress(slices, ~flat))):
+        return none
+    return stray
 
 
 # --- several at one place -------------------------------------------------------------------------
 
 
-def _most_at_one_place(slices: Sequence[StoredSlice]) -> int:
-    return int(np.diff(_place_starts(slices)).max())
+@dataclass(frozen=True, eq=False)
+class _Crowding:
+    """Of groups of slices, ``[group]``."""
+
+    places: Counts
+    """At how many different places their slices lie."""
+    most: Counts
+    """How many of them at most lie at one."""
+
+
+def _crowding(along: FloatArray, group: Counts) -> _Crowding:
+    """Of slices that lie at ``along`` mm and belong to groups 0, 1, ..."""
+    order = np.lexsort((along, group))
+    begins = (np.diff(along[order]) >= SAME_PLACE_MM) | (np.diff(group[order]) > 0)
+    starts = np.flatnonzero(np.concatenate([[True], begins]))
+    of = group[order[starts]]
+    most = np.zeros(of[-1] + 1, dtype=int)
+    np.maximum.at(most, of, np.diff(starts, append=len(along)))
+    return _Crowding(np.bincount(of), most)
+
+
+def _one(along: FloatArray) -> _Crowding:
+    """Of a single group."""
+    return _crowding(along, np.zeros(len(along), dtype=int))
 
 
 def at_one_place(slices: Sequence[StoredSlice]) -> bool:
-    return _places(slices) == 1
+    return bool(_one(places_mm(slices)).places[0] == 1)
 
 
-def _at_its_place(one: StoredSlice, slices: Sequence[StoredSlice]) -> int:
-    along = places_mm([one, *slices])
-    return int((np.abs(along[1:] - along[0]) < SAME_PLACE_MM).sum())
+def _at_their_places(along: FloatArray) -> Counts:
+    """How many lie at the place of each, itself included."""
+    ordered = np.sort(along)
+    after = np.searchsorted(ordered, along + SAME_PLACE_MM, side="left")
+    before = np.searchsorted(ordered, along - SAME_PLACE_MM, side="right")
+    return after - before
 
 
-def _places(slices: Sequence[StoredSlice]) -> int:
-    """At how many different places slices lie."""
-    return len(_place_starts(slices)) - 1 if slices else 0
-
-
-def _place_starts(slices: Sequence[StoredSlice]) -> np.ndarray:
-    """Where in the sorted places a new one begins, and their number."""
-    along = np.sort(places_mm(slices))
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(along) >= SAME_PLACE_MM]))
-    return np.concatenate([starts, [len(along)]])
-
-
-def _by_value(slices: Sequence[StoredSlice], keyword: str) -> dict[str, list[StoredSlice]]:
+def _by_value(slices: Sequence[StoredSlice], keyword: str) -> tuple[dict[str, list[StoredSlice]], Counts]:
+    """Slices by what they have there, in the order of their first ones; and of each slice, the number of its
+    group."""
     groups: dict[str, list[StoredSlice]] = defaultdict(list)
-    for one in slices:
-        groups[dict(one.phase).get(keyword, "")].append(one)
-    return groups
+    values = [dict(one.phase).get(keyword, "") for one in slices]
+    for value, one in zip(values, slices, strict=True):
+        groups[value].append(one)
+    number = {value: i for i, value in enumerate(groups)}
+    return groups, np.array([number[value] for value in values])
 
 
 # --- interleaved ----------------------------------------------------------------------------------
@@ -213,11 +242,11 @@ def _range_mm(slices: Sequence[StoredSlice], like: StoredSlice) -> tuple[float, 
     return float(along.min()), float(along.max())
 
 
-def _is_stray(one: StoredSlice, volume: Sequence[StoredSlice]) -> bool:
-    """Whether a slice lies between those of a volume, or so far away that it cannot be its next one."""
-    low, high = _range_mm(volume, volume[0])
-    place, _ = _range_mm([one], volume[0])
-    return low < place < high or max(low - place, place - high) > MAX_GAP_MM
+def _is_stray(along: FloatArray, low: float, high: float) -> Mask:
+    """Whether slices lie between those of a volume from ``low`` to ``high``, or so far away that they cannot
+    be its next one."""
+    within = (low < along) & (along < high)
+    return within | (np.maximum(low - along, along - high) > MAX_GAP_MM)
 
 
 def _is_dense(slices: Sequence[StoredSlice]) -> bool:
@@ -241,7 +270,7 @@ def _number(value: str) -> float:
 
 def _doubts(slices: list[StoredSlice]) -> Iterator[str]:
     """Acquisitions that lie between each other's slices, but are no volumes by themselves."""
-    groups = list(_by_value(slices, "AcquisitionNumber").values())
+    groups = list(_by_value(slices, "AcquisitionNumber")[0].values())
     if _alternate(groups):
         yield f"slices of {len(groups)} acquisitions alternate; taken as one volume, as none is one by itself"
 
@@ -260,15 +289,11 @@ def by_identity(images: Sequence[Image]) -> tuple[list[list[Image]], tuple[str, 
 
 
 def _identity(image: Image) -> tuple[tuple[str, str], ...]:
-    """Keywords and values, names without regard to case and empty components."""
+    """Keywords and what is compared of their values (see ``series.plain``)."""
     patient = dict(image.patient)
     return (
-        *((keyword, patient.get(keyword, "").casefold().rstrip("^ ")) for keyword in _WHO),
-        ("StudyInstanceUID", image.study_uid),
-        ("FrameOfReferenceUID", image.frame_of_reference_uid),
+        *image.identity.compared,
+        *((keyword, plain(patient.get(keyword, ""))) for keyword in ("IssuerOfPatientID", "PatientSex")),
         ("SeriesNumber", "" if image.number is None else str(image.number)),
         ("SOPClassUID", image.sop_class_uid),
     )
-
-
-_WHO = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydicom.uid import (
 from tests.dicoms import image, ramp, stack, write
 
 from zoomseg.core.errors import ScanError
-from zoomseg.io.dicom.finding import case_names, find_series, the_series
+from zoomseg.io.dicom.finding import Found, Refused, case_names, find_series, the_series
 
 
 def series(folder: Path, number: int, study: str = "1.2.3", **tags: Any) -> Path:
@@ -65,6 +66,14 @@ def test_series_of_one_number_differ_in_name(tmp_path: Path) -> None:
     for place in ("a", "b"):
         write(tmp_path / place, stack(ramp(), SeriesInstanceUID=f"1.{ord(place)}"))
     assert names(tmp_path) == (f"{tmp_path.name}_4_1", f"{tmp_path.name}_4_2")
+
+
+def test_names_of_many_series_take_no_long_time(tmp_path: Path) -> None:
+    refused = tuple(Refused("1.2", 3, (), "") for _ in range(20_000))
+    began = time.monotonic()
+    found = case_names(tmp_path, Found((), refused, ()))
+    assert time.monotonic() - began < 5
+    assert found == tuple(f"{tmp_path.name}_3_{n}" for n in range(1, 20_001))
 
 
 def test_what_is_no_scan_is_left_out_by_name(tmp_path: Path) -> None:

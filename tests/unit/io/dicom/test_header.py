@@ -138,14 +138,20 @@ def test_mr_needs_no_rescale_but_all_slices_alike(tmp_path: Path) -> None:
 
 # --- identity -------------------------------------------------------------------------------------
 
+MEANING = {
+    "PatientID": "images of several patients could not be told apart",
+    "StudyInstanceUID": "images of several studies could not be told apart",
+    "SeriesInstanceUID": "images of several series could not be told apart",
+    "FrameOfReferenceUID": "whether the patient was moved between its images is not known",
+    "Modality": "it was told from the kind of the object",
+}
+
 
 @pytest.mark.parametrize("value", [None, ""])
-@pytest.mark.parametrize(
-    "keyword", ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality"]
-)
+@pytest.mark.parametrize("keyword", MEANING)
 def test_what_identity_lacks_is_said(tmp_path: Path, keyword: str, value: str | None) -> None:
     series = the_series(write(tmp_path, stack(ramp(), **{keyword: value}))).series
-    assert series.notes[0] == f"its headers lack {keyword}; what they belong to is not certain"
+    assert series.notes[0] == f"its headers lack {keyword}; {MEANING[keyword]}"
     assert len(series.notes) == 1 + keyword.endswith("UID")  # what objects made of it lack, then
 
 

@@ -160,7 +160,7 @@ def test_what_a_series_lacks_that_objects_must_name_is_told(tmp_path: Path) -> N
     )
     lost = dicoms.stack(dicoms.ramp(), StudyInstanceUID=None)
     lacking, note = the_series(dicoms.write(tmp_path, lost)).series.notes
-    assert lacking == "its headers lack StudyInstanceUID; what they belong to is not certain"
+    assert lacking == ("its headers lack StudyInstanceUID; images of several studies could not be told apart")
     assert note.startswith("it lacks a valid StudyInstanceUID; a SEG or RTSTRUCT of it has one made up")
 
 

@@ -148,6 +148,9 @@ def read(kind: str, path: Path, stack: Stack) -> Structures:
         ({}, {"PatientID": "", "PatientName": "Roe^John"}, "PatientName"),
         ({}, {"PatientName": "Smith^Jane"}, None),  # the ID decides
         ({}, {"PatientID": "", "PatientName": "DOE^JANE^^"}, None),
+        ({}, {"PatientID": "", "PatientName": "Doe^Jane="}, None),
+        ({"PatientID": 70 * "a"}, {"PatientID": 64 * "a"}, None),  # cut to the length of its field
+        ({"PatientID": 70 * "a"}, {"PatientID": 64 * "a" + "b"}, "PatientID"),
         ({"PatientBirthDate": "19600102"}, {"PatientBirthDate": "19600103"}, "PatientBirthDate"),
         ({"PatientBirthDate": "19600102"}, {"PatientBirthDate": ""}, None),
         ({"PatientID": None, "PatientName": None}, {"PatientID": "p2"}, None),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,10 @@ from pydicom.uid import EnhancedCTImageStorage, MRImageStorage
 from tests.dicoms import CORONAL, Array, image, item, multi_frame, ramp, stack, write
 
 from zoomseg.core.errors import ScanError
+from zoomseg.io.dicom.archive import Source, opening
 from zoomseg.io.dicom.finding import Found, Stack, find_series
+from zoomseg.io.dicom.header import PHASES, Image, StoredSlice, read_object
+from zoomseg.io.dicom.splitting import by_geometry, by_phase
 from zoomseg.io.dicom.voxels import read_volume
 
 
@@ -294,8 +301,8 @@ def test_a_single_frame_and_a_multi_frame_class_are_apart(tmp_path: Path) -> Non
 
 
 def test_names_are_compared_as_people_write_them(tmp_path: Path) -> None:
-    names = ["Doe^Jane", "DOE^JANE", "Doe^Jane^^", " Doe^Jane "]
-    (volume,) = found(tmp_path, [at(2 * k, k, PatientName=names[k % 4]) for k in range(8)]).stacks
+    names = ["Doe^Jane", "DOE^JANE", "Doe^Jane^^", " Doe^Jane ", "Doe^Jane=", "Doe^Jane^=="]
+    (volume,) = found(tmp_path, [at(2 * k, k, PatientName=names[k % 6]) for k in range(12)]).stacks
     assert volume.series.notes == ()
 
 
@@ -312,3 +319,61 @@ def test_images_of_which_no_two_belong_together_are_refused(tmp_path: Path) -> N
     datasets = [at(2 * k, k, FrameOfReferenceUID=f"1.9.{k}") for k in range(5)]
     (refused,) = found(tmp_path, datasets).refused
     assert "its 5 images differ in FrameOfReferenceUID, so that no two belong together" in refused.reason
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def many(count: int, places: int, change: Callable[[int], dict[str, Any]]) -> list[StoredSlice]:
+    """So many frames, at ``places`` places by turns."""
+    with opening() as opener, tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder), [at(0, 1)]) / "03-0.dcm"
+        read = read_object(Source(path), opener)
+    assert isinstance(read, Image)
+    (one,) = read.slices
+    return [
+        replace(one, frame=i, position_lps_mm=(0.0, 0.0, 2.0 * (i % places)), **change(i))
+        for i in range(count)
+    ]
+
+
+def test_many_slices_at_one_place_take_no_long_time() -> None:
+    """Bolus tracking of 20 000 images, each an acquisition of its own, at a slice of a volume."""
+    tracking = many(20_000, 1, lambda i: {"phase": (("AcquisitionNumber", str(i + 1)),)})
+    volume = many(40, 40, lambda i: {"phase": (("AcquisitionNumber", "0"),)})
+    began = time.monotonic()
+    parts = by_phase([*volume, *tracking], "CT")
+    assert time.monotonic() - began < 5
+    assert [len(part) for part, _ in parts.volumes] == [40]
+    assert len(parts.left_out) == 20_000
+
+
+@pytest.mark.parametrize("keywords", [(), PHASES])
+def test_many_slices_that_nothing_tells_apart_take_no_long_time(keywords: tuple[str, ...]) -> None:
+    slices = many(20_000, 2, lambda i: {"phase": tuple((k, str(i // 2)) for k in keywords)})
+    began = time.monotonic()
+    if keywords:
+        assert len(by_phase(slices, "CT").volumes) == 10_000
+    else:
+        with pytest.raises(ScanError, match="up to 10000 of its 20000 slices lie at one place"):
+            by_phase(slices, "CT")
+    assert time.monotonic() - began < 20
+
+
+def test_many_orientations_take_no_long_time() -> None:
+    angles = np.linspace(0, 1, 20_000)
+    turned = many(
+        20_000,
+        1,
+        lambda i: {
+            "along_row": (float(np.cos(angles[i])), float(np.sin(angles[i])), 0.0),
+            "spacing_mm": (0.5 + 0.002 * (i % 100), 0.5),
+        },
+    )
+    began = time.monotonic()
+    groups = by_geometry(turned)
+    assert time.monotonic() - began < 5
+    assert sum(map(len, groups)) == 20_000
+    for group in groups:
+        assert np.ptp([one.spacing_mm[0] for one in group]) <= 2 * 0.001 * 0.7
+        assert abs(np.array([one.along_row for one in group]) - group[0].along_row).max() <= 1e-3
