@@ -80,3 +80,15 @@ def test_prediction_does_not_wait_for_what_it_does_not_use() -> None:
 
 def test_a_heavy_import_is_noticed() -> None:
     assert "numpy" in imported_by("import zoomseg.core.geometry")
+
+
+def test_loading_a_model_does_not_load_torch_s_compiler() -> None:
+    """It takes three seconds, and sympy with it."""
+    script = (
+        "import sys; from zoomseg.io import bundle; from zoomseg.engine.predict import trained_network\n"
+        "model = bundle.load('abdomen-ct')\n"
+        "for stage in model.recipe.stages: trained_network(model, stage)\n"
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -127,7 +127,7 @@ def trained_network(bundle: Bundle, stage: Stage) -> nn.Module:
         RecipeError: the network cannot read the stage's tiles.
     """
     check_tile(stage)
-    with torch.device("meta"):  # what the recipe asks for takes no memory before there are weights for it
+    with networks.without_memory():  # until there are weights for what the recipe asks for
         module = build_network(stage, bundle.recipe, bundle.schema, len(bundle.channel_names))
     try:  # assigned: a copy would be held twice
         module.load_state_dict(dict(bundle.weights[stage.name]), assign=True)

@@ -175,7 +175,7 @@ def costs_of(stages: Sequence[specs.Stage], channels: int, schema: LabelSchema) 
 def _cost(stage: specs.Stage, channels: int, classes: int) -> Cost:
     """Of a stage whose network reads so many ``channels``; nothing is allocated."""
     training = stage.training
-    with torch.device("meta"):
+    with networks.without_memory():
         module = networks.build(stage.network, channels, classes, stage.grid.padding)
         kept = _kept_bytes(module, torch.empty(training.batch, channels, *training.patch))
     parameters = networks.parameters(module)

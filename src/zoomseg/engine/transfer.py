@@ -244,7 +244,7 @@ def _is_shared(key: str, tensor: Tensor, growing: Sequence[_Growing]) -> bool:
 
 def _shapes(stage: Stage, channels: int, classes: int) -> dict[str, Tensor]:
     """The network's tensors without their values."""
-    with torch.device("meta"):
+    with networks.without_memory():
         return networks.build(stage.network, channels, classes, stage.grid.padding).state_dict()
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoomseg.core.errors import RecipeError
@@ -37,6 +39,28 @@ def build(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padd
     _check(spec, padding)
     module = _module(spec, in_channels, classes, padding)
     return laid_out(spec, module)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules that are built inside have shapes, but no memory, and are not initialised: drawing numbers for
+    tensors that hold none makes torch load its compiler, which takes seconds."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+class _NothingDrawn(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_"):  # of tensors and of torch.nn.init
+            return given.get("tensor", args[0] if args else None)
+        return func(*args, **given)
 
 
 def laid_out(spec: specs.NetworkSpec, module: nn.Module) -> nn.Module:
