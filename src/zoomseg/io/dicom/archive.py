@@ -48,6 +48,19 @@ class Source:
         return str(self.path) if self.member is None else f"{self.path}: {self.member!r}"
 
 
+class BoundedReader(io.BufferedReader):
+    """Reads no more than there is: a damaged length of gigabytes would else be allocated before anything is
+    read."""
+
+    def __init__(self, raw: io.RawIOBase, size: int) -> None:
+        super().__init__(raw, 65536)
+        self._bytes = size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        rest = max(0, self._bytes - self.tell())
+        return super().read(rest if size is None or size < 0 else min(size, rest))
+
+
 @dataclass(eq=False)
 class Opener:
     """Opens sources; a zip stays open until the end of ``opening``. Any thread may use it."""
@@ -64,9 +77,9 @@ class Opener:
     def open(self, source: Source) -> BinaryIO:
         """Seekable stream of the object's bytes."""
         if source.member is None:
-            return source.path.open("rb")
+            return BoundedReader(io.FileIO(source.path), self.size(source))
         raw = cast(io.RawIOBase, self._zips[source.path].open(source.member))
-        return io.BufferedReader(raw, 65536)
+        return BoundedReader(raw, self.size(source))
 
     def size(self, source: Source) -> int:
         """Bytes of the object, unpacked."""

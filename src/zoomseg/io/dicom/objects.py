@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -22,6 +23,7 @@ from zoomseg.core.errors import GeometryError, ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom import patient
+from zoomseg.io.dicom.archive import BoundedReader
 from zoomseg.io.dicom.codes import Code, short_text
 from zoomseg.io.dicom.series import DicomSeries, Identity
 from zoomseg.io.files import atomic_path, reading
@@ -247,7 +249,8 @@ def read_object(path: Path, kinds: Mapping[str, str]) -> Dataset:
         syntax = read_file_meta_info(path).get("TransferSyntaxUID")
         if syntax == DeflatedExplicitVRLittleEndian:
             raise ScanError(f"{path}: is deflated as a whole; write it uncompressed (dcmconv +te)")
-        found = pydicom.dcmread(path)
+        with BoundedReader(io.FileIO(path), path.stat().st_size) as stream:
+            found = pydicom.dcmread(stream)
         kind = str(found.get("SOPClassUID", ""))
         if kind not in kinds:
             what = short_text(UID(kind).name) or "of no kind"

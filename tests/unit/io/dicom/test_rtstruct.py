@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -552,3 +554,24 @@ def test_long_contours_stay_decimal_strings(tmp_path: Path) -> None:
     assert sum(len(str(value)) + 1 for value in contour.ContourData) > 2**16
     found = read_rtstruct(tmp_path / "rt.dcm", series).voxels["liver"]
     assert len(found) == int(comb.sum())
+
+
+def test_a_length_of_gigabytes_is_not_allocated(tmp_path: Path) -> None:
+    """Of a 70 kB file in which one length is damaged."""
+    grid = Grid.from_spacing((20, 20, 3), (1.0, 1.0, 2.0))
+    labels = torch.zeros(grid.shape, dtype=torch.uint8)
+    labels[5:15, 5:15, 1] = 1
+    series = series_on(grid)
+    path = tmp_path / "rt.dcm"
+    write_rtstruct(path, LabelMap(labels, grid, LabelSchema.consecutive(["liver"])), series, "m")
+    tag = b"\x06\x30\x50\x00"  # ContourData, then the four bytes of its length
+    whole = path.read_bytes()
+    at = whole.index(tag) + 4
+    path.write_bytes(whole[:at] + b"\xf0\xff\xff\xef" + whole[at + 4 :])
+    tracemalloc.start()
+    try:
+        with suppress(ScanError):
+            read_rtstruct(path, series)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
