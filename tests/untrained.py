@@ -7,11 +7,24 @@ import torch
 from tiny import CPU, SCHEMA, tiny_recipe
 from zoomseg.engine.predict import Predictor, build_network
 from zoomseg.io.bundle import Bundle
+from zoomseg.recipe.spec import Recipe, UNet3D
 
 
 def untrained_bundle(seed: int = 0) -> Bundle:
-    torch.manual_seed(seed)
+    return _with_first_weights(tiny_recipe(together=True), seed)
+
+
+def valid_bundle() -> Bundle:
+    """Of a recipe whose first stage computes without padding."""
     recipe = tiny_recipe(together=True)
+    coarse, fine = recipe.stages
+    grid = coarse.grid.model_copy(update={"tile": (44, 44, 44), "padding": "valid"})
+    coarse = coarse.model_copy(update={"network": UNet3D(channels=(8, 16)), "grid": grid})
+    return _with_first_weights(recipe.model_copy(update={"stages": (coarse, fine)}), seed=0)
+
+
+def _with_first_weights(recipe: Recipe, seed: int) -> Bundle:
+    torch.manual_seed(seed)
     weights = {s.name: build_network(s, recipe, SCHEMA, 1).state_dict() for s in recipe.stages}
     return Bundle(recipe, SCHEMA, ("CT",), weights, {})
 

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -204,7 +204,10 @@ class _Batch:
             self.tell(scan.id, progress)
 
         result = _tried(
-            scan, lambda: self.predictor.predict(case, self.organs, keep=self.beside.stages, tell=tell)
+            scan,
+            lambda: self.predictor.predict(
+                case, self.organs, keep=self.beside.stages, tell=tell, alone=self._await_others
+            ),
         )
         if isinstance(result, Failed):
             return result
@@ -219,6 +222,11 @@ class _Batch:
     def _await_writing(self) -> None:
         if self.writing is not None:
             self.writing.result()
+
+    def _await_others(self) -> None:
+        """Until neither the next scan is being read nor the last one written; what goes wrong there is told
+        where each has its turn."""
+        wait([*self.coming, *([] if self.writing is None else [self.writing])])
 
     def _finish(self, found: _Computed | Failed, meter: Meter) -> None:
         if isinstance(found, Failed):

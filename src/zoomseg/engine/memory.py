@@ -11,7 +11,6 @@ where many times what is counted is free nothing is measured. All in bytes.
 from __future__ import annotations
 
 import gc
-import itertools
 import math
 import re
 import weakref
@@ -21,7 +20,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid, Index3
@@ -32,7 +30,7 @@ from zoomseg.engine.look import View
 from zoomseg.engine.meter import rise
 from zoomseg.networks import build as networks
 from zoomseg.networks.unet import Padding
-from zoomseg.recipe.spec import NetworkSpec, Stage
+from zoomseg.recipe.spec import NetworkSpec
 
 FRAMEWORK = 1.3
 """Taken over counted: freed blocks do not fit what comes next. Of the network, where nothing is measured,
@@ -72,13 +70,17 @@ def parse_bytes(text: str) -> int:
 class Work:
     """What a stage does, as far as memory is concerned."""
 
-    module: nn.Module
+    weightless: Callable[[], nn.Module]
+    """A copy of the network for counting, in evaluation mode on the meta device: a new one each time, so that
+    scans can be counted in several threads while the network itself computes."""
     channels: int
     """That the network reads: image and priors."""
     image_channels: int
     classes: int
     compute: Callable[[Tensor], object]
     """A batch of tiles ``[B, channels, *tile]`` through all that answers for the stage."""
+    _alive: dict[Index3, int] = field(default_factory=dict, init=False, compare=False)
+    """Of the maps, by tile (see ``activation_bytes``)."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,18 @@ class _Step:
     usable: bool
 
 
+_Key = tuple[str, Index3, int]
+"""Stage, tile and number of tiles."""
+
+
+def _key(view: View, step: _Step) -> _Key:
+    return (view.stage.name, step.tile, step.together)
+
+
+def alone() -> None:
+    """Where a prediction is all that the process does."""
+
+
 @dataclass(eq=False)
 class Limits:
     """At most ``ram`` bytes of main memory and ``vram`` of the GPU's, for the whole process; None: any;
@@ -98,8 +112,8 @@ class Limits:
     device: Device
     ram: int | Literal["free"] | None = None
     vram: int | None = None
-    _measured: dict[tuple[str, Index3, int], int] = field(default_factory=dict)
-    """Bytes, by stage, tile and number of tiles."""
+    _measured: dict[_Key, int] = field(default_factory=dict)
+    """Bytes."""
 
     def __post_init__(self) -> None:
         if self._on_gpu:
@@ -129,12 +143,15 @@ class Limits:
         needed = reading + max(labels + max(PIECES, stage), COPIES_OF_LABELS * labels)
         self._refuse_over(self._used_ram() + needed, self._ram(), "main memory", "the scan and its label map")
 
-    def fit(self, view: View, work: Work, whole: bool, still_to_fill: int) -> tuple[View, int]:
+    def fit(
+        self, view: View, work: Work, whole: bool, still_to_fill: int, alone: Callable[[], None] = alone
+    ) -> tuple[View, int]:
         """The view with tiles that fit: the recipe's own, if they do. And how many are computed together.
 
         Args:
             whole: whether the answer is kept as a whole.
             still_to_fill: bytes of the label map, which is there already but not touched by all yet.
+            alone: called before anything is measured; returns once no other thread takes memory.
 
         Raises:
             MemoryLimitError: not even the smallest tiles fit.
@@ -145,7 +162,7 @@ class Limits:
         ample = beside_bytes(view, work, whole) + AMPLE * together * counted_bytes(view, work)
         if self._room(still_to_fill) >= ample:
             return view, together
-        return self._fit_measured(view, work, whole, still_to_fill)
+        return self._fit_measured(view, work, whole, still_to_fill, alone)
 
     def _fit_counted(self, view: View, work: Work, whole: bool) -> tuple[View, int]:
         """On a GPU, where memory that is asked for in vain is no harm."""
@@ -161,16 +178,22 @@ class Limits:
         self._refuse_over(self._used_vram() + needed, self.vram, "GPU memory", _smallest(view))
         return view, 1
 
-    def _fit_measured(self, view: View, work: Work, whole: bool, still_to_fill: int) -> tuple[View, int]:
+    def _fit_measured(
+        self, view: View, work: Work, whole: bool, still_to_fill: int, alone: Callable[[], None]
+    ) -> tuple[View, int]:
         """From the smallest tiles up: what one size takes tells how much the next may take."""
         give_back_memory()  # short of it, hoarding freed blocks for speed is no longer wise
         found: tuple[View, int] | None = None
         needed, taken, spare = 0.0, 1.0, 0.0
         for step in reversed(_steps(view, self.device)):
             fitting = _with_tile(view, step.tile)
-            room = self._room(still_to_fill) - beside_bytes(fitting, work, whole)
+            beside = beside_bytes(fitting, work, whole)
+            room = self._room(still_to_fill) - beside
             counted = step.together * counted_bytes(fitting, work)
             needed = FRAMEWORK * counted * max(1.0, taken)
+            if needed <= room and _key(fitting, step) not in self._measured:
+                alone()  # what others take would count as the network's, for every scan to come
+                room = self._room(still_to_fill) - beside
             if needed <= room:
                 measured = self._measure(fitting, work, step)
                 needed = REPEATED * measured + step.together * input_bytes(fitting, work)
@@ -180,7 +203,7 @@ class Limits:
             if step.usable:
                 found, spare = (fitting, step.together), room - 2 * needed - HOARDED
         if found is None:
-            used = self._used_ram() + still_to_fill + beside_bytes(fitting, work, whole)
+            used = self._used_ram() + still_to_fill + beside
             self._refuse_over(used + needed, self._ram(), "main memory", _smallest(view))
             return view, 1
         if spare > 0:
@@ -188,7 +211,7 @@ class Limits:
         return found
 
     def _measure(self, view: View, work: Work, step: _Step) -> int:
-        key = (view.stage.name, step.tile, step.together)
+        key = _key(view, step)
         if key not in self._measured:
             self._used_ram()  # what is freed goes back first: taken up again it would not count
 
@@ -295,7 +318,7 @@ def counted_bytes(view: View, work: Work) -> int:
     """Of a tile: what the network reads, twice, as it is put together from image and priors, and what it
     makes of it."""
     tile = view.stage.grid.tile
-    return 2 * input_bytes(view, work) + activation_bytes(work, view.stage, tile)
+    return 2 * input_bytes(view, work) + activation_bytes(work, tile)
 
 
 def input_bytes(view: View, work: Work) -> int:
@@ -303,29 +326,16 @@ def input_bytes(view: View, work: Work) -> int:
     return 4 * work.channels * math.prod(view.stage.grid.tile)
 
 
-def activation_bytes(work: Work, stage: Stage, tile: Index3) -> int:
+def activation_bytes(work: Work, tile: Index3) -> int:
     """The most that is alive at once while the network computes a tile in float32, and its probabilities;
-    counted on a smaller tile, and scaled. With valid padding the answers shrink by a fixed margin, so that
-    nothing scales: there shapes alone go through."""
-    valid = stage.grid.padding == "valid"
-    smaller = tile if valid else _smaller(stage, tile)
-    place = torch.device("meta") if valid else next(work.module.parameters()).device
-    x_BCIJK = torch.zeros(1, work.channels, *smaller, device=place)
-    with torch.inference_mode(), _Alive(work.module) as alive:
-        functional_call(work.module, _on(place, work.module), (x_BCIJK,))
-    return math.ceil(alive.most * math.prod(tile) / math.prod(smaller)) + 4 * work.classes * math.prod(tile)
-
-
-def _on(place: torch.device, module: nn.Module) -> dict[str, Tensor]:
-    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
-    return {name: tensor.detach().to(place) for name, tensor in tensors}
-
-
-def _smaller(stage: Stage, tile: Index3) -> Index3:
-    """A tile that the network can read in no time."""
-    divisor = networks.divisor(stage.network)
-    i, j, k = (min(n, d) for n, d in zip(tile, divisor, strict=True))
-    return (min(tile[0], 2 * i), j, k)  # instance norm needs two voxels where there are fewest
+    counted once for a tile, on shapes alone."""
+    if tile not in work._alive:
+        x_BCIJK = torch.empty(1, work.channels, *tile, device="meta")
+        module = work.weightless()
+        with torch.inference_mode(), _Alive(module) as alive:
+            module(x_BCIJK)
+        work._alive[tile] = alive.most
+    return work._alive[tile] + 4 * work.classes * math.prod(tile)
 
 
 class _Alive:

@@ -127,14 +127,19 @@ def trained_network(bundle: Bundle, stage: Stage) -> nn.Module:
         RecipeError: the network cannot read the stage's tiles.
     """
     check_tile(stage)
-    with networks.without_memory():  # until there are weights for what the recipe asks for
-        module = build_network(stage, bundle.recipe, bundle.schema, len(bundle.channel_names))
+    module = _weightless(bundle, stage)  # what the recipe asks for takes no memory before there are weights
     try:  # assigned: a copy would be held twice
         module.load_state_dict(dict(bundle.weights[stage.name]), assign=True)
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
         raise ModelError(f"weights of stage '{stage.name}' do not fit its network ({detail})") from error
     return module.float()
+
+
+def _weightless(bundle: Bundle, stage: Stage) -> nn.Module:
+    """A stage's network on the meta device: shapes alone."""
+    with networks.without_memory():
+        return build_network(stage, bundle.recipe, bundle.schema, len(bundle.channel_names))
 
 
 def as_network(module: nn.Module, device: Device, *others: nn.Module) -> Network:
@@ -200,6 +205,7 @@ class Predictor:
         self._networks = {
             name: as_network(first, device, *rest) for name, (first, *rest) in self._modules.items()
         }
+        self._works = {stage.name: self._work(stage) for stage in bundle.recipe.stages}
 
     @property
     def channels(self) -> int:
@@ -207,9 +213,14 @@ class Predictor:
         return len(self.bundle.channel_names)
 
     def predict(
-        self, case: Case, organs: tuple[str, ...] | None = None, keep: bool = True, tell: Tell = silent
+        self,
+        case: Case,
+        organs: tuple[str, ...] | None = None,
+        keep: bool = True,
+        tell: Tell = silent,
+        alone: Callable[[], None] = memory.alone,
     ) -> Result:
-        """Segment one scan; ``keep`` and ``tell`` as in ``cascade``.
+        """Segment one scan; ``keep`` and ``tell`` as in ``cascade``, ``alone`` as in ``Limits.fit``.
 
         Raises:
             GeometryError: the scan has not as many channels as the model.
@@ -226,8 +237,9 @@ class Predictor:
         def fit(view: look.View, whole: bool) -> tuple[look.View, int | None]:
             if not self.limits.any:
                 return view, None
-            with self._counters[view.stage.name].paused():
-                return self.limits.fit(view, self._work(view.stage), whole, case.image.grid.box.voxels)
+            work, labels = self._works[view.stage.name], case.image.grid.box.voxels
+            with self._counters[view.stage.name].paused():  # tiles that are measured are no part of the scan
+                return self.limits.fit(view, work, whole, labels, alone)
 
         bundle = self.bundle
         likeness = self._likeness(case)
@@ -262,7 +274,7 @@ class Predictor:
 
     def admit(self, grid: Grid, reading: int, keep: bool = True) -> None:
         """Refuse a scan by its header alone; reading it will take ``reading`` bytes. ``keep`` as in
-        ``cascade``.
+        ``cascade``. Nothing is computed with the networks, so that another thread may predict meanwhile.
 
         Raises:
             MemoryLimitError: it cannot fit into the memory allowed.
@@ -277,19 +289,22 @@ class Predictor:
             return 0  # only the voxels tell where it looks
         lattice = stage_grid(stage.grid, Orientation.to_canonical(grid).grid(grid))
         view = look.View(stage, lattice, Region.whole(lattice))
-        with self._counters[stage.name].paused():
-            return memory.least_bytes(view, self._work(stage), _whole(stage, recipe, keep), self.device)
+        return memory.least_bytes(view, self._works[stage.name], _whole(stage, recipe, keep), self.device)
 
     def _network(self, view: look.View) -> Network:
         return self._networks[view.stage.name]
 
     def _work(self, stage: Stage) -> memory.Work:
-        schema, seen = self.bundle.schema, len(inputs.image_channels(stage.inputs, self.channels))
-        read = input_channels(stage, self.bundle.recipe, schema, self.channels)
-        classes = 1 + len(graph.resolve_labels(stage, schema))
-        network = self._networks[stage.name]
+        bundle, answering = self.bundle, self._networks  # no cycle: with the predictor its networks go
+        seen = len(inputs.image_channels(stage.inputs, self.channels))
+        read = input_channels(stage, bundle.recipe, bundle.schema, self.channels)
+        classes = 1 + len(graph.resolve_labels(stage, bundle.schema))
         return memory.Work(
-            self._modules[stage.name][0], read, seen, classes, lambda x_BCIJK: network(x_BCIJK, ())
+            lambda: _weightless(bundle, stage).eval(),
+            read,
+            seen,
+            classes,
+            lambda x_BCIJK: answering[stage.name](x_BCIJK, ()),
         )
 
 

@@ -9,18 +9,20 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pytest
 import torch
 
-from tiny import SCHEMA, tiny_case
-from untrained import predictor
+from tiny import CPU, SCHEMA, tiny_case
+from untrained import predictor, valid_bundle
 from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import batch
 from zoomseg.engine.batch import Done, Failed, result_path, segment
 from zoomseg.engine.course import Progress
+from zoomseg.engine.memory import Limits
 from zoomseg.engine.meter import Usage
 from zoomseg.engine.predict import Predictor, Result
 from zoomseg.io.scans import ScanInput, read_label_values, read_scan, write_image, write_labels
@@ -166,6 +168,41 @@ def test_a_place_that_cannot_be_written_ends_the_batch(
         outcomes(scans, tmp_path, predictor())
 
 
+def test_headers_are_judged_while_a_network_with_valid_padding_computes(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again and again, until the scan before is computed: neither may disturb the other."""
+    model = valid_bundle()
+    alone = Predictor(model, CPU)
+    expected = [r.flops for r in alone.predict(read_scan(scans[0]), keep=False).records]
+    made = Predictor(model, CPU, limits=Limits(CPU, "free"))
+    judge, compute, computed = made.admit, made.predict, threading.Semaphore(1)  # none is before the first
+
+    def admit(*given: Any, keep: bool) -> None:
+        ends = time.monotonic() + PATIENCE
+        while True:
+            made._works["coarse"]._alive.clear()
+            judge(*given, keep=keep)
+            if computed.acquire(blocking=False):
+                return
+            assert time.monotonic() < ends
+
+    def predict(*given: Any, **options: Any) -> Result:
+        try:
+            return compute(*given, **options)
+        finally:
+            computed.release()
+
+    monkeypatch.setattr(made, "admit", admit)
+    monkeypatch.setattr(made, "predict", predict)
+    out = tmp_path / "out"
+    out.mkdir()
+    told = outcomes((scans[0],) * 4, out, made)
+    assert [outcome.reason for outcome in told if isinstance(outcome, Failed)] == []
+    found = [[r.flops for r in outcome.result.records] for outcome in told if isinstance(outcome, Done)]
+    assert found == [expected] * 4
+
+
 # --- overlap: readers, networks and writers that wait for each other ------------------------------
 
 
@@ -214,7 +251,8 @@ class Works:
         self.say(f"read {n} done")
         return Case(paths[0].name, image)
 
-    def predict(self, case: Case, *_: object, **__: object) -> Result:
+    def predict(self, case: Case, *_: object, alone: Callable[[], None], **__: object) -> Result:
+        self.alone = alone
         self.say(f"predict {case.id}")
         self.on_predict(int(case.id))
         self.alive.append(len(self.images))
@@ -273,6 +311,48 @@ def test_scans_in_memory(works: Works, ahead: bool, most: int) -> None:
     assert len(works.alive) == 6
     assert max(works.alive) <= most
     assert len(works.images) == 0
+
+
+def test_what_is_measured_is_measured_alone_and_reading_overlaps_again(works: Works) -> None:
+    """The second scan measures while the third is to be read and the first to be written; both are waited
+    for. The others measure nothing, and the next ones are read meanwhile."""
+
+    def read(n: int) -> None:
+        if n == 2:
+            works.await_("measure")
+            time.sleep(0.1)
+
+    def predict(n: int) -> None:
+        if n == 1:
+            works.say("measure")
+            works.alone()
+            works.say("measured")
+        elif n < 3:
+            works.await_(f"read {n + 1} done")
+
+    def write(n: int) -> None:
+        if n == 0:
+            works.await_("measure")
+            time.sleep(0.1)
+
+    works.on_read, works.on_predict, works.on_write = read, predict, write
+    told = works.run(4)
+    assert [t.case for t in told if isinstance(t, Done)] == ["0", "1", "2", "3"]
+    at = works.log.index
+    assert at("measure") < min(at("read 2 done"), at("settle 0"))
+    assert max(at("read 2 done"), at("settle 0")) < at("measured")
+
+
+def test_a_measurement_does_not_tell_what_went_wrong_with_others(works: Works) -> None:
+    """It waits until they have failed; the scan that is computed is done all the same."""
+
+    def read(n: int) -> None:
+        if n == 1:
+            raise ScanError("read 1 failed")
+
+    works.on_read, works.on_predict = read, lambda n: works.alone()
+    told = works.run(3)
+    assert [t.reason if isinstance(t, Failed) else t.case for t in told] == ["0", "read 1 failed", "2"]
 
 
 def test_seconds_of_reading_and_those_waited_for_it(works: Works) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 from limited import BUNDLED
 from limited import untrained as limited_bundle
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
-from untrained import untrained_bundle
+from untrained import untrained_bundle, valid_bundle
 from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid
@@ -33,6 +34,8 @@ from zoomseg.recipe.spec import UNet3D
 
 FINE = tiny_recipe(together=True).stages[1]
 MB = 1024**2
+PATIENCE = 20.0
+"""Seconds after which threads do not wait for each other any more."""
 ABOVE_LEAST = 100 * MB
 """For tiles that are not the smallest there are, which would take minutes."""
 
@@ -50,8 +53,12 @@ def valid_view() -> View:
 
 
 def work() -> Work:
-    module = build_network(FINE, tiny_recipe(together=True), SCHEMA, 1).eval()
-    return Work(module, channels=3, image_channels=1, classes=3, compute=module)
+    return Work(weightless, channels=3, image_channels=1, classes=3, compute=weightless())
+
+
+def weightless() -> nn.Module:
+    with torch.device("meta"):
+        return build_network(FINE, tiny_recipe(together=True), SCHEMA, 1).eval()
 
 
 def limits(monkeypatch: pytest.MonkeyPatch, ram: int, used: int = 0) -> Limits:
@@ -91,8 +98,8 @@ def test_what_is_alive_at_once_is_counted_by_hand() -> None:
         def forward(self, x_BCIJK: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return (self.parts(x_BCIJK),)
 
-    shown = Work(Chain(), channels=1, image_channels=1, classes=3, compute=Chain())
-    found = memory.activation_bytes(shown, FINE, (8, 8, 8))
+    shown = Work(lambda: Chain().to("meta"), channels=1, image_channels=1, classes=3, compute=Chain())
+    found = memory.activation_bytes(shown, (8, 8, 8))
     # The input is held by the caller; the convolution's 4 channels go once its 8 are made.
     assert found == 4 * 8**3 * ((1 + 4 + 8) + 3)
 
@@ -107,7 +114,7 @@ def test_more_classes_more_voxels_more_tiles_and_a_kept_answer_need_more() -> No
     assert needs(view(), many) > base + 97 * 4 * 64 * 64 * 16
     assert needs(view(), whole=True) > base + 2 * 3 * 4 * 64**3
     assert needs(view((64, 64, 64))) > base
-    tile = 4 * 2 * 3 * 32 * 32 * 16 + memory.activation_bytes(work(), FINE, (32, 32, 16))
+    tile = 4 * 2 * 3 * 32 * 32 * 16 + memory.activation_bytes(work(), (32, 32, 16))
     assert needs(view(), together=3) == pytest.approx(base + 1.3 * 2 * tile, abs=2)
 
 
@@ -200,6 +207,48 @@ def test_a_tile_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(once)) == len(once) > 1
 
 
+def test_a_tile_is_counted_once() -> None:
+    built: list[nn.Module] = []
+    shown = replace(work(), weightless=lambda: built.append(weightless()) or built[-1])
+    first = memory.activation_bytes(shown, (32, 32, 16))
+    assert memory.activation_bytes(shown, (32, 32, 16)) == first
+    assert len(built) == 1
+    memory.activation_bytes(shown, (16, 16, 16))
+    assert len(built) == 2
+
+
+def test_others_are_awaited_before_a_new_tile_is_measured_and_for_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen, tiles, awaited = view(), Tiles(monkeypatch), []
+    held = limits(monkeypatch, tiles.needs(view((16, 32, 16))) + 8 * MB, used=5 * MB)
+
+    def fit() -> View:
+        return held.fit(seen, tiles.work(), False, 3 * MB, lambda: awaited.append(len(tiles.measured)))[0]
+
+    assert fit().stage.grid.tile == (16, 32, 16)
+    assert awaited == list(range(len(tiles.measured)))  # and not for the tiles that have no room
+    awaited.clear()
+    assert fit().stage.grid.tile == (16, 32, 16)
+    assert awaited == []
+
+
+def test_what_others_took_until_they_were_done_is_no_room_for_measuring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiles, used = Tiles(monkeypatch), 0
+    held = limits(monkeypatch, tiles.needs(view()))
+    monkeypatch.setattr(Limits, "_used_ram", lambda self: used)
+
+    def alone() -> None:
+        nonlocal used
+        used = tiles.needs(view())
+
+    with pytest.raises(MemoryLimitError):
+        held.fit(view(), tiles.work(), False, 0, alone)
+    assert tiles.measured == []
+
+
 def test_valid_tiles_are_measured_from_smaller_ones_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the recipe's own may be used, but smaller ones tell what it will take."""
     tiles = [step.tile for step in memory._steps(valid_view(), CPU) if step.together == 1]
@@ -244,6 +293,36 @@ def test_a_header_tells_what_the_first_stage_will_take(monkeypatch: pytest.Monke
         Predictor(model, CPU, limits=Limits(CPU, alone)).admit(grid, 2 * grid.box.voxels)
     assert refusal.value.needed > alone
     Predictor(model, CPU, limits=Limits(CPU, refusal.value.needed)).admit(grid, 2 * grid.box.voxels)
+
+
+def test_a_header_is_judged_while_the_networks_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another thread: they are not run there, and none of what they compute meanwhile goes uncounted."""
+    model, case = valid_bundle(), Case("a", tiny_case(0)[0])
+    expected = [record.flops for record in Predictor(model, CPU).predict(case).records]
+    made = Predictor(model, CPU, limits=Limits(CPU, 64 * 1024**3))
+    threads: set[str] = set()
+    begun, computed, least = threading.Event(), threading.Event(), memory.least_bytes
+
+    def late(*given: Any) -> int:
+        begun.set()
+        assert computed.wait(PATIENCE)
+        return least(*given)
+
+    def computing(*_: object) -> None:
+        threads.add(threading.current_thread().name)
+        computed.set()
+        if threading.current_thread() is not judging:
+            judging.join(PATIENCE)
+
+    monkeypatch.setattr(memory, "least_bytes", late)
+    *_, last = (part for part in made._modules["coarse"].modules() if isinstance(part, nn.Conv3d))
+    last.register_forward_hook(computing)
+    judging = threading.Thread(target=lambda: made.admit(case.image.grid, 1), name="judging")
+    judging.start()
+    assert begun.wait(PATIENCE)
+    assert [record.flops for record in made.predict(case).records] == expected
+    assert not judging.is_alive()
+    assert threads == {threading.current_thread().name}
 
 
 def test_sizes_that_valid_convolutions_can_read_are_not_halved(monkeypatch: pytest.MonkeyPatch) -> None:
