@@ -226,7 +226,9 @@ class _Batch:
     def _await_others(self) -> None:
         """Until neither the next scan is being read nor the last one written; what goes wrong there is told
         where each has its turn."""
-        wait([*self.coming, *([] if self.writing is None else [self.writing])])
+        wait(self.coming)
+        if self.writing is not None:
+            wait([self.writing])
 
     def _finish(self, found: _Computed | Failed, meter: Meter) -> None:
         if isinstance(found, Failed):
