@@ -289,7 +289,7 @@ def _audit_labels(dataset: Dataset, case: CaseFiles, path: Path, image: Grid | N
     for note in header_notes(path):
         facts.add("warning", "header", f"{name}: {note}")
     if off:
-        message = f"{name}: label values lie up to {off:.2g} beside whole numbers; they are read as these"
+        message = f"{name}: label values differ from whole numbers by up to {off:.2g}; they are rounded"
         facts.add("warning", "not_integers", message, fixable=True)
     if image is not None:
         _audit_grid(image, grid, name, facts)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import nibabel as nib
 from isal import igzip, igzip_lib
 
-from zoomseg.io.nifti_header import HEADER_BYTES, AnyArray, NiftiHeader, parse, read_voxels
+from zoomseg.io.nifti_header import HEADER_BYTES, AnyArray, NiftiHeader, checksum_error, parse, read_voxels
 
 COMPRESSION = 1
 """Label maps of level 1 are a third larger than of the highest, and written in a tenth of the time."""
@@ -34,9 +34,14 @@ def voxels(path: Path, axes: int = 3) -> tuple[AnyArray, NiftiHeader]:
     """Voxels as stored, in the machine's byte order, first axis fastest; and the header."""
     found = header(path, axes)
     with _opened(path) as stream:
-        raw = read_voxels(path, found, stream)
-        if isinstance(stream, Inflated):
-            stream.verify()
+        try:
+            raw = read_voxels(path, found, stream)
+            if isinstance(stream, Inflated):
+                stream.verify()
+        except igzip_lib.IsalError as error:
+            if "checksum" in str(error):
+                raise checksum_error(path) from error
+            raise
     return raw, found
 
 

@@ -191,7 +191,10 @@ def _unit(fields: Any) -> tuple[float, str]:
     if code in _UNITS:
         name, factor = _UNITS[code]
         return factor, f"the header's lengths are in {name}: they were converted to millimetres"
-    return 1.0, "" if code in _MILLIMETRES else f"the header's unit {code} is none: taken for millimetres"
+    return (
+        1.0,
+        "" if code in _MILLIMETRES else f"unit code {code} is not defined; lengths are taken as millimetres",
+    )
 
 
 def _forms(fields: Any, shape: tuple[int, int, int]) -> Iterator[tuple[str, FloatArray]]:
@@ -265,6 +268,11 @@ def read_voxels(path: Path, header: NiftiHeader, stream: BinaryIO) -> AnyArray:
             raise ScanError(f"{path}: truncated; {done} of {len(view)} bytes of voxels are there")
         done += count
     return raw.astype(raw.dtype.newbyteorder("="), copy=False)
+
+
+def checksum_error(path: Path) -> ScanError:
+    """That voxels were read, and are not those that were written."""
+    return ScanError(f"{path}: damaged, what it holds does not match its checksum; get the file anew")
 
 
 def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:

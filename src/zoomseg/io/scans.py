@@ -309,7 +309,8 @@ def _itk_header(path: Path, channels_last: bool) -> _Header:
     affine[:3, 3] = reader.GetOrigin()[:3]
     grid = Grid((shape[0], shape[1], shape[2]), _LPS_TO_RAS @ affine)
     check_grid(path, grid)
-    return _Header(shape, grid, dtype)
+    scaled = (checked.slope, checked.intercept) != (1.0, 0.0)
+    return _Header(shape, grid, dtype, scaled, checked.notes)
 
 
 def _itk_types() -> dict[int, str]:
@@ -329,9 +330,10 @@ def _stored(path: Path, header: _Header) -> _Stored:
 
         reader, checked = _itk_reader(path)
         if checked.deflated:
-            return _Stored(_inflated(path, header, checked), 1.0, 0.0)
-        raw = sitk.GetArrayFromImage(reader.Execute())
-        return _Stored(raw.T.reshape(header.shape, order="F"), 1.0, 0.0)
+            raw = _inflated(path, header, checked)
+        else:
+            raw = sitk.GetArrayFromImage(reader.Execute()).T.reshape(header.shape, order="F")
+        return _Stored(raw, checked.slope, checked.intercept)
 
 
 def _inflated(path: Path, header: _Header, checked: TextHeader) -> AnyArray:

@@ -9,6 +9,7 @@ Source: https://teem.sourceforge.net/nrrd/format.html, https://itk.org/Wiki/ITK/
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +127,25 @@ _META_PER_AXIS = (
 _META_MATRICES = ("TransformMatrix", "Orientation", "Rotation")
 _META_OF_ANY_CASE = {name.lower() for name in _META}
 
+_PATIENT = (
+    "left-posterior-superior",
+    "lps",
+    "right-anterior-superior",
+    "ras",
+    "left-anterior-superior",
+    "las",
+)
+"""Spaces of a NRRD that say where the patient's sides are; ITK turns them into LPS."""
+_MISREAD = ("right-anterior-superior-time", "rast", "left-anterior-superior-time", "last")
+"""ITK takes them for LPS, which they are not."""
+_PATIENT_IN_TIME = ("left-posterior-superior-time", "lpst")
+
+_DOMAIN_KINDS = ("domain", "space", "time", "none", "???")
+"""Kinds of a NRRD's axes that ITK counts as axes of the image; it makes the others values of a voxel."""
+
+_AS_LPS = "as ITK does, its axes are taken to run to the patient's left, back and head"
+_NO_SIZES = "no voxel sizes are stored: taken as 1 mm, as ITK does"
+
 _MILLIMETRES = re.compile(r"(?:mm|millimet(?:re|er)s?|\?+|)", re.IGNORECASE)
 
 
@@ -140,6 +160,11 @@ class TextHeader:
     """Whether a voxel may take less room in the file than in memory."""
     begin: int = 0
     """Where the voxels of a MetaImage begin in it, at the earliest."""
+    notes: tuple[str, ...] = ()
+    """What its user must know of how ITK finds the grid: what the header leaves open."""
+    slope: float = 1.0
+    intercept: float = 0.0
+    """Of a MetaImage: the real value is ``stored * slope + intercept``. ITK does not apply them."""
 
     @property
     def deflated(self) -> bool:
@@ -181,8 +206,40 @@ def _nrrd(path: Path, start: bytes) -> TextHeader:
     _require_millimetres(
         path, *re.findall(r'"([^"]*)"', fields.get("space units", "") + fields.get("units", ""))
     )
+    _check_axes(path, fields)
     compressed = fields.get("encoding", "raw").lower() != "raw"  # text may be shorter than its number, too
-    return TextHeader(fields, _voxels(path, fields.get("data file")), compressed)
+    voxels = _voxels(path, fields.get("data file"))
+    return TextHeader(fields, voxels, compressed, notes=tuple(_nrrd_notes(fields)))
+
+
+def _check_axes(path: Path, fields: dict[str, str]) -> None:
+    """Refuse what ITK takes for something else without a word: a space of other sides, axes without a size.
+
+    Raises:
+        ScanError: it is there.
+    """
+    space = fields.get("space", "")
+    if space.lower() in _MISREAD:
+        raise ScanError(
+            f"{path}: the header's space '{space}' is not supported; write it as LPS without time"
+        )
+    name = "space directions" if "space directions" in fields else "spacings"
+    sizes = re.findall(rf"{_VECTOR}|[^\s()]+", fields.get(name, ""))
+    kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(sizes)
+    spatial = [size for size, kind in zip(sizes, kinds, strict=False) if kind in _DOMAIN_KINDS][:3]
+    bad = next((size for size in spatial if size.lower() in ("none", "nan")), None)
+    if bad is not None:
+        raise ScanError(f"{path}: the header's {name} give {bad} for an axis in space; repair the header")
+
+
+def _nrrd_notes(fields: dict[str, str]) -> Iterator[str]:
+    space = fields.get("space")
+    if space is None:
+        yield f"no orientation is stored (no space in the header): the sides are a guess; {_AS_LPS}"
+    elif space.lower() not in (*_PATIENT, *_PATIENT_IN_TIME):
+        yield f"the header's space '{space}' does not tell the patient's sides, they are a guess; {_AS_LPS}"
+    if "space directions" not in fields and "spacings" not in fields:
+        yield _NO_SIZES
 
 
 def _nrrd_name(written: bytes) -> str | None:
@@ -215,7 +272,27 @@ def _meta(path: Path, start: bytes) -> TextHeader:
         raise ScanError(f"{path}: truncated; header promises {packed} bytes of compressed voxels")
     binary = _is_true(fields, "BinaryData") and not _is_true(fields, "CompressedData")
     begin = end.end() if end and voxels == path else 0
-    return TextHeader(fields, voxels, not binary, begin)
+    slope, intercept = _meta_scaling(path, fields)
+    return TextHeader(fields, voxels, not binary, begin, tuple(_meta_notes(fields)), slope, intercept)
+
+
+def _meta_scaling(path: Path, fields: dict[str, str]) -> tuple[float, float]:
+    slope, intercept = (
+        float(fields.get(f"ElementToIntensityFunction{name}", usual))
+        for name, usual in (("Slope", 1.0), ("Offset", 0.0))
+    )
+    if slope == 0:
+        raise ScanError(
+            f"{path}: the header's ElementToIntensityFunctionSlope is 0; another number is needed"
+        )
+    return slope, intercept
+
+
+def _meta_notes(fields: dict[str, str]) -> Iterator[str]:
+    if not any(name in fields for name in _META_MATRICES):
+        yield f"no orientation is stored (no TransformMatrix): the sides are a guess; {_AS_LPS}"
+    if "ElementSpacing" not in fields and "ElementSize" not in fields:
+        yield _NO_SIZES
 
 
 def _is_true(fields: dict[str, str], name: str) -> bool:

@@ -174,7 +174,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, bool, str]] = [
         plant_labels_beside_integers,
         "not_integers",
         True,
-        "label values lie up to 0.0005 beside whole numbers",
+        "label values differ from whole numbers by up to 0.0005; they are rounded",
     ),
     (plant_nan, "not_finite", True, "imagesTr/b_0000.nii.gz: 3 of 1920 voxels are NaN"),
     (plant_all_nan, "constant", True, "all voxels are NaN"),

@@ -93,5 +93,7 @@ def test_voxels_that_do_not_match_the_checksum_are_refused(tmp_path: Path) -> No
     content = bytearray(gzip.compress(nib.Nifti1Image(values("int16"), AFFINE).to_bytes(), compresslevel=0))
     content[-100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ScanError, match=r"a\.nii\.gz: damaged, .*checksum"):
+    with pytest.raises(
+        ScanError, match=r"a\.nii\.gz: damaged, what it holds does not match its checksum; get"
+    ):
         read_voxels(path)

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from zoomseg.core.errors import ScanError
 from zoomseg.io import text_header
-from zoomseg.io.scans import read_grid, read_voxels
+from zoomseg.io.scans import header_notes, read_grid, read_label_values, read_voxels
 
 SHAPE = (5, 6, 7)
 VALUES = np.random.default_rng(0).integers(0, 100, SHAPE).astype(np.int16)
@@ -57,16 +58,24 @@ ODD = [
 ]
 
 
-def nrrd(path: Path, changed: dict[str, str] | None = None, lines: str = "") -> Path:
-    fields = "".join(f"{name}: {value}\n" for name, value in (NRRD | (changed or {})).items())
-    text = f"NRRD0004\n{fields}{lines}\n"
+def nrrd(
+    path: Path, changed: dict[str, str] | None = None, lines: str = "", fields: dict[str, str] = NRRD
+) -> Path:
+    written = "".join(f"{name}: {value}\n" for name, value in (fields | (changed or {})).items())
+    text = f"NRRD0004\n{written}{lines}\n"
     path.write_bytes(text.encode("latin-1") + VALUES.tobytes(order="F"))
     return path
 
 
-def meta(path: Path, changed: dict[str, str] | None = None, lines: str = "", place: str = "LOCAL") -> Path:
-    fields = "".join(f"{name} = {value}\n" for name, value in (META | (changed or {})).items())
-    text = f"{fields}{lines}ElementDataFile = {place}\n"
+def meta(
+    path: Path,
+    changed: dict[str, str] | None = None,
+    lines: str = "",
+    place: str = "LOCAL",
+    fields: dict[str, str] = META,
+) -> Path:
+    written = "".join(f"{name} = {value}\n" for name, value in (fields | (changed or {})).items())
+    text = f"{written}{lines}ElementDataFile = {place}\n"
     path.write_bytes(text.encode("latin-1") + VALUES.tobytes(order="F"))
     return path
 
@@ -162,6 +171,108 @@ def test_other_units_than_millimetres_are_refused(tmp_path: Path) -> None:
         read_grid(meta(tmp_path / "a.mha", {"DistanceUnits": "cm"}))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_slope_and_offset_of_a_meta_image_are_applied(tmp_path: Path, packed: bool) -> None:
+    """ITK gives the stored values."""
+    scaling = {"ElementToIntensityFunctionSlope": "2", "ElementToIntensityFunctionOffset": "-1024"}
+    path = meta(tmp_path / "a.mha", scaling | {"CompressedData": str(packed)})
+    if packed:
+        content = path.read_bytes()
+        path.write_bytes(content[: -VALUES.nbytes] + zlib.compress(content[-VALUES.nbytes :]))
+    assert np.array_equal(read_voxels(path).data[0].numpy(), 2.0 * VALUES - 1024)
+    assert np.array_equal(read_label_values(path)[0], 2 * VALUES.astype(int) - 1024)
+    half = meta(tmp_path / "half.mha", {"ElementToIntensityFunctionSlope": "0.5"})
+    assert np.array_equal(read_voxels(half).data[0].numpy(), VALUES / 2)
+    with pytest.raises(
+        ScanError, match=r"a\.mha: the header's ElementToIntensityFunctionSlope is 0; another"
+    ):
+        read_grid(meta(tmp_path / "a.mha", {"ElementToIntensityFunctionSlope": "-0.0"}))
+
+
+def without(fields: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+BARE = without(NRRD, "space", "space directions", "space origin")
+
+
+@pytest.mark.parametrize("space", ["LPS", "RAS", "Left-Anterior-Superior", "right-anterior-superior"])
+def test_spaces_that_tell_the_sides_leave_no_doubt(tmp_path: Path, space: str) -> None:
+    path = nrrd(tmp_path / "a.nrrd", {"space": space})
+    right, front = ("R" in space.upper()[:1]), ("A" in (space.split("-") * 2)[1].upper()[:2])
+    signs = (1 if right else -1, 1 if front else -1, 1)
+    assert read_grid(path).world([(0, 0, 0), (1, 1, 1)]).tolist() == [
+        [edge * sign for edge, sign in zip(point, signs, strict=True)]
+        for point in ((10, 20, 30), (12, 23, 34))
+    ]
+    assert header_notes(path) == ()
+
+
+@pytest.mark.parametrize("space", ["scanner-xyz", "3D-right-handed", "3D-left-handed"])
+def test_a_space_that_is_not_the_patients_is_told_of(tmp_path: Path, space: str) -> None:
+    path = nrrd(tmp_path / "a.nrrd", {"space": space})
+    assert same(path)
+    assert header_notes(path) == (
+        f"the header's space '{space}' does not tell the patient's sides, they are a guess; as ITK does, its "
+        "axes are taken to run to the patient's left, back and head",
+    )
+
+
+def test_geometry_that_is_not_there_is_told_of(tmp_path: Path) -> None:
+    bare = nrrd(tmp_path / "a.nrrd", fields=BARE | {"spacings": "2 3 4"})
+    assert read_grid(bare).world([(1, 1, 1)]).tolist() == [[-2, -3, 4]]
+    (note,) = header_notes(bare)
+    assert note.startswith("no orientation is stored (no space in the header): the sides are a guess; as ITK")
+    nothing = nrrd(tmp_path / "b.nrrd", fields=BARE)
+    assert read_grid(nothing).spacing_mm == (1, 1, 1)
+    assert header_notes(nothing) == (note, "no voxel sizes are stored: taken as 1 mm, as ITK does")
+    unturned = meta(tmp_path / "a.mha", fields=without(META, "TransformMatrix"))
+    assert same(unturned)
+    (note,) = header_notes(unturned)
+    assert note.startswith("no orientation is stored (no TransformMatrix): the sides are a guess; as ITK")
+    unsized = meta(tmp_path / "b.mha", fields=without(META, "ElementSpacing"))
+    assert header_notes(unsized) == ("no voxel sizes are stored: taken as 1 mm, as ITK does",)
+    for whole in (
+        meta(tmp_path / "c.mha"),
+        meta(
+            tmp_path / "d.mha", {"Orientation": "1 0 0 0 1 0 0 0 1"}, fields=without(META, "TransformMatrix")
+        ),
+        meta(tmp_path / "e.mha", {"ElementSize": "2 3 4"}, fields=without(META, "ElementSpacing")),
+        nrrd(tmp_path / "c.nrrd"),
+    ):
+        assert same(whole)
+        assert header_notes(whole) == ()
+
+
+def test_axes_in_space_without_a_size_are_refused(tmp_path: Path) -> None:
+    """ITK takes them for 1 mm."""
+    for spacings in ("1 1 nan", "NaN 1 2"):
+        with pytest.raises(ScanError, match=r"a\.nrrd: the header's spacings give (nan|NaN) for an axis in"):
+            read_grid(nrrd(tmp_path / "a.nrrd", fields=BARE | {"spacings": spacings}))
+    with pytest.raises(ScanError, match=r"a\.nrrd: the header's space directions give none for an axis in"):
+        read_grid(nrrd(tmp_path / "a.nrrd", {"space directions": "none (0,3,0) (0,0,4)"}))
+    assert same(nrrd(tmp_path / "a.nrrd", {"spacings": "nan nan nan"}))  # as the directions have them
+
+
+def test_sides_with_time_that_are_misread_are_refused(tmp_path: Path) -> None:
+    """ITK takes them for left-posterior-superior-time: mirrored."""
+    timed = {
+        "dimension": "4",
+        "sizes": "5 6 7 1",
+        "kinds": "domain domain domain time",
+        "space directions": "(2,0,0,0) (0,3,0,0) (0,0,4,0) (0,0,0,1)",
+        "space origin": "(10,20,30,0)",
+    }
+    good = nrrd(tmp_path / "a.nrrd", timed | {"space": "left-posterior-superior-time"})
+    assert same(good)
+    assert header_notes(good) == ()
+    for space in ("right-anterior-superior-time", "LAST"):
+        with pytest.raises(
+            ScanError, match=rf"a\.nrrd: the header's space '{space}' is not supported; write"
+        ):
+            read_grid(nrrd(tmp_path / "a.nrrd", timed | {"space": space}))
+
+
 def test_voxels_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ScanError, match=r"a\.mhd: its voxels should be in none\.raw beside it"):
         read_grid(meta(tmp_path / "a.mhd", place="none.raw"))
@@ -188,8 +299,6 @@ def test_damage_in_compressed_voxels_is_found(
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_compressed_meta_images_of_any_byte_order(tmp_path: Path, order: str) -> None:
-    import zlib
-
     path = meta(tmp_path / "a.mha", {"CompressedData": "True", "BinaryDataByteOrderMSB": str(order == ">")})
     packed = zlib.compress(VALUES.astype(f"{order}i2").tobytes(order="F"))
     path.write_bytes(path.read_bytes()[: -VALUES.nbytes] + packed)

@@ -68,6 +68,8 @@ def run(archive: Path, scans: Sequence[Path], out: Path, engine: str) -> None:
     chosen = engines.choose(engine)
     scan.check_out(out)
     loaded = scan.read(scans)
+    for note in loaded.notes:
+        tell(note)
     parts, models = pipeline.read(archive)
     networks = {stage: engines.load(chosen, model) for stage, model in models.items()}
     classes = predict.segment(parts, networks, loaded.voxels, loaded.grid, tell)

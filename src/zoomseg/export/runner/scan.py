@@ -18,19 +18,20 @@ from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.export.runner.resample import AnyArray
 from zoomseg.io.files import atomic_path, reading
-from zoomseg.io.nifti_header import HEADER_BYTES, NiftiHeader, image, parse, read_voxels
+from zoomseg.io.nifti_header import HEADER_BYTES, NiftiHeader, checksum_error, image, parse, read_voxels
 
 SUFFIXES = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """``voxels [C, I, J, K]`` (integers of at most 16 bits as stored, else float32) on ``grid``, and the
-    header that the result shall have."""
+    """``voxels [C, I, J, K]`` (integers of at most 16 bits as stored, else float32) on ``grid``, the header
+    that the result shall have, and what the user must know of how the grid was found."""
 
     voxels: AnyArray
     grid: Grid
     header: Any
+    notes: tuple[str, ...]
 
 
 def read(paths: Sequence[Path]) -> Loaded:
@@ -46,7 +47,8 @@ def read(paths: Sequence[Path]) -> Loaded:
         if not first.grid.same_as(channel.grid):
             raise ScanError(f"{path}: does not lie on the grid of {paths[0].name}; channels must")
     voxels = first.voxels if len(channels) == 1 else np.concatenate([c.voxels for c in channels])
-    return Loaded(voxels, first.grid, first.header)
+    notes = tuple(dict.fromkeys(note for channel in channels for note in channel.notes))
+    return Loaded(voxels, first.grid, first.header, notes)
 
 
 def _suffix(path: Path) -> str:
@@ -63,12 +65,26 @@ def _read_channel(path: Path) -> Loaded:
             header = parse(path, stream.read(HEADER_BYTES), path.stat().st_size, packed)
         with _opened(path, packed) as stream:
             voxels = _values(read_voxels(path, header, stream), header)
+            if packed:
+                _verify(path, stream)
     _check_voxels(voxels, path)
-    return Loaded(voxels[None], header.grid, header.fields)
+    return Loaded(voxels[None], header.grid, header.fields, header.notes)
 
 
 def _opened(path: Path, packed: bool) -> Any:
     return gzip.open(path, "rb") if packed else path.open("rb")
+
+
+def _verify(path: Path, stream: gzip.GzipFile) -> None:
+    """Read on to the end of the gzip member, if it ends here: only then is its checksum compared. What lies
+    behind it is passed over."""
+    try:
+        stream.read(1)
+    except EOFError:  # of the checksum itself, or of bytes behind the member
+        return
+    except gzip.BadGzipFile as error:  # of bytes behind it, too
+        if str(error).startswith(("CRC check failed", "Incorrect length")):
+            raise checksum_error(path) from error
 
 
 def _values(raw: AnyArray, header: NiftiHeader) -> AnyArray:

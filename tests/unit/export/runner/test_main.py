@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import sys
@@ -126,6 +127,21 @@ def test_wrong_use_is_one_line(
         assert reason in printed.err
         assert printed.err.count("\n") == 1
         assert not out.exists()
+
+
+def test_what_the_header_leaves_open_is_told(
+    archive: Path, scan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = scan.with_name("labels.nii.gz")
+    assert run(archive, scan, "-o", out) == 0
+    assert "header" not in capsys.readouterr().err
+    content = bytearray(gzip.decompress(scan.read_bytes()))
+    content[123] = 5  # xyzt_units
+    scan.write_bytes(gzip.compress(content))
+    assert run(archive, scan, "-o", out) == 0
+    assert capsys.readouterr().err.startswith(
+        "note: unit code 5 is not defined; lengths are taken as millimetres\n"
+    )
 
 
 def test_too_little_memory_is_one_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,7 @@ from lattices import oriented
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.export.runner import scan
-from zoomseg.io.scans import read_image
+from zoomseg.io.scans import header_notes, read_image
 
 GRID = oriented((5, 4, 3), (1, 2, 3), (7, -8, 9), flip=(1, 0, 0), angles_deg=(5, 0, 0))
 
@@ -99,6 +100,45 @@ def test_a_truncated_gzip_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20000])
     with pytest.raises(ScanError, match="damaged, truncated or not an image"):
         scan.read([path])
+
+
+def one_bit_wrong(content: bytearray) -> bytes:
+    """Of a voxel; it is stored, not deflated, so that nothing but the checksum notices."""
+    content[-100] ^= 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize("damage", [one_bit_wrong, lambda content: bytes(content[:-1]) + b"\x07"])
+def test_voxels_that_do_not_match_the_checksum_are_refused_as_by_the_package(
+    tmp_path: Path, damage: Callable[[bytearray], bytes]
+) -> None:
+    path = tmp_path / "a.nii.gz"
+    whole = nib.Nifti1Image(values(np.float64), GRID.affine).to_bytes()
+    path.write_bytes(damage(bytearray(gzip.compress(whole, compresslevel=0))))
+    message = f"{path}: damaged, what it holds does not match its checksum; get the file anew"
+    for read in (lambda: scan.read([path]), lambda: read_image(path)):
+        with pytest.raises(ScanError) as error:
+            read()
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize("behind", [b"", b"garbage" * 60, bytes(1000), b"\x1f\x8bgarbage" * 9])
+def test_bytes_behind_a_gzip_file_are_passed_over(tmp_path: Path, behind: bytes) -> None:
+    path = tmp_path / "a.nii.gz"
+    whole = nib.Nifti1Image(values(np.float64), GRID.affine).to_bytes()
+    path.write_bytes(gzip.compress(whole) + behind)
+    assert np.array_equal(scan.read([path]).voxels[0], values())
+
+
+def test_notes_on_the_header_are_carried_once(tmp_path: Path) -> None:
+    files = [save(tmp_path / f"{n}.nii.gz", values() + n) for n in range(2)]
+    assert scan.read(files).notes == ()
+    for file in files:
+        content = bytearray(gzip.decompress(file.read_bytes()))
+        content[123] = 5  # xyzt_units
+        file.write_bytes(gzip.compress(content))
+    told = ("unit code 5 is not defined; lengths are taken as millimetres",)
+    assert scan.read(files).notes == header_notes(files[0]) == told
 
 
 def test_the_result_has_the_scans_geometry(tmp_path: Path) -> None:
