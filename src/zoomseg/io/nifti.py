@@ -38,7 +38,7 @@ def voxels(path: Path, axes: int = 3) -> tuple[AnyArray, NiftiHeader]:
             raw = read_voxels(path, found, stream)
             if isinstance(stream, Inflated):
                 stream.verify()
-        except igzip_lib.IsalError as error:
+        except igzip_lib.IsalError as error:  # type: ignore[misc]  # its stub gives it no base
             if "checksum" in str(error):
                 raise checksum_error(path) from error
             raise
