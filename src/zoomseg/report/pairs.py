@@ -165,7 +165,7 @@ def _refuse_exchanged(predictions: Path, reference: Path) -> None:
     if _of_data_set(predictions) and not _is_run(predictions) and not _of_data_set(reference):
         raise DatasetError(
             f"{predictions} holds the labels of a data set, and {reference} does not: the predictions come "
-            "first, then the references"
+            "first, then the references; to score a data set's labels, copy them into a folder of their own"
         )
 
 
