@@ -44,7 +44,7 @@ REVIEWED_FIRST = 3
     "--any-scan",
     is_flag=True,
     help="Also segment scans that are plainly unlike those of the training (another modality or unit); they "
-    "are warned of, and their organs have no confidence.",
+    "are warned of, and their organs' confidence is 0.",
 )
 @click.option(
     "-v", "--verbose", is_flag=True, help="Tiles as they are computed; then seconds, FLOPs and memory."

@@ -145,7 +145,12 @@ def features(voxels: npt.NDArray[np.float32], cell_cm2: float, window: Window | 
 
 
 def compare(
-    domain: TrainingDomain, channel: Array, grid: Grid, window: Window | None, modality: str | None
+    domain: TrainingDomain,
+    channel: Array,
+    grid: Grid,
+    window: Window | None,
+    modality: str | None,
+    any_scan: bool = False,
 ) -> Likeness:
     """How like the training cases a scan is.
 
@@ -153,42 +158,60 @@ def compare(
         channel: its first one, ``[I, J, K]``.
         window: of the model; None: it has none.
         modality: DICOM's word for how it was made, where that is known.
+        any_scan: whether what would be refused is warned of instead, and not trusted at all.
 
     Raises:
         ScanError: it is plainly something else, and why.
     """
-    if domain.modality is not None and modality not in (None, "", domain.modality):
-        raise ScanError(
-            f"the scan is of modality {modality}, the model was trained on {domain.modality}; {WAY_OUT}"
-        )
     seen = features(*thinned(channel, grid), window)
-    _check_unit(domain, seen, window)
     distance, usual = _distance(domain, seen, window)
-    if distance > OTHER * usual:
-        raise ScanError(
-            "the scan's intensities are not like those of the scans that the model was trained on "
-            f"({distance / usual:.1f} times as far away as these are from each other); check its "
-            f"modality and unit, or {WAY_OUT}"
-        )
+    other = (
+        _other_modality(domain, modality)
+        or _other_unit(domain, seen, window)
+        or _other_intensities(distance / usual)
+    )
+    if other is not None and any_scan:
+        return Likeness((f"plainly unlike the training scans: {other[0]}",), trust=0.0)
+    if other is not None:
+        raise ScanError("; ".join(other))
     found = [_unlike_intensities(distance / usual), _unlike_section(domain, seen)]
     warned = [(text, trust) for text, trust in found if text]
     return Likeness(tuple(text for text, _ in warned), math.prod(trust for _, trust in warned))
 
 
-def _check_unit(domain: TrainingDomain, seen: Features, window: Window | None) -> None:
+def _other_modality(domain: TrainingDomain, modality: str | None) -> tuple[str, str] | None:
+    """What is other about the scan, and what to do."""
+    if domain.modality is None or modality in (None, "", domain.modality):
+        return None
+    return f"the scan is of modality {modality}, the model was trained on {domain.modality}", WAY_OUT
+
+
+def _other_unit(domain: TrainingDomain, seen: Features, window: Window | None) -> tuple[str, str] | None:
     """Fat and air are darker than anything else in every CT; nothing is below zero in an MR."""
-    if window is not None:
-        if seen.darkest > domain.darkest[1] + DARK * (window[1] - window[0]):
-            raise ScanError(
-                "the scan is not in the unit of the scans that the model was trained on: its darkest voxels "
-                f"are at {seen.darkest:.4g}, theirs at {domain.darkest[1]:.4g} at most; "
-                f"convert it{' to Hounsfield units' if domain.modality == 'CT' else ''}, or {WAY_OUT}"
-            )
-    elif domain.darkest[0] >= 0 and seen.darkest < -NEGATIVE * max(seen.brightest, 0.0):
-        raise ScanError(
-            f"the scan has values far below zero, down to {seen.darkest:.4g}, as none has of those that the "
-            f"model was trained on, so that it may be CT; {WAY_OUT}"
+    if window is not None and seen.darkest > domain.darkest[1] + DARK * (window[1] - window[0]):
+        what = (
+            "the scan is not in the unit of the scans that the model was trained on: its darkest voxels are "
+            f"at {seen.darkest:.4g}, theirs at {domain.darkest[1]:.4g} at most"
         )
+        return what, f"convert it{' to Hounsfield units' if domain.modality == 'CT' else ''}, or {WAY_OUT}"
+    below_zero = seen.darkest < -NEGATIVE * max(seen.brightest, 0.0)
+    if window is None and domain.darkest[0] >= 0 and below_zero:
+        what = (
+            f"the scan has values far below zero, down to {seen.darkest:.4g}, as none has of those that the "
+            "model was trained on, so that it may be CT"
+        )
+        return what, WAY_OUT
+    return None
+
+
+def _other_intensities(ratio: float) -> tuple[str, str] | None:
+    if ratio <= OTHER:
+        return None
+    what = (
+        "the scan's intensities are not like those of the scans that the model was trained on "
+        f"({ratio:.1f} times as far away as these are from each other)"
+    )
+    return what, f"check its modality and unit, or {WAY_OUT}"
 
 
 def _distance(domain: TrainingDomain, seen: Features, window: Window | None) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +11,9 @@ import numpy.typing as npt
 from zoomseg.core import domain
 from zoomseg.core.case import Case
 from zoomseg.core.domain import MAX_CASES, Likeness, TrainingDomain
-from zoomseg.core.errors import ScanError
 from zoomseg.core.modality import modality_of
 from zoomseg.core.positions import Bounds, Offsets, OrganPlaces, Place, learn, places
+from zoomseg.engine.fingerprint import cases_of, spread
 from zoomseg.io.dataset import Dataset
 from zoomseg.recipe.spec import IntensitySpec, Window
 
@@ -42,11 +41,6 @@ def sample(case: Case) -> CaseSample:
     return CaseSample(voxels, cell_cm2, organs)
 
 
-def spread(ids: Sequence[str]) -> Sequence[str]:
-    """As many cases as are looked at, evenly spread."""
-    return list(ids)[:: max(1, math.ceil(len(ids) / MAX_CASES))]
-
-
 def samples(
     dataset: Dataset, ids: Sequence[str], progress: Callable[[int, int], None] | None = None
 ) -> list[CaseSample]:
@@ -55,12 +49,11 @@ def samples(
     Raises:
         ScanError: one of them cannot be used.
     """
-    by_id, chosen = {case.id: case for case in dataset.cases}, spread(ids)
-    found = []
-    for done, case_id in enumerate(chosen):
+    chosen, found = spread(ids, MAX_CASES), []
+    for done, case in enumerate(cases_of(dataset, chosen)):
         if progress is not None:
             progress(done, len(chosen))
-        found.append(sample(dataset.load(by_id[case_id])))
+        found.append(sample(case))
     return found
 
 
@@ -107,20 +100,12 @@ def _window(intensity: IntensitySpec) -> domain.Window | None:
     return (intensity.lower, intensity.upper) if isinstance(intensity, Window) else None
 
 
-def compare(known: TrainingDomain, case: Case, intensity: IntensitySpec) -> Likeness:
-    """How like the training cases a scan is, for a model that reads it so.
+def compare(known: TrainingDomain, case: Case, intensity: IntensitySpec, any_scan: bool = False) -> Likeness:
+    """How like the training cases a scan is, for a model that reads it so; ``any_scan`` as in
+    ``core.domain.compare``.
 
     Raises:
         ScanError: it is plainly something else, and why.
     """
     channel = case.image.data[0].numpy()
-    return domain.compare(known, channel, case.image.grid, _window(intensity), case.modality)
-
-
-def compare_any(known: TrainingDomain, case: Case, intensity: IntensitySpec) -> Likeness:
-    """The same; what would be refused is warned of, and not trusted at all."""
-    try:
-        return compare(known, case, intensity)
-    except ScanError as error:
-        reason = str(error).split(";")[0]
-        return Likeness((f"plainly unlike the training scans: {reason}",), trust=0.0)
+    return domain.compare(known, channel, case.image.grid, _window(intensity), case.modality, any_scan)

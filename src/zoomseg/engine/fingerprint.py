@@ -134,7 +134,7 @@ def take(
         DatasetError: no voxel is labelled in any of them.
         ScanError: one of them cannot be used.
     """
-    chosen = list(ids)[:: max(1, math.ceil(len(ids) / FINGERPRINT_CASES))]
+    chosen = spread(ids, FINGERPRINT_CASES)
     rng = np.random.default_rng(0)
     spacings: list[Vector3] = []
     extents: list[Vector3] = []
@@ -142,7 +142,7 @@ def take(
     drawn: list[frozenset[str]] = []
     seen: list[dict[str, _Seen]] = []
     units: list[tuple[bool, ...]] = []
-    for done, case in enumerate(_cases(dataset, chosen)):
+    for done, case in enumerate(cases_of(dataset, chosen)):
         if progress is not None:
             progress(done, len(chosen))
         if look is not None:
@@ -188,7 +188,7 @@ def require(dataset: Dataset, ids: Sequence[str], organs: Iterable[str]) -> None
         ScanError: a case cannot be used.
     """
     missing = list(organs)
-    for case in _cases(dataset, ids if missing else ()):
+    for case in cases_of(dataset, ids if missing else ()):
         present = _present(case)
         missing = [name for name in missing if name not in present]
         if not missing:
@@ -202,7 +202,17 @@ def require(dataset: Dataset, ids: Sequence[str], organs: Iterable[str]) -> None
         )
 
 
-def _cases(dataset: Dataset, ids: Iterable[str]) -> Iterator[Case]:
+def spread(ids: Sequence[str], most: int) -> Sequence[str]:
+    """At most so many of the cases, evenly spread."""
+    return list(ids)[:: max(1, math.ceil(len(ids) / most))]
+
+
+def cases_of(dataset: Dataset, ids: Iterable[str]) -> Iterator[Case]:
+    """These cases, each read as it is asked for.
+
+    Raises:
+        ScanError: one of them cannot be used.
+    """
     by_id = {case.id: case for case in dataset.cases}
     return (dataset.load(by_id[case_id]) for case_id in ids)
 

@@ -25,7 +25,7 @@ from zoomseg.engine import atlases, look, memory, widen
 from zoomseg.engine.atlases import AtlasOf
 from zoomseg.engine.course import Course, Network, NetworkOf, StageRecord, Tell, silent
 from zoomseg.engine.device import Device
-from zoomseg.engine.domain import compare, compare_any
+from zoomseg.engine.domain import compare
 from zoomseg.engine.memory import Limits
 from zoomseg.io.bundle import Bundle
 from zoomseg.networks import build as networks
@@ -270,7 +270,7 @@ class Predictor:
         known, intensity = self.bundle.domain, self.bundle.recipe.intensity
         if known is None:
             return Likeness()
-        return (compare_any if self._any_scan else compare)(known, case, intensity)
+        return compare(known, case, intensity, self._any_scan)
 
     def admit(self, grid: Grid, reading: int, keep: bool = True) -> None:
         """Refuse a scan by its header alone; reading it will take ``reading`` bytes. ``keep`` as in
@@ -406,9 +406,9 @@ def cascade(
         fusion.keep_parts(canvas, schema.select(recipe.islands.labels), parts)
     # Before organs are left out that others are placed by.
     found = {} if known is None else fusion.take_out_misplaced(canvas, known)
+    wanted = schema.select("all" if organs is None else organs)
     if organs is not None:
-        fusion.keep_only(canvas, schema.select(organs))
-    wanted = schema.names if organs is None else schema.select(organs)
+        fusion.keep_only(canvas, wanted)
     labels_map = LabelMap(canvas.labels.cpu(), canvas.grid, schema).reoriented(scan.orientation.inverse)
     clock.lap("fuse")
     return Result(

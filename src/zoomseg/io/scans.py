@@ -9,6 +9,7 @@ the file can hold, and whatever a reading library throws becomes one ``ScanError
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -184,10 +185,15 @@ def as_channels(scans: Sequence[ScanInput]) -> str | None:
 def _dicom_beside(folder: Path) -> bool:
     """Whether a folder with scans of other formats holds DICOM objects or zips, too."""
     from zoomseg.io.dicom.archive import files_in
-    from zoomseg.io.dicom.finding import any_dicom
 
     try:
-        return any_dicom(file for file in files_in(folder) if scan_suffix(file) is None)
+        others = (file for file in files_in(folder) if scan_suffix(file) is None)
+        first = next(others, None)
+        if first is None:
+            return False
+        from zoomseg.io.dicom.finding import any_dicom
+
+        return any_dicom(itertools.chain([first], others))
     except ScanError:  # a folder in it that cannot be listed does not keep the scans from being read
         return False
 

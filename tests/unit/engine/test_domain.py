@@ -17,7 +17,8 @@ from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.engine import domain
-from zoomseg.engine.domain import compare, compare_any
+from zoomseg.engine.domain import compare
+from zoomseg.engine.fingerprint import spread
 from zoomseg.recipe.spec import IntensitySpec, Window, ZScore
 
 CT = Window(kind="window", lower=-125, upper=275)
@@ -96,9 +97,9 @@ def test_another_unit_is_refused(unit: str) -> None:
         ScanError, match=r"^the scan is not in the unit .* theirs at -125 at most; convert it to Hounsfield"
     ):
         compare(trained(), other, CT)
-    assert compare_any(trained(), other, CT).trust == 0.0
+    assert compare(trained(), other, CT, any_scan=True).trust == 0.0
     assert (
-        compare_any(trained(), other, CT)
+        compare(trained(), other, CT, any_scan=True)
         .warnings[0]
         .startswith("plainly unlike the training scans: the scan")
     )
@@ -159,7 +160,7 @@ def test_organs_that_were_not_drawn_are_not_learned() -> None:
 
 def test_many_cases_are_thinned_out() -> None:
     ids = [f"{n}" for n in range(1000)]
-    some = domain.spread(ids)
+    some = spread(ids, MAX_CASES)
     assert len(some) <= MAX_CASES
     assert some[0] == "0"
     assert int(some[-1]) > 900

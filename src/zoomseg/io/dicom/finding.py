@@ -26,9 +26,7 @@ from zoomseg.io.dicom.header import PATIENT, REQUIRED, Damaged, Image, Other, St
 from zoomseg.io.dicom.objects import notes_on_identity
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.splitting import at_one_place, by_geometry, by_identity, by_phase
-
-MAX_VOXELS = 4 * 1024**3
-"""A series that promises more is refused."""
+from zoomseg.io.headers import MAX_VOXELS
 
 LOOKED_AT = 1000
 """So many files are looked at where it is only asked whether there is DICOM."""
