@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 INTERRUPTED = 130
 """Exit code of a command that was asked to stop, as shells have it after Ctrl-C."""
 
 
 LONGEST = 2000
 """Characters of an error's line; of longer ones the middle goes."""
+
+NAMED_AT_MOST = 5
 
 
 def quoted(text: object, longest: int = 100) -> str:
@@ -18,6 +22,12 @@ def quoted(text: object, longest: int = 100) -> str:
         return line
     end = longest // 3
     return f"{line[: longest - end - 3]}...{line[-end:]}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of these names, and how many more there are."""
+    more = len(names) - NAMED_AT_MOST
+    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 class ZoomSegError(Exception):

@@ -86,6 +86,8 @@ def start(
         raise ModelError(f"{out} already holds a model; give --resume to go on with it, or another folder")
     started = time.monotonic()
     split = choose_split(dataset, job)
+    for note in dataset.header_notes(split.train + split.validation):
+        observer.message(note)
     initial = None if job.init is None else transfer.load(job.init, dataset)
     wanted = wanted_recipe(job, initial)
     seen: list[domain.CaseSample] = []

@@ -29,6 +29,7 @@ from zoomseg.io.scans import (
     check_same_grid,
     files_by_case,
     find_scans,
+    header_notes_by_case,
     read_image,
     read_label_values,
     read_labels,
@@ -107,6 +108,11 @@ class Dataset:
         labels = read_labels(case.labels, self.schema)
         check_same_grid(image.grid, labels.grid, case.images[0], case.labels)
         return Case(case.id, image, LabelMap(labels.data, image.grid, self.schema), case.annotated)
+
+    def header_notes(self, ids: Iterable[str]) -> list[str]:
+        """What the user should know of how these cases' headers are read, as ``header_notes_by_case``."""
+        files = {case.id: (*case.images, case.labels) for case in self.subset(ids).cases}
+        return header_notes_by_case({id_: [file for file in own if file] for id_, own in files.items()})
 
     def subset(self, ids: Iterable[str]) -> Dataset:
         """The data set with these cases only, in the data set's order."""

@@ -9,11 +9,12 @@ the file can hold, and whatever a reading library throws becomes one ``ScanError
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 from isal import isal_zlib as zlib
 
 from zoomseg.core.case import Case
-from zoomseg.core.errors import LabelError, OutputError, ScanError, quoted
+from zoomseg.core.errors import LabelError, OutputError, ScanError, listed, quoted
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.memory import require_ram
@@ -52,6 +53,7 @@ WHOLE_NUMBER_TOLERANCE = 1e-3
 """Label values so close to a whole number are that number: 32-bit floats and slopes such as 1/255 miss it."""
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+_NUMBER = re.compile(r"[\d.]+(e[+-]\d+)?")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 AnyArray = npt.NDArray[Any]
@@ -501,6 +503,20 @@ def notes_on(scan: ScanInput, channels_last: bool = False) -> tuple[str, ...]:
         return scan.dicom.usable().series.notes
     found = (note for path in scan.paths for note in header_notes(path, channels_last))
     return tuple(dict.fromkeys(found))
+
+
+def header_notes_by_case(files: Mapping[str, Iterable[Path]]) -> list[str]:
+    """Each note on the headers of these files, which are given by case, with the cases that it holds for; of
+    notes that differ in numbers only the first. A header that cannot be read gives none; whoever reads the
+    file says why."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for case, paths in files.items():
+        for path in paths:
+            with contextlib.suppress(ScanError):
+                for note in header_notes(path, channels_last=True):
+                    _, cases = found.setdefault(_NUMBER.sub("", note), (note, []))
+                    cases += [case] if case not in cases[-1:] else []
+    return [f"{note} (case {listed(cases)})" for note, cases in found.values()]
 
 
 def the_scan(path: Path, tell: Callable[[str], None] = _silent) -> ScanInput:

@@ -15,6 +15,7 @@ from zoomseg.engine import kept
 from zoomseg.engine.batch import why
 from zoomseg.io.dataset import Dataset
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.scans import header_notes_by_case
 from zoomseg.report.attribution import LOSSES, NOTHING, attribute_case, read_region
 from zoomseg.report.figures import overlay
 from zoomseg.report.html import Picture, render
@@ -74,7 +75,7 @@ def evaluate(
     cases, failures = _score_all(pairs, tolerance_mm, progress)
     if not cases:
         raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
-    warnings = (*pairs.warnings, *_copies(cases), *_without_stages(pairs))
+    warnings = (*pairs.warnings, *_header_notes(pairs), *_copies(cases), *_without_stages(pairs))
     evaluation = Evaluation(pairs.organs, tolerance_mm, tuple(cases), tuple(failures), warnings)
     source = reference.root if isinstance(reference, Dataset) else reference
     origin = read_origin(predictions)
@@ -137,6 +138,11 @@ def _without_stages(pairs: Pairs) -> list[str]:
     without = {pair.id for pair in pairs.pairs if _stages_of(pair) is None}
     some = len(without) < len(pairs.pairs)
     return unmatched("errors not attributed, as their stages were not kept", without if some else set())
+
+
+def _header_notes(pairs: Pairs) -> list[str]:
+    """What was ambiguous in the headers of predictions and references, and which rule decided."""
+    return header_notes_by_case({pair.id: (pair.prediction, pair.reference) for pair in pairs.pairs})
 
 
 def _copies(cases: Sequence[CaseResult]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zoomseg.core.errors import DatasetError, ScanError, quoted
+from zoomseg.core.errors import DatasetError, ScanError, listed, quoted
 from zoomseg.core.geometry import Orientation
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
@@ -26,7 +26,6 @@ from zoomseg.io.scans import (
 
 LABEL_FOLDERS = ("labelsTr", "labelsTs", "labels")
 LABELLING_FILES = ("labels.json", "dataset.json", "run.json")
-_NAMED_AT_MOST = 5
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def find_pairs(
     organs = tuple(name for name in drawn.names if name in known.names)
     if not organs:
         raise DatasetError(
-            f"{predictions}: has labels {_some(known.names)}, the reference has {_some(drawn.names)}; "
+            f"{predictions}: has labels {listed(known.names)}, the reference has {listed(drawn.names)}; "
             "none is in both"
         )
     scans = _scans(images) if images is not None else source.images
@@ -255,9 +254,4 @@ def _schema_of(files: Sequence[Path]) -> LabelSchema:
 
 def unmatched(what: str, names: set[str]) -> list[str]:
     """A warning that names some of these, if there are any."""
-    return [f"{what}: {_some(sorted(names))}"] if names else []
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED_AT_MOST
-    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+    return [f"{what}: {listed(sorted(names))}"] if names else []

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
 from tiny import CPU, small_plan, tiny_dataset, tiny_recipe
-from zoomseg.core.errors import DatasetError, ModelError, OutputError, RecipeError, TrainingError
+from zoomseg.core.errors import DatasetError, ModelError, OutputError, RecipeError, ScanError, TrainingError
 from zoomseg.core.volume import Volume
 from zoomseg.engine import domain, job
 from zoomseg.engine.job import Job
@@ -58,6 +61,28 @@ def test_a_model_knows_what_its_training_cases_were_like(data: Dataset, recipe: 
         expected = domain.describe(samples, model.recipe.intensity, ["CT"], data.schema.names)
         assert known == expected
         assert job.resume(data, tmp_path / name, CPU, Silent(), epochs=1).domain == known
+
+
+def test_how_ambiguous_headers_are_read_is_told_once(recipe: str, tmp_path: Path) -> None:
+    data = tiny_dataset(tmp_path / "d")
+    for file in (tmp_path / "d" / "imagesTr" / f"case_{n}_0000.nii.gz" for n in (1, 3)):
+        image = nib.load(file)
+        image.header["sform_code"] = image.header["qform_code"] = 0
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), file)
+
+    class Listening(Silent):
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def message(self, text: str) -> None:
+            self.heard.append(text)
+
+    observer = Listening()
+    with contextlib.suppress(ScanError):  # the labels lie elsewhere
+        job.start(data, tmp_path / "m", Job(recipe), CPU, observer)
+    notes = [text for text in observer.heard if "no orientation is stored" in text]
+    assert len(notes) == 1
+    assert notes[0].endswith("(case case_1, case_3)")
 
 
 def test_folds_share_out_the_cases(data: Dataset) -> None:

@@ -19,6 +19,7 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io.scans import (
     ScanInput,
     find_scans,
+    header_notes_by_case,
     looks_like_labels,
     notes_on,
     read_grid,
@@ -634,3 +635,14 @@ def test_a_name_that_is_no_utf8_does_not_end_the_process(tmp_path: Path, suffix:
     other = sound.rename(tmp_path / f"a\udcff{suffix}")
     with pytest.raises(ScanError, match="is no UTF-8, which ITK cannot open; rename it"):
         read_image(other)
+
+
+def test_notes_of_many_cases_that_differ_in_numbers_are_one(tmp_path: Path) -> None:
+    files = {}
+    for n, edge in enumerate((3, 4, 5, 6, 7, 8)):
+        path = with_header_bytes(save(tmp_path / f"c{n}.nii.gz", noise()), 80, np.float32(edge).tobytes())
+        files[f"c{n}"] = [path, path]
+    files["unreadable"] = [tmp_path / "none.nii.gz"]
+    (note,) = [one for one in header_notes_by_case(files) if "pixdim gives voxels" in one]
+    assert "gives voxels of 3 x" in note
+    assert note.endswith("(case c0, c1, c2, c3, c4 and 1 more)")

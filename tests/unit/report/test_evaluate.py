@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -60,6 +61,18 @@ def test_metrics(folders, tmp_path):
         *("case", "organ", "dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml"),
         *("region_recall", "lost_coarse", "lost_region", "lost_boundary", "lost_elsewhere"),
     ]
+
+
+def test_how_ambiguous_headers_are_read_is_told(folders, tmp_path):
+    for case in ("a", "c"):
+        for file in (folders[0] / f"{case}.nii.gz", folders[1] / "labelsTr" / f"{case}.nii.gz"):
+            image = nib.load(file)
+            image.header["sform_code"] = image.header["qform_code"] = 0
+            nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), file)
+    warnings = [text for text in evaluate(*folders, tmp_path / "out").warnings if "no orientation" in text]
+    assert len(warnings) == 1
+    assert warnings[0].endswith("(case a, c)")
+    assert warnings[0] in html.unescape((tmp_path / "out" / "report.html").read_text())
 
 
 def test_summary_and_report(folders, tmp_path):
