@@ -18,14 +18,15 @@ import click
 from partial_annotation import score, steps
 from rich.console import Console
 
-from zoomseg.cli.live import TrainingDisplay
+from zoomseg.backends.device import resolve
 from zoomseg.cli.train import parse_duration
-from zoomseg.engine import job
-from zoomseg.engine.device import resolve
-from zoomseg.engine.drafts import CT_CONTRAST, OTHER_CONTRAST, Contrast
-from zoomseg.io.dataset import open_dataset
+from zoomseg.cli.training_display import TrainingDisplay
+from zoomseg.datasets.layouts import open_dataset
+from zoomseg.evaluation.result import Evaluation
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.networks import build as networks
+from zoomseg.pipeline.inputs import prior_specs
+from zoomseg.planning.stage_plans import CT_CONTRAST, OTHER_CONTRAST, Contrast
 from zoomseg.recipe import load
 from zoomseg.recipe.spec import (
     AdamW,
@@ -38,8 +39,7 @@ from zoomseg.recipe.spec import (
     UNet3D,
     UniformInRegion,
 )
-from zoomseg.report.result import Evaluation
-from zoomseg.stage.inputs import prior_specs
+from zoomseg.training import training_run
 
 Change = Callable[[Stage], Stage]
 
@@ -150,7 +150,7 @@ def main(
     device: str,
 ) -> None:
     dataset, where = open_dataset(source), resolve(device)
-    split = job.choose_split(dataset, job.Job(folds=folds, fold=fold, seed=seed))
+    split = training_run.choose_split(dataset, training_run.Job(folds=folds, fold=fold, seed=seed))
     held_back = dataset.subset(split.validation)
     writable_directory(out)
     template = load.load("default")
@@ -158,7 +158,9 @@ def main(
     scores: dict[str, Evaluation] = {}
     trained: dict[str, str] = {}
     with TrainingDisplay(Console(stderr=True)) as display:
-        plan = job.plan_recipe(dataset, split, template, where, display, job.Job(seconds=seconds, seed=seed))
+        plan = training_run.plan_recipe(
+            dataset, split, template, where, display, training_run.Job(seconds=seconds, seed=seed)
+        )
     for name in ("default", *(row for row in ROWS if row != "default" and (not wanted or row in wanted))):
         recipe = plan.recipe if name == "default" else changed(plan.recipe, ROWS[name])
         if recipe is None:
@@ -167,9 +169,9 @@ def main(
         folder = out / re.sub("[,']", "", name).replace(" ", "-")
         file = out / f"{folder.name}.yaml"
         write_text_atomic(file, load.dump(recipe))
-        wish = job.Job(str(file), seconds, seed=seed)
+        wish = training_run.Job(str(file), seconds, seed=seed)
         with TrainingDisplay(Console(stderr=True)) as display:
-            model = job.start(dataset.subset(split.train), folder, wish, where, display)
+            model = training_run.start(dataset.subset(split.train), folder, wish, where, display)
         scores[name] = score(model, held_back, folder / "validation", where)
         trained[name] = steps(folder)
         write_text_atomic(out / "table.md", table(scores, trained))

@@ -23,8 +23,8 @@ from torch import Tensor
 from zoomseg.atlas.library import AtlasLibrary
 from zoomseg.core.resample import resample_labels
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.engine import look
-from zoomseg.io.dataset import Dataset, open_dataset
+from zoomseg.datasets.layouts import Dataset, open_dataset
+from zoomseg.pipeline import stage_input
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import (
     AtlasFusionSpec,
@@ -63,18 +63,20 @@ def dice(found: Tensor, reference: Tensor, schema_names: tuple[str, ...]) -> dic
 
 
 def cases(
-    dataset: Dataset, recipe: Recipe, targets: dict[str, look.Scan | None]
+    dataset: Dataset, recipe: Recipe, targets: dict[str, stage_input.Scan | None]
 ) -> Iterator[tuple[str, Volume, LabelMap]]:
     """What a library is built of, one scan in memory at a time but for the targets, which are kept."""
     for files in dataset.cases:
-        scan = look.prepare(dataset.load(files), recipe)
+        scan = stage_input.prepare(dataset.load(files), recipe)
         if scan.id in targets:
             targets[scan.id] = scan
         assert isinstance(scan.labels, LabelMap)
         yield scan.id, scan.image, scan.labels
 
 
-def run(target: look.Scan, library: AtlasLibrary) -> tuple[dict[str, dict[str, float]], dict[str, Seconds]]:
+def run(
+    target: stage_input.Scan, library: AtlasLibrary
+) -> tuple[dict[str, dict[str, float]], dict[str, Seconds]]:
     """Dice by fusion and organ; seconds by step."""
     scores: dict[str, dict[str, float]] = {}
     seconds: dict[str, Seconds] = {}
@@ -117,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     recipe = load(options.recipe)
     assert isinstance(recipe, Recipe)
-    targets: dict[str, look.Scan | None] = dict.fromkeys(options.targets)
+    targets: dict[str, stage_input.Scan | None] = dict.fromkeys(options.targets)
     library = AtlasLibrary.build(AtlasSpec(), cases(open_dataset(options.dataset), recipe, targets))
     results: dict[str, list[dict[str, float]]] = {fusion.kind: [] for fusion in FUSIONS}
     seconds: dict[str, list[Seconds]] = {}

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zoomseg.engine.device import resolve
-from zoomseg.engine.predict import Predictor
+from zoomseg.backends.device import resolve
+from zoomseg.datasets.layouts import open_dataset
+from zoomseg.evaluation.evaluate import evaluate
+from zoomseg.inference.outputs import segment_to_folder
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
-from zoomseg.io.dataset import open_dataset
 from zoomseg.io.scans import ScanInput
-from zoomseg.report.evaluate import evaluate
-from zoomseg.report.run import segment_to_folder
 
 
 def cut_after(model: bundle.Bundle, stages: int) -> bundle.Bundle:

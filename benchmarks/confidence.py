@@ -24,9 +24,10 @@ from scipy.stats import spearmanr
 from zoomseg.core.case import Case
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
-from zoomseg.engine.predict import Predictor
+from zoomseg.evaluation.calibration import Scored, calibrate
+from zoomseg.inference.confidence import estimated_dice
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io.scans import read_image, read_label_values
-from zoomseg.report.confidence import Scored, calibrate, estimated_dice
 
 AS_IT_IS = "as it is"
 WORSE = ("noise of 40 HU", "slices of 10 mm", "without contrast", "middle third only")

@@ -28,16 +28,16 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
+from zoomseg.backends.device import Device, resolve
+from zoomseg.backends.onnx_graph import to_onnx
 from zoomseg.core.case import Case
 from zoomseg.core.placing import Tile
-from zoomseg.engine.course import Network
-from zoomseg.engine.device import Device, resolve
-from zoomseg.engine.look import View
-from zoomseg.engine.predict import as_network, cascade, trained_network
-from zoomseg.export.networks import to_onnx
+from zoomseg.inference.predictor import as_network, cascade, trained_network
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_image
 from zoomseg.networks.build import laid_out
+from zoomseg.pipeline.sliding_window import Network
+from zoomseg.pipeline.stage_input import View
 from zoomseg.recipe.spec import Stage
 
 Array = npt.NDArray[np.float32]

@@ -21,8 +21,8 @@ import surface_distance
 
 from zoomseg.core.geometry import Vector3
 from zoomseg.core.labels import LabelSchema
+from zoomseg.evaluation.metrics import score
 from zoomseg.io.scans import read_label_values
-from zoomseg.report.metrics import score
 
 SHAPE = (512, 512, 300)
 TOLERANCE_MM = 1.0

@@ -20,21 +20,21 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from zoomseg.cli.live import TrainingDisplay
+from zoomseg.backends.device import Device, resolve
 from zoomseg.cli.train import parse_duration
+from zoomseg.cli.training_display import TrainingDisplay
 from zoomseg.core.errors import DatasetError
-from zoomseg.engine import job
-from zoomseg.engine.device import Device, resolve
-from zoomseg.engine.predict import Predictor
-from zoomseg.io.audit import annotated_cases
+from zoomseg.datasets.audit import annotated_cases
+from zoomseg.datasets.layouts import Dataset, open_dataset
+from zoomseg.evaluation.evaluate import evaluate
+from zoomseg.evaluation.result import Evaluation
+from zoomseg.inference.outputs import segment_to_folder
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.dataset import Dataset, open_dataset
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.recipe.load import dump
-from zoomseg.report.evaluate import evaluate
-from zoomseg.report.result import Evaluation
-from zoomseg.report.run import segment_to_folder
+from zoomseg.training import training_run
 
 
 def complete_cases(dataset: Dataset, ids: Sequence[str]) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ def table(taught: dict[str, Dataset], scores: dict[str, Evaluation], trained: di
 @click.option("--device", default="auto", show_default=True)
 def main(source: Path, out: Path, seconds: float, folds: int, fold: int, seed: int, device: str) -> None:
     dataset, where = open_dataset(source), resolve(device)
-    split = job.choose_split(dataset, job.Job(folds=folds, fold=fold, seed=seed))
+    split = training_run.choose_split(dataset, training_run.Job(folds=folds, fold=fold, seed=seed))
     taught = {
         "partly": dataset.subset(split.train),
         "complete": dataset.subset(complete_cases(dataset, split.train)),
@@ -104,9 +104,9 @@ def main(source: Path, out: Path, seconds: float, folds: int, fold: int, seed: i
     recipe = writable_directory(out) / "recipe.yaml"
     scores: dict[str, Evaluation] = {}
     for name, cases in taught.items():
-        wish = job.Job(str(recipe) if recipe.is_file() else None, seconds, seed=seed)
+        wish = training_run.Job(str(recipe) if recipe.is_file() else None, seconds, seed=seed)
         with TrainingDisplay(Console(stderr=True)) as display:
-            model = job.start(cases, out / name, wish, where, display)
+            model = training_run.start(cases, out / name, wish, where, display)
         write_text_atomic(recipe, dump(model.recipe))
         scores[name] = score(model, dataset.subset(split.validation), out / name / "validation", where)
     text = table(taught, scores, {name: steps(out / name) for name in taught})

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from zoomseg.backends.device import resolve
 from zoomseg.core.case import Case
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.resample import resample, resample_labels
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.engine.device import resolve
-from zoomseg.engine.predict import Predictor
+from zoomseg.datasets.layouts import Dataset, open_dataset
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
-from zoomseg.io.dataset import Dataset, open_dataset
 
 LEAST_VOXELS = 50
 """Of less an organ, at a cut's edge, no Dice is taken."""

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from zoomseg.core.case import Case
-from zoomseg.core.domain import TrainingDomain
 from zoomseg.core.errors import ScanError
-from zoomseg.engine import domain
+from zoomseg.datasets.layouts import open_dataset
 from zoomseg.io import bundle
-from zoomseg.io.dataset import open_dataset
 from zoomseg.io.scans import find_scans, read_scan
+from zoomseg.io.training_domain import TrainingDomain
+from zoomseg.planning import training_domain
 from zoomseg.recipe.spec import IntensitySpec
 
 Compared = tuple[TrainingDomain, Case]
@@ -29,7 +29,7 @@ def row(name: str, compared: Iterable[Compared], intensity: IntensitySpec) -> st
     refused, warned, trust = 0, 0, []
     for known, case in compared:
         try:
-            found = domain.compare(known, case, intensity)
+            found = training_domain.compare(known, case, intensity)
         except ScanError:
             refused += 1
             continue
@@ -42,10 +42,13 @@ def row(name: str, compared: Iterable[Compared], intensity: IntensitySpec) -> st
 def left_out(dataset: Path, model: bundle.Bundle) -> Iterator[Compared]:
     """Every case, and what all the others show."""
     data, intensity = open_dataset(dataset), model.recipe.intensity
-    seen = [domain.sample(data.load(case)) for case in data.cases]
+    seen = [training_domain.sample(data.load(case)) for case in data.cases]
     for n, case in enumerate(data.cases):
         others = seen[:n] + seen[n + 1 :]
-        yield domain.describe(others, intensity, model.channel_names, model.schema.names), data.load(case)
+        yield (
+            training_domain.describe(others, intensity, model.channel_names, model.schema.names),
+            data.load(case),
+        )
 
 
 def main() -> None:

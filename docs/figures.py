@@ -26,17 +26,17 @@ from scipy import ndimage
 
 from zoomseg.core import tiling
 from zoomseg.core.case import Case, Prior
-from zoomseg.core.colours import organ_colours
+from zoomseg.anatomy.colours import organ_colours
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.region import Region
 from zoomseg.core.resample import resample, resample_labels
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.io.phantom import phantom_case
+from zoomseg.datasets.phantom import phantom_case
 from zoomseg.recipe.spec import BodyMask, BoxAround, DilatedForeground, RoiSpec
-from zoomseg.report.attribution import BOUNDARY_MM, LOSSES, Attribution, Place, attribute
-from zoomseg.report.figures import COLOURS, REGION_COLOUR
-from zoomseg.report.html import PARTS
-from zoomseg.stage.roi import find_region
+from zoomseg.evaluation.attribution import BOUNDARY_MM, LOSSES, Attribution, Place, attribute
+from zoomseg.evaluation.figures import COLOURS, REGION_COLOUR
+from zoomseg.evaluation.html_report import PARTS
+from zoomseg.pipeline.roi import find_region
 
 Mask = npt.NDArray[np.bool_]
 

@@ -13,7 +13,7 @@ from pydicom.uid import CTImageStorage
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
-from zoomseg.io.dicom.archive import Source
+from zoomseg.io.dicom.read.archive import Source
 from zoomseg.io.dicom.series import DicomSeries, Slice
 
 FloatArray = npt.NDArray[np.float64]

@@ -25,18 +25,18 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import tiny_recipe
+from zoomseg.backends.device import HOARDED, Device, keep_memory
 from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import Volume
-from zoomseg.engine.course import Progress
-from zoomseg.engine.device import HOARDED, Device, keep_memory
-from zoomseg.engine.memory import Limits
-from zoomseg.engine.meter import highest_ram_mb
-from zoomseg.engine.predict import Predictor, build_network
+from zoomseg.inference.memory_limits import Limits
+from zoomseg.inference.predictor import Predictor, build_network
+from zoomseg.inference.resource_usage import highest_ram_mb
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
+from zoomseg.pipeline.sliding_window import Progress
 
 SCHEMA = LabelSchema.consecutive([f"organ {n}" for n in range(40)])
 BUNDLED = Path(bundle.__file__).parents[1] / "models" / "abdomen-ct"

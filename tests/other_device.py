@@ -23,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import CPU, retrained, tiny_case, tiny_dataset, tiny_recipe
 from untrained import untrained_bundle
+from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.engine import train
-from zoomseg.engine.device import Device
-from zoomseg.engine.log import Silent
-from zoomseg.engine.predict import Predictor
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.dataset import Dataset
 from zoomseg.recipe.spec import SGD, Augmentation, Recipe
+from zoomseg.training import loop
+from zoomseg.training.log import Silent
 
 NAME = "other"
 PLACE = torch.device("privateuseone:0")
@@ -151,8 +151,8 @@ def augmented(together: bool) -> Recipe:
 
 
 def trained(data: Dataset, recipe: Recipe, device: Device, out: Path) -> Bundle:
-    split = train.Split(("case_0", "case_1", "case_2"), ("case_3",))
-    return train.train(data, split, recipe, out, train.Settings(device, seed=1), Silent())
+    split = loop.Split(("case_0", "case_1", "case_2"), ("case_3",))
+    return loop.train(data, split, recipe, out, loop.Settings(device, seed=1), Silent())
 
 
 def apart(one: Bundle, two: Bundle) -> float:

@@ -18,10 +18,10 @@ from fastapi.testclient import TestClient
 from tiny import tiny_case
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_image, write_labels
+from zoomseg.serve.access import Access, access
 from zoomseg.serve.app import ModelView, Service, create_app
-from zoomseg.serve.guard import Access, access
+from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import Jobs, Step
-from zoomseg.serve.runner import Runner
 from zoomseg.serve.worker import Task, WorkerDiedError
 
 MODEL = ModelView(

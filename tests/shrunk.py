@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tiny import CPU
 from zoomseg.core.geometry import Index3
-from zoomseg.engine import fingerprint, plan
-from zoomseg.io.dataset import Dataset
+from zoomseg.datasets.layouts import Dataset
 from zoomseg.networks.build import FLAT_AXIS
+from zoomseg.planning import fingerprint, plan
 from zoomseg.recipe import graph, spec
 from zoomseg.recipe.load import load
 
@@ -84,3 +84,12 @@ def _network(stage: spec.Stage) -> tuple[spec.NetworkSpec, Index3, Index3]:
             return network, (32, 32, 32), (32, 32, 32)
         case spec.ResEncUNet():
             raise AssertionError("only planned recipes have this network")
+
+
+def shrunk_with_atlas(data: Dataset) -> spec.Recipe:
+    """The small-organ recipe's coarse stage, which also sees the atlas prior."""
+    whole = shrunk("valindria2018-small-organs", data, iterations=2)
+    coarse = whole.stages[0].model_copy(
+        update={"inputs": (spec.ImageInput(), spec.AtlasInput(labels=data.schema.names))}
+    )
+    return whole.model_copy(update={"stages": (coarse,)})

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from zoomseg.backends.device import Device
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.engine.device import Device
-from zoomseg.io.dataset import Dataset, open_dataset
+from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_image, write_labels
 from zoomseg.recipe.load import dump, from_dict, load

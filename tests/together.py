@@ -20,19 +20,18 @@ from torch import Tensor, nn
 
 from tiny import CPU, retrained, tiny_recipe
 from zoomseg.core.errors import TrainingError
+from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.labels import IGNORE
-from zoomseg.engine import job, train
-from zoomseg.engine.job import Job
-from zoomseg.engine.log import Silent
-from zoomseg.engine.patches import Batch, PatchSource
-from zoomseg.engine.processes import ALONE, Processes, joined
-from zoomseg.engine.stop import InterruptedTrainingError
-from zoomseg.engine.train import Settings, Split
-from zoomseg.engine.unit import Unit
-from zoomseg.io.dataset import open_dataset
+from zoomseg.datasets.layouts import open_dataset
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import SGD, DiceCrossEntropy, LossSpec, Recipe, SoftDice, WeightedCrossEntropy
-from zoomseg.stage import loss
+from zoomseg.training import loop, loss, training_run
+from zoomseg.training.data.patches import Batch, PatchSource
+from zoomseg.training.distributed import ALONE, Processes, joined
+from zoomseg.training.log import Silent
+from zoomseg.training.loop import Settings, Split
+from zoomseg.training.stage_group import Unit
+from zoomseg.training.training_run import Job
 
 WORLD = 2
 STEPS = 3
@@ -54,7 +53,7 @@ def start(data: Path, out: Path) -> list[int | None]:
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch._dynamo", "zoomseg.engine.train"]
+        ["torch._dynamo", "zoomseg.training.loop"]
     )  # slow to import, and once is enough
     children = [context.Process(target=_child, args=(rank, port, data, out)) for rank in range(WORLD)]
     for child in children:
@@ -139,8 +138,8 @@ def training(
     settings = Settings(CPU, seconds=seconds, resume=resume, processes=processes)
     drawn: list[Batch] = []
     exact = nullcontext() if together else _in_float64()
-    with exact, _watched(drawn), mock.patch.object(train, "LOG_EVERY_STEPS", 1):
-        train.train(open_dataset(data), SPLIT, recipe(together), out, settings, Silent())
+    with exact, _watched(drawn), mock.patch.object(loop, "LOG_EVERY_STEPS", 1):
+        loop.train(open_dataset(data), SPLIT, recipe(together), out, settings, Silent())
     # Validation patches, which one process alone draws, are drawn one at a time.
     steps = [batch for batch in drawn if len(batch.cases) == BATCH]
     record = out.with_name(f"{out.name}-{processes.rank}-of-{processes.world}")
@@ -157,7 +156,7 @@ def training(
 def _in_float64() -> Iterator[None]:
     """Networks and losses in float64. A later stage reads stored answers of the earlier one, rounded so
     coarsely that in float32 the last bits of a weight would decide about whole levels."""
-    build, forward = train.build_network, Unit.forward
+    build, forward = loop.build_network, Unit.forward
 
     def build_double(*args: Any) -> nn.Module:
         network = build(*args).double()
@@ -169,7 +168,7 @@ def _in_float64() -> Iterator[None]:
             return forward(*args)
 
     with (
-        mock.patch.object(train, "build_network", build_double),
+        mock.patch.object(loop, "build_network", build_double),
         mock.patch.object(Unit, "forward", forward_double),
     ):
         yield
@@ -204,7 +203,7 @@ def interrupted(data: Path, out: Path, processes: Processes) -> None:
     settings = Settings(CPU, processes=processes)
     with mock.patch.object(PatchSource, "draw", draw_and_stop):
         try:
-            train.train(open_dataset(data), SPLIT, recipe(True), out, settings, Silent())
+            loop.train(open_dataset(data), SPLIT, recipe(True), out, settings, Silent())
         except InterruptedTrainingError as error:
             out.with_name(f"stop-{processes.rank}.txt").write_text(str(error))
 
@@ -215,9 +214,9 @@ def _decided(data: Path, out: Path, processes: Processes) -> None:
     if processes.first:
         path.write_text(dump(recipe(True)))
     wish = Job(str(path), folds=4, fold=2, seed=5)
-    with mock.patch.object(train, "STEPS_PER_EPOCH", 1):
-        job.start(open_dataset(data), out, wish, CPU, Silent(), processes)
-        made = job.resume(open_dataset(data), out, CPU, Silent(), epochs=5, processes=processes)
+    with mock.patch.object(loop, "STEPS_PER_EPOCH", 1):
+        training_run.start(open_dataset(data), out, wish, CPU, Silent(), processes)
+        made = training_run.resume(open_dataset(data), out, CPU, Silent(), epochs=5, processes=processes)
     save_file(made.weights["fine"], out.with_name(f"job-{processes.rank}.safetensors"))
 
 
@@ -225,7 +224,7 @@ def _refused(data: Path, out: Path, processes: Processes) -> None:
     made = retrained(recipe(True), batch=1)
     settings = Settings(CPU, processes=processes)
     try:
-        train.train(open_dataset(data), SPLIT, made, out / "refused", settings, Silent())
+        loop.train(open_dataset(data), SPLIT, made, out / "refused", settings, Silent())
     except Exception as error:
         (out / f"refused-{processes.rank}.txt").write_text(f"{type(error).__name__}: {error}")
 
@@ -242,7 +241,7 @@ def _deserted(data: Path, out: Path, processes: Processes) -> None:
 
     with mock.patch.object(PatchSource, "draw", fail):
         try:
-            train.train(open_dataset(data), SPLIT, recipe(True), out / "deserted", settings, Silent())
+            loop.train(open_dataset(data), SPLIT, recipe(True), out / "deserted", settings, Silent())
         except TrainingError as error:
             (out / "deserted.txt").write_text(str(error))
             os._exit(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tiny import CPU, SCHEMA, tiny_recipe
-from zoomseg.engine.predict import Predictor, build_network
+from zoomseg.inference.predictor import Predictor, build_network
 from zoomseg.io.bundle import Bundle
 from zoomseg.recipe.spec import Recipe, UNet3D
 

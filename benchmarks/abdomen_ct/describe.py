@@ -13,10 +13,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from zoomseg.engine import domain
+from zoomseg.datasets.layouts import open_dataset
 from zoomseg.io import bundle
-from zoomseg.io.dataset import open_dataset
 from zoomseg.io.files import write_bytes_atomic
+from zoomseg.planning import training_domain
 
 
 def main() -> None:
@@ -25,8 +25,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     options = parser.parse_args()
     dataset, model = open_dataset(options.dataset), bundle.load(options.model)
-    seen = domain.samples(dataset, dataset.ids)
-    known = domain.describe(seen, model.recipe.intensity, model.channel_names, model.schema.names)
+    seen = training_domain.samples(dataset, dataset.ids)
+    known = training_domain.describe(seen, model.recipe.intensity, model.channel_names, model.schema.names)
     # The manifest alone: its weights stay as they are, and the card is written by hand.
     manifest = json.loads((options.model / "model.json").read_text(encoding="utf-8"))
     manifest["training_domain"] = asdict(known)

@@ -12,7 +12,7 @@ import json
 import math
 from pathlib import Path
 
-from zoomseg.engine.predict import build_network, input_channels
+from zoomseg.inference.predictor import build_network, input_channels
 from zoomseg.io import bundle
 from zoomseg.networks import build as networks
 

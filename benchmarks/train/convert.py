@@ -20,11 +20,11 @@ import numpy as np
 
 from zoomseg.core.errors import DatasetError, ZoomSegError
 from zoomseg.core.labels import BACKGROUND
-from zoomseg.engine.job import Job, choose_split
-from zoomseg.engine.train import Split
-from zoomseg.io.dataset import CaseFiles, Dataset, open_dataset
+from zoomseg.datasets.layouts import CaseFiles, Dataset, open_dataset
 from zoomseg.io.files import writable_directory, write_json_atomic, writing
 from zoomseg.io.scans import scan_suffix, write_array
+from zoomseg.training.loop import Split
+from zoomseg.training.training_run import Job, choose_split
 
 SUFFIX = ".nii.gz"
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zoomseg.api import Model
-    from zoomseg.report.result import Evaluation
+    from zoomseg.evaluation.result import Evaluation
 
 __all__ = ["evaluate", "load", "train"]
 
@@ -67,7 +67,7 @@ def train(
         DatasetError, ModelError, RecipeError, TrainingError: what is wrong, in one line.
     """
     from zoomseg.api import train_model
-    from zoomseg.engine.job import Job
+    from zoomseg.training.training_run import Job
 
     initial = None if init is None else Path(init)
     job = Job(recipe, seconds, epochs, folds, fold, seed, initial)
@@ -85,6 +85,6 @@ def evaluate(
     Raises:
         DatasetError: nothing to score.
     """
-    from zoomseg.report.evaluate import evaluate as score
+    from zoomseg.evaluation.evaluate import evaluate as score
 
     return score(Path(predictions), Path(reference), Path(out), tolerance_mm)

@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
+from zoomseg.backends.device import Device, resolve
 from zoomseg.core.case import Case, Prior
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.engine import job as jobs
-from zoomseg.engine.device import Device, resolve
-from zoomseg.engine.log import Silent
-from zoomseg.engine.memory import Limits
-from zoomseg.engine.predict import Predictor
+from zoomseg.datasets.layouts import open_dataset
+from zoomseg.inference.confidence import summed_up
+from zoomseg.inference.memory_limits import Limits
+from zoomseg.inference.predictor import Predictor
+from zoomseg.inference.summary import OrganRow
 from zoomseg.io import bundle
-from zoomseg.io.dataset import open_dataset
 from zoomseg.io.scans import read_scan, reading_bytes, the_scan
-from zoomseg.report.confidence import summed_up
-from zoomseg.report.summary import OrganRow
+from zoomseg.training import training_run as jobs
+from zoomseg.training.log import Silent
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from zoomseg.backends.device import Device
 from zoomseg.core.labels import LabelSchema
-from zoomseg.engine.device import Device
-from zoomseg.engine.fingerprint import Fingerprint
-from zoomseg.engine.plan import plan
+from zoomseg.planning.fingerprint import Fingerprint
+from zoomseg.planning.plan import plan
 from zoomseg.recipe import load
 from zoomseg.recipe.spec import Augmentation, PlannedRecipe, Recipe, UNet3D
 

@@ -10,9 +10,9 @@ import pytest
 
 from tiny import tiny_dataset
 from zoomseg.core.errors import DatasetError
-from zoomseg.io.dataset import Dataset
-from zoomseg.report.metrics import OrganScore
-from zoomseg.report.result import CaseResult, Evaluation
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.evaluation.metrics import OrganScore
+from zoomseg.evaluation.result import CaseResult, Evaluation
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

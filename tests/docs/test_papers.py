@@ -151,13 +151,13 @@ def test_every_difference_that_is_marked_can_be_explained(page: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "missing"),
     [
-        ("`stage/roi.py` `body_mask`", []),
+        ("`pipeline/roi.py` `body_mask`", []),
         ("`networks/unet.py` `UNet.forward`, `nn.MaxPool3d`", []),
         ("`networks/unet.py` `UNet.margins`", []),
-        ("`engine/course.py` `StageRecord.region_share`, in `run.json`", []),
+        ("`pipeline/sliding_window.py` `StageRecord.region_share`, in `run.json`", []),
         ("`stage/gone.py`", ["stage/gone.py"]),
-        ("`stage/roi.py` `body_musk`", ["body_musk"]),
-        ("`stage/roi.py` `UNet`", ["UNet"]),
+        ("`pipeline/roi.py` `body_musk`", ["body_musk"]),
+        ("`pipeline/roi.py` `UNet`", ["UNet"]),
         ("`networks/unet.py` `UNet.backward`, `nn.MaxPool7d`", ["UNet.backward", "nn.MaxPool7d"]),
         ("`tests/recipes/test_gone.py`", ["tests/recipes/test_gone.py"]),
     ],
@@ -167,7 +167,7 @@ def test_code_that_is_gone_is_noticed(code: str, missing: list[str]) -> None:
 
 
 def test_a_name_belongs_to_the_module_last_named() -> None:
-    head = f"{HEADER}\n|---|---|---|\n| a |  | `stage/roi.py` |\n"
+    head = f"{HEADER}\n|---|---|---|\n| a |  | `pipeline/roi.py` |\n"
     assert missing_code(f"{head}| b |  | `body_mask` |") == []
     assert missing_code(f"{head}| b |  | `networks/unet.py` |\n| c |  | `body_mask` |") == ["body_mask"]
 
@@ -187,7 +187,7 @@ def test_a_name_belongs_to_the_module_last_named() -> None:
 def test_a_line_that_is_gone_is_noticed(line: str, missing: list[str]) -> None:
     recipe = load.load("roth2018-cascade")
     assert isinstance(recipe, Recipe)
-    assert missing_lines(f"{HEADER}\n|---|---|---|\n| a | {line} | `stage/roi.py` |", recipe) == missing
+    assert missing_lines(f"{HEADER}\n|---|---|---|\n| a | {line} | `pipeline/roi.py` |", recipe) == missing
 
 
 def test_a_file_that_is_gone_is_noticed() -> None:

@@ -86,7 +86,11 @@ def test_the_python_reference_has_all_that_is_public(site: Path) -> None:
 
 def test_the_python_reference_has_what_its_functions_return(site: Path) -> None:
     page = (site / "reference" / "python.html").read_text(encoding="utf-8")
-    for line in ("zoomseg.api.Model.predict", "zoomseg.api.Result", "zoomseg.report.result.Evaluation.mean"):
+    for line in (
+        "zoomseg.api.Model.predict",
+        "zoomseg.api.Result",
+        "zoomseg.evaluation.result.Evaluation.mean",
+    ):
         assert f'id="{line}"' in page
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from fuzzing.inputs import PACKAGE, SOUND, Input
 from fuzzing.runner import Ran
 from zoomseg.core.errors import ZoomSegError
+from zoomseg.datasets.layouts import open_dataset
 from zoomseg.io.bundle import load as load_model
-from zoomseg.io.dataset import open_dataset
 
 CODES = (0, 1, 2)
 MOST_LINES = 15

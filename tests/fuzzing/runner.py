@@ -27,9 +27,24 @@ LAST_LINES = 4_000
 """Bytes of output that are looked at from its end."""
 
 COMMANDS = (
-    *("zoomseg.report.run", "zoomseg.report.evaluate", "zoomseg.engine.job", "zoomseg.engine.plan"),
-    *("zoomseg.io.audit", "zoomseg.io.dicom.dataset", "zoomseg.io.dicom.results", "zoomseg.io.slicer"),
-    *("zoomseg.io.dicom.seg", "zoomseg.io.dicom.rtstruct", "zoomseg.cli.live", "zoomseg.cli.progress"),
+    *(
+        "zoomseg.inference.outputs",
+        "zoomseg.evaluation.evaluate",
+        "zoomseg.training.training_run",
+        "zoomseg.planning.plan",
+    ),
+    *(
+        "zoomseg.datasets.audit",
+        "zoomseg.datasets.dicom",
+        "zoomseg.io.dicom.write.results",
+        "zoomseg.io.seg_nrrd",
+    ),
+    *(
+        "zoomseg.io.dicom.write.seg",
+        "zoomseg.io.dicom.write.rtstruct",
+        "zoomseg.cli.training_display",
+        "zoomseg.cli.prediction_display",
+    ),
     *("zoomseg.export.runner.main", "zoomseg.export.runner.predict", "fuzzing.packages", "SimpleITK"),
 )
 """Modules that commands import, so that a new child need not."""

@@ -30,9 +30,9 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
 from zoomseg.export.package import export
 from zoomseg.io import bundle
-from zoomseg.io.dicom.finding import the_series
-from zoomseg.io.dicom.rtstruct import write_rtstruct
-from zoomseg.io.dicom.seg import write_seg
+from zoomseg.io.dicom.read.series_discovery import the_series
+from zoomseg.io.dicom.write.rtstruct import write_rtstruct
+from zoomseg.io.dicom.write.seg import write_seg
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import itk_image, write_image, write_labels
 from zoomseg.recipe import load

@@ -26,8 +26,8 @@ from zoomseg.atlas import register  # noqa: E402
 from zoomseg.atlas.register import Warp  # noqa: E402
 from zoomseg.core.resample import affine_coordinates  # noqa: E402
 from zoomseg.core.volume import Volume  # noqa: E402
-from zoomseg.engine import train  # noqa: E402
-from zoomseg.engine.log import Row, Silent  # noqa: E402
+from zoomseg.training import loop  # noqa: E402
+from zoomseg.training.log import Row, Silent  # noqa: E402
 
 GOLDEN = HERE / "losses.json"
 STEPS = 20
@@ -50,16 +50,16 @@ def losses(name: str) -> dict[str, list[float]]:
     """Stage name -> loss of every step, in float32 on one CPU thread."""
     torch.set_num_threads(1)
     watch = _Rows()
-    every, train.LOG_EVERY_STEPS = train.LOG_EVERY_STEPS, 1
+    every, loop.LOG_EVERY_STEPS = loop.LOG_EVERY_STEPS, 1
     found, register.register = register.register, _as_they_lie
     try:
         with tempfile.TemporaryDirectory() as folder:
             data = tiny_dataset(Path(folder) / "data")
-            split = train.Split(data.ids, ())
+            split = loop.Split(data.ids, ())
             recipe = shrunk(name, data, STEPS)
-            train.train(data, split, recipe, Path(folder) / "model", train.Settings(CPU, seed=11), watch)
+            loop.train(data, split, recipe, Path(folder) / "model", loop.Settings(CPU, seed=11), watch)
     finally:
-        train.LOG_EVERY_STEPS, register.register = every, found
+        loop.LOG_EVERY_STEPS, register.register = every, found
     out: dict[str, list[float]] = {}
     for row in watch.rows:
         out.setdefault(row.stage, []).append(row.loss)

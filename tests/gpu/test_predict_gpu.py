@@ -7,10 +7,10 @@ import torch
 
 from tiny import CPU, tiny_case
 from untrained import untrained_bundle
+from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.engine.device import Device
-from zoomseg.engine.memory import Limits
-from zoomseg.engine.predict import Predictor
+from zoomseg.inference.memory_limits import Limits
+from zoomseg.inference.predictor import Predictor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 

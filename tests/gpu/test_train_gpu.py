@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tiny import CPU, retrained, tiny_dataset, tiny_recipe
-from zoomseg.engine import train
-from zoomseg.engine.device import Device
-from zoomseg.engine.log import Row, Silent
+from zoomseg.backends.device import Device
 from zoomseg.recipe.spec import Augmentation
+from zoomseg.training import loop
+from zoomseg.training.log import Row, Silent
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -27,22 +27,22 @@ class Losses(Silent):
 @pytest.mark.parametrize("together", [True, False])
 def test_losses_are_the_cpu_s(tmp_path: Path, together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without augmentation: noise is another on another device."""
-    monkeypatch.setattr(train, "LOG_EVERY_STEPS", 1)
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
     data = tiny_dataset(tmp_path / "data")
     recipe = retrained(tiny_recipe(together, iterations=5), augmentation=Augmentation())
-    split = train.Split(("case_0", "case_1", "case_2"), ("case_3",))
+    split = loop.Split(("case_0", "case_1", "case_2"), ("case_3",))
     losses = []
     for device in (CPU, Device(torch.device("cuda"), None)):
         watch = Losses()
-        train.train(data, split, recipe, tmp_path / device.place.type, train.Settings(device), watch)
+        loop.train(data, split, recipe, tmp_path / device.place.type, loop.Settings(device), watch)
         losses.append(watch.found)
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_bfloat16_learns(tmp_path: Path) -> None:
     data, watch = tiny_dataset(tmp_path / "data"), Losses()
-    split = train.Split(data.ids, ())
+    split = loop.Split(data.ids, ())
     gpu = Device(torch.device("cuda"), torch.bfloat16)
     recipe = tiny_recipe(together=True, iterations=80, lr=2e-2)
-    train.train(data, split, recipe, tmp_path / "model", train.Settings(gpu), watch)
+    loop.train(data, split, recipe, tmp_path / "model", loop.Settings(gpu), watch)
     assert watch.found[-1] < 0.6 * watch.found[0]

@@ -72,8 +72,8 @@ def test_imports_go_downward() -> None:
     [
         ("core/volume.py", "import zoomseg.cli.main"),
         ("core/volume.py", "import zoomseg.recipe.spec"),
-        ("stage/roi.py", "import zoomseg.networks.build"),
-        ("stage/roi.py", "import zoomseg.stage.grid"),
+        ("pipeline/roi.py", "import zoomseg.networks.build"),
+        ("pipeline/roi.py", "import zoomseg.pipeline.grid"),
     ],
 )
 def test_an_upward_import_is_noticed(copy: Path, where: str, line: str) -> None:

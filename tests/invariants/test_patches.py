@@ -15,12 +15,12 @@ from lattices import indices, oriented, ramp
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.core.resample import resample_data
-from zoomseg.engine.pack import Packed, StoredPrior
-from zoomseg.engine.patches import Batch, PatchSource
 from zoomseg.io.cache import ChunkedArray, write_array
 from zoomseg.recipe.load import from_dict
 from zoomseg.recipe.spec import Augmentation, Recipe, Stage
-from zoomseg.stage.sampler import Candidates, list_candidates
+from zoomseg.training.data.packed_cases import Packed, StoredPrior
+from zoomseg.training.data.patches import Batch, PatchSource
+from zoomseg.training.data.sampler import Candidates, list_candidates
 
 SCAN = oriented((56, 48, 40), (2.0, 2.5, 3.0), (-50.0, 20.0, -200.0), angles_deg=(4, -7, 10))
 SIDES = LabelSchema.consecutive(("left_kidney", "right_kidney"))
@@ -76,7 +76,8 @@ def packed(
     box: Box | None = None,
     priors: dict[str, StoredPrior] | None = None,
 ) -> Packed:
-    """A case as ``engine.pack`` stores it, in full precision; ``image`` and ``labels`` lie on ``grid``."""
+    """A case as ``training.data.packed_cases`` stores it, in full precision; ``image`` and ``labels`` lie on
+    ``grid``."""
     box = box or grid.box
     candidates = list_candidates(labels[box.slices], None, box.start, np.random.default_rng(0))
     return Packed(

@@ -9,12 +9,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ScanError
 from zoomseg.core.volume import Volume
-from zoomseg.engine.device import Device
-from zoomseg.engine.domain import compare
-from zoomseg.engine.predict import Predictor
+from zoomseg.inference.predictor import Predictor
+from zoomseg.inference.scan_likeness import compare
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_image, read_label_values
 

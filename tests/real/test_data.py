@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from zoomseg.core.volume import Volume
-from zoomseg.io.dataset import open_dataset
-from zoomseg.io.naming import hounsfield
+from zoomseg.datasets.advice import hounsfield
+from zoomseg.datasets.layouts import open_dataset
 from zoomseg.io.scans import read_image
 
 DATA = os.environ.get("ZOOMSEG_DATA")

@@ -20,10 +20,10 @@ from matplotlib.path import Path as Polygon
 import dciodvfy
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
-from zoomseg.io.dicom.finding import the_series
-from zoomseg.io.dicom.rtstruct import read_rtstruct, write_rtstruct
-from zoomseg.io.dicom.seg import read_seg, write_seg
+from zoomseg.io.dicom.read.series_discovery import the_series
 from zoomseg.io.dicom.series import DicomSeries
+from zoomseg.io.dicom.write.rtstruct import read_rtstruct, write_rtstruct
+from zoomseg.io.dicom.write.seg import read_seg, write_seg
 
 DATA = os.environ.get("ZOOMSEG_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="ZOOMSEG_DATA is not set: no real data on this machine")

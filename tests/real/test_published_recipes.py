@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from tiny import retrained
+from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.engine import train
-from zoomseg.engine.device import Device
-from zoomseg.engine.log import Silent
-from zoomseg.engine.predict import Predictor
+from zoomseg.datasets.layouts import open_dataset
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
-from zoomseg.io.dataset import open_dataset
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import AtlasSpec, MajorityFusion
-from zoomseg.study.edits import coarser, narrower, shipped
+from zoomseg.study.recipe_edits import coarser, narrower, shipped
+from zoomseg.training import loop
+from zoomseg.training.log import Silent
 
 DATA = os.environ.get("ZOOMSEG_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="ZOOMSEG_DATA is not set: no real data on this machine")
@@ -47,7 +47,7 @@ def test_it_trains_and_predicts_a_scan(name: str, folder: str, stages: int, tmp_
     fitted, _ = graph.fit(recipe.model_copy(update=update), dataset.schema)
     wanted = graph.expand(fitted, dataset.schema)
     assert len(wanted.stages) == stages
-    train.train(two, train.Split(two.ids, ()), wanted, tmp_path, train.Settings(CPU), Silent())
+    loop.train(two, loop.Split(two.ids, ()), wanted, tmp_path, loop.Settings(CPU), Silent())
     case = dataset.load(dataset.cases[2])
     result = Predictor(bundle.load(tmp_path), CPU).predict(replace(case, labels=None))
     assert isinstance(case, Case)

@@ -10,14 +10,14 @@ import torch
 from shrunk import shrunk
 from tiny import CPU, tiny_case, tiny_dataset
 from zoomseg.core.case import Case
-from zoomseg.engine import train
-from zoomseg.engine.log import Row, Silent
-from zoomseg.engine.predict import Predictor, Result
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.inference.predictor import Predictor, Result
 from zoomseg.io import bundle
-from zoomseg.io.dataset import Dataset
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import load, names
 from zoomseg.recipe.spec import Recipe
+from zoomseg.training import loop
+from zoomseg.training.log import Row, Silent
 
 STEPS = 3
 
@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def trained(recipe: Recipe, data: Dataset, out: Path) -> tuple[list[Row], Result]:
     watch = _Rows()
-    train.train(data, train.Split(data.ids, ()), recipe, out, train.Settings(CPU, seed=5), watch)
+    loop.train(data, loop.Split(data.ids, ()), recipe, out, loop.Settings(CPU, seed=5), watch)
     image, _ = tiny_case(seed=9)
     result = Predictor(bundle.load(out), CPU).predict(Case("new", image, None))
     assert result.labels.grid.same_as(image.grid)

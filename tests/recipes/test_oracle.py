@@ -13,10 +13,10 @@ from tiny import CPU
 from zoomseg.core.case import Case
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.engine.ceiling import best, measure
-from zoomseg.engine.fingerprint import Fingerprint
-from zoomseg.engine.plan import plan
-from zoomseg.io.phantom import PHANTOM_SCHEMA, phantom_case, phantom_grid
+from zoomseg.datasets.phantom import PHANTOM_SCHEMA, phantom_case, phantom_grid
+from zoomseg.evaluation.upper_bound import best, measure
+from zoomseg.planning.fingerprint import Fingerprint
+from zoomseg.planning.plan import plan
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import load, names
 from zoomseg.recipe.spec import FixedShape, FixedSpacing, GridSpec, PlannedRecipe, Recipe

@@ -12,14 +12,14 @@ from tiny import CPU, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.core.case import Case
 from zoomseg.core.errors import TrainingError
 from zoomseg.core.volume import LabelMap
-from zoomseg.engine import train
-from zoomseg.engine.log import Silent
-from zoomseg.engine.predict import Predictor
-from zoomseg.engine.train import Settings, Split
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.dataset import Dataset
 from zoomseg.io.scans import write_labels
 from zoomseg.recipe.spec import Recipe
+from zoomseg.training import loop
+from zoomseg.training.log import Silent
+from zoomseg.training.loop import Settings, Split
 
 PARTLY = ("case_0", "case_1")
 SPLIT = Split(("case_0", "case_1", "case_2", "case_3"), ())
@@ -53,7 +53,7 @@ def coarse(iterations: int) -> Recipe:
 
 
 def trained(data: Dataset, recipe: Recipe, out: Path) -> Bundle:
-    return train.train(data, SPLIT, recipe, out, Settings(CPU, seed=1), Silent())
+    return loop.train(data, SPLIT, recipe, out, Settings(CPU, seed=1), Silent())
 
 
 def right_kidney_dice(model: Bundle) -> float:

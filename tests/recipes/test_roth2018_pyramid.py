@@ -11,11 +11,7 @@ import torch
 
 from shrunk import shrunk
 from tiny import CPU, tiny_dataset
-from zoomseg.engine import train
-from zoomseg.engine.log import Silent
-from zoomseg.engine.patches import Batch, PatchSource
-from zoomseg.engine.unit import Unit
-from zoomseg.io.dataset import Dataset
+from zoomseg.datasets.layouts import Dataset
 from zoomseg.networks import build as networks
 from zoomseg.recipe import graph, load
 from zoomseg.recipe.spec import (
@@ -28,6 +24,10 @@ from zoomseg.recipe.spec import (
     SoftDice,
     UNet3D,
 )
+from zoomseg.training import loop
+from zoomseg.training.data.patches import Batch, PatchSource
+from zoomseg.training.log import Silent
+from zoomseg.training.stage_group import Unit
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def pyramid(data: Dataset, levels: int) -> Recipe:
 
 
 def one_batch(recipe: Recipe, data: Dataset, out: Path, names: tuple[str, ...]) -> tuple[Unit, Batch]:
-    run = train._Run(data, train.Split(data.ids, ()), recipe, out, train.Settings(CPU), Silent())
+    run = loop._Run(data, loop.Split(data.ids, ()), recipe, out, loop.Settings(CPU), Silent())
     unit = run._unit(0, names)
     source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
     return unit, source.draw(3, np.random.default_rng(1))
@@ -138,7 +138,7 @@ def test_trained_separately_no_gradient_reaches_the_lower_level(data: Dataset, t
     """The ablation's switch: an empty ``train_together``."""
     recipe = pyramid(data, 2).model_copy(update={"train_together": ()})
     assert [unit.trained for unit in graph.training_units(recipe)] == [("level1",), ("level2",)]
-    run = train._Run(data, train.Split(data.ids, ()), recipe, tmp_path, train.Settings(CPU), Silent())
+    run = loop._Run(data, loop.Split(data.ids, ()), recipe, tmp_path, loop.Settings(CPU), Silent())
     run.finished |= run._unit(0, ("level1",)).finished()
     unit = run._unit(1, ("level2",))
     source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)

@@ -13,7 +13,7 @@ from zoomseg import api
 from zoomseg.core.errors import GeometryError, LabelError, MemoryLimitError, ModelError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import Volume
-from zoomseg.engine import memory
+from zoomseg.inference import memory_limits
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
 from zoomseg.recipe.load import dump
@@ -66,7 +66,7 @@ def test_a_scan_that_does_not_fit_is_refused_before_it_is_read(
 ) -> None:
     model = zoomseg.load(trained, device="cpu")
     write_image(tmp_path / "scan.nii.gz", tiny_case(7)[0])
-    monkeypatch.setattr(memory, "free_ram", lambda: 1)
+    monkeypatch.setattr(memory_limits, "free_ram", lambda: 1)
     monkeypatch.setattr(api, "read_scan", lambda *given, **named: pytest.fail("it was read"))
     with pytest.raises(MemoryLimitError, match=r"the scan and its label map would need .* are free; close"):
         model.predict(tmp_path / "scan.nii.gz")

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from zoomseg.engine.ceiling import Ceiling
-    from zoomseg.engine.device import Device
-    from zoomseg.io.dataset import Dataset
+    from zoomseg.backends.device import Device
+    from zoomseg.datasets.layouts import Dataset
+    from zoomseg.evaluation.upper_bound import Ceiling
     from zoomseg.recipe.spec import Recipe
 
 
@@ -32,10 +32,10 @@ def command(dataset: Path, recipe: str, out: Path | None, cases: int | None) -> 
     """
     from rich.console import Console
 
+    from zoomseg.backends.device import resolve
     from zoomseg.core.errors import DatasetError
-    from zoomseg.engine.ceiling import write
-    from zoomseg.engine.device import resolve
-    from zoomseg.io.dataset import open_dataset
+    from zoomseg.datasets.layouts import open_dataset
+    from zoomseg.evaluation.upper_bound import write
     from zoomseg.io.files import writable_directory
 
     data, device = open_dataset(dataset), resolve("auto")
@@ -55,15 +55,16 @@ def command(dataset: Path, recipe: str, out: Path | None, cases: int | None) -> 
 
 def _resolve(data: Dataset, recipe: str, device: Device, notes: Console) -> Recipe:
     """The recipe as training on all cases would have it; what of it and the data does not meet is told."""
-    from zoomseg.cli.live import TrainingDisplay
-    from zoomseg.engine import ceiling, job
+    from zoomseg.cli.training_display import TrainingDisplay
+    from zoomseg.evaluation import upper_bound
     from zoomseg.recipe.load import load
+    from zoomseg.training import training_run
 
     wanted = load(recipe)
     with TrainingDisplay(notes) as display:
-        split = job.choose_split(data, job.Job(recipe))
-        resolved = job.resolve_recipe(data, split, wanted, device, display)
-    missing = ceiling.check(resolved, data)
+        split = training_run.choose_split(data, training_run.Job(recipe))
+        resolved = training_run.resolve_recipe(data, split, wanted, device, display)
+    missing = upper_bound.check(resolved, data)
     if missing:
         notes.print(f"no stage answers for {', '.join(missing)}", style="yellow", markup=False)
     return resolved
@@ -76,8 +77,8 @@ def _measure(
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from zoomseg.core.errors import ZoomSegError
-    from zoomseg.engine.ceiling import measure
-    from zoomseg.engine.stop import ending
+    from zoomseg.core.interrupts import ending
+    from zoomseg.evaluation.upper_bound import measure
 
     rows: list[Ceiling] = []
     done = failed = 0
@@ -102,7 +103,7 @@ def _table(rows: list[Ceiling]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from zoomseg.engine.ceiling import table
+    from zoomseg.evaluation.upper_bound import table
 
     heading, *lines, mean = table(rows)
     shown = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1, 0, 0), pad_edge=False)

@@ -13,9 +13,9 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from zoomseg.io.audit import Finding, Repair, Report
-    from zoomseg.io.dataset import Dataset
-    from zoomseg.io.dicom.dataset import Survey
+    from zoomseg.datasets.audit import Finding, Repair, Report
+    from zoomseg.datasets.dicom import Survey
+    from zoomseg.datasets.layouts import Dataset
 
 PLAIN_WIDTH = 1000
 """Columns where output goes to a file or pipe: one finding stays one line there."""
@@ -45,8 +45,8 @@ def command(dataset: Path, out: Path | None) -> int:
     """
     from rich.console import Console
 
-    from zoomseg.io.audit import audit, repair
-    from zoomseg.io.dataset import holds_dicom_only, open_dataset
+    from zoomseg.datasets.audit import audit, repair
+    from zoomseg.datasets.layouts import holds_dicom_only, open_dataset
 
     console = Console()
     if not console.is_terminal:
@@ -71,7 +71,7 @@ def _convert(console: Console, folder: Path, out: Path | None) -> int:
     """What there is to learn from in a folder of DICOM, and the data set that can be made of it."""
     from rich.console import Console
 
-    from zoomseg.io.dicom.dataset import convert, survey
+    from zoomseg.datasets.dicom import convert, survey
 
     with Console(stderr=True).status("Reading what was drawn"):
         found = survey(folder)
@@ -123,7 +123,7 @@ def _progress(title: str, cases: int) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from zoomseg.engine.stop import ending
+    from zoomseg.core.interrupts import ending
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done = 0
@@ -164,7 +164,7 @@ def _show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
 
 def _show_annotation(console: Console, dataset: Dataset) -> None:
     """Where some cases are annotated in part: how many teach, and score, each label."""
-    from zoomseg.io.audit import annotated_cases
+    from zoomseg.datasets.audit import annotated_cases
 
     labelled = sum(case.labels is not None for case in dataset.cases)
     counts = annotated_cases(dataset)

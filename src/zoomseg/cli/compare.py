@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from zoomseg.report.compare import Comparison
+    from zoomseg.evaluation.comparison import Comparison
 
 
 @click.command(name="compare")
@@ -33,7 +33,7 @@ def command(folders: tuple[Path, ...], out: Path, metric: str) -> None:
     """
     from rich.console import Console
 
-    from zoomseg.report.compare import compare_folders
+    from zoomseg.evaluation.comparison import compare_folders
 
     found = compare_folders(folders, out, metric)
     notes = Console(stderr=True)
@@ -58,8 +58,8 @@ def difference_table(comparison: Comparison) -> Table:
     from rich import box
     from rich.table import Table
 
-    from zoomseg.report.compare import digits_of
-    from zoomseg.report.html import number, p_value, signed
+    from zoomseg.evaluation.comparison import digits_of
+    from zoomseg.evaluation.html_report import number, p_value, signed
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("Organ")

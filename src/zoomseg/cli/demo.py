@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from zoomseg.report.result import Evaluation
+    from zoomseg.evaluation.result import Evaluation
 
 HELD_OUT_SEED = 1000
 """Phantoms are numbered from 0 for training, and from here for testing."""
@@ -58,7 +58,7 @@ def command(out: Path) -> int:
     from rich.console import Console
 
     from zoomseg.cli.evaluate import score_table
-    from zoomseg.engine.stop import GO_ON, ending
+    from zoomseg.core.interrupts import GO_ON, ending
 
     with ending(lambda: GO_ON):
         scores = run(out, Demo(), Console(stderr=True))
@@ -77,7 +77,7 @@ def run(out: Path, demo: Demo, notes: Console) -> Evaluation:
         TrainingError: ``out`` holds the training of another demo.
         InterruptedTrainingError: the user stopped it.
     """
-    from zoomseg.report.evaluate import evaluate
+    from zoomseg.evaluation.evaluate import evaluate
 
     training, held_out, model, results = (
         out / name for name in ("training", "held-out", "model", "predictions")
@@ -100,7 +100,7 @@ def _say(notes: Console, step: int, text: str) -> None:
 
 
 def _make(folder: Path, cases: int, seed: int, size: Literal["demo", "small"], notes: Console) -> None:
-    from zoomseg.io.phantom import write_phantom_dataset
+    from zoomseg.datasets.phantom import write_phantom_dataset
 
     if (folder / "dataset.json").is_file():  # the last file to be written
         return
@@ -118,31 +118,31 @@ def _write_recipe(path: Path, demo: Demo) -> Path:
 
 
 def _train(dataset: Path, model: Path, recipe: Path, seconds: float | None, notes: Console) -> None:
-    from zoomseg.cli.live import TrainingDisplay
-    from zoomseg.engine import job
-    from zoomseg.engine.device import resolve
-    from zoomseg.engine.stop import GO_ON, InterruptedTrainingError
-    from zoomseg.io.dataset import open_dataset
+    from zoomseg.backends.device import resolve
+    from zoomseg.cli.training_display import TrainingDisplay
+    from zoomseg.core.interrupts import GO_ON, InterruptedTrainingError
+    from zoomseg.datasets.layouts import open_dataset
+    from zoomseg.training import training_run
 
     data, device = open_dataset(dataset), resolve("auto")
     try:
         with TrainingDisplay(notes) as display:
             if (model / "training" / "job.json").is_file():
-                job.resume(data, model, device, display)
+                training_run.resume(data, model, device, display)
             else:
-                job.start(data, model, job.Job(str(recipe), seconds), device, display)
+                training_run.start(data, model, training_run.Job(str(recipe), seconds), device, display)
     except InterruptedTrainingError as error:
         raise InterruptedTrainingError(f"stopped; {GO_ON}") from error
 
 
 def _predict(scans: Path, out: Path, model: Path, notes: Console) -> None:
+    from zoomseg.backends.device import resolve
     from zoomseg.core.errors import ScanError
-    from zoomseg.engine.batch import Done, Failed
-    from zoomseg.engine.device import resolve
-    from zoomseg.engine.predict import Predictor
+    from zoomseg.inference.batch import Done, Failed
+    from zoomseg.inference.outputs import segment_to_folder
+    from zoomseg.inference.predictor import Predictor
     from zoomseg.io import bundle
     from zoomseg.io.scans import find_scans
-    from zoomseg.report.run import segment_to_folder
 
     found = find_scans(scans)
     finished: list[Done | Failed] = []

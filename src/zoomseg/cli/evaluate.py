@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from zoomseg.report.result import Evaluation
+    from zoomseg.evaluation.result import Evaluation
 
 
 @click.command(name="evaluate")
@@ -37,8 +37,8 @@ def command(predictions: Path, reference: Path, out: Path, tolerance_mm: float, 
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from zoomseg.engine.stop import ending
-    from zoomseg.report.evaluate import evaluate
+    from zoomseg.core.interrupts import ending
+    from zoomseg.evaluation.evaluate import evaluate
 
     notes = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
@@ -75,7 +75,7 @@ def score_table(evaluation: Evaluation) -> Table:
     from rich import box
     from rich.table import Table
 
-    from zoomseg.report.html import number
+    from zoomseg.evaluation.html_report import number
 
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1, 0, 0), pad_edge=False)
     mean = evaluation.mean

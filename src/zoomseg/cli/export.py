@@ -18,7 +18,7 @@ def command(model: Path, out: Path, half: bool) -> None:
     post-processing. `python FILE.zip SCAN.nii.gz -o LABELS.nii.gz` runs it wherever numpy, scipy, nibabel and
     openvino or onnxruntime are installed. Recipes with atlas priors or a majority vote cannot be exported.
     """
-    from zoomseg.engine.stop import ending
+    from zoomseg.core.interrupts import ending
     from zoomseg.export.package import export
     from zoomseg.io import bundle
 

@@ -8,7 +8,7 @@ import sys
 import click
 
 from zoomseg.core.errors import INTERRUPTED, ZoomSegError
-from zoomseg.engine.stop import answering
+from zoomseg.core.interrupts import answering
 
 COMMANDS = {
     "demo": "Phantom scans: train, predict, evaluate, report; a few minutes on 2 cores.",

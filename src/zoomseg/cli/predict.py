@@ -76,20 +76,20 @@ def command(
     """
     from rich.console import Console
 
-    from zoomseg.cli.progress import PredictionDisplay
+    from zoomseg.backends.device import resolve
+    from zoomseg.cli.prediction_display import PredictionDisplay
     from zoomseg.core.errors import ScanError, quoted
-    from zoomseg.engine import atlases
-    from zoomseg.engine.batch import Beside
-    from zoomseg.engine.device import resolve
-    from zoomseg.engine.memory import Limits, parse_bytes
-    from zoomseg.engine.predict import Predictor
-    from zoomseg.engine.stop import ending
+    from zoomseg.core.interrupts import ending
+    from zoomseg.inference import atlas_priors
+    from zoomseg.inference.batch import Beside
+    from zoomseg.inference.memory_limits import Limits, parse_bytes
+    from zoomseg.inference.outputs import segment_to_folder
+    from zoomseg.inference.predictor import Predictor
+    from zoomseg.inference.summary import OrganRow, least_certain
     from zoomseg.io import bundle
-    from zoomseg.io.dicom.results import DicomResult, require_series
+    from zoomseg.io.dicom.write.results import DicomResult, require_series
     from zoomseg.io.files import writable_directory
     from zoomseg.io.scans import find_scans
-    from zoomseg.report.run import segment_to_folder
-    from zoomseg.report.summary import OrganRow, least_certain
 
     notes: list[str] = []
     found = [scan for path in scans for scan in find_scans(path, notes.append)]
@@ -102,7 +102,7 @@ def command(
         raise ScanError(f"two scans are called '{twice[0]}'; their results would overwrite each other")
     display = PredictionDisplay(Console(stderr=True), len(found), verbose)
     trained, *others = (bundle.load(part) for model in models for part in bundle.models_in(model))
-    atlas_of = atlases.of_model(trained, display.warn, display.register)
+    atlas_of = atlas_priors.of_model(trained, display.warn, display.register)
     where = resolve(device)
     ram: int | Literal["free"] = "free" if max_ram is None else parse_bytes(max_ram)
     vram = None if max_vram is None else parse_bytes(max_vram)

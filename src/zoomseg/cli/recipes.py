@@ -11,7 +11,7 @@ import click
 from zoomseg.cli.train import parse_duration
 
 if TYPE_CHECKING:
-    from zoomseg.engine.reasons import Plan
+    from zoomseg.planning.rationale import Plan
 
 
 @click.command()
@@ -67,8 +67,8 @@ def _row(name: str) -> tuple[str, str, str, str]:
 
 
 def _show_plan(name: str, dataset: Path, device: str, seconds: float | None, out: Path | None) -> None:
-    from zoomseg.engine.reasons import HEADING, ORGAN_HEADING
     from zoomseg.io.files import write_text_atomic
+    from zoomseg.planning.rationale import HEADING, ORGAN_HEADING
     from zoomseg.recipe import load
 
     plan = _planned(name, dataset, device, seconds)
@@ -84,13 +84,13 @@ def _planned(name: str, dataset: Path, device: str, seconds: float | None) -> Pl
     """The plan of a training on all labelled cases."""
     from rich.console import Console
 
-    from zoomseg.cli.live import TrainingDisplay
+    from zoomseg.backends.device import resolve
+    from zoomseg.cli.training_display import TrainingDisplay
     from zoomseg.core.errors import RecipeError
-    from zoomseg.engine import job
-    from zoomseg.engine.device import resolve
-    from zoomseg.io.dataset import open_dataset
+    from zoomseg.datasets.layouts import open_dataset
     from zoomseg.recipe import load
     from zoomseg.recipe.spec import Recipe
+    from zoomseg.training import training_run
 
     recipe = load.load(name)
     if isinstance(recipe, Recipe):
@@ -98,9 +98,11 @@ def _planned(name: str, dataset: Path, device: str, seconds: float | None) -> Pl
             f"recipe '{recipe.name}' has all its numbers, so nothing is planned for a data set; leave --for "
             "out to print them, or name a recipe that is planned, such as default"
         )
-    data, wish = open_dataset(dataset), job.Job(name, seconds)
+    data, wish = open_dataset(dataset), training_run.Job(name, seconds)
     with TrainingDisplay(Console(stderr=True)) as display:
-        return job.plan_recipe(data, job.choose_split(data, wish), recipe, resolve(device), display, wish)
+        return training_run.plan_recipe(
+            data, training_run.choose_split(data, wish), recipe, resolve(device), display, wish
+        )
 
 
 def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -48,8 +48,8 @@ def command(
     """
     import os
 
-    from zoomseg.engine.device import resolve
-    from zoomseg.engine.memory import parse_bytes
+    from zoomseg.backends.device import resolve
+    from zoomseg.inference.memory_limits import parse_bytes
     from zoomseg.serve import server
 
     limit = parse_bytes(max_upload)

@@ -11,7 +11,7 @@ import click
 from zoomseg.cli.train import parse_duration
 
 if TYPE_CHECKING:
-    from zoomseg.engine.log import Observer
+    from zoomseg.training.log import Observer
 
 ABLATIONS = (
     "roth2018-cascade",
@@ -91,12 +91,12 @@ def command(
     from rich.console import Console
     from rich.markup import escape
 
-    from zoomseg.cli.live import TrainingDisplay
-    from zoomseg.engine.device import resolve
-    from zoomseg.engine.stop import GO_ON, ending
-    from zoomseg.io.dataset import open_dataset
+    from zoomseg.backends.device import resolve
+    from zoomseg.cli.training_display import TrainingDisplay
+    from zoomseg.core.interrupts import GO_ON, ending
+    from zoomseg.datasets.layouts import open_dataset
     from zoomseg.study.ablations import STUDIES, RegionCurve
-    from zoomseg.study.region import run_curve
+    from zoomseg.study.candidate_region import run_curve
     from zoomseg.study.run import run_ablation
     from zoomseg.study.trainings import Settings, Watch, open_trainings
 

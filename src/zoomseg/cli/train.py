@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from zoomseg.engine.job import Job
+    from zoomseg.training.training_run import Job
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
@@ -103,15 +103,14 @@ def command(
     """
     from rich.console import Console
 
-    from zoomseg.cli.live import TrainingDisplay
-    from zoomseg.engine import device as devices
-    from zoomseg.engine import folds as cross_validation
-    from zoomseg.engine import job
-    from zoomseg.engine.log import Silent
-    from zoomseg.engine.processes import joined
-    from zoomseg.engine.stop import ending
+    from zoomseg.backends import device as devices
+    from zoomseg.cli.training_display import TrainingDisplay
+    from zoomseg.core.interrupts import ending
+    from zoomseg.datasets.layouts import open_dataset
     from zoomseg.io.bundle import models_in
-    from zoomseg.io.dataset import open_dataset
+    from zoomseg.training import cross_validation, training_run
+    from zoomseg.training.distributed import joined
+    from zoomseg.training.log import Silent
 
     if time_budget is not None and epochs is not None:
         raise click.UsageError("give --time-budget or --epochs, not both")
@@ -120,17 +119,17 @@ def command(
     data = open_dataset(dataset)
     known = tuple(str(model) for teacher in teachers for model in models_in(teacher))
     if fold is None or (resume and cross_validation.is_begun(out)):
-        wish = job.Job(recipe, time_budget, epochs, seed=seed, init=init, teachers=known)
+        wish = training_run.Job(recipe, time_budget, epochs, seed=seed, init=init, teachers=known)
         return _train_all(dataset, out, None if resume else folds, wish, device)
     with joined() as processes:
         where = devices.resolve(processes.device(device))
         shown = TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent())
         with shown as display, ending(lambda: "training had not begun; nothing is lost"):
             if resume:
-                model = job.resume(data, out, where, display, time_budget, epochs, processes)
+                model = training_run.resume(data, out, where, display, time_budget, epochs, processes)
             else:
-                wish = job.Job(recipe, time_budget, epochs, folds, fold, seed, init, teachers=known)
-                model = job.start(data, out, wish, where, display, processes)
+                wish = training_run.Job(recipe, time_budget, epochs, folds, fold, seed, init, teachers=known)
+                model = training_run.start(data, out, wish, where, display, processes)
     if not processes.first:
         return 0
     click.echo(f"Model: {out}")
@@ -145,13 +144,13 @@ def _train_all(dataset: Path, out: Path, count: int | None, wish: Job, device: s
     finished is not done again."""
     from rich.console import Console
 
-    from zoomseg.cli.live import TrainingDisplay
+    from zoomseg.backends.device import resolve
+    from zoomseg.cli.training_display import TrainingDisplay
     from zoomseg.core.errors import TrainingError
-    from zoomseg.engine import folds
-    from zoomseg.engine.device import resolve
-    from zoomseg.engine.processes import joined
-    from zoomseg.io.dataset import open_dataset
-    from zoomseg.report.saved import gather, read_scores
+    from zoomseg.datasets.layouts import open_dataset
+    from zoomseg.evaluation.saved import gather, read_scores
+    from zoomseg.training import cross_validation
+    from zoomseg.training.distributed import joined
 
     with joined() as processes:
         if processes.world > 1:
@@ -162,9 +161,9 @@ def _train_all(dataset: Path, out: Path, count: int | None, wish: Job, device: s
     data, where, console = open_dataset(dataset), resolve(device), Console(stderr=True)
     with TrainingDisplay(console) as display:
         if count is None:
-            trained = folds.reopen(data, out, wish.seconds, wish.epochs)
+            trained = cross_validation.reopen(data, out, wish.seconds, wish.epochs)
         else:
-            trained = folds.begin(data, out, count, wish, where, display)
+            trained = cross_validation.begin(data, out, count, wish, where, display)
     worst = 0
     for fold, folder in enumerate(trained.folders):
         with TrainingDisplay(console) as display:
@@ -186,17 +185,17 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     worth; 1 if some could not be."""
     from dataclasses import replace
 
-    from zoomseg.engine.batch import Beside, Done, Outcome
-    from zoomseg.engine.device import resolve
-    from zoomseg.engine.predict import Predictor
-    from zoomseg.engine.stop import ending
+    from zoomseg.backends.device import resolve
+    from zoomseg.core.interrupts import ending
+    from zoomseg.datasets.layouts import open_dataset
+    from zoomseg.evaluation.calibration import calibrate, scored
+    from zoomseg.evaluation.evaluate import evaluate
+    from zoomseg.inference.batch import Beside, Done, Outcome
+    from zoomseg.inference.outputs import segment_to_folder
+    from zoomseg.inference.predictor import Predictor
+    from zoomseg.inference.summary import OrganRow
     from zoomseg.io import bundle
-    from zoomseg.io.dataset import open_dataset
     from zoomseg.io.scans import ScanInput
-    from zoomseg.report.confidence import calibrate, scored
-    from zoomseg.report.evaluate import evaluate
-    from zoomseg.report.run import segment_to_folder
-    from zoomseg.report.summary import OrganRow
 
     kept_back = open_dataset(dataset).subset(held_back)
     folder = out / "validation"

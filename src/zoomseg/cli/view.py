@@ -22,12 +22,12 @@ def command(scan: Path, labels: Path, no_browser: bool) -> None:
     import tempfile
     import webbrowser
 
-    from zoomseg.serve import server, viewing
-    from zoomseg.serve.guard import access
+    from zoomseg.serve import server, view
+    from zoomseg.serve.access import access
 
     token = server.token_for("127.0.0.1", (), os.environ)
     with tempfile.TemporaryDirectory(prefix="zoomseg-view-") as room:
-        files = viewing.prepare(scan, labels, Path(room))
+        files = view.prepare(scan, labels, Path(room))
         for note in files.view.notes:
             click.echo(f"note: {note}", err=True)
         with server.listening("127.0.0.1", 0) as sock:
@@ -35,5 +35,5 @@ def command(scan: Path, labels: Path, no_browser: bool) -> None:
             click.echo(f"Open {address} (Ctrl-C stops)")
             if not no_browser:
                 webbrowser.open(address)
-            app = viewing.create_app(files, access("127.0.0.1", (), token))
+            app = view.create_app(files, access("127.0.0.1", (), token))
             server.run(app, sock, "closing the page", "the page is closed; both files are as they were")

@@ -24,30 +24,30 @@ from typing import Any
 
 from zoomseg.core.errors import OutputError, RecipeError, ZoomSegError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.engine.predict import input_channels, trained_network
 from zoomseg.export.runner.pipeline import CHECKSUM, FORMAT, MANIFEST
+from zoomseg.inference.predictor import input_channels, trained_network
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import atomic_path, writable_directory
 from zoomseg.networks import build as networks
+from zoomseg.pipeline import inputs
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import BoxAround, InputSpec, PriorInput, Recipe, Stage
-from zoomseg.stage import inputs
 
 RUNNER = "export/runner"
 CARRIED = (
     "core/dilation.py",
-    "core/domain.py",
+    "core/training_domain.py",
     "core/errors.py",
     "core/geometry.py",
     "core/labels.py",
     "core/placing.py",
-    "core/positions.py",
-    "core/sides.py",
+    "anatomy/positions.py",
+    "anatomy/sides.py",
     "core/weights.py",
     "core/widening.py",
     "core/window.py",
     "io/files.py",
-    "io/headers.py",
+    "io/header_limits.py",
     "io/nifti_header.py",
 )
 """Modules of the package that the runner imports; they need numpy and nibabel, and nothing else."""
@@ -119,7 +119,7 @@ def refuse(recipe: Recipe) -> None:
 
 def _network(bundle: Bundle, stage: Stage, half: bool) -> bytes:
     try:
-        from zoomseg.export.networks import to_onnx
+        from zoomseg.backends.onnx_graph import to_onnx
     except ImportError as error:
         raise ExportError(
             f"exporting needs {error.name}, which is not installed; install it with: "

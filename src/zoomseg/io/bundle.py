@@ -28,11 +28,11 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from zoomseg.core.domain import TrainingDomain
 from zoomseg.core.errors import LabelError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io.calibration import Calibration
 from zoomseg.io.files import parse_json, reason_of, write_bytes_atomic
+from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.recipe import load as load_recipe
 from zoomseg.recipe.spec import Recipe
 

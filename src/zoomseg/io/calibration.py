@@ -1,5 +1,5 @@
 """What a model knows of its own errors: how, on cases kept back, Dice followed from what its probabilities
-promised. Part of ``model.json``; fitted and used by ``report.confidence``."""
+promised. Part of ``model.json``; fitted and used by ``inference.confidence``."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from nibabel.quaternions import quat2mat
 
 from zoomseg.core.errors import GeometryError, ScanError
 from zoomseg.core.geometry import FloatArray, Grid
-from zoomseg.io.headers import check_grid, check_size, check_spacing
+from zoomseg.io.header_limits import check_grid, check_size, check_spacing
 
 AnyArray = npt.NDArray[Any]
 

@@ -31,15 +31,15 @@ from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.memory import require_ram
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.io import nifti, nifti_header, text_header
+from zoomseg.io import itk_header, nifti, nifti_header
 from zoomseg.io.files import atomic_path, printable, reading, reason_of, why_unreadable
-from zoomseg.io.headers import check_grid, check_size, check_spacing
+from zoomseg.io.header_limits import check_grid, check_size, check_spacing
 
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
 
-    from zoomseg.io.dicom.finding import Refused, Stack
-    from zoomseg.io.text_header import TextHeader
+    from zoomseg.io.dicom.read.series_discovery import Refused, Stack
+    from zoomseg.io.itk_header import TextHeader
 # Imported on the spot where they are needed: they take a tenth of a second, and most scans are NIfTI.
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
@@ -137,7 +137,8 @@ def find_scans(
     count from 0000; every other file is a case of its own.
 
     A folder without such files, a zip or a DICOM file is searched for DICOM series, folders and zips in it
-    included. Each is a case (see ``io.dicom.finding.case_names``); those that cannot be used, too.
+    included. Each is a case (see ``io.dicom.read.series_discovery.case_names``); those that cannot be used,
+    too.
 
     Args:
         tell: gets notes of files that were read as channels, and of what was left out of DICOM. What had to
@@ -186,14 +187,14 @@ def as_channels(scans: Sequence[ScanInput]) -> str | None:
 
 def _dicom_beside(folder: Path) -> bool:
     """Whether a folder with scans of other formats holds DICOM objects or zips, too."""
-    from zoomseg.io.dicom.archive import files_in
+    from zoomseg.io.dicom.read.archive import files_in
 
     try:
         others = (file for file in files_in(folder) if scan_suffix(file) is None)
         first = next(others, None)
         if first is None:
             return False
-        from zoomseg.io.dicom.finding import any_dicom
+        from zoomseg.io.dicom.read.series_discovery import any_dicom
 
         return any_dicom(itertools.chain([first], others))
     except ScanError:  # a folder in it that cannot be listed does not keep the scans from being read
@@ -201,7 +202,7 @@ def _dicom_beside(folder: Path) -> bool:
 
 
 def _dicom_scans(path: Path, tell: Callable[[str], None]) -> list[ScanInput]:
-    from zoomseg.io.dicom.finding import case_names, find_series
+    from zoomseg.io.dicom.read.series_discovery import case_names, find_series
 
     found = find_series(path)
     names = case_names(path, found)
@@ -292,7 +293,7 @@ def _itk_reader(path: Path) -> tuple[sitk.ImageFileReader, TextHeader]:
     if printable(str(path)) != str(path):  # ITK ends the process
         raise ScanError(f"{path}: the name or a folder's is no UTF-8, which ITK cannot open; rename it")
     nrrd = scan_suffix(path) == ".nrrd"
-    checked = text_header.read(path, nrrd)
+    checked = itk_header.read(path, nrrd)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")
     reader.SetFileName(str(path))
@@ -381,7 +382,7 @@ def _dicom_stack(path: Path) -> Stack | None:
     path = Path(path)
     if not os.path.exists(path) or (os.path.isfile(path) and scan_suffix(path) is not None):
         return None
-    from zoomseg.io.dicom.finding import holds_dicom, the_series
+    from zoomseg.io.dicom.read.series_discovery import holds_dicom, the_series
 
     return the_series(path) if os.path.isdir(path) or holds_dicom(path) else None
 
@@ -390,7 +391,7 @@ def reading_bytes(scan: ScanInput, channels_last: bool = False) -> tuple[Grid, i
     """The grid of a scan, and how much memory reading it takes; only headers are read."""
     stack = _dicom_stack(scan.paths[0]) if scan.dicom is None else scan.dicom.usable()
     if stack is not None:
-        from zoomseg.io.dicom.voxels import reading_bytes as of_dicom
+        from zoomseg.io.dicom.read.voxels import reading_bytes as of_dicom
 
         return stack.series.grid, of_dicom(stack)
     headers = [_header(path, channels_last) for path in scan.paths]
@@ -449,8 +450,8 @@ def read_voxels(path: Path, channels_last: bool = False) -> Volume:
 
 
 def _dicom_voxels(path: Path, stack: Stack) -> Volume:
-    from zoomseg.io.dicom.voxels import read_volume
-    from zoomseg.io.dicom.voxels import reading_bytes as of_dicom
+    from zoomseg.io.dicom.read.voxels import read_volume
+    from zoomseg.io.dicom.read.voxels import reading_bytes as of_dicom
 
     require_ram(of_dicom(stack), f"{path}: reading the series")
     with reading(path, "an image"):

@@ -3,7 +3,7 @@
 A recipe may come from anywhere: a number outside of these ranges is a slip of the keyboard or an attack, and
 is refused where the file is read. Each limit lies well beyond what has been published and well before where
 arithmetic overflows or a loop does not end. Whether several numbers together fit a machine (channels times
-channels, a patch times a batch) is asked where the machine is known (``engine.sizes``).
+channels, a patch times a batch) is asked where the machine is known (``planning.network_sizes``).
 """
 
 from __future__ import annotations

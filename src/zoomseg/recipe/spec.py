@@ -583,7 +583,7 @@ class Recipe(Spec):
 
 
 class PlannedRecipe(Spec):
-    """A recipe whose numbers are derived from the data and the device by ``engine.plan``."""
+    """A recipe whose numbers are derived from the data and the device by ``planning.plan``."""
 
     plan: Literal["cascade"] = "cascade"
     name: Name

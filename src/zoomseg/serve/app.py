@@ -13,13 +13,13 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel
 
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
-from zoomseg.engine.batch import segmentation_path
+from zoomseg.inference.batch import segmentation_path
 from zoomseg.io.scans import ScanInput
-from zoomseg.serve.guard import Access, Guard
+from zoomseg.serve.access import Access, Guard
+from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError, State
 from zoomseg.serve.organs import Organ, organs_of_result
 from zoomseg.serve.pages import add_pages
-from zoomseg.serve.runner import Runner
 from zoomseg.serve.upload import TooLargeError, receive
 from zoomseg.serve.worker import READING
 

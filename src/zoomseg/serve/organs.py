@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from zoomseg.core.colours import RGB, organ_colour
+from zoomseg.anatomy.colours import RGB, organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.io.dataset import read_json, read_labelling
+from zoomseg.datasets.layouts import read_json, read_labelling
 from zoomseg.io.scans import read_label_values
 
 NAMED_IN = ("run.json", "labels.json", "dataset.json")

@@ -12,12 +12,12 @@ from pathlib import Path
 import uvicorn
 
 from zoomseg.core.errors import ZoomSegError
-from zoomseg.engine.stop import InterruptedWorkError, asked
+from zoomseg.core.interrupts import InterruptedWorkError, asked
 from zoomseg.io import bundle
+from zoomseg.serve.access import App, access, needs_token
 from zoomseg.serve.app import ModelView, Service, create_app
-from zoomseg.serve.guard import App, access, needs_token
+from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import Jobs
-from zoomseg.serve.runner import Runner
 from zoomseg.serve.worker import ProcessWorker
 
 TOKEN_VARIABLE = "ZOOMSEG_TOKEN"
@@ -101,7 +101,7 @@ def address(sock: socket.socket, token: str | None) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to ``engine.stop``; uvicorn would raise them again in the end."""
+    """Leaves signals to ``core.interrupts``; uvicorn would raise them again in the end."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -23,8 +23,8 @@ from zoomseg.core.errors import ScanError, ZoomSegError
 from zoomseg.serve.jobs import Step
 
 if TYPE_CHECKING:
-    from zoomseg.engine.batch import Outcome
-    from zoomseg.engine.predict import Predictor
+    from zoomseg.inference.batch import Outcome
+    from zoomseg.inference.predictor import Predictor
     from zoomseg.io.scans import ScanInput
 
 TELL_EVERY_SECONDS = 0.1
@@ -161,17 +161,17 @@ def _error_of(
 
 def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Predictor:
     """A model ready to segment, as `zoomseg predict` would load it."""
-    from zoomseg.engine import atlases
-    from zoomseg.engine.device import resolve
-    from zoomseg.engine.memory import Limits
-    from zoomseg.engine.predict import Predictor
+    from zoomseg.backends.device import resolve
+    from zoomseg.inference import atlas_priors
+    from zoomseg.inference.memory_limits import Limits
+    from zoomseg.inference.predictor import Predictor
     from zoomseg.io import bundle
 
     def register(case: str, done: int, total: int) -> None:
         tell(Step("registering atlases", done, total))
 
     trained, where = bundle.load(Path(model)), resolve(device)
-    atlas_of = atlases.of_model(trained, progress=register)
+    atlas_of = atlas_priors.of_model(trained, progress=register)
     return Predictor(trained, where, atlas_of, Limits(where, "free"))
 
 
@@ -182,10 +182,10 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         ScanError: the scan cannot be used.
         ZoomSegError: what else hinders.
     """
-    from zoomseg.engine.batch import Beside, Done, Failed
-    from zoomseg.io.dicom.results import DicomResult
+    from zoomseg.inference.batch import Beside, Done, Failed
+    from zoomseg.inference.outputs import segment_to_folder
+    from zoomseg.io.dicom.write.results import DicomResult
     from zoomseg.io.scans import write_array
-    from zoomseg.report.run import segment_to_folder
 
     notes: list[str] = []
     scan, out = _one_scan(Path(task.scan), notes.append), Path(task.out)
@@ -212,7 +212,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
 
 def _one_scan(path: Path, tell: Callable[[str], None]) -> ScanInput:
     """The scan in an upload. Series that cannot be used, as localizers, do not count beside one that can."""
-    from zoomseg.io.dicom.finding import Refused
+    from zoomseg.io.dicom.read.series_discovery import Refused
     from zoomseg.io.scans import find_scans
 
     found = find_scans(path, tell)

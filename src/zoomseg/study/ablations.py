@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zoomseg.core.labels import LabelSchema
-from zoomseg.study.edits import (
+from zoomseg.study.recipe_edits import (
     Edit,
     chain,
     on_stages,

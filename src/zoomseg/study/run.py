@@ -19,23 +19,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
+from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
-from zoomseg.engine import atlases
-from zoomseg.engine.batch import Done, Failed, segment
-from zoomseg.engine.predict import Predictor
-from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.evaluation.evaluate import evaluate
+from zoomseg.evaluation.result import Evaluation
+from zoomseg.evaluation.saved import pool, read_scores
+from zoomseg.inference import atlas_priors
+from zoomseg.inference.batch import Done, Failed, segment
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe
-from zoomseg.report.evaluate import evaluate
-from zoomseg.report.result import Evaluation
-from zoomseg.report.saved import pool, read_scores
 from zoomseg.study.ablations import Ablation, Row
-from zoomseg.study.atlases import segment_by_atlas
-from zoomseg.study.edits import Edit
-from zoomseg.study.page import Page
+from zoomseg.study.multi_atlas import segment_by_atlas
+from zoomseg.study.recipe_edits import Edit
+from zoomseg.study.report_page import Page
 from zoomseg.study.steps import told, training_steps
 from zoomseg.study.table import RowResult, on_common_organs, write_report, write_table
 from zoomseg.study.trainings import Trainings
@@ -203,7 +203,7 @@ def _predict(row: Row, fold: int, trainings: Trainings, ids: Sequence[str], out:
 
 def _predictor(model: Bundle, fold: int, trainings: Trainings) -> Predictor:
     """Rows share the study's atlases, also those whose training used none."""
-    prior_of = trainings.atlas_of(fold) if atlases.wanted(model.recipe) else None
+    prior_of = trainings.atlas_of(fold) if atlas_priors.wanted(model.recipe) else None
     return Predictor(model, trainings.device, prior_of, any_scan=True)
 
 

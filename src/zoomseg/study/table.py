@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zoomseg.core.labels import LabelSchema
+from zoomseg.evaluation.comparison import LEAST_PAIRS, MEAN, differences, equals, paired, signed_rank
+from zoomseg.evaluation.figures import dice_by_organ
+from zoomseg.evaluation.html_report import number, p_value
+from zoomseg.evaluation.result import CaseResult, Evaluation, mean
 from zoomseg.io.files import write_text_atomic
-from zoomseg.report.compare import LEAST_PAIRS, MEAN, differences, equals, paired, signed_rank
-from zoomseg.report.figures import dice_by_organ
-from zoomseg.report.html import number, p_value
-from zoomseg.report.result import CaseResult, Evaluation, mean
 from zoomseg.study.ablations import Ablation, Published, Row, find_organ
-from zoomseg.study.page import Page, Plot, Sheet, html, markdown
+from zoomseg.study.report_page import Page, Plot, Sheet, html, markdown
 from zoomseg.study.steps import Steps
 
 SHOWN_DIGITS = 3

@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from zoomseg.atlas.library import MANIFEST, AtlasLibrary
+from zoomseg.backends.device import Device
 from zoomseg.core.errors import DatasetError, RecipeError, TrainingError
-from zoomseg.engine import atlases, job, transfer
-from zoomseg.engine.atlases import AtlasOf
-from zoomseg.engine.device import Device
-from zoomseg.engine.log import Observer, Silent
-from zoomseg.engine.stop import GO_ON, InterruptedTrainingError
-from zoomseg.engine.train import Split
+from zoomseg.core.interrupts import GO_ON, InterruptedTrainingError
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.inference import atlas_priors
+from zoomseg.inference.atlas_priors import AtlasOf
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.dataset import Dataset
 from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import Recipe
 from zoomseg.study.ablations import Ablation, RegionCurve, Training
-from zoomseg.study.edits import coarser, narrower, shipped
+from zoomseg.study.recipe_edits import coarser, narrower, shipped
+from zoomseg.training import atlases, fine_tuning, training_run
+from zoomseg.training.log import Observer, Silent
+from zoomseg.training.loop import Split
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ class Trainings:
     folds: tuple[int, ...]
 
     def split(self, fold: int) -> Split:
-        return job.choose_split(self.dataset, job.Job(folds=self.count, fold=fold, seed=self.settings.seed))
+        return training_run.choose_split(
+            self.dataset, training_run.Job(folds=self.count, fold=fold, seed=self.settings.seed)
+        )
 
     def folder(self, run: str, fold: int) -> Path:
         return self.out / "runs" / run / f"fold-{fold}"
@@ -150,14 +153,14 @@ class Trainings:
     def _train(self, training: Training, fold: int, folder: Path) -> Bundle:
         if (folder / "training" / "job.json").is_file():
             with self.watch.training() as observer:
-                return job.resume(self.dataset, folder, self.device, observer)
+                return training_run.resume(self.dataset, folder, self.device, observer)
         recipe = training.change(self.recipe)
         recipe = recipe.model_copy(update={"name": f"{recipe.name}-{training.id}"})
         file = self.out / "runs" / training.id / "recipe.yaml"
         writable_directory(file.parent)
         write_text_atomic(file, dump(recipe))
         settings = self.settings
-        wish = job.Job(
+        wish = training_run.Job(
             str(file),
             settings.seconds,
             folds=self.count,
@@ -166,10 +169,10 @@ class Trainings:
             init=settings.init if training.fine_tuned else None,
             registered=self.registered,
         )
-        if atlases.wanted(recipe):
+        if atlas_priors.wanted(recipe):
             self._make_priors(recipe, fold)
         with self.watch.training() as observer:
-            return job.start(self.dataset, folder, wish, self.device, observer)
+            return training_run.start(self.dataset, folder, wish, self.device, observer)
 
     def _make_priors(self, recipe: Recipe, fold: int) -> None:
         """Atlas priors are made before the training's clock starts, as rows with and without them are to have
@@ -220,7 +223,7 @@ def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset)
         raise TrainingError(
             "grids and networks are those of the model given with --init; leave --coarser and --narrower out"
         )
-    return transfer.recipe_of(transfer.load(settings.init, dataset))
+    return fine_tuning.recipe_of(fine_tuning.load(settings.init, dataset))
 
 
 def _check_rows(study: Ablation, recipe: Recipe, dataset: Dataset) -> None:

@@ -11,8 +11,8 @@ import pytest
 from dicoms import ramp, stack, write
 from drawn import drawn_on
 from zoomseg.cli.main import main
-from zoomseg.io.dicom.finding import the_series
-from zoomseg.io.dicom.seg import write_seg
+from zoomseg.io.dicom.read.series_discovery import the_series
+from zoomseg.io.dicom.write.seg import write_seg
 
 SHAPE = (12, 10, 8)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from zoomseg.cli.main import main
+from zoomseg.evaluation.evaluate import write_metrics
+from zoomseg.evaluation.metrics import OrganScore
+from zoomseg.evaluation.result import CaseResult, Evaluation
 from zoomseg.io.files import write_json_atomic
-from zoomseg.report.evaluate import write_metrics
-from zoomseg.report.metrics import OrganScore
-from zoomseg.report.result import CaseResult, Evaluation
 
 DICE = [0.90, 0.91, 0.92, 0.93, 0.94, 0.95]
 

@@ -17,11 +17,11 @@ from zoomseg.cli import demo
 from zoomseg.cli.demo import Demo
 from zoomseg.cli.main import main
 from zoomseg.core.errors import OutputError
-from zoomseg.engine import job, log
-from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.core.interrupts import InterruptedTrainingError
+from zoomseg.datasets.phantom import PHANTOM_SCHEMA, phantom_case
+from zoomseg.inference import outputs as predictions
 from zoomseg.io import bundle
-from zoomseg.io.phantom import PHANTOM_SCHEMA, phantom_case
-from zoomseg.report import run as predictions
+from zoomseg.training import log, training_run
 
 TINY = Demo(
     training_cases=2,
@@ -100,7 +100,7 @@ def test_an_interrupted_demo_goes_on_where_it_stopped(
     made = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/imagesTr/*")}
     assert len(made) == 3
     trained = dict(bundle.load(tmp_path / "model").weights["fine"])
-    monkeypatch.setattr(job, "start", out_of_power)
+    monkeypatch.setattr(training_run, "start", out_of_power)
     demo.run(tmp_path, TINY, silent())
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/imagesTr/*")} == made
     again = bundle.load(tmp_path / "model").weights["fine"]

@@ -9,8 +9,8 @@ import pytest
 
 from packaged import untrained
 from tiny import SCHEMA, tiny_recipe
+from zoomseg.backends import onnx_graph
 from zoomseg.cli.main import main
-from zoomseg.export import networks
 from zoomseg.io import bundle
 
 
@@ -22,7 +22,7 @@ def run(*arguments: str | Path) -> int:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(networks, "to_onnx", lambda *arguments: f"half: {arguments[-1]}".encode())
+    monkeypatch.setattr(onnx_graph, "to_onnx", lambda *arguments: f"half: {arguments[-1]}".encode())
     bundle.save(untrained(tiny_recipe(together=True), SCHEMA), tmp_path / "model")
     return tmp_path / "model"
 

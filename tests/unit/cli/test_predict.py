@@ -17,10 +17,10 @@ from label_files import save_description
 from tiny import CPU, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.cli.main import main
 from zoomseg.core.volume import LabelMap
-from zoomseg.engine import train
-from zoomseg.engine.log import Silent
 from zoomseg.io import scans
 from zoomseg.io.scans import read_label_values, write_image, write_labels
+from zoomseg.training import loop
+from zoomseg.training.log import Silent
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("predict")
     data = tiny_dataset(root / "data")
     recipe = tiny_recipe(together=True, iterations=120, lr=2e-2)
-    train.train(data, train.Split(data.ids, ()), recipe, root / "model", train.Settings(CPU), Silent())
+    loop.train(data, loop.Split(data.ids, ()), recipe, root / "model", loop.Settings(CPU), Silent())
     return root / "model"
 
 

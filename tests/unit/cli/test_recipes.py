@@ -12,9 +12,9 @@ import yaml
 
 from tiny import tiny_dataset
 from zoomseg.cli.main import main
-from zoomseg.engine import train
 from zoomseg.recipe import load
 from zoomseg.recipe.spec import Recipe
+from zoomseg.training import loop
 
 
 def run(*arguments: str) -> int:
@@ -119,7 +119,7 @@ def test_a_plan_is_written_as_a_recipe_that_training_takes(
         asked.append(wanted)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "train", trained)
+    monkeypatch.setattr(loop, "train", trained)
     arguments = [str(tmp_path / "d"), "-o", str(tmp_path / "m"), "-r", str(out), "--device", "cpu"]
     with pytest.raises(SystemExit):
         main(["train", *arguments])

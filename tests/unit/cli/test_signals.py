@@ -17,7 +17,7 @@ import pytest
 from tiny import SCHEMA, tiny_case, tiny_dataset, tiny_recipe
 from untrained import untrained_bundle
 from zoomseg.core.errors import INTERRUPTED
-from zoomseg.engine.stop import GO_ON, ONE_WISH_SECONDS, SAVING, STOPPING
+from zoomseg.core.interrupts import GO_ON, ONE_WISH_SECONDS, SAVING, STOPPING
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image, write_labels
 from zoomseg.recipe.load import dump
@@ -115,28 +115,28 @@ def commands(room: Path, out: Path) -> dict[str, tuple[str, str, list[str], str]
     scans, labels, o = str(room / "scans"), str(room / "labels"), str(out)
     study = ["--ablation", "roth2018-pyramid", "--time-budget", "60s"]
     return {
-        "demo": ("zoomseg.io.phantom", "write_phantom_dataset", ["demo", "-o", o], GO_ON),
-        "check": ("zoomseg.io.audit", "_audit_case", ["check", data], "checking: 0 of 4 cases done"),
+        "demo": ("zoomseg.datasets.phantom", "write_phantom_dataset", ["demo", "-o", o], GO_ON),
+        "check": ("zoomseg.datasets.audit", "_audit_case", ["check", data], "checking: 0 of 4 cases done"),
         "ceiling": (
-            "zoomseg.engine.ceiling",
+            "zoomseg.evaluation.upper_bound",
             "measure",
             ["ceiling", data, "-r", recipe, "-o", o],
             "0 of 4 cases were measured, and nothing was written",
         ),
         "train": (
-            "zoomseg.engine.fingerprint",
+            "zoomseg.planning.fingerprint",
             "take",
             ["train", data, "-o", o, "--epochs", "1"],
             "training had not begun; nothing is lost",
         ),
         "predict": (
-            "zoomseg.engine.predict",
+            "zoomseg.inference.predictor",
             "cascade",
             ["predict", scans, "-m", model, "-o", o],
             f"0 of 3 scans done, in {o}",
         ),
         "evaluate": (
-            "zoomseg.report.evaluate",
+            "zoomseg.evaluation.evaluate",
             "as_completed",
             ["evaluate", str(room / "predicted"), labels, "-o", o],
             "cases were scored, and nothing was written",

@@ -9,12 +9,12 @@ import pytest
 from tiny import tiny_dataset, tiny_recipe
 from zoomseg.cli.main import main
 from zoomseg.cli.study import ABLATIONS
-from zoomseg.engine import job
-from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.recipe.load import dump
 from zoomseg.study import ablations
 from zoomseg.study.ablations import STUDIES, Ablation, Row, Training
-from zoomseg.study.edits import only
+from zoomseg.study.recipe_edits import only
+from zoomseg.training import training_run
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +63,13 @@ def test_from_a_folder_to_a_table(data: Path, tmp_path: Path, capfd: pytest.Capt
 def test_stopped_it_says_how_to_go_on(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wishes: list[job.Job] = []
+    wishes: list[training_run.Job] = []
 
-    def stopped(data: object, out: object, wish: job.Job, *arguments: object) -> None:
+    def stopped(data: object, out: object, wish: training_run.Job, *arguments: object) -> None:
         wishes.append(wish)
         raise InterruptedTrainingError("stopped at step 3; go on with --resume")
 
-    monkeypatch.setattr(job, "start", stopped)
+    monkeypatch.setattr(training_run, "start", stopped)
     arguments = ("--time-budget", "1m30s", "--folds", "2", "--fold", "1", "--seed", "4", "--device", "cpu")
     assert run(data, "--ablation", "roth2018-cascade", "-o", tmp_path / "out", *arguments) == 130
     assert [(w.seconds, w.folds, w.fold, w.seed, w.init) for w in wishes] == [(90, 2, 1, 4, None)]

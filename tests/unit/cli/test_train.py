@@ -24,7 +24,7 @@ from zoomseg.cli.train import parse_duration
 from zoomseg.core.case import Case
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.volume import Volume
-from zoomseg.engine.predict import Predictor, Result
+from zoomseg.inference.predictor import Predictor, Result
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_label_values, write_image, write_labels
 from zoomseg.recipe.load import dump

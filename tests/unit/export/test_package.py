@@ -14,8 +14,9 @@ import torch
 
 from packaged import untrained
 from tiny import SCHEMA, tiny_recipe
+from zoomseg.backends import onnx_graph
 from zoomseg.core.errors import ModelError, OutputError, RecipeError
-from zoomseg.export import networks, package
+from zoomseg.export import package
 from zoomseg.export.package import ExportError, export, manifest, refuse, resolved
 from zoomseg.io.bundle import Bundle
 from zoomseg.recipe import graph
@@ -28,7 +29,7 @@ SOURCE = Path(package.__file__).parents[1]
 @pytest.fixture
 def bundle(monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """A model whose networks take no time."""
-    monkeypatch.setattr(networks, "to_onnx", lambda module, *_: type(module).__name__.encode())
+    monkeypatch.setattr(onnx_graph, "to_onnx", lambda module, *_: type(module).__name__.encode())
     return untrained(tiny_recipe(together=True), SCHEMA)
 
 
@@ -142,6 +143,6 @@ def test_what_is_missing_to_export_is_one_line(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.delitem(sys.modules, "zoomseg.export.networks")
+    monkeypatch.delitem(sys.modules, "zoomseg.backends.onnx_graph")
     with pytest.raises(ExportError, match=r"exporting needs onnx, .* pip install 'zoomseg\[export\]'$"):
         export(bundle, tmp_path / "model.zip")

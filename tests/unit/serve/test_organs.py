@@ -9,7 +9,7 @@ import pytest
 
 from served import write_results
 from tiny import tiny_case
-from zoomseg.core.colours import organ_colour
+from zoomseg.anatomy.colours import organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_array, write_labels

@@ -15,9 +15,9 @@ import pytest
 
 from tiny import tiny_case
 from untrained import untrained_bundle
+from zoomseg.backends.device import resolve
 from zoomseg.core.case import Case
-from zoomseg.engine.device import resolve
-from zoomseg.engine.predict import Predictor
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
 from zoomseg.serve.jobs import Step

@@ -8,7 +8,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump, from_dict
 from zoomseg.study.ablations import STUDIES, Ablation, Published, RegionCurve, find_organ
-from zoomseg.study.edits import shipped
+from zoomseg.study.recipe_edits import shipped
 
 BTCV = LabelSchema.consecutive(
     ["spleen", "liver", "aorta", "portal vein and splenic vein", "right adrenal gland", "left adrenal gland"]

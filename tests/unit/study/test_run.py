@@ -12,15 +12,15 @@ import pytest
 from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from untrained import untrained_bundle
 from zoomseg.core.errors import ScanError
-from zoomseg.engine import job
-from zoomseg.engine.predict import Predictor, Result
-from zoomseg.io.dataset import Dataset
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.inference.predictor import Predictor, Result
 from zoomseg.recipe.load import dump
 from zoomseg.study import run
 from zoomseg.study.ablations import Ablation, Published, Row, Training
-from zoomseg.study.edits import chain, on_stages, only, unchanged
+from zoomseg.study.recipe_edits import chain, on_stages, only, unchanged
 from zoomseg.study.run import Outcome, answering, predicted_organs, run_ablation, slug
 from zoomseg.study.trainings import Settings, Watch, open_trainings
+from zoomseg.training import training_run
 
 BOTH = Training("both")
 COARSE = Row("coarse (first)", BOTH, only("coarse"), Published({"left kidney": 0.5}, 0.5))
@@ -121,7 +121,7 @@ def test_nothing_is_done_twice(
         raise AssertionError("done again")
 
     for name in ("start", "resume"):
-        monkeypatch.setattr(job, name, never)
+        monkeypatch.setattr(training_run, name, never)
     monkeypatch.setattr(Predictor, "predict", never)
     monkeypatch.setattr(run, "evaluate", never)
     before = (done / "table.csv").read_text()
@@ -137,7 +137,7 @@ def test_only_what_is_missing_is_predicted_again(
     before = (done / "table.csv").read_text(), lost.read_bytes()
     lost.unlink()
     (folder / "summary.json").unlink()
-    monkeypatch.setattr(job, "start", None)
+    monkeypatch.setattr(training_run, "start", None)
     said: list[str] = []
     carried_out(study, data, done, said)
     assert [text for text in said if text.startswith("predicted")] == [

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from zoomseg.engine.log import Log, Row
 from zoomseg.study.steps import mean_steps, read_steps, told
+from zoomseg.training.log import Log, Row
 
 
 def logged(folder: Path, *rows: tuple[int, int, str, str]) -> Path:

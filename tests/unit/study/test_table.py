@@ -11,9 +11,9 @@ import pytest
 from scipy import stats
 
 from zoomseg.core.labels import LabelSchema
-from zoomseg.report.compare import MEAN
-from zoomseg.report.metrics import OrganScore
-from zoomseg.report.result import CaseResult, Evaluation
+from zoomseg.evaluation.comparison import MEAN
+from zoomseg.evaluation.metrics import OrganScore
+from zoomseg.evaluation.result import CaseResult, Evaluation
 from zoomseg.study.ablations import Ablation, Published, Row
 from zoomseg.study.table import (
     RowResult,

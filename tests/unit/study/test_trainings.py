@@ -13,17 +13,17 @@ from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.atlas.library import AtlasLibrary
 from zoomseg.core.case import Prior
 from zoomseg.core.errors import DatasetError, TrainingError
+from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
-from zoomseg.engine import job
-from zoomseg.engine.stop import InterruptedTrainingError
+from zoomseg.datasets.layouts import Dataset
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.dataset import Dataset
 from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import ATLAS, AtlasInput, AtlasSpec, ImageInput, Stage
 from zoomseg.study.ablations import Ablation, Row, Training
-from zoomseg.study.edits import chain, on_stages, only, unchanged, without_atlas
+from zoomseg.study.recipe_edits import chain, on_stages, only, unchanged, without_atlas
 from zoomseg.study.trainings import Settings, Trainings, chosen_folds, open_trainings
+from zoomseg.training import training_run
 
 COARSE = Training("coarse", only("coarse"))
 
@@ -78,7 +78,7 @@ def test_a_training_is_a_job_of_the_changed_recipe_and_done_once(
     split = trainings.split(0)
     assert model.provenance["training_cases"] == list(split.train)
     assert model.provenance["validation_cases"] == list(split.validation)
-    assert split == job.choose_split(data, job.Job(folds=2, fold=0, seed=3))
+    assert split == training_run.choose_split(data, training_run.Job(folds=2, fold=0, seed=3))
     folder = tmp_path / "runs" / "coarse" / "fold-0"
     record = json.loads((folder / "training" / "job.json").read_text())
     assert (record["seed"], record["seconds"]) == (3, None)
@@ -94,7 +94,7 @@ def test_a_training_that_was_begun_is_resumed(
 ) -> None:
     trainings = opened(study, data, tmp_path)
     calls: list[str] = []
-    real = job.start
+    real = training_run.start
 
     def stopped(*arguments: object) -> Bundle:
         folder = tmp_path / "runs" / "coarse" / "fold-1"
@@ -104,12 +104,12 @@ def test_a_training_that_was_begun_is_resumed(
 
     def resumed(dataset: Dataset, out: Path, *arguments: object) -> Bundle:
         calls.append(f"resumed {out.name}")
-        return real(dataset, tmp_path / "elsewhere", job.Job(study.recipe or ""), *arguments)  # type: ignore[arg-type]
+        return real(dataset, tmp_path / "elsewhere", training_run.Job(study.recipe or ""), *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(job, "start", stopped)
+    monkeypatch.setattr(training_run, "start", stopped)
     with pytest.raises(InterruptedTrainingError, match="the same command goes on from here"):
         trainings.model(COARSE, 1)
-    monkeypatch.setattr(job, "resume", resumed)
+    monkeypatch.setattr(training_run, "resume", resumed)
     trainings.model(COARSE, 1)
     assert calls == ["resumed fold-1"]
 
@@ -191,13 +191,13 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         maps = torch.ones(3, *image.grid.shape) / 3
         return Prior(maps, image.grid, self.schema.names, Region.whole(image.grid), ATLAS)
 
-    def start(dataset: Dataset, out: Path, wish: job.Job, *_: object) -> Bundle:
+    def start(dataset: Dataset, out: Path, wish: training_run.Job, *_: object) -> Bundle:
         calls.append("started")
         raise StartedError(str(wish.registered))
 
     monkeypatch.setattr(AtlasLibrary, "build", collected)
     monkeypatch.setattr(AtlasLibrary, "prior", prior)
-    monkeypatch.setattr(job, "start", start)
+    monkeypatch.setattr(training_run, "start", start)
     return calls
 
 

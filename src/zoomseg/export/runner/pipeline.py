@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoomseg.core.domain import TrainingDomain, domain_from_json
 from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Index3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io.files import parse_json
+from zoomseg.io.training_domain import TrainingDomain, domain_from_json
 
 FORMAT = 1
 MOST_CHARACTERS = 300

@@ -9,11 +9,10 @@ from functools import partial
 
 import numpy as np
 
-from zoomseg.core.domain import compare
+from zoomseg.anatomy.positions import misplaced
 from zoomseg.core.errors import ModelError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.placing import tent
-from zoomseg.core.positions import misplaced
 from zoomseg.export.runner import fusion, inputs, roi, widen
 from zoomseg.export.runner.engines import Network
 from zoomseg.export.runner.fusion import Canvas, Classes, Voice
@@ -23,6 +22,7 @@ from zoomseg.export.runner.region import Answer, Region
 from zoomseg.export.runner.resample import AnyArray, FloatArray
 from zoomseg.export.runner.roi import CORNERS, components, largest_component, without_islands
 from zoomseg.export.runner.tiling import Stitcher, cover
+from zoomseg.io.training_domain import compare
 
 
 def segment(

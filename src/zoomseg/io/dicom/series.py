@@ -1,7 +1,7 @@
 """What a DICOM series is once its slices are in place: a grid, and what objects that refer to it need.
 
 DICOM's patient coordinates are LPS+; grids are RAS+, as everywhere here. Series are found by
-``io.dicom.finding``, their voxels read by ``io.dicom.voxels``.
+``io.dicom.read.series_discovery``, their voxels read by ``io.dicom.read.voxels``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from zoomseg.core.geometry import Grid, Vector3
-from zoomseg.io.dicom.archive import Source
+from zoomseg.io.dicom.read.archive import Source
 
 
 def plain(value: str) -> str:

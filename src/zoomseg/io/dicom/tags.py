@@ -9,7 +9,7 @@ from pydicom.multival import MultiValue
 
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Vector3
-from zoomseg.io.dicom.archive import Source
+from zoomseg.io.dicom.read.archive import Source
 
 UNIT_TOLERANCE = 1e-2
 """How far the direction cosines of rows and columns may be from unit length and a right angle."""

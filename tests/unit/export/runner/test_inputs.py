@@ -14,8 +14,8 @@ from zoomseg.core.geometry import Box
 from zoomseg.core.volume import Volume
 from zoomseg.export.runner import inputs, resample
 from zoomseg.export.runner.region import Answer, Region
+from zoomseg.pipeline.inputs import normalisation
 from zoomseg.recipe.spec import IntensitySpec, Window, ZScore
-from zoomseg.stage.inputs import normalisation
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import pytest
 from packaged import untrained
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case
-from zoomseg.engine.predict import Predictor
 from zoomseg.export.package import export
 from zoomseg.export.runner import engines, pipeline, predict
 from zoomseg.export.runner import main as runner
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.scans import read_label_values, write_image
 

@@ -12,18 +12,18 @@ from lattices import oriented
 from packaged import pipeline_of, torch_networks, untrained
 from shrunk import shrunk
 from tiny import CPU, SCHEMA, tiny_case, tiny_dataset, tiny_recipe
+from zoomseg.anatomy.positions import OrganPlaces
 from zoomseg.core.case import Case
-from zoomseg.core.domain import TrainingDomain
 from zoomseg.core.errors import ModelError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.positions import OrganPlaces
 from zoomseg.core.volume import Volume
-from zoomseg.engine.predict import Predictor
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.datasets.phantom import phantom_case
 from zoomseg.export.runner import fusion, predict
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.dataset import Dataset
-from zoomseg.io.phantom import phantom_case
+from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.recipe.load import from_dict
 from zoomseg.recipe.spec import Recipe
 

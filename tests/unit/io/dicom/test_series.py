@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.dicoms import ramp, stack, write
 
-from zoomseg.io.dicom.finding import the_series
+from zoomseg.io.dicom.read.series_discovery import the_series
 
 
 def test_an_interpolated_plane_has_no_slice(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom import tags
-from zoomseg.io.dicom.archive import Source
+from zoomseg.io.dicom.read.archive import Source
 
 SOURCE = Source(Path("a.zip"), "b.dcm")
 

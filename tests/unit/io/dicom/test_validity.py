@@ -13,10 +13,10 @@ from pydicom.uid import MRImageStorage
 import dciodvfy
 from dicoms import item, ramp, stack, write
 from drawn import ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
-from zoomseg.io.dicom.finding import the_series
-from zoomseg.io.dicom.rtstruct import write_rtstruct
-from zoomseg.io.dicom.seg import write_seg
+from zoomseg.io.dicom.read.series_discovery import the_series
 from zoomseg.io.dicom.series import DicomSeries
+from zoomseg.io.dicom.write.rtstruct import write_rtstruct
+from zoomseg.io.dicom.write.seg import write_seg
 
 pytestmark = dciodvfy.needed
 

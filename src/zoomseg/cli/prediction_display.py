@@ -1,0 +1,117 @@
+"""A batch of predictions on the terminal: bars that move, or plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from zoomseg.core.errors import quoted
+from zoomseg.core.memory import spoken
+from zoomseg.inference.batch import Done, Failed
+from zoomseg.pipeline.sliding_window import Progress
+
+PLAIN_EVERY_SECONDS = 10.0
+"""Pause between lines within a stage where output is not a terminal."""
+
+SHOWN = 1000
+"""Characters of a line; names in it come from files."""
+
+
+class PredictionDisplay:
+    """One line for every scan; ``verbose``: also the tiles of the scan at hand, and after it a table of what
+    it cost. ``tell`` and ``settle`` may be called from different threads."""
+
+    def __init__(self, console: Console, scans: int, verbose: bool) -> None:
+        columns = (*Bars.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        self._console = console
+        self._verbose = verbose
+        self._bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._scans = self._bars.add_task("Predicting", total=scans)
+        self._tiles = self._bars.add_task("", total=None, visible=False)
+        self._stage = ("", "")
+        self._last_line = time.monotonic()
+        self.settled = 0
+        """So many scans are done with."""
+
+    def __enter__(self) -> PredictionDisplay:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def tell(self, case: str, progress: Progress) -> None:
+        """How many tiles of a stage are done."""
+        if self._verbose:
+            self._show(case, progress, "tiles")
+
+    def register(self, case: str, done: int, total: int) -> None:
+        """How far a scan's atlases are; shown to everybody, as they take minutes."""
+        self._show(case, Progress("registering atlases", done, total), "steps")
+
+    def warn(self, message: str) -> None:
+        """Something is left out, and the scan is segmented all the same."""
+        self._line(Text(quoted(message, SHOWN), style="yellow"))
+
+    def _show(self, case: str, progress: Progress, unit: str) -> None:
+        if self._console.is_terminal:
+            self._move(case, progress)
+        elif progress.done == progress.tiles or time.monotonic() - self._last_line > PLAIN_EVERY_SECONDS:
+            self._last_line = time.monotonic()
+            self._line(Text(f"{case}  {progress.stage}  {progress.done} of {progress.tiles} {unit}"))
+
+    def _move(self, case: str, progress: Progress) -> None:
+        if self._stage != (case, progress.stage):
+            self._stage = (case, progress.stage)
+            title = escape(f"{case}  {progress.stage}")
+            self._bars.reset(self._tiles, description=title, total=progress.tiles, visible=True)
+        self._bars.update(self._tiles, completed=progress.done, visible=progress.done < progress.tiles)
+
+    def settle(self, outcome: Done | Failed) -> None:
+        """A scan is done with."""
+        if isinstance(outcome, Failed):
+            why = quoted(f"{outcome.case}: {outcome.reason}", SHOWN)
+            self._line(Text.assemble(("failed:", "red"), f" {why}"))
+        else:
+            line = Text(f"{quoted(outcome.case)}  {outcome.seconds['total']:.1f} s")
+            self._line(Group(line, *costs(outcome)) if self._verbose else line)
+            for note in outcome.result.notes:
+                self.warn(f"{outcome.case}: {note}")
+        self.settled += 1
+        self._bars.advance(self._scans)
+
+    def _line(self, what: Text | Group) -> None:
+        self._console.print(what, highlight=False, soft_wrap=True)
+
+
+def costs(done: Done) -> tuple[Table, Text]:
+    """What a scan took, step by step, and of memory."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("step")
+    for title in ("seconds", "in networks", "tiles", "skipped", "GFLOPs"):
+        table.add_column(title, justify="right")
+    records = {record.stage: record for record in done.result.records}
+    for step, seconds in done.seconds.items():
+        found = records.values() if step == "total" else [r for r in (records.get(step),) if r is not None]
+        cells = (
+            f"{sum(r.network_seconds for r in found):.2f}",
+            f"{sum(r.tiles for r in found)}",
+            f"{sum(r.tiles_skipped for r in found)}",
+            f"{sum(r.flops for r in found) / 1e9:,.1f}",
+        )
+        # Text: brackets in a stage's name are no markup.
+        table.add_row(Text(step), f"{seconds:.2f}", *(cells if found else ()))
+    usage = done.usage
+    memory = f"peak RAM {spoken(usage.peak_ram_mb * 2**20)}"
+    if usage.peak_vram_mb:
+        memory += f", VRAM {spoken(usage.peak_vram_mb * 2**20)} ({usage.vram_area_mb_s:,.0f} MB x s)"
+    return table, Text(memory)

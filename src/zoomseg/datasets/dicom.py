@@ -1,0 +1,285 @@
+"""A data set from DICOM: series, and the SEG and RTSTRUCT objects that were drawn on them.
+
+``survey`` finds out which object belongs to which series and what was drawn, ``convert`` writes that in
+nnU-Net raw layout. Neither guesses: what two objects say differently, or what may belong to several series,
+is left out, with its reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zoomseg.anatomy.codes import short_text
+from zoomseg.core.errors import DatasetError, LabelError, OutputError, ScanError
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.sides import name_meaning, name_tokens
+from zoomseg.io.dicom.read.object_header import Other
+from zoomseg.io.dicom.read.references import series_of
+from zoomseg.io.dicom.read.series_discovery import Found, Stack, case_names, find_series
+from zoomseg.io.dicom.read.structures import Indices, Structures
+from zoomseg.io.dicom.read.voxels import read_volume
+from zoomseg.io.dicom.write import rtstruct, seg
+from zoomseg.io.files import reading, writable_directory, write_json_atomic
+from zoomseg.io.scans import write_array, write_labels
+
+KINDS = {**seg.KINDS, **rtstruct.KINDS}
+"""SOP classes of objects that hold labels."""
+
+LONGEST_ID = 80
+
+_RESERVED = "ignore"
+"""A label that data sets use for something else."""
+
+Meaning = tuple[str, ...]
+"""Words of a structure's name, in any order: what its spellings have in common."""
+
+
+@dataclass(frozen=True, eq=False)
+class DicomCase:
+    """A series and the objects drawn on it. ``names``: what was drawn, as spelled there. ``id`` is made of
+    the names of folders, or counted where these name the patient."""
+
+    id: str
+    stack: Stack
+    objects: tuple[Other, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What a folder holds to learn from. ``problems``: what cannot be used of what was drawn, and why;
+    ``notes``: what else is to be said of it. One line each."""
+
+    root: Path
+    cases: tuple[DicomCase, ...]
+    unlabelled: int
+    """How many series nothing was drawn on."""
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def schema(self) -> LabelSchema:
+        """All names, those that most cases have first. Of several spellings that ``LabelSchema.find`` takes
+        for one, the most frequent.
+
+        Raises:
+            DatasetError: more names than there can be labels.
+        """
+        spelled: dict[Meaning, Counter[str]] = defaultdict(Counter)
+        for name in (name for case in self.cases for name in case.names):
+            spelled[_meaning(name)][name] += 1
+        often = sorted(spelled.values(), key=lambda spellings: -spellings.total())
+        try:
+            return LabelSchema.consecutive(spellings.most_common(1)[0][0] for spellings in often)
+        except LabelError as error:
+            message = f"{self.root}: {error}; delete structures that are not to be learned"
+            raise DatasetError(message) from error
+
+    @property
+    def channel(self) -> str:
+        """What the series are: CT or MR.
+
+        Raises:
+            DatasetError: both occur, and one network cannot learn both.
+        """
+        found = Counter(case.stack.series.modality for case in self.cases)
+        if len(found) > 1:
+            what = " and ".join(f"{count} {modality}" for modality, count in found.most_common())
+            raise DatasetError(f"{self.root}: labels on {what} series; give a folder with one kind only")
+        return next(iter(found))
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Which cases were written, one line for each that could not be, and what lies under other structures."""
+
+    written: tuple[str, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _meaning(name: str) -> Meaning:
+    """Alike for the spellings that ``LabelSchema.find`` takes for one name."""
+    return name_meaning(name) or (name,)
+
+
+# --- survey ---------------------------------------------------------------------------------------
+
+
+def survey(root: Path, progress: Callable[[str], None] | None = None) -> Survey:
+    """Read all objects in a folder that hold labels, and find the series that they were drawn on.
+
+    Args:
+        progress: called with the id of each labelled series when what was drawn on it has been read.
+
+    Raises:
+        ScanError: as ``find_series``.
+        DatasetError: no object that can be used.
+    """
+    found = find_series(root, KINDS)
+    ids = _ids(root, found)
+    problems: list[str] = []
+    drawn_on: dict[int, list[Other]] = defaultdict(list)
+    for one in found.objects:
+        try:
+            drawn_on[series_of(one.source, found.stacks)].append(one)
+        except ScanError as error:
+            problems.append(str(error))
+    notes = [*found.notes, *(refused.reason for refused in found.refused)]
+    cases = []
+    for index, objects in sorted(drawn_on.items()):
+        stack = found.stacks[index]
+        if None in stack.series.slices:
+            what = "its slices are missing or uneven, and nothing was drawn between them"
+            problems.append(f"{ids[index]}: {what}; export the whole series")
+            continue
+        structures, wrong = _drawn(objects, stack)
+        problems += wrong
+        notes += [*structures.notes, *(f"{ids[index]}: {note}" for note in stack.series.notes)]
+        if structures.names:
+            cases.append(DicomCase(ids[index], stack, tuple(objects), structures.names))
+        if progress is not None:
+            progress(ids[index])
+    if not cases:
+        why = problems[0] if problems else "nothing is drawn in SEG or RTSTRUCT objects"
+        raise DatasetError(f"{root}: DICOM without labels that can be used ({why})")
+    return Survey(root, tuple(cases), len(found.stacks) - len(drawn_on), tuple(problems), tuple(notes))
+
+
+def _ids(root: Path, found: Found) -> list[str]:
+    """By stack. Folders may be called like patients; such names are not passed on."""
+    ids: list[str] = []
+    # The names of refused series come last, and are not needed.
+    for number, (name, stack) in enumerate(zip(case_names(root, found), found.stacks, strict=False), start=1):
+        plain = re.sub(r"[^\w.-]+", "_", name)[:LONGEST_ID].strip("._-")
+        if not plain or _names_patient(name, dict(stack.series.patient)):
+            plain = f"case_{number:03d}"
+        wanted = (plain, *(f"{plain}-{again}" for again in range(2, len(found.stacks) + 2)))
+        ids.append(next(one for one in wanted if one not in ids))
+    return ids
+
+
+def _names_patient(name: str, patient: Mapping[str, str]) -> bool:
+    """Whether a word of the patient's name is in it. What is the patient's ID, too, is a pseudonym."""
+    called = patient.get("PatientName", "")
+    words = name_tokens(called) if called != patient.get("PatientID") else ()
+    return any(word in name.lower() for word in words if len(word) > 1)
+
+
+# --- what was drawn -------------------------------------------------------------------------------
+
+
+def _drawn(objects: Iterable[Other], stack: Stack) -> tuple[Structures, list[str]]:
+    """What was drawn on a series in all objects, and what of it cannot be used. Of two that draw one
+    structure differently neither is believed."""
+    agreed: dict[Meaning, _Drawing] = {}
+    disputed: dict[Meaning, str] = {}
+    problems: list[str] = []
+    notes: list[str] = []
+    for one in objects:
+        path = one.source.path
+        read = seg.read_seg if one.sop_class_uid in seg.KINDS else rtstruct.read_rtstruct
+        try:
+            structures = read(path, stack.series)
+        except ScanError as error:
+            problems.append(str(error))
+            continue
+        notes += [f"{path}: {note}" for note in structures.notes]
+        for meaning, drawing in _drawings(path, structures).items():
+            first = agreed.setdefault(meaning, drawing)
+            if not np.array_equal(first.voxels, drawing.voxels):
+                what = f"'{drawing.name}' is drawn differently in {first.path}"
+                disputed[meaning] = f"{path}: {what}; used from neither, keep one of them"
+    voxels = {drawing.name: drawing.voxels for m, drawing in agreed.items() if m not in disputed}
+    return Structures(stack.series.grid, voxels, tuple(notes)), [*problems, *disputed.values()]
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawing:
+    name: str
+    path: Path
+    voxels: Indices
+
+
+def _drawings(path: Path, structures: Structures) -> dict[Meaning, _Drawing]:
+    """Structures by what their names mean; several spellings in one object are put together."""
+    found: dict[Meaning, _Drawing] = {}
+    for long, voxels in structures.voxels.items():
+        name = short_text(long)
+        if name == _RESERVED:
+            name = f"{name} structure"
+        drawing = found.get(_meaning(name))
+        if drawing is not None:
+            name, voxels = drawing.name, np.union1d(drawing.voxels, voxels)
+        found[_meaning(name)] = _Drawing(name, path, voxels)
+    return found
+
+
+# --- conversion -----------------------------------------------------------------------------------
+
+
+def convert(found: Survey, out: Path, progress: Callable[[str], None] | None = None) -> Conversion:
+    """Write the cases in nnU-Net raw layout: intensities as they are, labels on the series' own voxels. A
+    label that was not drawn in a case, or lies wholly under others, is not listed as annotated there.
+
+    Raises:
+        OutputError: ``out`` is not empty or cannot be written.
+        DatasetError: too many labels, CT and MR mixed, or no case that can be written.
+    """
+    schema, channel = found.schema, found.channel
+    out = writable_directory(out)
+    if any(out.iterdir()):
+        raise OutputError(f"{out}: not empty; give a new folder for the data set")
+    for folder in ("imagesTr", "labelsTr"):
+        writable_directory(out / folder)
+    annotated: dict[str, frozenset[str]] = {}
+    problems, notes = [], []
+    for case in found.cases:
+        try:
+            annotated[case.id], hidden = _write_case(case, schema, out)
+        except (ScanError, LabelError) as error:
+            problems.append(f"{case.id}: {error}")
+        else:
+            notes += [f"{case.id}: '{name}' lies wholly under other structures; left out" for name in hidden]
+        if progress is not None:
+            progress(case.id)
+    if not annotated:
+        raise DatasetError(f"{found.root}: no case can be converted ({problems[0]})")
+    write_json_atomic(out / "dataset.json", _description(out.name, channel, schema, annotated))
+    return Conversion(tuple(annotated), tuple(problems), tuple(notes))
+
+
+def _write_case(case: DicomCase, schema: LabelSchema, out: Path) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Write one case; which labels it has, and which were drawn but lie under others."""
+    structures, _ = _drawn(case.objects, case.stack)
+    labels, drawn = structures.label_map(schema)
+    present = {schema.names[c - 1] for c in np.unique(labels.data.numpy()).tolist() if c}
+    with reading(case.stack.paths[0].parent, "DICOM"):  # memory may not do
+        image = read_volume(case.stack)
+    write_array(out / "imagesTr" / f"{case.id}_0000.nii.gz", image.data[0].numpy(), image.grid)
+    write_labels(out / "labelsTr" / f"{case.id}.nii.gz", labels)
+    return drawn & present, tuple(sorted(drawn - present))
+
+
+def _description(
+    name: str, channel: str, schema: LabelSchema, annotated: Mapping[str, frozenset[str]]
+) -> dict[str, object]:
+    used = frozenset[str]().union(*annotated.values())
+    labels = {n: v for n, v in zip(schema.names, schema.values, strict=True) if n in used}
+    written: dict[str, object] = {
+        "name": name,
+        "channel_names": {"0": channel},
+        "labels": {"background": 0, **labels},
+        "numTraining": len(annotated),
+        "file_ending": ".nii.gz",
+    }
+    partial = {case: [n for n in labels if n in has] for case, has in annotated.items() if has != used}
+    if partial:
+        written["cases"] = {case: {"annotated": names} for case, names in partial.items()}
+    return written

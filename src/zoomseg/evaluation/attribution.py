@@ -1,0 +1,227 @@
+"""Where the Dice of an organ was lost: by the coarse stage, by the region, at the boundary, or elsewhere.
+
+With A the prediction and R the reference of an organ, Dice is 2 |A and R| / (|A| + |R|), so that what it
+lacks to 1 is (missed + invented voxels) / (|A| + |R|): every wrong voxel costs the same. Each is counted in
+exactly one part, see ``Attribution``; docs/concepts/error-attribution.md has the definitions and reasons.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from zoomseg.core.errors import GeometryError, ScanError
+from zoomseg.core.geometry import Grid, Orientation, Vector3
+from zoomseg.core.labels import IGNORE
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.evaluation.metrics import Mask, distance_to, union_box
+from zoomseg.inference import stage_outputs
+from zoomseg.inference.stage_outputs import KeptCase
+from zoomseg.io.scans import check_same_grid, read_label_values
+
+BOUNDARY_MM = 2.0
+"""Errors no farther than this from the reference's surface, or than a voxel, are the boundary's."""
+
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """One organ of one case. The four losses sum to 1 - Dice."""
+
+    region_recall: float
+    """Share of the reference's voxels in the region of the stage that answers; NaN if the reference lacks
+    the organ."""
+    lost_coarse: float
+    """Dice lost by missed voxels outside the region, if the stage that placed it did not find the organ."""
+    lost_region: float
+    """Dice lost by missed voxels outside the region, if it did: the region cut the organ."""
+    lost_boundary: float
+    """Dice lost by other wrong voxels close to the reference's surface."""
+    lost_elsewhere: float
+    """Dice lost by all others: parts missed or invented."""
+
+
+NOTHING = Attribution(math.nan, math.nan, math.nan, math.nan, math.nan)
+"""Of what is not known."""
+
+LOSSES = ("lost_coarse", "lost_region", "lost_boundary", "lost_elsewhere")
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where the stage that answers for an organ looked."""
+
+    region: Mask | None
+    """``[I, J, K]``, as the maps; None: everywhere."""
+    found: bool
+    """Whether the stage that placed the region found the organ; true if no stage placed it."""
+    spacing_mm: Vector3
+    """Of the stage's grid along the maps' axes; zero if it had nowhere to look."""
+
+
+def attribute(prediction: Mask, reference: Mask, spacing_mm: Vector3, place: Place) -> Attribution:
+    """Attribute the errors of one organ of two masks ``[I, J, K]`` that hold all of it.
+
+    Raises:
+        GeometryError: shapes differ.
+    """
+    region = np.ones_like(reference) if place.region is None else place.region
+    if not prediction.shape == reference.shape == region.shape:
+        shapes = f"{prediction.shape}, {reference.shape} and {region.shape}"
+        raise GeometryError(f"prediction, reference and region differ in shape: {shapes}")
+    drawn = int(np.count_nonzero(reference))
+    total = int(np.count_nonzero(prediction)) + drawn
+    if total == 0:
+        return NOTHING
+    wrong = prediction ^ reference
+    rest = wrong & ~(reference & ~region)
+    outside, others = int(np.count_nonzero(wrong & ~rest)), int(np.count_nonzero(rest))
+    near = 0
+    if (prediction & reference).any():  # what was not found at all has no boundary to be wrong at
+        near = _count_near_surface(rest, reference, spacing_mm, _reach_mm(spacing_mm, place.spacing_mm))
+    return Attribution(
+        region_recall=int(np.count_nonzero(reference & region)) / drawn if drawn else math.nan,
+        lost_coarse=0.0 if place.found else outside / total,
+        lost_region=outside / total if place.found else 0.0,
+        lost_boundary=near / total,
+        lost_elsewhere=(others - near) / total,
+    )
+
+
+def _reach_mm(spacing_mm: Vector3, stage_mm: Vector3) -> Vector3:
+    """How far from the surface the boundary goes along each axis: no less than a voxel of the maps, or of the
+    stage that drew it."""
+    x, y, z = (max(BOUNDARY_MM, own, stage) for own, stage in zip(spacing_mm, stage_mm, strict=True))
+    return (x, y, z)
+
+
+def _count_near_surface(wrong: Mask, reference: Mask, spacing_mm: Vector3, reach_mm: Vector3) -> int:
+    """How many wrong voxels lie no farther than ``reach_mm`` from the reference's surface: those of the
+    reference from a voxel outside, all others from a voxel of the reference, centre to centre. Distances
+    along each axis count relative to the reach."""
+    inside, errors = np.pad(reference, 1), np.pad(wrong, 1)  # beyond the scan there is no organ
+    x, y, z = (s / r for s, r in zip(spacing_mm, reach_mm, strict=True))
+    near = 0
+    for own, other in ((inside, ~inside), (~inside, inside)):
+        at = np.flatnonzero(errors & own)
+        if at.size:
+            # The nearest voxel on the other side always has a neighbour on this one.
+            distance = distance_to(other & _beside(own), at, (x, y, z))
+            near += int(np.count_nonzero(distance <= 1 + _ROUNDING))
+    return near
+
+
+def _beside(mask: Mask) -> Mask:
+    """Voxels with a neighbour in ``mask`` across a face."""
+    out = np.zeros_like(mask)
+    for axis in range(3):
+        source, target = (np.moveaxis(array, axis, 0) for array in (mask, out))
+        target[1:] |= source[:-1]
+        target[:-1] |= source[1:]
+    return out
+
+
+# --- of a case whose stages were kept -------------------------------------------------------------
+
+
+def attribute_case(
+    folder: Path, case: str, prediction: LabelMap, reference: LabelMap, organs: Iterable[str]
+) -> dict[str, Attribution]:
+    """Attribute the errors of two canonical maps on one grid by what a ``stages`` folder says about the case.
+    Organs that no stage answers for are left out. Voxels whose reference is ``IGNORE`` count as background.
+
+    Raises:
+        ScanError: a file is missing, damaged, or lies on another grid.
+    """
+    stages = _Stages(folder, case, stage_outputs.read(folder, case), reference.grid)
+    drawn = reference.data.numpy()
+    said = np.where(drawn == IGNORE, np.uint8(0), prediction.data.numpy())
+    boxes = [ndimage.find_objects(classes, max_label=IGNORE) for classes in (said, drawn)]
+    out: dict[str, Attribution] = {}
+    for answering, together in stages.groups(organs):
+        region, spacing_mm = stages.region(answering), stages.spacing_mm(answering)
+        for organ in together:
+            c = reference.schema.class_of(organ)
+            box = union_box(*(found[c - 1] for found in boxes))
+            place = Place(None if region is None else region[box], stages.found(answering, organ), spacing_mm)
+            out[organ] = attribute(said[box] == c, drawn[box] == c, reference.grid.spacing_mm, place)
+    return out
+
+
+def read_region(folder: Path, case: str, organ: str, grid: Grid) -> Mask | None:
+    """``[I, J, K]`` on a case's canonical grid: where the stage that answers for an organ looked, by what a
+    ``stages`` folder says; None if everywhere, or if no stage answers for it.
+
+    Raises:
+        ScanError: a file is missing, damaged, or lies on another grid.
+    """
+    stages = _Stages(folder, case, stage_outputs.read(folder, case), grid)
+    return next((stages.region(answering) for answering, _ in stages.groups([organ])), None)
+
+
+class _Stages:
+    """The files of a case in a ``stages`` folder."""
+
+    def __init__(self, folder: Path, case: str, about: KeptCase, grid: Grid) -> None:
+        self._folder, self._case, self._about, self._grid = folder, case, about, grid
+        self._shown: dict[str, frozenset[int]] = {}
+        """Values in a stage's own label map."""
+
+    def groups(self, organs: Iterable[str]) -> list[tuple[tuple[str, ...], list[str]]]:
+        """Organs by the stages that answer for them, so that a region is read once."""
+        out: dict[tuple[str, ...], list[str]] = {}
+        for organ in organs:
+            if organ in self._about.answering:
+                out.setdefault(self._about.answering[organ], []).append(organ)
+        return list(out.items())
+
+    def region(self, names: tuple[str, ...]) -> Mask | None:
+        """``[I, J, K]``: where any of these stages looked; None if one looks everywhere."""
+        if any(self._about.stage(name).everywhere for name in names):
+            return None
+        masks = (
+            self._read_region(stage_outputs.region_path(self._folder, self._case, name)) for name in names
+        )
+        return functools.reduce(np.logical_or, masks)
+
+    def spacing_mm(self, names: tuple[str, ...]) -> Vector3:
+        """The finest of these stages' grids along each axis; zero if none had anywhere to look."""
+        grids = [mm for name in names if (mm := self._about.stage(name).spacing_mm) is not None]
+        x, y, z = (min(axis) for axis in zip(*grids, strict=True)) if grids else (0.0, 0.0, 0.0)
+        return (x, y, z)
+
+    def found(self, names: tuple[str, ...], organ: str) -> bool:
+        """Whether a stage that placed one of these stages' regions shows the organ anywhere, or anything at
+        all if it does not predict the organ by itself; true if no stage placed them."""
+        placers = {place for name in names if (place := self._about.stage(name).placed_by) is not None}
+        return not placers or any(self._shows(place, organ) for place in placers)
+
+    def _shows(self, stage: str, organ: str) -> bool:
+        if stage not in self._shown:
+            path = stage_outputs.labels_path(self._folder, self._case, stage)
+            values, grid = read_label_values(path)
+            self._check(grid, path)
+            self._shown[stage] = frozenset(int(v) for v in np.unique(values)) - {0}
+        value = self._about.stage(stage).labels.get(organ)
+        return bool(self._shown[stage]) if value is None else value in self._shown[stage]
+
+    def _read_region(self, path: Path) -> Mask:
+        values, grid = read_label_values(path)
+        self._check(grid, path)
+        if values.min() < 0 or values.max() > 1:
+            raise ScanError(f"{path}: a region holds 0 and 1; predict again with --keep-stages")
+        region = Volume(torch.from_numpy((values != 0)[None]), grid)
+        mask: Mask = region.reoriented(Orientation.to_canonical(grid)).data[0].numpy()
+        return mask
+
+    def _check(self, grid: Grid, path: Path) -> None:
+        canonical = Orientation.to_canonical(grid).grid(grid)
+        check_same_grid(self._grid, canonical, Path("the reference"), path)

@@ -1,0 +1,77 @@
+"""Calibration of a model's confidence: how, on cases kept back, Dice followed from what was promised.
+
+With few cases the estimate stays near the promise, and an organ's near that of all organs: both are drawn
+there by a prior that is worth a few observations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize
+
+from zoomseg.evaluation.result import Evaluation
+from zoomseg.inference.confidence import MOST, FloatArray, logistic, logit
+from zoomseg.io.calibration import Calibration
+
+_SLOPE_PRECISION = 2.0
+_ORGAN_PRECISION = 2.0
+"""Of the normal priors of the slope, around 1, and of each organ's own offset, around 0."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An organ of a case kept back: the Dice that its probabilities promised, and the one that it got."""
+
+    case: str
+    organ: str
+    promised: float
+    dice: float
+
+
+def scored(promised: Mapping[tuple[str, str], float], scores: Evaluation) -> list[Scored]:
+    """The organs of which both the promise (by case and organ) and the Dice are known."""
+    return [
+        Scored(case.id, score.organ, promised[case.id, score.organ], score.dice)
+        for case in scores.cases
+        for score in case.scores
+        if (case.id, score.organ) in promised and math.isfinite(score.dice)
+    ]
+
+
+def calibrate(known: Sequence[Scored]) -> Calibration | None:
+    """Learn from cases kept back; None if there are none.
+
+    Logistic regression on Dice by maximum a posteriori: the prior says that promises are kept but for one
+    offset, and that organs are alike.
+    """
+    if not known:
+        return None
+    organs = sorted({k.organ for k in known})
+    own = np.array([[k.organ == organ for organ in organs] for k in known], dtype=np.float64)
+    table = np.column_stack([np.ones(len(known)), logit([k.promised for k in known]), own])
+    expected = np.array([0.0, 1.0, *[0.0] * len(organs)])
+    precision = np.array([0.0, _SLOPE_PRECISION, *[_ORGAN_PRECISION] * len(organs)])
+    dice = np.clip([k.dice for k in known], 1 - MOST, MOST)
+    offset, slope, *offsets = _posterior_mode(table, dice, expected, precision).tolist()
+    cases = len({k.case for k in known})
+    by_organ = dict(zip(organs, offsets, strict=True))
+    return Calibration(offset=offset, slope=slope, organs=by_organ, cases=cases)
+
+
+def _posterior_mode(
+    table: FloatArray, share: FloatArray, expected: FloatArray, precision: FloatArray
+) -> FloatArray:
+    """Coefficients of a logistic regression on shares between 0 and 1, with independent normal priors."""
+
+    def loss(weights: FloatArray) -> tuple[float, FloatArray]:
+        logit, off = table @ weights, weights - expected
+        value = (np.logaddexp(0, logit) - share * logit).sum() + 0.5 * (precision * off**2).sum()
+        return float(value), table.T @ (logistic(logit) - share) + precision * off
+
+    found = optimize.minimize(loss, expected, jac=True, method="L-BFGS-B", options={"maxiter": 1000})
+    mode: FloatArray = found.x
+    return mode

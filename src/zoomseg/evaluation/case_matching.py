@@ -1,0 +1,257 @@
+"""Which prediction belongs to which reference, and what their label values mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from zoomseg.core.errors import DatasetError, ScanError, listed, quoted
+from zoomseg.core.geometry import Orientation
+from zoomseg.core.labels import MAX_CLASSES, LabelSchema
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.datasets.layouts import Dataset, open_dataset, read_labelling
+from zoomseg.io.scans import (
+    check_same_grid,
+    files_by_case,
+    find_scans,
+    read_image,
+    read_label_values,
+    read_labels,
+)
+
+LABEL_FOLDERS = ("labelsTr", "labelsTs", "labels")
+LABELLING_FILES = ("labels.json", "dataset.json", "run.json")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One case's files. ``organs`` are those to be scored in it; ``images`` is empty if none is known."""
+
+    id: str
+    prediction: Path
+    reference: Path
+    organs: tuple[str, ...]
+    images: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All cases with a prediction and a reference, and the schemas of either side's files."""
+
+    pairs: tuple[Pair, ...]
+    predicted: LabelSchema
+    drawn: LabelSchema
+    organs: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def load(self, pair: Pair) -> tuple[LabelMap, LabelMap]:
+        """Prediction and reference as class indices of the reference's schema, oriented RAS+.
+
+        Raises:
+            ScanError: a file cannot be used, or the two do not lie on one grid.
+            LabelError: a label value that the file's schema does not know.
+        """
+        prediction = _canonical(read_labels(pair.prediction, self.predicted))
+        reference = _canonical(read_labels(pair.reference, self.drawn))
+        check_same_grid(reference.grid, prediction.grid, pair.reference, pair.prediction)
+        return LabelMap(self._translate(prediction), reference.grid, self.drawn), reference
+
+    def load_image(self, pair: Pair, like: LabelMap) -> Volume | None:
+        """The scan of a pair, oriented RAS+; None if no file is known.
+
+        Raises:
+            ScanError: the scan cannot be used, or does not lie on the grid of ``like``.
+        """
+        if not pair.images:
+            return None
+        image = read_image(pair.images, channels_last=True)
+        image = image.reoriented(Orientation.to_canonical(image.grid))
+        check_same_grid(like.grid, image.grid, pair.reference, pair.images[0])
+        return image
+
+    def _translate(self, labels: LabelMap) -> torch.Tensor:
+        """The prediction's class indices to those of the reference's schema, by name."""
+        if self.predicted.names == self.drawn.names:
+            return labels.data
+        table = np.zeros(256, dtype=np.uint8)
+        for name in self.organs:
+            table[self.predicted.class_of(name)] = self.drawn.class_of(name)
+        return torch.from_numpy(table[labels.data.numpy()])
+
+
+def _canonical(labels: LabelMap) -> LabelMap:
+    return labels.reoriented(Orientation.to_canonical(labels.grid))
+
+
+def find_pairs(
+    predictions: Path, reference: Path | Dataset, schema: LabelSchema | None, images: Path | Dataset | None
+) -> Pairs:
+    """Match files by case id (their name without suffix).
+
+    Args:
+        predictions: a folder of label files.
+        reference: a folder of label files or a data set.
+        schema: of the references; by default what their ``dataset.json`` or ``labels.json`` says, or
+            what the predictions' does, or ``label_<value>`` for every value found.
+        images: where scans for the pictures are; by default the data set's own.
+
+    Raises:
+        DatasetError: no such folder, no match, or no organ that both sides know.
+    """
+    _refuse_exchanged(predictions, reference.root if isinstance(reference, Dataset) else reference)
+    predicted_files = _label_files(predictions)
+    predicted = _labelling(predictions)
+    source = _open_reference(reference)
+    ids = [case for case in sorted(predicted_files) if case in source.files]
+    same = [case for case in ids if _same_file(predicted_files[case], source.files[case])]
+    if same:
+        raise DatasetError(
+            f"{predicted_files[same[0]]} is the reference of its case, too (the same file, {len(same)} of "
+            f"{len(ids)} cases); give a folder of predictions, and one of references"
+        )
+    if not ids:
+        raise DatasetError(
+            f"{predictions}: none of its {len(predicted_files)} label files is named like one of the "
+            f"{len(source.files)} references"
+        )
+    drawn = schema or source.schema or (predicted[0] if predicted else None)
+    drawn = drawn or _schema_of([f for case in ids for f in (predicted_files[case], source.files[case])])
+    known = predicted[0] if predicted else drawn
+    organs = tuple(name for name in drawn.names if name in known.names)
+    if not organs:
+        raise DatasetError(
+            f"{predictions}: has labels {listed(known.names)}, the reference has {listed(drawn.names)}; "
+            "none is in both"
+        )
+    scans = _scans(images) if images is not None else source.images
+    pairs = [
+        Pair(
+            case,
+            predicted_files[case],
+            source.files[case],
+            tuple(n for n in organs if n in source.annotated.get(case, organs)),
+            scans.get(case, ()),
+        )
+        for case in ids
+    ]
+    warnings = (
+        *unmatched("no reference for", set(predicted_files) - set(ids)),
+        *unmatched("no prediction for", set(source.files) - set(ids)),
+        *unmatched("not scored, as the predictions do not know", set(drawn.names) - set(organs)),
+    )
+    return Pairs(tuple(pairs), known, drawn, organs, warnings)
+
+
+def _refuse_exchanged(predictions: Path, reference: Path) -> None:
+    """Refuse folders in the wrong order: the scores would be nearly right (Dice does not mind), but missed
+    and spurious organs, volumes and the labels that count would be those of the other side.
+
+    What ``zoomseg predict`` wrote has a ``run.json``; labels of a data set lie beside its images.
+    """
+    if not os.path.isdir(predictions):
+        return
+    if _is_run(reference) and not _is_run(predictions):
+        raise DatasetError(
+            f"{reference} was written by zoomseg predict (it has a run.json), and {predictions} was not: the "
+            "predictions come first, then the references; labels that are the reference nevertheless need a "
+            "folder without run.json"
+        )
+    if _of_data_set(predictions) and not _is_run(predictions) and not _of_data_set(reference):
+        raise DatasetError(
+            f"{predictions} holds the labels of a data set, and {reference} does not: the predictions come "
+            "first, then the references; to score a data set's labels, copy them into a folder of their own"
+        )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Also by way of links; a link to nowhere is no file's."""
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+
+
+def _is_run(folder: Path) -> bool:
+    return os.path.isfile(folder / "run.json")
+
+
+def _of_data_set(folder: Path) -> bool:
+    """Whether it is a data set, or its folder of labels to train on."""
+    images = {"labelsTr": "imagesTr", "labels": "images"}
+    if folder.name in images:
+        return os.path.isdir(folder.parent / images[folder.name])
+    return any(os.path.isdir(folder / name) for name in images.values())
+
+
+@dataclass(frozen=True)
+class _Reference:
+    files: Mapping[str, Path]
+    schema: LabelSchema | None
+    annotated: Mapping[str, frozenset[str]]
+    images: Mapping[str, tuple[Path, ...]]
+
+
+def _open_reference(reference: Path | Dataset) -> _Reference:
+    path = reference.root if isinstance(reference, Dataset) else reference
+    if isinstance(reference, Dataset) or os.path.isdir(path / "imagesTr") or os.path.isdir(path / "images"):
+        dataset = reference if isinstance(reference, Dataset) else open_dataset(path)
+        files = {case.id: case.labels for case in dataset.cases if case.labels is not None}
+        annotated = {case.id: case.annotated for case in dataset.cases if case.annotated is not None}
+        return _Reference(files, dataset.schema, annotated, _scans(dataset))
+    folder = next((path / n for n in LABEL_FOLDERS if os.path.isdir(path / n)), path)
+    schema, annotated = _labelling(folder) or (None, {})
+    return _Reference(_label_files(folder), schema, annotated, {})
+
+
+def _label_files(folder: Path) -> dict[str, Path]:
+    if not os.path.isdir(folder):
+        raise DatasetError(f"{quoted(folder)}: no such folder; give a folder of label files")
+    try:
+        files = files_by_case(folder)
+    except ScanError as error:
+        raise DatasetError(str(error)) from error
+    if not files:
+        raise DatasetError(f"{folder}: no label files in this folder; expected <case>.nii.gz")
+    return files
+
+
+def _labelling(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | None:
+    """What a JSON file beside the labels says about them."""
+    beside = [folder, folder.parent] if folder.name in LABEL_FOLDERS else [folder]
+    for file in (where / name for where in beside for name in LABELLING_FILES):
+        if os.path.lexists(file):
+            found = read_labelling(file)
+            if found is not None:
+                return found
+    return None
+
+
+def _scans(images: Path | Dataset) -> dict[str, tuple[Path, ...]]:
+    if isinstance(images, Dataset):
+        return {case.id: case.images for case in images.cases}
+    folder = next((images / n for n in ("imagesTr", "images") if os.path.isdir(images / n)), images)
+    return {scan.id: scan.paths for scan in find_scans(folder)}
+
+
+def _schema_of(files: Sequence[Path]) -> LabelSchema:
+    """``label_<value>`` for every value found; files that cannot be read are reported when scored."""
+    values: set[int] = set()
+    for file in files:
+        try:
+            values.update(int(v) for v in np.unique(read_label_values(file)[0]))
+        except ScanError:
+            continue
+    found = sorted(values - {0})
+    if not found or found[0] < 0 or len(found) > MAX_CLASSES:
+        raise DatasetError(
+            f"{files[0].parent}: {len(found)} label values found, 1 to {MAX_CLASSES} positive ones are "
+            "supported; are these label maps? Name them in a labels.json"
+        )
+    return LabelSchema(tuple(f"label_{v}" for v in found), tuple(found))
+
+
+def unmatched(what: str, names: set[str]) -> list[str]:
+    """A warning that names some of these, if there are any."""
+    return [f"{what}: {listed(sorted(names))}"] if names else []

@@ -1,0 +1,227 @@
+"""Score a folder of predictions against references: ``metrics.csv``, ``summary.json``, ``report.html``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from zoomseg.core.errors import GeometryError, ScanError, ZoomSegError
+from zoomseg.core.labels import LabelSchema
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.evaluation.attribution import LOSSES, NOTHING, attribute_case, read_region
+from zoomseg.evaluation.case_matching import Pair, Pairs, find_pairs, unmatched
+from zoomseg.evaluation.figures import overlay
+from zoomseg.evaluation.html_report import Picture, render
+from zoomseg.evaluation.metrics import OrganScore, score
+from zoomseg.evaluation.provenance import read_origin
+from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
+from zoomseg.inference import stage_outputs
+from zoomseg.inference.batch import why
+from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.scans import header_notes_by_case
+
+SCORES = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml")
+COLUMNS = ("case", "organ", *SCORES, "region_recall", *LOSSES)
+
+WORKERS = 2
+"""Cases scored at once. Threads: the heavy parts release Python's lock, and each holds one case."""
+
+PICTURED_CASES = 6
+
+Progress = Callable[[str, int, int], None]
+"""Called with (case id, cases done, cases in all) after each case."""
+
+
+def evaluate(
+    predictions: Path,
+    reference: Path | Dataset,
+    out: Path,
+    tolerance_mm: float = 1.0,
+    schema: LabelSchema | None = None,
+    *,
+    images: Path | Dataset | None = None,
+    training_log: Path | None = None,
+    provenance: Mapping[str, object] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score every case that has a prediction and a reference, and write the results to ``out``.
+
+    Args:
+        predictions: a folder of ``<case>.nii.gz``; if it also has the outputs of the stages
+            (``inference.stage_outputs``), what is lost in Dice is attributed.
+        reference: a folder of label files, or a data set (its folder, or all or a subset of it as an
+            object); labels that were not drawn in a case are not scored in it.
+        tolerance_mm: how far apart surfaces may be and still agree in the NSD.
+        schema: of the references, if no ``dataset.json`` or ``labels.json`` lies beside them.
+        images: a folder or data set of scans to draw the contours on; by default the reference's own.
+        training_log: the ``metrics.csv`` of the training that the report shall show.
+        provenance: what else the report shall say about where the predictions come from.
+
+    Raises:
+        DatasetError: nothing to score: no such folders, no files, or none that match.
+        ScanError: not a single case could be scored.
+        OutputError: ``out`` cannot be written to.
+    """
+    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
+        raise GeometryError(f"the tolerance must be 0 mm or more, got {tolerance_mm}")
+    predictions, out = Path(predictions), Path(out)
+    reference = reference if isinstance(reference, Dataset) else Path(reference)
+    pairs = find_pairs(predictions, reference, schema, images)
+    writable_directory(out)
+    cases, failures = _score_all(pairs, tolerance_mm, progress)
+    if not cases:
+        raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
+    warnings = (*pairs.warnings, *_header_notes(pairs), *_copies(cases), *_without_stages(pairs))
+    evaluation = Evaluation(pairs.organs, tolerance_mm, tuple(cases), tuple(failures), warnings)
+    source = reference.root if isinstance(reference, Dataset) else reference
+    origin = read_origin(predictions)
+    sources = {"predictions": str(predictions), "reference": str(source)}
+    about = {**sources, **origin.about, **(provenance or {})}
+    write_all(evaluation, pairs, out, about, training_log, origin.recipe)
+    return evaluation
+
+
+def write_all(
+    evaluation: Evaluation,
+    pairs: Pairs,
+    out: Path,
+    provenance: Mapping[str, object],
+    training_log: Path | None = None,
+    recipe: str = "",
+) -> None:
+    """Write an evaluation of ``pairs`` as ``metrics.csv``, ``summary.json`` and ``report.html``; ``recipe``
+    is that of the predictions, as YAML.
+
+    Raises:
+        OutputError: ``out`` cannot be written to.
+    """
+    write_metrics(out / "metrics.csv", evaluation)
+    write_json_atomic(out / "summary.json", evaluation.as_json())
+    page = render(evaluation, _pictures(evaluation, pairs), training_log, provenance, recipe)
+    write_text_atomic(out / "report.html", page)
+
+
+def _score_all(
+    pairs: Pairs, tolerance_mm: float, progress: Progress | None
+) -> tuple[list[CaseResult], list[Failure]]:
+    done: dict[str, CaseResult | Failure] = {}
+    with ThreadPoolExecutor(WORKERS) as pool:
+        waiting = {pool.submit(_score_case, pairs, pair, tolerance_mm): pair for pair in pairs.pairs}
+        try:
+            for future in as_completed(waiting):
+                case = waiting[future].id
+                done[case] = future.result()
+                if progress is not None:
+                    progress(case, len(done), len(waiting))
+        except BaseException:  # an interrupted user does not wait for the cases not yet begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    in_order = [done[pair.id] for pair in pairs.pairs]
+    return (
+        [result for result in in_order if isinstance(result, CaseResult)],
+        [result for result in in_order if isinstance(result, Failure)],
+    )
+
+
+def _stages_of(pair: Pair) -> Path | None:
+    """The folder of what the stages said, if it was kept."""
+    folder = pair.prediction.parent / stage_outputs.FOLDER
+    return folder if stage_outputs.json_path(folder, pair.id).is_file() else None
+
+
+def _without_stages(pairs: Pairs) -> list[str]:
+    """A warning if stages were kept of some cases only."""
+    without = {pair.id for pair in pairs.pairs if _stages_of(pair) is None}
+    some = len(without) < len(pairs.pairs)
+    return unmatched("errors not attributed, as their stages were not kept", without if some else set())
+
+
+def _header_notes(pairs: Pairs) -> list[str]:
+    """What was ambiguous in the headers of predictions and references, and which rule decided."""
+    return header_notes_by_case({pair.id: (pair.prediction, pair.reference) for pair in pairs.pairs})
+
+
+def _copies(cases: Sequence[CaseResult]) -> list[str]:
+    """A warning if no prediction differs from its reference in any voxel: no network draws so, nor does a
+    second reader."""
+    equal = {case.id for case in cases if _is_copy(case)}
+    what = "all predictions are their references, voxel by voxel, as copies would be"
+    return unmatched(what, equal if len(equal) == len(cases) else set())
+
+
+def _is_copy(case: CaseResult) -> bool:
+    drawn = [score.dice for score in case.scores if not math.isnan(score.dice)]
+    return bool(drawn) and min(drawn) == 1
+
+
+def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float) -> CaseResult | Failure:
+    try:
+        prediction, reference = pairs.load(pair)
+        scores = score(
+            prediction.data.numpy(),
+            reference.data.numpy(),
+            reference.grid,
+            pairs.drawn,
+            tolerance_mm,
+            pair.organs,
+        )
+        stages = _stages_of(pair)
+        if stages is None:
+            return CaseResult(pair.id, scores)
+        return CaseResult(
+            pair.id, scores, attribute_case(stages, pair.id, prediction, reference, pair.organs)
+        )
+    except ZoomSegError as error:
+        return Failure(pair.id, str(error))
+    except Exception as error:  # the next cases may be scored all the same
+        return Failure(pair.id, f"{pair.prediction}: {why(error)}")
+
+
+def _pictures(evaluation: Evaluation, pairs: Pairs) -> list[Picture]:
+    """The worst organ of each of the worst cases, worst first."""
+    by_id = {pair.id: pair for pair in pairs.pairs}
+    scored = [(case, worst) for case in evaluation.cases if (worst := case.worst) is not None]
+    scored.sort(key=lambda item: item[0].mean_dice)
+    return [_picture(case, worst, pairs, by_id[case.id]) for case, worst in scored[:PICTURED_CASES]]
+
+
+def _picture(case: CaseResult, worst: OrganScore, pairs: Pairs, pair: Pair) -> Picture:
+    prediction, reference = pairs.load(pair)
+    image, region, notes = None, None, []
+    try:
+        image = pairs.load_image(pair, reference)
+    except ZoomSegError as error:
+        notes.append(f"Drawn without the scan: {error}")
+    try:
+        if (stages := _stages_of(pair)) is not None:
+            region = read_region(stages, case.id, worst.organ, reference.grid)
+    except ZoomSegError as error:
+        notes.append(f"Drawn without the region: {error}")
+    c = pairs.drawn.class_of(worst.organ)
+    png = overlay(
+        image.data[0].numpy() if image is not None else None,
+        prediction.data.numpy() == c,
+        reference.data.numpy() == c,
+        reference.grid.spacing_mm,
+        region,
+    )
+    return Picture(case, worst, png, " ".join(notes))
+
+
+def write_metrics(path: Path, evaluation: Evaluation) -> None:
+    """Write ``metrics.csv``. Scores of an organ that neither map has are empty, as is what its stages would
+    tell; distances to an organ that only one map has are ``inf``."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for case in evaluation.cases:
+        for row in case.scores:
+            told = case.attributions.get(row.organ, NOTHING)
+            values = [getattr(row, column) for column in SCORES]
+            values += [told.region_recall, *(getattr(told, loss) for loss in LOSSES)]
+            table.writerow([case.id, row.organ, *("" if math.isnan(v) else f"{v:.6g}" for v in values)])
+    write_text_atomic(path, text.getvalue())

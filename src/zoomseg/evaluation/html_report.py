@@ -1,0 +1,159 @@
+"""``report.html``: one file with everything in it, to be opened, mailed or archived."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import importlib.metadata
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from zoomseg.core.errors import DatasetError
+from zoomseg.evaluation.attribution import BOUNDARY_MM, LOSSES
+from zoomseg.evaluation.figures import Curve, dice_by_organ, losses_by_organ, training_curves
+from zoomseg.evaluation.metrics import OrganScore
+from zoomseg.evaluation.result import CaseResult, Evaluation
+
+MAX_LOG_BYTES = 64 * 1024**2
+_NOTHING = "\N{EN DASH}"
+
+
+PARTS = {
+    "missed by the coarse stage": "#8f2d56",
+    "cut by the region": "#d9822b",
+    "at the boundary": "#8fbcd0",
+    "elsewhere": "#1f6f8b",
+}
+"""What the losses are called, in the order of ``LOSSES``, and their colours."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The worst organ of a case, drawn; ``note`` says what is particular about the drawing."""
+
+    case: CaseResult
+    organ: OrganScore
+    png: bytes
+    note: str = ""
+
+
+def render(
+    evaluation: Evaluation,
+    pictures: Sequence[Picture],
+    training_log: Path | None = None,
+    provenance: Mapping[str, object] | None = None,
+    recipe: str = "",
+) -> str:
+    """The whole page. Whatever comes from file names, labels or ``provenance`` is escaped. ``recipe``: the
+    one that made the predictions, as YAML.
+
+    Raises:
+        DatasetError: the training log cannot be read.
+    """
+    dice = {organ: [s.dice for s in evaluation.scores_of(organ)] for organ in evaluation.organs}
+    curves = read_curves(training_log) if training_log is not None else []
+    return page(
+        "report.html",
+        provenance or {},
+        evaluation=evaluation,
+        mean=evaluation.mean,
+        rows=evaluation.summary,
+        dice_plot=dice_by_organ(dice),
+        loss_plot=_loss_plot(evaluation) if evaluation.attributed else None,
+        boundary_mm=BOUNDARY_MM,
+        pictures=pictures,
+        training_plot=training_curves(curves) if curves else None,
+        recipe=recipe,
+    )
+
+
+def page(template: str, provenance: Mapping[str, object], **content: object) -> str:
+    """A template of this package filled in, with what made it and when. Whatever is text is escaped."""
+    about = {
+        "made by": f"ZoomSeg {importlib.metadata.version('zoomseg')}",
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        **provenance,
+    }
+    told = {key: _text(value) for key, value in about.items()}
+    return environment("zoomseg.evaluation").get_template(template).render(provenance=told, **content)
+
+
+def environment(package: str) -> Environment:
+    """For the templates of a package: whatever is filled in is escaped, and must be there."""
+    made = Environment(
+        loader=PackageLoader(package),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"number": number, "signed": signed, "p_value": p_value, "png": _data_uri}
+    return made
+
+
+def _loss_plot(evaluation: Evaluation) -> bytes:
+    rows = evaluation.summary
+    return losses_by_organ({row.organ: [getattr(row, loss) for loss in LOSSES] for row in rows}, PARTS)
+
+
+def number(value: float, digits: int) -> str:
+    """A number for readers: a dash for what does not exist, a sign for infinity."""
+    if math.isnan(value):
+        return _NOTHING
+    return "∞" if math.isinf(value) else f"{value:,.{digits}f}"
+
+
+def signed(value: float, digits: int) -> str:
+    """As ``number``, with a sign unless it rounds to zero."""
+    text = number(abs(value), digits)
+    if not math.isfinite(value) or not any(c in "123456789" for c in text):
+        return text
+    return ("\N{MINUS SIGN}" if value < 0 else "+") + text
+
+
+def p_value(value: float) -> str:
+    """A p-value for readers: a dash for what was not tested."""
+    return "< 0.001" if value < 0.001 else number(value, 3)
+
+
+def _data_uri(png: bytes) -> Markup:
+    return Markup("data:image/png;base64," + base64.b64encode(png).decode("ascii"))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def read_curves(training_log: Path) -> list[Curve]:
+    """Curves of a training's ``metrics.csv``: one per stage and split. Rows that are not complete (a
+    training that was killed, or still runs) are left out.
+
+    Raises:
+        DatasetError: not readable, or without the columns step, loss and dice.
+    """
+    try:
+        if training_log.stat().st_size > MAX_LOG_BYTES:
+            raise DatasetError(f"{training_log}: larger than {MAX_LOG_BYTES} bytes; not a training log")
+        with training_log.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            if not {"step", "loss", "dice"} <= set(table.fieldnames or ()):
+                raise DatasetError(f"{training_log}: a training log has the columns step, loss and dice")
+            points: dict[str, list[tuple[float, float, float]]] = {}
+            for row in table:
+                name = " · ".join(filter(None, (row.get("stage"), row.get("split")))) or "training"
+                try:
+                    point = (float(row["step"]), float(row["loss"]), float(row["dice"]))
+                except (TypeError, ValueError):
+                    continue
+                if math.isfinite(point[0]):
+                    points.setdefault(name, []).append(point)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{training_log}: the training log cannot be read ({error})") from error
+    return [Curve(name, *(tuple(v) for v in zip(*rows, strict=True))) for name, rows in points.items()]

@@ -1,0 +1,167 @@
+"""What an evaluation found: scores by case, and what they say about each organ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+from zoomseg.evaluation.attribution import LOSSES, NOTHING, Attribution
+from zoomseg.evaluation.metrics import OrganScore
+
+METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """The scores of one case: one per organ that was drawn in it. ``attributions`` are by organ, where it is
+    known what the stages said."""
+
+    id: str
+    scores: tuple[OrganScore, ...]
+    attributions: Mapping[str, Attribution] = field(default_factory=dict)
+
+    @property
+    def mean_dice(self) -> float:
+        """Over the organs that either map has; NaN if there is none."""
+        return mean(score.dice for score in self.scores)
+
+    @property
+    def dice_by_organ(self) -> dict[str, float]:
+        return {score.organ: score.dice for score in self.scores}
+
+    @property
+    def worst(self) -> OrganScore | None:
+        """The organ with the lowest Dice, of equals the largest; None if neither map has any organ."""
+        scored = [s for s in self.scores if not math.isnan(s.dice)]
+        return min(scored, key=lambda s: (s.dice, -s.reference_ml - s.volume_ml), default=None)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that could not be scored, and why."""
+
+    case: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class OrganSummary:
+    """One organ over all cases. ``cases`` counts those in which either map has it; distances are means
+    over the cases in which both have it, region recalls and losses over those whose stages are known. What
+    cannot be computed is NaN."""
+
+    organ: str
+    dice: float
+    nsd: float
+    hd95_mm: float
+    assd_mm: float
+    dice_sd: float
+    nsd_sd: float
+    volume_error_ml: float
+    """Mean of predicted minus reference volume."""
+    volume_error_percent: float
+    """Mean of that difference relative to the reference, over cases whose reference has the organ."""
+    cases: int
+    missed: int
+    """Cases in which only the reference has the organ."""
+    spurious: int
+    """Cases in which only the prediction has the organ."""
+    region_recall: float
+    region_recall_worst: float
+    """Of all cases."""
+    lost_coarse: float
+    lost_region: float
+    lost_boundary: float
+    lost_elsewhere: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that ``evaluate`` found; ``organs`` are in schema order."""
+
+    organs: tuple[str, ...]
+    tolerance_mm: float
+    cases: tuple[CaseResult, ...]
+    failures: tuple[Failure, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> tuple[OrganSummary, ...]:
+        return tuple(summarise(o, self.scores_of(o), self.attributions_of(o)) for o in self.organs)
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Of each metric, the mean over organs of the organs' means."""
+        rows = self.summary
+        return {metric: mean(getattr(row, metric) for row in rows) for metric in METRICS}
+
+    def scores_of(self, organ: str) -> list[OrganScore]:
+        """Scores of one organ, in order of the cases, where either map has it."""
+        found = (s for case in self.cases for s in case.scores if s.organ == organ)
+        return [s for s in found if not math.isnan(s.dice)]
+
+    def attributions_of(self, organ: str) -> list[Attribution]:
+        """Of one organ, in order of the cases, where either map has it and its stages are known."""
+        found = (case.attributions.get(organ, NOTHING) for case in self.cases)
+        return [a for a in found if not math.isnan(a.lost_elsewhere)]
+
+    @property
+    def attributed(self) -> bool:
+        """Whether any case has what its stages said."""
+        return any(case.attributions for case in self.cases)
+
+    def as_json(self) -> dict[str, object]:
+        """``summary.json``; what cannot be computed is null."""
+        organs = {row.organ: _fields(row) for row in self.summary}
+        return {
+            "mean": {metric: _or_null(value) for metric, value in self.mean.items()},
+            "organs": organs,
+            "tolerance_mm": self.tolerance_mm,
+            "cases": len(self.cases),
+            "failed": {failure.case: failure.reason for failure in self.failures},
+        }
+
+
+def summarise(organ: str, scores: list[OrganScore], attributions: Sequence[Attribution] = ()) -> OrganSummary:
+    """Means and counts of one organ's scores, none of which has a NaN Dice."""
+    means: dict[str, float] = {metric: mean(getattr(s, metric) for s in scores) for metric in METRICS}
+    recalls = [a.region_recall for a in attributions]
+    relative = [100 * (s.volume_ml / s.reference_ml - 1) for s in scores if s.reference_ml > 0]
+    return OrganSummary(
+        organ,
+        **means,
+        dice_sd=_deviation([s.dice for s in scores]),
+        nsd_sd=_deviation([s.nsd for s in scores]),
+        volume_error_ml=mean(s.volume_ml - s.reference_ml for s in scores),
+        volume_error_percent=mean(relative),
+        cases=len(scores),
+        missed=sum(s.missed for s in scores),
+        spurious=sum(s.spurious for s in scores),
+        region_recall=mean(recalls),
+        region_recall_worst=min((r for r in recalls if math.isfinite(r)), default=math.nan),
+        **{loss: mean(getattr(a, loss) for a in attributions) for loss in LOSSES},
+    )
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean of the finite values; NaN if there is none."""
+    finite = [v for v in values if math.isfinite(v)]
+    return math.fsum(finite) / len(finite) if finite else math.nan
+
+
+def _deviation(values: list[float]) -> float:
+    """Sample standard deviation; NaN for fewer than two values."""
+    if len(values) < 2:
+        return math.nan
+    centre = mean(values)
+    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _fields(row: OrganSummary) -> dict[str, object]:
+    values = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "organ"}
+    return {name: _or_null(v) if isinstance(v, float) else v for name, v in values.items()}

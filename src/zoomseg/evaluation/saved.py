@@ -1,0 +1,80 @@
+"""Evaluations read back from the files that ``evaluate`` wrote, and several as one."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from zoomseg.core.errors import ScanError
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.evaluation.attribution import LOSSES, Attribution
+from zoomseg.evaluation.case_matching import Pairs, find_pairs
+from zoomseg.evaluation.evaluate import SCORES, write_all
+from zoomseg.evaluation.metrics import OrganScore
+from zoomseg.evaluation.provenance import read_origin
+from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
+from zoomseg.io.files import parse_json, writable_directory
+
+
+def read_scores(folder: Path, cases: int | None = None) -> Evaluation | None:
+    """The evaluation that lies in ``folder``; None if there is none (of so many cases), or it is damaged."""
+    try:
+        summary = parse_json((folder / "summary.json").read_bytes())
+        if cases is not None and summary["cases"] != cases:
+            return None
+        scores: dict[str, list[OrganScore]] = {}
+        told: dict[str, dict[str, Attribution]] = {}
+        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                case, organ = line["case"], line["organ"]
+                values = {key: _number(line[key]) for key in SCORES}
+                scores.setdefault(case, []).append(OrganScore(organ, **values))
+                lost = {key: _number(line.get(key)) for key in ("region_recall", *LOSSES)}
+                if not math.isnan(lost["lost_elsewhere"]):
+                    told.setdefault(case, {})[organ] = Attribution(**lost)
+        results = tuple(CaseResult(case, tuple(rows), told.get(case, {})) for case, rows in scores.items())
+        failed = tuple(Failure(str(case), str(why)) for case, why in summary.get("failed", {}).items())
+        return Evaluation(tuple(summary["organs"]), float(summary["tolerance_mm"]), results, failed)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error):
+        return None
+
+
+def pool(parts: Sequence[Evaluation]) -> Evaluation:
+    """Evaluations of different cases as one of all of them."""
+    cases = sorted((case for part in parts for case in part.cases), key=lambda case: case.id)
+    failures = tuple(failure for part in parts for failure in part.failures)
+    return replace(parts[0], cases=tuple(cases), failures=failures)
+
+
+def gather(folders: Sequence[Path], dataset: Dataset, out: Path) -> Evaluation:
+    """The evaluations in ``folders``, each with its ``predictions``, written to ``out`` as one. They are of
+    different cases of a data set.
+
+    Raises:
+        ScanError: one of them is missing or damaged.
+        OutputError: ``out`` cannot be written.
+    """
+    parts: list[Evaluation] = []
+    found: list[Pairs] = []
+    for folder in folders:
+        part = read_scores(folder)
+        if part is None:
+            raise ScanError(f"{folder}: no scores, or damaged ones; remove the folder and score again")
+        parts.append(part)
+        ids = [case.id for case in part.cases] + [failure.case for failure in part.failures]
+        found.append(find_pairs(folder / "predictions", dataset.subset(ids), None, None))
+    pairs = replace(found[0], pairs=tuple(pair for some in found for pair in some.pairs))
+    evaluation = pool(parts)
+    origins = [read_origin(folder / "predictions") for folder in folders]
+    told = origins[0].about.items()
+    shared = {key: value for key, value in told if all(o.about.get(key) == value for o in origins)}
+    about = {"predictions": f"{len(folders)} folds", "reference": str(dataset.root), **shared}
+    write_all(evaluation, pairs, writable_directory(out), about, recipe=origins[0].recipe)
+    return evaluation
+
+
+def _number(text: str | None) -> float:
+    return float(text) if text else math.nan

@@ -1,0 +1,312 @@
+"""The best Dice that a recipe permits on a data set, and where the rest is lost, before anything is trained.
+
+An oracle takes the place of every network: it returns the truth on the grid that a stage asks for. What a
+perfect network would still lose is lost by the recipe itself:
+
+- ``grid``: the reference, brought to the grid of the stage that answers and back, is no longer itself;
+- ``region``: voxels lie outside the region that the stage looks at. Earlier stages are oracles, too: real
+  ones place regions worse, never better on purpose;
+- ``other``: tiles, stitching, fusion with other stages' answers, the largest component. Below zero where an
+  earlier stage's answer fills what the last one's region leaves out.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoomseg.atlas.library import atlas_grid
+from zoomseg.backends.device import Device
+from zoomseg.core.case import Case, Prior
+from zoomseg.core.errors import DatasetError
+from zoomseg.core.geometry import Box, Grid, Orientation
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.placing import Tile
+from zoomseg.core.region import Region, bounding_box
+from zoomseg.core.volume import LabelMap
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.inference.atlas_priors import AtlasOf
+from zoomseg.inference.predictor import Result, cascade, check_tile, input_channels
+from zoomseg.io.files import writable_directory, write_text_atomic
+from zoomseg.pipeline import fusion
+from zoomseg.pipeline.grid import stage_grid
+from zoomseg.pipeline.sliding_window import Network, NetworkOf
+from zoomseg.pipeline.stage_input import Scan, View
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import ATLAS, AtlasSpec, FixedShape, Recipe, RoiSpec, Stage
+from zoomseg.training.data.packed_cases import stage_labels
+
+Place = Literal["", "candidate region", "box"]
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """One organ of one case. ``dice + grid + region + other`` is 1."""
+
+    case: str
+    organ: str
+    stage: str
+    """The one that answers last for the organ."""
+    place: Place
+    """What kind of region that stage looks at; empty if it looks everywhere."""
+    dice: float
+    """Best reachable."""
+    grid: float
+    """Dice lost by sampling alone."""
+    region: float
+    """Further Dice lost as voxels lie outside the region."""
+    other: float
+    """Further Dice lost in tiles, stitching, fusion, largest component."""
+    outside: float
+    """Share of the reference's voxels outside the region."""
+
+
+def oracle(reference: LabelMap) -> NetworkOf:
+    """Networks that are certain of the reference (canonical orientation), sampled on the tile; beyond the
+    scan its edge goes on, as the image does."""
+
+    def network_of(view: View) -> Network:
+        labels = graph.resolve_labels(view.stage, reference.schema)
+
+        def compute(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+            grids = [view.grid.crop(tile.inner) for tile in tiles]
+            return torch.stack([_certain(reference, labels, grid) for grid in grids])
+
+        return compute
+
+    return network_of
+
+
+def atlas_oracle(spec: AtlasSpec) -> AtlasOf:
+    """The reference as the atlas prior, on the atlas's grid."""
+
+    def atlas_of(scan: Scan) -> Prior:
+        assert scan.labels is not None
+        grid = atlas_grid(scan.grid, spec)
+        names = scan.labels.schema.names
+        return Prior(_certain(scan.labels, names, grid), grid, names, Region.whole(grid), ATLAS)
+
+    return atlas_of
+
+
+def _certain(reference: LabelMap, labels: tuple[str, ...], grid: Grid) -> Tensor:
+    """Probabilities ``[1 + labels, *grid.shape]`` of 0 and 1."""
+    classes = torch.from_numpy(stage_labels(reference, labels, grid)).long()
+    return F.one_hot(classes, 1 + len(labels)).movedim(-1, 0).float()
+
+
+def answering(recipe: Recipe, schema: LabelSchema) -> dict[str, Stage]:
+    """Per organ the stage that answers last for it; organs that no stage answers for are left out."""
+    last = {
+        organ: stage
+        for stage in recipe.stages
+        if stage.fusion != "none"
+        for organ in graph.resolve_labels(stage, schema)
+    }
+    return {organ: last[organ] for organ in schema.names if organ in last}
+
+
+def place_of(roi: RoiSpec) -> Place:
+    """What a stage's region is called."""
+    match roi.kind:
+        case "whole_volume":
+            return ""
+        case "body_mask" | "dilated_foreground":
+            return "candidate region"
+        case "box" | "probability_times_atlas":
+            return "box"
+
+
+def check(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
+    """The data set's organs that no stage answers for.
+
+    Raises:
+        RecipeError: a stage wants an image channel that the scans do not have, or its network cannot read
+            its tiles.
+    """
+    for stage in recipe.stages:
+        check_tile(stage)
+        input_channels(stage, recipe, dataset.schema, len(dataset.channel_names))
+    answered = answering(recipe, dataset.schema)
+    return tuple(organ for organ in dataset.schema.names if organ not in answered)
+
+
+def best(case: Case, recipe: Recipe, device: Device) -> Result:
+    """What an expanded recipe says of a labelled case if all its networks, and the atlas, are right.
+
+    Raises:
+        DatasetError: the case has no labels.
+    """
+    if case.labels is None:
+        raise DatasetError(f"case {case.id} has no labels, so there is no ceiling")
+    reference = case.labels.reoriented(Orientation.to_canonical(case.image.grid))
+    atlas_of = None if recipe.atlas is None else atlas_oracle(recipe.atlas)
+    return cascade(case, recipe, reference.schema, oracle(reference), device, atlas_of=atlas_of)
+
+
+def measure(case: Case, recipe: Recipe, device: Device) -> tuple[Ceiling, ...]:
+    """The ceiling of an expanded recipe on a labelled case. Organs that the case's reference does not show,
+    or that were not drawn in it, are left out.
+
+    Raises:
+        DatasetError: the case has no labels.
+    """
+    result = best(case, recipe, device)
+    assert case.labels is not None
+    turn = Orientation.to_canonical(case.image.grid)
+    reference, schema = case.labels.reoriented(turn), case.labels.schema
+    reached = dice(result.labels.reoriented(turn).data, reference)
+    last = answering(recipe, schema)
+    shown = [o for o in last if o in reached and (case.annotated is None or o in case.annotated)]
+    stages = {last[organ].name: last[organ] for organ in shown}
+    parts = {name: _part(stage, result.priors.get(name), reference) for name, stage in stages.items()}
+    rows: list[Ceiling] = []
+    for organ in shown:
+        stage, part = last[organ], parts[last[organ].name]
+        on_grid, in_region = part.on_grid[organ], part.in_region[organ]
+        rows.append(
+            Ceiling(
+                case.id,
+                organ,
+                stage.name,
+                place_of(stage.roi),
+                reached[organ],
+                1 - on_grid,
+                on_grid - in_region,
+                in_region - reached[organ],
+                part.outside[organ],
+            )
+        )
+    return tuple(rows)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One stage's part in what is lost, by organ of the reference."""
+
+    on_grid: Mapping[str, float]
+    """Dice that its grid permits."""
+    in_region: Mapping[str, float]
+    """Dice that its grid permits inside its region."""
+    outside: Mapping[str, float]
+
+
+def _part(stage: Stage, prior: Prior | None, reference: LabelMap) -> _Part:
+    sampled = through_grid(reference, stage, prior)
+    inside = _inside(reference.grid, stage, prior)
+    drawn, kept = (_voxels(x, reference.schema) for x in (reference.data, reference.data[inside]))
+    return _Part(
+        dice(sampled, reference),
+        dice(sampled * inside, reference),
+        {organ: 1 - kept[organ] / count for organ, count in drawn.items() if count},
+    )
+
+
+def _voxels(classes: Tensor, schema: LabelSchema) -> dict[str, int]:
+    counts = torch.bincount(classes.flatten(), minlength=schema.classes).tolist()
+    return dict(zip(schema.names, counts[1:], strict=True))
+
+
+def dice(found: Tensor, reference: LabelMap) -> dict[str, float]:
+    """Dice of class indices ``[I, J, K]`` for every organ that the reference has."""
+    same = found[found == reference.data]
+    said, drawn, both = (_voxels(x, reference.schema) for x in (found, reference.data, same))
+    return {name: 2 * both[name] / (said[name] + count) for name, count in drawn.items() if count}
+
+
+def through_grid(reference: LabelMap, stage: Stage, prior: Prior | None) -> Tensor:
+    """Class indices of the stage's labels, from the scan to the stage's grid and back, the region left
+    aside. A grid of a fixed shape goes on beyond its region with the voxels that it has there."""
+    scan = reference.grid
+    canvas = fusion.Canvas.blank(scan, reference.schema)
+    labels = graph.resolve_labels(stage, reference.schema)
+    wanted = torch.tensor([reference.schema.class_of(name) for name in labels])
+    organs = bounding_box(torch.isin(reference.data, wanted))
+    if organs is None:
+        return canvas.labels
+    grid = stage_grid(stage.grid, scan) if prior is None else prior.region.grid
+    # A ring of background around the organs: a prior's edge goes on beyond its grid.
+    box = grid.box_of(scan, organs).expand((2, 2, 2)).intersect(_reach(grid, stage, scan))
+    near = grid.crop(box)
+    certain = Prior(_certain(reference, labels, near), near, labels, Region.whole(near), stage.name)
+    fusion.replace_in_roi(canvas, certain, stage.argmax_on)
+    return canvas.labels
+
+
+def _reach(grid: Grid, stage: Stage, scan: Grid) -> Box:
+    """The scan in a stage grid's voxels; grids without a fixed shape span it as they are."""
+    if isinstance(stage.grid, FixedShape):
+        return grid.box_of(scan, scan.box).union(grid.box)
+    return grid.box
+
+
+def _inside(scan: Grid, stage: Stage, prior: Prior | None) -> Tensor:
+    """Bool ``[I, J, K]``: the scan's voxels in the region that the stage answers for."""
+    if prior is None:  # it had nowhere to look
+        return torch.zeros(scan.shape, dtype=torch.bool)
+    return prior.region.on(scan).mask_in(scan.box)
+
+
+# --- what is told ---------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Ceiling]) -> list[list[str]]:
+    """Heading, a line per organ (means over cases) and the mean of the organs. Each kind of region that some
+    stage looks at has its column; an organ's Dice and losses sum to one."""
+    groups = {organ: [r for r in rows if r.organ == organ] for organ in dict.fromkeys(r.organ for r in rows)}
+    places = [place for place in ("candidate region", "box") if any(r.place == place for r in rows)]
+    losses = ("grid", *places, "other")
+    heading = ["organ", "cases", "best Dice", *(f"lost: {loss}" for loss in losses)]
+    lines = [[organ, str(len(group)), *_figures(group, places)] for organ, group in groups.items()]
+    mean = _figures([_mean(group) for group in groups.values()], places)
+    return [[*heading, "outside"], *lines, ["mean of organs", "", *mean]]
+
+
+def _figures(rows: Sequence[Ceiling], places: Sequence[str]) -> list[str]:
+    mean = _mean(rows)
+    regions: list[float | None] = []
+    for place in places:
+        there = [row.region if row.place == place else 0.0 for row in rows]
+        regions.append(fmean(there) if any(row.place == place for row in rows) else None)
+    figures = (mean.dice, mean.grid, *regions, mean.other)
+    # Adding 0.0 makes a negative zero a zero.
+    return [*("-" if f is None else f"{round(f, 3) + 0.0:.3f}" for f in figures), f"{mean.outside:.2%}"]
+
+
+def _mean(rows: Sequence[Ceiling]) -> Ceiling:
+    return replace(
+        rows[0],
+        dice=fmean(row.dice for row in rows),
+        grid=fmean(row.grid for row in rows),
+        region=fmean(row.region for row in rows),
+        other=fmean(row.other for row in rows),
+        outside=fmean(row.outside for row in rows),
+    )
+
+
+def write(rows: Sequence[Ceiling], out: Path, title: str) -> None:
+    """``ceiling.csv``, a line per case and organ, and ``ceiling.md``, the table of means under ``title``.
+
+    Raises:
+        OutputError: ``out`` cannot be written.
+    """
+    writable_directory(out)
+    text = io.StringIO()
+    lines = csv.DictWriter(text, [field.name for field in fields(Ceiling)], lineterminator="\n")
+    lines.writeheader()
+    for row in rows:
+        lines.writerow({key: round(v, 5) if isinstance(v, float) else v for key, v in asdict(row).items()})
+    write_text_atomic(out / "ceiling.csv", text.getvalue())
+    heading, *body = table(rows)
+    rule = ["---", *("---:" for _ in heading[1:])]
+    cells = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in (heading, rule, *body)]
+    write_text_atomic(out / "ceiling.md", f"# {title}\n\n" + "".join(f"| {line} |\n" for line in cells))

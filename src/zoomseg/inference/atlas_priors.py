@@ -1,0 +1,68 @@
+"""Atlas priors in prediction: the atlases are the training cases, kept in the model's folder."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from zoomseg.core.case import Prior
+from zoomseg.core.errors import ModelError
+from zoomseg.io.bundle import ATLASES, Bundle
+from zoomseg.pipeline import stage_input
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import Recipe
+
+FOLDER = ATLASES
+"""In the model's folder."""
+
+AtlasOf = Callable[[stage_input.Scan], Prior]
+"""What gives the atlas prior of a scan."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (case id, steps done, steps in all): a step for every atlas, and one for fusion."""
+
+
+def wanted(recipe: Recipe) -> bool:
+    """Whether any stage uses the atlas prior."""
+    return any(graph.uses_atlas(stage) for stage in recipe.stages)
+
+
+def _warn(message: str) -> None:
+    """To whoever calls from Python; commands have their own way to say it."""
+    warnings.warn(message, stacklevel=2)
+
+
+def _silent(case: str, done: int, total: int) -> None:
+    pass
+
+
+def of_model(
+    model: Bundle, warn: Callable[[str], None] = _warn, progress: Progress = _silent
+) -> AtlasOf | None:
+    """Priors by a model's own atlases; None if it uses none.
+
+    Args:
+        warn: is told of every atlas that is dropped, and for which case.
+        progress: registration takes many seconds for each atlas.
+
+    Raises:
+        ModelError: its atlases are not in its folder, or damaged.
+    """
+    if not wanted(model.recipe):
+        return None
+    if model.folder is None:
+        raise ModelError("the model uses an atlas prior, but was not read from a folder with its atlases")
+    from zoomseg.atlas.library import AtlasLibrary  # a model without atlases starts without it
+
+    library = AtlasLibrary.load(model.folder / FOLDER)
+    if library.schema.names != model.schema.names:
+        raise ModelError(f"{model.folder / FOLDER} has other labels than the model; copy the whole folder")
+
+    def prior(scan: stage_input.Scan) -> Prior:
+        return library.prior(
+            scan.image,
+            on_warning=lambda message: warn(f"{scan.id}: {message}"),
+            progress=lambda done, total: progress(scan.id, done, total),
+        )
+
+    return prior

@@ -1,0 +1,310 @@
+"""Many scans with one loaded model: a scan that fails is named, the others are done.
+
+While a scan is computed, the next one is read and the last one written, each in a thread of its own. The
+computation stays in the caller's thread, where an interruption arrives.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from zoomseg.core.case import Case
+from zoomseg.core.errors import OutputError, ZoomSegError
+from zoomseg.core.volume import Volume
+from zoomseg.inference import stage_outputs
+from zoomseg.inference.predictor import Predictor, Result
+from zoomseg.inference.resource_usage import Meter, Usage
+from zoomseg.io.dicom.write.results import DicomResult, write_results
+from zoomseg.io.files import check_name, printable, reason_of
+from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, write_labels
+from zoomseg.io.seg_nrrd import write_segmentation
+from zoomseg.pipeline.sliding_window import Progress
+from zoomseg.recipe.spec import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """A scan that was segmented and written to ``path``."""
+
+    case: str
+    path: Path
+    image: Volume
+    result: Result
+    seconds: dict[str, float]
+    """``read``, the steps of the computation, ``write``, and ``total`` for all of them and what lies
+    between; apart from these ``waited``, for which the computation stood still until the scan was read."""
+    usage: Usage
+    """Of the process while this scan had the computation: from the wait for its reading to the turn of the
+    next scan; if none was waiting, until this one was written."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A scan that could not be segmented, and why."""
+
+    case: str
+    reason: str
+
+
+Outcome = Done | Failed
+Settle = Callable[[Outcome], None]
+TellScan = Callable[[str, Progress], None]
+"""How far the scan of this id is."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is written with each label map."""
+
+    stages: bool = False
+    """What every stage said (see ``inference.stage_outputs``); its answers are then held as a whole."""
+    dicom: tuple[DicomResult, ...] = ()
+    """Objects that refer to the slices, of scans that came as DICOM."""
+    slicer: bool = False
+    """A segmentation for 3D Slicer (see ``segmentation_path``)."""
+
+    def paths(self, out: Path, scan: ScanInput, recipe: Recipe) -> list[Path]:
+        """Every file that a scan may get."""
+        found = list(stage_outputs.paths(out, scan.id, recipe)) if self.stages else []
+        found += [kind.path(out, scan.id) for kind in self.dicom]
+        return found + ([segmentation_path(out, scan)] if self.slicer else [])
+
+
+LABELS_ALONE = Beside()
+
+
+def silent(case: str, progress: Progress) -> None:
+    pass
+
+
+def segment(
+    scans: Iterable[ScanInput],
+    out: Path,
+    predictor: Predictor,
+    settle: Settle,
+    organs: tuple[str, ...] | None = None,
+    tell: TellScan = silent,
+    ahead: bool = True,
+    beside: Beside = LABELS_ALONE,
+) -> None:
+    """Read, predict and write scans, to ``out/<case>.nii.gz``.
+
+    Args:
+        settle: gets the outcomes in the order of the scans, each as soon as it is written, in the thread
+            that writes; what it raises ends the batch.
+        tell: called in the caller's thread.
+        ahead: whether reading, computing and writing overlap. Then up to three scans are in memory (one
+            coming, one computed, one being written), else one.
+        beside: what is written with each label map.
+
+    Raises:
+        OutputError: a result cannot be written (the next one could not either).
+        KeyboardInterrupt: at once, but for a result that is being written: it is written and settled.
+    """
+    with ThreadPoolExecutor(1, "zoomseg-write") as writer:
+        _Batch(iter(scans), out, predictor, settle, organs, tell, ahead, beside, writer).run()
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    scan: ScanInput
+    case: Case | Failed
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Computed:
+    scan: ScanInput
+    image: Volume
+    result: Result
+    seconds: dict[str, float]
+    """By step so far."""
+    total: float
+
+
+@dataclass(eq=False)
+class _Batch:
+    scans: Iterator[ScanInput]
+    out: Path
+    predictor: Predictor
+    settle: Settle
+    organs: tuple[str, ...] | None
+    tell: TellScan
+    ahead: bool
+    beside: Beside
+    writer: ThreadPoolExecutor
+    coming: deque[Future[_Read]] = field(default_factory=deque)
+    """At most one."""
+    writing: Future[None] | None = None
+
+    def run(self) -> None:
+        while self.coming or self._begin_reading():
+            self._do(self.coming.popleft())
+        self._await_writing()
+
+    def _do(self, reading: Future[_Read]) -> None:
+        """One scan, to where the next one's turn comes."""
+        with Meter(self.predictor.device.place) as meter:
+            began = time.perf_counter()
+            read = reading.result()
+            waited = time.perf_counter() - began
+            if self.ahead:
+                self._begin_reading()
+            found = self._compute(read, waited)
+            if not self.coming:  # nothing to overlap with: what writing takes is this scan's, too
+                self._write(found, meter)
+                self._await_writing()
+                return
+        self._write(found, meter)
+
+    def _begin_reading(self) -> bool:
+        """False if there is nothing left to read."""
+        scan = next(self.scans, None)
+        if scan is not None:
+            self.coming.append(_in_background(lambda: self._read(scan)))
+        return scan is not None
+
+    def _read(self, scan: ScanInput) -> _Read:
+        began = time.perf_counter()
+        case = _tried(scan, lambda: self._admitted(scan))
+        return _Read(scan, case, time.perf_counter() - began)
+
+    def _admitted(self, scan: ScanInput) -> Case:
+        """A scan that is refused before it is read if it is too large for the memory allowed, or its results
+        cannot have its name."""
+        for path in (
+            result_path(self.out, scan),
+            *self.beside.paths(self.out, scan, self.predictor.bundle.recipe),
+        ):
+            check_name(path)
+        channels = self.predictor.channels
+        if self.predictor.limits.any:
+            self.predictor.admit(*reading_bytes(scan, channels_last=channels > 1), keep=self.beside.stages)
+        return read_scan(scan, channels_last=channels > 1)
+
+    def _compute(self, read: _Read, waited: float) -> _Computed | Failed:
+        scan, case = read.scan, read.case
+        if isinstance(case, Failed):
+            return case
+        began = time.perf_counter()
+
+        def tell(progress: Progress) -> None:
+            self.tell(scan.id, progress)
+
+        result = _tried(
+            scan,
+            lambda: self.predictor.predict(
+                case, self.organs, keep=self.beside.stages, tell=tell, alone=self._await_others
+            ),
+        )
+        if isinstance(result, Failed):
+            return result
+        total = read.seconds + time.perf_counter() - began
+        seconds = {"read": read.seconds, "waited": waited, **result.seconds}
+        return _Computed(scan, case.image, result, seconds, total)
+
+    def _write(self, found: _Computed | Failed, meter: Meter) -> None:
+        self._await_writing()  # no more than one finished scan is held
+        self.writing = self.writer.submit(self._finish, found, meter)
+
+    def _await_writing(self) -> None:
+        if self.writing is not None:
+            self.writing.result()
+
+    def _await_others(self) -> None:
+        """Until neither the next scan is being read nor the last one written; what goes wrong there is told
+        where each has its turn."""
+        wait(self.coming)
+        if self.writing is not None:
+            wait([self.writing])
+
+    def _finish(self, found: _Computed | Failed, meter: Meter) -> None:
+        if isinstance(found, Failed):
+            self.settle(found)
+            return
+        self.settle(_tried(found.scan, lambda: self._written(found, meter)))
+
+    def _written(self, found: _Computed, meter: Meter) -> Done:
+        began = time.perf_counter()
+        scan, result, path = found.scan, found.result, result_path(self.out, found.scan)
+        stage_outputs.forget(self.out, scan.id)
+        write_results(self.out, scan, result.labels, self.beside.dicom, self.predictor.bundle.recipe.name)
+        if self.beside.slicer:
+            write_segmentation(segmentation_path(self.out, scan), result.labels, self.organs)
+        if self.beside.stages:
+            stage_outputs.write(self.out, scan, found.image.grid, self.predictor.bundle.recipe, result)
+        # Last: where it is, all is there.
+        write_labels(path, result.labels, like=scan.paths[0])
+        write = time.perf_counter() - began
+        meter.end()
+        seconds = found.seconds | {"write": write, "total": found.total + write}
+        return Done(scan.id, path, found.image, replace(result, priors={}), seconds, meter.usage)
+
+
+def _tried(scan: ScanInput, work: Callable[[], T]) -> T | Failed:
+    """What goes wrong with one scan is that scan's failure, be it a mistake of ours: the next ones may go
+    well. What would go wrong with any, as no result can be written, is raised."""
+    try:
+        return work()
+    except OutputError:
+        raise
+    except ZoomSegError as error:
+        return Failed(scan.id, printable(str(error)))
+    except Exception as error:
+        return Failed(scan.id, printable(f"{scan.paths[0]}: {why(error)}"))
+
+
+def why(error: Exception) -> str:
+    """What is no error of the user's, in one line: too little memory, or a mistake of ours, then with its
+    place in the package."""
+    if _out_of_memory(error):
+        return "does not fit in memory"
+    ours = Path(__file__).parents[1]
+    inside = [f for f in traceback.extract_tb(error.__traceback__) if ours in Path(f.filename).parents]
+    at = f" at {Path(inside[-1].filename).relative_to(ours)}:{inside[-1].lineno}" if inside else ""
+    return (
+        f"unexpected {type(error).__name__}{at} ({reason_of(error)}); please report it with the scan's header"
+    )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Torch has its own error for a full GPU, and none for a full machine."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _in_background(work: Callable[[], T]) -> Future[T]:
+    """Work in a thread that is abandoned when the process ends; for executors' threads it would wait."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="zoomseg-read", daemon=True).start()
+    return future
+
+
+def result_path(out: Path, scan: ScanInput) -> Path:
+    """Where a scan's label map goes."""
+    return out / f"{scan.id}.nii.gz"
+
+
+def segmentation_path(out: Path, scan: ScanInput) -> Path:
+    """Where a scan's segmentation for 3D Slicer goes: a folder of its own, as its suffix would make another
+    case of it among the label maps."""
+    return out / "slicer" / f"{scan.id}.seg.nrrd"

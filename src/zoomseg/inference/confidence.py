@@ -1,0 +1,91 @@
+"""How sure a result is: an estimate of every organ's Dice, from what the prediction itself shows.
+
+What probabilities promise (``pipeline.uncertainty``) is too good: a network is sure of its errors, too. How
+much so is learned from cases kept back (``evaluation.calibration``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from zoomseg.anatomy.measurements import Found, measure
+from zoomseg.anatomy.positions import usual_volume
+from zoomseg.core.volume import Volume
+from zoomseg.inference.predictor import Result
+from zoomseg.inference.summary import MISPLACED, UNUSUAL_VOLUME, OrganRow, organ_flags, organ_rows
+from zoomseg.io.calibration import Calibration
+from zoomseg.io.training_domain import TrainingDomain
+
+MOST = 0.99
+"""A Dice beyond is taken for it, and one below 0.01 for that: logits of 0 and 1 are infinite."""
+DOUBTED = 0.5
+"""What is left of an organ's confidence that is misplaced, or of an unusual size."""
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def summed_up(
+    case_id: str,
+    result: Result,
+    image: Volume,
+    calibration: Calibration | None,
+    organs: Iterable[str] | str = "all",
+    domain: TrainingDomain | None = None,
+) -> list[OrganRow]:
+    """The rows of ``summary.csv`` of a case, one per organ in schema order. An organ's confidence is what its
+    probabilities promise, as the model's calibration has it, in so far as the scan is like those of the
+    training, and the organ like the organ there.
+
+    Raises:
+        GeometryError: labels and image lie on different grids.
+        LabelError: an organ that the schema does not know.
+    """
+    chosen = result.schema.select(organs)
+    found = measure(case_id, result.labels, image, chosen)
+    cut = [organ for organ, signs in result.signs.items() if signs.cut]
+    odd = {MISPLACED: result.misplaced, UNUSUAL_VOLUME: unusual_volumes(found, domain)}
+    flags = organ_flags(result.schema, found, chosen, cut, odd)
+    promised = {organ: dice for organ, dice in result.confidence.items() if organ in found}
+    estimated = estimated_dice(promised, calibration)
+    doubted = {organ for those in odd.values() for organ in those}
+    sure = {
+        organ: dice * result.trust * (DOUBTED if organ in doubted else 1.0)
+        for organ, dice in estimated.items()
+    }
+    return organ_rows(case_id, found, flags, sure)
+
+
+def unusual_volumes(found: Mapping[str, Found], domain: TrainingDomain | None) -> tuple[str, ...]:
+    """Organs of a size far from any in training; of those that the scan cuts off, large ones alone."""
+    if domain is None:
+        return ()
+    return tuple(
+        name
+        for name, own in found.items()
+        if not usual_volume(own.volume_ml, domain.organs.get(name), whole=not own.touches_scan_border)
+    )
+
+
+def estimated_dice(promised: Mapping[str, float], calibration: Calibration | None) -> dict[str, float]:
+    """By organ, 0 to 1; without a calibration, what the probabilities promise."""
+    if calibration is None:
+        return dict(promised)
+    out = {}
+    for organ, dice in promised.items():
+        own = calibration.offset + calibration.organs.get(organ, 0.0)
+        out[organ] = float(logistic(np.array(own + calibration.slope * float(logit([dice])[0]))))
+    return out
+
+
+def logit(shares: Sequence[float]) -> FloatArray:
+    kept = np.clip(np.array(shares, dtype=np.float64), 1 - MOST, MOST)
+    logits: FloatArray = np.log(kept / (1 - kept))
+    return logits
+
+
+def logistic(values: FloatArray) -> FloatArray:
+    out: FloatArray = 1 / (1 + np.exp(-np.clip(values, -700, 700)))
+    return out

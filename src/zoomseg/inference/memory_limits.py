@@ -1,0 +1,379 @@
+"""Prediction within the memory that the user allows: what a stage will need is known before it runs, and
+its tiles are made smaller until it fits.
+
+What is large is counted: the scan, the label map, a stage's image, the planes of the answer that are held.
+What a network takes for a tile is no matter of counting: it depends on the processor, the precision and
+the threads, as these decide which of the libraries' algorithms runs, and in which layout it copies what
+it reads. It is measured, by computing tiles of growing size, none of which may go over the limit. Only
+where many times what is counted is free nothing is measured. All in bytes.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoomseg.backends.device import HOARDED, Device, give_back_memory, keep_memory, trim_memory
+from zoomseg.core.errors import MemoryLimitError, ZoomSegError
+from zoomseg.core.geometry import Grid, Index3
+from zoomseg.core.memory import UNITS, free_ram, spoken, used_ram
+from zoomseg.core.resample import PIECE_VOXELS
+from zoomseg.inference.resource_usage import rise
+from zoomseg.networks import build as networks
+from zoomseg.networks.unet import Padding
+from zoomseg.pipeline.stage_input import View
+from zoomseg.recipe.spec import NetworkSpec
+
+FRAMEWORK = 1.3
+"""Taken over counted: freed blocks do not fit what comes next. Of the network, where nothing is measured,
+also copies in other layouts."""
+
+AMPLE = 16
+"""Where so many times what is counted for a tile is free, it is not measured. Twice to three times were met
+(oneDNN without AVX2 or with emulated bfloat16), ten where torch lays patches out as rows for small tiles."""
+
+REPEATED = 1.15
+"""A tile's memory in the middle of a scan over what was measured: freed blocks are taken up by others."""
+
+PIECES = 3 * 4 * PIECE_VOXELS
+"""What resampling a large scan piece by piece takes."""
+
+FIRST_USE = 64 * 1024**2
+"""What libraries load and compile when they are first used."""
+
+COPIES_OF_LABELS = 3
+"""At the end: the label map as it was made, turned as the scan is, and with the file's values."""
+
+
+def parse_bytes(text: str) -> int:
+    """``4G``, ``2.5GB``, ``800M``, ``1073741824``: units of 1024.
+
+    Raises:
+        ZoomSegError: not an amount of memory.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
+    amount = float(match[1]) * UNITS[match[2]] if match else 0.0
+    if not 1 <= amount < 2**63:
+        raise ZoomSegError(f"'{text}' is not an amount of memory; write it like 800M or 4G")
+    return int(amount)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage does, as far as memory is concerned."""
+
+    weightless: Callable[[], nn.Module]
+    """A copy of the network for counting, in evaluation mode on the meta device: a new one each time, so that
+    scans can be counted in several threads while the network itself computes."""
+    channels: int
+    """That the network reads: image and priors."""
+    image_channels: int
+    classes: int
+    compute: Callable[[Tensor], object]
+    """A batch of tiles ``[B, channels, *tile]`` through all that answers for the stage."""
+    _alive: dict[Index3, int] = field(default_factory=dict, init=False, compare=False)
+    """Of the maps, by tile (see ``activation_bytes``)."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Tiles to measure, and whether the stage may be computed with such."""
+
+    tile: Index3
+    together: int
+    usable: bool
+
+
+_Key = tuple[str, Index3, int]
+"""Stage, tile and number of tiles."""
+
+
+def _key(view: View, step: _Step) -> _Key:
+    return (view.stage.name, step.tile, step.together)
+
+
+def alone() -> None:
+    """Where a prediction is all that the process does."""
+
+
+@dataclass(eq=False)
+class Limits:
+    """At most ``ram`` bytes of main memory and ``vram`` of the GPU's, for the whole process; None: any;
+    ``"free"``: what is free when it is asked for."""
+
+    device: Device
+    ram: int | Literal["free"] | None = None
+    vram: int | None = None
+    _measured: dict[_Key, int] = field(default_factory=dict)
+    """Bytes."""
+
+    def __post_init__(self) -> None:
+        if self._on_gpu:
+            return
+        self.vram = None
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.place.type == "cuda"
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one."""
+        return self.ram is not None or self.vram is not None
+
+    def admit(self, grid: Grid, reading: int, first: int = 0) -> None:
+        """Refuse a scan before it is read, which will take ``reading`` bytes.
+
+        Args:
+            first: what its first stage will take at least, where that is known by then.
+
+        Raises:
+            MemoryLimitError: it is too large.
+        """
+        labels = grid.box.voxels
+        stage = 0 if self._on_gpu else first
+        needed = reading + max(labels + max(PIECES, stage), COPIES_OF_LABELS * labels)
+        self._refuse_over(self._used_ram() + needed, self._ram(), "main memory", "the scan and its label map")
+
+    def fit(
+        self, view: View, work: Work, whole: bool, still_to_fill: int, alone: Callable[[], None] = alone
+    ) -> tuple[View, int]:
+        """The view with tiles that fit: the recipe's own, if they do. And how many are computed together.
+
+        Args:
+            whole: whether the answer is kept as a whole.
+            still_to_fill: bytes of the label map, which is there already but not touched by all yet.
+            alone: called before anything is measured; returns once no other thread takes memory.
+
+        Raises:
+            MemoryLimitError: not even the smallest tiles fit.
+        """
+        if self._on_gpu:
+            return self._fit_counted(view, work, whole)
+        together = self.device.tiles_at_once(math.prod(view.stage.grid.tile))
+        ample = beside_bytes(view, work, whole) + AMPLE * together * counted_bytes(view, work)
+        if self._room(still_to_fill) >= ample:
+            return view, together
+        return self._fit_measured(view, work, whole, still_to_fill, alone)
+
+    def _fit_counted(self, view: View, work: Work, whole: bool) -> tuple[View, int]:
+        """On a GPU, where memory that is asked for in vain is no harm."""
+        if self.vram is None:
+            return view, self.device.tiles_at_once(math.prod(view.stage.grid.tile))
+        needed = 0
+        for step in _steps(view, self.device):
+            if step.usable:
+                fitting = _with_tile(view, step.tile)
+                needed = stage_bytes(fitting, work, whole, step.together)
+                if self.vram - self._used_vram() >= needed:
+                    return fitting, step.together
+        self._refuse_over(self._used_vram() + needed, self.vram, "GPU memory", _smallest(view))
+        return view, 1
+
+    def _fit_measured(
+        self, view: View, work: Work, whole: bool, still_to_fill: int, alone: Callable[[], None]
+    ) -> tuple[View, int]:
+        """From the smallest tiles up: what one size takes tells how much the next may take."""
+        give_back_memory()  # short of it, hoarding freed blocks for speed is no longer wise
+        found: tuple[View, int] | None = None
+        needed, taken, spare = 0.0, 1.0, 0.0
+        for step in reversed(_steps(view, self.device)):
+            fitting = _with_tile(view, step.tile)
+            beside = beside_bytes(fitting, work, whole)
+            room = self._room(still_to_fill) - beside
+            counted = step.together * counted_bytes(fitting, work)
+            needed = FRAMEWORK * counted * max(1.0, taken)
+            if needed <= room and _key(fitting, step) not in self._measured:
+                alone()  # what others take would count as the network's, for every scan to come
+                room = self._room(still_to_fill) - beside
+            if needed <= room:
+                measured = self._measure(fitting, work, step)
+                needed = REPEATED * measured + step.together * input_bytes(fitting, work)
+                taken = measured / counted
+            if needed > room:
+                break
+            if step.usable:
+                found, spare = (fitting, step.together), room - 2 * needed - HOARDED
+        if found is None:
+            used = self._used_ram() + still_to_fill + beside
+            self._refuse_over(used + needed, self._ram(), "main memory", _smallest(view))
+            return view, 1
+        if spare > 0:
+            keep_memory()
+        return found
+
+    def _measure(self, view: View, work: Work, step: _Step) -> int:
+        key = _key(view, step)
+        if key not in self._measured:
+            self._used_ram()  # what is freed goes back first: taken up again it would not count
+
+            def compute() -> None:
+                work.compute(torch.zeros(step.together, work.channels, *step.tile))
+
+            self._measured[key] = rise(compute)
+        return self._measured[key]
+
+    def _ram(self) -> int | None:
+        return free_ram() if self.ram == "free" else self.ram
+
+    def _room(self, still_to_fill: int) -> float:
+        """Bytes of main memory that may be taken yet."""
+        ram = self._ram()
+        return math.inf if ram is None else ram - self._used_ram() - still_to_fill
+
+    def _refuse_over(self, needed: float, limit: int | None, kind: str, what: str) -> None:
+        if limit is None or needed <= limit:
+            return
+        option = "--max-vram" if kind == "GPU memory" else "--max-ram"
+        allowed, more = (
+            ("free", "close other programs, raise this process's limit")
+            if self.ram == "free" and kind != "GPU memory"
+            else ("allowed", f"allow more with {option}")
+        )
+        raise MemoryLimitError(
+            f"{what} would need about {spoken(needed)} of {kind}, {spoken(limit)} are {allowed}; {more}, "
+            "crop the scan, or use a model with a coarser grid",
+            math.ceil(needed),
+        )
+
+    def _used_ram(self) -> int:
+        gc.collect()
+        trim_memory()  # freed memory that is kept for later would count as used
+        return used_ram()
+
+    def _used_vram(self) -> int:
+        return int(torch.cuda.memory_allocated(self.device.place))
+
+
+def _smallest(view: View) -> str:
+    return f"stage '{view.stage.name}' with its smallest tiles"
+
+
+def _steps(view: View, device: Device) -> list[_Step]:
+    """The recipe's tiles as many together as keep the device busy, alone, and ever smaller ones that the
+    network can read, the longest side halved."""
+    spec, network = view.stage.grid, view.stage.network
+    # Valid convolutions, and one pass over a box, have sizes of their own; others tell what they will take.
+    usable = spec.padding != "valid" and spec.kind != "shape"
+    together = device.tiles_at_once(math.prod(spec.tile))
+    own = [_Step(spec.tile, count, True) for count in sorted({1, together}, reverse=True)]
+    return own + [_Step(tile, 1, usable) for tile in _halved(spec.tile, network, spec.padding)]
+
+
+def _halved(tile: Index3, network: NetworkSpec, padding: Padding) -> Iterator[Index3]:
+    divisor = networks.divisor(network)
+    halo = networks.halo(network, padding)
+    while True:
+        sides = [n for n in range(3) if tile[n] >= 4 * (divisor[n] + halo[n])]
+        if not sides:
+            return
+        axis = max(sides, key=lambda n: tile[n])
+        i, j, k = (tile[n] // 2 if n == axis else tile[n] for n in range(3))
+        tile = networks.readable(network, padding, (i, j, k))
+        yield tile
+
+
+def _with_tile(view: View, tile: Index3) -> View:
+    if tile == view.stage.grid.tile:
+        return view
+    grid = view.stage.grid.model_copy(update={"tile": tile})
+    return View(view.stage.model_copy(update={"grid": grid}), view.grid, view.region)
+
+
+def least_bytes(view: View, work: Work, whole: bool, device: Device) -> int:
+    """What a stage takes at least beside what is there already, as far as it can be counted."""
+    usable = [step.tile for step in _steps(view, device) if step.usable]
+    return stage_bytes(_with_tile(view, usable[-1]), work, whole, 1)
+
+
+def stage_bytes(view: View, work: Work, whole: bool, together: int) -> int:
+    """What a stage takes beside what is there already, counted; ``whole`` if its answer is kept as a whole.
+    So many tiles are computed ``together``."""
+    tiles = FRAMEWORK * together * counted_bytes(view, work)
+    return round(beside_bytes(view, work, whole) + tiles)
+
+
+def beside_bytes(view: View, work: Work, whole: bool) -> int:
+    """Of this, all but the tiles: the image, the answer's planes that are held, the region."""
+    spec, box = view.stage.grid, view.region.box
+    halo = networks.halo(view.stage.network, spec.padding)
+    inner = [n - 2 * h for n, h in zip(spec.tile, halo, strict=True)]
+    wide = [max(n, t) + 2 * h for n, t, h in zip(box.shape, inner, halo, strict=True)]
+    image = 4 * 2 * work.image_channels * math.prod(wide)
+    plane = 4 * (work.classes + 1) * (box.shape[0] + 2) * (box.shape[1] + 2)
+    held = plane * min(inner[2], box.shape[2] + 2) + (2 * plane * (box.shape[2] + 2) if whole else 0)
+    mask = 4 * box.voxels if view.region.mask is not None else 0
+    return round(FRAMEWORK * (image + held + mask)) + PIECES + FIRST_USE
+
+
+def counted_bytes(view: View, work: Work) -> int:
+    """Of a tile: what the network reads, twice, as it is put together from image and priors, and what it
+    makes of it."""
+    tile = view.stage.grid.tile
+    return 2 * input_bytes(view, work) + activation_bytes(work, tile)
+
+
+def input_bytes(view: View, work: Work) -> int:
+    """What the network reads of a tile."""
+    return 4 * work.channels * math.prod(view.stage.grid.tile)
+
+
+def activation_bytes(work: Work, tile: Index3) -> int:
+    """The most that is alive at once while the network computes a tile in float32, and its probabilities;
+    counted once for a tile, on shapes alone."""
+    if tile not in work._alive:
+        x_BCIJK = torch.empty(1, work.channels, *tile, device="meta")
+        module = work.weightless()
+        with torch.inference_mode(), _Alive(module) as alive:
+            module(x_BCIJK)
+        work._alive[tile] = alive.most
+    return work._alive[tile] + 4 * work.classes * math.prod(tile)
+
+
+class _Alive:
+    """Counts the bytes of what the parts of a module read and answer, as long as these are alive."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.most = 0
+        self._now = 0
+        self._met: set[int] = set()
+        self._users: dict[int, int] = {}
+        leaves = [part for part in module.modules() if not list(part.children())]
+        self._hooks = [part.register_forward_hook(self._watch) for part in leaves]
+
+    def __enter__(self) -> _Alive:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _watch(self, part: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
+        for tensor in (*given, answer):
+            if id(tensor) not in self._met:
+                self._meet(tensor)
+
+    def _meet(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        self._met.add(id(tensor))
+        self._users[key] = self._users.get(key, 0) + 1
+        if self._users[key] == 1:
+            self._now += size
+            self.most = max(self.most, self._now)
+        weakref.finalize(tensor, self._part, id(tensor), key, size)
+
+    def _part(self, tensor: int, key: int, size: int) -> None:
+        self._met.discard(tensor)
+        self._users[key] -= 1
+        if self._users[key] == 0:
+            del self._users[key]
+            self._now -= size

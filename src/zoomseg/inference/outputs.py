@@ -1,0 +1,167 @@
+"""What a batch of predictions leaves beside the label maps: ``summary.csv``, ``review.csv``, ``run.json``,
+and names and colours of their values for viewers.
+
+The first three are rewritten after every case: a batch that is stopped keeps the account of what it did.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from zoomseg.core.errors import OutputError
+from zoomseg.core.labels import BACKGROUND
+from zoomseg.inference import batch
+from zoomseg.inference.batch import LABELS_ALONE, Beside, Done, Failed, Outcome, TellScan, result_path
+from zoomseg.inference.confidence import summed_up
+from zoomseg.inference.predictor import Predictor
+from zoomseg.inference.summary import OrganRow, write_review, write_summary
+from zoomseg.io.dicom.write.results import require_series
+from zoomseg.io.files import writable_directory, write_json_atomic
+from zoomseg.io.scans import ScanInput
+from zoomseg.io.seg_nrrd import write_colour_tables
+from zoomseg.recipe.spec import Recipe
+
+TRAINED = ("data_set", "date", "seconds", "device", "seed", "zoomseg")
+"""What a run tells of its model's provenance; not the names of the cases."""
+
+Hear = Callable[[Sequence[OrganRow]], None]
+"""Gets the rows of a scan."""
+
+
+def segment_to_folder(
+    scans: Iterable[ScanInput],
+    out: Path,
+    predictor: Predictor,
+    organs: tuple[str, ...] | None = None,
+    progress: Callable[[Outcome], None] | None = None,
+    tell: TellScan = batch.silent,
+    ahead: bool = True,
+    beside: Beside = LABELS_ALONE,
+    hear: Hear | None = None,
+    notes: Sequence[str] = (),
+) -> tuple[Failed, ...]:
+    """Segment scans into ``out`` with ``summary.csv``, ``review.csv`` and ``run.json``; the failed ones are
+    returned.
+
+    Args:
+        progress: told of every scan that is done with, in order, in the thread that writes.
+        hear: before that, in the same thread.
+        tell, ahead, beside: as in ``inference.batch.segment``.
+        notes: on the folders that the scans were found in, for ``run.json``.
+
+    Raises:
+        OutputError: ``out`` cannot be written, or a result would overwrite a scan or another result.
+        LabelError: an organ that the model does not know.
+        ScanError: DICOM objects of a scan that did not come as such.
+    """
+    scans = tuple(scans)
+    require_series(scans, beside.dicom)
+    schema = predictor.bundle.schema
+    chosen = schema.names if organs is None else schema.select(organs)
+    writable_directory(out)
+    _spare_files(scans, out, predictor.bundle.recipe, beside)
+    write_colour_tables(out, schema, chosen)
+    rows: list[OrganRow] = []
+    run = _header(predictor, chosen, notes)
+    failed: list[Failed] = []
+    began = time.perf_counter()
+
+    def settle(outcome: Outcome) -> None:
+        match outcome:
+            case Done():
+                found, outcome = _summed_up(outcome, predictor, chosen)
+                rows.extend(found)
+                if hear is not None:
+                    hear(found)
+                run["cases"][outcome.case] = _account(outcome)
+            case Failed():
+                failed.append(outcome)
+                run["cases"][outcome.case] = {"status": "failed", "error": outcome.reason}
+        run["seconds"] = round(time.perf_counter() - began, 3)
+        write_summary(out / "summary.csv", rows)
+        write_review(out / "review.csv", rows)
+        write_json_atomic(out / "run.json", run)
+        if progress is not None:
+            progress(outcome)
+
+    batch.segment(scans, out, predictor, settle, chosen, tell, ahead, beside)
+    return tuple(failed)
+
+
+def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe, beside: Beside) -> None:
+    """No result may replace a scan or another result."""
+    scans = tuple(scans)
+    read = {_identity(path) for scan in scans for path in _files(scan)} - {None}
+    written: dict[Path, str] = {}
+    for scan in scans:
+        for result in (result_path(out, scan), *beside.paths(out, scan, recipe)):
+            if _identity(result) in read:
+                raise OutputError(f"{result}: is the scan itself; choose another folder for the results")
+            if result in written:
+                both = f"'{written[result]}' and '{scan.id}'"
+                raise OutputError(f"{result}: would be a result of both {both}; rename one of the scans")
+            written[result] = scan.id
+
+
+def _files(scan: ScanInput) -> Iterator[Path]:
+    """What a scan is read from; of DICOM in a folder, every slice's file, too."""
+    yield from scan.paths
+    if scan.dicom is not None:
+        yield from scan.dicom.paths
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What a file is known by under any name; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _header(predictor: Predictor, organs: tuple[str, ...], notes: Sequence[str]) -> dict[str, Any]:
+    """``labels`` names only the organs asked for, so that an evaluation scores no other."""
+    schema = predictor.bundle.schema
+    return {
+        "zoomseg": importlib.metadata.version("zoomseg"),
+        "recipe": predictor.bundle.recipe.name,
+        "recipe_in_full": predictor.bundle.recipe.model_dump(mode="json"),
+        "models": [str(folder) for folder in predictor.folders],
+        "trained": {
+            key: predictor.bundle.provenance[key] for key in TRAINED if key in predictor.bundle.provenance
+        },
+        "device": predictor.device.name,
+        "precision": str(predictor.device.precision or "float32").removeprefix("torch."),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": 0.0,
+        "labels": {BACKGROUND: 0} | {name: schema.values[schema.names.index(name)] for name in organs},
+        "notes": list(notes),
+        "cases": {},
+    }
+
+
+def _summed_up(done: Done, predictor: Predictor, organs: tuple[str, ...]) -> tuple[list[OrganRow], Done]:
+    """The rows of a case, and the case with the seconds that they took."""
+    began = time.perf_counter()
+    model = predictor.bundle
+    rows = summed_up(done.case, done.result, done.image, model.calibration, organs, model.domain)
+    took = time.perf_counter() - began
+    steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
+    seconds = steps | {"summary": took, "total": done.seconds["total"] + took}
+    return rows, replace(done, seconds=seconds)
+
+
+def _account(done: Done) -> dict[str, Any]:
+    return {
+        "status": "done",
+        "notes": list(done.result.notes),
+        "seconds": {step: round(value, 3) for step, value in done.seconds.items()},
+        "stages": [asdict(record) for record in done.result.records],
+        "flops": sum(record.flops for record in done.result.records),
+        **{measure: round(value, 1) for measure, value in asdict(done.usage).items()},
+    }

@@ -1,0 +1,22 @@
+"""Whether a scan is like those that a model was trained on."""
+
+from __future__ import annotations
+
+from zoomseg.core.case import Case
+from zoomseg.io import training_domain
+from zoomseg.io.training_domain import Likeness, TrainingDomain
+from zoomseg.pipeline.inputs import window_of
+from zoomseg.recipe.spec import IntensitySpec
+
+
+def compare(known: TrainingDomain, case: Case, intensity: IntensitySpec, any_scan: bool = False) -> Likeness:
+    """How like the training cases a scan is, for a model that reads it so; ``any_scan`` as in
+    ``io.training_domain.compare``.
+
+    Raises:
+        ScanError: it is plainly something else, and why.
+    """
+    channel = case.image.data[0].numpy()
+    return training_domain.compare(
+        known, channel, case.image.grid, window_of(intensity), case.modality, any_scan
+    )

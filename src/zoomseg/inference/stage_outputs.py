@@ -1,0 +1,229 @@
+"""What every stage of a cascade said of a scan, kept beside its label map so that errors can be traced.
+
+```
+OUT/stages/<case>-<stage>.nii.gz          the label map that the stage's answer alone makes
+OUT/stages/<case>-<stage>-region.nii.gz   1 where the stage looked; none of a stage that looks everywhere
+OUT/stages/<case>.json                    the stages, and which of them answer for which organ; written last
+```
+
+Both maps lie on the scan's own grid. What is not written in full cannot be mistaken for it, as there is no
+JSON file then.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from zoomseg.core.case import Prior
+from zoomseg.core.errors import ScanError
+from zoomseg.core.geometry import Grid, Orientation
+from zoomseg.core.labels import MAX_VALUE, LabelSchema
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.inference.predictor import Result
+from zoomseg.io.files import writable_directory, write_json_atomic, writing
+from zoomseg.io.scans import ScanInput, write_array, write_labels
+from zoomseg.pipeline import fusion
+from zoomseg.recipe import graph
+from zoomseg.recipe.quantities import Name, Spacing
+from zoomseg.recipe.spec import (
+    BoxAround,
+    DilatedForeground,
+    ProbabilityTimesAtlas,
+    Recipe,
+    Stage,
+    WholeVolume,
+)
+
+FOLDER = "stages"
+
+MAX_JSON_BYTES = 4 * 1024**2
+"""A larger file is none of ours."""
+
+_VOTED = ("most_probable", "majority_vote")
+"""Fusions in which several stages have a say about one voxel."""
+
+
+class _Kept(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class KeptStage(_Kept):
+    """One stage. The pattern of its name keeps its files inside the folder."""
+
+    name: Name
+    labels: dict[str, Annotated[int, Field(ge=1, le=MAX_VALUE)]]
+    """What the stage predicts, and the values in its label map."""
+    everywhere: bool
+    """Whether it looks at the whole scan, so that there is no file of its region."""
+    placed_by: str | None
+    """The stage whose answer placed the region."""
+    spacing_mm: Spacing | None
+    """Voxels of the stage's grid along R, A and S; None if it had nowhere to look."""
+
+
+class KeptCase(_Kept):
+    """``<case>.json``: stages in their order, and by organ those whose answer can reach the label map."""
+
+    format: Literal[1] = 1
+    stages: tuple[KeptStage, ...]
+    answering: dict[str, tuple[str, ...]]
+
+    @model_validator(mode="after")
+    def _names_are_stages(self) -> KeptCase:
+        names = [stage.name for stage in self.stages]
+        named = set(itertools.chain.from_iterable(self.answering.values()))
+        named |= {stage.placed_by for stage in self.stages if stage.placed_by is not None}
+        if len(set(names)) != len(names) or not named <= set(names):
+            raise ValueError(f"stages must be distinct and named among {names}, got {sorted(named)}")
+        return self
+
+    def stage(self, name: str) -> KeptStage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+# --- where ----------------------------------------------------------------------------------------
+
+
+def labels_path(folder: Path, case: str, stage: str) -> Path:
+    return folder / f"{case}-{stage}.nii.gz"
+
+
+def region_path(folder: Path, case: str, stage: str) -> Path:
+    return folder / f"{case}-{stage}-region.nii.gz"
+
+
+def json_path(folder: Path, case: str) -> Path:
+    return folder / f"{case}.json"
+
+
+def paths(out: Path, case: str, recipe: Recipe) -> Iterator[Path]:
+    """Every file that ``write`` makes for a case."""
+    folder = out / FOLDER
+    for stage in recipe.stages:
+        yield labels_path(folder, case, stage.name)
+        if not isinstance(stage.roi, WholeVolume):
+            yield region_path(folder, case, stage.name)
+    yield json_path(folder, case)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def forget(out: Path, case: str) -> None:
+    """What an earlier run kept is not about the label map that is written now.
+
+    Raises:
+        OutputError: no permission.
+    """
+    path = json_path(out / FOLDER, case)
+    with writing(path):
+        path.unlink(missing_ok=True)
+
+
+def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Result) -> None:
+    """Write what the stages of an expanded recipe said; ``result`` has their priors, ``grid`` is the scan's.
+    One stage after the other is brought to it, so that no more than two maps are held.
+
+    Raises:
+        OutputError: no permission, full disk.
+    """
+    folder = writable_directory(out / FOLDER)
+    orientation = Orientation.to_canonical(grid)
+    canonical, back = orientation.grid(grid), orientation.inverse
+    for stage in recipe.stages:
+        prior = result.priors.get(stage.name)
+        labels = label_map(stage, prior, canonical, result.schema).reoriented(back)
+        write_labels(labels_path(folder, scan.id, stage.name), labels, like=scan.paths[0])
+        if not isinstance(stage.roi, WholeVolume):
+            region = Volume(region_of(prior, canonical)[None], canonical).reoriented(back)
+            path = region_path(folder, scan.id, stage.name)
+            write_array(path, region.data[0].numpy(), region.grid, scan.paths[0])
+    kept = describe(recipe, result.schema, result.priors)
+    write_json_atomic(json_path(folder, scan.id), kept.model_dump(mode="json"))
+
+
+def label_map(stage: Stage, prior: Prior | None, grid: Grid, schema: LabelSchema) -> LabelMap:
+    """What a stage's answer makes of a blank map on the scan's canonical ``grid``: its argmax inside its
+    region, whatever its ``fusion`` does with it. None: it had nowhere to look."""
+    canvas = fusion.Canvas.blank(grid, schema)
+    if prior is not None:
+        fusion.replace_in_roi(canvas, prior, stage.argmax_on)
+    return LabelMap(canvas.labels, grid, schema)
+
+
+def region_of(prior: Prior | None, grid: Grid) -> Tensor:
+    """``[I, J, K]`` uint8: 1 where the stage's answer reaches voxels of the scan's canonical ``grid``."""
+    out = torch.zeros(grid.shape[::-1], dtype=torch.uint8).permute(2, 1, 0)
+    if prior is None:
+        return out
+    box = grid.box_of(prior.region.grid, prior.region.box).intersect(grid.box)
+    for block in fusion.blocks(box):
+        part = grid.crop(block)
+        out[block.slices] = prior.region.on(part).mask_in(part.box).byte()
+    return out
+
+
+def describe(recipe: Recipe, schema: LabelSchema, priors: Mapping[str, Prior]) -> KeptCase:
+    values = dict(zip(schema.names, schema.values, strict=True))
+    stages = tuple(
+        KeptStage(
+            name=stage.name,
+            labels={name: values[name] for name in graph.resolve_labels(stage, schema)},
+            everywhere=isinstance(stage.roi, WholeVolume),
+            placed_by=_placed_by(stage),
+            spacing_mm=priors[stage.name].grid.spacing_mm if stage.name in priors else None,
+        )
+        for stage in recipe.stages
+    )
+    return KeptCase(stages=stages, answering=_answering(recipe, schema))
+
+
+def _placed_by(stage: Stage) -> str | None:
+    match stage.roi:
+        case DilatedForeground(of=of) | BoxAround(of=of) | ProbabilityTimesAtlas(of=of):
+            return of
+        case _:
+            return None
+
+
+def _answering(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str, ...]]:
+    """The stage that answers last for an organ; of neighbours that vote, all that answer for it."""
+    entering = (stage for stage in recipe.stages if stage.fusion != "none")
+    last: dict[str, tuple[str, ...]] = {}
+    for kind, group in itertools.groupby(entering, key=lambda stage: stage.fusion):
+        together: dict[str, tuple[str, ...]] = {}
+        for stage in group:
+            for organ in graph.resolve_labels(stage, schema):
+                earlier = together.get(organ, ()) if kind in _VOTED else ()
+                together[organ] = (*earlier, stage.name)
+        last |= together
+    return last
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read(folder: Path, case: str) -> KeptCase:
+    """What lies in a ``stages`` folder about a case.
+
+    Raises:
+        ScanError: the JSON file is missing, damaged, or not what ``write`` makes.
+    """
+    path = json_path(folder, case)
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ScanError(f"{path}: larger than {MAX_JSON_BYTES} bytes; predict again with --keep-stages")
+        return KeptCase.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise ScanError(f"{path}: {where}: {first['msg']}; predict again with --keep-stages") from error
+    except OSError as error:
+        raise ScanError(f"{path}: cannot be read ({error.strerror}); predict again") from error

@@ -1,0 +1,150 @@
+"""``summary.csv``: one row per case and organ; ``review.csv``: which of them to look at first."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from zoomseg.anatomy.measurements import Found
+from zoomseg.anatomy.plausibility import plausibility_flags
+from zoomseg.core.geometry import Box, Vector3
+from zoomseg.core.labels import LabelSchema
+from zoomseg.io.files import write_text_atomic
+
+COLUMNS = (
+    *("case", "organ", "volume_ml", "mean_intensity", "confidence", "flags", "median_intensity"),
+    *("i_start", "i_stop", "j_start", "j_stop", "k_start", "k_stop"),
+    *("x_min_mm", "x_max_mm", "y_min_mm", "y_max_mm", "z_min_mm", "z_max_mm"),
+)
+REVIEW_COLUMNS = ("case", "organ", "confidence", "flags", "volume_ml")
+
+MISSING = "missing"
+"""No voxel of the organ was found."""
+TOUCHES_SCAN_BORDER = "touches_scan_border"
+"""The organ reaches the first or last voxel plane of the scan: it may go on outside."""
+TOUCHES_REGION_BORDER = "touches_region_border"
+"""The organ reaches the end of where the last stage looked, also after it looked farther."""
+
+MISPLACED = "misplaced"
+"""All of the organ lies far from where training had it, as other organs have it."""
+UNUSUAL_VOLUME = "unusual_volume"
+"""The organ is smaller than half of the smallest in training, or larger than twice the largest."""
+
+
+@dataclass(frozen=True)
+class OrganRow:
+    """One organ of one case. Intensities (of the first channel) and boxes are None if the organ is missing.
+
+    ``box`` is in voxel indices of the scan, ``corners_mm`` are its lowest and highest RAS+ coordinates.
+    """
+
+    case: str
+    organ: str
+    volume_ml: float
+    mean_intensity: float | None
+    confidence: float | None
+    flags: tuple[str, ...]
+    median_intensity: float | None = None
+    box: Box | None = None
+    corners_mm: tuple[Vector3, Vector3] | None = None
+
+
+def organ_flags(
+    schema: LabelSchema,
+    found: Mapping[str, Found],
+    organs: Iterable[str],
+    cut: Iterable[str] = (),
+    odd: Mapping[str, Iterable[str]] = MappingProxyType({}),
+) -> dict[str, tuple[str, ...]]:
+    """What is to be said about each of ``organs``.
+
+    Args:
+        cut: organs that reach the end of where a stage looked.
+        odd: further flags, and the organs that they hold for.
+    """
+    implausible = plausibility_flags(schema, found)
+    of_all = {TOUCHES_REGION_BORDER: set(cut), **{flag: set(those) for flag, those in odd.items()}}
+    flags: dict[str, tuple[str, ...]] = {}
+    for organ in organs:
+        if organ not in found:
+            flags[organ] = (MISSING,)
+            continue
+        border = (TOUCHES_SCAN_BORDER,) if found[organ].touches_scan_border else ()
+        own = (flag for flag, those in of_all.items() if organ in those)
+        flags[organ] = (*border, *own, *implausible.get(organ, ()))
+    return flags
+
+
+def organ_rows(
+    case_id: str,
+    found: Mapping[str, Found],
+    flags: Mapping[str, tuple[str, ...]],
+    confidence: Mapping[str, float],
+) -> list[OrganRow]:
+    """One row for each organ that has an entry in ``flags``, in their order."""
+    rows = []
+    for organ, own in flags.items():
+        sure = confidence.get(organ)
+        if organ not in found:
+            rows.append(OrganRow(case_id, organ, 0.0, None, sure, own))
+            continue
+        what = found[organ]
+        numbers = (what.median, what.box, what.corners_mm)
+        rows.append(OrganRow(case_id, organ, what.volume_ml, what.mean, sure, own, *numbers))
+    return rows
+
+
+def least_certain(rows: Iterable[OrganRow]) -> list[OrganRow]:
+    """Rows that have a confidence, lowest first; of equals those with more flags, then in their order."""
+    sure = [row for row in rows if row.confidence is not None]
+    return sorted(sure, key=lambda row: (row.confidence or 0.0, -len(row.flags)))
+
+
+def write_summary(path: Path, rows: Iterable[OrganRow]) -> None:
+    """Write ``summary.csv``; a value that does not exist is left empty, flags are joined by ``;``.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    _write(path, COLUMNS, (_cells(row) for row in rows))
+
+
+def write_review(path: Path, rows: Iterable[OrganRow]) -> None:
+    """Write ``review.csv``: of all cases, the organs to look at first (see ``least_certain``); missing ones,
+    of which nothing can be said, at the end.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    rows = list(rows)
+    ordered = [*least_certain(rows), *(row for row in rows if row.confidence is None)]
+    named = (dict(zip(COLUMNS, _cells(row), strict=True)) for row in ordered)
+    _write(path, REVIEW_COLUMNS, ([cells[column] for column in REVIEW_COLUMNS] for cells in named))
+
+
+def _cells(row: OrganRow) -> list[str]:
+    numbers = [f"{row.volume_ml:.3f}", _number(row.mean_intensity, 3), _number(row.confidence, 4)]
+    ends = [""] * 6 if row.box is None else [str(n) for n in _paired(row.box.start, row.box.stop)]
+    corners = [""] * 6 if row.corners_mm is None else [f"{mm:.2f}" for mm in _paired(*row.corners_mm)]
+    flags = ";".join(row.flags)
+    return [row.case, row.organ, *numbers, flags, _number(row.median_intensity, 3), *ends, *corners]
+
+
+def _paired(low: Sequence[float], high: Sequence[float]) -> list[float]:
+    return [value for pair in zip(low, high, strict=True) for value in pair]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(rows)
+    write_text_atomic(path, text.getvalue())

@@ -1,0 +1,447 @@
+"""What one DICOM object says about its planes: where they lie, how their voxels are stored.
+
+Single-frame CT and MR objects and enhanced multi-frame ones (PS3.3 A.3, A.4, A.36, A.38, functional groups in
+C.7.6.16) give the same ``StoredSlice``; everything else is left out by name. A header is hostile until
+checked.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import BinaryIO
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from zoomseg.core.errors import ScanError
+from zoomseg.core.geometry import Vector3
+from zoomseg.io.dicom.read.archive import Opener, Source
+from zoomseg.io.dicom.read.pixel_storage import Pixels, read_pixels, unread_syntax
+from zoomseg.io.dicom.series import Identity, Slice
+from zoomseg.io.dicom.tags import number, orientation, rescale, spacing, text, vector
+from zoomseg.io.dicom.write import patient
+
+SINGLE_FRAME = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR"}
+MULTI_FRAME = {
+    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
+    "1.2.840.10008.5.1.4.1.1.4.4": "MR",
+}
+"""SOP classes that hold scans: the classical ones, and the enhanced and the converted ones."""
+
+DIRECTORY = "1.2.840.10008.1.3.10"
+
+MAX_FRAMES = 100_000
+
+PATIENT = patient.KEYWORDS
+
+REQUIRED: Mapping[str, str] = {
+    "PatientID": "images of several patients could not be told apart",
+    "StudyInstanceUID": "images of several studies could not be told apart",
+    "SeriesInstanceUID": "images of several series could not be told apart",
+    "SOPInstanceUID": "copies of one image could not be told from others",
+    "FrameOfReferenceUID": "whether the patient was moved between its images is not known",
+    "Modality": "it was told from the kind of the object",
+}
+"""What says whose an image is and where it belongs, and what it means to lack it; an object without one of
+them is read with a note."""
+
+PHASES = (
+    *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID"),
+    *("EchoNumbers", "EchoTime", "EffectiveEchoTime", "ImageType", "FrameType", "InversionTime"),
+    *("DiffusionBValue", "DiffusionGradientOrientation", "NominalPercentageOfCardiacPhase", "TriggerTime"),
+    *("ConvolutionKernel", "KVP", "SliceThickness", "ScanOptions", "AcquisitionTime"),
+    *("AcquisitionDateTime", "IrradiationEventUID", "ContentTime"),
+)
+"""What may tell slices at one place apart, most telling first."""
+
+_WANTED = [
+    Tag(keyword)
+    for keyword in (
+        *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+        *("Modality", "SeriesNumber", "SeriesDescription", "NumberOfFrames", "SpecificCharacterSet"),
+        *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
+        *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
+        *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope"),
+        *("RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
+        *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+        *(*PATIENT, *PHASES),
+    )
+]
+_GROUPS = {
+    "FrameContentSequence": ("TemporalPositionIndex", "StackID", "FrameAcquisitionNumber"),
+    "MREchoSequence": ("EffectiveEchoTime",),
+    "MRDiffusionSequence": ("DiffusionBValue",),
+    "MRImageFrameTypeSequence": ("FrameType",),
+    "CTImageFrameTypeSequence": ("FrameType",),
+    "CardiacSynchronizationSequence": ("NominalPercentageOfCardiacPhase",),
+    "CTReconstructionSequence": ("ConvolutionKernel",),
+    "PixelMeasuresSequence": ("SliceThickness",),
+}
+"""Functional groups that may tell frames apart, and by what."""
+
+
+@dataclass(frozen=True)
+class StoredSlice(Slice):
+    """A plane with all that is needed to place and to decode it."""
+
+    along_row: Vector3
+    """Direction, in LPS, in which column numbers grow."""
+    along_column: Vector3
+    spacing_mm: tuple[float, float]
+    """From column to column, from row to row: the order of i and j, not that of the file."""
+    slope: float
+    intercept: float
+    rescale_type: str | None
+    """Unit of the rescaled values by the header, '' if that does not say; None if there was no rescale."""
+    pixels: Pixels
+    padding_may_be_scanned: bool
+    """Whether what was scanned may have the value of pixel padding, too, as soft tissue has 0 HU."""
+    phase: tuple[tuple[str, str], ...]
+    """What may tell it apart from others at its place: keyword and value."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An object that holds slices of a scan."""
+
+    sop_class_uid: str
+    identity: Identity
+    modality: str
+    """By its SOP class."""
+    number: int | None
+    description: str
+    patient: tuple[tuple[str, str], ...]
+    lacking: tuple[str, ...]
+    """Of ``REQUIRED``, what it does not have."""
+    slices: tuple[StoredSlice, ...]
+
+
+@dataclass(frozen=True)
+class Other:
+    """A DICOM object that is no scan: what it is."""
+
+    kind: str
+    sop_class_uid: str
+    source: Source
+    scan: Damaged | None = None
+    """Set for what would be a slice of a scan, did its header say where it lies: what to say of it there."""
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """An object that seems to belong to a scan, and cannot be used."""
+
+    source: Source
+    reason: str
+    study_uid: str = ""
+    series_uid: str = ""
+    number: int | None = None
+    whole: bool = False
+    """Whether it is a scan by itself: several frames, or a mosaic."""
+
+
+def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | None:
+    """What a file holds; None if it is not DICOM. Only its header is read."""
+    header, begin, syntax = Dataset(), _Begin.NO_DICOM, UID("")
+    try:
+        with opener.open(source) as stream:
+            start = stream.read(_MAGIC_AT + len(_MAGIC))
+            if start.startswith(_MAGIC + _META_START):
+                raise ScanError(f"{source}: DICOM without its preamble; put 128 zero bytes before it")
+            begin = _begin(start)
+            if begin is _Begin.NO_DICOM:
+                return None
+            if begin is _Begin.META:
+                stream.seek(0)
+            if begin is not _Begin.BARE:
+                syntax = UID(_transfer_syntax(stream))
+            if syntax == DeflatedExplicitVRLittleEndian:
+                raise ScanError(f"{source}: is deflated as a whole; convert it to an uncompressed DICOM file")
+            stream.seek(0)
+            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_WANTED)
+            if begin is _Begin.BARE and not _sop_class(header):
+                return None
+            kind = _kind(header)
+            if kind and not text(header, "SeriesInstanceUID"):
+                raise ScanError(f"{source}: DICOM object of no kind or no series; is it truncated?")
+            if kind is not None:
+                return _other(source, kind, header) if kind else None
+            return _image(source, header, stream, opener.size(source))
+    except Exception as error:  # parsers of hostile bytes fail in any way they like
+        if begin is _Begin.BARE and not isinstance(error, ScanError):
+            return None
+        return _damaged(source, _reason(source, error, syntax), header)
+
+
+def _other(source: Source, kind: str, header: Dataset) -> Other:
+    unplaced = kind == _UNPLACED and "SECONDARY" not in text(header, "ImageType").upper()
+    reason = f"{source}: is an {kind}, but belongs to a series of slices"
+    return Other(kind, _sop_class(header), source, _damaged(source, reason, header) if unplaced else None)
+
+
+def _damaged(source: Source, reason: str, header: Dataset) -> Damaged:
+    """What else is wrong with the header must not hide the reason."""
+    try:
+        uids = text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID")
+        whole = _sop_class(header) in MULTI_FRAME or int(header.get("NumberOfFrames") or 1) > 1
+        return Damaged(source, reason, *uids, _series_number(header), whole or _is_mosaic(header))
+    except Exception:  # as above
+        return Damaged(source, reason)
+
+
+def _series_number(header: Dataset) -> int | None:
+    value = header.get("SeriesNumber")
+    return None if value is None else int(value)
+
+
+_MAGIC_AT, _MAGIC = 128, b"DICM"
+_META_START = b"\x02\x00"
+
+
+class _Begin(Enum):
+    """What a file begins with."""
+
+    NO_DICOM = "no DICOM"
+    MAGIC = "preamble and magic word (PS3.10 7.1)"
+    META = "the file's own header, without a preamble"
+    BARE = "the object itself, without a header of the file"
+
+
+def _begin(start: bytes) -> _Begin:
+    """Old and hurried writers leave out the preamble, or the file's own header, too. Elements are in order,
+    so that the first one is of group 2, which is in explicit little endian, or of group 8, its number small.
+    """
+    if start[_MAGIC_AT:] == _MAGIC:
+        return _Begin.MAGIC
+    long = len(start) == _MAGIC_AT + len(_MAGIC)
+    if long and start[:2] == _META_START and start[3:4] == b"\x00" and start[4:6] in (b"UL", b"OB", b"UI"):
+        return _Begin.META
+    little = start[:2] == b"\x08\x00" and start[3:4] == b"\x00"
+    big = start[:3] == b"\x00\x08\x00" and start[4:6].isalpha() and start[4:6].isupper()
+    return _Begin.BARE if little or big else _Begin.NO_DICOM
+
+
+def _transfer_syntax(stream: BinaryIO) -> str:
+    """Looked for before anything else is: a deflated file could inflate to more than there is memory.
+
+    Explicit little endian, as PS3.10 has it for the file's own header; '' if it is not there.
+    """
+    for _ in range(_META_ELEMENTS):
+        element = stream.read(8)
+        if len(element) < 8 or element[:2] != _META_START:
+            return ""
+        length = int.from_bytes(element[6:8], "little")
+        if element[4:6] in (b"OB", b"UN"):
+            length = int.from_bytes(stream.read(4), "little")
+        if element[2:4] == b"\x10\x00":
+            return stream.read(min(length, 64)).rstrip(b"\0 ").decode("ascii", errors="replace")
+        stream.seek(length, io.SEEK_CUR)
+    return ""
+
+
+_META_ELEMENTS = 32
+
+
+def _reason(source: Source, error: Exception, syntax: UID) -> str:
+    if syntax and not syntax.is_transfer_syntax:  # nobody knows how to read it, so that anything may fail
+        return f"{source}: {unread_syntax(syntax)}"
+    if isinstance(error, ScanError):
+        return str(error)
+    what = (" ".join(str(error).split()) or type(error).__name__)[:160]
+    return f"{source}: damaged or truncated DICOM header ({what})"
+
+
+def _sop_class(header: Dataset) -> str:
+    """Badly anonymised files have it in the file's own header only."""
+    meta = getattr(header, "file_meta", None) or Dataset()
+    return text(header, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
+
+
+def _kind(header: Dataset) -> str | None:
+    """What an object is that holds no scan; '' for what nobody needs to hear of; None for scans."""
+    sop_class = _sop_class(header)
+    if sop_class == DIRECTORY:
+        return ""
+    if sop_class not in SINGLE_FRAME and sop_class not in MULTI_FRAME:
+        name = UID(sop_class).name.removesuffix(" Storage")
+        return name if name != sop_class else f"object of unknown kind {sop_class[:64]}"
+    if "LOCALIZER" in str(header.get("ImageType", "")).upper():
+        return "localizer"
+    samples = header.get("SamplesPerPixel")
+    if isinstance(samples, int) and samples != 1:
+        return "colour image"
+    placed = header.get("ImagePositionPatient") and header.get("ImageOrientationPatient")
+    # Sizes come later in a file: without them, too, it is truncated, which is told elsewhere.
+    if not placed and not _by_frame(header) and header.get("Rows") is not None:
+        return _UNPLACED
+    return None
+
+
+_UNPLACED = "image without a place in the patient"
+
+
+def _by_frame(header: Dataset) -> bool:
+    """Whether frames have a place each, as in enhanced objects; some writers do so in a single-frame class,
+    too."""
+    return _sop_class(header) in MULTI_FRAME or "PerFrameFunctionalGroupsSequence" in header
+
+
+def _is_mosaic(header: Dataset) -> bool:
+    return "MOSAIC" in text(header, "ImageType").upper()
+
+
+def _image(source: Source, header: Dataset, stream: BinaryIO, size: int) -> Image:
+    sop_class = _sop_class(header)
+    modality = SINGLE_FRAME.get(sop_class) or MULTI_FRAME[sop_class]
+    _require_readable(source, header, modality)
+    frames = 1
+    if _by_frame(header):
+        frames = number(source, header, "NumberOfFrames", 1, MAX_FRAMES)
+    pixels = read_pixels(source, header, stream, size, frames, modality == "CT")
+    identity = Identity(*(text(header, keyword) for keyword in Identity.KEYWORDS))
+    return Image(
+        sop_class,
+        identity,
+        modality,
+        _series_number(header),
+        text(header, "SeriesDescription"),
+        patient.texts(header),
+        tuple(k for k in REQUIRED if not (text(header, k) or (k == "SOPInstanceUID" and _sop_uid(header)))),
+        tuple(
+            replace(one, identity=identity)
+            for one in _slices(source, header, pixels, modality, frames if _by_frame(header) else None)
+        ),
+    )
+
+
+def _require_readable(source: Source, header: Dataset, modality: str) -> None:
+    """Refuse by name what would be read wrong."""
+    stated = text(header, "Modality")
+    if stated not in ("", modality):
+        name = UID(_sop_class(header)).name
+        raise ScanError(f"{source}: Modality is {stated[:16]}, but it is {name}; one of them is wrong")
+    if _is_mosaic(header):
+        raise ScanError(
+            f"{source}: is a mosaic, all slices of one time in one image; convert the series (dcm2niix)"
+        )
+    frames = header.get("NumberOfFrames")
+    if not _by_frame(header) and int(frames or 1) > 1:
+        raise ScanError(
+            f"{source}: {frames} frames in an object of a single-frame class, of which one place is known; "
+            "export single images, or an enhanced multi-frame object"
+        )
+    if header.get("ModalityLUTSequence"):
+        raise ScanError(f"{source}: its values need a Modality LUT, which is not read; export it without one")
+
+
+def _sop_uid(header: Dataset) -> str:
+    meta = getattr(header, "file_meta", Dataset())
+    return text(header, "SOPInstanceUID") or text(meta, "MediaStorageSOPInstanceUID")
+
+
+def _slices(
+    source: Source, header: Dataset, pixels: Pixels, modality: str, frames: int | None
+) -> Iterator[StoredSlice]:
+    sop_uid = _sop_uid(header)
+    if frames is None:
+        phase = tuple((k, text(header, k)) for k in PHASES if header.get(k) is not None)
+        yield _slice(source, sop_uid, None, pixels, modality, phase, lambda group: header)
+        return
+    groups = list(header.get("PerFrameFunctionalGroupsSequence") or ())
+    if len(groups) != frames:
+        raise ScanError(f"{source}: {frames} frames, but functional groups for {len(groups)}")
+    shared = next(iter(header.get("SharedFunctionalGroupsSequence") or ()), Dataset())
+    rest = header if _sop_class(header) in SINGLE_FRAME else Dataset()
+    for frame, own in enumerate(groups, start=1):
+        group = _finder(own, shared, rest)
+        phase = tuple(_frame_phase(group))
+        yield _slice(source, sop_uid, frame, pixels, modality, phase, group)
+
+
+def _finder(own: Dataset, shared: Dataset, rest: Dataset) -> Callable[[str], Dataset]:
+    """A frame's functional group by name: its own, else the one shared by all, else ``rest``."""
+
+    def group(name: str) -> Dataset:
+        found = own.get(name) or shared.get(name) or ()
+        return next(iter(found), rest)
+
+    return group
+
+
+def _frame_phase(group: Callable[[str], Dataset]) -> Iterator[tuple[str, str]]:
+    for name, keywords in _GROUPS.items():
+        found = group(name)
+        for keyword in keywords:
+            if found.get(keyword) is not None:
+                yield keyword.removeprefix("Frame") if "Number" in keyword else keyword, text(found, keyword)
+
+
+def _slice(
+    source: Source,
+    sop_uid: str,
+    frame: int | None,
+    pixels: Pixels,
+    modality: str,
+    phase: tuple[tuple[str, str], ...],
+    group: Callable[[str], Dataset],
+) -> StoredSlice:
+    """``group`` finds what a functional group holds; of single-frame objects all is in one place."""
+    x, y, z = vector(source, group("PlanePositionSequence"), "ImagePositionPatient", 3)
+    along_row, along_column = orientation(source, group("PlaneOrientationSequence"))
+    distances = spacing(source, group("PixelMeasuresSequence"))
+    transformation = group("PixelValueTransformationSequence")
+    given = rescale(source, transformation)
+    if modality == "CT":
+        _require_hounsfield(source, transformation, given)
+    slope, intercept = given or (1.0, 0.0)  # as PS3.3 C.11.1 has it for values without a transformation
+    return StoredSlice(
+        source,
+        sop_uid,
+        frame,
+        (x, y, z),
+        along_row,
+        along_column,
+        distances,
+        slope,
+        intercept,
+        None if given is None else text(transformation, "RescaleType").upper(),
+        pixels,
+        _may_be_scanned(pixels, slope, intercept, modality),
+        phase,
+    )
+
+
+SCANNED_HU = (-900.0, 4000.0)
+"""Above air, to metal."""
+
+
+def _may_be_scanned(pixels: Pixels, slope: float, intercept: float, modality: str) -> bool:
+    if pixels.padding is None:
+        return False
+    low, high = sorted(value * slope + intercept for value in pixels.padding)
+    if modality == "CT":
+        return high > SCANNED_HU[0] and low < SCANNED_HU[1]
+    return pixels.signed and pixels.padding[1] >= 0
+
+
+_OTHER_QUANTITIES = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
+"""Of PS3.3 C.11.1.1.2, what no Hounsfield unit is near to."""
+
+
+def _require_hounsfield(source: Source, header: Dataset, given: tuple[float, float] | None) -> None:
+    """Refuse CT values that are none, or not known to be (PS3.3 C.8.2.1: both are required in CT)."""
+    if given is None:
+        raise ScanError(
+            f"{source}: CT without RescaleSlope and RescaleIntercept, so that its values are not known to be "
+            "Hounsfield units; export it with them"
+        )
+    unit = text(header, "RescaleType").upper()
+    if unit in _OTHER_QUANTITIES:
+        raise ScanError(f"{source}: RescaleType is {unit}; Hounsfield units are needed")

@@ -1,0 +1,145 @@
+"""How the voxels of one DICOM object are stored, and where in its file they begin."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from zoomseg.core.errors import ScanError
+from zoomseg.io.dicom.read.archive import Source
+from zoomseg.io.dicom.tags import number, text
+
+_PIXEL_DATA = (0x7FE0, 0x0010)
+_FLOAT_PIXEL_DATA = ((0x7FE0, 0x0008), (0x7FE0, 0x0009))
+_NATIVE = ("", ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+"""Transfer syntaxes of values that follow each other; '' is that of files without a header of their own."""
+
+MAX_COMPRESSION = 2000
+"""A file that promises more bytes of voxels than so many times its own is refused: with its header, even a
+slice of air shrinks less."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How the voxels of one object are stored."""
+
+    rows: int
+    columns: int
+    frames: int
+    allocated: int
+    """Bits of a stored value: 8, 16 or 32. Of these ``stored`` are meant, the highest being ``high_bit``."""
+    stored: int
+    high_bit: int
+    signed: bool
+    syntax: str
+    """Transfer syntax if it is a compressed one; '' if values follow each other in this byte ``order``."""
+    order: Literal["<", ">"]
+    offset: int
+    """Byte of the file where the pixel data begin."""
+    inverted: bool
+    """MONOCHROME1 of a scan that has no physical unit: bright is low."""
+    padding: tuple[int, int] | None
+    """Stored values from, to that stand for 'nothing was scanned here'."""
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.rows * self.columns * self.allocated // 8
+
+
+def read_pixels(
+    source: Source, header: Dataset, stream: BinaryIO, size: int, frames: int, ct: bool
+) -> Pixels:
+    """From a header that ``stream`` was read of, to where the pixel data begin.
+
+    Args:
+        size: bytes of the whole object.
+        frames: how many the object promises.
+        ct: Hounsfield units stay what they are whether air is to be shown black or white.
+
+    Raises:
+        ScanError: a value that cannot be, colours, or fewer bytes than promised.
+    """
+    allocated = number(source, header, "BitsAllocated", 1, 64)
+    if allocated not in (8, 16, 32):
+        raise ScanError(f"{source}: BitsAllocated is {allocated}; 8, 16 and 32 are read")
+    stored = number(source, header, "BitsStored", 1, allocated)
+    high_bit = stored - 1
+    if header.get("HighBit") is not None:
+        high_bit = number(source, header, "HighBit", stored - 1, allocated - 1)
+    signed = number(source, header, "PixelRepresentation", 0, 1) == 1
+    rows, columns = (number(source, header, keyword, 1, 65535) for keyword in ("Rows", "Columns"))
+    photometric = text(header, "PhotometricInterpretation")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ScanError(f"{source}: PhotometricInterpretation is {photometric or 'missing'}, not grey values")
+    uid = UID(text(getattr(header, "file_meta", Dataset()), "TransferSyntaxUID"))
+    native = uid in _NATIVE
+    if not (native or _has_decoder(uid)):
+        raise ScanError(f"{source}: {unread_syntax(uid)}")
+    implicit, little = header.original_encoding
+    order: Literal["<", ">"] = ">" if little is False else "<"
+    needed = frames * rows * columns * allocated // 8
+    if not native and needed > size * MAX_COMPRESSION:
+        raise ScanError(f"{source}: header promises {needed} bytes of voxels from a file of {size}")
+    return Pixels(
+        rows,
+        columns,
+        frames,
+        allocated,
+        stored,
+        high_bit,
+        signed,
+        "" if native else str(uid),
+        order,
+        offset=_offset(source, stream, size, order, bool(implicit), needed if native else 0),
+        inverted=photometric == "MONOCHROME1" and not ct,
+        padding=_padding(header, allocated, signed),
+    )
+
+
+def unread_syntax(uid: UID) -> str:
+    return f"its transfer syntax {uid.name[:64]} is not read; convert it to an uncompressed DICOM file"
+
+
+def _has_decoder(uid: UID) -> bool:
+    try:
+        return bool(get_decoder(uid).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _offset(source: Source, stream: BinaryIO, size: int, order: str, implicit: bool, needed: int) -> int:
+    """Where the values of the pixel data element begin; the reader has stopped before it."""
+    offset = stream.tell() + (8 if implicit else 12)
+    element = stream.read(offset - stream.tell())
+    tag = struct.unpack_from(order + "HH", element) if stream.tell() == offset else ()
+    if tag in _FLOAT_PIXEL_DATA:
+        raise ScanError(f"{source}: holds floating point pixel data; only whole numbers are read")
+    if tag != _PIXEL_DATA:
+        raise ScanError(f"{source}: holds no pixel data; the file is truncated, or was written without it")
+    length = int(struct.unpack_from(order + "I", element, len(element) - 4)[0])
+    there = min(length, size - offset)
+    if there < needed:
+        raise ScanError(
+            f"{source}: truncated; header promises {needed} bytes of voxels, the file has {there}"
+        )
+    return offset
+
+
+def _padding(header: Dataset, allocated: int, signed: bool) -> tuple[int, int] | None:
+    first = header.get("PixelPaddingValue")
+    if not isinstance(first, int):
+        return None
+    last = header.get("PixelPaddingRangeLimit")
+    ends = [_as_stored(v, allocated, signed) for v in (first, last if isinstance(last, int) else first)]
+    return min(ends), max(ends)
+
+
+def _as_stored(value: int, bits: int, signed: bool) -> int:
+    """Files give negative values as large ones and the other way round; the bits are right."""
+    value %= 1 << bits
+    return value - (1 << bits) if signed and value >> (bits - 1) else value

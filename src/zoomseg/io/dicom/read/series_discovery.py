@@ -1,0 +1,381 @@
+"""Which volumes there are in a folder, a zip or a file of DICOM objects; only headers are read.
+
+Whose images are and where they belong is cross-checked: what one series UID holds of several patients,
+studies or frames of reference is apart. A series is split where its slices differ in size, spacing or
+orientation, and where several phases, echoes or the like share their places or lie between each other. What
+cannot become a volume is refused with its reason, one by one; what is no scan is left out with a note.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+
+from zoomseg.core.errors import ScanError
+from zoomseg.io.dicom.read.archive import Source, is_zip, opening, sources_in
+from zoomseg.io.dicom.read.duplicates import without_copies
+from zoomseg.io.dicom.read.object_header import (
+    PATIENT,
+    REQUIRED,
+    Damaged,
+    Image,
+    Other,
+    StoredSlice,
+    read_object,
+)
+from zoomseg.io.dicom.read.series_splitting import at_one_place, by_geometry, by_identity, by_phase
+from zoomseg.io.dicom.read.slice_geometry import Placement, is_complete, place
+from zoomseg.io.dicom.series import DicomSeries
+from zoomseg.io.dicom.write.derived_objects import notes_on_identity
+from zoomseg.io.header_limits import MAX_VOXELS
+
+LOOKED_AT = 1000
+"""So many files are looked at where it is only asked whether there is DICOM."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """A series with what is needed to read its voxels (see ``io.dicom.read.voxels``)."""
+
+    series: DicomSeries
+    stored: tuple[StoredSlice, ...]
+    """Sorted along their normal."""
+    placement: Placement
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that it is read from."""
+        return self.series.paths
+
+    def usable(self) -> Stack:
+        return self
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A series that cannot become a volume, and why: one line that names it."""
+
+    study_uid: str
+    number: int | None
+    sources: tuple[Source, ...]
+    reason: str
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(source.path for source in self.sources)
+
+    def usable(self) -> Stack:
+        raise ScanError(self.reason)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    stacks: tuple[Stack, ...]
+    refused: tuple[Refused, ...]
+    notes: tuple[str, ...]
+    """What was left out; one line each."""
+    objects: tuple[Other, ...] = ()
+    """What else was asked for."""
+
+
+def holds_dicom(path: Path) -> bool:
+    """Whether a file is a zip by its name, or a DICOM object by its start."""
+    source = Source(path)
+    with opening() as opener, _quiet():
+        return is_zip(path) or read_object(source, opener) is not None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without pydicom's warnings, which are of values that are checked here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def any_dicom(files: Iterable[Path]) -> bool:
+    """Whether there is DICOM (see ``holds_dicom``) among the first files of a folder."""
+    return any(holds_dicom(file) for file in islice(files, LOOKED_AT))
+
+
+def the_series(path: Path) -> Stack:
+    """The only volume in ``path``.
+
+    Raises:
+        ScanError: as ``find_series``; no volume, or several.
+    """
+    found = find_series(path)
+    if found.refused:
+        raise ScanError(found.refused[0].reason)
+    if len(found.stacks) != 1:
+        raise ScanError(f"{path}: {len(found.stacks)} DICOM volumes; give a folder or zip of one of them")
+    return found.stacks[0]
+
+
+def find_series(path: Path, objects: Container[str] = ()) -> Found:
+    """All volumes in ``path``, ordered by study and series number; nothing if it holds no DICOM at all.
+
+    Args:
+        objects: SOP classes whose objects are wanted, too; a folder may hold nothing but these.
+
+    Raises:
+        ScanError: no such file, DICOM objects but no volume among them, or a zip that is damaged or hostile
+            (see ``io.dicom.read.archive``).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ScanError(f"{path}: no such file or folder")
+    images: dict[str, list[Image]] = defaultdict(list)
+    damaged: dict[str, list[Damaged]] = defaultdict(list)
+    others: Counter[str] = Counter()
+    unplaced: list[Damaged] = []
+    wanted: list[Other] = []
+    strays: list[Source] = []
+    with opening() as opener, _quiet():
+        for source in sources_in(path, opener):
+            match read_object(source, opener):
+                case Image() as image:
+                    images[image.identity.series_uid].append(image)
+                case Damaged() as broken:
+                    damaged[broken.series_uid].append(broken)
+                case Other(sop_class_uid=uid) as other if uid in objects:
+                    wanted.append(other)
+                case Other(kind, scan=scan):
+                    others[kind] += 1
+                    unplaced += [] if scan is None else [scan]
+                case None if _is_called_dicom(source):
+                    strays.append(source)
+    for lost in unplaced:
+        if lost.series_uid in images:
+            damaged[lost.series_uid].append(lost)
+    found = [one for uid in images for one in _of_series(path, images[uid], damaged.pop(uid, []))]
+    refused = [r for _, some, _ in found for r in some]
+    whole = {uid for uid, broken in damaged.items() if uid and (len(broken) > 1 or broken[0].whole)}
+    refused += [_all_damaged(broken) for uid, broken in damaged.items() if uid in whole]
+    lone = [d for uid, broken in damaged.items() if uid not in whole for d in broken]
+    notes = [f"{path}: {_count(number, kind)} left out" for kind, number in sorted(others.items())]
+    notes += [note for _, _, some in found for note in some]
+    notes += _stray_notes(path, strays) if found or damaged else []
+    stacks = [stack for some, _, _ in found for stack in some]
+    if not (stacks or refused or wanted) and (lone or notes):
+        raise ScanError(lone[0].reason if lone else _no_volume(path, notes))
+    notes += [f"{d.reason}; left out" for d in lone]
+    stacks.sort(key=lambda s: (s.series.study_uid, _last_if_none(s.series.number), s.series.series_uid))
+    return Found(tuple(stacks), tuple(refused), tuple(notes), tuple(wanted))
+
+
+def _last_if_none(number: int | None) -> float:
+    return np.inf if number is None else number
+
+
+def _count(number: int, kind: str) -> str:
+    return kind if number == 1 else f"{number} objects of the kind '{kind}'"
+
+
+def _is_called_dicom(source: Source) -> bool:
+    return (source.member or source.path.name).lower().endswith((".dcm", ".dicom", ".ima"))
+
+
+def _stray_notes(path: Path, strays: Sequence[Source]) -> list[str]:
+    """Of files that are called DICOM and are none: slices may be missing for it."""
+    if not strays:
+        return []
+    what = (
+        f"{strays[0]} is" if len(strays) == 1 else f"{len(strays)} files, {strays[0]} the first of them, are"
+    )
+    return [f"{path}: {what} no DICOM in spite of the name; left out"]
+
+
+def _no_volume(path: Path, notes: Sequence[str]) -> str:
+    left_out = "; ".join(note.removeprefix(f"{path}: ") for note in notes)
+    return f"{path}: DICOM files, but no volume among them ({left_out[:300]})"
+
+
+_Volumes = tuple[list[Stack], list[Refused], list[str]]
+"""Volumes, what is refused, and notes on what was left out."""
+
+
+def _of_series(path: Path, images: list[Image], broken: list[Damaged]) -> list[_Volumes]:
+    """What becomes of the objects under one series UID, which may be of several series."""
+    if broken:
+        return [([], [_refused(images, broken[0].reason)], [])]
+    parts, differ_in = by_identity(images)
+    single = all(len(part) == len(part[0].slices) == 1 for part in parts)
+    if single and len(parts) > 1 and images[0].identity.series_uid:
+        what = f"its {len(images)} images differ in {', '.join(differ_in)}, so that no two belong together"
+        return [([], [_refused(images, f"{path}: {_named(images[0])}: {what}")], [])]
+    return [_volumes(path, part, differ_in) for part in parts]
+
+
+def _refused(images: Sequence[Image], reason: str) -> Refused:
+    sources = tuple(dict.fromkeys(s.source for image in images for s in image.slices))
+    return Refused(images[0].identity.study_uid, images[0].number, sources, reason)
+
+
+def _volumes(path: Path, images: list[Image], differ_in: Sequence[str]) -> _Volumes:
+    """What becomes of the objects of one series.
+
+    Args:
+        differ_in: what tells them from others under their series UID.
+    """
+    first, name = images[0], f"{path}: {_named(images[0])}"
+    try:
+        stored, notes = without_copies(images)
+    except ScanError as error:
+        return [], [_refused(images, str(error))], []
+    notes = [*_identity_notes(images, differ_in), *notes]
+    if len(stored) == 1:
+        return [], [], [f"{name}: a single image, no volume; left out"]
+    stacks, failures = [], []
+    groups = by_geometry(stored)
+    alone = sum(len(group) == 1 for group in groups)
+    tracking = sum(len(group) for group in groups if len(group) > 1 and at_one_place(group))
+    groups = [group for group in groups if not at_one_place(group)]
+    notes += [_of_several(len(groups))] if len(groups) > 1 else []
+    for group in groups:
+        try:
+            parts = by_phase(group, first.modality)
+            tracking += len(parts.left_out)
+            made = [_stack(first, part, (*notes, *why)) for part, why in parts.volumes]
+            _require_complete(made, differ_in)
+            stacks += made
+        except ScanError as error:
+            own = tuple(dict.fromkeys(one.source for one in group))
+            failures.append(Refused(first.identity.study_uid, first.number, own, f"{name}: {error}"))
+    left = [f"{name}: {alone} images of a size or orientation of their own; left out"] if alone else []
+    left += [f"{name}: {tracking} images at one place, as of bolus tracking; left out"] if tracking else []
+    return stacks, failures, left
+
+
+def _identity_notes(images: Sequence[Image], differ_in: Sequence[str]) -> list[str]:
+    """What is said of whose the images are and where they belong, if that is not as it should be."""
+    lacking = [keyword for keyword in REQUIRED if any(keyword in image.lacking for image in images)]
+    meaning = "; ".join(REQUIRED[keyword] for keyword in lacking)
+    notes = [f"its headers lack {', '.join(lacking)}; {meaning}"] if lacking else []
+    if differ_in:
+        uid = images[0].identity.series_uid
+        where = "under one SeriesInstanceUID" if uid else "without a SeriesInstanceUID"
+        notes.append(f"images {where} differ in {', '.join(differ_in)}; each kind is a scan of its own")
+    return notes
+
+
+def _require_complete(stacks: Iterable[Stack], differ_in: Sequence[str]) -> None:
+    """Where images of several identities lie under one UID, nothing is made up for what another part may
+    have."""
+    if differ_in and not all(is_complete(stack.stored) for stack in stacks):
+        raise ScanError(
+            f"its images differ in {', '.join(differ_in)}, and those that agree lack slices; "
+            "correct the headers, or give each part in a folder of its own"
+        )
+
+
+def _all_damaged(broken: list[Damaged]) -> Refused:
+    first = broken[0]
+    return Refused(first.study_uid, first.number, tuple(d.source for d in broken), first.reason)
+
+
+def _of_several(count: int) -> str:
+    return f"the series holds {count} sizes or orientations of slices; each is a volume of its own"
+
+
+def _named(image: Image) -> str:
+    number = "" if image.number is None else f" {image.number}"
+    return f"series{number}" + (f" '{image.description}'" if image.description else "")
+
+
+def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) -> Stack:
+    placement = place(stored)
+    ordered = tuple(stored[i] for i in placement.order)
+    voxels = placement.grid.box.voxels
+    if voxels > MAX_VOXELS:
+        raise ScanError(f"headers promise {voxels} voxels; at most {MAX_VOXELS} are read")
+    patient = dict(first.patient)
+    series = DicomSeries(
+        placement.grid,
+        tuple(ordered[p.first] if p.weight == 0 else None for p in placement.planes),
+        first.sop_class_uid,
+        first.identity.study_uid,
+        first.identity.series_uid,
+        first.identity.frame_of_reference_uid,
+        first.modality,
+        first.number,
+        first.description,
+        tuple((keyword, patient[keyword]) for keyword in PATIENT if keyword in patient),
+        (*notes, *_value_notes(stored, first.modality), *placement.notes),
+    )
+    series = replace(series, notes=(*series.notes, *notes_on_identity(series)))
+    return Stack(series, ordered, placement)
+
+
+def _value_notes(stored: Sequence[StoredSlice], modality: str) -> list[str]:
+    """What is not certain of what its values mean.
+
+    Raises:
+        ScanError: they do not mean the same in all slices.
+    """
+    types = {one.rescale_type for one in stored}
+    if None in types and len(types) > 1:
+        raise ScanError("some of its slices have a RescaleSlope and some have none; export the series again")
+    notes = []
+    if modality == "CT":
+        units = sorted(unit for unit in types if unit not in ("", "HU", None))
+        notes += [f"RescaleType is {', '.join(units)}, not HU; taken as Hounsfield units"] if units else []
+    if any(one.padding_may_be_scanned for one in stored):
+        notes.append(
+            "pixel padding has a value that tissue may have; taken as padding only up from a slice's edge"
+        )
+    return notes
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def base_name(path: Path) -> str:
+    """``a/knee`` -> ``knee``, ``knee.zip`` -> ``knee``."""
+    name = path.resolve().name
+    return Path(name).stem if is_zip(path) or path.suffix.lower() in (".dcm", ".ima") else name
+
+
+def case_names(path: Path, found: Found) -> tuple[str, ...]:
+    """A name for each of ``found``'s stacks, then for each refused series; all different.
+
+    A single series is called like the folder or zip. Of several, each has its series number behind that.
+    Where several studies lie in one folder, each is called like the folder or zip in it that holds it.
+    """
+    series = [(s.series.study_uid, s.series.number, tuple(p.source for p in s.stored)) for s in found.stacks]
+    series += [(r.study_uid, r.number, r.sources) for r in found.refused]
+    several = len({study for study, _, _ in series}) > 1
+    plain = [_entry(path, sources) if several else base_name(path) for _, _, sources in series]
+    often = Counter(plain)
+    wanted = [
+        name if often[name] == 1 else f"{name}_{number if number is not None else 'x'}"
+        for name, (_, number, _) in zip(plain, series, strict=True)
+    ]
+    return tuple(_all_different(wanted))
+
+
+def _all_different(wanted: Sequence[str]) -> Iterator[str]:
+    """Names; those that are there several times are numbered."""
+    often, taken = Counter(wanted), set(wanted)
+    numbers: dict[str, Iterator[int]] = defaultdict(lambda: count(1))
+    for name in wanted:
+        if often[name] == 1:
+            yield name
+            continue
+        new = next(n for number in numbers[name] if (n := f"{name}_{number}") not in taken)
+        taken.add(new)
+        yield new
+
+
+def _entry(path: Path, sources: Iterable[Source]) -> str:
+    """The folder or zip directly in ``path`` that holds all ``sources``; else ``path`` itself."""
+    entries = {s.path.relative_to(path).parts[0] for s in sources} if path.is_dir() else set()
+    entry = path / entries.pop() if len(entries) == 1 else path
+    return base_name(entry) if entry.is_dir() or is_zip(entry) else base_name(path)

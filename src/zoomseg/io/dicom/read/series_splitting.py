@@ -1,0 +1,299 @@
+"""Slices of one series that do not belong to one volume, apart.
+
+What belongs together is told by geometry: headers only say in what slices differ. A volume may consist of
+several acquisitions, one after the other; two acquisitions that lie between each other's slices are two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import compress, pairwise
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import KDTree
+
+from zoomseg.core.errors import ScanError
+from zoomseg.core.geometry import FloatArray
+from zoomseg.io.dicom.read.object_header import PHASES, Image, StoredSlice
+from zoomseg.io.dicom.read.slice_geometry import MAX_GAP_MM, SAME_PLACE_MM, is_complete, places_mm
+from zoomseg.io.dicom.series import plain
+
+Mask = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
+
+SAME_DIRECTION = 1e-3
+"""Direction cosines of slices of one volume differ by at most this: half a millimetre over half a metre."""
+
+SAME_SPACING = 1e-3
+"""Their voxel sizes differ by at most this share."""
+
+MAX_TRACKING_PLACES = 2
+"""Bolus tracking takes its images at one place, the one that is planned on perhaps at another."""
+
+MAX_DENSE_SPACING = 1.5
+"""Slices further apart, in their thickness, leave room for others between them."""
+
+OTHER_SPACING = 1.25
+"""Acquisitions one after the other whose spacings differ by more are no table positions of one volume; by
+less, positions in the header may be rounded."""
+
+_ACQUISITIONS = (
+    *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID", "EchoNumbers"),
+    *("EchoTime", "EffectiveEchoTime", "ImageType", "FrameType", "DiffusionBValue", "ConvolutionKernel"),
+    *("KVP", "SliceThickness", "ScanOptions", "AcquisitionTime", "AcquisitionDateTime"),
+    "IrradiationEventUID",
+)
+"""Of ``PHASES``, what all slices of a volume share, or all of a table position; the rest may differ from
+slice to slice."""
+
+
+def by_geometry(slices: Sequence[StoredSlice]) -> list[list[StoredSlice]]:
+    """Slices of one size, voxel size and orientation each, in the order of their first ones."""
+    features = np.array([_features(one) for one in slices])
+    tree, placed = KDTree(features), np.zeros(len(slices), dtype=bool)
+    groups: list[list[StoredSlice]] = []
+    for first, feature in enumerate(features):
+        if not placed[first]:
+            alike = np.sort(tree.query_ball_point(feature, 1, p=np.inf))
+            members = alike[~placed[alike]]
+            placed[members] = True
+            groups.append([slices[i] for i in members])
+    return groups
+
+
+def _features(one: StoredSlice) -> tuple[float, ...]:
+    """Numbers of which none differs by more than 1 between slices of one volume."""
+    columns, rows = (math.log(x) / math.log1p(SAME_SPACING) for x in one.spacing_mm)
+    directions = (x / SAME_DIRECTION for x in (*one.along_row, *one.along_column))
+    return (2.0 * one.pixels.rows, 2.0 * one.pixels.columns, columns, rows, *directions)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What becomes of slices of one size and orientation."""
+
+    volumes: tuple[tuple[list[StoredSlice], tuple[str, ...]], ...]
+    """Slices that belong together, with notes of what tells them from those of the other volumes."""
+    left_out: tuple[StoredSlice, ...]
+    """Slices at a place of their own or on top of a volume, as bolus tracking takes them."""
+
+
+def by_phase(slices: Sequence[StoredSlice], modality: str) -> Parts:
+    """Slices of one orientation, so split that no two of a part lie at one place, and that no two
+    acquisitions interleave.
+
+    Raises:
+        ScanError: slices share places, and nothing in their headers says which belong together.
+    """
+    left_out: list[StoredSlice] = []
+    parts = list(_split(list(slices), (), modality, left_out))
+    several = f"one of {len(parts)} volumes of its series: "
+    volumes = [
+        (part, (several + ", ".join(why), *notes) if len(parts) > 1 else notes) for part, why, notes in parts
+    ]
+    return Parts(tuple(volumes), tuple(left_out))
+
+
+_Part = tuple[list[StoredSlice], tuple[str, ...], tuple[str, ...]]
+"""Slices, what tells them apart, and notes on what may be wrong with them."""
+
+
+def _split(
+    slices: list[StoredSlice], why: tuple[str, ...], modality: str, left_out: list[StoredSlice]
+) -> Iterator[_Part]:
+    along = places_mm(slices)
+    most = int(_one(along).most[0])
+    for keyword in PHASES if most > 1 else _ACQUISITIONS:
+        groups, number = _by_value(slices, keyword)
+        crowding = _crowding(along, number)
+        flat = (crowding.places == 1)[number]
+        if flat.any():
+            tracking = _tracking(slices, along, flat, most)
+            if tracking.any():
+                left_out += compress(slices, tracking)
+                yield from _split(list(compress(slices, ~tracking)), why, modality, left_out)
+                return
+        elif len(groups) > 1 and _are_volumes(groups, crowding, most, _overlays(keyword, modality)):
+            for value, group in groups.items():
+                more = f"{keyword} {value or 'missing'}"
+                yield from _split(group, (*why, more), modality, left_out)
+            return
+    if most > 1:
+        raise ScanError(
+            f"up to {most} of its {len(slices)} slices lie at one place, and their headers do not say which "
+            "belong together; export each phase as a series of its own"
+        )
+    yield slices, why, tuple(_doubts(slices))
+
+
+def _are_volumes(
+    groups: Mapping[str, list[StoredSlice]], crowding: _Crowding, most: int, overlays: bool
+) -> bool:
+    """Whether groups of slices, of which up to ``most`` lie at one place, are volumes of their own."""
+    if most > 1:
+        return len(groups) <= most and bool((crowding.most < most).all())
+    return _interleave(list(groups.values()), overlays)
+
+
+def _tracking(slices: Sequence[StoredSlice], along: FloatArray, flat: Mask, most: int) -> Mask:
+    """Of the images that are ``flat``, each at one place with all of its acquisition, those that are no
+    slices of the volume that the rest is: several at one place, between its slices, or far away."""
+    none = np.zeros_like(flat)
+    if flat.all() or _one(along[flat]).places[0] > MAX_TRACKING_PLACES:
+        return none
+    rest = along[~flat]
+    stray = flat & _is_stray(along, float(rest.min()), float(rest.max()))
+    if most > 1:
+        crowded = flat & (_at_their_places(along) > 1) | stray
+        return crowded if _one(rest).most[0] < most else none
+    if is_complete(slices) or not is_complete(list(compress(slices, ~flat))):
+        return none
+    return stray
+
+
+# --- several at one place -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Crowding:
+    """Of groups of slices, ``[group]``."""
+
+    places: Counts
+    """At how many different places their slices lie."""
+    most: Counts
+    """How many of them at most lie at one."""
+
+
+def _crowding(along: FloatArray, group: Counts) -> _Crowding:
+    """Of slices that lie at ``along`` mm and belong to groups 0, 1, ..."""
+    order = np.lexsort((along, group))
+    begins = (np.diff(along[order]) >= SAME_PLACE_MM) | (np.diff(group[order]) > 0)
+    starts = np.flatnonzero(np.concatenate([[True], begins]))
+    of = group[order[starts]]
+    most = np.zeros(of[-1] + 1, dtype=int)
+    np.maximum.at(most, of, np.diff(starts, append=len(along)))
+    return _Crowding(np.bincount(of), most)
+
+
+def _one(along: FloatArray) -> _Crowding:
+    """Of a single group."""
+    return _crowding(along, np.zeros(len(along), dtype=int))
+
+
+def at_one_place(slices: Sequence[StoredSlice]) -> bool:
+    return bool(_one(places_mm(slices)).places[0] == 1)
+
+
+def _at_their_places(along: FloatArray) -> Counts:
+    """How many lie at the place of each, itself included."""
+    ordered = np.sort(along)
+    after = np.searchsorted(ordered, along + SAME_PLACE_MM, side="left")
+    before = np.searchsorted(ordered, along - SAME_PLACE_MM, side="right")
+    return after - before
+
+
+def _by_value(slices: Sequence[StoredSlice], keyword: str) -> tuple[dict[str, list[StoredSlice]], Counts]:
+    """Slices by what they have there, in the order of their first ones; and of each slice, the number of its
+    group."""
+    groups: dict[str, list[StoredSlice]] = defaultdict(list)
+    values = [dict(one.phase).get(keyword, "") for one in slices]
+    for value, one in zip(values, slices, strict=True):
+        groups[value].append(one)
+    number = {value: i for i, value in enumerate(groups)}
+    return groups, np.array([number[value] for value in values])
+
+
+# --- interleaved ----------------------------------------------------------------------------------
+
+
+def _overlays(keyword: str, modality: str) -> bool:
+    """Whether slices that differ in this are never those of one volume in turns. MR takes the slices of one
+    volume in several turns, so that neighbours do not disturb each other; CT does not."""
+    in_turns = ("AcquisitionNumber", "AcquisitionTime", "AcquisitionDateTime")
+    return modality == "CT" or keyword not in in_turns
+
+
+def _interleave(groups: list[list[StoredSlice]], overlays: bool) -> bool:
+    """Whether groups, none at a place of another, are volumes of their own: they lie between each other's
+    slices, and none lacks what another has.
+
+    Groups one after the other are those of one volume, as tables move between acquisitions, unless they have
+    spacings of their own.
+    """
+    if not all(is_complete(group) for group in groups):
+        return False
+    if _alternate(groups):
+        return overlays or all(_is_dense(group) for group in groups)
+    spacings = [_spacing_mm(group) for group in groups]
+    return max(spacings) > OTHER_SPACING * min(spacings)
+
+
+def _alternate(groups: list[list[StoredSlice]]) -> bool:
+    ranges = sorted(_range_mm(group, groups[0][0]) for group in groups)
+    return any(after[0] < before[1] for before, after in pairwise(ranges))
+
+
+def _range_mm(slices: Sequence[StoredSlice], like: StoredSlice) -> tuple[float, float]:
+    along = places_mm([like, *slices])[1:]
+    return float(along.min()), float(along.max())
+
+
+def _is_stray(along: FloatArray, low: float, high: float) -> Mask:
+    """Whether slices lie between those of a volume from ``low`` to ``high``, or so far away that they cannot
+    be its next one."""
+    within = (low < along) & (along < high)
+    return within | (np.maximum(low - along, along - high) > MAX_GAP_MM)
+
+
+def _is_dense(slices: Sequence[StoredSlice]) -> bool:
+    """Whether neighbours leave no room for a further slice between them."""
+    thickness = max(_number(dict(one.phase).get("SliceThickness", "")) for one in slices)
+    return _spacing_mm(slices) <= MAX_DENSE_SPACING * thickness
+
+
+def _spacing_mm(slices: Sequence[StoredSlice]) -> float:
+    """Of slices at even distances."""
+    low, high = _range_mm(slices, slices[0])
+    return (high - low) / (len(slices) - 1)
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return 0.0
+
+
+def _doubts(slices: list[StoredSlice]) -> Iterator[str]:
+    """Acquisitions that lie between each other's slices, but are no volumes by themselves."""
+    groups = list(_by_value(slices, "AcquisitionNumber")[0].values())
+    if _alternate(groups):
+        yield f"slices of {len(groups)} acquisitions alternate; taken as one volume, as none is one by itself"
+
+
+# --- identity -------------------------------------------------------------------------------------
+
+
+def by_identity(images: Sequence[Image]) -> tuple[list[list[Image]], tuple[str, ...]]:
+    """Objects with one SeriesInstanceUID (or none), so split that patient, study, series number, kind and
+    frame of reference of a part agree; and what the parts differ in."""
+    groups: dict[tuple[tuple[str, str], ...], list[Image]] = defaultdict(list)
+    for image in images:
+        groups[_identity(image)].append(image)
+    by_keyword = zip(*groups, strict=True)
+    return list(groups.values()), tuple(values[0][0] for values in by_keyword if len(set(values)) > 1)
+
+
+def _identity(image: Image) -> tuple[tuple[str, str], ...]:
+    """Keywords and what is compared of their values (see ``series.plain``)."""
+    patient = dict(image.patient)
+    return (
+        *image.identity.compared,
+        *((keyword, plain(patient.get(keyword, ""))) for keyword in ("IssuerOfPatientID", "PatientSex")),
+        ("SeriesNumber", "" if image.number is None else str(image.number)),
+        ("SOPClassUID", image.sop_class_uid),
+    )

@@ -1,0 +1,272 @@
+"""Whether a scan is like those that a model was trained on: its modality, its intensities, the size of the
+body in it. Networks find organs in anything; a scan that is plainly something else is refused, one that is
+merely unlike is segmented with a warning, and less confidence. Plain numpy: exported models carry it.
+
+Intensities are compared as distributions: the distance of two scans is the first Wasserstein distance, taken
+as the mean difference of their quantiles. How far apart scans of one kind lie is seen in training: the
+largest distance of a case to the one nearest to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from zoomseg.anatomy.positions import Bounds, OrganPlaces, Span
+from zoomseg.core.errors import ScanError
+from zoomseg.core.geometry import Grid, Orientation
+
+SAMPLED = 64
+"""Along each axis at most so many voxels, evenly spread, stand for a scan."""
+
+LEAST_SPREAD = 0.05
+"""Of a window's width, and ``LEAST_SPREAD_SD`` standard deviations where there is none: few training cases
+may lie closer together than scans of their kind do."""
+LEAST_SPREAD_SD = 0.15
+
+UNLIKE = 1.5
+OTHER = 3.0
+"""Times the spread of the training cases: from there a scan is warned of, and from here refused."""
+
+OTHER_SECTION = 1.25
+"""A body that is by this factor thinner or thicker than any in training is warned of."""
+
+DARK = 0.25
+"""Of a window's width: the darkest voxels of a scan in the model's unit are no farther above those of every
+training case. They are air or fat, which every CT shows."""
+
+NEGATIVE = 0.1
+"""Of its brightest voxels: a scan that lies no farther below zero than this was merely interpolated."""
+
+WAY_OUT = (
+    "take a model that was trained on such scans ('zoomseg predict --any-scan' segments it all the same)"
+)
+
+MAX_CASES = 64
+"""Of so many cases intensities are kept."""
+
+QUANTILES = 19
+"""From 5 to 95 %."""
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float64]
+Window = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TrainingDomain:
+    """What a model's training cases show together: numbers over cases alone, no image and no name.
+
+    ``intensities`` has one row for every case looked at: the 5, 10, ... 95 % quantiles of the body's voxels
+    in the first channel, clipped to the recipe's window, or in standard deviations from the scan's mean where
+    the recipe has none.
+
+    Raises:
+        ValueError: a range that ends before it begins, or rows of another length.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "allow_inf_nan": False}
+
+    modality: str | None
+    """DICOM's word for it, where the channels' names say it."""
+    intensities: tuple[tuple[float, ...], ...]
+    darkest: Span
+    """Lowest and highest of the cases' 0.5 % quantiles of all voxels, in the scans' own unit; clipped to the
+    window where there is one."""
+    cross_section_cm2: Span
+    """Least and largest of the body's area in the cases' axial slices, the median over a case's slices."""
+    organs: dict[str, OrganPlaces]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.intensities) <= MAX_CASES:
+            raise ValueError(f"intensities of 1 to {MAX_CASES} cases are needed, got {len(self.intensities)}")
+        if any(len(row) != QUANTILES for row in self.intensities):
+            raise ValueError(f"every case needs {QUANTILES} quantiles")
+        spans = [self.darkest, self.cross_section_cm2]
+        for organ in self.organs.values():
+            spans += [organ.volume_ml] if organ.volume_ml else []
+            ends = (span for offsets in organ.offsets_mm.values() for span in offsets)
+            spans += [(low, high) for low, high in ends if low is not None and high is not None]
+        if any(low > high for low, high in spans):
+            raise ValueError("a range ends before it begins")
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How like the training cases a scan is. ``trust`` (0 to 1) is what its organs' confidence is multiplied
+    by."""
+
+    warnings: tuple[str, ...] = ()
+    trust: float = 1.0
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is compared of a scan, as in ``TrainingDomain``."""
+
+    quantiles: FloatArray
+    darkest: float
+    brightest: float
+    cross_section_cm2: float
+
+
+def thinned(channel: Array, grid: Grid) -> tuple[npt.NDArray[np.float32], float]:
+    """Some voxels of a channel ``[I, J, K]``, with RAS+ axes; and the area of one of them in an axial plane,
+    cm2."""
+    orientation = Orientation.to_canonical(grid)
+    steps = [max(1, math.ceil(n / SAMPLED)) for n in channel.shape]
+    some = channel[tuple(slice(step // 2, None, step) for step in steps)]
+    own = np.array(orientation.grid(grid).spacing_mm) * [steps[axis] for axis in orientation.order]
+    return some.transpose(orientation.order).astype(np.float32), float(own[0] * own[1]) / 100
+
+
+def features(voxels: npt.NDArray[np.float32], cell_cm2: float, window: Window | None) -> Features:
+    """Of a thinned scan, for a model that clips to ``window``, or scales by the scan's own moments (None)."""
+    darkest, brightest = (float(v) for v in np.quantile(voxels, (0.005, 0.995)))
+    if window is not None:
+        lower, upper = window
+        body = voxels > lower
+        values = np.minimum(voxels[body], upper)
+        darkest = max(darkest, lower)
+    else:
+        clipped = np.clip(voxels, darkest, brightest)
+        values = ((clipped - clipped.mean()) / max(float(clipped.std()), 1e-6)).ravel()
+        body = clipped > clipped.mean()
+    levels = np.arange(1, QUANTILES + 1) / (QUANTILES + 1)
+    quantiles = np.quantile(values, levels) if values.size else np.full(QUANTILES, darkest)
+    areas = body.sum(axis=(0, 1))
+    section = float(np.median(areas[areas > 0])) if (areas > 0).any() else 0.0
+    return Features(quantiles.astype(np.float64), darkest, brightest, section * cell_cm2)
+
+
+def compare(
+    domain: TrainingDomain,
+    channel: Array,
+    grid: Grid,
+    window: Window | None,
+    modality: str | None,
+    any_scan: bool = False,
+) -> Likeness:
+    """How like the training cases a scan is.
+
+    Args:
+        channel: its first one, ``[I, J, K]``.
+        window: of the model; None: it has none.
+        modality: DICOM's word for how it was made, where that is known.
+        any_scan: whether what would be refused is warned of instead, and not trusted at all.
+
+    Raises:
+        ScanError: it is plainly something else, and why.
+    """
+    seen = features(*thinned(channel, grid), window)
+    distance, usual = _distance(domain, seen, window)
+    other = (
+        _other_modality(domain, modality)
+        or _other_unit(domain, seen, window)
+        or _other_intensities(distance / usual)
+    )
+    if other is not None and any_scan:
+        return Likeness((f"plainly unlike the training scans: {other[0]}",), trust=0.0)
+    if other is not None:
+        raise ScanError("; ".join(other))
+    found = [_unlike_intensities(distance / usual), _unlike_section(domain, seen)]
+    warned = [(text, trust) for text, trust in found if text]
+    return Likeness(tuple(text for text, _ in warned), math.prod(trust for _, trust in warned))
+
+
+def _other_modality(domain: TrainingDomain, modality: str | None) -> tuple[str, str] | None:
+    """What is other about the scan, and what to do."""
+    if domain.modality is None or modality in (None, "", domain.modality):
+        return None
+    return f"the scan is of modality {modality}, the model was trained on {domain.modality}", WAY_OUT
+
+
+def _other_unit(domain: TrainingDomain, seen: Features, window: Window | None) -> tuple[str, str] | None:
+    """Fat and air are darker than anything else in every CT; nothing is below zero in an MR."""
+    if window is not None and seen.darkest > domain.darkest[1] + DARK * (window[1] - window[0]):
+        what = (
+            "the scan is not in the unit of the scans that the model was trained on: its darkest voxels are "
+            f"at {seen.darkest:.4g}, theirs at {domain.darkest[1]:.4g} at most"
+        )
+        return what, f"convert it{' to Hounsfield units' if domain.modality == 'CT' else ''}, or {WAY_OUT}"
+    below_zero = seen.darkest < -NEGATIVE * max(seen.brightest, 0.0)
+    if window is None and domain.darkest[0] >= 0 and below_zero:
+        what = (
+            f"the scan has values far below zero, down to {seen.darkest:.4g}, as none has of those that the "
+            "model was trained on, so that it may be CT"
+        )
+        return what, WAY_OUT
+    return None
+
+
+def _other_intensities(ratio: float) -> tuple[str, str] | None:
+    if ratio <= OTHER:
+        return None
+    what = (
+        "the scan's intensities are not like those of the scans that the model was trained on "
+        f"({ratio:.1f} times as far away as these are from each other)"
+    )
+    return what, f"check its modality and unit, or {WAY_OUT}"
+
+
+def _distance(domain: TrainingDomain, seen: Features, window: Window | None) -> tuple[float, float]:
+    """Of a scan from the training case nearest to it, and how far that is for scans of their kind."""
+    known = np.array(domain.intensities)
+    apart = np.abs(known[:, None] - known[None]).mean(axis=2)
+    np.fill_diagonal(apart, np.inf)
+    least = LEAST_SPREAD_SD if window is None else LEAST_SPREAD * (window[1] - window[0])
+    usual = max(float(apart.min(axis=1).max()) if len(known) > 1 else 0.0, least)
+    return float(np.abs(known - seen.quantiles).mean(axis=1).min()), usual
+
+
+def _unlike_intensities(ratio: float) -> tuple[str, float]:
+    if ratio <= UNLIKE:
+        return "", 1.0
+    return (
+        f"its intensities are unlike those of the training scans ({ratio:.1f} times as far away as these are "
+        "from each other)",
+        UNLIKE / ratio,
+    )
+
+
+def _unlike_section(domain: TrainingDomain, seen: Features) -> tuple[str, float]:
+    low, high = domain.cross_section_cm2
+    area = seen.cross_section_cm2
+    ratio = max(low / max(area, 1e-3), area / max(high, 1e-3))
+    if ratio <= OTHER_SECTION:
+        return "", 1.0
+    return (
+        f"the body in it measures {area:.0f} cm2 across, in the training scans {low:.0f} to {high:.0f}: is "
+        "it the same part of the body, of a patient of the same size, and a scan of all of it?",
+        1 / ratio,
+    )
+
+
+def domain_from_json(data: Mapping[str, Any]) -> TrainingDomain:
+    """Of an exported package's JSON."""
+    organs = {
+        name: OrganPlaces(
+            None if organ["volume_ml"] is None else _span(organ["volume_ml"]),
+            {other: (_bounds(x), _bounds(y), _bounds(z)) for other, (x, y, z) in organ["offsets_mm"].items()},
+        )
+        for name, organ in data["organs"].items()
+    }
+    rows = tuple(tuple(row) for row in data["intensities"])
+    return TrainingDomain(
+        data["modality"], rows, _span(data["darkest"]), _span(data["cross_section_cm2"]), organs
+    )
+
+
+def _span(ends: Sequence[float]) -> Span:
+    low, high = ends
+    return float(low), float(high)
+
+
+def _bounds(ends: Sequence[float | None]) -> Bounds:
+    low, high = (None if end is None else float(end) for end in ends)
+    return low, high

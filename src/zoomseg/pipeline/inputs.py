@@ -1,0 +1,153 @@
+"""``inputs``: what the network sees. Normalised intensities, and earlier stages' probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoomseg.core.case import Prior
+from zoomseg.core.geometry import Grid
+from zoomseg.core.resample import resample_data
+from zoomseg.core.volume import Volume
+from zoomseg.core.window import check_within, line
+from zoomseg.recipe.spec import AtlasInput, ImageInput, InputSpec, IntensitySpec, PriorInput, Window, ZScore
+
+STATISTICS_VOXELS = 1_000_000
+"""At most about this many voxels, evenly spread, decide a scan's percentiles and moments."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per channel: clip to ``[lower, upper]``, then ``(x - shift) * scale``, and, of the intensities
+    ``inner`` that lie below x, ``gain`` for each."""
+
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    inner: tuple[float, float] | None = None
+    gain: float = 0.0
+
+    def apply(self, data: Tensor) -> Tensor:
+        """``[C, I, J, K]`` of the scan's own unit to normalised float32."""
+        out = torch.empty_like(data, dtype=torch.float32)
+        for channel, own, lo, hi, shift, scale in zip(
+            data, out, self.lower, self.upper, self.shift, self.scale, strict=True
+        ):
+            own.copy_(channel).clamp_(lo, hi).sub_(shift).mul_(scale)
+            if self.inner is not None:
+                own.add_(channel.float().clamp(*self.inner).sub_(self.inner[0]), alpha=self.gain)
+        return out
+
+    def of(self, channels: Sequence[int]) -> Normalisation:
+        """That of some of the channels."""
+        rows = (self.lower, self.upper, self.shift, self.scale)
+        lower, upper, shift, scale = (tuple(row[c] for c in channels) for row in rows)
+        return Normalisation(lower, upper, shift, scale, self.inner, self.gain)
+
+
+def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
+    """The numbers that normalise this scan: fixed for ``window``, measured for ``zscore``."""
+    n = image.channels
+    match spec:
+        case Window():
+            zero, slope, gain = line(spec.lower, spec.upper, spec.output, spec.inner, spec.inner_share)
+            return Normalisation(
+                (spec.lower,) * n,
+                (spec.upper,) * n,
+                (zero,) * n,
+                (slope,) * n,
+                spec.inner,
+                gain,
+            )
+        case ZScore():
+            rows = [_moments(channel, spec) for channel in image.data]
+            lower, upper, shift, scale_ = zip(*rows, strict=True)
+            return Normalisation(lower, upper, shift, scale_)
+
+
+def check_seen(spec: IntensitySpec, image: Volume, name: str) -> None:
+    """Refuse a scan of which the recipe's window shows nothing; several channels count as one.
+
+    Raises:
+        ScanError: with the scan's ``name``.
+    """
+    if isinstance(spec, Window):
+        strides: tuple[int, ...] = image.data.stride()
+        as_it_lies = sorted(range(4), key=lambda axis: -strides[axis])  # else torch copies all of it first
+        low, high = image.data.permute(as_it_lies).aminmax()
+        check_within(spec.lower, spec.upper, float(low), float(high), name)
+
+
+def _moments(channel: Tensor, spec: ZScore) -> tuple[float, float, float, float]:
+    some = _sample(channel).flatten().float()
+    ordered = some.sort().values
+    low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in spec.clip_percentiles)
+    clipped = some.clamp(low, high)
+    return low, high, float(clipped.mean()), 1.0 / max(float(clipped.std()), 1e-6)
+
+
+def _sample(channel: Tensor) -> Tensor:
+    """A scan's voxels, or of a large one some in every part: the same ones however it lies in memory, and
+    whichever way up."""
+    # Every step-th from either end, so that along each axis up to twice as many are met.
+    step = math.ceil((8 * channel.numel() / STATISTICS_VOXELS) ** (1 / 3))
+    if channel.numel() <= STATISTICS_VOXELS:
+        return channel
+    for axis, size in enumerate(channel.shape):
+        index = torch.arange(0, size, step, device=channel.device)
+        channel = channel.index_select(axis, torch.unique(torch.cat([index, size - 1 - index])))
+    return channel
+
+
+def image_channels(specs: Sequence[InputSpec], channels: int) -> tuple[int, ...]:
+    """Which channels of the scan the network sees, in order."""
+    out: list[int] = []
+    for spec in specs:
+        if isinstance(spec, ImageInput):
+            out.extend(range(channels) if spec.channel == "all" else [spec.channel])
+    return tuple(out)
+
+
+def prior_specs(specs: Sequence[InputSpec]) -> tuple[PriorInput | AtlasInput, ...]:
+    """Those that read a prior: an earlier stage's, or the atlas's."""
+    return tuple(spec for spec in specs if isinstance(spec, PriorInput | AtlasInput))
+
+
+def prior_names(spec: PriorInput | AtlasInput, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels of one prior input; ``labels`` are those that the stage it reads predicts."""
+    return labels if isinstance(spec.labels, str) else spec.labels
+
+
+def select_prior(spec: PriorInput | AtlasInput, probabilities: Tensor, labels: tuple[str, ...]) -> Tensor:
+    """The channels a prior input names, from ``[..., 1 + labels, I, J, K]``."""
+    names = prior_names(spec, labels)
+    index = torch.tensor([labels.index(n) + 1 for n in names], device=probabilities.device)
+    return probabilities.index_select(probabilities.ndim - 4, index)
+
+
+def image_on(specs: Sequence[InputSpec], image: Volume, normalisation: Normalisation, grid: Grid) -> Tensor:
+    """The image channels ``[C, *grid.shape]`` that these inputs show, normalised."""
+    channels = list(image_channels(specs, image.channels))
+    own = normalisation.of(channels)
+    seen = image.data if channels == list(range(image.channels)) else image.data[channels]
+    return resample_data(seen, image.grid, grid, change=own.apply)
+
+
+def priors_on(specs: Sequence[InputSpec], priors: Mapping[str, Prior], grid: Grid) -> list[Tensor]:
+    """The channels ``[C, *grid.shape]`` of every prior that these inputs show."""
+    parts = []
+    for spec in prior_specs(specs):
+        prior = priors[spec.of]
+        chosen = select_prior(spec, prior.probabilities, prior.labels)
+        parts.append(resample_data(chosen.float(), prior.grid, grid))
+    return parts
+
+
+def window_of(spec: IntensitySpec) -> tuple[float, float] | None:
+    """The fixed window that a recipe shows its networks, if it has one."""
+    return (spec.lower, spec.upper) if isinstance(spec, Window) else None

@@ -1,0 +1,177 @@
+"""A stage's way over one scan: tiles that touch its region, computed row by row and stitched."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from zoomseg.backends.device import Device
+from zoomseg.core.case import Prior
+from zoomseg.core.errors import ModelError
+from zoomseg.core.geometry import Box, Index3
+from zoomseg.core.placing import Tile
+from zoomseg.core.tiling import Stitcher, cover, tent
+from zoomseg.networks import build as networks
+from zoomseg.pipeline import fusion, stage_input
+from zoomseg.pipeline.uncertainty import Hearing
+
+Network = Callable[[Tensor, tuple[Tile, ...]], Tensor]
+"""Input ``[B, C, *outer]`` and its B tiles -> probabilities ``[B, classes, *inner]``. The tiles are for
+oracles."""
+NetworkOf = Callable[[stage_input.View], Network]
+"""The network for where a stage looks: the stage's trained one, or an oracle on the view's grid."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage did on one scan, for ``run.json``."""
+
+    stage: str
+    tile: Index3
+    """As it was computed: a memory limit may have asked for smaller ones than the recipe's."""
+    seconds: float
+    network_seconds: float
+    """Of these, in the network."""
+    tiles: int
+    tiles_skipped: int
+    region_share: float
+    """Voxels of the region over voxels of the stage's grid."""
+    flops: int = 0
+    """Floating-point operations in the network's convolutions: two for every multiplication."""
+    widened: tuple[str, ...] = ()
+    """Organs that reached the end of the region, which was then widened there and computed again. Seconds,
+    tiles and operations are those of both times."""
+
+    def and_then(self, again: StageRecord, widened: tuple[str, ...]) -> StageRecord:
+        """Of both times, where the region was widened."""
+        return replace(
+            again,
+            seconds=self.seconds + again.seconds,
+            network_seconds=self.network_seconds + again.network_seconds,
+            tiles=self.tiles + again.tiles,
+            tiles_skipped=self.tiles_skipped + again.tiles_skipped,
+            widened=widened,
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a scan is: ``done`` of ``tiles`` of a stage."""
+
+    stage: str
+    done: int
+    tiles: int
+
+
+Tell = Callable[[Progress], None]
+
+
+def silent(progress: Progress) -> None:
+    pass
+
+
+class Course:
+    """A stage's way over one scan: only tiles that touch the region are computed, row by row, and their
+    answer comes out as slabs of finished planes."""
+
+    def __init__(
+        self,
+        view: stage_input.View,
+        scan: stage_input.Scan,
+        priors: Mapping[str, Prior],
+        labels: tuple[str, ...],
+        network: Network,
+        device: Device,
+        together: int | None = None,
+        tell: Tell = silent,
+    ) -> None:
+        """``together``: so many tiles are computed at once; None: as many as keep the device busy."""
+        self.view = view
+        self.labels = labels
+        self._started = time.perf_counter()
+        self._network_seconds = 0.0
+        self._network = network
+        self._device = device
+        self._together = together or device.tiles_at_once(math.prod(view.stage.grid.tile))
+        self._tell = tell
+        spec = view.stage.grid
+        halo = networks.halo(view.stage.network, spec.padding)
+        self.tiling = cover(view.region, spec.tile, halo, spec.overlap)
+        self._reader = stage_input.Reader(view, scan, priors, self.tiling.outer)
+        # Where the region ends inside the scan, one voxel of certain background is added: a prior's edge
+        # goes on beyond its grid, and beyond the region the stage said nothing.
+        self.box = view.region.box.expand((1, 1, 1)).intersect(view.grid.box)
+        self.grid = view.grid.crop(self.box)
+        """Of the whole answer."""
+
+    def slabs(self) -> Iterator[Tensor]:
+        """Probabilities ``[C, I, J, planes]``, one slab after the other, together on ``grid``; each is to be
+        used before the next is asked for."""
+        spec, answered = self.view.stage.grid, self.tiling.tiles[0].inner.shape
+        weights = tent(answered) if spec.overlap > 0 and spec.padding == "same" else torch.ones(answered)
+        classes, place, asked = 1 + len(self.labels), self._device.place, self.view.region.box
+        stitcher = Stitcher(classes, self.box, weights, place, asked)
+        done, size = 0, self._together
+        for k, row in self.tiling.rows:
+            yield from stitcher.take(k)
+            for n in range(0, len(row), size):
+                self._compute(row[n : n + size], stitcher)
+                done += len(row[n : n + size])
+                self._tell(Progress(self.view.stage.name, done, len(self.tiling.tiles)))
+        yield from stitcher.take()
+
+    def _compute(self, tiles: tuple[Tile, ...], stitcher: Stitcher) -> None:
+        data = torch.stack([self._reader.read(tile.outer) for tile in tiles])
+        started = time.perf_counter()
+        answers = self._network(data, tiles)
+        self._network_seconds += time.perf_counter() - started
+        for tile, answer in zip(tiles, answers, strict=True):
+            stitcher.add(tile, answer)
+
+    def prior(self, hearing: Hearing | None = None) -> Prior:
+        """The answer as a whole; ``hearing`` hears it."""
+        parts = []
+        for slab, planes in self._placed():
+            if hearing is not None:
+                hearing.add(slab, planes)
+            parts.append(slab.clone())
+        whole = torch.cat(parts, dim=3).cpu()
+        return Prior(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
+
+    def paint(self, canvas: fusion.Canvas, hearing: Hearing) -> None:
+        """Enter the answer into the label map slab by slab; ``hearing`` hears it."""
+        painter = fusion.Painter(canvas, self.grid, self.labels, self.view.region, self.view.stage.argmax_on)
+        for slab, planes in self._placed():
+            hearing.add(slab, planes)
+            painter.add(slab)
+
+    def _placed(self) -> Iterator[tuple[Tensor, Box]]:
+        """Slabs, and the boxes of the view's grid that they fill.
+
+        Raises:
+            ModelError: the network answered with NaN, in which nothing can be found.
+        """
+        at = self.box.start[2]
+        for slab in self.slabs():
+            if not bool(torch.isfinite(slab[0]).all()):  # softmax spreads NaN over all classes of a voxel
+                raise ModelError(
+                    f"stage '{self.view.stage.name}' answered with numbers that are not finite: its weights "
+                    "are damaged, or too large for this device; copy or train the model again"
+                )
+            planes = Box((*self.box.start[:2], at), (*self.box.stop[:2], at + slab.shape[3]))
+            yield slab, planes
+            at = planes.stop[2]
+
+    @property
+    def record(self) -> StageRecord:
+        """Once all slabs were taken."""
+        share = self.view.region.voxels / self.view.grid.box.voxels
+        seconds = time.perf_counter() - self._started
+        tiles, skipped = len(self.tiling.tiles), self.tiling.skipped
+        stage, tile = self.view.stage.name, self.view.stage.grid.tile
+        return StageRecord(stage, tile, seconds, self._network_seconds, tiles, skipped, share)

@@ -1,0 +1,312 @@
+"""What the planner knows of a data set: sizes, spacings, intensities, and its organs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from zoomseg.core.case import Case
+from zoomseg.core.components import largest_component
+from zoomseg.core.errors import DatasetError
+from zoomseg.core.geometry import Index3, Orientation, Vector3
+from zoomseg.datasets.advice import Advice, advise, hounsfield
+from zoomseg.datasets.layouts import Dataset
+
+FINGERPRINT_CASES = 40
+"""At most this many cases, evenly spread, are read."""
+FOREGROUND_VOXELS = 20_000
+"""Foreground intensities kept per case."""
+NAMED = 5
+"""Organs that an error lists."""
+BESIDE_CASES = 20
+"""In fewer cases, nothing can be told of which of two organs lies further right."""
+
+
+@dataclass(frozen=True)
+class Organ:
+    """One label in the cases read: medians over those that have it. Axes in canonical (RAS) order."""
+
+    name: str
+    cases: int
+    """That have it."""
+    annotated: int
+    """In which it was to be drawn."""
+    volume_ml: float
+    extent_mm: Vector3
+    """Of its bounding box."""
+    centre: Vector3
+    """Of its bounding box, as a share of the scan: 0 at the left, posterior and inferior face, 1 opposite."""
+    percentiles: tuple[float, float]
+    """0.5th and 99.5th of the intensities inside it, of the first channel."""
+    largest_part: float
+    """Share of its voxels that its largest connected part holds, in the case where that is the least."""
+    tone_spread: float | None = None
+    """Standard deviation, over the cases, of its median intensity as a multiple of all organs' mean one,
+    counted from the scan's darkest voxel; None: it was seen beside others in fewer than two."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Two organs of which one lies further right in most cases that have both."""
+
+    right: str
+    left: str
+    cases: int
+    """In which that is so."""
+    together: int
+    """That have both."""
+
+    @property
+    def share(self) -> float:
+        return self.cases / self.together
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Axes in canonical (RAS) order."""
+
+    spacing_mm: Vector3
+    """Median."""
+    shape: Index3
+    """Median, in voxels of the median spacing."""
+    largest_shape: Index3
+    """Of the cases read, in voxels of the median spacing."""
+    is_ct: bool
+    foreground_percentiles: tuple[float, float]
+    """0.5th and 99.5th of the intensities inside labels."""
+    cases: int
+    """For training."""
+    read: int
+    """Of these."""
+    channels: int = 1
+    organs: tuple[Organ, ...] = ()
+    """Those that were seen, in the schema's order."""
+    beside: Beside | None = None
+    """The two organs of which that holds most often; None: no two are in ``BESIDE_CASES`` cases together."""
+    advice: tuple[Advice, ...] = ()
+    """What ``dataset.json`` should say, and does not."""
+
+    @property
+    def extent_mm(self) -> Vector3:
+        """Of the median scan."""
+        return as_vector(np.array(self.spacing_mm) * np.array(self.shape))
+
+    @property
+    def voxels(self) -> int:
+        """Of the median scan."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One organ in one case."""
+
+    volume_ml: float
+    extent_mm: Vector3
+    centre: Vector3
+    percentiles: tuple[float, float]
+    largest_part: float
+    right_mm: float
+    """How far right its voxels are, in the mean, from the scan's left face."""
+    brightness: float
+    """Median intensity, counted from the scan's darkest voxel."""
+
+
+def take(
+    dataset: Dataset,
+    ids: Sequence[str],
+    progress: Callable[[int, int], None] | None = None,
+    look: Callable[[Case], None] | None = None,
+) -> Fingerprint:
+    """Read a spread of the training cases.
+
+    Args:
+        look: is shown each of them, so that nothing else need read it again.
+
+    Raises:
+        DatasetError: no voxel is labelled in any of them.
+        ScanError: one of them cannot be used.
+    """
+    chosen = spread(ids, FINGERPRINT_CASES)
+    rng = np.random.default_rng(0)
+    spacings: list[Vector3] = []
+    extents: list[Vector3] = []
+    foreground: list[npt.NDArray[np.float32]] = []
+    drawn: list[frozenset[str]] = []
+    seen: list[dict[str, _Seen]] = []
+    units: list[tuple[bool, ...]] = []
+    for done, case in enumerate(cases_of(dataset, chosen)):
+        if progress is not None:
+            progress(done, len(chosen))
+        if look is not None:
+            look(case)
+        grid = Orientation.to_canonical(case.image.grid).grid(case.image.grid)
+        spacings.append(grid.spacing_mm)
+        extents.append(grid.extent_mm)
+        units.append(hounsfield(case.image))
+        if case.labels is not None:
+            values = case.image.data[0][case.labels.data > 0].numpy()
+            foreground.append(rng.choice(values, min(len(values), FOREGROUND_VOXELS), replace=False))
+            drawn.append(_drawn(case, dataset))
+            seen.append(_organs_in(case))
+    inside = np.concatenate(foreground) if foreground else np.empty(0, np.float32)
+    if inside.size == 0:
+        raise DatasetError(
+            f"data set '{dataset.name}' has no labelled voxel in {len(chosen)} cases read; "
+            "zoomseg check says which label maps are empty"
+        )
+    spacing = np.median(np.array(spacings), axis=0)
+    sizes = np.array(extents) / spacing
+    low, high = _tails(inside)
+    return Fingerprint(
+        spacing_mm=as_vector(spacing),
+        shape=as_index(np.round(np.median(sizes, axis=0))),
+        largest_shape=as_index(np.ceil(sizes.max(axis=0) - 0.01)),
+        is_ct=dataset.is_ct,
+        foreground_percentiles=(low, high),
+        cases=len(ids),
+        read=len(chosen),
+        channels=len(dataset.channel_names),
+        organs=tuple(_organs(dataset.schema.names, drawn, seen)),
+        beside=_beside(dataset.schema.names, seen),
+        advice=advise(dataset, units),
+    )
+
+
+def require(dataset: Dataset, ids: Sequence[str], organs: Iterable[str]) -> None:
+    """Read training cases until each of ``organs`` was seen in one.
+
+    Raises:
+        DatasetError: some are in none of them, so that nothing could learn them.
+        ScanError: a case cannot be used.
+    """
+    missing = list(organs)
+    for case in cases_of(dataset, ids if missing else ()):
+        present = _present(case)
+        missing = [name for name in missing if name not in present]
+        if not missing:
+            return
+    if missing:
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        raise DatasetError(
+            f"data set '{dataset.name}': no voxel of {', '.join(missing[:NAMED])}{more} in any of the "
+            f"{len(ids)} training cases, so it cannot be learned; take it out of 'labels' in dataset.json, "
+            "or train on cases that show it"
+        )
+
+
+def spread(ids: Sequence[str], most: int) -> Sequence[str]:
+    """At most so many of the cases, evenly spread."""
+    return list(ids)[:: max(1, math.ceil(len(ids) / most))]
+
+
+def cases_of(dataset: Dataset, ids: Iterable[str]) -> Iterator[Case]:
+    """These cases, each read as it is asked for.
+
+    Raises:
+        ScanError: one of them cannot be used.
+    """
+    by_id = {case.id: case for case in dataset.cases}
+    return (dataset.load(by_id[case_id]) for case_id in ids)
+
+
+def _drawn(case: Case, dataset: Dataset) -> frozenset[str]:
+    return frozenset(dataset.schema.names) if case.annotated is None else case.annotated
+
+
+def _present(case: Case) -> frozenset[str]:
+    """The annotated organs that a case has."""
+    if case.labels is None:
+        return frozenset()
+    names = case.labels.schema.names
+    seen = frozenset(names[number - 1] for number in np.unique(case.labels.data) if number)
+    return seen if case.annotated is None else seen & case.annotated
+
+
+def _organs_in(case: Case) -> dict[str, _Seen]:
+    """The annotated organs that a case has, measured."""
+    if case.labels is None:
+        return {}
+    canonical = Orientation.to_canonical(case.labels.grid)
+    labels, image = case.labels.reoriented(canonical), case.image.reoriented(canonical).data[0].numpy()
+    classes, spacing = labels.data.numpy(), np.array(labels.grid.spacing_mm)
+    darkest = float(image.min())
+    found: dict[str, _Seen] = {}
+    for number, box in enumerate(ndimage.find_objects(classes), start=1):
+        name = labels.schema.names[number - 1]
+        if box is None or (case.annotated is not None and name not in case.annotated):
+            continue
+        low, high = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
+        inside = classes[box] == number
+        voxels = int(np.count_nonzero(inside))
+        intensities = image[box][inside]
+        across = np.average(np.arange(low[0], high[0]) + 0.5, weights=inside.sum(axis=(1, 2)))
+        found[name] = _Seen(
+            voxels * labels.grid.voxel_volume_ml,
+            as_vector((high - low) * spacing),
+            as_vector((low + high) / 2 / np.array(classes.shape)),
+            _tails(intensities),
+            int(np.count_nonzero(largest_component(inside))) / voxels,
+            float(across * spacing[0]),
+            float(np.median(intensities)) - darkest,
+        )
+    return found
+
+
+def _tails(intensities: npt.NDArray[np.number]) -> tuple[float, float]:
+    low, high = np.percentile(intensities, (0.5, 99.5))
+    return float(low), float(high)
+
+
+def _organs(
+    names: Sequence[str], drawn: Sequence[frozenset[str]], seen: Sequence[dict[str, _Seen]]
+) -> Iterator[Organ]:
+    tones = [_tones(case) for case in seen]
+    for name in names:
+        those = [case[name] for case in seen if name in case]
+        multiples = [case[name] for case in tones if name in case]
+        if those:
+            yield Organ(
+                name,
+                len(those),
+                sum(name in case for case in drawn),
+                float(np.median([one.volume_ml for one in those])),
+                as_vector(np.median([one.extent_mm for one in those], axis=0)),
+                as_vector(np.median([one.centre for one in those], axis=0)),
+                cast("tuple[float, float]", tuple(np.median([one.percentiles for one in those], axis=0))),
+                min(one.largest_part for one in those),
+                float(np.std(multiples)) if len(multiples) > 1 else None,
+            )
+
+
+def _tones(case: dict[str, _Seen]) -> dict[str, float]:
+    """Every organ's brightness as a multiple of their mean; none where there is no other beside it."""
+    mean = float(np.mean([one.brightness for one in case.values()])) if len(case) > 1 else 0.0
+    return {name: one.brightness / mean for name, one in case.items()} if mean > 0 else {}
+
+
+def _beside(names: Sequence[str], seen: Sequence[dict[str, _Seen]]) -> Beside | None:
+    found = []
+    for one, other in combinations(names, 2):
+        apart = [case[one].right_mm - case[other].right_mm for case in seen if one in case and other in case]
+        if len(apart) >= BESIDE_CASES:
+            found.append(Beside(one, other, sum(mm > 0 for mm in apart), len(apart)))
+            found.append(Beside(other, one, sum(mm < 0 for mm in apart), len(apart)))
+    return max(found, key=lambda two: two.share, default=None)
+
+
+def as_vector(values: npt.NDArray[np.float64]) -> Vector3:
+    """Three numbers of an array."""
+    return cast("Vector3", tuple(float(v) for v in values))
+
+
+def as_index(values: npt.NDArray[np.number]) -> Index3:
+    """Three whole numbers of an array, cut off."""
+    return cast("Index3", tuple(int(v) for v in values))

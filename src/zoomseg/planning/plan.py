@@ -1,0 +1,329 @@
+"""From data to recipe numbers, each with its reason. The result is a concrete recipe: it is written into the
+model and never computed again.
+
+The rules, in order: one stage if a scan fits a patch; grids from the median scan's size and a voxel budget,
+the fine one's no larger than the training can show; boxes for groups of organs that are small and far apart;
+patches as physical cubes, larger on a GPU, and all voxel budgets scaled down until one training step fits the
+device's memory; pooling only axes that are still long and not yet coarser than the others; a window from
+foreground intensities for CT, with more contrast for most organs where a few (bone, airways) make it wide;
+z-scores for anything else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from zoomseg.backends.device import Device
+from zoomseg.core.errors import RecipeError
+from zoomseg.core.geometry import Vector3
+from zoomseg.core.labels import LabelSchema
+from zoomseg.planning.fingerprint import Fingerprint, Organ
+from zoomseg.planning.network_sizes import Cost, costs_of
+from zoomseg.planning.organ_groups import Group, groups_of, why_not
+from zoomseg.planning.rationale import Plan, Reason, about, count, gigabytes, organ_reasons
+from zoomseg.planning.stage_plans import (
+    SINGLE_STAGE_FACTOR,
+    Draft,
+    Layout,
+    boxes,
+    contrast,
+    mirrored,
+    one_stage,
+    two_stages,
+    why_training,
+)
+from zoomseg.planning.training_length import TrainingLength
+from zoomseg.recipe import spec as specs
+
+LOOKS = 100
+"""So many times the median scan's voxels on the fine grid should be shown in training, all patches together;
+a short one gets a coarser grid. In CHAOS 125 times did better than 31 on a finer grid, in BTCV 70 times
+better than 200 on a coarser one (benchmarks/results/2026-11-21-ablation.md)."""
+LEAST_FINE_FACTOR = 6
+"""The fine grid keeps so many times the coarse one's voxels, however short the training is."""
+MEMORY_SHARE = 0.4
+"""Part of the device's memory that ``step_bytes`` may fill. A whole training process was measured at 2.4
+times that: gradients on their way, the loss, the framework, data."""
+SHRINK = 0.8
+"""Factor on all voxel budgets, as often as needed to fit."""
+INNER_FACTOR = 3
+"""A window so many times as wide as the middle organ's intensities shows these with more contrast."""
+ONE_PIECE = 0.95
+"""An organ of which every case's largest connected part holds this share, or more, is in one piece."""
+ONE_PIECE_CASES = 5
+"""In fewer cases nothing can be told of its parts."""
+STOUT = 0.1
+"""Share of its bounding box that an organ fills, or more: thinner ones (the portal vein fills 3 %, the
+pancreas 9 %) break in two where they are drawn imprecisely, and no part of them is an island."""
+SMALLEST_PATCH_VOXELS = 2000
+"""Patches are not shrunk below this: nothing could be learned from them."""
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The stages, of which a training step fits the device; ``reasons`` hold for all of them."""
+
+    drafts: tuple[Draft, ...]
+    costs: tuple[Cost, ...]
+    why_memory: Reason
+    reasons: tuple[Reason, ...] = ()
+
+
+def plan(
+    recipe: specs.PlannedRecipe,
+    data: Fingerprint,
+    schema: LabelSchema,
+    device: Device,
+    length: TrainingLength | None = None,
+) -> Plan:
+    """Fill in a planned recipe's numbers.
+
+    Small scans (a patch holds half of one, or more) get one stage at their own spacing; all others
+    get a coarse stage that shows the whole scan and a fine one inside what it found, or one in a box
+    around each group of organs, where these are small and far apart.
+
+    Args:
+        length: of the training, where the recipe's number of steps is not it.
+
+    Raises:
+        RecipeError: not even the smallest patches fit the device's memory.
+    """
+    single, why_stages = _is_single(recipe, data)
+    if single:
+        chosen = _fitting_memory(recipe, data, schema, device, one_stage)
+    else:
+        chosen = _cascade(recipe, data, schema, device, length)
+    intensity, why_intensity = _intensity(data)
+    islands, why_islands = _islands(data)
+    concrete = specs.Recipe(
+        name=recipe.name,
+        description=recipe.description,
+        source=recipe.source,
+        intensity=intensity,
+        stages=tuple(draft.stage for draft in chosen.drafts),
+        train_together=(("coarse", "fine"),) if len(chosen.drafts) == 2 else (),
+        prior_from="live",
+        islands=islands,
+    )
+    finest_mm = chosen.drafts[-1].mm
+    reasons = [about(data), why_stages, why_intensity, *chosen.reasons]
+    for draft, cost in zip(chosen.drafts, chosen.costs, strict=True):
+        reasons += [*draft.reasons, _why_network(recipe, draft.stage, cost)]
+    reasons += [chosen.why_memory, mirrored(schema, data)[1], contrast(data).reason]
+    reasons += [why_training(concrete.stages[-1].training), _why_length(recipe, length), why_islands]
+    reasons += organ_reasons(data, schema, finest_mm)
+    reasons += [Reason(one.what, one.found, one.todo, warning=True) for one in data.advice]
+    return Plan(concrete, tuple(reasons), data, finest_mm)
+
+
+def _cascade(
+    recipe: specs.PlannedRecipe,
+    data: Fingerprint,
+    schema: LabelSchema,
+    device: Device,
+    length: TrainingLength | None,
+) -> _Chosen:
+    """A coarse stage, and one or several that look closer at as many voxels as the training can show."""
+    chosen = _fitting_memory(recipe, data, schema, device, two_stages)
+    affordable, why_voxels = _affordable(recipe, chosen, device, length)
+    if affordable != recipe:
+        recipe, chosen = affordable, _fitting_memory(affordable, data, schema, device, two_stages)
+    groups, why_regions = _regions(recipe, data, schema, chosen.drafts[-1].mm)
+    if groups:
+        chosen = _fitting_memory(recipe, data, schema, device, partial(boxes, groups=groups))
+    return replace(chosen, reasons=(why_voxels, why_regions))
+
+
+def _is_single(recipe: specs.PlannedRecipe, data: Fingerprint) -> tuple[bool, Reason]:
+    limit = SINGLE_STAGE_FACTOR * recipe.fine_patch_voxels
+    scan = count(data.voxels)
+    patches = f"{SINGLE_STAGE_FACTOR:g} patches of {count(recipe.fine_patch_voxels)}"
+    if data.voxels <= limit:
+        why = f"the median scan has {scan} voxels, no more than {patches}: a coarser look would show no more"
+        return True, Reason("stages", "one", why)
+    why = f"the median scan has {scan} voxels, more than {patches}: too many for one detailed look"
+    return False, Reason("stages", "two: coarse, then fine", why)
+
+
+def _regions(
+    recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, fine_mm: Vector3
+) -> tuple[tuple[Group, ...], Reason]:
+    """Groups of organs that get a box each; none where one region holds all."""
+    groups = groups_of(data, recipe.region_margin_mm)
+    why = why_not(groups, data, schema, fine_mm)
+    if why is not None:
+        return (), Reason("regions", "one, around all organs", why)
+    named = "; ".join(", ".join(group.organs) for group in groups)
+    why = (
+        f"organs are small and far apart: boxes around {named} hold so little of a scan that they can be "
+        "sampled more finely than one region around all"
+    )
+    return groups, Reason("regions", f"{len(groups)} boxes, one by group of organs", why)
+
+
+def _fitting_memory(
+    recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, device: Device, layout: Layout
+) -> _Chosen:
+    """The stages with the largest patches of which a training step fits the device."""
+    larger = recipe.gpu_patch_factor if device.place.type == "cuda" and layout is not one_stage else 1
+    recipe = recipe.model_copy(update={"fine_patch_voxels": recipe.fine_patch_voxels * larger})
+    available = MEMORY_SHARE * _memory(device)
+    shrinkings = 0
+    while True:
+        drafts = layout(recipe, data, schema)
+        costs = costs_of([draft.stage for draft in drafts], data.channels, schema)
+        # A coarse stage is trained together with one fine stage, and alone where there are more.
+        together = sum if len(drafts) <= 2 else max
+        needed = together(cost.bytes for cost in costs)
+        if needed <= available:
+            return _Chosen(drafts, tuple(costs), _why_memory(needed, device, larger, shrinkings))
+        if SHRINK * recipe.fine_patch_voxels < SMALLEST_PATCH_VOXELS:
+            raise RecipeError(
+                f"a training step of recipe '{recipe.name}' needs {needed / 1e9:.2f} GB even with patches of "
+                f"{recipe.fine_patch_voxels} voxels; {device.name} has {available / 1e9:.2f} GB to spare; "
+                "use a device with more memory, or a recipe with a smaller batch or fewer channels"
+            )
+        recipe = _shrunk(recipe)
+        shrinkings += 1
+
+
+def _affordable(
+    recipe: specs.PlannedRecipe, chosen: _Chosen, device: Device, length: TrainingLength | None
+) -> tuple[specs.PlannedRecipe, Reason]:
+    """The recipe with no more voxels on the fine grid than its training can show often enough."""
+    steps = _steps(recipe, chosen.costs, device, length)
+    fine = chosen.drafts[-1].stage.training
+    shown = steps * fine.batch * math.prod(fine.patch)
+    least = min(recipe.fine_voxels, LEAST_FINE_FACTOR * recipe.coarse_voxels)
+    voxels = min(recipe.fine_voxels, max(least, round(shown / LOOKS)))
+    looks = f"about {steps:,} steps show the network {count(shown)} voxels, {LOOKS} times"
+    if voxels == recipe.fine_voxels:
+        why = f"the recipe's; {looks} a median scan or more"
+    elif voxels == least:
+        why = f"{LEAST_FINE_FACTOR} times the coarse grid's, the least; {looks} less than that"
+    else:
+        why = f"of the recipe's {count(recipe.fine_voxels)}: {looks} so many; more time, more detail"
+    changed = recipe.model_copy(update={"fine_voxels": voxels})
+    return changed, Reason("fine voxels", count(voxels), why)
+
+
+def _steps(
+    recipe: specs.PlannedRecipe, costs: Sequence[Cost], device: Device, length: TrainingLength | None
+) -> int:
+    """How many there will be, about."""
+    if length is None:
+        return recipe.iterations
+    if length.steps is not None:
+        return length.steps
+    assert length.seconds is not None
+    in_all = length.seconds * device.multiply_adds_per_second
+    return max(1, round(in_all / sum(cost.multiply_adds for cost in costs)))
+
+
+def _shrunk(recipe: specs.PlannedRecipe) -> specs.PlannedRecipe:
+    """Smaller patches, and a coarse grid that the smaller coarse patch still shows whole."""
+    smaller = {
+        "fine_patch_voxels": round(SHRINK * recipe.fine_patch_voxels),
+        "coarse_voxels": round(SHRINK * recipe.coarse_voxels),
+    }
+    return recipe.model_copy(update=smaller)
+
+
+def _memory(device: Device) -> int:
+    """Bytes without those that training data takes on a GPU."""
+    return device.memory_bytes - device.room_for_data
+
+
+def _why_memory(needed: int, device: Device, larger: int, shrinkings: int) -> Reason:
+    beside = "" if device.room_for_data == 0 else f", training data's {gigabytes(device.room_for_data)} aside"
+    why = (
+        f"of the {gigabytes(MEMORY_SHARE * _memory(device))} ({MEMORY_SHARE:.0%} of "
+        f"{gigabytes(_memory(device))}{beside}) that {device.name} may spare for it"
+    )
+    if larger > 1:
+        why += f"; on a GPU, fine patches may be {larger} times as large as on a CPU"
+    if shrinkings:
+        why += f"; to fit, patches and the coarse grid were made smaller by {SHRINK:g}, {shrinkings} times"
+    return Reason("memory of a step", gigabytes(needed), why)
+
+
+def _why_network(recipe: specs.PlannedRecipe, stage: specs.Stage, cost: Cost) -> Reason:
+    assert isinstance(stage.network, specs.ResEncUNet)
+    channels = stage.network.channels
+    size = (
+        f"{cost.parameters / 1e6:.2f} million weights, {2 * cost.parameters / 1e6:.1f} MB in half precision"
+    )
+    why = f"the recipe's {channels[0]} channels at first, doubled by level up to its {recipe.max_channels}"
+    return Reason(f"{stage.name} network", f"{' '.join(map(str, channels))} channels; {size}", why)
+
+
+# --- intensities ----------------------------------------------------------------------------------
+
+
+def _intensity(data: Fingerprint) -> tuple[specs.IntensitySpec, Reason]:
+    low, high = data.foreground_percentiles
+    if not data.is_ct:
+        return specs.ZScore(), Reason(
+            "intensities",
+            "z-score of each scan",
+            f"not called CT, so numbers have no unit: inside labels they run from {low:.4g} to {high:.4g} "
+            "here (0.5th and 99.5th percentile)",
+        )
+    window = specs.Window(lower=round(low), upper=max(round(high), round(low) + 1), output=(-1.0, 1.0))
+    value = f"window {window.lower:g} to {window.upper:g} HU"
+    why = f"CT: 0.5th and 99.5th percentile inside labels ({low:.1f} and {high:.1f} HU)"
+    inner = _usual(data, window)
+    if inner is None:
+        return window, Reason("intensities", value, why)
+    window = window.model_copy(update={"inner": inner})
+    value += f", of its contrast {window.inner_share:.0%} from {inner[0]:g} to {inner[1]:g} HU"
+    why += "; the inner part is the middle organ's: the others would take its contrast"
+    return window, Reason("intensities", value, why)
+
+
+def _usual(data: Fingerprint, window: specs.Window) -> tuple[float, float] | None:
+    """Intensities of the middle organ, where they are a small part of the window."""
+    if not data.organs:
+        return None
+    ends = np.round(np.median([organ.percentiles for organ in data.organs], axis=0))
+    low, high = (float(end) for end in np.clip(ends, window.lower, window.upper))
+    narrow = 0 < INNER_FACTOR * (high - low) <= window.upper - window.lower
+    return (low, high) if narrow else None
+
+
+def _islands(data: Fingerprint) -> tuple[specs.Islands | None, Reason]:
+    """Small parts go where the data shows that there are none."""
+    whole = [organ.name for organ in data.organs if _is_whole(organ)]
+    if not whole:
+        why = f"no organ is stout, and in one piece in every case, of {ONE_PIECE_CASES} or more that have it"
+        return None, Reason("islands", "kept", why)
+    found = specs.Islands(labels=tuple(whole))
+    others = [organ.name for organ in data.organs if organ.name not in whole]
+    why = f"one connected part holds {ONE_PIECE:.0%} of it, or more, in every case, and it fills {STOUT:.0%} "
+    why += "of its box, or more"
+    why += f"; not so {', '.join(others)}" if others else ""
+    value = f"parts under {found.below:.0%} of the largest go, of {', '.join(whole)}"
+    return found, Reason("islands", value, why)
+
+
+def _is_whole(organ: Organ) -> bool:
+    """Whether a second part of it would be no organ."""
+    filled = 1000 * organ.volume_ml / math.prod(organ.extent_mm)
+    return filled >= STOUT and organ.largest_part >= ONE_PIECE and organ.cases >= ONE_PIECE_CASES
+
+
+def _why_length(recipe: specs.PlannedRecipe, length: TrainingLength | None) -> Reason:
+    follows = "the learning rate falls over all of it"
+    if length is None:
+        why = f"the recipe's, unless a time budget or epochs are given; {follows}"
+        return Reason("length", f"{recipe.iterations:,} steps", why)
+    if length.seconds is None:
+        return Reason("length", f"{length.steps:,} steps", f"as asked; {follows}")
+    return Reason(
+        "length", f"{length.seconds / 60:.4g} min", f"as asked; {follows}, however many steps that is"
+    )

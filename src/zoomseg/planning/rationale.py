@@ -1,0 +1,155 @@
+"""Why a plan is as it is: one row per decision, written by whoever decides, and how figures are said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zoomseg.core.geometry import Index3, Vector3
+from zoomseg.core.labels import LabelSchema
+from zoomseg.planning.fingerprint import Fingerprint, Organ
+from zoomseg.recipe.spec import Recipe
+
+SMALL_ORGAN_VOXELS = 30
+"""An organ that fills fewer voxels of the finest grid is warned of."""
+
+AXES = "RAS"
+HEADING = ("what", "value", "why")
+ORGAN_HEADING = ("organ", "cases", "ml", "extent (mm)", "centre", "voxels")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A decision, what came out, and the figures that led there. A warning is not decided, but to be read."""
+
+    what: str
+    value: str
+    why: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A concrete recipe, why its numbers are what they are, and what was known of the data."""
+
+    recipe: Recipe
+    reasons: tuple[Reason, ...]
+    data: Fingerprint
+    finest_mm: Vector3
+    """Spacing of the recipe's finest grid."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line each."""
+        return tuple(f"{r.what}: {r.value}; {r.why}" for r in self.reasons if r.warning)
+
+    def organ_rows(self) -> list[tuple[str, ...]]:
+        """Under ``ORGAN_HEADING``: cases with the organ of those where it was to be drawn, then medians."""
+        return [
+            (
+                organ.name,
+                f"{organ.cases} of {organ.annotated}",
+                millilitres(organ.volume_ml),
+                times(as_whole(organ.extent_mm)),
+                ", ".join(f"{share:.2f}" for share in organ.centre),
+                f"{voxels_of(organ, self.finest_mm):,}",
+            )
+            for organ in self.data.organs
+        ]
+
+    def markdown(self, dataset: str) -> str:
+        """A page with both tables."""
+        rows = [(r.what, r.value, r.why) for r in self.reasons]
+        return f"""# How {_cell(self.recipe.name)} was planned for {_cell(dataset)}
+
+{_table(HEADING, rows)}
+## Organs
+
+Medians over the cases that have the organ, of the {self.data.read} that were read. The centre is that of the
+organ's box, as a share of the scan along R, A and S; voxels are those of the finest grid.
+
+{_table(ORGAN_HEADING, self.organ_rows())}"""
+
+
+def organ_reasons(data: Fingerprint, schema: LabelSchema, finest_mm: Vector3) -> list[Reason]:
+    """The smallest organ, organs that the finest grid hardly shows, and those that were not seen."""
+    reasons: list[Reason] = []
+    for n, organ in enumerate(sorted(data.organs, key=lambda organ: organ.volume_ml)):
+        voxels = voxels_of(organ, finest_mm)
+        small = voxels < SMALL_ORGAN_VOXELS
+        if n > 0 and not small:
+            break
+        size = f"{organ.name}, {millilitres(organ.volume_ml)} ml = {voxels:,} voxels of the finest grid"
+        why = "median of the cases that have it"
+        if small:
+            why = (
+                f"below {SMALL_ORGAN_VOXELS} voxels a grid hardly shows an organ's shape: "
+                "a longer training or a copy of the recipe with more fine_voxels has a finer one"
+            )
+        reasons.append(Reason("small organ" if small else "smallest organ", size, why, warning=small))
+    unseen = [name for name in schema.names if name not in {organ.name for organ in data.organs}]
+    if unseen:
+        why = f"in none of the {data.read} cases read, but in others of the {data.cases}"
+        reasons.append(Reason("rare organs", ", ".join(unseen), why))
+    return reasons
+
+
+def voxels_of(organ: Organ, spacing_mm: Vector3) -> int:
+    """How many voxels of a spacing an organ of the median volume fills."""
+    return round(1000 * organ.volume_ml / math.prod(spacing_mm))
+
+
+def about(data: Fingerprint) -> Reason:
+    """What the plan starts from."""
+    cases = f"{data.cases:,} cases" if data.read == data.cases else f"{data.read} of {data.cases:,} cases"
+    return Reason(
+        "median scan",
+        f"{times(data.shape)} voxels of {millimetres(data.spacing_mm)}",
+        f"of {cases}, axes R, A, S: {times(as_whole(data.extent_mm))} mm; the largest scan is "
+        f"{times(data.largest_shape)} such voxels",
+    )
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def times(shape: Index3) -> str:
+    """``64x64x48``."""
+    return "x".join(str(n) for n in shape)
+
+
+def millimetres(spacing_mm: Vector3) -> str:
+    """``2.71 mm``, or ``1.25x1.25x7.7 mm``."""
+    figures = [f"{round(mm, 3):g}" for mm in spacing_mm]
+    return ("x".join(figures) if len(set(figures)) > 1 else figures[0]) + " mm"
+
+
+def count(number: float) -> str:
+    """``2.5 million``, ``150,000``."""
+    return f"{number / 1e6:.3g} million" if number >= 999_500 else f"{round(number, -2):,.0f}"
+
+
+def millilitres(volume_ml: float) -> str:
+    """``4.77``, ``1,650``."""
+    return f"{volume_ml:.3g}" if volume_ml < 100 else f"{volume_ml:,.0f}"
+
+
+def gigabytes(size: float) -> str:
+    """``1.08 GB``."""
+    return f"{size / 1e9:.3g} GB"
+
+
+def as_whole(values: Vector3) -> Index3:
+    """Rounded."""
+    return (round(values[0]), round(values[1]), round(values[2]))
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(_cell(cell) for cell in line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Names come from data sets: they stay in their line and column, and are no markup."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,41 @@
+"""Multi-atlas segmentation of a study's held-out scans: the atlases are the fold's training cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from zoomseg.atlas.register import LibraryMissingError
+from zoomseg.core.case import Case
+from zoomseg.core.errors import OutputError, ZoomSegError
+from zoomseg.core.volume import LabelMap
+from zoomseg.io.scans import read_image, write_labels
+from zoomseg.pipeline import fusion, stage_input
+from zoomseg.study.trainings import Trainings
+
+
+def segment_by_atlas(trainings: Trainings, fold: int, ids: Sequence[str], out: Path) -> list[str]:
+    """Label maps ``out/<case>.nii.gz`` of what the atlas prior alone finds most probable. Returns the cases
+    that failed, one line each.
+
+    Raises:
+        LibraryMissingError: the registration library is not installed.
+        OutputError: ``out`` cannot be written.
+    """
+    prior_of = trainings.atlas_of(fold)
+    problems: list[str] = []
+    for number, files in enumerate(trainings.dataset.subset(ids).cases, start=1):
+        try:
+            image = read_image(files.images, channels_last=trainings.dataset.channels_last(files))
+            scan = stage_input.prepare(Case(files.id, image), trainings.recipe)
+            canvas = fusion.Canvas.blank(scan.grid, trainings.dataset.schema)
+            fusion.replace_in_roi(canvas, prior_of(scan))
+            labels = LabelMap(canvas.labels, canvas.grid, canvas.schema)
+            labels = labels.reoriented(scan.orientation.inverse)
+            write_labels(out / f"{files.id}.nii.gz", labels, like=files.images[0])
+        except (OutputError, LibraryMissingError):
+            raise
+        except ZoomSegError as error:
+            problems.append(f"{files.id}: {error}")
+        trainings.watch.say(f"fused {number} of {len(ids)}: {files.id}")
+    return problems

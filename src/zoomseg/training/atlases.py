@@ -1,0 +1,102 @@
+"""Atlas priors in training: the atlases are the training cases, and no case is its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoomseg.atlas.library import AtlasLibrary
+from zoomseg.atlas.register import library as registration_library
+from zoomseg.core.case import Prior
+from zoomseg.core.errors import DatasetError
+from zoomseg.core.interrupts import InterruptedTrainingError
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.datasets.layouts import CaseFiles, Dataset
+from zoomseg.inference.atlas_priors import AtlasOf
+from zoomseg.pipeline import stage_input
+from zoomseg.recipe.spec import ATLAS, Recipe
+from zoomseg.training.log import Observer
+
+
+def collect(
+    dataset: Dataset, ids: Sequence[str], recipe: Recipe, observer: Observer, stop: threading.Event
+) -> AtlasLibrary:
+    """The cases ``ids`` as atlases, but for those in which not every label was drawn: there, what is not
+    drawn would be a vote for background.
+
+    Raises:
+        LibraryMissingError: the registration library is not installed.
+        DatasetError: no case is annotated completely.
+        InterruptedTrainingError: ``stop`` was set.
+    """
+    assert recipe.atlas is not None  # graph.validate: no stage uses the prior without it
+    registration_library()  # before minutes are spent on reading
+    every = set(dataset.schema.names)
+    files = {case.id: case for case in dataset.cases}
+    complete = [files[i] for i in ids if (drawn := files[i].annotated) is None or drawn >= every]
+    if not complete:
+        raise DatasetError("no training case is annotated completely; atlases need all labels")
+    reading = _Step(ATLAS, "preparing the data", observer, stop)
+    return AtlasLibrary.build(recipe.atlas, _labelled(reading.scans(dataset, complete, recipe)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """Cases gone through one by one: told under ``name``, and stopped between two."""
+
+    name: str
+    doing: str
+    observer: Observer
+    stop: threading.Event
+
+    def scans(
+        self, dataset: Dataset, cases: Sequence[CaseFiles], recipe: Recipe
+    ) -> Iterator[stage_input.Scan]:
+        for done, case in enumerate(cases):
+            if self.stop.is_set():
+                raise InterruptedTrainingError(f"stopped while {self.doing}; go on with --resume")
+            self.observer.preparing(self.name, done, len(cases))
+            yield stage_input.prepare(dataset.load(case), recipe)
+        self.observer.preparing(self.name, len(cases), len(cases))
+
+
+def _labelled(scans: Iterator[stage_input.Scan]) -> Iterator[tuple[str, Volume, LabelMap]]:
+    for scan in scans:
+        assert scan.labels is not None  # cases to train on are labelled
+        yield scan.id, scan.image, scan.labels
+
+
+def prepare_all(
+    prior_of: AtlasOf,
+    dataset: Dataset,
+    ids: Sequence[str],
+    recipe: Recipe,
+    observer: Observer,
+    stop: threading.Event,
+) -> None:
+    """Have the priors of the cases ``ids`` computed, and kept, before they are needed.
+
+    Raises:
+        InterruptedTrainingError: ``stop`` was set.
+    """
+    files = {case.id: case for case in dataset.cases}
+    step = _Step(f"{ATLAS} (registration)", "registering atlases", observer, stop)
+    for scan in step.scans(dataset, [files[i] for i in ids], recipe):
+        prior_of(scan)
+
+
+def of_library(library: AtlasLibrary, cache: Path | None, warn: Callable[[str], None]) -> AtlasOf:
+    """Priors of scans by the atlases of a library; no scan is its own atlas. What was registered is kept in
+    ``cache``."""
+
+    def prior(scan: stage_input.Scan) -> Prior:
+        return library.prior(
+            scan.image,
+            exclude=scan.id,
+            cache=cache,
+            on_warning=lambda message: warn(f"{scan.id}: {message}"),
+        )
+
+    return prior

@@ -1,0 +1,172 @@
+"""Cross-validation: a model per fold, one after the other.
+
+```
+OUT/folds.json       what was asked for; a resumed cross-validation reads it and decides nothing anew
+OUT/recipe.yaml      the recipe of all folds, planned once, so that their models can answer together
+OUT/plan.md          why it has its numbers, if it was planned
+OUT/fold-<n>/        a model with its training, as ``engine.job`` writes it
+```
+
+A plan is made from all labelled cases, as their spacings and sizes say little about any one of them. (nnU-Net
+takes its fingerprint of all of them, too: Isensee et al. 2021.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zoomseg.backends.device import Device
+from zoomseg.core.errors import ModelError, TrainingError
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.io import bundle
+from zoomseg.io.bundle import Bundle
+from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.recipe.load import dump
+from zoomseg.recipe.spec import PlannedRecipe
+from zoomseg.training import fine_tuning, training_run
+from zoomseg.training.log import Observer
+from zoomseg.training.training_run import Job
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """All ``count`` folds of a data set; ``wish`` says how each is trained."""
+
+    dataset: Dataset
+    out: Path
+    count: int
+    wish: Job
+
+    def folder(self, fold: int) -> Path:
+        return self.out / f"fold-{fold}"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return tuple(self.folder(fold) for fold in range(self.count))
+
+    def held_back(self, fold: int) -> tuple[str, ...]:
+        """The cases that a fold's model is scored on."""
+        return training_run.choose_split(self.dataset, self._wish_of(fold)).validation
+
+    def model(self, fold: int, device: Device, observer: Observer) -> Bundle:
+        """A fold's model: from disk where it is finished, else trained or gone on with now.
+
+        Raises:
+            InterruptedTrainingError: stopped; the next call goes on.
+            ZoomSegError: as ``training.training_run.start`` and ``resume``.
+        """
+        folder, wish = self.folder(fold), self._wish_of(fold)
+        if (folder / "model.json").is_file():
+            model = bundle.load(folder)
+            if model.provenance.get("complete") is True:
+                return model
+        observer.message(f"fold {fold} (of 0 to {self.count - 1})")
+        if (folder / "training" / "job.json").is_file():
+            return training_run.resume(self.dataset, folder, device, observer, wish.seconds, wish.epochs)
+        return training_run.start(self.dataset, folder, wish, device, observer)
+
+    def _wish_of(self, fold: int) -> Job:
+        recipe, atlases = str(self.out / "recipe.yaml"), self.out / "atlases"
+        return replace(self.wish, recipe=recipe, folds=self.count, fold=fold, registered=atlases)
+
+
+def begin(
+    dataset: Dataset, out: Path, count: int, wish: Job, device: Device, observer: Observer
+) -> CrossValidation:
+    """Plan a cross-validation and write it down.
+
+    Args:
+        wish: how each fold is trained; its length is each one's.
+
+    Raises:
+        ModelError: ``out`` already holds a model or a cross-validation, or ``wish.init`` is no model.
+        DatasetError: too few labelled cases for the folds.
+        OutputError: ``out`` cannot be written.
+    """
+    for file in (out / bundle.FOLDS, out / "model.json", out / "training" / "job.json"):
+        if file.exists():
+            raise ModelError(
+                f"{out} already holds a training ({file.name}); give --resume to go on with it, or another "
+                "folder"
+            )
+    folds = CrossValidation(dataset, out, count, wish)
+    folds.held_back(0)  # refuses more folds than cases
+    cases = training_run.choose_split(dataset, Job())
+    recipe = training_run.wanted_recipe(
+        wish, None if wish.init is None else fine_tuning.load(wish.init, dataset)
+    )
+    writable_directory(out)
+    if isinstance(recipe, PlannedRecipe):
+        planned = training_run.plan_recipe(dataset, cases, recipe, device, observer, wish)
+        write_text_atomic(out / "plan.md", planned.markdown(dataset.name))
+        recipe = planned.recipe
+    write_text_atomic(out / "recipe.yaml", dump(recipe))
+    record = {
+        **training_run.fixed_by(dataset),
+        "cases": list(cases.train),
+        "folds": count,
+        "seconds": wish.seconds,
+        "epochs": wish.epochs,
+        "seed": wish.seed,
+        "init": None if wish.init is None else str(wish.init.resolve()),
+        "teachers": [str(bundle.find(model).resolve()) for model in wish.teachers],
+    }
+    write_json_atomic(out / bundle.FOLDS, record)
+    return folds
+
+
+def reopen(
+    dataset: Dataset, out: Path, seconds: float | None = None, epochs: int | None = None
+) -> CrossValidation:
+    """The cross-validation in ``out``; ``seconds`` or ``epochs`` replace the length of folds that are not
+    finished.
+
+    Raises:
+        TrainingError: there is none, it is damaged, or it was of other cases, labels or channels.
+    """
+    record = _read(out)
+    now = training_run.fixed_by(dataset) | {"cases": list(training_run.choose_split(dataset, Job()).train)}
+    for key, value in now.items():
+        if record[key] != value:
+            raise TrainingError(
+                f"data set '{dataset.name}' has other {key} than when the cross-validation in {out} began; "
+                "restore them, or train into another folder"
+            )
+    if seconds is None and epochs is None:
+        seconds, epochs = record["seconds"], record["epochs"]
+    init = None if record["init"] is None else Path(record["init"])
+    wish = Job(
+        seconds=seconds, epochs=epochs, seed=record["seed"], init=init, teachers=tuple(record["teachers"])
+    )
+    return CrossValidation(dataset, out, record["folds"], wish)
+
+
+def is_begun(out: Path) -> bool:
+    """Whether a folder holds a cross-validation."""
+    return (out / bundle.FOLDS).is_file()
+
+
+def _read(out: Path) -> dict[str, Any]:
+    file = out / bundle.FOLDS
+    try:
+        record: dict[str, Any] = parse_json(file.read_bytes())
+        valid = (
+            isinstance(record["folds"], int)
+            and record["folds"] >= 2
+            and isinstance(record["seed"], int)
+            and isinstance(record["seconds"], int | float | None)
+            and isinstance(record["epochs"], int | None)
+            and isinstance(record["init"], str | None)
+            and isinstance(record["teachers"], list)
+            and all(isinstance(model, str) for model in record["teachers"])
+            and {"cases", "channels", "labels"} <= set(record)
+        )
+    except FileNotFoundError as error:
+        raise TrainingError(f"there is no cross-validation to resume in {out}; leave --resume out") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{file} is damaged ({error}); train anew into another folder") from error
+    if not valid:
+        raise TrainingError(f"{file} is damaged (an entry is wrong); train anew into another folder")
+    return record

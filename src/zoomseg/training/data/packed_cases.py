@@ -1,0 +1,209 @@
+"""Training cases made ready once per stage: sampled on the stage's grid, compressed, on disk.
+
+A random crop later reads only the blocks it touches. What a stage sees is decided by
+``pipeline.stage_input``, as in prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from zoomseg.core.case import Prior
+from zoomseg.core.geometry import Box, Grid, Vector3
+from zoomseg.core.labels import IGNORE
+from zoomseg.core.region import Region
+from zoomseg.core.resample import coordinates_box, nearest_index, sample
+from zoomseg.core.volume import LabelMap
+from zoomseg.io.cache import ChunkedArray, write_array
+from zoomseg.pipeline import inputs, stage_input
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import Recipe, Stage, WholeVolume
+from zoomseg.training.data import sampler
+
+Held = Mapping[Path, Tensor]
+"""Whole arrays that lie on the training's device, by the file that they are stored in."""
+NOTHING_HELD: Held = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPrior:
+    """An earlier stage's answer on a training case, for stages trained apart."""
+
+    data: ChunkedArray
+    grid: Grid
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """One case on one stage's grid. Arrays hold ``box`` of ``grid``; labels are class indices of the
+    stage, IGNORE where nothing counts."""
+
+    case: str
+    grid: Grid
+    box: Box
+    image: ChunkedArray
+    labels: ChunkedArray
+    candidates: sampler.Candidates
+    counts: npt.NDArray[np.int64]
+    """Voxels of each class in the region (``[1 + labels]``)."""
+    annotated: npt.NDArray[np.bool_]
+    """Which classes were drawn in this case (``[1 + labels]``, background always). Voxels of the others are
+    background in ``labels`` and in ``counts``."""
+    priors: Mapping[str, StoredPrior]
+
+    @property
+    def spacing_mm(self) -> Vector3:
+        return self.grid.spacing_mm
+
+    @property
+    def arrays(self) -> tuple[ChunkedArray, ...]:
+        return (self.image, self.labels, *(prior.data for prior in self.priors.values()))
+
+    def image_at(self, coordinates: Tensor, held: Held = NOTHING_HELD) -> Tensor:
+        """Normalised image channels ``[C, A, B, D]`` at indices ``[A, B, D, 3]`` of ``grid``.
+
+        Args:
+            coordinates: on the device that the answer is to be on.
+            held: arrays that are on this device already; others are read from disk.
+        """
+        return _read_at(self.image, self.box, coordinates, held)
+
+    def labels_at(self, coordinates: Tensor, held: Held = NOTHING_HELD) -> Tensor:
+        """Class indices ``[A, B, D]`` (uint8), IGNORE beyond what is stored."""
+        local = coordinates - torch.tensor(self.box.start, dtype=torch.float32, device=coordinates.device)
+        data, local = _around(self.labels, local, held)
+        return sample(data[None], local, "nearest", IGNORE)[0]
+
+    def prior_at(self, name: str, coordinates: Tensor, held: Held = NOTHING_HELD) -> Tensor:
+        """Probabilities ``[1 + labels, A, B, D]`` of an earlier stage at indices of ``grid``."""
+        prior = self.priors[name]
+        matrix = torch.from_numpy(self.grid.to_index_of(prior.grid).astype(np.float32))
+        matrix = matrix.to(coordinates.device)
+        there = coordinates @ matrix[:3, :3].T + matrix[:3, 3]
+        return _read_at(prior.data, prior.grid.box, there, held)
+
+
+def _read_at(array: ChunkedArray, box: Box, coordinates: Tensor, held: Held) -> Tensor:
+    local = coordinates - torch.tensor(box.start, dtype=torch.float32, device=coordinates.device)
+    data, local = _around(array, local, held)
+    return sample(data, local, "linear")
+
+
+def _around(array: ChunkedArray, local: Tensor, held: Held) -> tuple[Tensor, Tensor]:
+    """Voxels that sampling at these indices of an array reads, and the indices in them: all of an array that
+    is held, so that nothing has to be known of the indices before a GPU has computed them."""
+    if (whole := held.get(array.path)) is not None:
+        return whole, local
+    i, j, k = array.shape[-3:]
+    window = coordinates_box(local, (i, j, k))
+    data = torch.from_numpy(array.read(window)).to(local.device)
+    return data, local - torch.tensor(window.start, device=local.device)
+
+
+def hold(packs: Iterable[Packed], place: torch.device, room_bytes: int) -> Held:
+    """As many whole arrays of these cases as there is room for, on a device. One that takes a tenth of it is
+    read in windows: each patch turns what is held into float32 as a whole."""
+    held: dict[Path, Tensor] = {}
+    largest = room_bytes / 10
+    for array in (array for packed in packs for array in packed.arrays):
+        size = array.dtype.itemsize * math.prod(array.shape)
+        if size > min(largest, room_bytes):
+            continue
+        room_bytes -= size
+        i, j, k = array.shape[-3:]
+        held[array.path] = torch.from_numpy(array.read(Box((0, 0, 0), (i, j, k)))).to(place)
+    return held
+
+
+def pack(
+    stage: Stage,
+    recipe: Recipe,
+    scan: stage_input.Scan,
+    priors: Mapping[str, Prior],
+    labels: tuple[str, ...],
+    folder: Path,
+    rng: np.random.Generator,
+) -> Packed | None:
+    """Sample a labelled case for one stage and write it to ``folder``; None where the stage has
+    nothing to look at."""
+    assert scan.labels is not None
+    seen = stage_input.view(stage, recipe, scan, priors)
+    if seen is None:
+        return None
+    patch = stage.training.patch
+    box = seen.region.box.expand(patch).intersect(seen.grid.box)
+    grid = seen.grid.crop(box)
+    image = scan.image_on(grid, stage.inputs).numpy().astype(np.float16)
+    target = stage_labels(scan.labels, labels, grid)
+    inside = seen.region.mask_in(box).numpy()
+    if stage.training.mask_loss:
+        target[~inside] = IGNORE
+    stem = f"{stage.name}-{scan.id}"
+    write_array(folder / f"{stem}-image.b2nd", image)
+    write_array(folder / f"{stem}-labels.b2nd", target)
+    return Packed(
+        scan.id,
+        seen.grid,
+        box,
+        ChunkedArray.open(folder / f"{stem}-image.b2nd"),
+        ChunkedArray.open(folder / f"{stem}-labels.b2nd"),
+        sampler.list_candidates(target, inside, box.start, rng),
+        np.bincount(target[inside & (target != IGNORE)], minlength=1 + len(labels)),
+        np.array([True, *(scan.annotated is None or name in scan.annotated for name in labels)]),
+        _store_priors(stage, priors, stem, folder),
+    )
+
+
+def _store_priors(
+    stage: Stage, priors: Mapping[str, Prior], stem: str, folder: Path
+) -> dict[str, StoredPrior]:
+    out: dict[str, StoredPrior] = {}
+    for spec in inputs.prior_specs(stage.inputs):
+        prior = priors[spec.of]
+        path = folder / f"{stem}-prior-{spec.of}.b2nd"
+        write_array(path, prior.probabilities.numpy().astype(np.float16))
+        out[spec.of] = StoredPrior(ChunkedArray.open(path), prior.grid, prior.labels)
+    return out
+
+
+def stage_labels(reference: LabelMap, labels: tuple[str, ...], grid: Grid) -> npt.NDArray[np.uint8]:
+    """The reference on ``grid``, nearest neighbour, as class indices of a stage that predicts ``labels``."""
+    table = np.zeros(256, dtype=np.uint8)
+    table[IGNORE] = IGNORE
+    for own, name in enumerate(labels, start=1):
+        table[reference.schema.class_of(name)] = own
+    out: npt.NDArray[np.uint8] = table[nearest_index(reference.data, reference.grid, grid).numpy()]
+    return out
+
+
+def reference_priors(recipe: Recipe, names: tuple[str, ...], scan: stage_input.Scan) -> dict[str, Prior]:
+    """What stages would say if they were right: the reference on their grids, as probabilities.
+
+    Regions of stages that are trained together with those they depend on are placed by these, as the
+    earlier stages know nothing yet. No network is shown them. In a case that is annotated in part, they know
+    what is annotated: a region lies around that, and around nothing (see ``on_missing``) where it would lie
+    around other labels alone.
+    """
+    assert scan.labels is not None
+    out: dict[str, Prior] = {}
+    for stage in recipe.stages:
+        if stage.name not in names:
+            continue
+        labels = graph.resolve_labels(stage, scan.labels.schema)
+        whole = stage.model_copy(update={"roi": WholeVolume()})
+        seen = stage_input.view(whole, recipe, scan, out)
+        assert seen is not None  # a whole volume is never empty
+        target = torch.from_numpy(stage_labels(scan.labels, labels, seen.grid)).long()
+        hot = torch.nn.functional.one_hot(target, 1 + len(labels)).movedim(-1, 0).float()
+        out[stage.name] = Prior(hot, seen.grid, labels, Region.whole(seen.grid), stage.name)
+    return out

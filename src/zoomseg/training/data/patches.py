@@ -1,0 +1,253 @@
+"""From packed cases to a batch: one draw of case, centre and change, applied alike to every stage
+that is trained (or asked) at once.
+
+Shapes: B batch, C channels, I J K voxels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoomseg.core.geometry import FloatArray, Grid, Index3, Vector3
+from zoomseg.core.labels import IGNORE, LabelSchema
+from zoomseg.recipe.spec import Augmentation, Recipe, Stage, Window
+from zoomseg.training.data import augmentation
+from zoomseg.training.data.packed_cases import NOTHING_HELD, Held, Packed
+from zoomseg.training.data.sampler import Draw, Sampler
+
+
+@dataclass(frozen=True, eq=False)
+class StageBatch:
+    """``grids`` are the patches' places in local coordinates, one per case: equal places of two
+    stages show the same tissue. ``stored`` are priors read from disk, by stage name."""
+
+    image_BCIJK: Tensor
+    target_BIJK: Tensor
+    counts_BC: Tensor
+    """Voxels of each class in the cases' regions."""
+    grids: tuple[Grid, ...]
+    stored: Mapping[str, Tensor]
+    annotated_BC: Tensor | None
+    """Which classes are annotated in the cases, as they are shown; None: all of them in every one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """``cases`` are those of the whole batch, also where only a share of its patches is here."""
+
+    cases: tuple[str, ...]
+    stages: Mapping[str, StageBatch]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that are as large as patches."""
+        of_stages = ((s.image_BCIJK, s.target_BIJK, *s.stored.values()) for s in self.stages.values())
+        return tuple(itertools.chain.from_iterable(of_stages))
+
+
+@dataclass(frozen=True, eq=False)
+class _Patch:
+    image_CIJK: Tensor
+    target_IJK: Tensor
+    counts_C: Tensor
+    annotated_C: Tensor
+    grid: Grid
+    stored: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Changes:
+    """What was drawn for one patch. ``extent`` is where the scan begins and ends (mm), if it is cut."""
+
+    spatial: augmentation.Spatial
+    tone: augmentation.Intensity
+    extent: tuple[float, float] | None
+
+
+class PatchSource:
+    """Draws batches for stages that run together; the last stage decides what is sampled and how it
+    is augmented.
+
+    Args:
+        stages: in the recipe's order.
+        packs: for each stage, the same cases in the same order.
+        schemas: for each stage, the labels it predicts.
+        place: the device that patches are made on.
+        held: arrays of the packs that are there already.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stages: Sequence[Stage],
+        packs: Mapping[str, Sequence[Packed]],
+        schemas: Mapping[str, LabelSchema],
+        augmented: bool = True,
+        place: torch.device = augmentation.CPU,
+        held: Held = NOTHING_HELD,
+    ) -> None:
+        self._place, self._held = place, held
+        self._stages = stages
+        self._packs = packs
+        self._lead = stages[-1]
+        self._tables = {name: augmentation.mirror_table(schema) for name, schema in schemas.items()}
+        self._names = {name: schema.names for name, schema in schemas.items()}
+        lead, training = packs[self._lead.name], self._lead.training
+        self._sampler = Sampler(training.sampler, [p.candidates for p in lead], [p.counts for p in lead])
+        self._augmentation = training.augmentation if augmented else Augmentation()
+        self._limits = recipe.intensity.output if isinstance(recipe.intensity, Window) else None
+
+    def draw(self, size: int, rng: np.random.Generator, share: slice = slice(None)) -> Batch:
+        """``size`` patches, of which those of ``share`` are made. All randomness comes from ``rng``: equal
+        generators, equal batches, whatever the share."""
+        if self._lead.training.distinct_cases:
+            draws = self._sampler.draw_distinct(size, rng)
+        else:
+            draws = tuple(self._sampler.draw(rng) for _ in range(size))
+        changes = [self._changes(draw, rng) for draw in draws]
+        examples = [self._example(*drawn) for drawn in list(zip(draws, changes, strict=True))[share]]
+        lead = self._packs[self._lead.name]
+        stages = {s.name: _stack([e[s.name] for e in examples]) for s in self._stages}
+        return Batch(tuple(lead[d.case].case for d in draws), stages)
+
+    def _packs_of(self, draw: Draw) -> dict[str, Packed]:
+        return {s.name: self._packs[s.name][draw.case] for s in self._stages}
+
+    def _changes(self, draw: Draw, rng: np.random.Generator) -> _Changes:
+        packs = self._packs_of(draw)
+        lead, frame = packs[self._lead.name], packs[self._stages[0].name].grid
+        spatial = augmentation.draw_spatial(self._augmentation, lead.spacing_mm, self._reach(packs), rng)
+        tone = augmentation.draw_intensity(self._augmentation, rng)
+        extent = augmentation.draw_extent(
+            self._augmentation,
+            frame.extent_mm[2],
+            float(_mm(frame, lead.grid, np.array(draw.centre))[2]),
+            rng,
+        )
+        return _Changes(spatial, tone, extent)
+
+    def _example(self, draw: Draw, changes: _Changes) -> dict[str, _Patch]:
+        packs = self._packs_of(draw)
+        lead, frame = packs[self._lead.name], packs[self._stages[0].name].grid
+        drawn = lead.grid.world(draw.centre)
+        centres = {
+            s.name: _centre(s.training.patch, packs[s.name].grid, frame, drawn, self._stays_inside(s))
+            for s in self._stages
+        }
+        pivot = centres[self._stages[0].name]
+        change = changes.spatial
+        out: dict[str, _Patch] = {}
+        for s in self._stages:
+            packed = packs[s.name]
+            local = _local_grid(s, packed.spacing_mm, change.local(centres[s.name] - pivot))
+            at = packed.grid.index(frame.world(pivot / np.array(frame.spacing_mm) - 0.5))
+            slices = None if changes.extent is None else _slices(frame, packed.grid, changes.extent)
+            out[s.name] = self._patch(s, packed, local, at, change, changes.tone, slices)
+        return out
+
+    def _stays_inside(self, stage: Stage) -> bool:
+        """A patch that reaches beyond the scan spends work on nothing, so patches stay inside. A valid
+        network's input may reach beyond, as its answer is smaller: the stage that was drawn for then has
+        the voxel drawn in its answer's middle."""
+        return stage is not self._lead or stage.grid.padding == "same"
+
+    def _reach(self, packs: Mapping[str, Packed]) -> Vector3:
+        """Half of all patches side by side: no patch centre lies outside another stage's patch."""
+        x, y, z = (
+            sum(s.training.patch[a] * packs[s.name].spacing_mm[a] / 2 for s in self._stages) for a in range(3)
+        )
+        return (x, y, z)
+
+    def _patch(
+        self,
+        stage: Stage,
+        packed: Packed,
+        grid: Grid,
+        pivot: FloatArray,
+        change: augmentation.Spatial,
+        tone: augmentation.Intensity,
+        slices: tuple[int, int] | None,
+    ) -> _Patch:
+        """``grid`` is the patch's place in local coordinates, ``pivot`` the index where they are zero,
+        ``slices`` the first and the last that there are, where the scan is cut."""
+        coordinates = change.coordinates(grid, packed.spacing_mm, pivot, self._place)
+        beyond = None
+        if slices is not None:
+            coordinates, beyond = augmentation.cut_coordinates(coordinates, *slices)
+        image, target = packed.image_at(coordinates, self._held), packed.labels_at(coordinates, self._held)
+        if tone.organs > 0:
+            image = augmentation.brighten_organs(image, target, tone.organ_factors(self._names[stage.name]))
+        image = augmentation.apply_intensity(image, tone, self._limits)
+        if beyond is not None:
+            target.masked_fill_(beyond, IGNORE)
+        if change.mirrored:
+            target = torch.from_numpy(self._tables[stage.name]).to(self._place)[target.long()]
+        stored = {name: packed.prior_at(name, coordinates, self._held) for name in packed.priors}
+        if change.mirrored:
+            stored = {n: _swap_sides(data, packed.priors[n].labels) for n, data in stored.items()}
+        counts, annotated = torch.from_numpy(packed.counts), torch.from_numpy(packed.annotated)
+        if change.mirrored:
+            swapped = torch.from_numpy(self._tables[stage.name][: len(counts)]).long()
+            counts, annotated = counts[swapped], annotated[swapped]
+        return _Patch(image, target, counts, annotated, grid, stored)
+
+
+def _mm(frame: Grid, grid: Grid, index: FloatArray) -> FloatArray:
+    """Where an index of ``grid`` lies: distance (mm) from ``frame``'s first corner, along the axes that
+    all grids of a scan share."""
+    out: FloatArray = (frame.index(grid.world(index)) + 0.5) * np.array(frame.spacing_mm)
+    return out
+
+
+def _slices(frame: Grid, grid: Grid, extent_mm: tuple[float, float]) -> tuple[int, int]:
+    """First and last slice of ``grid`` whose middles lie in ``extent_mm`` along the frame's third axis; the
+    nearest one where none does."""
+    low, high = (
+        float(grid.index(frame.world(np.array([0.0, 0.0, mm / frame.spacing_mm[2] - 0.5])))[2])
+        for mm in extent_mm
+    )
+    first, last = int(np.ceil(low)), int(np.floor(high))
+    return (first, last) if first <= last else (round((low + high) / 2),) * 2
+
+
+def _centre(patch: Index3, grid: Grid, frame: Grid, drawn_mm: FloatArray, inside: bool) -> FloatArray:
+    """The middle of a stage's patch for a point of the patient, in mm from ``frame``'s first corner.
+
+    Patches begin at a voxel of the stage's grid, as tiles do: unless it is turned or bent, a patch shows
+    the scan's own voxels and not blends of them. The point is in the middle (voxel ``n // 2``), or, where
+    the patch must stay ``inside`` its grid, as near to it as that allows.
+    """
+    size, span = np.array(patch), np.array(grid.shape)
+    start = np.floor(grid.index(drawn_mm) + 0.5) - size // 2
+    if inside:
+        start = np.where(span <= size, -((size - span) // 2), np.clip(start, 0, span - size))
+    return _mm(frame, grid, start + (size - 1) / 2)
+
+
+def _local_grid(stage: Stage, spacing_mm: Vector3, middle_mm: FloatArray) -> Grid:
+    shape = stage.training.patch
+    first = middle_mm - (np.array(shape) - 1) / 2 * np.array(spacing_mm)
+    return Grid.from_spacing(shape, spacing_mm, (float(first[0]), float(first[1]), float(first[2])))
+
+
+def _swap_sides(probabilities_CIJK: Tensor, labels: tuple[str, ...]) -> Tensor:
+    table = augmentation.mirror_table(LabelSchema.consecutive(labels))[: 1 + len(labels)]
+    return probabilities_CIJK[torch.from_numpy(table).long().to(probabilities_CIJK.device)]
+
+
+def _stack(patches: Sequence[_Patch]) -> StageBatch:
+    annotated_BC = torch.stack([p.annotated_C for p in patches])
+    return StageBatch(
+        torch.stack([p.image_CIJK for p in patches]),
+        torch.stack([p.target_IJK for p in patches]),
+        torch.stack([p.counts_C for p in patches]),
+        tuple(p.grid for p in patches),
+        {name: torch.stack([p.stored[name] for p in patches]) for name in patches[0].stored},
+        None if bool(annotated_BC.all()) else annotated_BC,
+    )

@@ -1,0 +1,159 @@
+"""Every case of a training unit made ready, one after the other, before the unit's first step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from zoomseg.backends.device import Device
+from zoomseg.core.case import Prior
+from zoomseg.core.errors import TrainingError
+from zoomseg.core.interrupts import InterruptedTrainingError
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.inference.atlas_priors import AtlasOf
+from zoomseg.inference.predictor import as_network
+from zoomseg.pipeline import stage_input
+from zoomseg.pipeline.sliding_window import Course
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import ATLAS, Recipe
+from zoomseg.training.data import packed_cases
+from zoomseg.training.log import Observer
+from zoomseg.training.stage_group import Unit
+
+Finished = Callable[[str], Mapping[str, nn.Module]]
+"""The finished stages' networks, by stage name, that answer for a case."""
+
+
+def check_annotated(dataset: Dataset, ids: Sequence[str], stage: str, labels: Sequence[str]) -> None:
+    """Refuse a label that no case teaches: the network would be free to find it anywhere.
+
+    Args:
+        ids: of the cases that ``stage`` learns from.
+        labels: what it predicts.
+
+    Raises:
+        TrainingError: naming the label.
+    """
+    drawn = [case.annotated for case in dataset.cases if case.id in ids]
+    for label in labels:
+        if all(own is not None and label not in own for own in drawn):
+            raise TrainingError(
+                f"label '{label}' is annotated in none of the {len(ids)} cases that stage '{stage}' learns "
+                "from; add a case in which it is, or take it out of the labels"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Packs:
+    """By stage name, the cases in one order."""
+
+    train: Mapping[str, Sequence[packed_cases.Packed]]
+    validation: Mapping[str, Sequence[packed_cases.Packed]]
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """What all units of a run have in common. ``labels`` are those that every stage predicts, ``cache``
+    the folder that packed cases are written to."""
+
+    dataset: Dataset
+    recipe: Recipe
+    labels: Mapping[str, tuple[str, ...]]
+    cache: Path
+    seed: int
+    device: Device
+    observer: Observer
+    atlas_of: AtlasOf | None
+
+    def packs(
+        self,
+        unit: Unit,
+        train: Sequence[str],
+        validation: Sequence[str],
+        finished: Finished,
+        stop: threading.Event,
+    ) -> Packs:
+        """Sample every case on the grids of the unit's stages.
+
+        Stages trained apart from those they follow look where these, finished, found something;
+        stages that run together look where the reference says. A case in which none of the labels that are
+        being learned is annotated has nothing to teach, and is left out.
+
+        Raises:
+            InterruptedTrainingError: ``stop`` was set.
+            TrainingError: a stage has nowhere to look in any training case.
+        """
+        ids = [*train, *validation]
+        kept: dict[str, dict[str, packed_cases.Packed]] = {}
+        learned = {label for name in unit.trained for label in self.labels[name]}
+        drawn = {case.id: case.annotated for case in self.dataset.cases}
+        for done, case_id in enumerate(ids):
+            if stop.is_set():
+                raise InterruptedTrainingError("stopped while preparing the data; go on with --resume")
+            self.observer.preparing(unit.lead.name, done, len(ids))
+            if learned.isdisjoint(learned if (own := drawn[case_id]) is None else own):
+                self.observer.message(
+                    f"{case_id}: no label of stage '{unit.lead.name}' is annotated; left out"
+                )
+                continue
+            packed = self._pack_case(unit, case_id, finished(case_id), len(kept))
+            if packed is None:
+                self.observer.message(f"{case_id}: stage '{unit.lead.name}' has nowhere to look; left out")
+            else:
+                kept[case_id] = packed
+        self.observer.preparing(unit.lead.name, len(ids), len(ids))
+        if not any(i in kept for i in train):
+            raise TrainingError(f"stage '{unit.lead.name}' has nowhere to look in any training case")
+        parts = [
+            {s.name: [kept[i][s.name] for i in part if i in kept] for s in unit.stages}
+            for part in (train, validation)
+        ]
+        return Packs(*parts)
+
+    def _pack_case(
+        self, unit: Unit, case_id: str, finished: Mapping[str, nn.Module], number: int
+    ) -> dict[str, packed_cases.Packed] | None:
+        case = next(case for case in self.dataset.cases if case.id == case_id)
+        scan = stage_input.prepare(self.dataset.load(case), self.recipe)
+        priors = self._priors(unit, scan, finished)
+        live = {s.name for s in unit.stages}
+        out: dict[str, packed_cases.Packed] = {}
+        for stage in unit.stages:
+            rng = np.random.default_rng([self.seed, unit.index, number])
+            specs = tuple(
+                spec for spec in stage.inputs if not (spec.kind == "prior" and spec.of in live)
+            )  # live priors are computed in every step, not stored
+            shown = stage.model_copy(update={"inputs": specs})
+            labels = self.labels[stage.name]
+            packed = packed_cases.pack(shown, self.recipe, scan, priors, labels, self.cache, rng)
+            if packed is None:
+                return None
+            out[stage.name] = packed
+        return out
+
+    def _priors(
+        self, unit: Unit, scan: stage_input.Scan, finished: Mapping[str, nn.Module]
+    ) -> dict[str, Prior]:
+        """What the unit's stages read: the reference for those that run together, the answers of the
+        finished stages that they follow."""
+        together = tuple(s.name for s in unit.stages)
+        read = {name for stage in together for name in graph.ancestors(self.recipe, stage)}
+        priors = packed_cases.reference_priors(self.recipe, together, scan)
+        looking = [s for s in self.recipe.stages if s.name in read or s.name in together]
+        if self.atlas_of is not None and any(graph.uses_atlas(stage) for stage in looking):
+            priors[ATLAS] = self.atlas_of(scan)
+        for stage in self.recipe.stages:
+            if stage.name in read and stage.name not in together:
+                seen = stage_input.view(stage, self.recipe, scan, priors)
+                labels = self.labels[stage.name]
+                if seen is None:
+                    priors[stage.name] = stage_input.nothing(stage, scan, labels)
+                    continue
+                network = as_network(finished[stage.name], self.device)
+                priors[stage.name] = Course(seen, scan, priors, labels, network, self.device).prior()
+        return priors

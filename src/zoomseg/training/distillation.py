@@ -1,0 +1,158 @@
+"""Distillation: trained models teach a new one (Hinton, Vinyals & Dean 2015, arXiv:1503.02531).
+
+Stage by stage, the teachers' networks see the patch that the student's sees, prior channels included, and the
+mean of their probabilities is a second target beside the reference (``training.loss.distilled``). So an
+ensemble (the folds of a cross-validation, say) can be had at the cost of one small network.
+
+In cases in which not every organ was annotated, the teachers' answer stands for all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from zoomseg.backends.device import Device
+from zoomseg.core.errors import ModelError, RecipeError
+from zoomseg.core.labels import LabelSchema
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.inference.predictor import as_network, ready_network
+from zoomseg.io import bundle
+from zoomseg.io.bundle import Bundle
+from zoomseg.networks import build as networks
+from zoomseg.pipeline.sliding_window import Network
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import Recipe, Stage
+from zoomseg.training import fine_tuning
+
+
+@dataclass(frozen=True, eq=False)
+class Teachers:
+    """Models that teach together. ``names`` are what they are called in a model's provenance."""
+
+    names: tuple[str, ...]
+    models: tuple[Bundle, ...]
+
+    def networks(self, stages: Sequence[str], device: Device) -> dict[str, Network]:
+        """By stage name, what the teachers say together: the mean of their probabilities, frozen networks in
+        evaluation mode, on the training's device and in its precision."""
+        out: dict[str, Network] = {}
+        for name in stages:
+            first, *rest = (ready_network(model, name, device) for model in self.models)
+            out[name] = as_network(first, device, *rest)
+        return out
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of every model's weights: a training goes on with the teachers that it began with."""
+        return tuple(_digest(model) for model in self.models)
+
+    @property
+    def provenance(self) -> list[bundle.JSON]:
+        return [
+            {"model": name, "recipe": model.recipe.name, "weights": digest[:12]}
+            for name, model, digest in zip(self.names, self.models, self.digests, strict=True)
+        ]
+
+    def seen(self, cases: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
+        """Those of the cases that a teacher was trained on: scores of the student on them say too much."""
+        known: set[str] = set()
+        for model in self.models:
+            trained = model.provenance.get("training_cases")
+            if model.provenance.get("data_set") == dataset.name and isinstance(trained, list):
+                known.update(str(case) for case in trained)
+        return tuple(case for case in cases if case in known)
+
+    def told(self, kept_back: Sequence[str], dataset: Dataset) -> str:
+        """What a user should know of them: also that they may have seen the cases kept back."""
+        text = f"half of the loss is from what {', '.join(self.names)} say"
+        seen = self.seen(kept_back, dataset)
+        if not seen:
+            return text
+        return (
+            f"{text}; {len(seen)} of the {len(kept_back)} cases kept back were among their training cases "
+            f"({', '.join(seen[:3])}), so that scores on these will be too good"
+        )
+
+
+def load(models: Sequence[str | Path], dataset: Dataset, recipe: Recipe) -> Teachers:
+    """The teachers of an expanded recipe on a data set.
+
+    Raises:
+        ModelError: not a model, or one whose networks cannot answer for the recipe's patches: naming the
+            stage and what differs.
+    """
+    loaded = tuple(bundle.load(model) for model in models)
+    for model, teacher in zip(models, loaded, strict=True):
+        _check(str(model), teacher, dataset, recipe)
+    return Teachers(tuple(_name(teacher) for teacher in loaded), loaded)
+
+
+def _name(model: Bundle) -> str:
+    """The last two parts of its folder: folds of several cross-validations have one name."""
+    return "" if model.folder is None else "/".join(model.folder.resolve().parts[-2:])
+
+
+def _digest(model: Bundle) -> str:
+    sha = hashlib.sha256()
+    for stage, tensors in sorted(model.weights.items()):
+        for name, tensor in sorted(tensors.items()):
+            sha.update(f"{stage}/{name}".encode())
+            sha.update(tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _check(name: str, teacher: Bundle, dataset: Dataset, recipe: Recipe) -> None:
+    """Networks and training may differ, what a network sees and answers for may not."""
+    theirs = {stage.name: stage for stage in teacher.recipe.stages}
+    ours = _whole(recipe, dataset.channel_names)
+    _compare(name, "", ours, _whole(teacher.recipe, teacher.channel_names))
+    for stage in recipe.stages:
+        where = f"stage '{stage.name}': "
+        if stage.name not in theirs:
+            raise ModelError(
+                f"teacher {name} has no stage '{stage.name}' (it has {', '.join(theirs)}); a teacher needs "
+                "all stages of the recipe"
+            )
+        other = theirs[stage.name]
+        channels = len(dataset.channel_names)
+        _compare(
+            name,
+            where,
+            _seen(stage, recipe, dataset.schema, channels),
+            _seen(other, teacher.recipe, teacher.schema, channels),
+        )
+        try:
+            networks.check_input_shape(other.network, other.grid.padding, stage.training.patch)
+        except RecipeError as error:
+            raise ModelError(f"teacher {name}, {where}its network cannot see the patches: {error}") from error
+
+
+def _compare(name: str, where: str, ours: Mapping[str, object], theirs: Mapping[str, object]) -> None:
+    for part, value in ours.items():
+        if theirs[part] != value:
+            raise ModelError(
+                f"teacher {name} cannot teach this recipe: {where}its {part} is {theirs[part]}, the recipe's "
+                f"is {value}; write it into the recipe as the teacher has it, or choose another teacher"
+            )
+
+
+def _whole(recipe: Recipe, channels: tuple[str, ...]) -> dict[str, object]:
+    return {"channels": ", ".join(channels), "intensity": recipe.intensity.model_dump(mode="json")}
+
+
+def _seen(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> dict[str, object]:
+    """Of a stage what its network's inputs and outputs mean. Tiles are of no concern, as patches are cut."""
+    grid = stage.grid.model_dump(mode="json", exclude={"tile", "overlap", "padding"})
+    return {
+        "labels": ", ".join(graph.resolve_labels(stage, schema)),
+        "grid": grid,
+        "region": stage.roi.model_dump(mode="json"),
+        "inputs": ", ".join(
+            " ".join(part) for part in fine_tuning.input_names(stage, recipe, schema, channels)
+        ),
+        "margin in voxels": list(networks.halo(stage.network, stage.grid.padding)),
+    }

@@ -1,0 +1,218 @@
+"""Training shared by several processes that ``torchrun`` started, on one machine or on several.
+
+A step's batch is drawn alike by all of them; each makes its share of the patches, and what the loss sums over
+the batch, and the weights' gradients, are added up over the processes. So the steps are those of one process
+with the whole batch. The first process alone writes, tells and validates.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from zoomseg.core.errors import TrainingError, ZoomSegError
+from zoomseg.core.interrupts import InterruptedTrainingError
+
+# Training by one process does without.
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+STEP_TIMEOUT = timedelta(minutes=30)
+"""Longest that processes wait for each other within a step: validation and checkpoints are part of it."""
+PREPARATION_TIMEOUT = timedelta(hours=24)
+"""Longest that they wait for the first one to have read and sampled all cases."""
+
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process, number ``rank`` of ``world``; ``local_rank`` is its number on its machine. Methods are
+    called by all processes in the same order, and do nothing where there is one alone."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    _patient: ProcessGroup | None = field(default=None, compare=False, repr=False)
+    """All processes, with time for hours of preparation."""
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def share(self) -> slice:
+        """Of a batch's patches."""
+        return slice(self.rank, None, self.world)
+
+    def device(self, name: str) -> str:
+        """``name`` of a device as ``backends.device`` has it: each process of a machine has a GPU of its own.
+
+        Raises:
+            TrainingError: one GPU for all of them.
+        """
+        if self.world == 1 or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+            return name
+        if name not in ("auto", "cuda"):
+            raise TrainingError(
+                f"device '{name}' cannot be shared by {self.world} processes; allowed: auto, cpu, cuda"
+            )
+        return f"cuda:{self.local_rank}"
+
+    def total(self, part: Tensor) -> Tensor:
+        """The sum over the processes; its gradient is that of ``part``. With the same total everywhere, every
+        process computes the same loss, and adding up the weights' gradients makes that loss's own."""
+        if self.world == 1:
+            return part
+        out: Tensor = _Total.apply(part)  # type: ignore[no-untyped-call]
+        return out
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes."""
+        self._at_once(tensors, _all_reduce)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes."""
+        if self.world > 1:
+            self.add_up(tensors)
+            for tensor in tensors:
+                tensor.div_(self.world)
+
+    def take_over(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by the first process's."""
+        self._at_once(tensors, _broadcast)
+
+    def agree(self, value: float) -> float:
+        """The first process's value."""
+        if self.world == 1:
+            return value
+        agreed = torch.tensor(value, dtype=torch.float64)
+        _broadcast(agreed)
+        return float(agreed)
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether it is true in any process."""
+        if self.world == 1:
+            return flag
+        count = torch.tensor(int(flag))
+        _all_reduce(count)
+        return bool(count)
+
+    def wait_for_first(self, stop: threading.Event) -> None:
+        """Return when all processes are here: called by the first one when it has done what the others wait
+        for, which may take hours.
+
+        Raises:
+            InterruptedTrainingError: ``stop`` was set.
+        """
+        if self.world == 1:
+            return
+        import torch.distributed as dist
+
+        with _loss_told():
+            barrier = dist.barrier(self._patient, async_op=True)
+            assert barrier is not None
+            while not barrier.is_completed():
+                if stop.is_set():
+                    raise InterruptedTrainingError("stopped while preparing the data; go on with --resume")
+                time.sleep(_POLL_SECONDS)
+            barrier.wait()
+
+    def _at_once(self, tensors: Sequence[Tensor], together: Callable[[Tensor], None]) -> None:
+        """One message for all tensors of a type."""
+        if self.world == 1 or not tensors:
+            return
+        for dtype in sorted({t.dtype for t in tensors}, key=str):
+            same = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.detach().reshape(-1) for t in same])
+            together(flat)
+            with torch.no_grad():
+                pieces = torch.split_with_sizes(flat, [t.numel() for t in same])
+                for tensor, piece in zip(same, pieces, strict=True):
+                    tensor.copy_(piece.view(tensor.shape))
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes that this one was started with; ``ALONE`` where ``torchrun`` did not start it.
+
+    Raises:
+        ZoomSegError: they do not find each other.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if world == 1:
+        yield ALONE
+        return
+    import torch.distributed as dist
+
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank)
+    try:
+        dist.init_process_group(backend, timeout=STEP_TIMEOUT)
+        patient = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise ZoomSegError(
+            f"process {rank + 1} of {world} did not find the others ({_one_line(error)}); "
+            "start them with torchrun, and let the machines reach each other"
+        ) from error
+    yield Processes(rank, world, local_rank, patient)
+    # Only where all went well: a process that failed must not wait here for the others.
+    dist.destroy_process_group()
+
+
+def _all_reduce(tensor: Tensor) -> None:
+    import torch.distributed as dist
+
+    with _loss_told():
+        dist.all_reduce(tensor)
+
+
+def _broadcast(tensor: Tensor) -> None:
+    import torch.distributed as dist
+
+    with _loss_told():
+        dist.broadcast(tensor, src=0)
+
+
+@contextmanager
+def _loss_told() -> Iterator[None]:
+    """What torch says where another process has gone, as one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise  # this one's own
+    except RuntimeError as error:
+        raise TrainingError(
+            f"another process of this training ended or does not answer ({_one_line(error)}); "
+            "its own message says why; go on with --resume"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        whole = part.detach().clone()
+        _all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0]

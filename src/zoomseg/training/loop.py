@@ -1,0 +1,523 @@
+"""The visible training loop: units of stages in order, each a plain loop over steps.
+
+Every step's randomness comes from (seed, unit, step) alone, so a resumed run repeats exactly what an
+uninterrupted one would have done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoomseg.backends.device import Device
+from zoomseg.core.errors import RecipeError, TrainingError
+from zoomseg.core.interrupts import InterruptedTrainingError, stop_signals
+from zoomseg.core.labels import LabelSchema
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.inference import atlas_priors
+from zoomseg.inference.predictor import build_network, check_tile, input_channels
+from zoomseg.io import bundle
+from zoomseg.io.files import writable_directory, write_bytes_atomic
+from zoomseg.io.training_domain import TrainingDomain
+from zoomseg.networks import build as networks
+from zoomseg.pipeline import inputs
+from zoomseg.planning.network_sizes import require_room
+from zoomseg.planning.training_length import TrainingLength
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import ATLAS, Recipe, Stage
+from zoomseg.training import atlases, checkpoint
+from zoomseg.training.data import augmentation, shared_cases
+from zoomseg.training.data.packed_cases import hold
+from zoomseg.training.data.patches import Batch, PatchSource
+from zoomseg.training.data.prefetch import beside, drawn
+from zoomseg.training.data.preprocessing import Packs, Preparation, check_annotated
+from zoomseg.training.distillation import Teachers
+from zoomseg.training.distributed import ALONE, Processes
+from zoomseg.training.fine_tuning import Transfer
+from zoomseg.training.log import Log, Observer, Row, RunningDice, Silent
+from zoomseg.training.out_of_fold import Part, halves_of, parts_of
+from zoomseg.training.stage_group import Unit
+
+STEPS_PER_EPOCH = 100
+"""An epoch is a number of steps, whatever the size of the data set."""
+
+LOG_EVERY_STEPS = 10
+CHECKPOINT_EVERY_SECONDS = 60.0
+VALIDATIONS = 10
+"""Validations per unit, evenly spread over its progress."""
+VALIDATION_PATCHES = 8
+LEAST_SHARE = 0.02
+"""Part of the time budget that every unit gets, however long its preparation took."""
+BAD_STEPS_ALLOWED = 10
+"""Consecutive steps without a finite loss before training gives up."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long, on what, and from where: ``init`` says what networks take over from a trained model before
+    their first step. Neither ``seconds`` nor ``epochs``: the recipe's iterations."""
+
+    device: Device
+    seconds: float | None = None
+    epochs: int | None = None
+    seed: int = 0
+    resume: bool = False
+    init: Transfer | None = None
+    registered: Path | None = None
+    """Where registered atlases are kept for other trainings; None: with this one, while it runs."""
+    processes: Processes = ALONE
+    """Those that share every batch. All see ``out``; the first one alone writes there, tells the observer and
+    validates."""
+    teachers: Teachers | None = None
+    """Whose answers are a second target."""
+    domain: TrainingDomain | None = None
+    """What the training cases show, for the model to know scans that are unlike them."""
+
+
+@dataclass(frozen=True)
+class Split:
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+def train(
+    dataset: Dataset, split: Split, recipe: Recipe, out: Path, settings: Settings, observer: Observer
+) -> bundle.Bundle:
+    """Train every stage of ``recipe`` and write the model to ``out``.
+
+    ``out`` is a usable model after every checkpoint; ``out/training`` holds the checkpoint,
+    ``metrics.csv`` and TensorBoard events.
+
+    Raises:
+        TrainingError: nothing to train on, losses that stay NaN, a checkpoint of another run, a GPU without
+            enough memory.
+        InterruptedTrainingError: SIGINT or SIGTERM came; ``resume`` goes on from here.
+    """
+    run = _Run(dataset, split, recipe, out, settings, observer)
+    try:
+        with stop_signals() as stop:
+            return run.train(stop)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the memory of {settings.device.place} ran out; end what else uses it and go on with --resume, "
+            "or train anew with a smaller batch or patch (zoomseg recipes default --for DATASET -o FILE)"
+        ) from error
+
+
+class _Run:
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        recipe: Recipe,
+        out: Path,
+        settings: Settings,
+        observer: Observer,
+    ) -> None:
+        if not split.train:
+            raise TrainingError("there are no training cases; add labelled cases or use fewer folds")
+        self.dataset, self.split, self.recipe = dataset, split, recipe
+        self.out, self.settings, self.processes = out, settings, settings.processes
+        self.observer = observer if self.processes.first else Silent()
+        self.folder = out / "training"
+        self.cache = self.folder / "cache"
+        if self.processes.first:
+            writable_directory(self.cache)
+        self.checkpoint = self.folder / "checkpoint.safetensors"
+        self.started = time.monotonic()
+        self.already_spent = 0.0
+        self.parts = parts_of(recipe)
+        self.halves = (
+            halves_of(split.train, settings.seed) if any(p.half is not None for p in self.parts) else ()
+        )
+        self.finished: dict[str, nn.Module] = {}
+        self.copies: tuple[dict[str, nn.Module], dict[str, nn.Module]] = ({}, {})
+        self.stop = threading.Event()
+        self.labels = {s.name: graph.resolve_labels(s, dataset.schema) for s in recipe.stages}
+        self.schemas = {name: LabelSchema.consecutive(labels) for name, labels in self.labels.items()}
+        self.labels[ATLAS] = dataset.schema.names
+        self.atlas_of: atlas_priors.AtlasOf | None = None
+        for part in self.parts:
+            for name in part.trained:
+                check_annotated(dataset, self._taught_by(part), name, self.labels[name])
+        for stage in recipe.stages:
+            _check_shapes(stage, self.processes.world)
+            read = input_channels(stage, recipe, dataset.schema, len(dataset.channel_names))
+            require_room(stage, read, self.schemas[stage.name].classes, settings.device)
+        for unit in graph.training_units(recipe):
+            for name in self._shown(unit.trained):
+                lead = graph.stage_of(recipe, unit.trained[-1])
+                augmentation.check_flips(lead.training.augmentation, self.schemas[name], dataset.schema)
+
+    def _shown(self, trained: tuple[str, ...]) -> tuple[str, ...]:
+        """Stages whose labels a patch of this unit carries, as targets or as priors; its augmentation
+        must suit them all."""
+        names = set(trained)
+        for name in trained:
+            stage = graph.stage_of(self.recipe, name)
+            names.update(spec.of for spec in inputs.prior_specs(stage.inputs))
+            if self.recipe.prior_from == "live":
+                names.update(graph.ancestors(self.recipe, name))
+        return tuple(stage.name for stage in self.recipe.stages if stage.name in names)
+
+    @property
+    def spent(self) -> float:
+        """Seconds of the whole run, those of interrupted earlier parts included."""
+        return self.already_spent + time.monotonic() - self.started
+
+    @property
+    def fingerprint(self) -> str:
+        parts = [self.recipe.model_dump_json(), *self.split.train, "|", *self.split.validation]
+        parts.append(str(self.settings.seed))
+        if self.settings.teachers is not None:
+            parts += ["teachers", *self.settings.teachers.digests]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def train(self, stop: threading.Event) -> bundle.Bundle:
+        self.stop = stop
+        resumed = self._resume_point()  # before minutes are spent on atlases
+        if atlas_priors.wanted(self.recipe) and self.processes.first:
+            self.atlas_of = self._atlas()
+        all_labels = self.dataset.schema.names
+        resume_at = (resumed.unit, resumed.step) if resumed else None
+        with ExitStack() as closed:
+            log: Log | None = None
+            for index, part in enumerate(self.parts):
+                unit = self._unit(index, part.trained)
+                if resumed is not None and index <= resumed.unit:
+                    self._restore(unit, resumed)
+                if resumed is None or index >= resumed.unit:
+                    if log is None and self.processes.first:  # a checkpoint that is refused changes no file
+                        log = closed.enter_context(Log(self.folder, all_labels, resume_at))
+                    self._train_unit(unit, log)
+                done = self.finished if part.half is None else self.copies[part.half]
+                done.update(unit.finished())
+        model = self._save_model()
+        if self.processes.first:
+            shutil.rmtree(self.cache, ignore_errors=True)
+        self.processes.agree(0.0)  # none returns before the first one has written the model
+        return model
+
+    # --- units ------------------------------------------------------------------------------------
+
+    def _unit(self, index: int, trained: tuple[str, ...]) -> Unit:
+        """Fresh networks and optimiser of one unit; initial weights depend on the seed and unit alone."""
+        torch.manual_seed(self.settings.seed * 1000 + index)
+        needed = set(trained)
+        if self.recipe.prior_from == "live":
+            for name in trained:
+                needed.update(graph.ancestors(self.recipe, name))
+        stages = tuple(s for s in self.recipe.stages if s.name in needed)
+        channels = len(self.dataset.channel_names)
+        modules: dict[str, nn.Module] = {}
+        for stage in stages:
+            if stage.name in trained:
+                module = build_network(stage, self.recipe, self.dataset.schema, channels)
+                if self.settings.init is not None:
+                    self.settings.init.apply(stage.name, module)
+                modules[stage.name] = module.to(self.settings.device.place)
+            else:
+                modules[stage.name] = self.finished[stage.name]
+        length = TrainingLength(self._steps(stages[-1]), None)
+        device, teachers = self.settings.device, self.settings.teachers
+        taught = {} if teachers is None else teachers.networks(trained, device)
+        return Unit.fresh(
+            index, stages, trained, modules, length, self.labels, device, self.processes, taught
+        )
+
+    def _steps(self, stage: Stage) -> int:
+        epochs = self.settings.epochs
+        return stage.training.iterations if epochs is None else epochs * STEPS_PER_EPOCH
+
+    def _atlas(self) -> atlas_priors.AtlasOf:
+        """Atlases are the training cases. The model keeps those that are used for a scan which is none.
+        Every case's prior is made at once, and kept while the training runs."""
+        library = atlases.collect(self.dataset, self.split.train, self.recipe, self.observer, self.stop)
+        library.reduced().save(writable_directory(self.out / atlas_priors.FOLDER))
+        registered = self.settings.registered or self.cache / "registered"
+        prior_of = atlases.of_library(library, registered, self.observer.message)
+        # First, so that the time it takes is known when units share what is left.
+        ids = (*self.split.train, *self.split.validation)
+        atlases.prepare_all(prior_of, self.dataset, ids, self.recipe, self.observer, self.stop)
+        return prior_of
+
+    def _resume_point(self) -> checkpoint.Progress | None:
+        progress = self._checkpointed()
+        place = -1.0 if progress is None else progress.unit + progress.step / 2**32
+        if self.processes.anywhere(self.processes.agree(place) != place):
+            raise TrainingError(
+                f"not all {self.processes.world} processes see the same checkpoint in {self.folder}; "
+                "put the model on a file system that all machines share"
+            )
+        return progress
+
+    def _checkpointed(self) -> checkpoint.Progress | None:
+        if not self.settings.resume or not self.checkpoint.is_file():
+            return None
+        progress = checkpoint.read_progress(self.checkpoint)
+        if progress.fingerprint != self.fingerprint:
+            raise TrainingError(
+                f"{self.out} was trained with another recipe, seed, choice of cases or teachers; "
+                "resume with the same ones, or train into a new folder"
+            )
+        if progress.unit >= len(self.parts):
+            raise TrainingError(
+                f"checkpoint {self.checkpoint} is of training unit {progress.unit}, this recipe has "
+                f"{len(self.parts)}; train anew without --resume"
+            )
+        self.already_spent = progress.spent + progress.elapsed
+        return progress
+
+    def _restore(self, unit: Unit, progress: checkpoint.Progress) -> None:
+        """Bring a unit back to where the checkpoint left it; earlier units come from their own file."""
+        path = self.checkpoint if unit.index == progress.unit else self._unit_file(unit.index)
+        own = {name: unit.modules[name] for name in unit.trained}
+        checkpoint.restore(path, own, unit.moving, unit.optimiser)
+        if unit.index == progress.unit:
+            unit.step, unit.elapsed, unit.spent = progress.step, progress.elapsed, progress.spent
+
+    def _unit_file(self, index: int) -> Path:
+        return self.folder / f"unit-{index}.safetensors"
+
+    # --- one unit ---------------------------------------------------------------------------------
+
+    def _train_unit(self, unit: Unit, log: Log | None) -> None:
+        packs = self._pack(unit)
+        unit.take_over()
+        validation = self._validation_batches(unit, packs)
+        source, device = self._source(unit, packs), self.settings.device
+        if unit.step == 0:
+            unit.spent = self.processes.agree(self.spent)
+        if self.settings.seconds is not None:
+            unit.length = TrainingLength(None, self.processes.agree(self._unit_seconds(unit)))
+
+        def batch_of(step: int) -> Batch:
+            rng = np.random.default_rng([self.settings.seed, unit.index, step])
+            make = partial(source.draw, unit.lead.training.batch, rng, self.processes.share)
+            return beside(make, device.place)
+
+        with closing(drawn(batch_of, unit.step, device.batches_ahead)) as batches, device.tuned():
+            self._loop(unit, batches, validation, log)
+        self._save(unit)
+        if self.processes.first:
+            write_bytes_atomic(self._unit_file(unit.index), self.checkpoint.read_bytes())
+
+    def _source(self, unit: Unit, packs: Packs) -> PatchSource:
+        """Of training patches, on the device, where the data lies as far as there is room."""
+        device, cases = self.settings.device, itertools.chain(*packs.train.values())
+        held = hold(cases, device.place, device.room_for_data)
+        return PatchSource(self.recipe, unit.stages, packs.train, self.schemas, place=device.place, held=held)
+
+    def _unit_seconds(self, unit: Unit) -> float:
+        """This unit's part of what the budget still holds at its first step."""
+        assert self.settings.seconds is not None
+        shares = [part.share for part in self.parts[unit.index :]]
+        part = (self.settings.seconds - unit.spent) * shares[0] / sum(shares)
+        least = LEAST_SHARE * self.settings.seconds
+        if part >= least:
+            return part
+        if unit.index == 0:
+            raise TrainingError(
+                f"the time budget of {self.settings.seconds:.0f} s was used up by preparing the data "
+                f"({unit.spent:.0f} s); give more time"
+            )
+        # What earlier units learned must not be lost because their predictions took long.
+        self.observer.message(
+            f"preparing stage '{unit.lead.name}' took what the time budget had left; "
+            f"it is trained for {least:.0f} s all the same"
+        )
+        return least
+
+    def _loop(
+        self, unit: Unit, batches: Iterator[Batch], validation: tuple[Batch, ...], log: Log | None
+    ) -> None:
+        dice = {n: RunningDice(self.schemas[n].classes, 0.95) for n in unit.trained}
+        validated = math.floor(unit.progress * VALIDATIONS)
+        saved, bad = time.monotonic(), 0
+        began = time.monotonic() - unit.elapsed
+        while unit.progress < 1.0:
+            batch = next(batches)
+            losses = unit.learn(batch, dice, measure=unit.step % LOG_EVERY_STEPS == 0)
+            bad = 0 if losses is not None else bad + 1
+            if losses is None:
+                self._report_bad(unit, batch, bad)
+            unit.step += 1
+            unit.elapsed = self.processes.agree(time.monotonic() - began)
+            if losses is not None and (unit.step - 1) % LOG_EVERY_STEPS == 0:
+                self._tell(unit, losses, dice, log, "train")
+            if math.floor(unit.progress * VALIDATIONS) > validated:
+                validated = math.floor(unit.progress * VALIDATIONS)
+                self._validate(unit, validation, log)
+                unit.elapsed = self.processes.agree(time.monotonic() - began)
+            if self.processes.anywhere(self.stop.is_set()):
+                self._save(unit)
+                self.processes.agree(unit.step)  # none ends before the first one has saved
+                raise InterruptedTrainingError(f"stopped at step {unit.step}; go on with --resume")
+            if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
+                self._save(unit)
+                saved = time.monotonic()
+
+    def _pack(self, unit: Unit) -> Packs:
+        part = self.parts[unit.index]
+        validation = self.split.validation if part.half is None else ()
+        preparation = Preparation(
+            self.dataset,
+            self.recipe,
+            self.labels,
+            self.cache,
+            self.settings.seed,
+            self.settings.device,
+            self.observer,
+            self.atlas_of,
+        )
+        prepare = partial(preparation.packs, unit, self._taught_by(part), validation, self._answering)
+        return shared_cases.packs(prepare, unit.index, self.cache, self.processes, self.stop)
+
+    def _taught_by(self, part: Part) -> tuple[str, ...]:
+        """The cases that a part learns from."""
+        return self.split.train if part.half is None else self.halves[part.half]
+
+    def _answering(self, case: str) -> Mapping[str, nn.Module]:
+        """The finished networks that answer for a case: of stages that have copies, the one that did not
+        see it."""
+        for half, ids in enumerate(self.halves):
+            if case in ids:
+                return self.finished | self.copies[1 - half]
+        return self.finished
+
+    def _validation_batches(self, unit: Unit, packs: Packs) -> tuple[Batch, ...]:
+        """The same unaugmented patches every time."""
+        if not self.processes.first or not packs.validation[unit.lead.name]:
+            return ()
+        source = PatchSource(self.recipe, unit.stages, packs.validation, self.schemas, augmented=False)
+        rng = np.random.default_rng([self.settings.seed, unit.index, 0])
+        return tuple(source.draw(1, rng) for _ in range(VALIDATION_PATCHES))
+
+    # --- telling and saving -----------------------------------------------------------------------
+
+    def _validate(self, unit: Unit, batches: tuple[Batch, ...], log: Log | None) -> None:
+        """Loss and Dice of the averaged weights on the fixed patches, where there are any."""
+        if not batches:
+            return
+        dice = {n: RunningDice(self.schemas[n].classes, 1.0) for n in unit.trained}
+        self._tell(unit, unit.judge(batches, dice), dice, log, "validation")
+
+    def _tell(
+        self,
+        unit: Unit,
+        losses: Mapping[str, float],
+        dice: Mapping[str, RunningDice],
+        log: Log | None,
+        split: str,
+    ) -> None:
+        if log is None:
+            return
+        for name in unit.trained:
+            row = Row(
+                unit.index,
+                unit.step,
+                unit.elapsed,
+                unit.progress,
+                unit.learning_rate,
+                split,
+                self.parts[unit.index].row_name(name),
+                losses[name],
+                dice[name].by_label(self.labels[name]),
+            )
+            log.write(row)
+            self.observer.row(row, unit.length.remaining_seconds(unit.step, unit.elapsed))
+
+    def _report_bad(self, unit: Unit, batch: Batch, consecutive: int) -> None:
+        cases = ", ".join(dict.fromkeys(batch.cases))
+        text = f"step {unit.step}: loss or gradient is not finite; cases {cases}; step skipped"
+        self.observer.message(text)
+        if consecutive >= BAD_STEPS_ALLOWED:
+            raise TrainingError(
+                f"{consecutive} steps in a row without a finite loss, last with cases {cases}; "
+                "check these scans (zoomseg check) or lower the learning rate"
+            )
+
+    def _save(self, unit: Unit) -> None:
+        """Checkpoint first, then the model: a kill between the two loses neither."""
+        if not self.processes.first:
+            return
+        progress = checkpoint.Progress(unit.index, unit.step, unit.elapsed, unit.spent, self.fingerprint)
+        own = {name: unit.modules[name] for name in unit.trained}
+        checkpoint.save(self.checkpoint, progress, own, unit.moving, unit.optimiser)
+        self._save_model(unit)
+
+    def _save_model(self, unit: Unit | None = None) -> bundle.Bundle:
+        """Write the stages that have learned something so far as a model of their own."""
+        weights: dict[str, Mapping[str, Tensor]] = {n: m.state_dict() for n, m in self.finished.items()}
+        if unit is not None and self.parts[unit.index].half is None:
+            weights |= unit.averaged
+        stages = tuple(s for s in self.recipe.stages if s.name in weights)
+        groups = tuple(g for g in self.recipe.train_together if set(g) <= set(weights))
+        recipe = self.recipe.model_copy(update={"stages": stages, "train_together": groups})
+        model = bundle.Bundle(
+            recipe,
+            self.dataset.schema,
+            self.dataset.channel_names,
+            {name: {k: v.detach().cpu() for k, v in w.items()} for name, w in weights.items()},
+            self._provenance(complete=unit is None),
+            domain=self.settings.domain,
+        )
+        if self.processes.first:
+            bundle.save(model, self.out)
+        return model
+
+    def _provenance(self, complete: bool) -> dict[str, bundle.JSON]:
+        initial, teachers = self.settings.init, self.settings.teachers
+        return {
+            "data_set": self.dataset.name,
+            "training_cases": list(self.split.train),
+            "validation_cases": list(self.split.validation),
+            "seed": self.settings.seed,
+            "device": self.settings.device.name,
+            "processes": self.processes.world,
+            "precision": str(self.settings.device.precision or torch.float32).removeprefix("torch."),
+            "torch": torch.__version__,
+            "seconds": round(self.spent, 1),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "complete": complete,
+            **({} if initial is None else {"init": initial.provenance}),
+            **({} if teachers is None else {"teachers": teachers.provenance}),
+        }
+
+
+def _check_shapes(stage: Stage, processes: int) -> None:
+    """Patch and tile must be shapes that the network can take, and each process must get a patch.
+
+    Raises:
+        RecipeError: naming the stage, the field and the nearest shapes allowed.
+    """
+    if stage.training.batch < processes:
+        raise RecipeError(
+            f"stage '{stage.name}', training: a batch of {stage.training.batch} cannot be shared by "
+            f"{processes} processes; start no more than that, or give the recipe a larger batch"
+        )
+    check_tile(stage)
+    try:
+        networks.check_input_shape(stage.network, stage.grid.padding, stage.training.patch)
+    except RecipeError as error:
+        raise RecipeError(f"stage '{stage.name}', training.patch: {error}") from error
+    lowest = zip(stage.training.patch, networks.divisor(stage.network), strict=True)
+    batch_norm, patches = stage.network.kind != "resenc_unet", stage.training.batch // processes
+    if batch_norm and patches == 1 and all(size == factor for size, factor in lowest):
+        raise RecipeError(
+            f"stage '{stage.name}', training: a patch of {list(stage.training.patch)} comes down to a single "
+            "voxel, which batch norm cannot normalise with a batch of 1; give a larger patch or batch"
+        )

@@ -1,0 +1,51 @@
+"""What is trained, one after the other: a recipe's units, and the copies that out-of-fold priors need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zoomseg.core.errors import TrainingError
+from zoomseg.datasets.layouts import folds
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import Recipe
+
+
+@dataclass(frozen=True)
+class Part:
+    """One training of a unit's stages: on all training cases, or, so that training cases can be answered for
+    by networks that did not see them, on one half of these. ``share`` is its part of the time budget
+    relative to the other parts."""
+
+    trained: tuple[str, ...]
+    half: int | None
+    share: float
+
+    def row_name(self, stage: str) -> str:
+        return stage if self.half is None else f"{stage}-half-{self.half + 1}"
+
+
+def parts_of(recipe: Recipe) -> tuple[Part, ...]:
+    """Every unit, and with ``prior_from: out_of_fold`` two copies of those that later ones read, which share
+    the unit's time."""
+    units = graph.training_units(recipe)
+    out: list[Part] = []
+    for n, unit in enumerate(units):
+        later = {name for u in units[n + 1 :] for s in u.trained for name in graph.ancestors(recipe, s)}
+        copied = recipe.prior_from == "out_of_fold" and not later.isdisjoint(unit.trained)
+        halves = (None, 0, 1) if copied else (None,)
+        share = graph.stage_of(recipe, unit.trained[-1]).training.budget_share
+        out += [Part(unit.trained, half, share / len(halves)) for half in halves]
+    return tuple(out)
+
+
+def halves_of(cases: tuple[str, ...], seed: int) -> tuple[tuple[str, ...], ...]:
+    """The training cases in two halves.
+
+    Raises:
+        TrainingError: there are fewer than two.
+    """
+    if len(cases) < 2:
+        raise TrainingError(
+            "prior_from: out_of_fold needs 2 training cases or more, got 1; use 'predictions' or add cases"
+        )
+    return folds(cases, 2, seed)

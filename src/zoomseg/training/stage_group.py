@@ -1,0 +1,318 @@
+"""Stages that are trained at once: one step of theirs, and the averaged weights that remain of it.
+
+Shapes: B batch, C channels or classes, I J K voxels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from zoomseg.backends.device import Device
+from zoomseg.core.geometry import Box
+from zoomseg.core.labels import IGNORE
+from zoomseg.core.resample import resample_data
+from zoomseg.networks import build as networks
+from zoomseg.pipeline import inputs
+from zoomseg.pipeline.sliding_window import Network
+from zoomseg.planning.training_length import TrainingLength
+from zoomseg.recipe.spec import SGD, AdamW, OptimiserSpec, Stage
+from zoomseg.training import loss
+from zoomseg.training.data.patches import Batch, StageBatch
+from zoomseg.training.distributed import ALONE, Processes
+from zoomseg.training.log import RunningDice
+from zoomseg.training.schedule import learning_rate_factor
+
+
+@dataclass(eq=False)
+class Unit:
+    """Stages that run in one step; those in ``trained`` learn, the others are finished.
+
+    ``index`` is the unit's place in the run; ``labels`` are those that every stage of the recipe
+    predicts; ``moving`` are moving averages of the trained stages' state dicts, none with an ``ema_decay`` of
+    0; ``teachers``, where there are any, say by stage what they find in a patch.
+    """
+
+    index: int
+    stages: tuple[Stage, ...]
+    trained: tuple[str, ...]
+    modules: dict[str, nn.Module]
+    moving: dict[str, dict[str, Tensor]]
+    optimiser: torch.optim.Optimizer
+    length: TrainingLength
+    labels: Mapping[str, tuple[str, ...]]
+    device: Device
+    processes: Processes = ALONE
+    teachers: Mapping[str, Network] = field(default_factory=dict)
+    step: int = 0
+    elapsed: float = 0.0
+    spent: float = 0.0
+
+    @classmethod
+    def fresh(
+        cls,
+        index: int,
+        stages: tuple[Stage, ...],
+        trained: tuple[str, ...],
+        modules: dict[str, nn.Module],
+        length: TrainingLength,
+        labels: Mapping[str, tuple[str, ...]],
+        device: Device,
+        processes: Processes = ALONE,
+        teachers: Mapping[str, Network] = MappingProxyType({}),
+    ) -> Unit:
+        """A unit before its first step: averaged weights are the modules' own."""
+        training = stages[-1].training
+        parameters = [p for name in trained for p in modules[name].parameters()]
+        moving = {name: _copy(modules[name].state_dict()) for name in trained if training.ema_decay > 0}
+        optimiser = _optimiser(training.optimiser, parameters)
+        return cls(
+            index,
+            stages,
+            trained,
+            modules,
+            moving,
+            optimiser,
+            length,
+            labels,
+            device,
+            processes,
+            teachers,
+        )
+
+    @property
+    def lead(self) -> Stage:
+        """The last stage: its training section holds for the whole unit."""
+        return self.stages[-1]
+
+    @property
+    def averaged(self) -> dict[str, dict[str, Tensor]]:
+        """The state dicts that remain of the trained stages: their moving averages, or the last weights."""
+        return self.moving or {name: self.modules[name].state_dict() for name in self.trained}
+
+    @property
+    def progress(self) -> float:
+        return self.length.progress(self.step, self.elapsed)
+
+    @property
+    def learning_rate(self) -> float:
+        training = self.lead.training
+        return training.optimiser.lr * learning_rate_factor(
+            training.schedule, self.progress, training.iterations
+        )
+
+    def learn(self, batch: Batch, dice: Mapping[str, RunningDice], measure: bool) -> dict[str, float] | None:
+        """One update; None, and no update, where the loss or its gradient is not finite.
+
+        Args:
+            dice: of every trained stage, told about this batch if ``measure``.
+        """
+        for name in self.trained:
+            self.modules[name].train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate
+        losses, answers = self.forward(batch, self.modules, self.progress, self.processes.total)
+        total = torch.stack(list(losses.values())).sum()
+        if not bool(torch.isfinite(total)):
+            return None
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        clip = self.lead.training.gradient_clip or math.inf
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.processes.add_up([p.grad for p in parameters if p.grad is not None])
+        if not bool(torch.isfinite(nn.utils.clip_grad_norm_(parameters, clip))):
+            return None
+        self.optimiser.step()
+        buffers = [b for name in self.trained for b in self.modules[name].buffers()]
+        self.processes.average([b for b in buffers if b.is_floating_point()])
+        self._average()
+        if measure:
+            self._measure(answers, batch, dice, self.processes.total)
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def forward(
+        self,
+        batch: Batch,
+        modules: Mapping[str, nn.Module],
+        progress: float = 1.0,
+        total: loss.Total = loss.all_here,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses of the trained stages at this progress of the training, and probabilities
+        ``[B, C, I, J, K]`` of all, low to high.
+
+        A stage's probabilities reach the stages after it with their gradient, where both are trained.
+        """
+        losses: dict[str, Tensor] = {}
+        answers: dict[str, Tensor] = {}
+        for stage in self.stages:
+            data = batch.stages[stage.name]
+            x_BCIJK = self._assemble(stage, data, batch, answers)
+            learning = stage.name in self.trained and modules[stage.name].training
+            with torch.set_grad_enabled(learning), self._autocast(stage):
+                logits = modules[stage.name](x_BCIJK)
+            if stage.name in self.trained:
+                target = _answered(data.target_BIJK.to(self.device.place), tuple(logits[0].shape[2:]))
+                losses[stage.name] = loss.compute(
+                    stage.training.loss, logits, target, data.counts_BC, total, data.annotated_BC, progress
+                )
+                if stage.name in self.teachers:
+                    # Cloned, as autograd keeps nothing that was made in inference mode.
+                    taught_BCIJK = self.teachers[stage.name](x_BCIJK, ()).clone()
+                    losses[stage.name] = loss.distilled(
+                        losses[stage.name], logits[0], taught_BCIJK, target, total
+                    )
+            answers[stage.name] = logits[0].float().softmax(dim=1)
+        return losses, answers
+
+    def judge(self, batches: tuple[Batch, ...], dice: Mapping[str, RunningDice]) -> dict[str, float]:
+        """Mean losses of the averaged weights, in evaluation mode and as at the training's end, so that they
+        can be compared; ``dice`` is told of every batch."""
+        averaged: dict[str, nn.Module] = {
+            name: _Averaged(self.modules[name], weights) for name, weights in self.averaged.items()
+        }
+        modules = {**self.modules, **averaged}
+        sums = dict.fromkeys(self.trained, 0.0)
+        for module in self.modules.values():
+            module.eval()
+        with torch.no_grad():
+            for batch in batches:
+                losses, answers = self.forward(batch, modules)
+                for name in self.trained:
+                    sums[name] += float(losses[name]) / len(batches)
+                self._measure(answers, batch, dice, loss.all_here)
+        return sums
+
+    def take_over(self) -> None:
+        """Go on from the first process's weights: other hardware may have drawn other last bits."""
+        states = [self.modules[name].state_dict() for name in self.trained]
+        states += self.moving.values()
+        self.processes.take_over([value for state in states for value in state.values()])
+
+    def finished(self) -> dict[str, nn.Module]:
+        """The trained stages with their averaged weights, frozen."""
+        for name, weights in self.moving.items():
+            self.modules[name].load_state_dict(weights)
+        for name in self.trained:
+            self.modules[name].eval().requires_grad_(False)
+        return {name: self.modules[name] for name in self.trained}
+
+    def _autocast(self, stage: Stage) -> torch.autocast:
+        """Float32 where feature maps come down to two voxels along their first axis: there, torch's bfloat16
+        gradient of a 3x3x3 convolution on a CPU reads memory that nobody wrote (seen with torch 2.13)."""
+        size, factor = stage.training.patch[0], networks.divisor(stage.network)[0]
+        if self.device.place.type == "cpu" and 2 <= size <= 2 * factor:
+            return torch.autocast("cpu", enabled=False)
+        return self.device.autocast()
+
+    def _measure(
+        self, answers: Mapping[str, Tensor], batch: Batch, dice: Mapping[str, RunningDice], total: loss.Total
+    ) -> None:
+        """Tell ``dice`` of every trained stage about a batch."""
+        for name in self.trained:
+            data = batch.stages[name]
+            here = overlaps(answers[name], data.target_BIJK, data.annotated_BC)
+            dice[name].add(*total(torch.tensor(here, dtype=torch.float64)).tolist())
+
+    def _assemble(
+        self, stage: Stage, data: StageBatch, batch: Batch, answers: Mapping[str, Tensor]
+    ) -> Tensor:
+        device = self.device.place
+        parts = [data.image_BCIJK.to(device)]
+        for spec in inputs.prior_specs(stage.inputs):
+            labels = self.labels[spec.of]
+            if spec.of in answers:
+                chosen = inputs.select_prior(spec, answers[spec.of], labels)
+                low = batch.stages[spec.of].grids
+                middle = _middle(low[0].shape, tuple(chosen.shape[2:]))
+                moved = [
+                    resample_data(chosen[b], low[b].crop(middle), data.grids[b]) for b in range(len(low))
+                ]
+                parts.append(torch.stack(moved))
+            else:
+                parts.append(inputs.select_prior(spec, data.stored[spec.of].to(device), labels))
+        return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Exponential moving average of the weights; early steps are forgotten faster."""
+        decay = min(self.lead.training.ema_decay, (1 + self.step) / (10 + self.step))
+        for name, weights in self.moving.items():
+            for key, value in self.modules[name].state_dict().items():
+                kept = weights[key]
+                if value.is_floating_point():
+                    kept.lerp_(value, 1 - decay)
+                else:
+                    kept.copy_(value)
+
+
+class _Averaged(nn.Module):
+    """A module run with its averaged weights, in evaluation mode."""
+
+    def __init__(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._parts = (module, weights)  # in a tuple, so that torch does not register the module again
+        self.eval()
+
+    def forward(self, x_BCIJK: Tensor) -> tuple[Tensor, ...]:
+        module, weights = self._parts
+        answer: tuple[Tensor, ...] = functional_call(module, weights, (x_BCIJK,))
+        return answer
+
+
+def overlaps(
+    probabilities_BCIJK: Tensor, target_BIJK: Tensor, annotated_BC: Tensor | None = None
+) -> tuple[list[float], list[float]]:
+    """Per class: voxels where the argmax and the target agree, and both sizes summed. An organ that is found
+    where it is not annotated counts as background, as its voxels do in the target.
+
+    Args:
+        annotated_BC: which classes are annotated in the patches' cases; None: all.
+    """
+    classes = probabilities_BCIJK.shape[1]
+    target = _answered(target_BIJK, tuple(probabilities_BCIJK.shape[2:])).to(probabilities_BCIJK.device)
+    counts = target != IGNORE
+    found_BIJK = probabilities_BCIJK.argmax(dim=1)
+    if annotated_BC is not None:
+        known = annotated_BC.to(found_BIJK.device).gather(1, found_BIJK.flatten(1))
+        found_BIJK = found_BIJK * known.view_as(found_BIJK)
+    guess, truth = found_BIJK[counts], target[counts].long()
+    overlap = torch.bincount(truth[guess == truth], minlength=classes)
+    size = torch.bincount(truth, minlength=classes) + torch.bincount(guess, minlength=classes)
+    return overlap.tolist(), size.tolist()
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in state.items()}
+
+
+def _optimiser(spec: OptimiserSpec, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    match spec:
+        case SGD():
+            return torch.optim.SGD(
+                parameters,
+                lr=spec.lr,
+                momentum=spec.momentum,
+                nesterov=spec.nesterov,
+                weight_decay=spec.weight_decay,
+            )
+        case AdamW():
+            return torch.optim.AdamW(
+                parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
+            )
+
+
+def _middle(patch: tuple[int, ...], answer: tuple[int, ...]) -> Box:
+    """The box of a patch that a valid network answers for."""
+    i, j, k = ((n - m) // 2 for n, m in zip(patch, answer, strict=True))
+    return Box((i, j, k), (i + answer[0], j + answer[1], k + answer[2]))
+
+
+def _answered(target_BIJK: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The part of the target that the network answers for."""
+    return target_BIJK[(slice(None), *_middle(tuple(target_BIJK.shape[1:]), shape).slices)]

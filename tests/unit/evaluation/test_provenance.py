@@ -1,0 +1,37 @@
+"""What made predictions, from a file that may be missing, damaged or hostile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tiny import tiny_recipe
+from zoomseg.evaluation.provenance import Origin, read_origin
+from zoomseg.recipe.load import dump
+
+
+def test_what_is_known_is_named(tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=True)
+    run = {
+        "zoomseg": "1.2",
+        "recipe": "tiny",
+        "recipe_in_full": recipe.model_dump(mode="json"),
+        "models": ["a", "b"],
+        "trained": {},
+        "labels": {"liver": 1},
+    }
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    about = {"predicted with ZoomSeg": "1.2", "model": ["a", "b"], "recipe": "tiny"}
+    assert read_origin(tmp_path) == Origin(about, dump(recipe))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "[]", "{", "[" * 100_000, '{"recipe_in_full": {"stages": 3}}', '{"recipe_in_full": []}'],
+)
+def test_what_is_no_account_says_nothing(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    assert read_origin(tmp_path) == Origin()

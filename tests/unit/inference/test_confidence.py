@@ -1,0 +1,79 @@
+"""From promised to estimated Dice: by hand, from few cases and from many, and through a whole prediction."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from zoomseg.anatomy.positions import OrganPlaces
+from zoomseg.core.geometry import Grid
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.inference.confidence import estimated_dice, summed_up
+from zoomseg.inference.predictor import OrganSigns, Result
+from zoomseg.io.calibration import Calibration
+from zoomseg.io.training_domain import TrainingDomain
+from zoomseg.pipeline.uncertainty import Signs
+
+
+def logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_the_estimate_by_hand() -> None:
+    calibration = Calibration(offset=-1.0, slope=0.5, organs={"liver": 0.25}, cases=3)
+    promised = {"liver": logistic(2.0), "spleen": logistic(2.0), "aorta": 1.0}
+    assert estimated_dice(promised, calibration) == {
+        "liver": pytest.approx(logistic(0.25)),
+        "spleen": pytest.approx(logistic(0.0)),
+        "aorta": pytest.approx(logistic(-1 + 0.5 * math.log(99))),  # as of 0.99
+    }
+    assert estimated_dice(promised, None) == promised
+
+
+def test_rows_of_a_prediction() -> None:
+    schema = LabelSchema.consecutive(("liver", "spleen", "aorta"))
+    grid = Grid.from_spacing((6, 6, 6), (10.0, 10.0, 10.0))
+    classes = torch.zeros(grid.shape, dtype=torch.uint8)
+    classes[2:4, 2:4, 2:4] = 1
+    classes[0, 1, 1] = 3
+    signs = Signs(8, 8.0, 0.9, 0.9, 0.1, 0)
+    said = {
+        "liver": OrganSigns(signs, True),
+        "aorta": OrganSigns(signs, False),
+        "spleen": OrganSigns(signs, False),
+    }
+    result = Result("a", LabelMap(classes, grid, schema), said, {}, (), {})
+    calibration = Calibration(offset=-1.0, slope=1.0, organs={}, cases=1)
+    rows = summed_up("a", result, Volume(torch.full((1, 6, 6, 6), 7.0), grid), calibration)
+    assert [(row.organ, row.volume_ml, row.median_intensity, row.flags) for row in rows] == [
+        ("liver", pytest.approx(8.0), 7.0, ("touches_region_border",)),
+        ("spleen", 0.0, None, ("missing",)),  # found by the stage, but not in the label map
+        ("aorta", pytest.approx(1.0), 7.0, ("touches_scan_border",)),
+    ]
+    sure = pytest.approx(logistic(math.log(9) - 1))
+    assert [row.confidence for row in rows] == [sure, None, sure]
+
+
+def test_an_unlike_scan_and_an_unlikely_organ_are_less_sure() -> None:
+    schema = LabelSchema.consecutive(("liver", "spleen"))
+    grid = Grid.from_spacing((6, 6, 6), (10.0, 10.0, 10.0))
+    classes = torch.zeros(grid.shape, dtype=torch.uint8)
+    classes[2:4, 2:4, 2:4], classes[1, 1, 1] = 1, 2
+    said = {organ: OrganSigns(Signs(8, 8.0, 0.8, 0.9, 0.1, 0), False) for organ in schema.names}
+    labels = LabelMap(classes, grid, schema)
+    result = Result("a", labels, said, {}, (), {}, trust=0.5, misplaced=("liver",))
+    domain = TrainingDomain(
+        modality=None,
+        intensities=((0.0,) * 19,),
+        darkest=(0.0, 0.0),
+        cross_section_cm2=(1.0, 1.0),
+        organs={organ: OrganPlaces(volume_ml=(5.0, 10.0), offsets_mm={}) for organ in schema.names},
+    )
+    rows = summed_up("a", result, Volume(torch.zeros(1, 6, 6, 6), grid), None, domain=domain)
+    assert [(row.flags, row.confidence) for row in rows] == [
+        (("misplaced",), pytest.approx(0.2)),
+        (("unusual_volume",), pytest.approx(0.2)),  # 1 ml, of at least 5 in training
+    ]

@@ -1,0 +1,395 @@
+"""Memory limits: what is counted, what is made smaller, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from limited import BUNDLED
+from limited import untrained as limited_bundle
+from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
+from untrained import untrained_bundle, valid_bundle
+from zoomseg.backends.device import fast_bfloat16
+from zoomseg.core.case import Case
+from zoomseg.core.errors import MemoryLimitError, ZoomSegError
+from zoomseg.core.geometry import Grid
+from zoomseg.core.region import Region
+from zoomseg.inference import memory_limits
+from zoomseg.inference.memory_limits import Limits, Work
+from zoomseg.inference.predictor import Predictor, build_network
+from zoomseg.io import bundle
+from zoomseg.pipeline.stage_input import View
+from zoomseg.recipe.spec import UNet3D
+
+FINE = tiny_recipe(together=True).stages[1]
+MB = 1024**2
+PATIENCE = 20.0
+"""Seconds after which threads do not wait for each other any more."""
+ABOVE_LEAST = 100 * MB
+"""For tiles that are not the smallest there are, which would take minutes."""
+
+
+def view(tile: tuple[int, int, int] = (32, 32, 16), **grid: object) -> View:
+    stage = FINE.model_copy(update={"grid": FINE.grid.model_copy(update={"tile": tile, **grid})})
+    lattice = Grid.from_spacing((64, 64, 64), (2.0, 2.0, 3.0))
+    return View(stage, lattice, Region.whole(lattice))
+
+
+def valid_view() -> View:
+    grid = FINE.grid.model_copy(update={"tile": (44, 44, 44), "padding": "valid"})
+    stage = FINE.model_copy(update={"network": UNet3D(channels=(8, 16)), "grid": grid})
+    return View(stage, view().grid, view().region)
+
+
+def work() -> Work:
+    return Work(weightless, channels=3, image_channels=1, classes=3, compute=weightless())
+
+
+def weightless() -> nn.Module:
+    with torch.device("meta"):
+        return build_network(FINE, tiny_recipe(together=True), SCHEMA, 1).eval()
+
+
+def limits(monkeypatch: pytest.MonkeyPatch, ram: int, used: int = 0) -> Limits:
+    monkeypatch.setattr(Limits, "_used_ram", lambda self: used)
+    monkeypatch.setattr(memory_limits, "give_back_memory", lambda: None)
+    return Limits(CPU, ram)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4G", 4 * 1024**3),
+        ("2.5GB", 2684354560),
+        (" 800m ", 800 * MB),
+        ("1KiB", 1024),
+        ("1073741824", 1 << 30),
+    ],
+)
+def test_amounts_of_memory(text: str, expected: int) -> None:
+    assert memory_limits.parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1G", "0", "4X", "4G4", "1e9", "99999999999T", "nan"])
+def test_what_is_no_amount_of_memory(text: str) -> None:
+    with pytest.raises(ZoomSegError, match="is not an amount of memory; write it like 800M or 4G"):
+        memory_limits.parse_bytes(text)
+
+
+def test_what_is_alive_at_once_is_counted_by_hand() -> None:
+    """Of three 1x1x1 convolutions no more than two maps are alive: 4 and 8 channels are the most."""
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.Sequential(nn.Conv3d(1, 4, 1), nn.Conv3d(4, 8, 1), nn.Conv3d(8, 3, 1))
+
+        def forward(self, x_BCIJK: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (self.parts(x_BCIJK),)
+
+    shown = Work(lambda: Chain().to("meta"), channels=1, image_channels=1, classes=3, compute=Chain())
+    found = memory_limits.activation_bytes(shown, (8, 8, 8))
+    # The input is held by the caller; the convolution's 4 channels go once its 8 are made.
+    assert found == 4 * 8**3 * ((1 + 4 + 8) + 3)
+
+
+def needs(seen: View, shown: Work | None = None, whole: bool = False, together: int = 1) -> int:
+    return memory_limits.stage_bytes(seen, shown or work(), whole, together)
+
+
+def test_more_classes_more_voxels_more_tiles_and_a_kept_answer_need_more() -> None:
+    base = needs(view())
+    many = replace(work(), classes=100)
+    assert needs(view(), many) > base + 97 * 4 * 64 * 64 * 16
+    assert needs(view(), whole=True) > base + 2 * 3 * 4 * 64**3
+    assert needs(view((64, 64, 64))) > base
+    tile = 4 * 2 * 3 * 32 * 32 * 16 + memory_limits.activation_bytes(work(), (32, 32, 16))
+    assert needs(view(), together=3) == pytest.approx(base + 1.3 * 2 * tile, abs=2)
+
+
+class Tiles:
+    """Stands in for a network and for the measuring of it: a tile takes ``each`` times what is counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, each: float = 1.0) -> None:
+        self.measured: list[tuple[int, ...]] = []
+        self._each = each
+        monkeypatch.setattr(memory_limits, "rise", self._rise)
+
+    def bytes(self, seen: View, together: int = 1) -> int:
+        return round(self._each * together * memory_limits.counted_bytes(seen, work()))
+
+    def needs(self, seen: View, together: int = 1) -> int:
+        """Of main memory, where it is measured."""
+        tiles = memory_limits.REPEATED * self.bytes(seen, together) + together * memory_limits.input_bytes(
+            seen, work()
+        )
+        counted = (
+            memory_limits.FRAMEWORK
+            * max(1.0, self._each)
+            * together
+            * memory_limits.counted_bytes(seen, work())
+        )
+        return memory_limits.beside_bytes(seen, work(), False) + math.ceil(max(tiles, counted)) + 1
+
+    def _rise(self, compute: Callable[[], object]) -> int:
+        compute()
+        *_, i, j, k = shape = self.measured[-1]
+        return self.bytes(view((i, j, k)), shape[0])
+
+    def work(self) -> Work:
+        return replace(work(), compute=lambda x_BCIJK: self.measured.append(tuple(x_BCIJK.shape)))
+
+
+def fit(monkeypatch: pytest.MonkeyPatch, room: int, tiles: Tiles, seen: View) -> tuple[View, int]:
+    return limits(monkeypatch, room + 8 * MB, used=5 * MB).fit(seen, tiles.work(), False, 3 * MB)
+
+
+def test_where_many_times_the_count_is_free_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, tiles = view(), Tiles(monkeypatch)
+    # Of 32x32x16 voxels eight together keep a CPU busy.
+    ample = memory_limits.beside_bytes(
+        seen, work(), False
+    ) + memory_limits.AMPLE * 8 * memory_limits.counted_bytes(seen, work())
+    assert fit(monkeypatch, ample, tiles, seen) == (seen, 8)
+    assert tiles.measured == []
+    assert fit(monkeypatch, ample - 1, tiles, seen) == (seen, 8)
+    assert tiles.measured[-1] == (8, 3, 32, 32, 16)
+
+
+def test_what_fits_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, tiles = view(), Tiles(monkeypatch)
+    assert fit(monkeypatch, tiles.needs(seen, 8), tiles, seen) == (seen, 8)
+
+
+def test_tiles_are_computed_alone_before_they_are_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, tiles = view(), Tiles(monkeypatch)
+    assert fit(monkeypatch, tiles.needs(seen, 8) - 2, tiles, seen) == (seen, 1)
+
+
+@pytest.mark.parametrize("each", [0.5, 1.0, 3.0])
+def test_tiles_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch, each: float) -> None:
+    seen, tiles = view(), Tiles(monkeypatch, each)
+    assert tiles.needs(view((16, 32, 16))) < tiles.needs(seen)
+    fitted, together = fit(monkeypatch, tiles.needs(view((16, 32, 16))), tiles, seen)
+    assert fitted.stage.grid.tile == (16, 32, 16)
+    assert fitted.region is seen.region
+    assert together == 1
+
+
+def test_a_library_that_takes_more_gets_smaller_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same room, another processor."""
+    seen = view()
+    room = Tiles(monkeypatch).needs(seen)
+    assert fit(monkeypatch, room, Tiles(monkeypatch), seen)[0].stage.grid.tile == (32, 32, 16)
+    assert fit(monkeypatch, room, Tiles(monkeypatch, 4.0), seen)[0].stage.grid.tile == (16, 16, 16)
+
+
+def test_measuring_takes_no_more_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, tiles = view(), Tiles(monkeypatch, 10.0)
+    room = tiles.needs(view((8, 8, 8)))
+    fit(monkeypatch, room, tiles, seen)
+    assert tiles.measured
+    for count, _, i, j, k in tiles.measured:
+        assert tiles.bytes(view((i, j, k)), count) < room - memory_limits.beside_bytes(
+            view((i, j, k)), work(), False
+        )
+
+
+def test_a_tile_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, tiles = view(), Tiles(monkeypatch)
+    held = limits(monkeypatch, tiles.needs(seen) + 8 * MB, used=5 * MB)
+    first = held.fit(seen, tiles.work(), False, 3 * MB)
+    once = list(tiles.measured)
+    assert held.fit(seen, tiles.work(), False, 3 * MB) == first
+    assert tiles.measured == once
+    assert len(set(once)) == len(once) > 1
+
+
+def test_a_tile_is_counted_once() -> None:
+    built: list[nn.Module] = []
+    shown = replace(work(), weightless=lambda: built.append(weightless()) or built[-1])
+    first = memory_limits.activation_bytes(shown, (32, 32, 16))
+    assert memory_limits.activation_bytes(shown, (32, 32, 16)) == first
+    assert len(built) == 1
+    memory_limits.activation_bytes(shown, (16, 16, 16))
+    assert len(built) == 2
+
+
+def test_others_are_awaited_before_a_new_tile_is_measured_and_for_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen, tiles, awaited = view(), Tiles(monkeypatch), []
+    held = limits(monkeypatch, tiles.needs(view((16, 32, 16))) + 8 * MB, used=5 * MB)
+
+    def fit() -> View:
+        return held.fit(seen, tiles.work(), False, 3 * MB, lambda: awaited.append(len(tiles.measured)))[0]
+
+    assert fit().stage.grid.tile == (16, 32, 16)
+    assert awaited == list(range(len(tiles.measured)))  # and not for the tiles that have no room
+    awaited.clear()
+    assert fit().stage.grid.tile == (16, 32, 16)
+    assert awaited == []
+
+
+def test_what_others_took_until_they_were_done_is_no_room_for_measuring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiles, used = Tiles(monkeypatch), 0
+    held = limits(monkeypatch, tiles.needs(view()))
+    monkeypatch.setattr(Limits, "_used_ram", lambda self: used)
+
+    def alone() -> None:
+        nonlocal used
+        used = tiles.needs(view())
+
+    with pytest.raises(MemoryLimitError):
+        held.fit(view(), tiles.work(), False, 0, alone)
+    assert tiles.measured == []
+
+
+def test_valid_tiles_are_measured_from_smaller_ones_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the recipe's own may be used, but smaller ones tell what it will take."""
+    tiles = [step.tile for step in memory_limits._steps(valid_view(), CPU) if step.together == 1]
+    assert tiles[:4] == [(44, 44, 44), (22, 44, 44), (22, 22, 44), (22, 22, 22)]
+
+
+def test_what_cannot_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = (
+        r"^stage 'fine' with its smallest tiles would need about .* of main memory, 100 MB are allowed; "
+        r"allow more with --max-ram, crop the scan, or use a model with a coarser grid$"
+    )
+    tiles = Tiles(monkeypatch)
+    with pytest.raises(MemoryLimitError, match=line) as refusal:
+        limits(monkeypatch, 100 * MB).fit(view(), tiles.work(), False, 0)
+    assert tiles.measured == []
+    ram = refusal.value.needed
+    fitted, _ = limits(monkeypatch, ram).fit(view(), tiles.work(), False, 0)
+    assert fitted.stage.grid.tile == (4, 4, 4)
+    with pytest.raises(MemoryLimitError):
+        limits(monkeypatch, ram - 1).fit(view(), tiles.work(), False, 0)
+
+
+def test_where_nothing_is_said_it_is_told_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And asked anew every time: other programs come and go."""
+    free = iter([3 * 1024 * MB, 64 * 1024 * MB])
+    monkeypatch.setattr(memory_limits, "free_ram", lambda: next(free))
+    monkeypatch.setattr(Limits, "_used_ram", lambda self: 400 * MB)
+    held, grid = Limits(CPU, "free"), Grid.from_spacing((1000, 1000, 1000), (0.5, 0.5, 0.5))
+    line = r" 3\.00 GB are free; close other programs, raise this process's limit, crop the scan, "
+    with pytest.raises(MemoryLimitError, match=line):
+        held.admit(grid, 2 * grid.box.voxels)
+    held.admit(grid, 2 * grid.box.voxels)
+
+
+def test_a_header_tells_what_the_first_stage_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks at the whole scan: its image and its answer are as large as the header says."""
+    monkeypatch.setattr(Limits, "_used_ram", lambda self: 0)
+    model = untrained_bundle()
+    grid = Grid.from_spacing((300, 300, 300), (3.0, 3.0, 3.0))
+    alone = 2 * grid.box.voxels + 3 * grid.box.voxels
+    with pytest.raises(MemoryLimitError) as refusal:
+        Predictor(model, CPU, limits=Limits(CPU, alone)).admit(grid, 2 * grid.box.voxels)
+    assert refusal.value.needed > alone
+    Predictor(model, CPU, limits=Limits(CPU, refusal.value.needed)).admit(grid, 2 * grid.box.voxels)
+
+
+def test_a_header_is_judged_while_the_networks_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another thread: they are not run there, and none of what they compute meanwhile goes uncounted."""
+    model, case = valid_bundle(), Case("a", tiny_case(0)[0])
+    expected = [record.flops for record in Predictor(model, CPU).predict(case).records]
+    made = Predictor(model, CPU, limits=Limits(CPU, 64 * 1024**3))
+    threads: set[str] = set()
+    begun, computed, least = threading.Event(), threading.Event(), memory_limits.least_bytes
+
+    def late(*given: Any) -> int:
+        begun.set()
+        assert computed.wait(PATIENCE)
+        return least(*given)
+
+    def computing(*_: object) -> None:
+        threads.add(threading.current_thread().name)
+        computed.set()
+        if threading.current_thread() is not judging:
+            judging.join(PATIENCE)
+
+    monkeypatch.setattr(memory_limits, "least_bytes", late)
+    *_, last = (part for part in made._modules["coarse"].modules() if isinstance(part, nn.Conv3d))
+    last.register_forward_hook(computing)
+    judging = threading.Thread(target=lambda: made.admit(case.image.grid, 1), name="judging")
+    judging.start()
+    assert begun.wait(PATIENCE)
+    assert [record.flops for record in made.predict(case).records] == expected
+    assert not judging.is_alive()
+    assert threads == {threading.current_thread().name}
+
+
+def test_sizes_that_valid_convolutions_can_read_are_not_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    def usable(seen: View) -> list[tuple[int, ...]]:
+        return [step.tile for step in memory_limits._steps(seen, CPU) if step.usable and step.together == 1]
+
+    assert usable(valid_view()) == [(44, 44, 44)]
+    assert usable(view((8, 8, 4))) == [(8, 8, 4), (4, 8, 4), (4, 4, 4)]
+
+
+def test_a_scan_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid.from_spacing((512, 512, 1000), (1.0, 1.0, 1.0))
+    allowed = limits(monkeypatch, 1024 * MB, used=400 * MB)
+    with pytest.raises(MemoryLimitError, match=r"^the scan and its label map would need about 1\.61 GB"):
+        allowed.admit(grid, 2 * grid.box.voxels)
+    allowed.admit(grid.with_shape((512, 512, 100)), 2 * 512 * 512 * 100)
+
+
+def test_no_limit_asks_nothing() -> None:
+    assert not Limits(CPU).any
+    assert not Limits(CPU, vram=1).any  # there is no GPU to limit
+    assert Limits(CPU, ram=1).any
+
+
+def test_a_limit_that_is_no_hindrance_changes_no_voxel() -> None:
+    model, case = untrained_bundle(3), Case("a", tiny_case(0)[0])
+    free = Predictor(model, CPU).predict(case, keep=False)
+    held = Predictor(model, CPU, limits=Limits(CPU, 64 * 1024**3)).predict(case, keep=False)
+    assert torch.equal(free.labels.data, held.labels.data)
+    assert [r.tile for r in held.records] == [s.grid.tile for s in model.recipe.stages]
+
+
+CONFIGURATIONS = [
+    ("untrained", "float32", 0),
+    ("untrained", "float32", 800),  # another processor's libraries: 800 bytes a voxel more
+    ("bundled", "float32", 0),
+    *([("untrained", "bfloat16", 0), ("bundled", "bfloat16", 0)] if fast_bfloat16() else []),
+]
+
+
+@pytest.mark.parametrize(("model", "precision", "workspace"), CONFIGURATIONS)
+def test_a_prediction_stays_within_a_hard_limit(model: str, precision: str, workspace: int) -> None:
+    """The least limit is what the program itself says it needs, on this processor; none that was refused on
+    the way was passed. A little above, the tiles are smaller than the recipe's, and the peak is below."""
+
+    def run(*ram: int) -> dict[str, Any]:
+        script = Path(__file__).parents[2] / "limited.py"
+        command = [sys.executable, script, model, precision, str(workspace), *map(str, ram)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    least = run()["least"]
+    ram = least + ABOVE_LEAST
+    found = run(ram)
+    assert found["peak"] <= ram
+    recipe = (bundle.load(BUNDLED) if model == "bundled" else limited_bundle()).recipe
+    assert found["tiles"][recipe.stages[-1].name] != list(recipe.stages[-1].grid.tile)
+    refused = run(least * 3 // 4)
+    assert refused["refused"] > least * 3 // 4
+    assert refused["peak"] <= max(least * 3 // 4, refused["before"])

@@ -1,0 +1,172 @@
+"""What a batch leaves: summary, account, and nothing of the user's overwritten."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tiny import CPU, tiny_case
+from untrained import predictor, untrained_bundle
+from zoomseg.core.case import Case
+from zoomseg.core.errors import LabelError, OutputError
+from zoomseg.inference.batch import Beside, Done, Failed
+from zoomseg.inference.outputs import segment_to_folder
+from zoomseg.inference.predictor import Predictor
+from zoomseg.io import bundle
+from zoomseg.io.scans import ScanInput, write_image
+from zoomseg.io.training_domain import TrainingDomain
+from zoomseg.planning import training_domain
+from zoomseg.recipe.load import from_dict
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> tuple[ScanInput, ...]:
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in" / "good.nii.gz", tiny_case(1)[0])
+    (tmp_path / "in" / "bad.nii.gz").write_bytes(b"no")
+    return tuple(ScanInput(n, (tmp_path / "in" / f"{n}.nii.gz",)) for n in ("good", "bad"))
+
+
+def test_account_names_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    told: list[Done | Failed] = []
+    failed = segment_to_folder(scans, tmp_path / "out", predictor(), progress=told.append)
+    assert [f.case for f in failed] == ["bad"]
+    assert [t.case for t in told] == ["good", "bad"]
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["labels"] == {"background": 0, "left kidney": 3, "right kidney": 7}
+    assert run["recipe"] == "tiny"
+    assert from_dict(run["recipe_in_full"]) == predictor().bundle.recipe
+    assert (run["models"], run["trained"]) == ([], {})  # never trained, never saved
+    assert run["precision"] == "float32"
+    assert run["cases"]["bad"] == {"status": "failed", "error": failed[0].reason}
+    good = run["cases"]["good"]
+    assert list(good["seconds"]) == [
+        *("read", "waited", "prepare", "coarse", "fine", "fuse", "write", "summary", "total")
+    ]
+    own = sum(seconds for step, seconds in good["seconds"].items() if step not in ("waited", "total"))
+    assert own - 0.01 <= good["seconds"]["total"] <= run["seconds"] + 0.01
+    coarse, fine = good["stages"]
+    assert (coarse["stage"], coarse["tiles"], coarse["region_share"]) == ("coarse", 1, 1.0)
+    assert fine["tiles"] + fine["tiles_skipped"] > 0
+    assert 0 < coarse["network_seconds"] < coarse["seconds"]
+    assert 0 < coarse["flops"] < good["flops"] == coarse["flops"] + fine["flops"]
+    assert good["peak_ram_mb"] > 10
+    assert good["ram_area_mb_s"] > 0
+    assert good["cpu_area_percent_s"] > 0
+    assert (good["peak_vram_mb"], good["vram_area_mb_s"]) == (0, 0)  # on the CPU
+    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+        assert [(r["case"], r["organ"]) for r in csv.DictReader(file)] == [
+            ("good", "left kidney"),
+            ("good", "right kidney"),
+        ]
+
+
+def test_the_reference_explains_every_key(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    segment_to_folder(scans, tmp_path / "out", predictor())
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    good = run["cases"]["good"]
+    steps = {step for step in good["seconds"] if step not in ("coarse", "fine")}
+    tables = [set(run), set(good) | {"error"}, steps, set(good["stages"][0])]
+    page = Path(__file__).parents[3] / "docs" / "reference" / "run-json.md"
+    rows = re.findall(r"^\|(.*?)\|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    explained = [name for row in rows for name in re.findall("`(.+?)`", row)]
+    assert sorted(explained) == sorted(name for table in tables for name in table)
+
+
+def test_notes_are_in_the_account(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    known = replace(untrained_bundle(), domain=thin_domain())
+    told = segment_to_folder(
+        scans[:1], tmp_path / "out", Predictor(known, CPU), notes=["a file was left out"]
+    )
+    assert told == ()
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["notes"] == ["a file was left out"]
+    (note,) = run["cases"]["good"]["notes"]
+    assert note.startswith("the body in it measures ")
+
+
+def thin_domain() -> TrainingDomain:
+    """As of scans like the tiny ones, but of bodies a quarter as thick."""
+    case = Case("a", tiny_case(1)[0])
+    recipe = untrained_bundle().recipe
+    known = training_domain.describe([training_domain.sample(case)], recipe.intensity, ["CT"], [])
+    low, high = known.cross_section_cm2
+    return replace(known, cross_section_cm2=(low / 4, high / 4))
+
+
+def test_account_is_there_after_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    """A batch that is stopped after the first case has told of it."""
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(_: object) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        segment_to_folder(scans, tmp_path / "out", predictor(), progress=stop)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert list(run["cases"]) == ["good"]
+    assert (tmp_path / "out" / "summary.csv").is_file()
+
+
+def test_only_chosen_organs_are_listed(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    segment_to_folder(scans[:1], tmp_path / "out", predictor(), ("right kidney",))
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["labels"] == {"background": 0, "right kidney": 7}
+    with pytest.raises(LabelError, match="unknown label"):
+        segment_to_folder(scans[:1], tmp_path / "other", predictor(), ("spleen",))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_scan_is_never_overwritten_by_its_labels(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    before = scans[0].paths[0].read_bytes()
+    with pytest.raises(OutputError, match="is the scan itself"):
+        segment_to_folder(scans, tmp_path / "in", predictor())
+    assert scans[0].paths[0].read_bytes() == before
+
+
+def test_no_result_replaces_a_scan_or_another_result(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    """A scan named like what is kept of another's stages."""
+    place = tmp_path / "out" / "stages" / "good-coarse.nii.gz"
+    place.parent.mkdir(parents=True)
+    write_image(place, tiny_case(1)[0])
+    before = place.read_bytes()
+    other = ScanInput("other", (place,))
+    with pytest.raises(OutputError, match=r"good-coarse\.nii\.gz: is the scan itself"):
+        segment_to_folder((scans[0], other), tmp_path / "out", predictor(), beside=Beside(stages=True))
+    assert place.read_bytes() == before
+    twice = tuple(ScanInput(name, scans[0].paths) for name in ("a", "a"))
+    with pytest.raises(OutputError, match=r"a\.nii\.gz: would be a result of both 'a' and 'a'"):
+        segment_to_folder(twice, tmp_path / "out", predictor())
+
+
+def test_a_case_and_its_stage_named_like_another(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = predictor()
+    coarse, fine = model.bundle.recipe.stages
+    stages = (coarse, fine.model_copy(update={"name": "b-coarse"}))
+    recipe = model.bundle.recipe.model_copy(update={"stages": stages})
+    monkeypatch.setattr(model, "bundle", SimpleNamespace(recipe=recipe, schema=model.bundle.schema))
+    both = tuple(ScanInput(name, scans[0].paths) for name in ("a", "a-b"))
+    with pytest.raises(OutputError, match="would be a result of both 'a' and 'a-b'; rename one"):
+        segment_to_folder(both, tmp_path / "out", model, beside=Beside(stages=True))
+
+
+def test_the_model_is_named_without_its_cases(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    made = {"data_set": "mine", "seed": 3, "training_cases": ["secret"]}
+    for name in ("first", "second"):
+        bundle.save(replace(untrained_bundle(), provenance=made), tmp_path / name)
+    first, second = (bundle.load(tmp_path / name) for name in ("first", "second"))
+    segment_to_folder(scans[:1], tmp_path / "out", Predictor(first, CPU, others=[second]))
+    text = (tmp_path / "out" / "run.json").read_text()
+    assert json.loads(text)["models"] == [str(tmp_path / "first"), str(tmp_path / "second")]
+    assert json.loads(text)["trained"] == {"data_set": "mine", "seed": 3}
+    assert "secret" not in text

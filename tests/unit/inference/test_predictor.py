@@ -1,0 +1,689 @@
+"""One scan through a cascade whose networks are known: where it looks, what it computes, what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tiny import CPU, SCHEMA, retrained, tiny_case, tiny_recipe
+from untrained import untrained_bundle
+from zoomseg.anatomy.positions import OrganPlaces
+from zoomseg.core.case import Case, Prior
+from zoomseg.core.errors import GeometryError, ModelError, RecipeError, ScanError
+from zoomseg.core.geometry import Box, Grid, Orientation
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.placing import Tile
+from zoomseg.core.region import Region
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.evaluation.upper_bound import oracle
+from zoomseg.inference.predictor import (
+    Predictor,
+    Result,
+    as_network,
+    build_network,
+    cascade,
+    input_channels,
+    trained_network,
+)
+from zoomseg.inference.resource_usage import highest_ram_mb
+from zoomseg.io.training_domain import TrainingDomain
+from zoomseg.pipeline import fusion, stage_input
+from zoomseg.pipeline.sliding_window import Course, Network, NetworkOf
+from zoomseg.recipe.spec import (
+    ATLAS,
+    AtlasInput,
+    BodyMask,
+    DilatedForeground,
+    ImageInput,
+    Islands,
+    PriorInput,
+    Recipe,
+    Stage,
+    UNet3D,
+)
+
+RECIPE = tiny_recipe(together=True)
+COARSE, FINE = RECIPE.stages
+SURE = 20.0
+"""A logit beside zeros: a probability of one, but for rounding."""
+
+
+def each(answer: Callable[[Tensor, Tile], Tensor]) -> Network:
+    """A network from what it answers to a single tile."""
+
+    def network(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        assert len(x_BCIJK) == len(tiles)
+        return torch.cat([answer(x[None], tile) for x, tile in zip(x_BCIJK, tiles, strict=True)])
+
+    return network
+
+
+def constant(c: int, logit: float = SURE) -> Network:
+    """A network that says class ``c`` wherever it is asked."""
+
+    @each
+    def network(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        logits = torch.zeros(1, 3, *tile.inner.shape)
+        logits[:, c] = logit
+        return logits.softmax(dim=1)
+
+    return network
+
+
+def thresholds(image: Tensor) -> Tensor:
+    """Class indices of a normalised image ``[I, J, K]``: the tiny organs are bright, each in its way."""
+    return (image > 0.55).long() + (image > 0.75).long()
+
+
+@each
+def threshold(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+    """A network that answers with the thresholds of the middle of what it reads."""
+    halo = [(a - b) // 2 for a, b in zip(tile.outer.shape, tile.inner.shape, strict=True)]
+    assert tuple(x_BCIJK.shape[2:]) == tile.outer.shape
+    i, j, k = (slice(h, h + n) for h, n in zip(halo, tile.inner.shape, strict=True))
+    hot = nn.functional.one_hot(thresholds(x_BCIJK[:, 0, i, j, k]), 3)
+    return (SURE * hot.movedim(-1, 1).float()).softmax(dim=1)
+
+
+def case(seed: int = 0) -> Case:
+    return Case("a", tiny_case(seed)[0])
+
+
+def drive(recipe: Recipe, coarse: Network, fine: Network, scan: Case | None = None) -> Result:
+    return cascade(scan or case(), recipe, SCHEMA, by_name({"coarse": coarse, "fine": fine}), CPU)
+
+
+def by_name(networks: Mapping[str, Network]) -> NetworkOf:
+    return lambda view: networks[view.stage.name]
+
+
+def mean_of(networks: Sequence[Network]) -> Network:
+    return lambda x, tiles: torch.stack([network(x, tiles) for network in networks]).mean(dim=0)
+
+
+def with_stages(**changes: Mapping[str, object]) -> Recipe:
+    stages = tuple(s.model_copy(update=dict(changes.get(s.name, {}))) for s in RECIPE.stages)
+    return RECIPE.model_copy(update={"stages": stages})
+
+
+def fine_region(result: Result) -> Tensor:
+    region = result.priors["fine"].region
+    return region.mask_in(region.grid.box)
+
+
+def test_the_fine_stage_decides_where_it_looks_and_nothing_is_said_elsewhere() -> None:
+    result = drive(RECIPE, threshold, threshold)
+    truth = thresholds(stage_input.prepare(case(), RECIPE).image.data[0])
+    region = fine_region(result)
+    assert torch.equal(result.labels.data.long(), torch.where(region, truth, 0))
+    assert result.labels.data.unique().tolist() == [0, 1, 2]
+    everywhere = drive(RECIPE, threshold, constant(2)).labels.data
+    assert torch.equal(everywhere == 2, region)
+    assert 0 < int(region.sum()) < region.numel()
+
+
+def test_a_fine_stage_that_finds_nothing_wipes_out_what_the_coarse_one_found() -> None:
+    assert int(drive(RECIPE, constant(1), constant(0)).labels.data.max()) == 0
+    assert drive(RECIPE, constant(1), constant(2)).labels.data.unique().tolist() == [2]
+
+
+def test_without_fusion_the_coarse_answer_stays() -> None:
+    coarse_only = with_stages(fine={"fusion": "none"})
+    assert drive(coarse_only, constant(1), constant(2)).labels.data.unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("axes", [(0,), (1, 2)], ids=["mirrored", "upside down"])
+def test_labels_come_back_on_the_scans_own_grid(axes: tuple[int, ...]) -> None:
+    image = case().image
+    flip = (0 in axes, 1 in axes, 2 in axes)
+    turned = image.reoriented(Orientation((2, 0, 1), (flip[2], flip[0], flip[1])))
+    straight = drive(RECIPE, threshold, threshold).labels
+    result = drive(RECIPE, threshold, threshold, Case("a", turned)).labels
+    assert result.grid.same_as(turned.grid)
+    back = result.reoriented(Orientation.to_canonical(turned.grid))
+    assert torch.equal(back.data, straight.data)
+
+
+def test_nowhere_to_look_is_an_empty_label_map() -> None:
+    recipe = RECIPE.model_copy(update={"on_missing": "empty"})
+    result = drive(recipe, constant(0), constant(1))
+    assert result.labels.grid.same_as(case().image.grid)
+    assert int(result.labels.data.max()) == 0
+    assert [r.stage for r in result.records] == ["coarse"]
+    assert list(result.priors) == ["coarse"]
+    assert result.confidence == {}
+
+
+def test_missing_organs_may_mean_looking_everywhere() -> None:
+    result = drive(RECIPE, constant(0), constant(1))
+    assert result.records[1].region_share == 1.0
+    assert result.labels.data.unique().tolist() == [1]
+
+
+def test_no_stage_at_all_may_have_somewhere_to_look() -> None:
+    recipe = with_stages(coarse={"roi": BodyMask(threshold=1000.0)}).model_copy(
+        update={"on_missing": "empty"}
+    )
+    result = drive(recipe, constant(1), constant(1))
+    assert result.probabilities is None
+    assert (result.confidence, result.records, dict(result.priors)) == ({}, (), {})
+    assert int(result.labels.data.max()) == 0
+
+
+# --- how the answers of several stages enter the label map ------------------------------------------
+
+
+def chain(*stages: tuple[str, Mapping[str, object]], **changes: object) -> Recipe:
+    """Stages by name, each the tiny coarse one with changes: a network sees the whole scan."""
+    made = tuple(COARSE.model_copy(update={"name": name, **change}) for name, change in stages)
+    return RECIPE.model_copy(update={"stages": made, "train_together": (), **changes})
+
+
+def stripes(classes: str, logit: float = SURE) -> Network:
+    """A network that says one class for every index of the scan's first axis (``"001120..."``)."""
+    hot = nn.functional.one_hot(torch.tensor([int(c) for c in classes]), 3).T * logit
+    sure = hot.softmax(dim=0)
+
+    @each
+    def network(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        at = torch.arange(tile.inner.start[0], tile.inner.stop[0]).clamp(0, len(classes) - 1)
+        return sure[:, at].reshape(1, 3, -1, 1, 1).expand(1, 3, *tile.inner.shape)
+
+    return network
+
+
+def along(recipe: Recipe, **networks: Network) -> str:
+    """The label map along the scan's first axis, in the coarse stage's voxels; all rows must be alike."""
+    labels = cascade(case(), recipe, SCHEMA, by_name(networks), CPU).labels.data
+    assert bool((labels == labels[:, :1, :1]).all())
+    return "".join(str(int(c)) for c in labels[::2, 0, 0])
+
+
+NEAREST = {"argmax_on": "stage_grid"}
+LEFT, MIDDLE, RIGHT = stripes("111110000000"), stripes("000111110000"), stripes("000000222000")
+
+
+def test_stages_paste_their_labels_and_keep_off_others() -> None:
+    one = {"labels": ("left kidney",), "fusion": "paste", **NEAREST}
+
+    @each
+    def two(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        return MIDDLE(x_BCIJK, (tile,))[:, :2]
+
+    recipe = chain(("all", NEAREST), ("left", one))
+    both = chain(("first", NEAREST), ("all", NEAREST), ("left", one))
+    wanted = "000111112000"
+    assert along(recipe, all=RIGHT, left=two) == wanted
+    assert along(both, first=LEFT, all=RIGHT, left=two) == wanted
+    assert along(chain(("left", one), ("all", NEAREST)), all=RIGHT, left=two) == "000000222000"
+
+
+def test_where_a_stage_has_nowhere_to_look_the_earlier_answer_stays() -> None:
+    nowhere = {"fusion": "paste", "roi": BodyMask(threshold=1000.0), **NEAREST}
+    recipe = chain(("all", NEAREST), ("fine", nowhere), on_missing="empty")
+    assert along(recipe, all=LEFT) == "111110000000"
+    voting = {"fusion": "majority_vote", **NEAREST}
+    nobody = chain(("all", NEAREST), ("fine", nowhere | voting), on_missing="empty")
+    assert along(nobody, all=LEFT) == "111110000000"
+
+
+def test_stages_that_follow_each_other_vote_together() -> None:
+    vote, silent = {"fusion": "majority_vote", **NEAREST}, {"fusion": "none"}
+    networks = {"a": LEFT, "b": MIDDLE, "c": RIGHT}
+    two_of_three = "000110000000"
+    recipe = chain(("a", vote), ("b", vote), ("c", vote))
+    assert along(recipe, **networks) == two_of_three
+    # A stage that only others read does not come between them.
+    assert (
+        along(chain(("a", vote), ("n", silent), ("b", vote), ("c", vote)), n=RIGHT, **networks)
+        == two_of_three
+    )
+    # One that enters does: what was voted before is replaced.
+    later = chain(("a", vote), ("b", NEAREST), ("c", vote))
+    assert along(later, **networks) == "000000222000"
+
+
+def test_the_most_probable_of_stages_that_follow_each_other() -> None:
+    surest = {"fusion": "most_probable", **NEAREST}
+    unsure = stripes("000000222000", 2.0)
+    recipe = chain(("a", surest), ("b", surest))
+    assert along(recipe, a=MIDDLE, b=unsure) == "000111112000"
+    assert along(recipe, a=unsure, b=MIDDLE) == "000111112000"
+    assert along(recipe, a=stripes("000111110000", 2.0), b=RIGHT) == "000111222000"
+
+
+def test_what_an_overwritten_stage_would_have_erased_is_erased() -> None:
+    """The second stage replaces everything, then the third looks closer at what the second found. What the
+    first found elsewhere is gone."""
+    closer = {"roi": DilatedForeground(of="b", radius_vox=0), **NEAREST}
+    recipe = chain(("a", NEAREST), ("b", NEAREST), ("c", closer))
+    assert along(recipe, a=LEFT, b=RIGHT, c=RIGHT) == "000000222000"
+
+
+def test_an_answer_that_is_overwritten_is_not_entered(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[str] = []
+
+    def fuse(kind: str, canvas: fusion.Canvas, answers: list[fusion.Answer], atlas: object) -> None:
+        entered.extend(f"{answer.prior.source} {kind}" for answer in answers)
+
+    monkeypatch.setattr(fusion, "fuse", fuse)
+    closer = {"roi": DilatedForeground(of="a", radius_vox=0)}
+    networks = by_name(dict.fromkeys("abc", LEFT))
+
+    def of(*stages: tuple[str, Mapping[str, object]]) -> list[str]:
+        entered.clear()
+        cascade(case(), chain(*stages), SCHEMA, networks, CPU)
+        return list(entered)
+
+    assert of(("a", {}), ("b", closer)) == ["b replace_in_roi"]
+    assert of(("a", {"fusion": "paste"}), ("b", closer)) == ["b replace_in_roi"]
+    # These would have a say although a later stage looks at all they found.
+    vote = {"fusion": "majority_vote"}
+    assert of(("a", vote), ("b", vote), ("c", closer)) == [
+        "a majority_vote",
+        "b majority_vote",
+        "c replace_in_roi",
+    ]
+    pasted = closer | {"fusion": "paste"}
+    assert of(("a", {}), ("b", pasted)) == ["a replace_in_roi", "b paste"]
+    assert of(("c", {}), ("a", {}), ("b", closer)) == [f"{name} replace_in_roi" for name in "cab"]
+
+
+def test_the_atlas_prior_has_its_say_where_a_stage_asks_for_it() -> None:
+    """An undecided network, and an atlas that has each kidney on its side."""
+    scan = stage_input.prepare(case(), RECIPE)
+    grid = scan.grid.with_shape((12, 10, 8))
+    shares = torch.zeros(3, *grid.shape)
+    shares[0], shares[1, :4], shares[2, 8:] = 0.5, 0.5, 0.5
+    shares[0, 4:8] = 1
+    atlas = Prior(shares, grid, SCHEMA.names, Region.whole(grid), ATLAS)
+    fusing = {"fusion": "replace_times_atlas", "grid": COARSE.grid.model_copy(update={"mm": (4.0, 4.0, 6.0)})}
+
+    @each
+    def unsure(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        logits = torch.zeros(1, 3, *tile.inner.shape)
+        logits[:, 1:] = 0.1
+        return logits.softmax(dim=1)
+
+    recipe = chain(("a", fusing | NEAREST))
+    result = cascade(case(), recipe, SCHEMA, by_name({"a": unsure}), CPU, atlas_of=lambda scan: atlas)
+    assert result.labels.data[::2, 0, 0].tolist() == [1] * 4 + [0] * 4 + [2] * 4
+    assert list(result.priors) == ["a"]
+    assert list(result.seconds) == ["prepare", ATLAS, "a", "fuse"]
+
+
+def test_the_largest_component_is_kept_in_the_end() -> None:
+    twice = stripes("110111222020")
+    assert along(chain(("a", NEAREST)), a=twice) == "110111222020"
+    left = chain(("a", NEAREST), largest_component=("left kidney",))
+    assert along(left, a=twice) == "000111222020"
+    both = chain(("a", NEAREST), largest_component="all")
+    assert along(both, a=twice) == "000111222000"
+
+
+def test_small_parts_that_lie_apart_go_in_the_end() -> None:
+    parts = stripes("110111222020")
+
+    def below(share: float, labels: str | tuple[str, ...] = "all") -> str:
+        return along(chain(("a", NEAREST), islands=Islands(labels=labels, below=share)), a=parts)
+
+    assert below(0.3) == "110111222020"
+    assert below(0.5) == "110111222000"
+    assert below(0.7) == "000111222000"
+    assert below(0.7, ("left kidney",)) == "000111222020"
+
+
+def test_only_the_organs_asked_for() -> None:
+    networks = by_name({"coarse": threshold, "fine": threshold})
+    both = cascade(case(), RECIPE, SCHEMA, networks, CPU).labels.data
+    one = cascade(case(), RECIPE, SCHEMA, networks, CPU, ("right kidney",)).labels.data
+    none = cascade(case(), RECIPE, SCHEMA, networks, CPU, ()).labels.data
+    assert torch.equal(one, torch.where(both == 2, 2, 0).byte())
+    assert 0 < int((one == 2).sum()) < int((both > 0).sum())
+    assert int(none.max()) == 0
+
+
+def test_priors_are_kept_and_the_last_are_the_probabilities() -> None:
+    result = drive(RECIPE, constant(1, 1.0), constant(2, 2.0))
+    assert list(result.priors) == ["coarse", "fine"]
+    assert result.probabilities is result.priors["fine"]
+    for prior, c, logit in ((result.priors["coarse"], 1, 1.0), (result.priors["fine"], 2, 2.0)):
+        assert prior.labels == SCHEMA.names
+        expected = torch.zeros(3)
+        expected[c] = logit
+        for channel, p in zip(prior.probabilities, expected.softmax(dim=0), strict=True):
+            torch.testing.assert_close(channel, torch.full(prior.grid.shape, float(p)))
+    sure = float(torch.tensor([0.0, 0, 2]).softmax(0)[2])
+    assert result.confidence == {"right kidney": pytest.approx(2 * sure / (sure + 1))}
+
+
+def test_confidence_is_that_of_the_last_stage_which_answers_for_an_organ() -> None:
+    coarse, fine = RECIPE.stages
+    right = fine.model_copy(update={"labels": ("right kidney",), "fusion": "paste"})
+    recipe = RECIPE.model_copy(update={"stages": (coarse, right)})
+
+    def halves(x_BCIJK: torch.Tensor, tile: object) -> torch.Tensor:
+        logits = torch.zeros(len(x_BCIJK), 3, *x_BCIJK.shape[2:])
+        middle = x_BCIJK.shape[2] // 2
+        logits[:, 1, :middle], logits[:, 2, middle:] = 1.0, 1.0
+        return logits.softmax(dim=1)
+
+    def organ(x_BCIJK: torch.Tensor, tile: object) -> torch.Tensor:
+        sure = torch.tensor([0.0, 2.0]).softmax(dim=0)
+        return sure.reshape(1, 2, 1, 1, 1).expand(len(x_BCIJK), 2, *x_BCIJK.shape[2:])
+
+    networks = by_name({"coarse": halves, "fine": organ})
+    signs = cascade(case(), recipe, SCHEMA, networks, CPU).signs
+    assert {organ: own.own.winning for organ, own in signs.items()} == {
+        "left kidney": pytest.approx(float(torch.tensor([0.0, 1, 0]).softmax(0)[1])),
+        "right kidney": pytest.approx(float(torch.tensor([0.0, 2]).softmax(0)[1])),
+    }
+
+
+def test_prior_channels_reach_the_next_stage() -> None:
+    """The coarse stage's certainty of class 2 is the fine network's third input channel."""
+    seen: list[Tensor] = []
+
+    @each
+    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        seen.append(x_BCIJK)
+        return constant(1)(x_BCIJK, (tile,))
+
+    drive(RECIPE, constant(2), watch)
+    assert len(seen) > 1
+    for x_BCIJK in seen:
+        assert tuple(x_BCIJK.shape) == (1, 3, 16, 16, 12)
+        assert float(x_BCIJK[:, 1].max()) < 1e-6
+        assert float(x_BCIJK[:, 2].min()) > 1 - 1e-6
+
+
+def test_only_tiles_that_touch_the_region_are_computed() -> None:
+    """Two far corners of the scan: the tiles between them are skipped, and counted."""
+    small = with_stages(fine={"grid": FINE.grid.model_copy(update={"tile": (4, 4, 4), "overlap": 0.0})})
+    scan = stage_input.prepare(case(), small)
+    mask = torch.zeros(scan.grid.shape, dtype=torch.bool)
+    mask[:4, :4, :4] = mask[-3:, -2:, -4:] = True
+    region = Region.of_mask(scan.grid, mask)
+    assert region is not None
+    asked: list[Tile] = []
+
+    @each
+    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        asked.append(tile)
+        return constant(1)(x_BCIJK, (tile,))
+
+    stage = small.stages[1].model_copy(update={"inputs": (ImageInput(),)})
+    course = Course(stage_input.View(stage, scan.grid, region), scan, {}, SCHEMA.names, watch, CPU)
+    prior, record = course.prior(), course.record
+    assert [t.inner for t in asked] == [Box((0, 0, 0), (4, 4, 4)), Box((20, 16, 12), (24, 20, 16))]
+    assert (record.stage, record.tiles, record.tiles_skipped) == ("fine", 2, 6 * 5 * 4 - 2)
+    assert record.region_share == pytest.approx((64 + 24) / (24 * 20 * 16))
+    winner = prior.probabilities.argmax(dim=0)
+    assert int((winner == 1).sum()) == 2 * 64  # a tile is answered whole; what was not asked is background
+    assert bool((winner[mask] == 1).all())
+
+
+def test_a_ring_of_background_where_the_region_ends_inside_the_scan() -> None:
+    """So that a prior, whose edge goes on, says nothing beyond the region."""
+    scan = stage_input.prepare(case(), RECIPE)
+    region = Region(scan.grid, Box((5, 0, 6), (15, 20, 16)))
+    stage = FINE.model_copy(update={"inputs": (ImageInput(),)})
+    view = stage_input.View(stage, scan.grid, region)
+    prior = Course(view, scan, {}, SCHEMA.names, constant(1), CPU).prior()
+    assert prior.grid == scan.grid.crop(Box((4, 0, 5), (16, 20, 16)))  # the scan's faces get no ring
+    foreground = prior.probabilities[1]
+    ring = torch.ones(prior.grid.shape, dtype=torch.bool)
+    ring[1:-1, :, 1:] = False
+    assert float(foreground[ring].max()) == 0.0
+    assert float(prior.probabilities[0][ring].min()) == 1.0
+    assert float(foreground[~ring].min()) > 1 - 1e-6
+    reader = stage_input.View(FINE, scan.grid, Region.whole(scan.grid))
+    beyond = stage_input.read(reader, scan, {"coarse": prior}, Box((16, 0, 0), (24, 20, 16)))
+    assert float(beyond[1:].abs().max()) == 0.0
+
+
+def test_valid_convolutions_answer_for_the_middle_of_what_they_read() -> None:
+    changes = {
+        "network": UNet3D(channels=(4, 8)),
+        "grid": FINE.grid.model_copy(update={"tile": (24, 24, 20), "padding": "valid", "overlap": 0.0}),
+    }
+    asked: list[Tile] = []
+
+    @each
+    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        asked.append(tile)
+        return threshold(x_BCIJK, (tile,))
+
+    valid = drive(with_stages(fine=changes), constant(1), watch)
+    assert {t.outer.shape for t in asked} == {(24, 24, 20)}
+    assert {t.inner.shape for t in asked} == {(8, 8, 4)}
+    truth = thresholds(stage_input.prepare(case(), RECIPE).image.data[0])
+    assert torch.equal(valid.labels.data.long(), truth)
+
+
+def test_the_atlas_prior_is_made_once_per_scan_and_read_like_a_stage_s() -> None:
+    asked: list[stage_input.Scan] = []
+
+    def atlas_of(scan: stage_input.Scan) -> Prior:
+        asked.append(scan)
+        probabilities = torch.zeros(3, *scan.grid.shape)
+        probabilities[2] = 1.0
+        return Prior(probabilities, scan.grid, SCHEMA.names, Region.whole(scan.grid), ATLAS)
+
+    seen: list[Tensor] = []
+
+    @each
+    def watch(x_BCIJK: Tensor, tile: Tile) -> Tensor:
+        seen.append(x_BCIJK)
+        return constant(1)(x_BCIJK, (tile,))
+
+    recipe = with_stages(fine={"inputs": (ImageInput(), AtlasInput(labels="all"))})
+    networks = by_name({"coarse": constant(1), "fine": watch})
+    result = cascade(case(), recipe, SCHEMA, networks, CPU, atlas_of=atlas_of)
+    assert [scan.id for scan in asked] == ["a"]
+    assert {tuple(x.shape) for x in seen} == {(1, 3, 16, 16, 12)}
+    assert {float(x[:, 1].max()) for x in seen} == {0.0}
+    assert {float(x[:, 2].min()) for x in seen} == {1.0}
+    assert list(result.seconds) == ["prepare", "atlas", "coarse", "fine", "fuse"]
+    assert list(result.priors) == ["coarse", "fine"]  # answers of stages only
+
+
+def test_every_step_has_its_seconds() -> None:
+    result = drive(RECIPE, threshold, threshold)
+    assert list(result.seconds) == ["prepare", "coarse", "fine", "fuse"]
+    assert min(result.seconds.values()) > 0
+
+
+def test_a_module_answers_with_its_finest_probabilities_and_without_gradient() -> None:
+    class Deep(nn.Module):
+        def forward(self, x_BCIJK: Tensor) -> tuple[Tensor, ...]:
+            return x_BCIJK * 2, x_BCIJK[:, :, ::2]
+
+    tile = Tile(Box((0, 0, 0), (4, 4, 4)), Box((0, 0, 0), (4, 4, 4)))
+    x_BCIJK = torch.rand(1, 2, 4, 4, 4, requires_grad=True)
+    answer = as_network(Deep(), CPU)(x_BCIJK, (tile,))
+    torch.testing.assert_close(answer, (x_BCIJK * 2).softmax(dim=1).detach(), rtol=1e-6, atol=1e-7)
+    assert not answer.requires_grad
+
+
+BESIDE = ((-200.0, 200.0), (-50.0, 50.0), (-10.0, 10.0))
+DOMAIN = TrainingDomain(
+    modality="CT",
+    intensities=((-20.0,) * 6 + (0.0,) * 7 + (20.0,) * 6,),
+    darkest=(-150.0, -20.0),
+    cross_section_cm2=(1.0, 50.0),
+    organs={
+        "right kidney": OrganPlaces(volume_ml=(4.0, 5.0), offsets_mm={"left kidney": BESIDE, "liver": BESIDE})
+    },
+)
+"""As of scans of noise about 0."""
+
+
+class TestPredictor:
+    def test_drives_the_networks_of_the_bundle(self) -> None:
+        bundle = untrained_bundle(3)
+        modules = {s.name: build_network(s, bundle.recipe, SCHEMA, 1) for s in bundle.recipe.stages}
+        for name, module in modules.items():
+            module.load_state_dict(dict(bundle.weights[name]))
+        networks = {name: as_network(module.eval(), CPU) for name, module in modules.items()}
+        expected = cascade(case(), bundle.recipe, SCHEMA, by_name(networks), CPU)
+        found = Predictor(bundle, CPU).predict(case())
+        assert torch.equal(found.labels.data, expected.labels.data)
+        assert found.probabilities is not None
+        assert expected.probabilities is not None
+        assert torch.equal(found.probabilities.probabilities, expected.probabilities.probabilities)
+
+    def test_a_scan_that_is_plainly_something_else_is_refused_or_not_trusted(self) -> None:
+        bundle = replace(untrained_bundle(3), domain=DOMAIN)
+        other = replace(case(), modality="MR", notes=("2 slices are missing",))
+        with pytest.raises(ScanError, match=r"^the scan is of modality MR, the model was trained on CT"):
+            Predictor(bundle, CPU).predict(other)
+        found = Predictor(bundle, CPU, any_scan=True).predict(other)
+        expected = Predictor(bundle, CPU).predict(replace(other, modality="CT"))
+        assert torch.equal(found.labels.data, expected.labels.data)
+        assert found.trust == 0.0
+        assert found.notes[:2] == (
+            "2 slices are missing",
+            "plainly unlike the training scans: the scan is of modality MR, the model was trained on CT",
+        )
+        assert (expected.trust, expected.notes[:1]) == (1.0, ("2 slices are missing",))
+        unknown = Predictor(untrained_bundle(3), CPU).predict(other)
+        assert (unknown.trust, unknown.notes) == (1.0, other.notes)
+
+    def test_parts_of_organs_where_training_never_had_them_are_taken_out(self) -> None:
+        """Whether the organs that tell their place are wanted or not."""
+        schema = LabelSchema(("left kidney", "right kidney", "liver"), (3, 7, 9))
+        grid = Grid.from_spacing((40, 20, 80), (5.0, 5.0, 5.0))
+        drawn = torch.zeros(grid.shape, dtype=torch.uint8)
+        for c, i in ((1, 5), (2, 30), (3, 20)):
+            drawn[i : i + 3, 5:8, 70:73] = c
+        expected = drawn.clone()
+        drawn[30:32, 5:7, 5:7] = 2
+        known = {"right kidney": OrganPlaces(None, {"left kidney": BESIDE, "liver": BESIDE})}
+        truth = LabelMap(drawn, grid, schema)
+        image = Volume(drawn[None].float() * 50, grid)
+        recipe = tiny_recipe(together=True)
+        for organs in (None, ("right kidney",)):
+            found = cascade(Case("a", image, truth), recipe, schema, oracle(truth), CPU, organs, known=known)
+            wanted = expected if organs is None else torch.where(expected == 2, 2, 0).to(torch.uint8)
+            assert torch.equal(found.labels.data, wanted)
+            assert [note.split(" removed, ")[0] for note in found.notes] == ["right kidney: 1 part (1.0 ml)"]
+            assert found.misplaced == ()
+
+    def test_several_models_answer_together(self) -> None:
+        """Every stage gives the mean of what the networks say of the same input, earlier means included."""
+        bundles = [untrained_bundle(seed) for seed in (3, 4, 5)]
+        networks: dict[str, Network] = {}
+        for stage in bundles[0].recipe.stages:
+            modules = [trained_network(bundle, stage).eval() for bundle in bundles]
+            networks[stage.name] = mean_of([as_network(module, CPU) for module in modules])
+        expected = cascade(case(), bundles[0].recipe, SCHEMA, by_name(networks), CPU)
+        found = Predictor(bundles[0], CPU, others=bundles[1:]).predict(case())
+        alone = Predictor(bundles[0], CPU).predict(case())
+        for name, prior in found.priors.items():
+            torch.testing.assert_close(prior.probabilities, expected.priors[name].probabilities)
+            assert not torch.allclose(prior.probabilities, alone.priors[name].probabilities, atol=1e-3)
+        assert found.records[1].flops == 3 * alone.records[1].flops
+
+    def test_models_that_look_elsewhere_or_for_something_else_are_refused(self) -> None:
+        bundle = untrained_bundle()
+        coarse, fine = bundle.recipe.stages
+        grid = fine.grid.model_copy(update={"tile": (8, 8, 8)})
+        recipe = bundle.recipe.model_copy(update={"stages": (coarse, fine.model_copy(update={"grid": grid}))})
+        others = {
+            "stage 'fine'": replace(bundle, recipe=recipe),
+            "channels": replace(bundle, channel_names=("MR",)),
+            "labels": replace(bundle, schema=LabelSchema(SCHEMA.names, tuple(v + 1 for v in SCHEMA.values))),
+        }
+        for part, other in others.items():
+            with pytest.raises(ModelError, match=rf"^models that answer together .*; the {part} of '"):
+                Predictor(bundle, CPU, others=[other])
+
+    def test_networks_and_training_may_differ(self) -> None:
+        bundle = untrained_bundle()
+        longer = retrained(bundle.recipe, iterations=7)
+        other = replace(bundle, recipe=longer.model_copy(update={"name": "b"}))
+        Predictor(bundle, CPU, others=[other])
+
+    def test_wrong_number_of_channels(self) -> None:
+        image = case().image
+        two = Case("b", Volume(image.data.repeat(2, 1, 1, 1), image.grid))
+        with pytest.raises(GeometryError, match=r"^scan b has 2 channel\(s\), the model needs 1: CT$"):
+            Predictor(untrained_bundle(), CPU).predict(two)
+
+    def test_weights_of_another_network_are_one_line_that_names_the_stage(self) -> None:
+        bundle = untrained_bundle()
+        swapped = {"coarse": bundle.weights["fine"], "fine": bundle.weights["coarse"]}
+        with pytest.raises(ModelError, match=r"^weights of stage 'coarse' do not fit its network \(.*\)$"):
+            Predictor(replace(bundle, weights=swapped), CPU)
+
+    def test_a_recipe_that_wants_a_label_nobody_predicts(self) -> None:
+        bundle = untrained_bundle()
+        inputs = (ImageInput(), PriorInput(of="coarse", labels=("spleen",)))
+        with pytest.raises(RecipeError, match="does not predict 'spleen'"):
+            Predictor(replace(bundle, recipe=with_stages(fine={"inputs": inputs})), CPU)
+
+    def test_a_tile_that_the_network_cannot_read(self) -> None:
+        bundle = untrained_bundle()
+        grid = bundle.recipe.stages[1].grid.model_copy(update={"tile": (1, 16, 12)})
+        with pytest.raises(
+            RecipeError, match=r"stage 'fine', grid\.tile: resenc_unet .* cannot take an input of 1x16x12"
+        ):
+            Predictor(replace(bundle, recipe=with_stages(fine={"grid": grid})), CPU)
+
+    def test_a_network_takes_no_memory_before_there_are_weights_for_it(self) -> None:
+        """Of 4096 channels everywhere it would fill 7 GB."""
+        bundle = untrained_bundle()
+        network = bundle.recipe.stages[1].network.model_copy(update={"channels": (4096, 4096)})
+        with pytest.raises(ModelError, match="weights of stage 'fine' do not fit its network"):
+            Predictor(replace(bundle, recipe=with_stages(fine={"network": network})), CPU)
+        assert highest_ram_mb() < 3000
+
+    def test_a_recipe_that_wants_a_channel_scans_do_not_have(self) -> None:
+        bundle = untrained_bundle()
+        recipe = with_stages(coarse={"inputs": (ImageInput(channel=1),)})
+        with pytest.raises(RecipeError, match="stage 'coarse', inputs: scans have no channel 1"):
+            Predictor(replace(bundle, recipe=recipe), CPU)
+
+
+def test_channels_of_image_and_priors_add_up() -> None:
+    def count(*specs: ImageInput | PriorInput, channels: int = 1) -> int:
+        stage: Stage = FINE.model_copy(update={"inputs": specs})
+        return input_channels(stage, RECIPE, SCHEMA, channels)
+
+    assert count(ImageInput()) == 1
+    assert count(ImageInput(), channels=3) == 3
+    assert count(ImageInput(channel=1), channels=3) == 1
+    assert count(ImageInput(), PriorInput(of="coarse")) == 3
+    assert count(ImageInput(), PriorInput(of="coarse", labels=("right kidney",))) == 2
+
+
+def test_a_scan_of_one_slice_is_segmented() -> None:
+    image = case().image
+    slice_ = Case("a", image.crop(Box((0, 0, 8), (24, 20, 9))))
+    result = drive(RECIPE, constant(1), threshold, slice_)
+    assert result.labels.grid.shape == (24, 20, 1)
+    truth = thresholds(stage_input.prepare(slice_, RECIPE).image.data[0])
+    assert np.array_equal(result.labels.data.numpy(), truth.numpy())
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_an_answer_painted_slab_by_slab_is_the_same(overlap: float) -> None:
+    """The last stage's answer is not kept as a whole, and neither labels nor confidence change by it."""
+    bundle = untrained_bundle(3)
+    fine = bundle.recipe.stages[-1]
+    grid = fine.grid.model_copy(update={"tile": (8, 8, 4), "overlap": overlap, "mm": (2.3, 1.9, 2.0)})
+    stages = (*bundle.recipe.stages[:-1], fine.model_copy(update={"grid": grid}))
+    predictor = Predictor(replace(bundle, recipe=bundle.recipe.model_copy(update={"stages": stages})), CPU)
+    kept, painted = (predictor.predict(case(), keep=keep) for keep in (True, False))
+    assert kept.labels.data.unique().numel() > 1
+    assert torch.equal(painted.labels.data, kept.labels.data)
+    assert painted.confidence == pytest.approx(kept.confidence, abs=1e-6)
+    assert [r.stage for r in painted.records] == [r.stage for r in kept.records]
+    assert list(painted.priors) == []
+    assert list(kept.priors) == ["coarse", "fine"]

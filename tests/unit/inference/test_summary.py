@@ -1,0 +1,108 @@
+"""Rows of ``summary.csv`` and their order in ``review.csv``: numbers, flags, and what is left empty."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from zoomseg.anatomy.measurements import NO_SIDES, Found, Sides
+from zoomseg.core.errors import OutputError
+from zoomseg.core.geometry import Box
+from zoomseg.core.labels import LabelSchema
+from zoomseg.inference.summary import (
+    MISPLACED,
+    UNUSUAL_VOLUME,
+    OrganRow,
+    least_certain,
+    organ_flags,
+    organ_rows,
+    write_review,
+    write_summary,
+)
+
+SCHEMA = LabelSchema(("left kidney", "right kidney", "liver"), (6, 1, 8))
+TOP: Sides = ((False, False), (False, False), (False, True))
+BOX = Box((1, 2, 3), (4, 5, 6))
+CORNERS = ((-1.25, 2.0, 3.5), (4.0, 5.0, 6.125))
+
+
+def found(x: float, cut: Sides = NO_SIDES) -> Found:
+    return Found(100, 2.5, 101.25, 99.0, BOX, CORNERS, (x, 0.0, 0.0), cut)
+
+
+def test_flags() -> None:
+    organs = {"left kidney": found(30, TOP), "right kidney": found(-30)}
+    flags = organ_flags(SCHEMA, organs, SCHEMA.names, cut=["right kidney"])
+    assert flags == {
+        "left kidney": ("touches_scan_border", "sides_swapped"),
+        "right kidney": ("touches_region_border", "sides_swapped"),
+        "liver": ("missing",),
+    }
+    assert organ_flags(SCHEMA, {"liver": found(0)}, ["liver"]) == {"liver": ()}
+    odd = {MISPLACED: ["liver", "spleen"], UNUSUAL_VOLUME: ["liver"]}
+    assert organ_flags(SCHEMA, {"liver": found(0)}, ["liver"], odd=odd) == {
+        "liver": ("misplaced", "unusual_volume")
+    }
+
+
+def test_rows_follow_the_flags() -> None:
+    rows = organ_rows(
+        "a", {"liver": found(0)}, {"liver": ("odd",), "right kidney": ("missing",)}, {"liver": 0.5}
+    )
+    assert rows == [
+        OrganRow("a", "liver", 2.5, 101.25, 0.5, ("odd",), 99.0, BOX, CORNERS),
+        OrganRow("a", "right kidney", 0.0, None, None, ("missing",), None, None, None),
+    ]
+
+
+def read(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+ROWS = [
+    OrganRow("a,b", "liver", 1234.5678, -12.3456, 0.98765, (), -12.0, BOX, CORNERS),
+    OrganRow("c", "spleen", 0.0, None, None, ("missing", "odd")),
+    OrganRow("c", "liver", 1.0, 2.0, 0.5, ("odd",)),
+    OrganRow("d", "liver", 1.0, 2.0, 0.5, ("odd", "cut")),
+    OrganRow("d", "spleen", 1.0, 2.0, 0.0, ()),
+]
+
+
+def test_summary(tmp_path: Path) -> None:
+    write_summary(tmp_path / "summary.csv", ROWS[:2])
+    assert read(tmp_path / "summary.csv") == [
+        [
+            *("case", "organ", "volume_ml", "mean_intensity", "confidence", "flags", "median_intensity"),
+            *("i_start", "i_stop", "j_start", "j_stop", "k_start", "k_stop"),
+            *("x_min_mm", "x_max_mm", "y_min_mm", "y_max_mm", "z_min_mm", "z_max_mm"),
+        ],
+        [
+            *("a,b", "liver", "1234.568", "-12.346", "0.9877", "", "-12.000"),
+            *("1", "4", "2", "5", "3", "6"),
+            *("-1.25", "4.00", "2.00", "5.00", "3.50", "6.12"),
+        ],
+        ["c", "spleen", "0.000", "", "", "missing;odd", *[""] * 13],
+    ]
+
+
+def test_review_begins_with_the_least_certain_and_ends_with_what_is_missing(tmp_path: Path) -> None:
+    write_review(tmp_path / "review.csv", ROWS)
+    assert read(tmp_path / "review.csv") == [
+        ["case", "organ", "confidence", "flags", "volume_ml"],
+        ["d", "spleen", "0.0000", "", "1.000"],
+        ["d", "liver", "0.5000", "odd;cut", "1.000"],
+        ["c", "liver", "0.5000", "odd", "1.000"],
+        ["a,b", "liver", "0.9877", "", "1234.568"],
+        ["c", "spleen", "", "missing;odd", "0.000"],
+    ]
+    assert [row.case for row in least_certain(ROWS)] == ["d", "d", "c", "a,b"]
+
+
+@pytest.mark.parametrize("write", [write_summary, write_review])
+def test_unwritable_place(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        write(tmp_path / "file" / "summary.csv", [])

@@ -1,0 +1,61 @@
+"""Which decoder reads what; that values are right is tested with volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels.decoders import JPEGLSLosslessDecoder
+from pydicom.uid import JPEGLSLossless
+from tests.dicoms import ramp, stack, write
+
+from zoomseg.core.errors import ScanError
+from zoomseg.io.dicom.read.series_discovery import the_series
+from zoomseg.io.dicom.read.voxels import read_volume
+
+SLICES = np.random.default_rng(0).integers(0, 200, (3, 32, 40)).astype(np.uint16)
+
+
+def _fails(source: bytes, runner: object) -> bytes:
+    raise RuntimeError("cannot read this")
+
+
+def test_jpeg_ls_that_its_fastest_decoder_refuses_is_read_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path, stack(SLICES), lambda dataset: dataset.compress(JPEGLSLossless))
+    monkeypatch.setitem(JPEGLSLosslessDecoder._available, "pyjpegls", _fails)
+    found = read_volume(the_series(folder)).data[0].numpy().transpose(2, 1, 0)
+    assert (found == SLICES.astype(int) - 1024).all()
+
+
+def test_jpeg_ls_is_read_where_its_fastest_decoder_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path, stack(SLICES), lambda dataset: dataset.compress(JPEGLSLossless))
+    monkeypatch.delitem(JPEGLSLosslessDecoder._available, "pyjpegls")
+    found = read_volume(the_series(folder)).data[0].numpy().transpose(2, 1, 0)
+    assert (found == SLICES.astype(int) - 1024).all()
+
+
+@pytest.mark.parametrize("keep", [100, 300, 1000])
+def test_damaged_jpeg_ls_is_read_by_none(tmp_path: Path, keep: int) -> None:
+    def damage(dataset: Dataset) -> None:
+        dataset.compress(JPEGLSLossless)
+        (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+        dataset.PixelData = encapsulate([frame[:keep] + bytes(len(frame) - keep)])
+
+    with pytest.raises(ScanError, match="voxels cannot be decoded"):
+        read_volume(the_series(write(tmp_path, stack(SLICES), damage)))
+
+
+def test_a_missing_frame_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, stack(ramp()))
+    stack_ = the_series(folder)
+    victim = stack_.stored[2].source.path
+    victim.write_bytes(victim.read_bytes()[:-10])
+    with pytest.raises(ScanError, match=f"{victim}: truncated; frame 1 is incomplete"):
+        read_volume(stack_)

@@ -1,0 +1,138 @@
+"""Which volumes are found, what they are called, what is left out or refused, and why."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.uid import (
+    RTStructureSetStorage,
+    SecondaryCaptureImageStorage,
+)
+from tests.dicoms import image, ramp, stack, write
+
+from zoomseg.core.errors import ScanError
+from zoomseg.io.dicom.read.series_discovery import Found, Refused, case_names, find_series, the_series
+
+
+def series(folder: Path, number: int, study: str = "1.2.3", **tags: Any) -> Path:
+    uid = f"1.2.3.{study}.{number}"
+    return write(
+        folder, stack(ramp(), SeriesNumber=number, SeriesInstanceUID=uid, StudyInstanceUID=study, **tags)
+    )
+
+
+def names(path: Path) -> tuple[str, ...]:
+    return case_names(path, find_series(path))
+
+
+def test_what_a_series_says_of_itself(tmp_path: Path) -> None:
+    datasets = stack(ramp())
+    found = the_series(write(tmp_path, datasets)).series
+    assert found.slice_uids == tuple(d.SOPInstanceUID for d in datasets)
+    assert (found.study_uid, found.series_uid, found.frame_of_reference_uid) == (
+        "1.2.3",
+        "1.2.3.4",
+        "1.2.3.5",
+    )
+    assert (found.modality, found.number, found.description) == ("CT", 4, "body")
+    assert dict(found.patient) == {"PatientID": "p1", "PatientName": "Doe^Jane"}
+    assert [s.position_lps_mm for s in found.slices if s is not None] == [
+        (-10, -20, z) for z in range(30, 40, 2)
+    ]
+    assert set(found.paths) == set(tmp_path.iterdir())
+    assert found.notes == ()
+
+
+def test_names(tmp_path: Path) -> None:
+    series(tmp_path / "one", 3)
+    assert names(tmp_path / "one") == ("one",)
+    series(tmp_path / "study" / "b", 7)
+    series(tmp_path / "study" / "a", 12)
+    assert names(tmp_path / "study") == ("study_7", "study_12")
+    series(tmp_path / "all" / "anna", 2, "1.7")
+    series(tmp_path / "all" / "bert" / "x", 5, "1.8")
+    series(tmp_path / "all" / "bert" / "y", 6, "1.8")
+    assert names(tmp_path / "all") == ("anna", "bert_5", "bert_6")
+    shutil.make_archive(str(tmp_path / "all" / "carl"), "zip", tmp_path / "one")
+    assert names(tmp_path / "all") == ("carl", "anna", "bert_5", "bert_6")
+    assert names(tmp_path / "all" / "carl.zip") == ("carl",)
+
+
+def test_series_of_one_number_differ_in_name(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        write(tmp_path / place, stack(ramp(), SeriesInstanceUID=f"1.{ord(place)}"))
+    assert names(tmp_path) == (f"{tmp_path.name}_4_1", f"{tmp_path.name}_4_2")
+
+
+def test_names_of_many_series_take_no_long_time(tmp_path: Path) -> None:
+    refused = tuple(Refused("1.2", 3, (), "") for _ in range(20_000))
+    began = time.monotonic()
+    found = case_names(tmp_path, Found((), refused, ()))
+    assert time.monotonic() - began < 5
+    assert found == tuple(f"{tmp_path.name}_3_{n}" for n in range(1, 20_001))
+
+
+def test_what_is_no_scan_is_left_out_by_name(tmp_path: Path) -> None:
+    series(tmp_path, 3)
+    own = {"SeriesInstanceUID": "1.9"}
+    for number in (1, 2):
+        scout = image(ramp()[number], (0, 0, 0), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], **own)
+        write(tmp_path / f"scout{number}", [scout])
+    write(
+        tmp_path / "capture", [image(ramp()[0], (1, 0, 0), SOPClassUID=SecondaryCaptureImageStorage, **own)]
+    )
+    write(tmp_path / "contours", [image(ramp()[0], (2, 0, 0), SOPClassUID=RTStructureSetStorage, **own)])
+    write(tmp_path / "lone", [image(ramp()[0], (3, 0, 0), SeriesInstanceUID="1.8", SeriesNumber=9)])
+    (tmp_path / "readme.txt").write_text("words" * 100)
+    (tmp_path / ".hidden").write_bytes(b"x" * 200)
+    found = find_series(tmp_path)
+    assert len(found.stacks) == 1
+    assert found.notes == (
+        f"{tmp_path}: RT Structure Set left out",
+        f"{tmp_path}: Secondary Capture Image left out",
+        f"{tmp_path}: 2 objects of the kind 'localizer' left out",
+        f"{tmp_path}: series 9 'body': a single image, no volume; left out",
+    )
+
+
+def test_nothing_and_no_volume(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("words" * 100)
+    empty = find_series(tmp_path)
+    assert (empty.stacks, empty.refused, empty.notes) == ((), (), ())
+    with pytest.raises(ScanError, match="no such file or folder"):
+        find_series(tmp_path / "none")
+    write(tmp_path, [image(ramp()[0], (0, 0, 0))])
+    with pytest.raises(ScanError, match=r"DICOM files, but no volume among them \(series 4 'body': a single"):
+        find_series(tmp_path)
+
+
+def test_one_volume_is_asked_for(tmp_path: Path) -> None:
+    series(tmp_path, 3)
+    series(tmp_path / "more", 4)
+    with pytest.raises(ScanError, match="2 DICOM volumes; give a folder or zip of one of them"):
+        the_series(tmp_path)
+
+
+def test_copies_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "a", stack(ramp()))
+    write(tmp_path / "b", stack(ramp())[:2])
+    found = the_series(tmp_path).series
+    assert found.grid.shape == (7, 6, 5)
+    assert found.notes == ("2 slices are there twice; the copies were left out",)
+
+
+def test_what_is_called_dicom_and_is_none_is_told_of(tmp_path: Path) -> None:
+    """Else the slice that it was is missing for no reason that anybody sees."""
+    folder = write(tmp_path / "ct", stack(ramp(9)))
+    file = sorted(folder.iterdir())[4].rename(folder / "4.DCM")
+    file.write_bytes(b"hello")
+    found = find_series(folder)
+    assert found.notes == (f"{folder}: {file} is no DICOM in spite of the name; left out",)
+    assert found.stacks[0].series.grid.shape == (7, 6, 9)
+    (tmp_path / "none").mkdir()
+    file.rename(tmp_path / "none" / "4.dcm")
+    assert find_series(tmp_path / "none").notes == ()

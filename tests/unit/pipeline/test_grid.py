@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lattices import oriented
+from zoomseg.core.geometry import Box, Grid
+from zoomseg.pipeline.grid import stage_grid
+from zoomseg.recipe.spec import Downsample, FixedShape, FixedSpacing
+
+SCAN = Grid.from_spacing((20, 30, 10), (1.0, 1.0, 3.0), (5.0, 6.0, 7.0))
+OBLIQUE = oriented((101, 64, 30), (0.8, 0.8, 2.5), (-40.0, 12.5, 100.0), angles_deg=(3, -8, 5))
+
+
+def test_downsample_enlarges_the_scans_own_voxels() -> None:
+    grid = stage_grid(Downsample(factor=(2, 3, 1), tile=(8, 8, 8)), SCAN)
+    assert grid.shape == (10, 10, 10)
+    assert grid.spacing_mm == (2, 3, 3)
+    assert grid.world((0, 0, 0)).tolist() == [5.5, 7, 7]
+
+
+def test_spacing_does_not_depend_on_the_scans() -> None:
+    grid = stage_grid(FixedSpacing(mm=(2, 2, 2), tile=(8, 8, 8)), SCAN)
+    assert grid.shape == (10, 15, 15)
+    assert grid.spacing_mm == (2, 2, 2)
+
+
+def test_shape_brings_a_box_to_exactly_that_many_voxels() -> None:
+    spec = FixedShape(shape=(5, 5, 8), tile=(8, 8, 8))
+    grid = stage_grid(spec, SCAN, Box((10, 5, 2), (20, 30, 6)))
+    assert grid.shape == (5, 5, 8)
+    assert grid.spacing_mm == pytest.approx((2, 5, 1.5))
+    # The corner of the box stays: voxel 10 begins at 14.5 mm, and half of 2 mm further is the centre.
+    assert grid.world((0, 0, 0)) == pytest.approx([15.5, 13, 12.25])
+
+
+def test_shape_without_a_box_takes_the_whole_scan() -> None:
+    grid = stage_grid(FixedShape(shape=(4, 6, 5), tile=(8, 8, 8)), SCAN)
+    assert grid.extent_mm == pytest.approx(SCAN.extent_mm)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        (Downsample(factor=(1.5, 2.5, 0.5), tile=(8, 8, 8)), (68, 26, 60)),
+        (FixedSpacing(mm=(3, 3, 3), tile=(8, 8, 8)), (27, 18, 25)),  # of 80.8, 51.2 and 75 mm
+        (FixedShape(shape=(20, 16, 10), tile=(8, 8, 8)), (20, 16, 10)),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_every_grid_begins_at_the_first_corner_of_an_oblique_scan(
+    spec: Downsample | FixedSpacing | FixedShape, shape: tuple[int, int, int]
+) -> None:
+    grid = stage_grid(spec, OBLIQUE)
+    assert grid.shape == shape
+    assert grid.world((-0.5, -0.5, -0.5)) == pytest.approx(OBLIQUE.world((-0.5, -0.5, -0.5)))
+    last = OBLIQUE.index(grid.world([n - 0.5 for n in grid.shape]))
+    assert (last >= np.array(OBLIQUE.shape) - 0.51).all(), "the scan's end is cut"

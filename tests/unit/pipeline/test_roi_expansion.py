@@ -1,0 +1,152 @@
+"""A region that cut an organ: which organs count, where it is widened, and what the second look finds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
+from zoomseg.core.case import Case
+from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.placing import Tile
+from zoomseg.core.region import Region
+from zoomseg.core.volume import Volume
+from zoomseg.inference.predictor import Result, cascade
+from zoomseg.pipeline import roi_expansion, stage_input
+from zoomseg.pipeline.roi_expansion import cut_organs, widened
+from zoomseg.pipeline.sliding_window import Network
+from zoomseg.pipeline.uncertainty import Hearing, Signs
+from zoomseg.recipe.spec import BodyMask, DilatedForeground, FixedShape
+
+RECIPE = tiny_recipe(together=True)
+COARSE, FINE = RECIPE.stages
+GRID = Grid.from_spacing((40, 40, 40), (4.0, 4.0, 4.0))
+
+
+def view_of(region: Region) -> stage_input.View:
+    return stage_input.View(FINE, region.grid, region)
+
+
+def scan() -> stage_input.Scan:
+    return stage_input.prepare(Case("a", Volume(torch.randn(1, *GRID.shape), GRID)), RECIPE)
+
+
+def heard(view: stage_input.View, *voxels: tuple[int, int, int]) -> Hearing:
+    """Of a left kidney in these voxels alone."""
+    hearing = Hearing(SCHEMA.names, view.region, roi_expansion.sides(view, scan()))
+    probabilities = torch.zeros(3, *view.grid.shape)
+    probabilities[0] = 1.0
+    for at in voxels:
+        probabilities[(slice(None), *at)] = torch.tensor([0.0, 1.0, 0.0])
+    hearing.add(probabilities, view.grid.box)
+    return hearing
+
+
+@pytest.mark.parametrize(
+    ("voxels", "at_end", "cut"), [(100, 19, False), (100, 20, True), (9000, 89, False), (9000, 90, True)]
+)
+def test_a_few_voxels_at_the_end_are_chance(voxels: int, at_end: int, cut: bool) -> None:
+    signs = {"left kidney": Signs(voxels, 1.0, 0.9, 0.9, 0.0, at_end)}
+    view = view_of(Region(GRID, Box((5, 5, 5), (30, 30, 30))))
+    assert bool(cut_organs(view, signs)) == cut
+    whole = replace(view, stage=COARSE)
+    assert cut_organs(whole, signs) == ()  # no other stage placed its region
+    body = BodyMask(kind="body_mask", threshold=0.0)
+    assert cut_organs(replace(view, stage=FINE.model_copy(update={"roi": body})), signs) == ()
+
+
+def test_a_box_grows_only_on_the_sides_touched_and_no_farther_than_the_scan() -> None:
+    view = view_of(Region(GRID, Box((10, 2, 10), (30, 30, 30))))
+    wider = widened(view, scan(), heard(view, (10, 15, 15), (20, 2, 29)), ("left kidney",))
+    assert wider.region.box == Box((5, 0, 10), (30, 30, 35))  # 20 mm are 5 voxels
+    assert wider.region.mask is None
+
+
+def test_a_mask_grows_by_a_ball_where_it_was_touched() -> None:
+    mask = torch.ones(10, 10, 10, dtype=torch.bool)
+    view = view_of(Region(GRID, Box((10, 10, 10), (20, 20, 20)), mask))
+    wider = widened(view, scan(), heard(view, (19, 15, 15)), ("left kidney",)).region
+    expected = torch.zeros(GRID.shape, dtype=torch.bool)
+    expected[10:20, 10:20, 10:20] = True
+    index = torch.stack(torch.meshgrid(*[torch.arange(40)] * 3, indexing="ij"), dim=-1)
+    expected |= ((index - torch.tensor([19, 15, 15])) ** 2).sum(dim=-1) <= 25
+    assert torch.equal(wider.mask_in(GRID.box), expected)
+
+
+def test_a_crop_of_fixed_shape_is_taken_of_a_larger_box() -> None:
+    grid = FINE.grid.model_dump(include={"tile", "padding", "overlap"})
+    stage = FINE.model_copy(update={"grid": FixedShape(**grid, kind="shape", shape=(16, 16, 16))})
+    crop = GRID.crop(Box((10, 10, 10), (26, 26, 26))).with_shape((16, 16, 16))
+    view = stage_input.View(stage, crop, Region.whole(crop))
+    wider = widened(view, scan(), heard(view, (0, 7, 15)), ("left kidney",))
+    assert wider.grid == GRID.crop(Box((5, 10, 10), (26, 26, 31))).with_shape((16, 16, 16))
+    assert wider.region.voxels == 16**3
+
+
+def answer(classes: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(classes, 3).movedim(-1, 1).float().clamp(0.0001, 0.9998)
+
+
+def drive(farther: bool, keep: bool, fine: Network | None = None) -> Result:
+    """A coarse stage that sees but the first bright plane, of the left kidney, and a fine one that finds both
+    kidneys where it is asked."""
+
+    def half(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        bright = (x_BCIJK[:, 0] > 0.55).long()
+        for found in bright:
+            first = int(found.amax(dim=(1, 2)).argmax())
+            found[first + 1 :] = 0
+        return answer(bright)
+
+    def all_of_it(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        return answer((x_BCIJK[:, 0] > 0.55).long() + (x_BCIJK[:, 0] > 0.75).long())
+
+    roi = DilatedForeground(kind="dilated_foreground", of="coarse", radius_vox=1.0)
+    recipe = RECIPE.model_copy(update={"stages": (COARSE, FINE.model_copy(update={"roi": roi}))})
+    networks = {"coarse": half, "fine": fine or all_of_it}
+    case = Case("a", tiny_case(0)[0])
+    return cascade(
+        case, recipe, SCHEMA, lambda view: networks[view.stage.name], CPU, keep=keep, look_farther=farther
+    )
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_the_region_cut_is_found_the_second_time(keep: bool) -> None:
+    first, second = drive(False, keep), drive(True, keep)
+    truth = tiny_case(0)[1].data == 1
+    missed = [int((truth & (result.labels.data == 0)).sum()) for result in (first, second)]
+    assert missed[0] > 0.2 * int(truth.sum())
+    assert missed[1] < 0.05 * int(truth.sum())
+    coarse, fine = second.records
+    assert (coarse.widened, fine.widened) == ((), ("left kidney",))
+    assert fine.tiles > first.records[1].tiles
+    assert fine.region_share > first.records[1].region_share
+    assert first.records[1].widened == ()
+    assert first.signs["left kidney"].cut
+    assert not second.signs["left kidney"].cut
+
+
+def test_there_is_no_third_time() -> None:
+    """A network that finds an organ everywhere is asked twice."""
+    asked = []
+
+    def everywhere(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        asked.extend(tiles)
+        return answer(torch.ones_like(x_BCIJK[:, 0]).long())
+
+    result = drive(True, True, everywhere)
+    assert result.records[1].widened == ("left kidney",)
+    assert len(asked) == result.records[1].tiles
+    assert result.signs["left kidney"].cut
+
+
+def test_nothing_is_computed_twice_where_nothing_touches() -> None:
+    def nothing(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        return answer(torch.zeros_like(x_BCIJK[:, 0]).long())
+
+    once, watched = drive(False, True, nothing), drive(True, True, nothing)
+    assert watched.records[1].tiles == once.records[1].tiles
+    assert watched.records[1].widened == ()

@@ -1,0 +1,126 @@
+"""Signs of how right an answer is, by hand; where a region ends; and that parts add up to the whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.region import Region
+from zoomseg.core.widening import OpenSides
+from zoomseg.pipeline.uncertainty import Hearing, Signs, region_ends
+
+CLOSED: OpenSides = ((False, False),) * 3
+LABELS = ("liver", "spleen")
+
+
+def heard(probabilities: torch.Tensor, region: Region, parts: int = 1) -> Hearing:
+    hearing = Hearing(LABELS, region, CLOSED)
+    i, j, k = probabilities.shape[1:]
+    for part in range(parts):
+        first, last = k * part // parts, k * (part + 1) // parts
+        hearing.add(probabilities[..., first:last], Box((0, 0, first), (i, j, last)))
+    return hearing
+
+
+def test_by_hand() -> None:
+    grid = Grid.from_spacing((5, 1, 1), (10.0, 10.0, 5.0))
+    probabilities = torch.tensor(
+        [[0.1, 0.2, 0.9, 0.4, 0.0], [0.9, 0.5, 0.05, 0.25, 0.2], [0.0, 0.3, 0.05, 0.35, 0.8]]
+    ).reshape(3, 5, 1, 1)
+    signs = heard(probabilities, Region.whole(grid)).signs()
+    assert signs == {
+        "liver": Signs(
+            voxels=2,
+            volume_ml=pytest.approx(1.0),
+            expected_dice=pytest.approx(2 * (0.9 + 0.5) / (0.9 + 0.5 + 0.05 + 0.25 + 0.2 + 2)),
+            winning=pytest.approx((0.9 + 0.5) / 2),
+            unsure=0.5,
+            at_end=0,
+        ),
+        "spleen": Signs(
+            voxels=1,
+            volume_ml=pytest.approx(0.5),
+            expected_dice=pytest.approx(2 * 0.8 / (0.3 + 0.05 + 0.35 + 0.8 + 1)),
+            winning=pytest.approx(0.8),
+            unsure=0.0,
+            at_end=0,
+        ),
+    }
+
+
+def test_only_the_region_counts_and_what_was_not_found_is_left_out() -> None:
+    grid = Grid.from_spacing((4, 1, 1), (1.0, 1.0, 1.0))
+    probabilities = torch.tensor([[0.2, 0.4, 0.9, 0.0], [0.8, 0.6, 0.1, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    region = Region(grid, Box((0, 0, 0), (2, 1, 1)))
+    signs = heard(probabilities.reshape(3, 4, 1, 1), region).signs()
+    assert list(signs) == ["liver"]
+    assert signs["liver"].winning == pytest.approx(0.7)
+    assert signs["liver"].expected_dice == pytest.approx(2 * 1.4 / (1.4 + 2))
+
+
+def test_certain_probabilities_promise_everything() -> None:
+    grid = Grid.from_spacing((3, 3, 3), (1.0, 1.0, 1.0))
+    probabilities = torch.zeros(3, 3, 3, 3)
+    probabilities[1] = 1.0
+    assert heard(probabilities, Region.whole(grid)).signs()["liver"].expected_dice == 1.0
+
+
+def test_ties_go_to_the_lower_channel_as_in_argmax() -> None:
+    grid = Grid.from_spacing((2, 1, 1), (1.0, 1.0, 1.0))
+    probabilities = torch.tensor([[0.5, 0.2], [0.5, 0.4], [0.0, 0.4]]).reshape(3, 2, 1, 1)
+    signs = heard(probabilities, Region.whole(grid)).signs()
+    assert {name: s.voxels for name, s in signs.items()} == {"liver": 1}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_parts_add_up(masked: bool) -> None:
+    torch.manual_seed(0)
+    grid = Grid.from_spacing((8, 7, 12), (1.0, 2.0, 3.0))
+    probabilities = (3 * torch.randn(3, 8, 7, 12)).softmax(dim=0)
+    box = Box((1, 1, 2), (7, 6, 11))
+    region = Region(grid, box, torch.rand(box.shape) < 0.7 if masked else None)
+    whole, parts = heard(probabilities, region), heard(probabilities, region, 5)
+    for name, one in whole.signs().items():
+        other = parts.signs()[name]
+        assert (other.voxels, other.at_end, other.unsure) == (one.voxels, one.at_end, one.unsure)
+        assert one.at_end > 0
+        assert other.expected_dice == pytest.approx(one.expected_dice, abs=1e-6)
+        at, again = (h.at_end([name]).tolist() for h in (whole, parts))
+        assert sorted(at) == sorted(again)
+        assert len(at) == one.at_end
+
+
+def neighbours_outside(region: Region, open_sides: OpenSides) -> np.ndarray:
+    """``region_ends`` of the whole grid, voxel by voxel."""
+    inside = region.mask_in(region.grid.box).numpy()
+    out = np.zeros_like(inside)
+    for at in np.argwhere(inside):
+        for axis in range(3):
+            for high in (0, 1):
+                near = at.copy()
+                near[axis] += 2 * high - 1
+                if 0 <= near[axis] < inside.shape[axis]:
+                    out[tuple(at)] |= not inside[tuple(near)]
+                else:
+                    out[tuple(at)] |= open_sides[axis][high]
+    return out
+
+
+@pytest.mark.parametrize("sides", [CLOSED, ((True, False), (False, True), (True, True))])
+@pytest.mark.parametrize("box", [Box((0, 0, 0), (6, 7, 8)), Box((2, 0, 1), (6, 5, 7))])
+@pytest.mark.parametrize("masked", [False, True])
+def test_where_a_region_ends(sides: OpenSides, box: Box, masked: bool) -> None:
+    torch.manual_seed(1)
+    grid = Grid.from_spacing((6, 7, 8), (1.0, 1.0, 1.0))
+    region = Region(grid, box, torch.rand(box.shape) < 0.8 if masked else None)
+    expected = neighbours_outside(region, sides)
+    for part in (grid.box, Box((0, 0, 3), (6, 7, 5)), Box((1, 1, 1), (5, 6, 7))):
+        found = region_ends(region, part, sides)
+        if not masked and box == grid.box and sides == CLOSED:
+            assert found is None
+            assert not expected.any()
+        else:
+            assert found is not None
+            assert np.array_equal(found.numpy(), expected[part.slices])

@@ -1,0 +1,125 @@
+"""Patches are near cubes, networks can halve them, and what a step of them fills is what it really fills."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tiny import CPU
+from zoomseg.core.errors import RecipeError
+from zoomseg.core.geometry import Index3, Vector3
+from zoomseg.core.labels import LabelSchema
+from zoomseg.networks import build as networks
+from zoomseg.planning.network_sizes import Sized, costs_of, require_room, sized, step_bytes
+from zoomseg.recipe.load import load
+from zoomseg.recipe.spec import FixedSpacing, PlannedRecipe, Recipe, Stage, Training
+
+ORGANS = LabelSchema.consecutive(["liver", "right kidney", "left kidney"])
+
+
+def fit(scan: Index3, spacing_mm: Vector3, voxels: float) -> Sized:
+    recipe = load("default")
+    assert isinstance(recipe, PlannedRecipe)
+    return sized("fine", scan, spacing_mm, voxels, 16, recipe)
+
+
+def stage(made: Sized, patch: Index3, batch: int = 2) -> Stage:
+    return Stage(
+        name="fine",
+        grid=FixedSpacing(mm=(1.0, 1.0, 1.0), tile=patch),
+        network=made.network,
+        training=Training(patch=patch, batch=batch, iterations=1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("scan", "spacing_mm", "voxels", "patch"),
+    [
+        ((500, 500, 500), (1.0, 1.0, 1.0), 64**3, (64, 64, 64)),
+        ((500, 500, 500), (1.0, 1.0, 2.0), 4 * 32**3, (64, 64, 32)),  # 64 mm each way
+        ((500, 500, 16), (1.0, 1.0, 1.0), 64**2 * 16, (64, 64, 16)),  # as far as the scan goes
+        ((40, 40, 40), (1.0, 1.0, 1.0), 1e6, (40, 40, 40)),  # all of it
+    ],
+)
+def test_a_patch_is_as_near_to_a_cube_as_the_scan_allows(
+    scan: Index3, spacing_mm: Vector3, voxels: float, patch: Index3
+) -> None:
+    made = fit(scan, spacing_mm, voxels)
+    assert made.patch == patch
+    assert networks.check_input_shape(made.network, "same", patch) == patch
+    told = {reason.what: reason for reason in made.reasons}
+    assert told["fine patch"].value == "x".join(map(str, patch))
+    assert told["fine patch"].why.startswith("the whole scan's" if scan == patch else "for ")
+
+
+def test_an_axis_waits_until_the_others_are_as_coarse() -> None:
+    made = fit((256, 256, 40), (1.0, 1.0, 5.0), 200_000)
+    # 1, 2, 4 mm beside 5 mm: at 4 mm the thick axis is less than twice as coarse.
+    assert made.network.strides[:4] == ((1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2))
+    assert made.network.kernels[:3] == ((3, 3, 1), (3, 3, 1), (3, 3, 3))
+    halvings, kernels = made.reasons[1:]
+    assert "S (5 mm) not at the first 2, where it is 2 or more times as coarse" in halvings.why
+    assert kernels.value.startswith("3x3x1 at 2 levels, then 3x3x3 at ")
+    counted = [math.prod(stride[axis] for stride in made.network.strides) for axis in range(3)]
+    assert halvings.value == ", ".join(f"{'RAS'[a]} {int(math.log2(n))}" for a, n in enumerate(counted))
+
+
+def test_cubes_are_said_shortly() -> None:
+    _, halvings, kernels = fit((300, 300, 300), (1.0, 1.0, 1.0), 64**3).reasons
+    assert (halvings.value, kernels.value) == ("4 times", "3x3x3")
+    assert halvings.why == "at most 5 times, and while 4 voxels are left"
+
+
+def test_counted_memory_is_that_of_a_real_step() -> None:
+    one = stage(fit((40, 40, 40), (1.0, 1.0, 1.0), 64_000), (16, 16, 16))
+    module = networks.build(one.network, 1, 4, "same")
+    kept: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(torch.zeros(one.training.batch, 1, 16, 16, 16))
+    parameters = sum(p.numel() for p in module.parameters())
+    (cost,) = costs_of([one], 1, ORGANS)
+    assert cost.parameters == parameters
+    assert cost.bytes == pytest.approx(sum(kept.values()) + 5 * 4 * parameters, rel=0.02)
+
+
+def test_a_later_stage_reads_the_earlier_one_s_labels_too() -> None:
+    one = stage(fit((40, 40, 40), (1.0, 1.0, 1.0), 64_000), (16, 16, 16), batch=1)
+    first, second = costs_of([one, one], 1, ORGANS)
+    # Three more channels into the first 3x3x3 convolution.
+    assert second.parameters - first.parameters == 3 * 27 * one.network.channels[0]
+    assert step_bytes([one, one], 1, ORGANS) == first.bytes + second.bytes
+
+
+def test_a_training_step_that_cannot_fit_is_refused_before_anything_is_allocated() -> None:
+    """1e7 GB of feature maps, and 9 GB of weights; on shapes alone, so within moments."""
+    made = fit((500, 500, 500), (1.0, 1.0, 1.0), 64**3)
+    require_room(stage(made, (32, 32, 32)), 1, 4, CPU)
+    with pytest.raises(
+        RecipeError, match=r"stage 'fine': a training step of 4096 patches of 1024x1024x1024 voxels"
+    ):
+        require_room(stage(made, (1024, 1024, 1024), batch=4096), 1, 4, CPU)
+    wide = made.network.model_copy(update={"channels": (4096,) * len(made.network.channels)})
+    huge = stage(made, (64, 64, 64)).model_copy(update={"network": wide})
+    with pytest.raises(RecipeError, match="fewer channels"):
+        require_room(huge, 1, 4, CPU)
+
+
+def test_a_patch_that_comes_down_to_one_voxel_is_counted() -> None:
+    """With batch norm, which could not learn from one such patch alone."""
+    recipe = load("valindria2018-small-organs")
+    assert isinstance(recipe, Recipe)
+    lead = recipe.stages[0]
+    least = networks.divisor(lead.network)
+    small = lead.model_copy(
+        update={"training": lead.training.model_copy(update={"patch": least, "batch": 2})}
+    )
+    require_room(small, 1, 4, CPU)

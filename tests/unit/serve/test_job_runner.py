@@ -1,0 +1,88 @@
+"""Jobs are carried out in order, and a server that stops leaves them as they should be found."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+import served
+from served import ScriptedWorker, serving
+from zoomseg.io.files import write_json_atomic
+from zoomseg.serve.job_runner import Runner
+from zoomseg.serve.jobs import Jobs, State
+
+
+def test_stopping_marks_what_runs_and_keeps_what_waits(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        runs, waits = server.post(b"good"), server.post(b"good")
+        server.wait(runs, "running")
+    again = Jobs(tmp_path, 8)
+    assert {job.id: job.state for job in again.all()} == {runs: State.INTERRUPTED, waits: State.QUEUED}
+    again.close()
+
+
+def test_jobs_run_in_order_by_one_worker_that_is_told_where(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.go.set()
+        ids = [server.post(b"good"), server.post(b"bad"), server.post(b"good")]
+        server.wait(ids[-1], "finished")
+        (worker,) = server.workers
+        assert [task.case for task in worker.tasks] == ids
+        assert worker.tasks[0].model == "/models/tiny"
+        assert Path(worker.tasks[0].scan) == tmp_path / ids[0] / "scan.nii.gz"
+
+
+def test_a_job_whose_model_is_gone_fails(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, 8)
+    with jobs.arriving("a.nii.gz", "old") as (job, path):
+        path.write_bytes(b"x")
+    runner = Runner(jobs, {}, lambda: ScriptedWorker(threading.Event()))
+    runner.start()
+    while not (found := jobs.find(job.id)) or not found.state.is_end:
+        threading.Event().wait(0.01)
+    assert found.state is State.FAILED
+    assert "'old' is not served any more" in str(found.error)
+    assert not runner.cancel(job.id)
+    runner.stop()
+    jobs.close()
+
+
+def test_notes_are_kept_with_the_job_when_it_finishes(tmp_path: Path) -> None:
+    """What lists jobs reads no result."""
+    with serving(tmp_path) as server:
+        server.go.set()
+        job_id = server.post(b"good")
+        assert server.wait(job_id, "finished")["notes"] == ["a file was left out", "unlike"]
+        (tmp_path / job_id / "out" / "run.json").unlink()
+        (listed,) = server.client.get("/jobs").json()
+        assert listed["notes"] == ["a file was left out", "unlike"]
+        failed = server.wait(server.post(b"bad"), "failed")
+        assert failed["notes"] == []
+    again = Jobs(tmp_path, 8)
+    assert [job.notes for job in again.all()] == [("a file was left out", "unlike"), ()]
+    again.close()
+
+
+def test_a_job_without_a_run_json_finishes_without_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "write_results", lambda out, case: out.mkdir())
+    with serving(tmp_path) as server:
+        server.go.set()
+        assert server.wait(server.post(b"good"), "finished")["notes"] == []
+
+
+def test_a_job_stored_before_there_were_notes_has_none(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.go.set()
+        job_id = server.post(b"good")
+        server.wait(job_id, "finished")
+    path = tmp_path / job_id / "job.json"
+    stored = json.loads(path.read_text())
+    assert stored.pop("notes")
+    write_json_atomic(path, stored)
+    with serving(tmp_path) as server:
+        assert [job["notes"] for job in server.client.get("/jobs").json()] == [[]]

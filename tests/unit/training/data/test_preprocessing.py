@@ -1,0 +1,135 @@
+"""Cases made ready for a unit: who looks at them first, where nobody finds anything, stopping."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
+from zoomseg.core.errors import TrainingError
+from zoomseg.core.interrupts import InterruptedTrainingError
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.recipe.spec import Recipe
+from zoomseg.training import loop
+from zoomseg.training.data.preprocessing import Packs, Preparation, check_annotated
+from zoomseg.training.log import Silent
+from zoomseg.training.loop import Settings, Split
+
+IDS = ("case_0", "case_1")
+
+
+class Watch(Silent):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+class Says(nn.Module):
+    """A finished network: sure of one class in the first half of every tile, of background elsewhere."""
+
+    def __init__(self, winner: int) -> None:
+        super().__init__()
+        self.winner, self.calls = winner, 0
+
+    def forward(self, x_BCIJK: Tensor) -> tuple[Tensor, ...]:
+        self.calls += 1
+        logits = torch.zeros(x_BCIJK.shape[0], 3, *x_BCIJK.shape[2:])
+        logits[:, 0] = 10.0
+        logits[:, self.winner, : x_BCIJK.shape[2] // 2] = 20.0
+        return (logits,)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+def prepared(
+    data: Dataset, recipe: Recipe, out: Path, index: int, finished: dict[str, nn.Module], watch: Watch
+) -> Packs:
+    run = loop._Run(data, Split(IDS, ("case_2",)), recipe, out, Settings(CPU), watch)
+    run.finished |= finished
+    unit = run._unit(index, (recipe.stages[index].name,))
+    preparation = Preparation(data, recipe, run.labels, run.cache, 0, CPU, watch, None)
+    return preparation.packs(unit, IDS, ("case_2",), lambda case: finished, threading.Event())
+
+
+def test_a_stage_trained_apart_looks_where_the_finished_one_found_something(
+    data: Dataset, tmp_path: Path
+) -> None:
+    coarse = Says(winner=2)
+    packs = prepared(data, tiny_recipe(together=False), tmp_path, 1, {"coarse": coarse}, Watch())
+    assert [p.case for p in packs.train["fine"]] == list(IDS)
+    assert [p.case for p in packs.validation["fine"]] == ["case_2"]
+    stored = packs.train["fine"][0].priors["coarse"]
+    probabilities = np.asarray(stored.data.read(stored.grid.box))
+    assert probabilities[2, 0, 5, 5] > 0.99
+    assert probabilities[0, -1, 5, 5] > 0.99
+    assert coarse.calls > 0
+
+
+def test_stages_that_it_does_not_follow_are_not_run(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=False)
+    coarse, fine = recipe.stages
+    other = coarse.model_copy(update={"name": "other"})
+    recipe = recipe.model_copy(update={"stages": (coarse, other, fine)})
+    networks: dict[str, nn.Module] = {"coarse": Says(1), "other": Says(1)}
+    prepared(data, recipe, tmp_path, 2, networks, Watch())
+    bystander = networks["other"]
+    assert isinstance(bystander, Says)
+    assert bystander.calls == 0
+
+
+def test_a_case_where_nothing_was_found_is_named_and_left_out(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=False).model_copy(update={"on_missing": "empty"})
+    watch = Watch()
+    with pytest.raises(TrainingError, match="'fine' has nowhere to look in any training case"):
+        prepared(data, recipe, tmp_path, 1, {"coarse": Says(winner=0)}, watch)
+    assert watch.messages == [
+        f"{case}: stage 'fine' has nowhere to look; left out" for case in (*IDS, "case_2")
+    ]
+
+
+def drawn_in(data: Dataset, drawn: dict[str, set[str]]) -> Dataset:
+    """The data set with what was drawn in some of its cases."""
+    partly = [replace(c, annotated=frozenset(drawn[c.id])) if c.id in drawn else c for c in data.cases]
+    return replace(data, cases=tuple(partly))
+
+
+def test_a_case_without_any_label_of_the_stage_is_named_and_left_out(data: Dataset, tmp_path: Path) -> None:
+    coarse = tiny_recipe(together=False).stages[0].model_copy(update={"labels": ("left kidney",)})
+    recipe = tiny_recipe(together=False).model_copy(update={"stages": (coarse,)})
+    watch = Watch()
+    partly = drawn_in(data, {"case_0": {"right kidney"}, "case_2": set(), "case_1": {"left kidney"}})
+    packs = prepared(partly, recipe, tmp_path, 0, {}, watch)
+    assert [p.case for p in packs.train["coarse"]] == ["case_1"]
+    assert not packs.validation["coarse"]
+    assert watch.messages == [
+        f"{case}: no label of stage 'coarse' is annotated; left out" for case in ("case_0", "case_2")
+    ]
+
+
+def test_a_label_that_no_case_teaches_is_refused(data: Dataset) -> None:
+    partly = drawn_in(data, {case: {"left kidney"} for case in IDS})
+    check_annotated(partly, (*IDS, "case_2"), "fine", SCHEMA.names)
+    check_annotated(partly, IDS, "fine", ("left kidney",))
+    with pytest.raises(TrainingError, match="'right kidney' is annotated in none of the 2 cases that stage"):
+        check_annotated(partly, IDS, "fine", SCHEMA.names)
+
+
+def test_stopping_is_possible_between_cases(data: Dataset, tmp_path: Path) -> None:
+    run = loop._Run(data, Split(IDS, ()), tiny_recipe(True), tmp_path, Settings(CPU), Silent())
+    unit = run._unit(0, ("coarse", "fine"))
+    preparation = Preparation(data, run.recipe, run.labels, run.cache, 0, CPU, Silent(), None)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(InterruptedTrainingError, match="--resume"):
+        preparation.packs(unit, IDS, (), lambda case: {}, stop)

@@ -1,0 +1,118 @@
+"""A cross-validation decides once, trains fold after fold, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tiny import CPU, tiny_dataset, tiny_recipe
+from zoomseg.core.errors import DatasetError, ModelError, TrainingError
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.io import bundle
+from zoomseg.recipe.load import dump, load
+from zoomseg.recipe.spec import PlannedRecipe, Recipe
+from zoomseg.training import cross_validation
+from zoomseg.training.cross_validation import CrossValidation
+from zoomseg.training.log import Silent
+from zoomseg.training.training_run import Job
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("folds"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "r.yaml"
+    path.write_text(dump(tiny_recipe(together=True, iterations=1)))
+    return str(path)
+
+
+def begin(data: Dataset, out: Path, wish: Job, count: int = 2) -> CrossValidation:
+    return cross_validation.begin(data, out, count, wish, CPU, Silent())
+
+
+def test_every_fold_leaves_out_its_own_cases(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    begun = begin(data, tmp_path / "m", Job(recipe, seed=5))
+    models = [begun.model(fold, CPU, Silent()) for fold in range(2)]
+    for fold, model in enumerate(models):
+        assert model.provenance["validation_cases"] == list(begun.held_back(fold))
+        assert model.provenance["seed"] == 5
+    assert sorted(begun.held_back(0) + begun.held_back(1)) == sorted(data.ids)
+    assert bundle.models_in(tmp_path / "m") == begun.folders
+    assert bundle.models_in("abdomen-ct") == ("abdomen-ct",)
+
+
+def test_what_is_finished_is_not_done_again(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    begun = begin(data, tmp_path / "m", Job(recipe))
+    begun.model(0, CPU, Silent())
+    written = (tmp_path / "m" / "fold-0" / "model.json").stat().st_mtime_ns
+
+    class Quiet(Silent):
+        def message(self, text: str) -> None:
+            raise AssertionError("trained again")
+
+    model = cross_validation.reopen(data, tmp_path / "m").model(0, CPU, Quiet())
+    assert model.provenance["complete"] is True
+    assert (tmp_path / "m" / "fold-0" / "model.json").stat().st_mtime_ns == written
+
+
+def test_an_interrupted_fold_goes_on(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    """Its file says that it is not complete, as after Ctrl-C; the recipe may have gone."""
+    begun = begin(data, tmp_path / "m", Job(recipe, epochs=None))
+    model = begun.model(0, CPU, Silent())
+    stopped = replace(model, provenance={**model.provenance, "complete": False})
+    bundle.save(stopped, tmp_path / "m" / "fold-0")
+    Path(recipe).unlink()
+    again = cross_validation.reopen(data, tmp_path / "m")
+    assert again.model(0, CPU, Silent()).provenance["complete"] is True
+    assert again.model(1, CPU, Silent()).provenance["complete"] is True
+
+
+def test_folds_are_planned_alike(data: Dataset, tmp_path: Path) -> None:
+    begin(data, tmp_path / "m", Job("default", epochs=1))
+    planned = load(tmp_path / "m" / "recipe.yaml")
+    assert isinstance(load("default"), PlannedRecipe)
+    assert isinstance(planned, Recipe)
+    assert (tmp_path / "m" / "plan.md").read_text().startswith("# How default was planned for tiny\n")
+
+
+def test_what_was_asked_for_comes_back(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    wish = Job(recipe, seconds=60.0, seed=2)
+    begin(data, tmp_path / "m", wish)
+    again = cross_validation.reopen(data, tmp_path / "m")
+    assert (again.count, again.wish) == (2, replace(wish, recipe=None))
+    longer = cross_validation.reopen(data, tmp_path / "m", epochs=3).wish
+    assert (longer.seconds, longer.epochs) == (None, 3)
+
+
+def test_wrong_beginnings(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="can be split into 2 to 4 folds, got 9"):
+        begin(data, tmp_path / "m", Job(recipe), count=9)
+    assert not (tmp_path / "m").exists()
+    begin(data, tmp_path / "m", Job(recipe))
+    with pytest.raises(ModelError, match=r"already holds a training \(folds.json\); give --resume"):
+        begin(data, tmp_path / "m", Job(recipe))
+    with pytest.raises(TrainingError, match="no cross-validation to resume"):
+        cross_validation.reopen(data, tmp_path / "n")
+    with pytest.raises(TrainingError, match="has other cases than when"):
+        cross_validation.reopen(data.subset(["case_0", "case_1"]), tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "change", [{"folds": 1}, {"folds": "2"}, {"seed": None}, {"teachers": [1]}, {"init": 3}], ids=str
+)
+def test_damaged_records(data: Dataset, recipe: str, tmp_path: Path, change: dict[str, object]) -> None:
+    begin(data, tmp_path / "m", Job(recipe))
+    file = tmp_path / "m" / "folds.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | change))
+    with pytest.raises(TrainingError, match=r"folds\.json is damaged"):
+        cross_validation.reopen(data, tmp_path / "m")
+    file.write_text("{")
+    with pytest.raises(TrainingError, match=r"folds\.json is damaged"):
+        cross_validation.reopen(data, tmp_path / "m")

@@ -1,0 +1,325 @@
+"""The training loop: learns, repeats itself, survives a kill, names what is bad."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import itertools
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tiny import CPU, retrained, tiny_case, tiny_dataset, tiny_recipe
+from zoomseg.core.case import Case
+from zoomseg.core.errors import OutputError, RecipeError, TrainingError
+from zoomseg.core.interrupts import InterruptedTrainingError
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.inference.predictor import Predictor
+from zoomseg.io import bundle
+from zoomseg.recipe.spec import Recipe
+from zoomseg.training import loop
+from zoomseg.training.data.preprocessing import Finished, Packs, Preparation
+from zoomseg.training.log import Row, Silent
+from zoomseg.training.loop import Settings, Split
+from zoomseg.training.stage_group import Unit
+
+SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+class Recorder(Silent):
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.messages: list[str] = []
+
+    def row(self, row: Row, remaining_seconds: float | None) -> None:
+        self.rows.append(row)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+class StopAfter(Recorder):
+    """Asks the run to stop, as SIGTERM does, once ``steps`` rows of training were told."""
+
+    def __init__(self, steps: int, stop: threading.Event) -> None:
+        super().__init__()
+        self._steps, self._stop = steps, stop
+
+    def row(self, row: Row, remaining_seconds: float | None) -> None:
+        super().row(row, remaining_seconds)
+        if row.step > self._steps:
+            self._stop.set()
+
+
+def weights(model: bundle.Bundle) -> dict[str, torch.Tensor]:
+    return {f"{s}/{k}": v for s, state in model.weights.items() for k, v in state.items()}
+
+
+def assert_same(one: bundle.Bundle, two: bundle.Bundle) -> None:
+    a, b = weights(one), weights(two)
+    assert a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "apart"])
+def test_learns_and_the_model_predicts(data: Dataset, tmp_path: Path, together: bool) -> None:
+    recipe = tiny_recipe(together, iterations=80, lr=2e-2)
+    watch = Recorder()
+    model = loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, seed=1), watch)
+    image, truth = tiny_case(3)
+    for source in (model, bundle.load(tmp_path / "m")):
+        found = Predictor(source, CPU).predict(Case("x", image)).labels
+        for c in (1, 2):
+            a, b = found.data == c, truth.data == c
+            assert 2 * int((a & b).sum()) / int(a.sum() + b.sum()) > 0.75
+    assert {(r.split, r.stage) for r in watch.rows} == {
+        (split, stage) for split in ("train", "validation") for stage in ("coarse", "fine")
+    }
+    assert not (tmp_path / "m" / "training" / "cache").exists()
+
+
+def test_same_seed_same_weights_other_seed_others(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=True, iterations=6)
+    runs = [
+        loop.train(data, SPLIT, recipe, tmp_path / str(n), Settings(CPU, seed=seed), Silent())
+        for n, seed in enumerate((5, 5, 6))
+    ]
+    assert_same(runs[0], runs[1])
+    a, c = weights(runs[0]), weights(runs[2])
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "apart"])
+@pytest.mark.parametrize(("kill_at", "ema_decay"), [(1, 0.9), (11, 0.9), (11, 0.0)])
+def test_resumed_run_equals_an_uninterrupted_one(
+    data: Dataset,
+    tmp_path: Path,
+    together: bool,
+    kill_at: int,
+    ema_decay: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = retrained(tiny_recipe(together, iterations=14), ema_decay=ema_decay)
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+    stop = threading.Event()
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopAfter(kill_at, stop))
+    with pytest.raises(InterruptedTrainingError, match="go on with --resume"):
+        run.train(stop)
+    part = bundle.load(tmp_path / "cut")  # any checkpoint is a usable model
+    Predictor(part, CPU).predict(Case("x", tiny_case(3)[0]))
+    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU, resume=True), Silent())
+    assert_same(whole, resumed)
+    with (tmp_path / "cut" / "training" / "metrics.csv").open(newline="") as file:
+        steps = [(r["unit"], int(r["step"])) for r in csv.DictReader(file) if r["split"] == "train"]
+    assert sorted(set(steps)) == [(str(u), s) for u in range(1 if together else 2) for s in range(1, 15)]
+
+
+def out_of_fold_recipe(iterations: int) -> Recipe:
+    return tiny_recipe(together=False, iterations=iterations).model_copy(update={"prior_from": "out_of_fold"})
+
+
+def test_out_of_fold_priors_come_from_the_copy_that_did_not_see_the_case(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = Split(("case_0", "case_1", "case_2"), ("case_3",))
+    prepared: list[tuple[Sequence[str], Sequence[str], Finished]] = []
+    packs = Preparation.packs
+
+    def spy(
+        self: Preparation,
+        unit: Unit,
+        train: Sequence[str],
+        validation: Sequence[str],
+        finished: Finished,
+        stop: threading.Event,
+    ) -> Packs:
+        prepared.append((train, validation, finished))
+        return packs(self, unit, train, validation, finished, stop)
+
+    monkeypatch.setattr(Preparation, "packs", spy)
+    run = loop._Run(data, split, out_of_fold_recipe(2), tmp_path / "m", Settings(CPU), Silent())
+    model = run.train(threading.Event())
+    (all_cases, *_), (one, no_validation, _), (two, *_), (fine, validation, answering) = prepared
+    assert all_cases == fine == split.train
+    assert sorted((*one, *two)) == sorted(split.train)
+    assert min(len(one), len(two)) == 1
+    assert (no_validation, validation) == ((), split.validation)
+    learned = [weight(run.copies[half]["coarse"]) for half in (0, 1)]
+    assert not torch.equal(learned[0], learned[1])
+    for case in split.train:
+        assert torch.equal(weight(answering(case)["coarse"]), learned[1 if case in one else 0])
+    whole = model.weights["coarse"]["heads.0.weight"]
+    assert torch.equal(weight(answering("case_3")["coarse"]), whole)
+    plain = tiny_recipe(together=False, iterations=2)
+    other = loop.train(data, split, plain, tmp_path / "plain", Settings(CPU), Silent())
+    assert torch.equal(other.weights["coarse"]["heads.0.weight"], whole)
+
+
+def weight(module: torch.nn.Module) -> torch.Tensor:
+    return module.state_dict()["heads.0.weight"]
+
+
+@pytest.mark.parametrize("kill_in", [2, 3])
+def test_out_of_fold_training_resumes_in_any_part(
+    data: Dataset, tmp_path: Path, kill_in: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, stop = out_of_fold_recipe(3), threading.Event()
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
+
+    class StopIn(Recorder):
+        def row(self, row: Row, remaining_seconds: float | None) -> None:
+            if (row.unit, row.step) == (kill_in, 2):
+                stop.set()
+
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopIn())
+    with pytest.raises(InterruptedTrainingError):
+        run.train(stop)
+    part = bundle.load(tmp_path / "cut")
+    assert sorted(part.weights) == (["coarse", "fine"] if kill_in == 3 else ["coarse"])
+    watch = Recorder()
+    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU, resume=True), watch)
+    assert_same(whole, resumed)
+    names = ["coarse", "coarse-half-1", "coarse-half-2", "fine"]
+    assert list(dict.fromkeys(row.stage for row in watch.rows)) == names[kill_in:]
+
+
+def test_one_case_has_no_halves(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="out_of_fold needs 2 training cases or more, got 1"):
+        loop.train(
+            data, Split(("case_0",), ()), out_of_fold_recipe(1), tmp_path / "m", Settings(CPU), Silent()
+        )
+
+
+def test_finished_run_resumes_to_itself(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=False, iterations=3)
+    first = loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
+    again = loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, resume=True), Silent())
+    assert_same(first, again)
+
+
+def test_resume_refuses_another_run(data: Dataset, tmp_path: Path) -> None:
+    loop.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU), Silent())
+    other = Settings(CPU, seed=9, resume=True)
+    with pytest.raises(TrainingError, match="another recipe, seed, choice of cases or teachers"):
+        loop.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", other, Silent())
+
+
+def test_loss_that_is_not_finite_names_the_cases_and_gives_up(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> torch.Tensor:
+        return torch.tensor(float("nan"), requires_grad=True)
+
+    monkeypatch.setattr("zoomseg.training.stage_group.loss.compute", broken)
+    watch = Recorder()
+    with pytest.raises(TrainingError, match=r"10 steps in a row without a finite loss.*case_\d"):
+        loop.train(data, SPLIT, tiny_recipe(True), tmp_path / "m", Settings(CPU), watch)
+    assert len(watch.messages) == 10
+    assert "step skipped" in watch.messages[0]
+    assert "case_" in watch.messages[0]
+
+
+def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=True)
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
+    unit = run._unit(0, ("coarse", "fine"))
+    source = loop.PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
+    batch = source.draw(1, np.random.default_rng(0))
+    batch.stages["fine"].image_BCIJK[0, 0, 0, 0, 0] = float("inf")
+    before = {k: v.clone() for k, v in unit.modules["fine"].state_dict().items()}
+    assert unit.learn(batch, {}, measure=False) is None
+    after = unit.modules["fine"].state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_time_budget_is_kept_and_the_schedule_ends(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that every look at it moves on, so that no busy machine can be late."""
+    clock = itertools.count(0.0, 0.04)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
+    watch = Recorder()
+    settings = Settings(CPU, seconds=4.0)
+    split = Split(("case_0", "case_1"), ())
+    model = loop.train(data, split, tiny_recipe(together=False), tmp_path / "m", settings, watch)
+    seconds = model.provenance["seconds"]
+    assert isinstance(seconds, float)
+    assert 3.5 < seconds < 4.8  # the last step, validation and checkpoint come on top
+    for stage in ("coarse", "fine"):
+        last = [r for r in watch.rows if r.stage == stage and r.split == "train"][-1]
+        assert last.progress > 0.9
+        assert last.learning_rate < 3e-3 * 0.1
+        assert 1.5 < last.seconds < 2.2  # equal shares
+
+
+def test_budget_used_up_by_preparation_is_an_error(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="used up by preparing"):
+        loop.train(data, SPLIT, tiny_recipe(True), tmp_path / "m", Settings(CPU, seconds=1e-3), Silent())
+
+
+def test_patch_that_does_not_suit_the_network_is_named(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(True)
+    fine = recipe.stages[1]
+    bad = fine.model_copy(update={"training": fine.training.model_copy(update={"patch": (15, 16, 12)})})
+    recipe = recipe.model_copy(update={"stages": (recipe.stages[0], bad)})
+    with pytest.raises(RecipeError, match=r"stage 'fine', training.patch: .*15 \(nearest: 14 or 16\)"):
+        loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
+
+
+def test_no_training_cases(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no training cases"):
+        loop.train(data, Split((), ()), tiny_recipe(True), tmp_path / "m", Settings(CPU), Silent())
+
+
+def test_stopping_while_preparing_does_not_wait_for_the_other_cases(data: Dataset, tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    class StopAtOnce(Recorder):
+        def preparing(self, stage: str, done: int, total: int) -> None:
+            self.messages.append(f"{done} of {total}")
+            stop.set()
+
+    watch = StopAtOnce()
+    run = loop._Run(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU), watch)
+    with pytest.raises(InterruptedTrainingError, match="while preparing the data; go on with --resume"):
+        run.train(stop)
+    assert watch.messages == ["0 of 4"]
+    model = loop.train(
+        data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU, resume=True), Silent()
+    )
+    assert model.provenance["complete"] is True
+
+
+def test_a_full_disk_ends_training_and_a_resumed_one_goes_on(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(together=False, iterations=2)
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+    write = Path.write_bytes
+
+    def full(file: Path, content: bytes) -> int:
+        if "checkpoint.safetensors" in file.name:
+            write(file, content[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OutputError, match="No space left on device"):
+            loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
+    left = [p.name for p in (tmp_path / "m").rglob("*") if p.is_file() and "cache" not in p.parts]
+    assert not any("safetensors" in name for name in left)
+    assert_same(whole, loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, resume=True), Silent()))

@@ -1,0 +1,36 @@
+"""Learning-rate schedules follow progress, whatever measures it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from zoomseg.recipe.spec import Cosine, Polynomial, StepDecay
+from zoomseg.training.schedule import learning_rate_factor
+
+
+def test_step_decay_falls_at_the_published_iterations() -> None:
+    spec = StepDecay(every=30_000, factor=0.1)
+    steps = (0, 29_999, 30_001, 60_001, 199_999)
+    at = [learning_rate_factor(spec, step / 200_000, 200_000) for step in steps]
+    assert at == pytest.approx([1, 1, 0.1, 0.01, 1e-6])
+
+
+def test_step_decay_runs_through_under_a_time_budget() -> None:
+    """Progress, not the number of steps done, decides: 90 % of 200 000 is past the sixth decay."""
+    assert learning_rate_factor(StepDecay(every=30_000), 0.9, 200_000) == pytest.approx(1e-6)
+
+
+def test_cosine_warms_up_and_ends_at_zero() -> None:
+    spec = Cosine(warmup_share=0.1)
+    assert learning_rate_factor(spec, 0.05, 1) == pytest.approx(0.5)
+    assert learning_rate_factor(spec, 0.1, 1) == pytest.approx(1.0)
+    assert learning_rate_factor(spec, 0.55, 1) == pytest.approx(0.5)
+    assert learning_rate_factor(spec, 1.0, 1) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_polynomial() -> None:
+    spec = Polynomial(power=2.0)
+    assert learning_rate_factor(spec, 0.5, 1) == pytest.approx(0.25)
+    assert not math.isclose(learning_rate_factor(Polynomial(power=1.0), 0.5, 1), 0.25)

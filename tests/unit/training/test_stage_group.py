@@ -1,0 +1,163 @@
+"""One step of stages trained at once: gradients between them, averaged weights, what is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tiny import CPU, retrained, tiny_dataset, tiny_recipe
+from zoomseg.backends.device import Device
+from zoomseg.core.labels import IGNORE
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.recipe.spec import Recipe
+from zoomseg.training import loop
+from zoomseg.training.data.patches import Batch, PatchSource
+from zoomseg.training.log import RunningDice, Silent
+from zoomseg.training.loop import Settings, Split
+from zoomseg.training.stage_group import Unit, overlaps
+
+SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+def drawn(data: Dataset, recipe: Recipe, out: Path) -> tuple[Unit, Batch]:
+    """Both stages of a recipe, trained together, and a batch for them."""
+    run = loop._Run(data, SPLIT, recipe, out, Settings(CPU), Silent())
+    unit = run._unit(0, ("coarse", "fine"))
+    source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
+    return unit, source.draw(2, np.random.default_rng(0))
+
+
+def learn(unit: Unit, batch: Batch) -> dict[str, float] | None:
+    dice = {name: RunningDice(3, 1.0) for name in unit.trained}
+    losses = unit.learn(batch, dice, measure=True)
+    unit.step += 1
+    return losses
+
+
+def test_end_to_end_gradient_reaches_the_coarse_network_from_the_fine_loss_alone(
+    data: Dataset, tmp_path: Path
+) -> None:
+    """Autograd through softmax, resampling and crop against a finite difference of the fine loss."""
+    recipe = tiny_recipe(together=True)
+    unit, batch = drawn(data, recipe, tmp_path / "m")
+    weight = unit.modules["coarse"].heads[0].weight
+    fine = unit.forward(batch, unit.modules)[0]["fine"]
+    (gradient,) = torch.autograd.grad(fine, weight)
+    assert float(gradient.abs().max()) > 0
+    at = int(gradient.abs().argmax())
+    values = []
+    for delta in (1e-2, -1e-2):
+        with torch.no_grad():
+            weight.view(-1)[at] += delta
+            values.append(float(unit.forward(batch, unit.modules)[0]["fine"]))
+            weight.view(-1)[at] -= delta
+    assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(gradient.view(-1)[at]), rel=0.03)
+
+
+def test_averaged_weights_follow_the_last_ones_by_the_decay(data: Dataset, tmp_path: Path) -> None:
+    unit, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
+    key = "heads.0.weight"
+    for step in range(3):
+        before = unit.averaged["fine"][key].clone()
+        assert learn(unit, batch) is not None
+        decay = min(0.9, (1 + step) / (10 + step))  # early steps are forgotten faster
+        last = unit.modules["fine"].state_dict()[key]
+        assert torch.allclose(unit.averaged["fine"][key], decay * before + (1 - decay) * last, atol=1e-6)
+        assert not torch.equal(unit.averaged["fine"][key], last)
+
+
+def test_without_decay_the_last_weights_are_kept(data: Dataset, tmp_path: Path) -> None:
+    unit, batch = drawn(data, retrained(tiny_recipe(together=True), ema_decay=0.0), tmp_path / "m")
+    learn(unit, batch)
+    learn(unit, batch)
+    for name in unit.trained:
+        for key, value in unit.modules[name].state_dict().items():
+            assert torch.equal(unit.averaged[name][key], value)
+
+
+def test_a_step_follows_the_schedule_and_lowers_the_loss(data: Dataset, tmp_path: Path) -> None:
+    unit, batch = drawn(data, tiny_recipe(together=True, iterations=40), tmp_path / "m")
+    first = learn(unit, batch)
+    rates = []
+    for _ in range(15):
+        last = learn(unit, batch)
+        rates.append(unit.optimiser.param_groups[0]["lr"])
+    assert first is not None
+    assert last is not None
+    assert all(last[name] < first[name] for name in unit.trained)
+    assert rates == sorted(rates, reverse=True)  # half a cosine, down
+    assert rates[-1] < rates[0] < unit.lead.training.optimiser.lr
+
+
+def test_judging_changes_no_weight_and_uses_the_averaged_ones(data: Dataset, tmp_path: Path) -> None:
+    unit, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
+    learn(unit, batch)
+    before = {k: v.clone() for k, v in unit.modules["fine"].state_dict().items()}
+    dice = {name: RunningDice(3, 1.0) for name in unit.trained}
+    judged = unit.judge((batch,), dice)
+    assert all(torch.equal(before[k], v) for k, v in unit.modules["fine"].state_dict().items())
+    for name in unit.trained:
+        unit.modules[name].load_state_dict(unit.averaged[name])
+        unit.modules[name].eval()
+    with torch.no_grad():
+        losses, _ = unit.forward(batch, unit.modules)
+    for name in unit.trained:
+        assert judged[name] == pytest.approx(float(losses[name]), rel=1e-5)
+
+
+def test_finished_networks_are_averaged_and_frozen(data: Dataset, tmp_path: Path) -> None:
+    unit, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
+    learn(unit, batch)
+    averaged = {k: v.clone() for k, v in unit.averaged["coarse"].items()}
+    module = unit.finished()["coarse"]
+    assert not module.training
+    assert not any(p.requires_grad for p in module.parameters())
+    assert all(torch.equal(averaged[k], v) for k, v in module.state_dict().items())
+
+
+def test_overlaps_count_agreement_and_both_sizes() -> None:
+    """Four voxels: right, wrong, right, not counted. The answer is smaller than the target by one voxel on
+    each side of one axis, as a valid network's."""
+    target = torch.tensor([9, 1, 2, 0, IGNORE, 9], dtype=torch.uint8).reshape(1, 6, 1, 1)
+    guess = torch.tensor([1, 1, 0, 2])
+    probabilities = torch.nn.functional.one_hot(guess, 3).T.float().reshape(1, 3, 4, 1, 1)
+    overlap, size = overlaps(probabilities, target)
+    assert overlap == [1, 1, 0]
+    assert size == [1 + 1, 1 + 2, 1 + 0]
+
+
+def test_an_organ_found_where_it_is_not_annotated_counts_as_background() -> None:
+    target = torch.tensor([[1, 0, 0], [1, 0, 2]], dtype=torch.uint8).reshape(2, 3, 1, 1)
+    guess = torch.tensor([[1, 2, 1], [1, 2, 2]])
+    probabilities = torch.nn.functional.one_hot(guess, 3).movedim(-1, 1).float().reshape(2, 3, 3, 1, 1)
+    annotated = torch.tensor([[True, True, False], [True, True, True]])
+    assert overlaps(probabilities, target) == ([0, 2, 1], [3, 2 + 3, 1 + 3])
+    # The first case's 2 is background there, and right; the second's is as wrong as it was.
+    assert overlaps(probabilities, target, annotated) == ([1, 2, 1], [3 + 1, 2 + 3, 1 + 2])
+
+
+@pytest.mark.parametrize(("patch", "half"), [((16, 16, 12), True), ((4, 16, 12), False)])
+def test_no_bfloat16_on_a_cpu_where_feature_maps_are_two_voxels_long(
+    data: Dataset, tmp_path: Path, patch: tuple[int, int, int], half: bool
+) -> None:
+    """torch reads unwritten memory there: gradients would be anything, or not finite."""
+    recipe = tiny_recipe(together=False)
+    training = recipe.stages[0].training.model_copy(update={"patch": patch})
+    coarse = recipe.stages[0].model_copy(update={"training": training})
+    recipe = recipe.model_copy(update={"stages": (coarse,)})
+    device = Device(torch.device("cpu"), torch.bfloat16)
+    run = loop._Run(data, SPLIT, recipe, tmp_path, Settings(device), Silent())
+    unit = run._unit(0, ("coarse",))
+    source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
+    seen: list[torch.dtype] = []
+    unit.modules["coarse"].heads[0].register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+    learn(unit, source.draw(2, np.random.default_rng(0)))
+    assert seen == [torch.bfloat16 if half else torch.float32]

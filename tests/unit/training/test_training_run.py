@@ -1,0 +1,364 @@
+"""A job decides once, writes down what it decided, and goes on from there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from tiny import CPU, small_plan, tiny_dataset, tiny_recipe
+from zoomseg.core.errors import DatasetError, ModelError, OutputError, RecipeError, ScanError, TrainingError
+from zoomseg.core.volume import Volume
+from zoomseg.datasets.layouts import Dataset, open_dataset
+from zoomseg.io import bundle
+from zoomseg.io.scans import read_image, write_image
+from zoomseg.planning import training_domain
+from zoomseg.recipe.load import dump, from_dict, load
+from zoomseg.recipe.spec import PlannedRecipe
+from zoomseg.training import training_run
+from zoomseg.training.distributed import Processes
+from zoomseg.training.log import Silent
+from zoomseg.training.training_run import Job
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "r.yaml"
+    path.write_text(dump(tiny_recipe(together=True, iterations=2)))
+    return str(path)
+
+
+def test_what_was_decided_is_written_down(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    training_run.start(data, tmp_path / "m", Job(recipe, folds=2, fold=1, seed=3), CPU, Silent())
+    record = json.loads((tmp_path / "m" / "training" / "job.json").read_text())
+    assert from_dict(record["recipe"]) == tiny_recipe(together=True, iterations=2)
+    assert sorted(record["train"] + record["validation"]) == [f"case_{n}" for n in range(4)]
+    assert len(record["validation"]) == 2
+    assert (record["seed"], record["seconds"], record["epochs"]) == (3, None, None)
+
+
+def test_a_model_knows_what_its_training_cases_were_like(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    """Of published recipes and planned ones alike, the cases kept back left out; also when resumed."""
+    for name, wanted in (("published", recipe), ("planned", small_plan(tmp_path / "plan.yaml"))):
+        wish = Job(wanted, epochs=1, folds=2, fold=1)
+        model = training_run.start(data, tmp_path / name, wish, CPU, Silent())
+        known = bundle.load(tmp_path / name).domain
+        assert known is not None
+        assert known == model.domain
+        cases = [case for case in data.cases if case.id in training_run.choose_split(data, wish).train]
+        samples = [training_domain.sample(data.load(case)) for case in cases]
+        expected = training_domain.describe(samples, model.recipe.intensity, ["CT"], data.schema.names)
+        assert known == expected
+        assert training_run.resume(data, tmp_path / name, CPU, Silent(), epochs=1).domain == known
+
+
+def test_how_ambiguous_headers_are_read_is_told_once(recipe: str, tmp_path: Path) -> None:
+    data = tiny_dataset(tmp_path / "d")
+    for file in (tmp_path / "d" / "imagesTr" / f"case_{n}_0000.nii.gz" for n in (1, 3)):
+        image = nib.load(file)
+        image.header["sform_code"] = image.header["qform_code"] = 0
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), file)
+
+    class Listening(Silent):
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def message(self, text: str) -> None:
+            self.heard.append(text)
+
+    observer = Listening()
+    with contextlib.suppress(ScanError):  # the labels lie elsewhere
+        training_run.start(data, tmp_path / "m", Job(recipe), CPU, observer)
+    notes = [text for text in observer.heard if "no orientation is stored" in text]
+    assert len(notes) == 1
+    assert notes[0].endswith("(case case_1, case_3)")
+
+
+def test_folds_share_out_the_cases(data: Dataset) -> None:
+    held_back = [training_run.choose_split(data, Job(folds=4, fold=n)).validation for n in range(4)]
+    assert sorted(i for part in held_back for i in part) == sorted(data.ids)
+    everything = training_run.choose_split(data, Job())
+    assert everything.train == data.ids
+    assert everything.validation == ()
+    with pytest.raises(DatasetError, match="fold must be 0 to 1, got 5"):
+        training_run.choose_split(data, Job(folds=2, fold=5))
+
+
+def test_unlabelled_cases_are_not_trained_on(tmp_path: Path) -> None:
+    data = tiny_dataset(tmp_path / "d")
+    for file in (tmp_path / "d" / "labelsTr").iterdir():
+        file.unlink()
+    bare = Dataset(
+        data.root,
+        data.name,
+        data.channel_names,
+        data.schema,
+        tuple(type(c)(c.id, c.images, None, None) for c in data.cases),
+    )
+    with pytest.raises(DatasetError, match="has no labelled case"):
+        training_run.choose_split(bare, Job())
+
+
+def test_start_does_not_overwrite_resume_needs_a_start(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no training to resume"):
+        training_run.resume(data, tmp_path / "m", CPU, Silent())
+    training_run.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+    with pytest.raises(ModelError, match="already holds a model"):
+        training_run.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+
+
+def test_resume_refuses_a_data_set_that_lacks_a_case(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    training_run.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+    with pytest.raises(TrainingError, match="lacks case case_3"):
+        training_run.resume(data.subset(["case_0", "case_1", "case_2"]), tmp_path / "m", CPU, Silent())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"recipe": {}}', '{"recipe": 3, "train": 5}'])
+def test_damaged_job_file(data: Dataset, recipe: str, tmp_path: Path, text: str) -> None:
+    training_run.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+    (tmp_path / "m" / "training" / "job.json").write_text(text)
+    with pytest.raises((TrainingError, RecipeError), match=r"job\.json"):
+        training_run.resume(data, tmp_path / "m", CPU, Silent())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seconds": 0.0}, {"seconds": float("nan")}, {"epochs": 0}, {"seed": -1}], ids=str
+)
+def test_lengths_and_seeds_that_make_no_sense(wrong: dict[str, float]) -> None:
+    with pytest.raises(TrainingError):
+        Job(**wrong)  # type: ignore[arg-type]
+
+
+def test_recipe_that_predicts_labels_the_data_lacks(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=True)
+    coarse = recipe.stages[0].model_copy(update={"labels": ("spleen",)})
+    fine = recipe.stages[1].model_copy(update={"labels": ("spleen",)})
+    path = tmp_path / "r.yaml"
+    path.write_text(dump(recipe.model_copy(update={"stages": (coarse, fine)})))
+    with pytest.raises(
+        RecipeError, match="predicts none of the data set's labels: left kidney, right kidney"
+    ):
+        training_run.start(data, tmp_path / "m", Job(str(path)), CPU, Silent())
+
+
+def described(root: Path, **changes: object) -> Dataset:
+    """The tiny data set with another ``dataset.json``."""
+    data = tiny_dataset(root)
+    description = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps(description | changes))
+    return open_dataset(data.root)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": {"background": 0, "left kidney": 7, "right kidney": 3}},
+        {"labels": {"background": 0, "spleen": 3, "liver": 7}},
+        {"channel_names": {"0": "MR"}},
+    ],
+    ids=["values swapped", "other names", "other channel"],
+)
+def test_resume_refuses_other_labels_and_channels(
+    data: Dataset, recipe: str, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """Same cases, same number of classes: a network would go on and mean something else."""
+    training_run.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+    other = described(tmp_path / "d", **changes)
+    with pytest.raises(TrainingError, match=f"has {next(iter(changes))[:6]}.* but .* was trained with"):
+        training_run.resume(other, tmp_path / "m", CPU, Silent())
+
+
+RECORD = {
+    "channels": ["CT"],
+    "labels": {"left kidney": 3, "right kidney": 7},
+    "recipe": tiny_recipe(together=True, iterations=2).model_dump(mode="json"),
+    "train": ["case_0"],
+    "validation": [],
+    "seed": 0,
+    "seconds": None,
+    "epochs": None,
+}
+PLANNED = load("default").model_dump(mode="json")
+
+
+def job_file(model: Path, **changes: object) -> None:
+    """What a training leaves that was killed before its first checkpoint."""
+    (model / "training").mkdir(parents=True)
+    (model / "training" / "job.json").write_text(json.dumps(RECORD | changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", "3"),
+        ("seconds", math.nan),
+        ("seed", -1),
+        ("seed", None),
+        ("train", "case_0"),
+        ("validation", [1]),
+        ("labels", []),
+        ("recipe", {"name": "x"}),
+        ("init", 3),
+        pytest.param("recipe", PLANNED, id="planned"),
+    ],
+)
+def test_a_job_file_with_wrong_entries(data: Dataset, tmp_path: Path, key: str, value: object) -> None:
+    job_file(tmp_path / "m", **{key: value})
+    with pytest.raises((TrainingError, RecipeError)) as refusal:
+        training_run.resume(data, tmp_path / "m", CPU, Silent())
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_training_killed_before_its_first_checkpoint_starts_again(data: Dataset, tmp_path: Path) -> None:
+    job_file(tmp_path / "m")
+    model = training_run.resume(data, tmp_path / "m", CPU, Silent())
+    assert model.provenance["training_cases"] == ["case_0"]
+    assert model.provenance["complete"] is True
+
+
+def test_a_place_that_cannot_be_written_is_noticed_before_planning(data: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    class Busy(Silent):
+        def preparing(self, stage: str, done: int, total: int) -> None:
+            raise AssertionError("planned first")
+
+    with pytest.raises(OutputError, match="file"):
+        training_run.start(data, tmp_path / "file" / "m", Job("default"), CPU, Busy())
+
+
+def test_a_wrong_recipe_leaves_nothing_behind(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no recipe 'defualt'"):
+        training_run.start(data, tmp_path / "m", Job("defualt"), CPU, Silent())
+    assert not (tmp_path / "m").exists()
+
+
+def test_planning_may_take_all_the_time(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the time budget of 1e-06 s was used up by planning"):
+        training_run.start(data, tmp_path / "m", Job("default", seconds=1e-6), CPU, Silent())
+    assert not (tmp_path / "m" / "training" / "job.json").exists()
+
+
+def test_a_training_says_how_it_was_planned(data: Dataset, tmp_path: Path) -> None:
+    training_run.start(data, tmp_path / "m", Job(small_plan(tmp_path / "r.yaml")), CPU, Silent())
+    page = (tmp_path / "m" / "training" / "plan.md").read_text()
+    assert page.startswith("# How default was planned for tiny\n")
+    record = json.loads((tmp_path / "m" / "training" / "job.json").read_text())
+    patches = ["x".join(map(str, stage["training"]["patch"])) for stage in record["recipe"]["stages"]]
+    assert f"| coarse patch | {patches[0]} |" in page
+    assert f"| fine patch | {patches[1]} |" in page
+    assert "| length | 2 steps |" in page
+    assert "| left kidney | 4 of 4 |" in page
+
+
+def test_every_process_gets_a_patch(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planned batch is two, or as many as there are processes; nobody waits for three that are not."""
+    monkeypatch.setattr(Processes, "wait_for_first", lambda self, stop: None)
+    monkeypatch.setattr(training_run.train, "train", lambda data, split, recipe, *rest: recipe)
+    plan = Job(small_plan(tmp_path / "plan.yaml"))
+    batches = []
+    for world in (1, 4):
+        planned: Any = training_run.start(
+            data, tmp_path / f"{world}", plan, CPU, Silent(), Processes(0, world)
+        )
+        batches.append([stage.training.batch for stage in planned.stages])
+    assert batches == [[2, 2], [4, 4]]
+
+
+def test_a_plan_knows_the_length_and_the_start(data: Dataset, tmp_path: Path) -> None:
+    recipe = load(small_plan(tmp_path / "r.yaml"))
+    assert isinstance(recipe, PlannedRecipe)
+    split = training_run.choose_split(data, Job())
+
+    def told(wish: Job) -> dict[str, str]:
+        made = training_run.plan_recipe(data, split, recipe, CPU, Silent(), wish)
+        return {reason.what: reason.value for reason in made.reasons}
+
+    assert told(Job(epochs=3))["length"] == "300 steps"
+    assert told(Job(seconds=90.0))["length"] == "1.5 min"
+    assert told(Job(init=tmp_path / "model"))["fine-tuning"] == "a tenth of the learning rate"
+    assert "fine-tuning" not in told(Job())
+
+
+def test_organs_that_hardly_show_are_told_of(data: Dataset, tmp_path: Path) -> None:
+    """A kidney of the tiny data set has 1.8 ml: 19 voxels of 4.5 mm."""
+    recipe = load(small_plan(tmp_path / "r.yaml"))
+    assert isinstance(recipe, PlannedRecipe)
+    recipe = recipe.model_copy(update={"iterations": 20_000})  # a short one has a coarser grid
+    heard: list[str] = []
+
+    class Listening(Silent):
+        def message(self, text: str) -> None:
+            heard.append(text)
+
+    split = training_run.choose_split(data, Job())
+    training_run.plan_recipe(data, split, recipe, CPU, Listening(), Job())
+    assert heard == []
+    coarse = recipe.model_copy(update={"fine_voxels": 1000})
+    training_run.plan_recipe(data, split, coarse, CPU, Listening(), Job())
+    small = sorted(line.split(",")[0] for line in heard)
+    assert small == ["small organ: left kidney", "small organ: right kidney"]
+
+
+@pytest.mark.parametrize("kind", ["planned", "concrete"])
+def test_what_the_data_set_leaves_unsaid_is_told_of(tmp_path: Path, recipe: str, kind: str) -> None:
+    """A recipe with numbers says by itself how intensities are normalised; labels need names anyway."""
+    folder = tmp_path / "d"
+    data = described(folder, channel_names={"0": "scan"}, labels={"label_3": 3, "label_7": 7})
+    for file in (folder / "imagesTr").iterdir():
+        scan = read_image(file)
+        air = torch.where(scan.data < -5, -1000.0, scan.data.clamp(max=140))
+        air[:, 0, 0, 0] = 900
+        write_image(file, Volume(air, scan.grid))
+    heard: list[str] = []
+
+    class Listening(Silent):
+        def message(self, text: str) -> None:
+            heard.append(text)
+
+    wanted = recipe if kind == "concrete" else small_plan(tmp_path / "p.yaml")
+    training_run.start(data, tmp_path / "m", Job(wanted), CPU, Listening())
+    labels = [text for text in heard if text.startswith("label names: label_3, label_7: no name of an organ")]
+    units = [text for text in heard if 'if it is CT, write "channel_names": {"0": "CT"} into' in text]
+    assert (len(labels), len(units)) == (1, kind == "planned")
+
+
+WITH_SPLEEN = {"background": 0, "left kidney": 3, "right kidney": 7, "spleen": 9}
+
+
+@pytest.mark.parametrize("kind", ["planned", "concrete"])
+def test_an_organ_that_no_training_case_has_is_refused(tmp_path: Path, recipe: str, kind: str) -> None:
+    data = described(tmp_path / "d", labels=WITH_SPLEEN)
+    wanted = recipe if kind == "concrete" else small_plan(tmp_path / "p.yaml")
+    with pytest.raises(DatasetError, match="no voxel of spleen in any of the 4 training cases"):
+        training_run.start(data, tmp_path / "m", Job(wanted), CPU, Silent())
+    assert not (tmp_path / "m" / "training" / "job.json").exists()
+
+
+def test_an_organ_that_the_recipe_does_not_predict_may_be_absent(tmp_path: Path) -> None:
+    data = described(tmp_path / "d", labels=WITH_SPLEEN)
+    kidneys = tiny_recipe(together=True, iterations=2)
+    stages = tuple(s.model_copy(update={"labels": ("left kidney", "right kidney")}) for s in kidneys.stages)
+    path = tmp_path / "r.yaml"
+    path.write_text(dump(kidneys.model_copy(update={"stages": stages})))
+    training_run.start(data, tmp_path / "m", Job(str(path)), CPU, Silent())
+
+
+def test_too_few_cases_for_the_folds(data: Dataset) -> None:
+    with pytest.raises(DatasetError, match=r"4 labelled cases can be split into 2 to 4 folds, got 5: choose"):
+        training_run.choose_split(data, Job(folds=5))
+    with pytest.raises(DatasetError, match=r"1 labelled case\(s\) cannot be split: train without folds"):
+        training_run.choose_split(data.subset(["case_0"]), Job(folds=2))
