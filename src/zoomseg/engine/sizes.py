@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.memory import spoken
 from zoomseg.engine.device import Device
 from zoomseg.engine.fingerprint import as_index
 from zoomseg.engine.reasons import AXES, Reason, count, times
@@ -198,7 +199,7 @@ def require_room(stage: specs.Stage, channels: int, classes: int, device: Device
         training = stage.training
         raise RecipeError(
             f"stage '{stage.name}': a training step of {training.batch} patches of {times(training.patch)} "
-            f"voxels would need about {needed / 2**30:,.1f} GB, {device.name} has {there / 2**30:,.1f} GB; "
+            f"voxels would need about {spoken(needed)}, {device.name} has {spoken(there)}; "
             "use a smaller batch or patch, fewer channels, or another device"
         )
 
