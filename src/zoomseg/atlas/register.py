@@ -20,6 +20,7 @@ from zoomseg.core.errors import GeometryError, ZoomSegError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.resample import sample
 from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.io.files import reason_of
 
 VERSION = 1
 """Raised whenever the same two scans are registered differently than before: cached results are then old."""
@@ -100,8 +101,8 @@ def register(fixed: Volume, moving: Volume, kind: Literal["affine", "deformable"
         try:
             displacement = _displacement(ants, _image(ants, fixed), _image(ants, moving), kind, folder)
         except Exception as error:  # whatever the library throws: RuntimeError, ValueError, its own
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise RegistrationError(f"no transform was found between the two scans ({reason})") from error
+            message = f"no transform was found between the two scans ({reason_of(error)})"
+            raise RegistrationError(message) from error
     return Warp(fixed.grid, moving.grid, _coordinates(fixed.grid, moving.grid, displacement))
 
 

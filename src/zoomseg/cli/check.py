@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from zoomseg.datasets.audit import Finding, Repair, Report
     from zoomseg.datasets.dicom import Survey
@@ -56,7 +57,7 @@ def command(dataset: Path, out: Path | None) -> int:
     opened = open_dataset(dataset)
     with _progress("Checking", len(opened.cases)) as step:
         report = audit(opened, step)
-    _show_findings(console, report.findings)
+    show_findings(console, report.findings)
     _show_annotation(console, opened)
     _show_summary(console, opened, report)
     if out is None:
@@ -113,8 +114,12 @@ def _show_survey(console: Console, found: Survey) -> None:
 
 
 def _tell(console: Console, text: str) -> None:
-    plain = "".join(c if c.isprintable() else " " for c in text)  # names come from files
-    console.print(plain, highlight=False, markup=False, soft_wrap=True)
+    console.print(_plain(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    """Names come from files, and could rule the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 @contextmanager
@@ -141,25 +146,65 @@ def _progress(title: str, cases: int) -> Iterator[Callable[[str], None]]:
         yield step
 
 
-def _show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
-    from rich.table import Table
+_HEADS = ("case", "severity", "kind", "finding", "--fix")
+_MESSAGE = _HEADS.index("finding")
+_GAP = "  "
+_LEAST = 20
+"""Columns of a terminal for what was found, however long the names of cases are."""
+
+
+def show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
+    """A table, laid out here: rich's own takes half a millisecond a row, and there may be thousands."""
     from rich.text import Text
 
     if not findings:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("case", "severity", "kind"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("finding", overflow="fold")
-    table.add_column("--fix", no_wrap=True)
+    rows = [_cells(finding) for finding in findings]
+    widths = _widths((_HEADS, *rows), console.width)
+    heads = _line(_HEADS, widths)
+    heads.stylize("bold")
+    lines = [heads]
     styles = {"error": "red", "warning": "yellow"}
-    for finding in findings:
-        severity = Text(finding.severity, style=styles[finding.severity])
-        # Text, not markup: names come from files and may hold brackets.
-        case, kind, message = (Text(t) for t in (finding.case or "(all)", finding.kind, finding.message))
-        fix = "leaves out" if finding.leaves_out else "mends" if finding.fixable else "-"
-        table.add_row(case, severity, kind, message, fix)
-    console.print(table)
+    for finding, row in zip(findings, rows, strict=True):
+        first, *more = _folded(console, row[_MESSAGE], widths[_MESSAGE])
+        lines.append(_line((*row[:_MESSAGE], first, row[-1]), widths, styles[finding.severity]))
+        lines += [_line(("", "", "", part, ""), widths) for part in more]
+    console.print(Text("\n").join(lines), highlight=False, soft_wrap=True)
+
+
+def _cells(finding: Finding) -> tuple[str, ...]:
+    fix = "leaves out" if finding.leaves_out else "mends" if finding.fixable else "-"
+    cells = (finding.case or "(all)", finding.severity, finding.kind, finding.message, fix)
+    return tuple(_plain(cell) for cell in cells)
+
+
+def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Of each column, as wide characters take two; of messages no more than what the others leave."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    others = sum(widths) - widths[_MESSAGE] + (len(widths) - 1) * len(_GAP)
+    widths[_MESSAGE] = min(widths[_MESSAGE], max(room - others, _LEAST))
+    return widths
+
+
+def _folded(console: Console, message: str, width: int) -> list[str]:
+    """In as many lines as it needs, at least one."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    if cell_len(message) <= width:  # as most are, and folding takes long
+        return [message]
+    return [line.plain for line in Text(message).wrap(console, width, overflow="fold")]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], severity_style: str = "") -> Text:
+    from rich.cells import set_cell_size
+    from rich.text import Text
+
+    case, severity, *rest = (set_cell_size(cell, width) for cell, width in zip(cells, widths, strict=True))
+    # Text, not markup: names come from files and may hold brackets.
+    return Text.assemble(case, _GAP, (severity, severity_style), _GAP, _GAP.join(rest))
 
 
 def _show_annotation(console: Console, dataset: Dataset) -> None:

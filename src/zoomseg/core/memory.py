@@ -9,10 +9,14 @@ import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from zoomseg.core.errors import MemoryLimitError
+
+if TYPE_CHECKING:
+    from zoomseg.core.geometry import Index3
 
 LEAVE_FREE = 0.9
 """Of the memory that is free so much may be taken where nothing is said: the system ends who takes all."""
@@ -73,6 +77,16 @@ def require_ram(needed: float, what: str, todo: str = FREE_SOME) -> None:
             f"{what} takes about {spoken(needed)} of memory, {spoken(max(room, 0))} are free; {todo}",
             math.ceil(needed),
         )
+
+
+def require_ram_of(shape: Index3, voxel_bytes: int, what: str) -> None:
+    """Refuse voxels that would not fit beside what is there; a coarser grid has fewer of them.
+
+    Raises:
+        MemoryLimitError: not so much is free.
+    """
+    i, j, k = shape
+    require_ram(i * j * k * voxel_bytes, f"{what} of {i} x {j} x {k} voxels", COARSER)
 
 
 def _own_rooms() -> Iterator[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import secrets
@@ -173,17 +174,47 @@ def parse_json(content: bytes | str) -> Any:
     Raises:
         ValueError: it is none, in one line.
     """
+    if isinstance(content, bytes):  # as json.loads does
+        content = content.decode(json.detect_encoding(content), "surrogatepass")
     try:
-        value = json.loads(content, object_pairs_hook=_object)
+        value = json.loads(
+            content, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite
+        )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:
-        raise ValueError(
-            "it holds NaN, an infinite number or a lone surrogate, which JSON has not"
-        ) from error
+    if _has_lone_surrogate(content):
+        raise ValueError(_NO_JSON)
     return value
+
+
+_NO_JSON = "it holds NaN, an infinite number or a lone surrogate, which JSON has not"
+
+
+def _refuse_constant(name: str) -> None:
+    """``NaN``, ``Infinity`` or ``-Infinity``."""
+    raise ValueError(_NO_JSON)
+
+
+def _finite(written: str) -> float:
+    number = float(written)
+    if math.isinf(number):  # as 1e999 is
+        raise ValueError(_NO_JSON)
+    return number
+
+
+_NOT_LONE = re.compile(r"\\\\|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}", re.IGNORECASE)
+"""An escaped backslash, behind which no escape begins, and the escapes of a pair of surrogates."""
+
+_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    """Whether a JSON text holds one, as it is or as an escape."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return _SURROGATE.search(text) is not None and _SURROGATE.search(_NOT_LONE.sub("", text)) is not None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

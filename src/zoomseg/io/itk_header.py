@@ -9,7 +9,7 @@ Source: https://teem.sourceforge.net/nrrd/format.html, https://itk.org/Wiki/ITK/
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,13 +115,12 @@ _META = {
 """Fields of a MetaImage, of which capitals are part of the names."""
 
 _META_NEEDED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
+_META_ORIGINS = ("Offset", "Position", "Origin")
 _META_PER_AXIS = (
     "DimSize",
     "ElementSpacing",
     "ElementSize",
-    "Offset",
-    "Position",
-    "Origin",
+    *_META_ORIGINS,
     "CenterOfRotation",
 )
 _META_MATRICES = ("TransformMatrix", "Orientation", "Rotation")
@@ -145,6 +144,7 @@ _DOMAIN_KINDS = ("domain", "space", "time", "none", "???")
 
 _AS_LPS = "as ITK does, its axes are taken to run to the patient's left, back and head"
 _NO_SIZES = "no voxel sizes are stored: taken as 1 mm, as ITK does"
+_NO_ORIGIN = "no origin is stored: the first voxel is taken to lie at 0 mm, as ITK does"
 
 _MILLIMETRES = re.compile(r"(?:mm|millimet(?:re|er)s?|\?+|)", re.IGNORECASE)
 
@@ -225,11 +225,15 @@ def _check_axes(path: Path, fields: dict[str, str]) -> None:
         )
     name = "space directions" if "space directions" in fields else "spacings"
     sizes = re.findall(rf"{_VECTOR}|[^\s()]+", fields.get(name, ""))
-    kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(sizes)
-    spatial = [size for size, kind in zip(sizes, kinds, strict=False) if kind in _DOMAIN_KINDS][:3]
-    bad = next((size for size in spatial if size.lower() in ("none", "nan")), None)
+    bad = next((size for size in _in_space(fields, sizes) if size.lower() in ("none", "nan")), None)
     if bad is not None:
         raise ScanError(f"{path}: the header's {name} give {bad} for an axis in space; repair the header")
+
+
+def _in_space(fields: dict[str, str], by_axis: Sequence[str]) -> list[str]:
+    """Of what a NRRD says of its axes, that of the axes in space."""
+    kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(by_axis)
+    return [one for one, kind in zip(by_axis, kinds, strict=False) if kind in _DOMAIN_KINDS][:3]
 
 
 def _nrrd_notes(fields: dict[str, str]) -> Iterator[str]:
@@ -240,6 +244,16 @@ def _nrrd_notes(fields: dict[str, str]) -> Iterator[str]:
         yield f"the header's space '{space}' does not tell the patient's sides, they are a guess; {_AS_LPS}"
     if "space directions" not in fields and "spacings" not in fields:
         yield _NO_SIZES
+    if not _has_origin(fields):
+        yield _NO_ORIGIN
+
+
+def _has_origin(fields: dict[str, str]) -> bool:
+    """Whether ITK finds one: without a space by where the axes begin, if it knows voxel sizes or ends."""
+    if "space origin" in fields:
+        return True
+    begins = _in_space(fields, fields.get("axis mins", "nan").lower().split())
+    return "nan" not in begins and ("spacings" in fields or "axis maxs" in fields)
 
 
 def _nrrd_name(written: bytes) -> str | None:
@@ -293,6 +307,8 @@ def _meta_notes(fields: dict[str, str]) -> Iterator[str]:
         yield f"no orientation is stored (no TransformMatrix): the sides are a guess; {_AS_LPS}"
     if "ElementSpacing" not in fields and "ElementSize" not in fields:
         yield _NO_SIZES
+    if not any(name in fields for name in _META_ORIGINS):
+        yield _NO_ORIGIN
 
 
 def _is_true(fields: dict[str, str], name: str) -> bool:

@@ -47,8 +47,13 @@ def voxels(path: Path, axes: int = 3) -> tuple[AnyArray, NiftiHeader]:
 
 def save(image: nib.Nifti1Image, path: Path, compressed: bool) -> None:
     """Write an image; its array in memory with the first axis fastest is written as it lies."""
-    with igzip.open(path, "wb", compresslevel=COMPRESSION) if compressed else path.open("wb") as stream:
-        image.to_stream(stream)
+    with path.open("wb") as stream:
+        if not compressed:
+            image.to_stream(stream)
+            return
+        # Without a name, which is that of a temporary file, and a time: equal images are equal files.
+        with igzip.IGzipFile("", "wb", COMPRESSION, stream, mtime=0) as packed:
+            image.to_stream(packed)
 
 
 def _is_compressed(path: Path) -> bool:

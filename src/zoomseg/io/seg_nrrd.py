@@ -18,7 +18,7 @@ from zoomseg.core.geometry import Box
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import class_boxes
 from zoomseg.core.volume import LabelMap
-from zoomseg.io.files import atomic_path, writable_directory, write_text_atomic
+from zoomseg.io.files import atomic_path, reason_of, writable_directory, write_text_atomic
 from zoomseg.io.scans import itk_image
 
 SUFFIX = ".seg.nrrd"
@@ -56,8 +56,7 @@ def write_segmentation(path: Path, labels: LabelMap, organs: Iterable[str] | Non
         try:
             sitk.WriteImage(image, str(partial), useCompression=True)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[-160:]
-            raise OutputError(f"{path}: cannot be written ({reason})") from error
+            raise OutputError(f"{path}: cannot be written ({reason_of(error)})") from error
 
 
 def _header(schema: LabelSchema, organs: Iterable[str], boxes: dict[int, Box]) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from zoomseg.core.case import Prior
 from zoomseg.core.components import Mask, largest_component
 from zoomseg.core.dilation import dilated
 from zoomseg.core.geometry import Box, Grid
-from zoomseg.core.memory import COARSER, require_ram
+from zoomseg.core.memory import require_ram_of
 from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.resample import resample, resample_data
 from zoomseg.core.volume import Volume
@@ -29,6 +29,9 @@ from zoomseg.recipe.spec import (
     RoiSpec,
     WholeVolume,
 )
+
+_MASK_BYTES = 8
+"""Of a voxel: what a mask takes, and the distances from it."""
 
 
 def find_region(
@@ -96,7 +99,7 @@ def dilated_foreground(
         return None
     reach = math.floor(radius_vox)
     box = found.box.expand((reach, reach, reach)).intersect(grid.box)
-    _require_ram(box)
+    require_ram_of(box.shape, _MASK_BYTES, "a region")
     return Region(grid, box, torch.from_numpy(dilated(found.mask_in(box).numpy(), radius_vox)))
 
 
@@ -106,19 +109,13 @@ def _moved(mask: Tensor, source: Grid, grid: Grid) -> Region | None:
     box = bounding_box(mask)
     if box is None:
         return None
-    _require_ram(grid.box_of(source, box))
+    require_ram_of(grid.box_of(source, box).shape, _MASK_BYTES, "a region")
     moved = Region(source, box, mask[box.slices]).on(grid)
     out = moved.mask_in(moved.box)
     centres = grid.index(source.world(np.argwhere(mask.numpy()))) - np.array(moved.box.start)
     held = np.clip(np.floor(centres + 0.5), 0, np.array(moved.box.shape) - 1).astype(int)
     out[tuple(torch.from_numpy(held).T)] = True
     return Region(grid, moved.box, out)
-
-
-def _require_ram(box: Box) -> None:
-    """Refuse a box whose mask and distances would not fit."""
-    i, j, k = box.shape
-    require_ram(8.0 * i * j * k, f"a region of {i} x {j} x {k} voxels", COARSER)
 
 
 def _names(spec: BoxAround | ProbabilityTimesAtlas, prior: Prior) -> tuple[str, ...]:

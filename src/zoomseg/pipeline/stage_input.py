@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from zoomseg.core.case import Case, Prior
-from zoomseg.core.geometry import Box, Grid, Index3, Orientation
-from zoomseg.core.memory import COARSER, require_ram
+from zoomseg.core.geometry import Box, Grid, Orientation
+from zoomseg.core.memory import require_ram_of
 from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline import inputs, roi
 from zoomseg.pipeline.inputs import Normalisation
 from zoomseg.recipe.spec import BodyMask, FixedShape, InputSpec, Recipe, Stage, WholeVolume
+
+_CHANNEL_BYTES = 4
+"""Of a voxel: the least that a stage reads is one channel of float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,19 +102,14 @@ def view(stage: Stage, recipe: Recipe, scan: Scan, priors: Mapping[str, Prior]) 
         grid = grids.stage_grid(stage.grid, scan.grid, found.box)
         return View(stage, grid, Region.whole(grid))
     grid = grids.stage_grid(stage.grid, scan.grid)
+    what = f"stage '{stage.name}': a region"
     if isinstance(stage.roi, WholeVolume | BodyMask):
-        _require_ram(stage, grid.shape)
+        require_ram_of(grid.shape, _CHANNEL_BYTES, what)
     region = roi.find_region(stage.roi, grid, scan.raw, priors, recipe.on_missing)
     if region is None:
         return None
-    _require_ram(stage, region.box.shape)
+    require_ram_of(region.box.shape, _CHANNEL_BYTES, what)
     return View(stage, grid, region)
-
-
-def _require_ram(stage: Stage, shape: Index3) -> None:
-    """Refuse what would not even hold one image channel in float32."""
-    i, j, k = shape
-    require_ram(4.0 * i * j * k, f"stage '{stage.name}', which looks at {i} x {j} x {k} voxels,", COARSER)
 
 
 def nothing(stage: Stage, scan: Scan, labels: tuple[str, ...]) -> Prior:

@@ -16,6 +16,7 @@ from zoomseg.backends.device import Device
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.memory import spoken
 from zoomseg.networks import build as networks
 from zoomseg.planning.fingerprint import as_index
 from zoomseg.planning.rationale import AXES, Reason, count, times
@@ -198,7 +199,7 @@ def require_room(stage: specs.Stage, channels: int, classes: int, device: Device
         training = stage.training
         raise RecipeError(
             f"stage '{stage.name}': a training step of {training.batch} patches of {times(training.patch)} "
-            f"voxels would need about {needed / 2**30:,.1f} GB, {device.name} has {there / 2**30:,.1f} GB; "
+            f"voxels would need about {spoken(needed)}, {device.name} has {spoken(there)}; "
             "use a smaller batch or patch, fewer channels, or another device"
         )
 

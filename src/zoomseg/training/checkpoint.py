@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoomseg.core.errors import TrainingError
 from zoomseg.io.bundle import first_problem
-from zoomseg.io.files import write_bytes_atomic
+from zoomseg.io.files import reason_of, write_bytes_atomic
 
 _META = "training"
 _STEP = "step"
@@ -121,8 +121,7 @@ def restore(
         _check_state(state_of, optimiser)
         optimiser.load_state_dict({"state": state_of, "param_groups": groups})
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise TrainingError(f"checkpoint {path} does not fit this recipe ({detail})") from error
+        raise TrainingError(f"checkpoint {path} does not fit this recipe ({reason_of(error)})") from error
 
 
 def _check_state(state_of: Mapping[int, Mapping[str, Tensor]], optimiser: torch.optim.Optimizer) -> None:

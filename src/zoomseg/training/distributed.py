@@ -21,6 +21,7 @@ from torch import Tensor
 
 from zoomseg.core.errors import TrainingError, ZoomSegError
 from zoomseg.core.interrupts import InterruptedTrainingError
+from zoomseg.io.files import reason_of
 
 # Training by one process does without.
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def joined() -> Iterator[Processes]:
         patient = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise ZoomSegError(
-            f"process {rank + 1} of {world} did not find the others ({_one_line(error)}); "
+            f"process {rank + 1} of {world} did not find the others ({reason_of(error)}); "
             "start them with torchrun, and let the machines reach each other"
         ) from error
     yield Processes(rank, world, local_rank, patient)
@@ -197,13 +198,9 @@ def _loss_told() -> Iterator[None]:
         raise  # this one's own
     except RuntimeError as error:
         raise TrainingError(
-            f"another process of this training ended or does not answer ({_one_line(error)}); "
+            f"another process of this training ended or does not answer ({reason_of(error)}); "
             "its own message says why; go on with --resume"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
 
 
 class _Total(torch.autograd.Function):

@@ -1,16 +1,21 @@
 """``zoomseg check`` as a user meets it: what is printed, and the exit code."""
 
+import io
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from rich.console import Console
 
 from dicoms import ramp, stack, write
 from drawn import drawn_on
+from zoomseg.cli.check import show_findings
 from zoomseg.cli.main import main
+from zoomseg.datasets.audit import Finding
 from zoomseg.io.dicom.read.series_discovery import the_series
 from zoomseg.io.dicom.write.seg import write_seg
 
@@ -74,6 +79,34 @@ def test_errors_exit_with_one_and_names_are_not_markup(
     assert line.split()[:3] == ["a[red]", "error", "constant"]
     assert "imagesTr/a[red]_0000.nii.gz: constant image, every voxel is 3" in line
     assert line.endswith("leaves out")
+
+
+def test_what_has_no_room_in_a_terminal_is_folded_under_its_column() -> None:
+    found = (
+        Finding("脾\x1b[31m", "error", "missing_file", "one two three four five six seven", fixable=True),
+        Finding("", "warning", "absent_label", "x" * 25),
+    )
+    console = Console(file=io.StringIO(), width=60)
+    show_findings(console, found)
+    assert isinstance(console.file, io.StringIO)
+    assert [line.rstrip() for line in console.file.getvalue().splitlines()] == [
+        "case     severity  kind          finding               --fix",
+        "脾 [31m  error     missing_file  one two three four    leaves out",
+        "                                 five six seven",
+        "(all)    warning   absent_label  xxxxxxxxxxxxxxxxxxxx  -",
+        "                                 xxxxx",
+    ]
+
+
+def test_thousands_of_findings_are_shown_in_a_moment(tmp_path: Path) -> None:
+    found = tuple(Finding(f"case_{n}", "error", "missing_file", "no such file") for n in range(20_000))
+    with (tmp_path / "shown.txt").open("w") as file:
+        began = time.process_time()
+        show_findings(Console(file=file, width=1000), found)
+        assert time.process_time() - began < 5
+    lines = (tmp_path / "shown.txt").read_text().splitlines()
+    assert lines[-1].split() == ["case_19999", "error", "missing_file", "no", "such", "file", "-"]
+    assert len(lines) == 20_001
 
 
 def test_fix_that_mends_everything_exits_with_zero(

@@ -213,12 +213,41 @@ def test_whatever_goes_wrong_in_reading_is_one_line(error: Exception, message: s
 
 
 @pytest.mark.parametrize(
-    "content", [b'{"a": NaN}', b"[Infinity]", b"[-Infinity]", b"[1e999]", b'["\\ud800"]', b'{"\\udfff": 1}']
+    "content",
+    [
+        b'{"a": NaN}',
+        b"[Infinity]",
+        b"[-Infinity]",
+        b"[1e999]",
+        b"[-1e999]",
+        b'["\\ud800"]',
+        b'{"\\udfff": 1}',
+        b'["\\uD834\\uD834\\uDD1E"]',
+        b'["\\udd1e\\ud834"]',
+        b'["\\\\\\ud834"]',
+        b'["\xed\xa0\x80"]',
+        '["\ud800"]'.encode("utf-16", "surrogatepass"),
+    ],
 )
 def test_what_could_not_be_written_again_is_no_json(content: bytes) -> None:
     json.loads(content)  # Python takes it
     with pytest.raises(ValueError, match="NaN, an infinite number or a lone surrogate"):
         parse_json(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b'["\\uD834\\udd1e"]', "\U0001d11e"),
+        ('["\U0001d11e"]'.encode(), "\U0001d11e"),
+        ('["\U0001d11e"]'.encode("utf-16"), "\U0001d11e"),
+        (b'\xef\xbb\xbf["a"]', "a"),
+        (b'["\\\\ud834"]', "\\ud834"),
+        (b'["\\\\\\\\ud834\\n"]', "\\\\ud834\n"),
+    ],
+)
+def test_what_looks_like_a_lone_surrogate_and_is_none_is_read(content: bytes, text: str) -> None:
+    assert parse_json(content) == [text]
 
 
 def test_json_is_parsed_or_refused_in_one_line() -> None:

@@ -221,11 +221,12 @@ def test_a_space_that_is_not_the_patients_is_told_of(tmp_path: Path, space: str)
 def test_geometry_that_is_not_there_is_told_of(tmp_path: Path) -> None:
     bare = nrrd(tmp_path / "a.nrrd", fields=BARE | {"spacings": "2 3 4"})
     assert read_grid(bare).world([(1, 1, 1)]).tolist() == [[-2, -3, 4]]
-    (note,) = header_notes(bare)
+    note, no_origin = header_notes(bare)
+    assert no_origin == NO_ORIGIN
     assert note.startswith("no orientation is stored (no space in the header): the sides are a guess; as ITK")
     nothing = nrrd(tmp_path / "b.nrrd", fields=BARE)
     assert read_grid(nothing).spacing_mm == (1, 1, 1)
-    assert header_notes(nothing) == (note, "no voxel sizes are stored: taken as 1 mm, as ITK does")
+    assert header_notes(nothing) == (note, "no voxel sizes are stored: taken as 1 mm, as ITK does", NO_ORIGIN)
     unturned = meta(tmp_path / "a.mha", fields=without(META, "TransformMatrix"))
     assert same(unturned)
     (note,) = header_notes(unturned)
@@ -242,6 +243,53 @@ def test_geometry_that_is_not_there_is_told_of(tmp_path: Path) -> None:
     ):
         assert same(whole)
         assert header_notes(whole) == ()
+
+
+NO_ORIGIN = "no origin is stored: the first voxel is taken to lie at 0 mm, as ITK does"
+
+
+@pytest.mark.parametrize("name", ["Offset", "Position", "Origin"])
+def test_a_metaimage_without_an_origin_is_told_of(tmp_path: Path, name: str) -> None:
+    placed = meta(tmp_path / "a.mha", {name: "10 20 30"}, fields=without(META, "Offset"))
+    assert same(placed)
+    assert header_notes(placed) == ()
+    unplaced = meta(tmp_path / "b.mha", fields=without(META, "Offset"))
+    assert read_grid(unplaced).world([(0, 0, 0), (1, 1, 1)]).tolist() == [[0, 0, 0], [-2, -3, 4]]
+    assert header_notes(unplaced) == (NO_ORIGIN,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "origin", "notes"),
+    [
+        ({"space origin": "(10,20,30)"}, (-10, -20, 30), ()),
+        ({}, (0, 0, 0), (NO_ORIGIN,)),
+    ],
+)
+def test_a_nrrd_without_an_origin_is_told_of(
+    tmp_path: Path, fields: dict[str, str], origin: tuple[int, ...], notes: tuple[str, ...]
+) -> None:
+    path = nrrd(tmp_path / "a.nrrd", fields, fields=without(NRRD, "space origin"))
+    assert tuple(read_grid(path).world([(0, 0, 0)])[0]) == origin
+    assert header_notes(path) == notes
+
+
+@pytest.mark.parametrize(
+    ("fields", "origin"),
+    [
+        # By default an axis begins at the edge of its first voxel, not at its centre.
+        ({"spacings": "2 4 6", "axis mins": "9 18 27"}, (-10, -20, 30)),
+        ({"spacings": "2 4 6", "axis mins": "9 18 27", "centerings": "node node node"}, (-9, -18, 27)),
+        ({"axis mins": "9 18 27", "axis maxs": "19 30 41"}, (-10, -19, 28)),
+        ({"spacings": "2 4 6", "axis mins": "nan nan nan"}, None),
+        ({"axis mins": "9 18 27"}, None),
+    ],
+)
+def test_where_axes_begin_is_an_origin_if_itk_finds_it(
+    tmp_path: Path, fields: dict[str, str], origin: tuple[int, ...] | None
+) -> None:
+    path = nrrd(tmp_path / "a.nrrd", fields=BARE | fields)
+    assert tuple(read_grid(path).world([(0, 0, 0)])[0]) == (origin or (0, 0, 0))
+    assert (NO_ORIGIN in header_notes(path)) == (origin is None)
 
 
 def test_axes_in_space_without_a_size_are_refused(tmp_path: Path) -> None:

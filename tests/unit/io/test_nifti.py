@@ -8,10 +8,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from zoomseg.core.errors import ScanError
+from zoomseg.core.geometry import Grid
+from zoomseg.core.volume import Volume
 from zoomseg.io import nifti
-from zoomseg.io.scans import read_voxels
+from zoomseg.io.scans import read_voxels, write_image
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 
@@ -53,6 +56,18 @@ def test_what_is_written_nibabel_reads(tmp_path: Path, compressed: bool, order: 
     assert np.array_equal(np.asarray(back.dataobj), values("uint8"))
     assert np.array_equal(back.affine, AFFINE)
     assert (path.read_bytes()[:2] == b"\x1f\x8b") == compressed
+
+
+def test_a_compressed_file_says_nothing_of_its_name_and_time(tmp_path: Path) -> None:
+    """RFC 1952, 2.3: flags (none) in byte 3, the time (none) in bytes 4 to 7."""
+    image = Volume(torch.from_numpy(values("int16"))[None], Grid((5, 6, 7), AFFINE))
+    paths = [tmp_path / name for name in ("a.nii.gz", "another.nii.gz")]
+    for path in paths:
+        write_image(path, image)
+    first, second = (path.read_bytes() for path in paths)
+    assert first[3:8] == bytes(5)
+    assert first == second
+    assert np.array_equal(read_voxels(paths[0]).data[0], values("int16"))
 
 
 def test_voxels_that_are_not_there_are_missed(tmp_path: Path) -> None:

@@ -211,5 +211,5 @@ def test_a_grid_that_no_machine_holds_is_refused_before_it_is_sampled(where: Roi
     grid = FixedSpacing(mm=(0.001, 0.001, 0.001), tile=(16, 16, 12))
     stage = fine.model_copy(update={"grid": grid, "roi": where})
     priors = {"coarse": coarse_answer(scan, Box((1, 1, 1), (5, 5, 4)))}
-    with pytest.raises(MemoryLimitError, match=r"voxels,? takes about .* GB of memory"):
+    with pytest.raises(MemoryLimitError, match=r"a region of .* voxels takes about .* GB of memory"):
         stage_input.view(stage, RECIPE, scan, priors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tiny import CPU
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.memory import spoken
 from zoomseg.networks import build as networks
 from zoomseg.planning.network_sizes import Sized, costs_of, require_room, sized, step_bytes
 from zoomseg.recipe.load import load
@@ -103,9 +105,11 @@ def test_a_training_step_that_cannot_fit_is_refused_before_anything_is_allocated
     """1e7 GB of feature maps, and 9 GB of weights; on shapes alone, so within moments."""
     made = fit((500, 500, 500), (1.0, 1.0, 1.0), 64**3)
     require_room(stage(made, (32, 32, 32)), 1, 4, CPU)
-    with pytest.raises(
-        RecipeError, match=r"stage 'fine': a training step of 4096 patches of 1024x1024x1024 voxels"
-    ):
+    told = (
+        r"stage 'fine': a training step of 4096 patches of 1024x1024x1024 voxels would need about "
+        rf"\d+\.\d\d GB, {re.escape(CPU.name)} has {re.escape(spoken(CPU.memory_bytes))}; use a smaller batch"
+    )
+    with pytest.raises(RecipeError, match=told):
         require_room(stage(made, (1024, 1024, 1024), batch=4096), 1, 4, CPU)
     wide = made.network.model_copy(update={"channels": (4096,) * len(made.network.channels)})
     huge = stage(made, (64, 64, 64)).model_copy(update={"network": wide})

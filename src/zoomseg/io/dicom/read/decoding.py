@@ -23,6 +23,7 @@ from zoomseg.io.dicom.read.archive import Opener, Source
 from zoomseg.io.dicom.read.codestream import frame_size
 from zoomseg.io.dicom.read.object_header import StoredSlice
 from zoomseg.io.dicom.read.pixel_storage import Pixels
+from zoomseg.io.files import reason_of
 
 AnyArray = npt.NDArray[Any]
 
@@ -52,8 +53,7 @@ def reading_source(source: Source) -> Iterator[None]:
     except OSError as error:
         raise ScanError(f"{source}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # decoders of hostile bytes fail in any way they like
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
-        raise ScanError(f"{source}: voxels cannot be decoded ({reason})") from error
+        raise ScanError(f"{source}: voxels cannot be decoded ({reason_of(error)})") from error
 
 
 def _native(

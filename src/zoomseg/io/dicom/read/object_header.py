@@ -25,6 +25,7 @@ from zoomseg.io.dicom.read.pixel_storage import Pixels, read_pixels, unread_synt
 from zoomseg.io.dicom.series import Identity, Slice
 from zoomseg.io.dicom.tags import number, orientation, rescale, spacing, text, vector
 from zoomseg.io.dicom.write import patient
+from zoomseg.io.files import reason_of
 
 SINGLE_FRAME = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR"}
 MULTI_FRAME = {
@@ -254,8 +255,7 @@ def _reason(source: Source, error: Exception, syntax: UID) -> str:
         return f"{source}: {unread_syntax(syntax)}"
     if isinstance(error, ScanError):
         return str(error)
-    what = (" ".join(str(error).split()) or type(error).__name__)[:160]
-    return f"{source}: damaged or truncated DICOM header ({what})"
+    return f"{source}: damaged or truncated DICOM header ({reason_of(error)})"
 
 
 def _sop_class(header: Dataset) -> str:
