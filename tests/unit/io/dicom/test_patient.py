@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 
 from dicoms import item, ramp, stack, write
 from zoomseg.io.dicom.read.series_discovery import the_series
-from zoomseg.io.dicom.write import patient
+from zoomseg.io.dicom import patient
 
 GIVEN = {
     "PatientName": "Doe^Jane",
