@@ -168,9 +168,9 @@ def text_changed(m: Mutation, data: bytes, header_end: int) -> bytes:
 def _line_changed(m: Mutation, lines: list[bytes]) -> None:
     number = m.rng.randrange(len(lines))
     line = lines[number]
-    way = m.pick(("token",) * 6 + ("value", "key", "removed", "twice", "new"))
+    way = m.pick(("token",) * 6 + ("near",) * 6 + ("value", "key", "removed", "twice", "new"))
     match = re.match(rb"([^:=]*[:=]+\s*)(.*)", line, re.DOTALL)
-    if way in ("token", "value", "key") and match:
+    if way in ("token", "near", "value", "key") and match:
         token = m.pick(TOKENS).encode("latin-1")
         parts = list(re.finditer(rb"[^\s,()]+", match[2]))
         if way == "key":
@@ -179,6 +179,7 @@ def _line_changed(m: Mutation, lines: list[bytes]) -> None:
             line = match[1] + token
         else:
             part = m.pick(parts)
+            token = _near(m, part[0]) if way == "near" else token
             line = match[1] + match[2][: part.start()] + token + match[2][part.end() :]
         m.note(f"line {number + 1} = {shown(line)}")
         lines[number] = line
@@ -193,3 +194,12 @@ def _line_changed(m: Mutation, lines: list[bytes]) -> None:
         new = f"{m.pick(TEXTS)}{m.pick((': ', ':=', ' = '))}{m.pick(TEXTS)}".encode()
         m.note(f"new line {number + 1}: {shown(new)}")
         lines.insert(number, new)
+
+
+def _near(m: Mutation, old: bytes) -> bytes:
+    """Another number near the one that was there, or the same; another spelling of a word."""
+    try:
+        number = float(old)
+    except ValueError:
+        return m.pick((old.upper(), old.lower()))
+    return f"{number * m.pick((1.0, 0.9999, 1.01, 1.5)):g}".encode()

@@ -330,7 +330,8 @@ def _model(making: _Making) -> _Command:
     else:
         _change_weights(m, folder, named=way == "weights")
     if m.chance(0.1):
-        return _Command(("export", str(folder), "-o", making.out))
+        package = Path(making.out).with_name("package.zip")
+        return _Command(("export", str(folder), "-o", str(package)))
     scan = shutil.copy(making.samples.scan, making.given / "scan.nii.gz")
     return _predict(making, Path(scan), model=folder)
 
@@ -351,10 +352,11 @@ def _change_weights(m: Mutation, folder: Path, named: bool) -> None:
 def _weights_changed(m: Mutation, data: bytes) -> bytes:
     """A safetensors file: 8 bytes of length, a JSON header, numbers."""
     (length,) = struct.unpack("<Q", data[:8])
-    if m.chance(0.7):
+    if m.chance(0.3):
         header = json_changed(m, json.loads(data[8 : 8 + length]))
         return struct.pack("<Q", len(header)) + header + data[8 + length :]
-    return damaged(m, data, *m.pick(((0, 8), (8, 8 + length), (8 + length, len(data)))))
+    numbers = (8 + length, len(data))
+    return damaged(m, data, *m.pick(((0, 8), (8, 8 + length), numbers, numbers, numbers)))
 
 
 def _recipe(making: _Making) -> _Command:
@@ -379,7 +381,8 @@ def _package(making: _Making) -> _Command:
     """Its Python files stay sound: what is wrong with those is Python's to say, before the command runs."""
     m, members = making.m, dict(making.samples.package)
     data = {name: content for name, content in members.items() if not name.endswith(".py")}
-    way = m.pick(("manifest",) * 6 + ("network", "missing", "zip", "zip"))
+    # Whatever is changed in the manifest is refused by its checksum.
+    way = m.pick(("manifest", "manifest", "network", "missing", *("zip",) * 4))
     if way == "manifest":
         members["pipeline.json"] = json_changed(m, json.loads(members["pipeline.json"]))
     elif way == "zip":

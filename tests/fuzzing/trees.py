@@ -220,7 +220,18 @@ def _renamed(draft: _Draft, path: str, holder: Tree, key: Any) -> None:
         _near(draft, path, holder, key)
 
 
+def _reordered(draft: _Draft, path: str, holder: Tree, key: Any) -> None:
+    """An object with its names in another order, which means the same; lists keep theirs."""
+    unordered = holder if isinstance(holder, dict) else draft.tree
+    if isinstance(unordered, dict):
+        items = list(unordered.items())
+        draft.m.rng.shuffle(items)
+        unordered.clear()
+        unordered.update(items)
+        draft.m.note(f"what holds {path if unordered is holder else 'all'} in another order")
+
+
 _CHANGES: tuple[Callable[[_Draft, str, Tree, Any], None], ...] = (
     *(_replaced, _replaced, _replaced, _near, _near, _near, _near),
-    *(_without, _twice, _renamed),
+    *(_without, _twice, _renamed, _reordered, _reordered, _reordered),
 )

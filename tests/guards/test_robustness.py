@@ -19,6 +19,8 @@ from fuzzing.samples import Samples
 from zoomseg.io import bundle
 
 INPUTS = 300
+LEAST_DONE = 0.1
+"""Of the inputs of a kind: so many must be fit to be carried out."""
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +40,10 @@ def test_nothing_hostile_does_harm(kind: str, samples: Samples, runner: Runner, 
     seeds = [seed for seed in range(INPUTS) if kind_of(seed) == kind]
     found = list(outcomes(seeds, tmp_path, samples, runner))
     assert [o.told for o in found if o.violations] == []
-    # Else the samples themselves are refused, or nothing is hostile.
-    assert {0} < {o.ran.code for o in found} <= {0, 1, 2}
+    codes = [o.ran.code for o in found]
+    assert {0} < set(codes) <= {0, 1, 2}  # else nothing is hostile
+    # Else little more is tested than refusals: what is read must reach what computes, too.
+    assert codes.count(0) >= LEAST_DONE * len(codes)
 
 
 # --- each violation is noticed --------------------------------------------------------------------
