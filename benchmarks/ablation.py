@@ -150,7 +150,9 @@ def main(
     device: str,
 ) -> None:
     dataset, where = open_dataset(source), resolve(device)
-    split = training_run.choose_split(dataset, training_run.Job(folds=folds, fold=fold, seed=seed))
+    split = training_run.choose_split(
+        dataset, training_run.TrainingRequest(folds=folds, fold=fold, seed=seed)
+    )
     held_back = dataset.subset(split.validation)
     writable_directory(out)
     template = load.load("default")
@@ -159,7 +161,7 @@ def main(
     trained: dict[str, str] = {}
     with TrainingDisplay(Console(stderr=True)) as display:
         plan = training_run.plan_recipe(
-            dataset, split, template, where, display, training_run.Job(seconds=seconds, seed=seed)
+            dataset, split, template, where, display, training_run.TrainingRequest(seconds=seconds, seed=seed)
         )
     for name in ("default", *(row for row in ROWS if row != "default" and (not wanted or row in wanted))):
         recipe = plan.recipe if name == "default" else changed(plan.recipe, ROWS[name])
@@ -169,7 +171,7 @@ def main(
         folder = out / re.sub("[,']", "", name).replace(" ", "-")
         file = out / f"{folder.name}.yaml"
         write_text_atomic(file, load.dump(recipe))
-        wish = training_run.Job(str(file), seconds, seed=seed)
+        wish = training_run.TrainingRequest(str(file), seconds, seed=seed)
         with TrainingDisplay(Console(stderr=True)) as display:
             model = training_run.start(dataset.subset(split.train), folder, wish, where, display)
         scores[name] = score(model, held_back, folder / "validation", where)

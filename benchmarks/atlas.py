@@ -63,7 +63,7 @@ def dice(found: Tensor, reference: Tensor, schema_names: tuple[str, ...]) -> dic
 
 
 def cases(
-    dataset: Dataset, recipe: Recipe, targets: dict[str, stage_input.Scan | None]
+    dataset: Dataset, recipe: Recipe, targets: dict[str, stage_input.PreparedScan | None]
 ) -> Iterator[tuple[str, Volume, LabelMap]]:
     """What a library is built of, one scan in memory at a time but for the targets, which are kept."""
     for files in dataset.cases:
@@ -75,7 +75,7 @@ def cases(
 
 
 def run(
-    target: stage_input.Scan, library: AtlasLibrary
+    target: stage_input.PreparedScan, library: AtlasLibrary
 ) -> tuple[dict[str, dict[str, float]], dict[str, Seconds]]:
     """Dice by fusion and organ; seconds by step."""
     scores: dict[str, dict[str, float]] = {}
@@ -119,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     recipe = load(options.recipe)
     assert isinstance(recipe, Recipe)
-    targets: dict[str, stage_input.Scan | None] = dict.fromkeys(options.targets)
+    targets: dict[str, stage_input.PreparedScan | None] = dict.fromkeys(options.targets)
     library = AtlasLibrary.build(AtlasSpec(), cases(open_dataset(options.dataset), recipe, targets))
     results: dict[str, list[dict[str, float]]] = {fusion.kind: [] for fusion in FUSIONS}
     seconds: dict[str, list[Seconds]] = {}

@@ -36,8 +36,8 @@ from zoomseg.inference.predictor import as_network, cascade, trained_network
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_image
 from zoomseg.networks.build import laid_out
-from zoomseg.pipeline.sliding_window import Network
-from zoomseg.pipeline.stage_input import View
+from zoomseg.pipeline.sliding_window import StageNetwork
+from zoomseg.pipeline.stage_input import StageView
 from zoomseg.recipe.spec import Stage
 
 Array = npt.NDArray[np.float32]
@@ -64,7 +64,7 @@ def tiles_of(model: bundle.Bundle, scan: Path) -> list[Array]:
         answer[:, 0] = 1
         return answer
 
-    def network(view: View) -> Network:
+    def network(view: StageView) -> StageNetwork:
         if view.stage.name == last.name:
             return look_on
         return as_network(as_predicted(model, view.stage), device)

@@ -96,7 +96,9 @@ def table(taught: dict[str, Dataset], scores: dict[str, Evaluation], trained: di
 @click.option("--device", default="auto", show_default=True)
 def main(source: Path, out: Path, seconds: float, folds: int, fold: int, seed: int, device: str) -> None:
     dataset, where = open_dataset(source), resolve(device)
-    split = training_run.choose_split(dataset, training_run.Job(folds=folds, fold=fold, seed=seed))
+    split = training_run.choose_split(
+        dataset, training_run.TrainingRequest(folds=folds, fold=fold, seed=seed)
+    )
     taught = {
         "partly": dataset.subset(split.train),
         "complete": dataset.subset(complete_cases(dataset, split.train)),
@@ -104,7 +106,7 @@ def main(source: Path, out: Path, seconds: float, folds: int, fold: int, seed: i
     recipe = writable_directory(out) / "recipe.yaml"
     scores: dict[str, Evaluation] = {}
     for name, cases in taught.items():
-        wish = training_run.Job(str(recipe) if recipe.is_file() else None, seconds, seed=seed)
+        wish = training_run.TrainingRequest(str(recipe) if recipe.is_file() else None, seconds, seed=seed)
         with TrainingDisplay(Console(stderr=True)) as display:
             model = training_run.start(cases, out / name, wish, where, display)
         write_text_atomic(recipe, dump(model.recipe))

@@ -24,19 +24,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from scipy import ndimage
 
-from zoomseg.core import tiling
-from zoomseg.core.case import Case, Prior
 from zoomseg.anatomy.colours import organ_colours
+from zoomseg.core import tiling
+from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.region import Region
 from zoomseg.core.resample import resample, resample_labels
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.phantom import phantom_case
-from zoomseg.recipe.spec import BodyMask, BoxAround, DilatedForeground, RoiSpec
 from zoomseg.evaluation.attribution import BOUNDARY_MM, LOSSES, Attribution, Place, attribute
 from zoomseg.evaluation.figures import COLOURS, REGION_COLOUR
 from zoomseg.evaluation.html_report import PARTS
 from zoomseg.pipeline.roi import find_region
+from zoomseg.recipe.spec import BodyMask, BoxAround, DilatedForeground, RoiSpec
 
 Mask = npt.NDArray[np.bool_]
 
@@ -52,12 +52,12 @@ _TEXT = "#39434d"
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def coarse_prior(labels: LabelMap) -> Prior:
+def coarse_prior(labels: LabelMap) -> StagePrediction:
     """What a perfect coarse stage says: the reference on its grid."""
     grid = labels.grid.with_spacing(COARSE_MM)
     classes = resample_labels(labels, grid).data.long()
     certain = torch.nn.functional.one_hot(classes, labels.schema.classes).movedim(-1, 0).float()
-    return Prior(certain, grid, labels.schema.names, Region.whole(grid), "coarse")
+    return StagePrediction(certain, grid, labels.schema.names, Region.whole(grid), "coarse")
 
 
 def region_of(spec: RoiSpec, case: Case) -> Region:

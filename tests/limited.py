@@ -31,12 +31,12 @@ from zoomseg.core.errors import MemoryLimitError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import Volume
-from zoomseg.inference.memory_limits import Limits
+from zoomseg.inference.memory_limits import MemoryLimits
 from zoomseg.inference.predictor import Predictor, build_network
 from zoomseg.inference.resource_usage import highest_ram_mb
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
-from zoomseg.pipeline.sliding_window import Progress
+from zoomseg.pipeline.sliding_window import TileProgress
 
 SCHEMA = LabelSchema.consecutive([f"organ {n}" for n in range(40)])
 BUNDLED = Path(bundle.__file__).parents[1] / "models" / "abdomen-ct"
@@ -61,7 +61,7 @@ def untrained() -> Bundle:
 def predictor(model: str, precision: str, workspace: int) -> Predictor:
     device = Device(torch.device("cpu"), torch.bfloat16 if precision == "bfloat16" else None)
     model_ = untrained() if model == "untrained" else replace(bundle.load(BUNDLED), folder=None)
-    made = Predictor(model_, device, limits=Limits(device, 1), any_scan=True)  # noise is no CT
+    made = Predictor(model_, device, limits=MemoryLimits(device, 1), any_scan=True)  # noise is no CT
     if workspace:
         for name, network in made._networks.items():
             made._networks[name] = partial(hungry, network, workspace)
@@ -90,7 +90,7 @@ def least(made: Predictor) -> int:
     """The limit under which the scan is just accepted: raised to what each refusal asks for."""
     last, before = made.bundle.recipe.stages[-1].name, 0
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: TileProgress) -> None:
         if progress.stage == last:
             raise ReachedError
 
@@ -105,7 +105,9 @@ def least(made: Predictor) -> int:
             return made.limits.ram
 
 
-def predict(made: Predictor, tell: Callable[[Progress], None] = lambda progress: None) -> dict[str, object]:
+def predict(
+    made: Predictor, tell: Callable[[TileProgress], None] = lambda progress: None
+) -> dict[str, object]:
     grid = Grid.from_spacing((160, 160, 128), (1.0, 1.0, 1.0))
     made.admit(grid, 2 * grid.box.voxels, keep=False)
     result = made.predict(Case("a", scan()), keep=False, tell=tell)

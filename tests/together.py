@@ -30,8 +30,8 @@ from zoomseg.training.data.patches import Batch, PatchSource
 from zoomseg.training.distributed import ALONE, Processes, joined
 from zoomseg.training.log import Silent
 from zoomseg.training.loop import Settings, Split
-from zoomseg.training.stage_group import Unit
-from zoomseg.training.training_run import Job
+from zoomseg.training.stage_group import StageGroup
+from zoomseg.training.training_run import TrainingRequest
 
 WORLD = 2
 STEPS = 3
@@ -156,7 +156,7 @@ def training(
 def _in_float64() -> Iterator[None]:
     """Networks and losses in float64. A later stage reads stored answers of the earlier one, rounded so
     coarsely that in float32 the last bits of a weight would decide about whole levels."""
-    build, forward = loop.build_network, Unit.forward
+    build, forward = loop.build_network, StageGroup.forward
 
     def build_double(*args: Any) -> nn.Module:
         network = build(*args).double()
@@ -169,7 +169,7 @@ def _in_float64() -> Iterator[None]:
 
     with (
         mock.patch.object(loop, "build_network", build_double),
-        mock.patch.object(Unit, "forward", forward_double),
+        mock.patch.object(StageGroup, "forward", forward_double),
     ):
         yield
 
@@ -213,7 +213,7 @@ def _decided(data: Path, out: Path, processes: Processes) -> None:
     path = out.with_name(f"recipe-{processes.rank}.yaml")
     if processes.first:
         path.write_text(dump(recipe(True)))
-    wish = Job(str(path), folds=4, fold=2, seed=5)
+    wish = TrainingRequest(str(path), folds=4, fold=2, seed=5)
     with mock.patch.object(loop, "STEPS_PER_EPOCH", 1):
         training_run.start(open_dataset(data), out, wish, CPU, Silent(), processes)
         made = training_run.resume(open_dataset(data), out, CPU, Silent(), epochs=5, processes=processes)

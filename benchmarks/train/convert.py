@@ -24,7 +24,7 @@ from zoomseg.datasets.layouts import CaseFiles, Dataset, open_dataset
 from zoomseg.io.files import writable_directory, write_json_atomic, writing
 from zoomseg.io.scans import scan_suffix, write_array
 from zoomseg.training.loop import Split
-from zoomseg.training.training_run import Job, choose_split
+from zoomseg.training.training_run import TrainingRequest, choose_split
 
 SUFFIX = ".nii.gz"
 
@@ -110,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         dataset = open_dataset(options.dataset)
-        split = choose_split(dataset, Job(folds=options.folds, fold=options.fold))
+        split = choose_split(dataset, TrainingRequest(folds=options.folds, fold=options.fold))
         if options.for_nnunet:
             require_full_annotation(dataset, split.train)
         convert(dataset, split, options.out)

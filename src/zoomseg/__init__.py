@@ -67,10 +67,10 @@ def train(
         DatasetError, ModelError, RecipeError, TrainingError: what is wrong, in one line.
     """
     from zoomseg.api import train_model
-    from zoomseg.training.training_run import Job
+    from zoomseg.training.training_run import TrainingRequest
 
     initial = None if init is None else Path(init)
-    job = Job(recipe, seconds, epochs, folds, fold, seed, initial)
+    job = TrainingRequest(recipe, seconds, epochs, folds, fold, seed, initial)
     return train_model(Path(dataset), Path(out), job, resume, device)
 
 

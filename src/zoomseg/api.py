@@ -9,12 +9,12 @@ from os import PathLike
 from pathlib import Path
 
 from zoomseg.backends.device import Device, resolve
-from zoomseg.core.case import Case, Prior
+from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import open_dataset
-from zoomseg.inference.confidence import summed_up
-from zoomseg.inference.memory_limits import Limits
+from zoomseg.inference.confidence import organ_rows_of
+from zoomseg.inference.memory_limits import MemoryLimits
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow
 from zoomseg.io import bundle
@@ -32,7 +32,7 @@ class Result:
 
     labels: LabelMap
     schema: LabelSchema
-    probabilities: Prior | None
+    probabilities: StagePrediction | None
     summary: Sequence[OrganRow]
     seconds: Mapping[str, float]
     notes: Sequence[str] = ()
@@ -62,7 +62,7 @@ class Model:
         found = self._predictor.predict(case, chosen)
         model = self._predictor.bundle
         organs = "all" if chosen is None else chosen
-        rows = summed_up(case.id, found, case.image, model.calibration, organs, model.domain)
+        rows = organ_rows_of(case.id, found, case.image, model.calibration, organs, model.domain)
         for note in found.notes:
             warnings.warn(f"{case.id}: {note}", stacklevel=2)
         return Result(found.labels, self.schema, found.probabilities, rows, found.seconds, found.notes)
@@ -80,10 +80,10 @@ def load_model(path: Path, device: str) -> Model:
 
 
 def _ready(trained: bundle.Bundle, device: Device) -> Model:
-    return Model(Predictor(trained, device, limits=Limits(device, "free")))
+    return Model(Predictor(trained, device, limits=MemoryLimits(device, "free")))
 
 
-def train_model(dataset: Path, out: Path, job: jobs.Job, resume: bool, device: str) -> Model:
+def train_model(dataset: Path, out: Path, job: jobs.TrainingRequest, resume: bool, device: str) -> Model:
     data, where = open_dataset(dataset), resolve(device)
     if resume:
         trained = jobs.resume(data, out, where, Silent(), job.seconds, job.epochs)

@@ -9,7 +9,7 @@ from tiny import CPU, tiny_case
 from untrained import untrained_bundle
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.inference.memory_limits import Limits
+from zoomseg.inference.memory_limits import MemoryLimits
 from zoomseg.inference.predictor import Predictor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -29,6 +29,6 @@ def test_labels_are_the_cpu_s(keep: bool) -> None:
 def test_a_limit_of_gpu_memory_is_kept() -> None:
     gpu = Device(torch.device("cuda"), None)
     torch.cuda.reset_peak_memory_stats()
-    predictor = Predictor(untrained_bundle(3), gpu, limits=Limits(gpu, vram=1 << 30))
+    predictor = Predictor(untrained_bundle(3), gpu, limits=MemoryLimits(gpu, vram=1 << 30))
     predictor.predict(Case("a", tiny_case(0)[0]), keep=False)
     assert torch.cuda.max_memory_allocated() < 1 << 30

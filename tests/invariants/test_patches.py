@@ -18,7 +18,7 @@ from zoomseg.core.resample import resample_data
 from zoomseg.io.cache import ChunkedArray, write_array
 from zoomseg.recipe.load import from_dict
 from zoomseg.recipe.spec import Augmentation, Recipe, Stage
-from zoomseg.training.data.packed_cases import Packed, StoredPrior
+from zoomseg.training.data.packed_cases import PackedCase, StoredPrior
 from zoomseg.training.data.patches import Batch, PatchSource
 from zoomseg.training.data.sampler import Candidates, list_candidates
 
@@ -75,12 +75,12 @@ def packed(
     labels: np.ndarray,
     box: Box | None = None,
     priors: dict[str, StoredPrior] | None = None,
-) -> Packed:
+) -> PackedCase:
     """A case as ``training.data.packed_cases`` stores it, in full precision; ``image`` and ``labels`` lie on
     ``grid``."""
     box = box or grid.box
     candidates = list_candidates(labels[box.slices], None, box.start, np.random.default_rng(0))
-    return Packed(
+    return PackedCase(
         "case",
         grid,
         box,
@@ -93,7 +93,9 @@ def packed(
     )
 
 
-def drawn(made: Recipe, packs: dict[str, Packed], schemas: dict[str, LabelSchema], count: int) -> list[Batch]:
+def drawn(
+    made: Recipe, packs: dict[str, PackedCase], schemas: dict[str, LabelSchema], count: int
+) -> list[Batch]:
     stages: Sequence[Stage] = [s for s in made.stages if s.name in packs]
     source = PatchSource(made, stages, {n: [p] for n, p in packs.items()}, schemas)
     return [source.draw(1, np.random.default_rng(seed)) for seed in range(count)]

@@ -15,7 +15,7 @@ from lattices import boxes_in, masks, shapes
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import Stitcher, Tiling, cover, tent
+from zoomseg.core.tiling import TileAggregator, Tiling, cover, tent
 
 
 @st.composite
@@ -41,7 +41,7 @@ def answered(tiling: Tiling, box: Box) -> torch.Tensor:
     return count
 
 
-def stitched(stitcher: Stitcher, tiling: Tiling, answer: Callable[[Tile], Tensor]) -> Tensor:
+def stitched(stitcher: TileAggregator, tiling: Tiling, answer: Callable[[Tile], Tensor]) -> Tensor:
     """Row by row, as a prediction does it."""
     slabs = []
     for k, row in tiling.rows:
@@ -104,7 +104,7 @@ def test_neighbours_share_the_overlap_they_were_asked_for(case: tuple) -> None:
 def test_constant_in_constant_out(case: tuple, value: float, weighting: str) -> None:
     region, tiling, *_ = case
     inner = tiling.tiles[0].inner.shape
-    stitcher = Stitcher(2, region.box, tent(inner) if weighting == "tent" else torch.ones(inner))
+    stitcher = TileAggregator(2, region.box, tent(inner) if weighting == "tent" else torch.ones(inner))
     out = stitched(stitcher, tiling, lambda tile: torch.full((2, *inner), value))
     seen = answered(tiling, region.box) > 0
     assert torch.allclose(out[:, seen], torch.tensor(value), rtol=1e-5, atol=1e-7)
@@ -118,7 +118,7 @@ def test_cut_into_tiles_and_stitched_is_identity(case: tuple, seed: int) -> None
     inner = tiling.tiles[0].inner.shape
     box = tiling.outer.union(region.box)
     field = torch.rand((3, *box.shape), generator=torch.Generator().manual_seed(seed))
-    stitcher = Stitcher(3, region.box, tent(inner))
+    stitcher = TileAggregator(3, region.box, tent(inner))
     out = stitched(
         stitcher, tiling, lambda tile: field[(slice(None), *tile.inner.relative_to(box.start).slices)]
     )

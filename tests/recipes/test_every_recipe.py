@@ -11,7 +11,7 @@ from shrunk import shrunk
 from tiny import CPU, tiny_case, tiny_dataset
 from zoomseg.core.case import Case
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.inference.predictor import Predictor, Result
+from zoomseg.inference.predictor import Prediction, Predictor
 from zoomseg.io import bundle
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import load, names
@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("tiny"))
 
 
-def trained(recipe: Recipe, data: Dataset, out: Path) -> tuple[list[Row], Result]:
+def trained(recipe: Recipe, data: Dataset, out: Path) -> tuple[list[Row], Prediction]:
     watch = _Rows()
     loop.train(data, loop.Split(data.ids, ()), recipe, out, loop.Settings(CPU, seed=5), watch)
     image, _ = tiny_case(seed=9)

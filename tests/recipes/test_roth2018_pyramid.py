@@ -27,7 +27,7 @@ from zoomseg.recipe.spec import (
 from zoomseg.training import loop
 from zoomseg.training.data.patches import Batch, PatchSource
 from zoomseg.training.log import Silent
-from zoomseg.training.stage_group import Unit
+from zoomseg.training.stage_group import StageGroup
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def pyramid(data: Dataset, levels: int) -> Recipe:
     return small.model_copy(update={"stages": (lowest, first, second), "train_together": (names,)})
 
 
-def one_batch(recipe: Recipe, data: Dataset, out: Path, names: tuple[str, ...]) -> tuple[Unit, Batch]:
+def one_batch(recipe: Recipe, data: Dataset, out: Path, names: tuple[str, ...]) -> tuple[StageGroup, Batch]:
     run = loop._Run(data, loop.Split(data.ids, ()), recipe, out, loop.Settings(CPU), Silent())
     unit = run._unit(0, names)
     source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)

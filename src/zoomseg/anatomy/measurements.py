@@ -19,7 +19,7 @@ NO_SIDES: Sides = ((False, False),) * 3
 
 
 @dataclass(frozen=True)
-class Found:
+class OrganMeasurement:
     """One organ on the scan's own grid. Intensities are those of the first channel."""
 
     voxels: int
@@ -41,7 +41,9 @@ class Found:
         return any(itertools.chain(*self.cut))
 
 
-def measure(case_id: str, labels: LabelMap, image: Volume, organs: Iterable[str]) -> dict[str, Found]:
+def measure(
+    case_id: str, labels: LabelMap, image: Volume, organs: Iterable[str]
+) -> dict[str, OrganMeasurement]:
     """The organs of these that a label map has, on the image's grid.
 
     Raises:
@@ -61,7 +63,9 @@ def measure(case_id: str, labels: LabelMap, image: Volume, organs: Iterable[str]
     }
 
 
-def _measured(own: npt.NDArray[np.bool_], values: npt.NDArray[np.number[Any]], box: Box, grid: Grid) -> Found:
+def _measured(
+    own: npt.NDArray[np.bool_], values: npt.NDArray[np.number[Any]], box: Box, grid: Grid
+) -> OrganMeasurement:
     """Of an organ's voxels and the intensities in its box."""
     as_they_lie = np.argsort(own.strides)[::-1]
     inside = values.transpose(as_they_lie)[own.transpose(as_they_lie)]
@@ -69,7 +73,7 @@ def _measured(own: npt.NDArray[np.bool_], values: npt.NDArray[np.number[Any]], b
     centre = [float(np.average(np.arange(len(n)), weights=n)) for n in along]
     mean = float(inside.sum(dtype=np.float64)) / len(inside)
     centroid = grid.world(np.array(centre) + np.array(box.start))
-    return Found(
+    return OrganMeasurement(
         len(inside),
         len(inside) * grid.voxel_volume_ml,
         mean,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from zoomseg.anatomy.measurements import Found
+from zoomseg.anatomy.measurements import OrganMeasurement
 from zoomseg.anatomy.organ_names import find_organ, organ_words
 from zoomseg.core.labels import LabelSchema
 
@@ -41,7 +41,9 @@ _ABOVE: tuple[tuple[str, str], ...] = (
 """Pairs that lie so in everybody, whole organs given. A kidney is both of them: all that there are."""
 
 
-def plausibility_flags(schema: LabelSchema, found: Mapping[str, Found]) -> dict[str, tuple[str, ...]]:
+def plausibility_flags(
+    schema: LabelSchema, found: Mapping[str, OrganMeasurement]
+) -> dict[str, tuple[str, ...]]:
     """Flags of the organs that do not lie where they can, by organ; those that do are left out.
 
     Args:
@@ -72,7 +74,7 @@ def _called(organ: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if find_organ(name, table) is not None]
 
 
-def _before(one: Found, other: Found, axis: int) -> bool:
+def _before(one: OrganMeasurement, other: OrganMeasurement, axis: int) -> bool:
     """Whether one organ's middle lies before another's for certain, along a canonical axis: nothing that the
     scan cut off can move the one up, nor the other one down."""
     if one.cut[axis][1] or other.cut[axis][0]:

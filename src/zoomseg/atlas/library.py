@@ -25,7 +25,7 @@ from torch import Tensor
 
 from zoomseg.atlas import register as registration
 from zoomseg.atlas.fuse import fuse
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import DatasetError, GeometryError, LabelError, ModelError, ZoomSegError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
@@ -125,7 +125,7 @@ class AtlasLibrary:
         cache: Path | None = None,
         on_warning: Callable[[str], None] = lambda message: None,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Prior:
+    ) -> StagePrediction:
         """Register the chosen atlases to a scan and fuse their labels.
 
         Args:
@@ -151,7 +151,7 @@ class AtlasLibrary:
         known = None if file is None else _read_fused(file, (self.schema.classes, *grid.shape))
         if known is not None:
             progress(len(atlases) + 1, len(atlases) + 1)
-            return Prior(known, grid, self.schema.names, Region.whole(grid), ATLAS)
+            return StagePrediction(known, grid, self.schema.names, Region.whole(grid), ATLAS)
         images, labels = [], []
         for done, atlas in enumerate(atlases, start=1):
             try:
@@ -172,7 +172,7 @@ class AtlasLibrary:
         if file is not None and len(images) == len(atlases):  # else the warning must come again
             write_bytes_atomic(file, safetensors.save({"probabilities": probabilities.contiguous()}))
         progress(len(atlases) + 1, len(atlases) + 1)
-        return Prior(probabilities, grid, self.schema.names, Region.whole(grid), ATLAS)
+        return StagePrediction(probabilities, grid, self.schema.names, Region.whole(grid), ATLAS)
 
     def save(self, folder: Path) -> None:
         """Write the library; ``load`` reads it back as it is.

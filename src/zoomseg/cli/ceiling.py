@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from zoomseg.backends.device import Device
     from zoomseg.datasets.layouts import Dataset
-    from zoomseg.evaluation.upper_bound import Ceiling
+    from zoomseg.evaluation.upper_bound import UpperBound
     from zoomseg.recipe.spec import Recipe
 
 
@@ -62,7 +62,7 @@ def _resolve(data: Dataset, recipe: str, device: Device, notes: Console) -> Reci
 
     wanted = load(recipe)
     with TrainingDisplay(notes) as display:
-        split = training_run.choose_split(data, training_run.Job(recipe))
+        split = training_run.choose_split(data, training_run.TrainingRequest(recipe))
         resolved = training_run.resolve_recipe(data, split, wanted, device, display)
     missing = upper_bound.check(resolved, data)
     if missing:
@@ -72,7 +72,7 @@ def _resolve(data: Dataset, recipe: str, device: Device, notes: Console) -> Reci
 
 def _measure(
     data: Dataset, recipe: Recipe, cases: int | None, device: Device, notes: Console
-) -> tuple[list[Ceiling], int]:
+) -> tuple[list[UpperBound], int]:
     """All rows, and the number of cases that failed."""
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -80,7 +80,7 @@ def _measure(
     from zoomseg.core.interrupts import ending
     from zoomseg.evaluation.upper_bound import measure
 
-    rows: list[Ceiling] = []
+    rows: list[UpperBound] = []
     done = failed = 0
     chosen = [case for case in data.cases if case.labels is not None][:cases]
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
@@ -98,7 +98,7 @@ def _measure(
     return rows, failed
 
 
-def _table(rows: list[Ceiling]) -> Table:
+def _table(rows: list[UpperBound]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text

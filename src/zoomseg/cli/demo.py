@@ -130,7 +130,9 @@ def _train(dataset: Path, model: Path, recipe: Path, seconds: float | None, note
             if (model / "training" / "job.json").is_file():
                 training_run.resume(data, model, device, display)
             else:
-                training_run.start(data, model, training_run.Job(str(recipe), seconds), device, display)
+                training_run.start(
+                    data, model, training_run.TrainingRequest(str(recipe), seconds), device, display
+                )
     except InterruptedTrainingError as error:
         raise InterruptedTrainingError(f"stopped; {GO_ON}") from error
 
@@ -138,17 +140,17 @@ def _train(dataset: Path, model: Path, recipe: Path, seconds: float | None, note
 def _predict(scans: Path, out: Path, model: Path, notes: Console) -> None:
     from zoomseg.backends.device import resolve
     from zoomseg.core.errors import ScanError
-    from zoomseg.inference.batch import Done, Failed
+    from zoomseg.inference.batch import Failed, Segmented
     from zoomseg.inference.outputs import segment_to_folder
     from zoomseg.inference.predictor import Predictor
     from zoomseg.io import bundle
     from zoomseg.io.scans import find_scans
 
     found = find_scans(scans)
-    finished: list[Done | Failed] = []
+    finished: list[Segmented | Failed] = []
     with _bar(notes, "Segmenting", len(found)) as done:
 
-        def count(outcome: Done | Failed) -> None:
+        def count(outcome: Segmented | Failed) -> None:
             finished.append(outcome)
             done(len(finished))
 

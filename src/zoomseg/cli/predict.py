@@ -81,8 +81,8 @@ def command(
     from zoomseg.core.errors import ScanError, quoted
     from zoomseg.core.interrupts import ending
     from zoomseg.inference import atlas_priors
-    from zoomseg.inference.batch import Beside
-    from zoomseg.inference.memory_limits import Limits, parse_bytes
+    from zoomseg.inference.batch import ExtraOutputs
+    from zoomseg.inference.memory_limits import MemoryLimits, parse_bytes
     from zoomseg.inference.outputs import segment_to_folder
     from zoomseg.inference.predictor import Predictor
     from zoomseg.inference.summary import OrganRow, least_certain
@@ -106,7 +106,7 @@ def command(
     where = resolve(device)
     ram: int | Literal["free"] = "free" if max_ram is None else parse_bytes(max_ram)
     vram = None if max_vram is None else parse_bytes(max_vram)
-    predictor = Predictor(trained, where, atlas_of, Limits(where, ram, vram), others, any_scan)
+    predictor = Predictor(trained, where, atlas_of, MemoryLimits(where, ram, vram), others, any_scan)
     chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
     writable_directory(out)
     rows: list[OrganRow] = []
@@ -123,7 +123,7 @@ def command(
             display.settle,
             display.tell,
             ahead,
-            Beside(keep_stages, dicom, seg_nrrd),
+            ExtraOutputs(keep_stages, dicom, seg_nrrd),
             rows.extend,
             notes,
         )

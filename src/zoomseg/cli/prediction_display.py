@@ -14,8 +14,8 @@ from rich.text import Text
 
 from zoomseg.core.errors import quoted
 from zoomseg.core.memory import spoken
-from zoomseg.inference.batch import Done, Failed
-from zoomseg.pipeline.sliding_window import Progress
+from zoomseg.inference.batch import Failed, Segmented
+from zoomseg.pipeline.sliding_window import TileProgress
 
 PLAIN_EVERY_SECONDS = 10.0
 """Pause between lines within a stage where output is not a terminal."""
@@ -49,34 +49,34 @@ class PredictionDisplay:
     ) -> None:
         self._bars.stop()
 
-    def tell(self, case: str, progress: Progress) -> None:
+    def tell(self, case: str, progress: TileProgress) -> None:
         """How many tiles of a stage are done."""
         if self._verbose:
             self._show(case, progress, "tiles")
 
     def register(self, case: str, done: int, total: int) -> None:
         """How far a scan's atlases are; shown to everybody, as they take minutes."""
-        self._show(case, Progress("registering atlases", done, total), "steps")
+        self._show(case, TileProgress("registering atlases", done, total), "steps")
 
     def warn(self, message: str) -> None:
         """Something is left out, and the scan is segmented all the same."""
         self._line(Text(quoted(message, SHOWN), style="yellow"))
 
-    def _show(self, case: str, progress: Progress, unit: str) -> None:
+    def _show(self, case: str, progress: TileProgress, unit: str) -> None:
         if self._console.is_terminal:
             self._move(case, progress)
         elif progress.done == progress.tiles or time.monotonic() - self._last_line > PLAIN_EVERY_SECONDS:
             self._last_line = time.monotonic()
             self._line(Text(f"{case}  {progress.stage}  {progress.done} of {progress.tiles} {unit}"))
 
-    def _move(self, case: str, progress: Progress) -> None:
+    def _move(self, case: str, progress: TileProgress) -> None:
         if self._stage != (case, progress.stage):
             self._stage = (case, progress.stage)
             title = escape(f"{case}  {progress.stage}")
             self._bars.reset(self._tiles, description=title, total=progress.tiles, visible=True)
         self._bars.update(self._tiles, completed=progress.done, visible=progress.done < progress.tiles)
 
-    def settle(self, outcome: Done | Failed) -> None:
+    def settle(self, outcome: Segmented | Failed) -> None:
         """A scan is done with."""
         if isinstance(outcome, Failed):
             why = quoted(f"{outcome.case}: {outcome.reason}", SHOWN)
@@ -93,7 +93,7 @@ class PredictionDisplay:
         self._console.print(what, highlight=False, soft_wrap=True)
 
 
-def costs(done: Done) -> tuple[Table, Text]:
+def costs(done: Segmented) -> tuple[Table, Text]:
     """What a scan took, step by step, and of memory."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("step")

@@ -98,7 +98,7 @@ def _planned(name: str, dataset: Path, device: str, seconds: float | None) -> Pl
             f"recipe '{recipe.name}' has all its numbers, so nothing is planned for a data set; leave --for "
             "out to print them, or name a recipe that is planned, such as default"
         )
-    data, wish = open_dataset(dataset), training_run.Job(name, seconds)
+    data, wish = open_dataset(dataset), training_run.TrainingRequest(name, seconds)
     with TrainingDisplay(Console(stderr=True)) as display:
         return training_run.plan_recipe(
             data, training_run.choose_split(data, wish), recipe, resolve(device), display, wish

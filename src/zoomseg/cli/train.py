@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from zoomseg.training.training_run import Job
+    from zoomseg.training.training_run import TrainingRequest
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
@@ -119,7 +119,7 @@ def command(
     data = open_dataset(dataset)
     known = tuple(str(model) for teacher in teachers for model in models_in(teacher))
     if fold is None or (resume and cross_validation.is_begun(out)):
-        wish = training_run.Job(recipe, time_budget, epochs, seed=seed, init=init, teachers=known)
+        wish = training_run.TrainingRequest(recipe, time_budget, epochs, seed=seed, init=init, teachers=known)
         return _train_all(dataset, out, None if resume else folds, wish, device)
     with joined() as processes:
         where = devices.resolve(processes.device(device))
@@ -128,7 +128,9 @@ def command(
             if resume:
                 model = training_run.resume(data, out, where, display, time_budget, epochs, processes)
             else:
-                wish = training_run.Job(recipe, time_budget, epochs, folds, fold, seed, init, teachers=known)
+                wish = training_run.TrainingRequest(
+                    recipe, time_budget, epochs, folds, fold, seed, init, teachers=known
+                )
                 model = training_run.start(data, out, wish, where, display, processes)
     if not processes.first:
         return 0
@@ -139,7 +141,7 @@ def command(
     return 0
 
 
-def _train_all(dataset: Path, out: Path, count: int | None, wish: Job, device: str) -> int:
+def _train_all(dataset: Path, out: Path, count: int | None, wish: TrainingRequest, device: str) -> int:
     """All folds, one after the other; ``count`` None: those of the cross-validation that is there. What is
     finished is not done again."""
     from rich.console import Console
@@ -190,7 +192,7 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     from zoomseg.datasets.layouts import open_dataset
     from zoomseg.evaluation.calibration import calibrate, scored
     from zoomseg.evaluation.evaluate import evaluate
-    from zoomseg.inference.batch import Beside, Done, Outcome
+    from zoomseg.inference.batch import ExtraOutputs, Outcome, Segmented
     from zoomseg.inference.outputs import segment_to_folder
     from zoomseg.inference.predictor import Predictor
     from zoomseg.inference.summary import OrganRow
@@ -203,11 +205,13 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     model = bundle.load(out)
     predictor = Predictor(replace(model, calibration=None), resolve(device), any_scan=True)
     rows: list[OrganRow] = []
-    beside = Beside(stages=True)
+    beside = ExtraOutputs(stages=True)
     promised: dict[tuple[str, str], float] = {}
 
     def keep(outcome: Outcome) -> None:
-        if isinstance(outcome, Done):  # as the probabilities have it, before what the scan is like lowers it
+        if isinstance(
+            outcome, Segmented
+        ):  # as the probabilities have it, before what the scan is like lowers it
             promised.update({(outcome.case, name): dice for name, dice in outcome.result.confidence.items()})
 
     with ending(lambda: f"the model in {out} is complete, its validation is not; --resume validates it"):

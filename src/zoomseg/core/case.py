@@ -33,7 +33,7 @@ class Case:
 
 
 @dataclass(frozen=True, eq=False)
-class Prior:
+class StagePrediction:
     """A finished stage's answer: probabilities ``[1 + len(labels), I, J, K]`` (channel 0 = background)
     on ``grid`` (the box of the stage grid that the stage computed), the region it answered for, and
     the stage that said so. Outside ``grid`` the prior is background."""
@@ -55,7 +55,7 @@ class Prior:
         it, but what they say there was never asked, and need not be any good."""
         return self.region.on(self.grid).mask_in(self.grid.box)
 
-    def to(self, device: torch.device) -> Prior:
+    def to(self, device: torch.device) -> StagePrediction:
         """With its probabilities there."""
         return replace(self, probabilities=self.probabilities.to(device))
 

@@ -72,7 +72,7 @@ def place(
                 yield Tile(answered.expand(halo), answered)
 
 
-def tent(shape: Index3) -> Float32Array:
+def importance_map(shape: Index3) -> Float32Array:
     """Stitching weights: highest in the middle, never zero, separable ``[I, J, K]``."""
     sides: list[Float32Array] = [
         np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32) / np.float32((n + 1) // 2)

@@ -76,11 +76,11 @@ def cover(region: Region, tile: Index3, halo: Index3, overlap: float) -> Tiling:
 
 
 def tent(shape: Index3) -> Tensor:
-    """``core.placing.tent`` as a tensor."""
-    return torch.from_numpy(placing.tent(shape))
+    """``core.placing.importance_map`` as a tensor."""
+    return torch.from_numpy(placing.importance_map(shape))
 
 
-class Stitcher:
+class TileAggregator:
     """Weighted mean of overlapping tiles' probabilities ``[C, ...]`` over ``box``, for tiles that come in the
     order of their first k. No more planes are held than a tile has.
 

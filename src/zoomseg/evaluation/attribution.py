@@ -23,7 +23,7 @@ from zoomseg.core.labels import IGNORE
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.evaluation.metrics import Mask, distance_to, union_box
 from zoomseg.inference import stage_outputs
-from zoomseg.inference.stage_outputs import KeptCase
+from zoomseg.inference.stage_outputs import CaseStageOutputs
 from zoomseg.io.scans import check_same_grid, read_label_values
 
 BOUNDARY_MM = 2.0
@@ -170,7 +170,7 @@ def read_region(folder: Path, case: str, organ: str, grid: Grid) -> Mask | None:
 class _Stages:
     """The files of a case in a ``stages`` folder."""
 
-    def __init__(self, folder: Path, case: str, about: KeptCase, grid: Grid) -> None:
+    def __init__(self, folder: Path, case: str, about: CaseStageOutputs, grid: Grid) -> None:
         self._folder, self._case, self._about, self._grid = folder, case, about, grid
         self._shown: dict[str, frozenset[int]] = {}
         """Values in a stage's own label map."""

@@ -32,7 +32,7 @@ WORKERS = 2
 
 PICTURED_CASES = 6
 
-Progress = Callable[[str, int, int], None]
+OnCaseScored = Callable[[str, int, int], None]
 """Called with (case id, cases done, cases in all) after each case."""
 
 
@@ -46,7 +46,7 @@ def evaluate(
     images: Path | Dataset | None = None,
     training_log: Path | None = None,
     provenance: Mapping[str, object] | None = None,
-    progress: Progress | None = None,
+    progress: OnCaseScored | None = None,
 ) -> Evaluation:
     """Score every case that has a prediction and a reference, and write the results to ``out``.
 
@@ -106,7 +106,7 @@ def write_all(
 
 
 def _score_all(
-    pairs: Pairs, tolerance_mm: float, progress: Progress | None
+    pairs: Pairs, tolerance_mm: float, progress: OnCaseScored | None
 ) -> tuple[list[CaseResult], list[Failure]]:
     done: dict[str, CaseResult | Failure] = {}
     with ThreadPoolExecutor(WORKERS) as pool:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from zoomseg.atlas.library import atlas_grid
 from zoomseg.backends.device import Device
-from zoomseg.core.case import Case, Prior
+from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
@@ -35,12 +35,12 @@ from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference.atlas_priors import AtlasOf
-from zoomseg.inference.predictor import Result, cascade, check_tile, input_channels
+from zoomseg.inference.predictor import Prediction, cascade, check_tile, input_channels
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.pipeline import fusion
 from zoomseg.pipeline.grid import stage_grid
-from zoomseg.pipeline.sliding_window import Network, NetworkOf
-from zoomseg.pipeline.stage_input import Scan, View
+from zoomseg.pipeline.sliding_window import StageNetwork, StageNetworkOf
+from zoomseg.pipeline.stage_input import PreparedScan, StageView
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, AtlasSpec, FixedShape, Recipe, RoiSpec, Stage
 from zoomseg.training.data.packed_cases import stage_labels
@@ -49,7 +49,7 @@ Place = Literal["", "candidate region", "box"]
 
 
 @dataclass(frozen=True)
-class Ceiling:
+class UpperBound:
     """One organ of one case. ``dice + grid + region + other`` is 1."""
 
     case: str
@@ -70,11 +70,11 @@ class Ceiling:
     """Share of the reference's voxels outside the region."""
 
 
-def oracle(reference: LabelMap) -> NetworkOf:
+def oracle(reference: LabelMap) -> StageNetworkOf:
     """Networks that are certain of the reference (canonical orientation), sampled on the tile; beyond the
     scan its edge goes on, as the image does."""
 
-    def network_of(view: View) -> Network:
+    def network_of(view: StageView) -> StageNetwork:
         labels = graph.resolve_labels(view.stage, reference.schema)
 
         def compute(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
@@ -89,11 +89,11 @@ def oracle(reference: LabelMap) -> NetworkOf:
 def atlas_oracle(spec: AtlasSpec) -> AtlasOf:
     """The reference as the atlas prior, on the atlas's grid."""
 
-    def atlas_of(scan: Scan) -> Prior:
+    def atlas_of(scan: PreparedScan) -> StagePrediction:
         assert scan.labels is not None
         grid = atlas_grid(scan.grid, spec)
         names = scan.labels.schema.names
-        return Prior(_certain(scan.labels, names, grid), grid, names, Region.whole(grid), ATLAS)
+        return StagePrediction(_certain(scan.labels, names, grid), grid, names, Region.whole(grid), ATLAS)
 
     return atlas_of
 
@@ -140,7 +140,7 @@ def check(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
     return tuple(organ for organ in dataset.schema.names if organ not in answered)
 
 
-def best(case: Case, recipe: Recipe, device: Device) -> Result:
+def best(case: Case, recipe: Recipe, device: Device) -> Prediction:
     """What an expanded recipe says of a labelled case if all its networks, and the atlas, are right.
 
     Raises:
@@ -153,7 +153,7 @@ def best(case: Case, recipe: Recipe, device: Device) -> Result:
     return cascade(case, recipe, reference.schema, oracle(reference), device, atlas_of=atlas_of)
 
 
-def measure(case: Case, recipe: Recipe, device: Device) -> tuple[Ceiling, ...]:
+def measure(case: Case, recipe: Recipe, device: Device) -> tuple[UpperBound, ...]:
     """The ceiling of an expanded recipe on a labelled case. Organs that the case's reference does not show,
     or that were not drawn in it, are left out.
 
@@ -169,12 +169,12 @@ def measure(case: Case, recipe: Recipe, device: Device) -> tuple[Ceiling, ...]:
     shown = [o for o in last if o in reached and (case.annotated is None or o in case.annotated)]
     stages = {last[organ].name: last[organ] for organ in shown}
     parts = {name: _part(stage, result.priors.get(name), reference) for name, stage in stages.items()}
-    rows: list[Ceiling] = []
+    rows: list[UpperBound] = []
     for organ in shown:
         stage, part = last[organ], parts[last[organ].name]
         on_grid, in_region = part.on_grid[organ], part.in_region[organ]
         rows.append(
-            Ceiling(
+            UpperBound(
                 case.id,
                 organ,
                 stage.name,
@@ -200,7 +200,7 @@ class _Part:
     outside: Mapping[str, float]
 
 
-def _part(stage: Stage, prior: Prior | None, reference: LabelMap) -> _Part:
+def _part(stage: Stage, prior: StagePrediction | None, reference: LabelMap) -> _Part:
     sampled = through_grid(reference, stage, prior)
     inside = _inside(reference.grid, stage, prior)
     drawn, kept = (_voxels(x, reference.schema) for x in (reference.data, reference.data[inside]))
@@ -223,11 +223,11 @@ def dice(found: Tensor, reference: LabelMap) -> dict[str, float]:
     return {name: 2 * both[name] / (said[name] + count) for name, count in drawn.items() if count}
 
 
-def through_grid(reference: LabelMap, stage: Stage, prior: Prior | None) -> Tensor:
+def through_grid(reference: LabelMap, stage: Stage, prior: StagePrediction | None) -> Tensor:
     """Class indices of the stage's labels, from the scan to the stage's grid and back, the region left
     aside. A grid of a fixed shape goes on beyond its region with the voxels that it has there."""
     scan = reference.grid
-    canvas = fusion.Canvas.blank(scan, reference.schema)
+    canvas = fusion.FusedLabelMap.blank(scan, reference.schema)
     labels = graph.resolve_labels(stage, reference.schema)
     wanted = torch.tensor([reference.schema.class_of(name) for name in labels])
     organs = bounding_box(torch.isin(reference.data, wanted))
@@ -237,7 +237,7 @@ def through_grid(reference: LabelMap, stage: Stage, prior: Prior | None) -> Tens
     # A ring of background around the organs: a prior's edge goes on beyond its grid.
     box = grid.box_of(scan, organs).expand((2, 2, 2)).intersect(_reach(grid, stage, scan))
     near = grid.crop(box)
-    certain = Prior(_certain(reference, labels, near), near, labels, Region.whole(near), stage.name)
+    certain = StagePrediction(_certain(reference, labels, near), near, labels, Region.whole(near), stage.name)
     fusion.replace_in_roi(canvas, certain, stage.argmax_on)
     return canvas.labels
 
@@ -249,7 +249,7 @@ def _reach(grid: Grid, stage: Stage, scan: Grid) -> Box:
     return grid.box
 
 
-def _inside(scan: Grid, stage: Stage, prior: Prior | None) -> Tensor:
+def _inside(scan: Grid, stage: Stage, prior: StagePrediction | None) -> Tensor:
     """Bool ``[I, J, K]``: the scan's voxels in the region that the stage answers for."""
     if prior is None:  # it had nowhere to look
         return torch.zeros(scan.shape, dtype=torch.bool)
@@ -259,7 +259,7 @@ def _inside(scan: Grid, stage: Stage, prior: Prior | None) -> Tensor:
 # --- what is told ---------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Ceiling]) -> list[list[str]]:
+def table(rows: Sequence[UpperBound]) -> list[list[str]]:
     """Heading, a line per organ (means over cases) and the mean of the organs. Each kind of region that some
     stage looks at has its column; an organ's Dice and losses sum to one."""
     groups = {organ: [r for r in rows if r.organ == organ] for organ in dict.fromkeys(r.organ for r in rows)}
@@ -271,7 +271,7 @@ def table(rows: Sequence[Ceiling]) -> list[list[str]]:
     return [[*heading, "outside"], *lines, ["mean of organs", "", *mean]]
 
 
-def _figures(rows: Sequence[Ceiling], places: Sequence[str]) -> list[str]:
+def _figures(rows: Sequence[UpperBound], places: Sequence[str]) -> list[str]:
     mean = _mean(rows)
     regions: list[float | None] = []
     for place in places:
@@ -282,7 +282,7 @@ def _figures(rows: Sequence[Ceiling], places: Sequence[str]) -> list[str]:
     return [*("-" if f is None else f"{round(f, 3) + 0.0:.3f}" for f in figures), f"{mean.outside:.2%}"]
 
 
-def _mean(rows: Sequence[Ceiling]) -> Ceiling:
+def _mean(rows: Sequence[UpperBound]) -> UpperBound:
     return replace(
         rows[0],
         dice=fmean(row.dice for row in rows),
@@ -293,7 +293,7 @@ def _mean(rows: Sequence[Ceiling]) -> Ceiling:
     )
 
 
-def write(rows: Sequence[Ceiling], out: Path, title: str) -> None:
+def write(rows: Sequence[UpperBound], out: Path, title: str) -> None:
     """``ceiling.csv``, a line per case and organ, and ``ceiling.md``, the table of means under ``title``.
 
     Raises:
@@ -301,7 +301,7 @@ def write(rows: Sequence[Ceiling], out: Path, title: str) -> None:
     """
     writable_directory(out)
     text = io.StringIO()
-    lines = csv.DictWriter(text, [field.name for field in fields(Ceiling)], lineterminator="\n")
+    lines = csv.DictWriter(text, [field.name for field in fields(UpperBound)], lineterminator="\n")
     lines.writeheader()
     for row in rows:
         lines.writerow({key: round(v, 5) if isinstance(v, float) else v for key, v in asdict(row).items()})

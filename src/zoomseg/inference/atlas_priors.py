@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import ModelError
 from zoomseg.io.bundle import ATLASES, Bundle
 from zoomseg.pipeline import stage_input
@@ -15,14 +15,14 @@ from zoomseg.recipe.spec import Recipe
 FOLDER = ATLASES
 """In the model's folder."""
 
-AtlasOf = Callable[[stage_input.Scan], Prior]
+AtlasOf = Callable[[stage_input.PreparedScan], StagePrediction]
 """What gives the atlas prior of a scan."""
 
-Progress = Callable[[str, int, int], None]
+OnRegistration = Callable[[str, int, int], None]
 """Called with (case id, steps done, steps in all): a step for every atlas, and one for fusion."""
 
 
-def wanted(recipe: Recipe) -> bool:
+def uses_atlas(recipe: Recipe) -> bool:
     """Whether any stage uses the atlas prior."""
     return any(graph.uses_atlas(stage) for stage in recipe.stages)
 
@@ -37,7 +37,7 @@ def _silent(case: str, done: int, total: int) -> None:
 
 
 def of_model(
-    model: Bundle, warn: Callable[[str], None] = _warn, progress: Progress = _silent
+    model: Bundle, warn: Callable[[str], None] = _warn, progress: OnRegistration = _silent
 ) -> AtlasOf | None:
     """Priors by a model's own atlases; None if it uses none.
 
@@ -48,7 +48,7 @@ def of_model(
     Raises:
         ModelError: its atlases are not in its folder, or damaged.
     """
-    if not wanted(model.recipe):
+    if not uses_atlas(model.recipe):
         return None
     if model.folder is None:
         raise ModelError("the model uses an atlas prior, but was not read from a folder with its atlases")
@@ -58,7 +58,7 @@ def of_model(
     if library.schema.names != model.schema.names:
         raise ModelError(f"{model.folder / FOLDER} has other labels than the model; copy the whole folder")
 
-    def prior(scan: stage_input.Scan) -> Prior:
+    def prior(scan: stage_input.PreparedScan) -> StagePrediction:
         return library.prior(
             scan.image,
             on_warning=lambda message: warn(f"{scan.id}: {message}"),

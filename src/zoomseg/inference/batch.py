@@ -22,28 +22,28 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.core.volume import Volume
 from zoomseg.inference import stage_outputs
-from zoomseg.inference.predictor import Predictor, Result
-from zoomseg.inference.resource_usage import Meter, Usage
+from zoomseg.inference.predictor import Prediction, Predictor
+from zoomseg.inference.resource_usage import ResourceMonitor, ResourceUsage
 from zoomseg.io.dicom.write.results import DicomResult, write_results
 from zoomseg.io.files import check_name, printable, reason_of
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, write_labels
 from zoomseg.io.seg_nrrd import write_segmentation
-from zoomseg.pipeline.sliding_window import Progress
+from zoomseg.pipeline.sliding_window import TileProgress
 from zoomseg.recipe.spec import Recipe
 
 
 @dataclass(frozen=True, eq=False)
-class Done:
+class Segmented:
     """A scan that was segmented and written to ``path``."""
 
     case: str
     path: Path
     image: Volume
-    result: Result
+    result: Prediction
     seconds: dict[str, float]
     """``read``, the steps of the computation, ``write``, and ``total`` for all of them and what lies
     between; apart from these ``waited``, for which the computation stood still until the scan was read."""
-    usage: Usage
+    usage: ResourceUsage
     """Of the process while this scan had the computation: from the wait for its reading to the turn of the
     next scan; if none was waiting, until this one was written."""
 
@@ -56,16 +56,16 @@ class Failed:
     reason: str
 
 
-Outcome = Done | Failed
-Settle = Callable[[Outcome], None]
-TellScan = Callable[[str, Progress], None]
+Outcome = Segmented | Failed
+OnResult = Callable[[Outcome], None]
+OnScanProgress = Callable[[str, TileProgress], None]
 """How far the scan of this id is."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Beside:
+class ExtraOutputs:
     """What is written with each label map."""
 
     stages: bool = False
@@ -82,10 +82,10 @@ class Beside:
         return found + ([segmentation_path(out, scan)] if self.slicer else [])
 
 
-LABELS_ALONE = Beside()
+LABELS_ALONE = ExtraOutputs()
 
 
-def silent(case: str, progress: Progress) -> None:
+def ignore_progress(case: str, progress: TileProgress) -> None:
     pass
 
 
@@ -93,11 +93,11 @@ def segment(
     scans: Iterable[ScanInput],
     out: Path,
     predictor: Predictor,
-    settle: Settle,
+    settle: OnResult,
     organs: tuple[str, ...] | None = None,
-    tell: TellScan = silent,
+    tell: OnScanProgress = ignore_progress,
     ahead: bool = True,
-    beside: Beside = LABELS_ALONE,
+    beside: ExtraOutputs = LABELS_ALONE,
 ) -> None:
     """Read, predict and write scans, to ``out/<case>.nii.gz``.
 
@@ -128,7 +128,7 @@ class _Read:
 class _Computed:
     scan: ScanInput
     image: Volume
-    result: Result
+    result: Prediction
     seconds: dict[str, float]
     """By step so far."""
     total: float
@@ -139,11 +139,11 @@ class _Batch:
     scans: Iterator[ScanInput]
     out: Path
     predictor: Predictor
-    settle: Settle
+    settle: OnResult
     organs: tuple[str, ...] | None
-    tell: TellScan
+    tell: OnScanProgress
     ahead: bool
-    beside: Beside
+    beside: ExtraOutputs
     writer: ThreadPoolExecutor
     coming: deque[Future[_Read]] = field(default_factory=deque)
     """At most one."""
@@ -156,7 +156,7 @@ class _Batch:
 
     def _do(self, reading: Future[_Read]) -> None:
         """One scan, to where the next one's turn comes."""
-        with Meter(self.predictor.device.place) as meter:
+        with ResourceMonitor(self.predictor.device.place) as meter:
             began = time.perf_counter()
             read = reading.result()
             waited = time.perf_counter() - began
@@ -200,7 +200,7 @@ class _Batch:
             return case
         began = time.perf_counter()
 
-        def tell(progress: Progress) -> None:
+        def tell(progress: TileProgress) -> None:
             self.tell(scan.id, progress)
 
         result = _tried(
@@ -215,7 +215,7 @@ class _Batch:
         seconds = {"read": read.seconds, "waited": waited, **result.seconds}
         return _Computed(scan, case.image, result, seconds, total)
 
-    def _write(self, found: _Computed | Failed, meter: Meter) -> None:
+    def _write(self, found: _Computed | Failed, meter: ResourceMonitor) -> None:
         self._await_writing()  # no more than one finished scan is held
         self.writing = self.writer.submit(self._finish, found, meter)
 
@@ -230,13 +230,13 @@ class _Batch:
         if self.writing is not None:
             wait([self.writing])
 
-    def _finish(self, found: _Computed | Failed, meter: Meter) -> None:
+    def _finish(self, found: _Computed | Failed, meter: ResourceMonitor) -> None:
         if isinstance(found, Failed):
             self.settle(found)
             return
         self.settle(_tried(found.scan, lambda: self._written(found, meter)))
 
-    def _written(self, found: _Computed, meter: Meter) -> Done:
+    def _written(self, found: _Computed, meter: ResourceMonitor) -> Segmented:
         began = time.perf_counter()
         scan, result, path = found.scan, found.result, result_path(self.out, found.scan)
         stage_outputs.forget(self.out, scan.id)
@@ -250,7 +250,7 @@ class _Batch:
         write = time.perf_counter() - began
         meter.end()
         seconds = found.seconds | {"write": write, "total": found.total + write}
-        return Done(scan.id, path, found.image, replace(result, priors={}), seconds, meter.usage)
+        return Segmented(scan.id, path, found.image, replace(result, priors={}), seconds, meter.usage)
 
 
 def _tried(scan: ScanInput, work: Callable[[], T]) -> T | Failed:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.anatomy.measurements import Found, measure
+from zoomseg.anatomy.measurements import OrganMeasurement, measure
 from zoomseg.anatomy.positions import usual_volume
 from zoomseg.core.volume import Volume
-from zoomseg.inference.predictor import Result
+from zoomseg.inference.predictor import Prediction
 from zoomseg.inference.summary import MISPLACED, UNUSUAL_VOLUME, OrganRow, organ_flags, organ_rows
 from zoomseg.io.calibration import Calibration
 from zoomseg.io.training_domain import TrainingDomain
@@ -27,9 +27,9 @@ DOUBTED = 0.5
 FloatArray = npt.NDArray[np.float64]
 
 
-def summed_up(
+def organ_rows_of(
     case_id: str,
-    result: Result,
+    result: Prediction,
     image: Volume,
     calibration: Calibration | None,
     organs: Iterable[str] | str = "all",
@@ -58,7 +58,7 @@ def summed_up(
     return organ_rows(case_id, found, flags, sure)
 
 
-def unusual_volumes(found: Mapping[str, Found], domain: TrainingDomain | None) -> tuple[str, ...]:
+def unusual_volumes(found: Mapping[str, OrganMeasurement], domain: TrainingDomain | None) -> tuple[str, ...]:
     """Organs of a size far from any in training; of those that the scan cuts off, large ones alone."""
     if domain is None:
         return ()

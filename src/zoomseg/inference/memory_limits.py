@@ -29,7 +29,7 @@ from zoomseg.core.resample import PIECE_VOXELS
 from zoomseg.inference.resource_usage import rise
 from zoomseg.networks import build as networks
 from zoomseg.networks.unet import Padding
-from zoomseg.pipeline.stage_input import View
+from zoomseg.pipeline.stage_input import StageView
 from zoomseg.recipe.spec import NetworkSpec
 
 FRAMEWORK = 1.3
@@ -67,7 +67,7 @@ def parse_bytes(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Work:
+class StageWork:
     """What a stage does, as far as memory is concerned."""
 
     weightless: Callable[[], nn.Module]
@@ -96,7 +96,7 @@ _Key = tuple[str, Index3, int]
 """Stage, tile and number of tiles."""
 
 
-def _key(view: View, step: _Step) -> _Key:
+def _key(view: StageView, step: _Step) -> _Key:
     return (view.stage.name, step.tile, step.together)
 
 
@@ -105,7 +105,7 @@ def alone() -> None:
 
 
 @dataclass(eq=False)
-class Limits:
+class MemoryLimits:
     """At most ``ram`` bytes of main memory and ``vram`` of the GPU's, for the whole process; None: any;
     ``"free"``: what is free when it is asked for."""
 
@@ -144,8 +144,13 @@ class Limits:
         self._refuse_over(self._used_ram() + needed, self._ram(), "main memory", "the scan and its label map")
 
     def fit(
-        self, view: View, work: Work, whole: bool, still_to_fill: int, alone: Callable[[], None] = alone
-    ) -> tuple[View, int]:
+        self,
+        view: StageView,
+        work: StageWork,
+        whole: bool,
+        still_to_fill: int,
+        alone: Callable[[], None] = alone,
+    ) -> tuple[StageView, int]:
         """The view with tiles that fit: the recipe's own, if they do. And how many are computed together.
 
         Args:
@@ -164,7 +169,7 @@ class Limits:
             return view, together
         return self._fit_measured(view, work, whole, still_to_fill, alone)
 
-    def _fit_counted(self, view: View, work: Work, whole: bool) -> tuple[View, int]:
+    def _fit_counted(self, view: StageView, work: StageWork, whole: bool) -> tuple[StageView, int]:
         """On a GPU, where memory that is asked for in vain is no harm."""
         if self.vram is None:
             return view, self.device.tiles_at_once(math.prod(view.stage.grid.tile))
@@ -179,11 +184,11 @@ class Limits:
         return view, 1
 
     def _fit_measured(
-        self, view: View, work: Work, whole: bool, still_to_fill: int, alone: Callable[[], None]
-    ) -> tuple[View, int]:
+        self, view: StageView, work: StageWork, whole: bool, still_to_fill: int, alone: Callable[[], None]
+    ) -> tuple[StageView, int]:
         """From the smallest tiles up: what one size takes tells how much the next may take."""
         give_back_memory()  # short of it, hoarding freed blocks for speed is no longer wise
-        found: tuple[View, int] | None = None
+        found: tuple[StageView, int] | None = None
         needed, taken, spare = 0.0, 1.0, 0.0
         for step in reversed(_steps(view, self.device)):
             fitting = _with_tile(view, step.tile)
@@ -210,7 +215,7 @@ class Limits:
             keep_memory()
         return found
 
-    def _measure(self, view: View, work: Work, step: _Step) -> int:
+    def _measure(self, view: StageView, work: StageWork, step: _Step) -> int:
         key = _key(view, step)
         if key not in self._measured:
             self._used_ram()  # what is freed goes back first: taken up again it would not count
@@ -253,11 +258,11 @@ class Limits:
         return int(torch.cuda.memory_allocated(self.device.place))
 
 
-def _smallest(view: View) -> str:
+def _smallest(view: StageView) -> str:
     return f"stage '{view.stage.name}' with its smallest tiles"
 
 
-def _steps(view: View, device: Device) -> list[_Step]:
+def _steps(view: StageView, device: Device) -> list[_Step]:
     """The recipe's tiles as many together as keep the device busy, alone, and ever smaller ones that the
     network can read, the longest side halved."""
     spec, network = view.stage.grid, view.stage.network
@@ -281,27 +286,27 @@ def _halved(tile: Index3, network: NetworkSpec, padding: Padding) -> Iterator[In
         yield tile
 
 
-def _with_tile(view: View, tile: Index3) -> View:
+def _with_tile(view: StageView, tile: Index3) -> StageView:
     if tile == view.stage.grid.tile:
         return view
     grid = view.stage.grid.model_copy(update={"tile": tile})
-    return View(view.stage.model_copy(update={"grid": grid}), view.grid, view.region)
+    return StageView(view.stage.model_copy(update={"grid": grid}), view.grid, view.region)
 
 
-def least_bytes(view: View, work: Work, whole: bool, device: Device) -> int:
+def least_bytes(view: StageView, work: StageWork, whole: bool, device: Device) -> int:
     """What a stage takes at least beside what is there already, as far as it can be counted."""
     usable = [step.tile for step in _steps(view, device) if step.usable]
     return stage_bytes(_with_tile(view, usable[-1]), work, whole, 1)
 
 
-def stage_bytes(view: View, work: Work, whole: bool, together: int) -> int:
+def stage_bytes(view: StageView, work: StageWork, whole: bool, together: int) -> int:
     """What a stage takes beside what is there already, counted; ``whole`` if its answer is kept as a whole.
     So many tiles are computed ``together``."""
     tiles = FRAMEWORK * together * counted_bytes(view, work)
     return round(beside_bytes(view, work, whole) + tiles)
 
 
-def beside_bytes(view: View, work: Work, whole: bool) -> int:
+def beside_bytes(view: StageView, work: StageWork, whole: bool) -> int:
     """Of this, all but the tiles: the image, the answer's planes that are held, the region."""
     spec, box = view.stage.grid, view.region.box
     halo = networks.halo(view.stage.network, spec.padding)
@@ -314,19 +319,19 @@ def beside_bytes(view: View, work: Work, whole: bool) -> int:
     return round(FRAMEWORK * (image + held + mask)) + PIECES + FIRST_USE
 
 
-def counted_bytes(view: View, work: Work) -> int:
+def counted_bytes(view: StageView, work: StageWork) -> int:
     """Of a tile: what the network reads, twice, as it is put together from image and priors, and what it
     makes of it."""
     tile = view.stage.grid.tile
     return 2 * input_bytes(view, work) + activation_bytes(work, tile)
 
 
-def input_bytes(view: View, work: Work) -> int:
+def input_bytes(view: StageView, work: StageWork) -> int:
     """What the network reads of a tile."""
     return 4 * work.channels * math.prod(view.stage.grid.tile)
 
 
-def activation_bytes(work: Work, tile: Index3) -> int:
+def activation_bytes(work: StageWork, tile: Index3) -> int:
     """The most that is alive at once while the network computes a tile in float32, and its probabilities;
     counted once for a tile, on shapes alone."""
     if tile not in work._alive:

@@ -16,8 +16,16 @@ from typing import Any
 from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND
 from zoomseg.inference import batch
-from zoomseg.inference.batch import LABELS_ALONE, Beside, Done, Failed, Outcome, TellScan, result_path
-from zoomseg.inference.confidence import summed_up
+from zoomseg.inference.batch import (
+    LABELS_ALONE,
+    ExtraOutputs,
+    Failed,
+    OnScanProgress,
+    Outcome,
+    Segmented,
+    result_path,
+)
+from zoomseg.inference.confidence import organ_rows_of
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow, write_review, write_summary
 from zoomseg.io.dicom.write.results import require_series
@@ -29,7 +37,7 @@ from zoomseg.recipe.spec import Recipe
 TRAINED = ("data_set", "date", "seconds", "device", "seed", "zoomseg")
 """What a run tells of its model's provenance; not the names of the cases."""
 
-Hear = Callable[[Sequence[OrganRow]], None]
+OnResult = Callable[[Sequence[OrganRow]], None]
 """Gets the rows of a scan."""
 
 
@@ -39,10 +47,10 @@ def segment_to_folder(
     predictor: Predictor,
     organs: tuple[str, ...] | None = None,
     progress: Callable[[Outcome], None] | None = None,
-    tell: TellScan = batch.silent,
+    tell: OnScanProgress = batch.ignore_progress,
     ahead: bool = True,
-    beside: Beside = LABELS_ALONE,
-    hear: Hear | None = None,
+    beside: ExtraOutputs = LABELS_ALONE,
+    hear: OnResult | None = None,
     notes: Sequence[str] = (),
 ) -> tuple[Failed, ...]:
     """Segment scans into ``out`` with ``summary.csv``, ``review.csv`` and ``run.json``; the failed ones are
@@ -73,7 +81,7 @@ def segment_to_folder(
 
     def settle(outcome: Outcome) -> None:
         match outcome:
-            case Done():
+            case Segmented():
                 found, outcome = _summed_up(outcome, predictor, chosen)
                 rows.extend(found)
                 if hear is not None:
@@ -93,7 +101,7 @@ def segment_to_folder(
     return tuple(failed)
 
 
-def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe, beside: Beside) -> None:
+def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe, beside: ExtraOutputs) -> None:
     """No result may replace a scan or another result."""
     scans = tuple(scans)
     read = {_identity(path) for scan in scans for path in _files(scan)} - {None}
@@ -145,18 +153,20 @@ def _header(predictor: Predictor, organs: tuple[str, ...], notes: Sequence[str])
     }
 
 
-def _summed_up(done: Done, predictor: Predictor, organs: tuple[str, ...]) -> tuple[list[OrganRow], Done]:
+def _summed_up(
+    done: Segmented, predictor: Predictor, organs: tuple[str, ...]
+) -> tuple[list[OrganRow], Segmented]:
     """The rows of a case, and the case with the seconds that they took."""
     began = time.perf_counter()
     model = predictor.bundle
-    rows = summed_up(done.case, done.result, done.image, model.calibration, organs, model.domain)
+    rows = organ_rows_of(done.case, done.result, done.image, model.calibration, organs, model.domain)
     took = time.perf_counter() - began
     steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
     seconds = steps | {"summary": took, "total": done.seconds["total"] + took}
     return rows, replace(done, seconds=seconds)
 
 
-def _account(done: Done) -> dict[str, Any]:
+def _account(done: Segmented) -> dict[str, Any]:
     return {
         "status": "done",
         "notes": list(done.result.notes),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoomseg.anatomy.positions import OrganPlaces
 from zoomseg.backends.device import Device
-from zoomseg.core.case import Case, Prior
+from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.components import largest_component, without_islands
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError
 from zoomseg.core.geometry import Grid, Orientation
@@ -23,39 +23,46 @@ from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap
 from zoomseg.inference import atlas_priors, memory_limits
 from zoomseg.inference.atlas_priors import AtlasOf
-from zoomseg.inference.memory_limits import Limits
+from zoomseg.inference.memory_limits import MemoryLimits
 from zoomseg.inference.scan_likeness import compare
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.training_domain import Likeness
 from zoomseg.networks import build as networks
 from zoomseg.pipeline import fusion, inputs, roi_expansion, stage_input
 from zoomseg.pipeline.grid import stage_grid
-from zoomseg.pipeline.sliding_window import Course, Network, NetworkOf, StageRecord, Tell, silent
-from zoomseg.pipeline.uncertainty import Hearing, Signs
+from zoomseg.pipeline.sliding_window import (
+    OnProgress,
+    SlidingWindow,
+    StageNetwork,
+    StageNetworkOf,
+    StageRecord,
+    ignore_progress,
+)
+from zoomseg.pipeline.uncertainty import Uncertainty, UncertaintyEstimator
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, Recipe, Stage
 
 
 @dataclass(frozen=True)
-class OrganSigns:
+class OrganUncertainty:
     """Signs of how right the answer is about one organ."""
 
-    own: Signs
+    own: Uncertainty
     """Of the stage that answers for it."""
     cut: bool
     """Whether it reaches the end of where the stage looked, even if it looked farther."""
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Prediction:
     """``labels`` on the scan's own grid and orientation; ``priors`` on the canonical stage grids, of the
     stages that had somewhere to look, if they were to be kept."""
 
     case: str
     labels: LabelMap
-    signs: Mapping[str, OrganSigns]
+    signs: Mapping[str, OrganUncertainty]
     """Of every organ that the last stage which answers for it has found."""
-    priors: Mapping[str, Prior]
+    priors: Mapping[str, StagePrediction]
     records: tuple[StageRecord, ...]
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
@@ -77,7 +84,7 @@ class Result:
         return {organ: found.own.expected_dice for organ, found in self.signs.items()}
 
     @property
-    def probabilities(self) -> Prior | None:
+    def probabilities(self) -> StagePrediction | None:
         """The last answer's probabilities, on that stage's grid; None if no stage had anywhere to look."""
         return list(self.priors.values())[-1] if self.priors else None
 
@@ -142,8 +149,8 @@ def _weightless(bundle: Bundle, stage: Stage) -> nn.Module:
         return build_network(stage, bundle.recipe, bundle.schema, len(bundle.channel_names))
 
 
-def as_network(module: nn.Module, device: Device, *others: nn.Module) -> Network:
-    """A trained module as the callable that ``Course`` drives; of several, their mean probabilities."""
+def as_network(module: nn.Module, device: Device, *others: nn.Module) -> StageNetwork:
+    """A trained module as the callable that ``SlidingWindow`` drives; of several, their mean probabilities."""
 
     def compute(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
         with torch.inference_mode(), device.autocast():
@@ -170,7 +177,7 @@ class Predictor:
         bundle: Bundle,
         device: Device,
         atlas_of: AtlasOf | None = None,
-        limits: Limits | None = None,
+        limits: MemoryLimits | None = None,
         others: Sequence[Bundle] = (),
         any_scan: bool = False,
     ) -> None:
@@ -195,7 +202,7 @@ class Predictor:
         """Of the models that answer, if they came from disk."""
         self.device = device
         self._atlas_of = atlas_of or atlas_priors.of_model(bundle)
-        self.limits = limits or Limits(device)
+        self.limits = limits or MemoryLimits(device)
         self._any_scan = any_scan
         self._modules = {
             name: nn.ModuleList(ready_network(model, name, device) for model in (bundle, *others))
@@ -217,10 +224,10 @@ class Predictor:
         case: Case,
         organs: tuple[str, ...] | None = None,
         keep: bool = True,
-        tell: Tell = silent,
+        tell: OnProgress = ignore_progress,
         alone: Callable[[], None] = memory_limits.alone,
-    ) -> Result:
-        """Segment one scan; ``keep`` and ``tell`` as in ``cascade``, ``alone`` as in ``Limits.fit``.
+    ) -> Prediction:
+        """Segment one scan; ``keep`` and ``tell`` as in ``cascade``, ``alone`` as in ``MemoryLimits.fit``.
 
         Raises:
             GeometryError: the scan has not as many channels as the model.
@@ -234,7 +241,7 @@ class Predictor:
                 f"{', '.join(self.bundle.channel_names)}"
             )
 
-        def fit(view: stage_input.View, whole: bool) -> tuple[stage_input.View, int | None]:
+        def fit(view: stage_input.StageView, whole: bool) -> tuple[stage_input.StageView, int | None]:
             if not self.limits.any:
                 return view, None
             work, labels = self._works[view.stage.name], case.image.grid.box.voxels
@@ -288,20 +295,20 @@ class Predictor:
         if stage.roi.kind != "whole_volume":
             return 0  # only the voxels tell where it looks
         lattice = stage_grid(stage.grid, Orientation.to_canonical(grid).grid(grid))
-        view = stage_input.View(stage, lattice, Region.whole(lattice))
+        view = stage_input.StageView(stage, lattice, Region.whole(lattice))
         return memory_limits.least_bytes(
             view, self._works[stage.name], _whole(stage, recipe, keep), self.device
         )
 
-    def _network(self, view: stage_input.View) -> Network:
+    def _network(self, view: stage_input.StageView) -> StageNetwork:
         return self._networks[view.stage.name]
 
-    def _work(self, stage: Stage) -> memory_limits.Work:
+    def _work(self, stage: Stage) -> memory_limits.StageWork:
         bundle, answering = self.bundle, self._networks  # no cycle: with the predictor its networks go
         seen = len(inputs.image_channels(stage.inputs, self.channels))
         read = input_channels(stage, bundle.recipe, bundle.schema, self.channels)
         classes = 1 + len(graph.resolve_labels(stage, bundle.schema))
-        return memory_limits.Work(
+        return memory_limits.StageWork(
             lambda: _weightless(bundle, stage).eval(),
             read,
             seen,
@@ -342,19 +349,21 @@ def cascade(
     case: Case,
     recipe: Recipe,
     schema: LabelSchema,
-    network_of: NetworkOf,
+    network_of: StageNetworkOf,
     device: Device,
     organs: tuple[str, ...] | None = None,
     atlas_of: AtlasOf | None = None,
     keep: bool = True,
-    tell: Tell = silent,
-    fit: Callable[[stage_input.View, bool], tuple[stage_input.View, int | None]] = lambda view, whole: (
+    tell: OnProgress = ignore_progress,
+    fit: Callable[
+        [stage_input.StageView, bool], tuple[stage_input.StageView, int | None]
+    ] = lambda view, whole: (
         view,
         None,
     ),
     look_farther: bool = False,
     known: Mapping[str, OrganPlaces] | None = None,
-) -> Result:
+) -> Prediction:
     """Drive a recipe over one scan with the networks given (trained ones, or an oracle).
 
     Args:
@@ -368,26 +377,28 @@ def cascade(
     clock = _Clock()
     scan = stage_input.prepare(case, recipe, device.place)
     clock.lap("prepare")
-    priors: dict[str, Prior] = {}
+    priors: dict[str, StagePrediction] = {}
     if atlas_of is not None:
         priors[ATLAS] = atlas_of(scan)
         clock.lap(ATLAS)
-    canvas = fusion.Canvas.blank(scan.grid, schema, device.place)
+    canvas = fusion.FusedLabelMap.blank(scan.grid, schema, device.place)
     said = _Said()
     for stage in recipe.stages:
         view, labels = stage_input.view(stage, recipe, scan, priors), graph.resolve_labels(stage, schema)
         if view is None:
-            priors[stage.name] = stage_input.nothing(stage, scan, labels)
+            priors[stage.name] = stage_input.background_prediction(stage, scan, labels)
             continue
         whole = _whole(stage, recipe, keep)
         if not whole:
             _enter(recipe, said.answers, canvas, priors.get(ATLAS))
             said.answers.clear()
 
-        def compute(view: stage_input.View, whole: bool = whole, labels: tuple[str, ...] = labels) -> _Pass:
+        def compute(
+            view: stage_input.StageView, whole: bool = whole, labels: tuple[str, ...] = labels
+        ) -> _Pass:
             fitting, together = fit(view, whole)
-            course = Course(fitting, scan, priors, labels, network_of(view), device, together, tell)
-            hearing = Hearing(labels, view.region, roi_expansion.sides(view, scan))
+            course = SlidingWindow(fitting, scan, priors, labels, network_of(view), device, together, tell)
+            hearing = UncertaintyEstimator(labels, view.region, roi_expansion.open_sides_of(view, scan))
             if not whole:
                 course.paint(canvas, hearing)
                 return _Pass(view, hearing, None, course.record)
@@ -396,7 +407,7 @@ def cascade(
         done = compute(view)
         cut = roi_expansion.cut_organs(view, done.hearing.signs()) if look_farther else ()
         if cut:
-            view, first = roi_expansion.widened(view, scan, done.hearing, cut), done.record
+            view, first = roi_expansion.expanded(view, scan, done.hearing, cut), done.record
             del done  # its answer need not be held beside the wider one
             done = compute(view)
             done = replace(done, record=first.and_then(done.record, cut))
@@ -416,7 +427,7 @@ def cascade(
         fusion.keep_only(canvas, wanted)
     labels_map = LabelMap(canvas.labels.cpu(), canvas.grid, schema).reoriented(scan.orientation.inverse)
     clock.lap("fuse")
-    return Result(
+    return Prediction(
         case.id,
         labels_map,
         said.signs,
@@ -449,10 +460,10 @@ class _Said:
     """What the stages said so far."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, Prior] = {}
+        self.answers: dict[str, StagePrediction] = {}
         """Those that are still to be entered into the label map."""
         self.records: list[StageRecord] = []
-        self.signs: dict[str, OrganSigns] = {}
+        self.signs: dict[str, OrganUncertainty] = {}
         """Of every organ, by the last stage that answered for it."""
 
     def hear(self, stage: Stage, labels: tuple[str, ...], done: _Pass) -> None:
@@ -464,27 +475,34 @@ class _Said:
             for organ in labels:
                 self.signs.pop(organ, None)
             for organ, own in signs.items():
-                self.signs[organ] = OrganSigns(own, organ in cut)
+                self.signs[organ] = OrganUncertainty(own, organ in cut)
 
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
     """A stage computed once; ``prior`` is None if it went straight into the label map."""
 
-    view: stage_input.View
-    hearing: Hearing
-    prior: Prior | None
+    view: stage_input.StageView
+    hearing: UncertaintyEstimator
+    prior: StagePrediction | None
     record: StageRecord
 
 
-def _enter(recipe: Recipe, answers: Mapping[str, Prior], canvas: fusion.Canvas, atlas: Prior | None) -> None:
+def _enter(
+    recipe: Recipe,
+    answers: Mapping[str, StagePrediction],
+    canvas: fusion.FusedLabelMap,
+    atlas: StagePrediction | None,
+) -> None:
     """Every answer into the canvas; neighbours of one kind enter together, as they may vote. Only when all
     have answered, as the canvas is for nobody to read before."""
     entering = list(itertools.dropwhile(lambda s: _overwritten(s, recipe), recipe.stages))
     kinds = itertools.groupby((s for s in entering if s.fusion != "none"), key=lambda s: s.fusion)
     for kind, stages in kinds:
         place = canvas.labels.device
-        said = [fusion.Answer(answers[s.name].to(place), s.argmax_on) for s in stages if s.name in answers]
+        said = [
+            fusion.FusionInput(answers[s.name].to(place), s.argmax_on) for s in stages if s.name in answers
+        ]
         if said:
             fusion.fuse(kind, canvas, said, atlas)
 

@@ -30,7 +30,7 @@ _MB = 1024**2
 
 
 @dataclass(frozen=True)
-class Reading:
+class ResourceSample:
     """One look at the process. Memory in MB (2^20 bytes)."""
 
     seconds: float
@@ -46,7 +46,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Usage:
+class ResourceUsage:
     """What was used between two points in time; GPU figures are 0 for work on the CPU."""
 
     peak_ram_mb: float
@@ -59,23 +59,23 @@ class Usage:
     """Area under the CPU-utilisation-time curve; one busy core is 100 %, two are 200 %."""
 
 
-class Meter:
+class ResourceMonitor:
     """``with Meter(place) as meter: ...``; then ``meter.usage``. A thread looks every ``period`` seconds."""
 
     def __init__(
         self,
         place: torch.device,
-        probe: Callable[[], Reading] | None = None,
+        probe: Callable[[], ResourceSample] | None = None,
         period: float = PERIOD_SECONDS,
     ) -> None:
         self._place = place
         self._probe = probe or (lambda: take_reading(place))
         self._period = period
-        self._readings: list[Reading] = []
+        self._readings: list[ResourceSample] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="zoomseg-meter", daemon=True)
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> ResourceMonitor:
         if _on_gpu(self._place):
             torch.cuda.reset_peak_memory_stats(self._place)
         self._readings.append(self._probe())
@@ -100,12 +100,12 @@ class Meter:
             self._readings.append(self._probe())
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> ResourceUsage:
         """What was used; once the meter has ended."""
         return used(self._readings)
 
 
-def used(readings: Sequence[Reading]) -> Usage:
+def used(readings: Sequence[ResourceSample]) -> ResourceUsage:
     """Areas (trapezoids between readings) and peaks of at least one reading, in order of time.
 
     The CPU's area is exact: the system itself counts the time that its cores spent on the process.
@@ -113,7 +113,7 @@ def used(readings: Sequence[Reading]) -> Usage:
     first, last = readings[0], readings[-1]
     # The system's own peak misses nothing between readings, but is this work's only if it rose meanwhile.
     rose = [last.highest_ram_mb] if last.highest_ram_mb > first.highest_ram_mb else []
-    return Usage(
+    return ResourceUsage(
         peak_ram_mb=max([*rose, *(r.ram_mb for r in readings)]),
         peak_vram_mb=last.highest_vram_mb,
         ram_area_mb_s=_area([(r.seconds, r.ram_mb) for r in readings]),
@@ -126,12 +126,12 @@ def _area(curve: Sequence[tuple[float, float]]) -> float:
     return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(curve))
 
 
-def take_reading(place: torch.device) -> Reading:
+def take_reading(place: torch.device) -> ResourceSample:
     """This process, now; GPU memory of ``place``."""
     process = psutil.Process()
     cpu = process.cpu_times()
     gpu = _on_gpu(place)
-    return Reading(
+    return ResourceSample(
         time.perf_counter(),
         process.memory_info().rss / _MB,
         highest_ram_mb(),

@@ -21,12 +21,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.labels import MAX_VALUE, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.inference.predictor import Result
+from zoomseg.inference.predictor import Prediction
 from zoomseg.io.files import writable_directory, write_json_atomic, writing
 from zoomseg.io.scans import ScanInput, write_array, write_labels
 from zoomseg.pipeline import fusion
@@ -50,11 +50,11 @@ _VOTED = ("most_probable", "majority_vote")
 """Fusions in which several stages have a say about one voxel."""
 
 
-class _Kept(BaseModel):
+class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class KeptStage(_Kept):
+class StageOutput(_Record):
     """One stage. The pattern of its name keeps its files inside the folder."""
 
     name: Name
@@ -68,15 +68,15 @@ class KeptStage(_Kept):
     """Voxels of the stage's grid along R, A and S; None if it had nowhere to look."""
 
 
-class KeptCase(_Kept):
+class CaseStageOutputs(_Record):
     """``<case>.json``: stages in their order, and by organ those whose answer can reach the label map."""
 
     format: Literal[1] = 1
-    stages: tuple[KeptStage, ...]
+    stages: tuple[StageOutput, ...]
     answering: dict[str, tuple[str, ...]]
 
     @model_validator(mode="after")
-    def _names_are_stages(self) -> KeptCase:
+    def _names_are_stages(self) -> CaseStageOutputs:
         names = [stage.name for stage in self.stages]
         named = set(itertools.chain.from_iterable(self.answering.values()))
         named |= {stage.placed_by for stage in self.stages if stage.placed_by is not None}
@@ -84,7 +84,7 @@ class KeptCase(_Kept):
             raise ValueError(f"stages must be distinct and named among {names}, got {sorted(named)}")
         return self
 
-    def stage(self, name: str) -> KeptStage:
+    def stage(self, name: str) -> StageOutput:
         return next(stage for stage in self.stages if stage.name == name)
 
 
@@ -127,7 +127,7 @@ def forget(out: Path, case: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Result) -> None:
+def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Prediction) -> None:
     """Write what the stages of an expanded recipe said; ``result`` has their priors, ``grid`` is the scan's.
     One stage after the other is brought to it, so that no more than two maps are held.
 
@@ -149,16 +149,16 @@ def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Result
     write_json_atomic(json_path(folder, scan.id), kept.model_dump(mode="json"))
 
 
-def label_map(stage: Stage, prior: Prior | None, grid: Grid, schema: LabelSchema) -> LabelMap:
+def label_map(stage: Stage, prior: StagePrediction | None, grid: Grid, schema: LabelSchema) -> LabelMap:
     """What a stage's answer makes of a blank map on the scan's canonical ``grid``: its argmax inside its
     region, whatever its ``fusion`` does with it. None: it had nowhere to look."""
-    canvas = fusion.Canvas.blank(grid, schema)
+    canvas = fusion.FusedLabelMap.blank(grid, schema)
     if prior is not None:
         fusion.replace_in_roi(canvas, prior, stage.argmax_on)
     return LabelMap(canvas.labels, grid, schema)
 
 
-def region_of(prior: Prior | None, grid: Grid) -> Tensor:
+def region_of(prior: StagePrediction | None, grid: Grid) -> Tensor:
     """``[I, J, K]`` uint8: 1 where the stage's answer reaches voxels of the scan's canonical ``grid``."""
     out = torch.zeros(grid.shape[::-1], dtype=torch.uint8).permute(2, 1, 0)
     if prior is None:
@@ -170,10 +170,10 @@ def region_of(prior: Prior | None, grid: Grid) -> Tensor:
     return out
 
 
-def describe(recipe: Recipe, schema: LabelSchema, priors: Mapping[str, Prior]) -> KeptCase:
+def describe(recipe: Recipe, schema: LabelSchema, priors: Mapping[str, StagePrediction]) -> CaseStageOutputs:
     values = dict(zip(schema.names, schema.values, strict=True))
     stages = tuple(
-        KeptStage(
+        StageOutput(
             name=stage.name,
             labels={name: values[name] for name in graph.resolve_labels(stage, schema)},
             everywhere=isinstance(stage.roi, WholeVolume),
@@ -182,7 +182,7 @@ def describe(recipe: Recipe, schema: LabelSchema, priors: Mapping[str, Prior]) -
         )
         for stage in recipe.stages
     )
-    return KeptCase(stages=stages, answering=_answering(recipe, schema))
+    return CaseStageOutputs(stages=stages, answering=_answering(recipe, schema))
 
 
 def _placed_by(stage: Stage) -> str | None:
@@ -210,7 +210,7 @@ def _answering(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str, ...]
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read(folder: Path, case: str) -> KeptCase:
+def read(folder: Path, case: str) -> CaseStageOutputs:
     """What lies in a ``stages`` folder about a case.
 
     Raises:
@@ -220,7 +220,7 @@ def read(folder: Path, case: str) -> KeptCase:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ScanError(f"{path}: larger than {MAX_JSON_BYTES} bytes; predict again with --keep-stages")
-        return KeptCase.model_validate_json(path.read_bytes())
+        return CaseStageOutputs.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"

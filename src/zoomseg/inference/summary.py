@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from zoomseg.anatomy.measurements import Found
+from zoomseg.anatomy.measurements import OrganMeasurement
 from zoomseg.anatomy.plausibility import plausibility_flags
 from zoomseg.core.geometry import Box, Vector3
 from zoomseg.core.labels import LabelSchema
@@ -55,7 +55,7 @@ class OrganRow:
 
 def organ_flags(
     schema: LabelSchema,
-    found: Mapping[str, Found],
+    found: Mapping[str, OrganMeasurement],
     organs: Iterable[str],
     cut: Iterable[str] = (),
     odd: Mapping[str, Iterable[str]] = MappingProxyType({}),
@@ -81,7 +81,7 @@ def organ_flags(
 
 def organ_rows(
     case_id: str,
-    found: Mapping[str, Found],
+    found: Mapping[str, OrganMeasurement],
     flags: Mapping[str, tuple[str, ...]],
     confidence: Mapping[str, float],
 ) -> list[OrganRow]:

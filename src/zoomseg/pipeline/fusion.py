@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zoomseg.anatomy.positions import Misplaced, OrganPlaces, misplaced
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.components import Mask, components
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.labels import LabelSchema
@@ -38,7 +38,7 @@ ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
-class Canvas:
+class FusedLabelMap:
     """The label map in the making: class indices ``[I, J, K]`` on the scan's ``grid``."""
 
     grid: Grid
@@ -46,21 +46,26 @@ class Canvas:
     labels: Tensor
 
     @classmethod
-    def blank(cls, grid: Grid, schema: LabelSchema, device: torch.device | str = "cpu") -> Canvas:
+    def blank(cls, grid: Grid, schema: LabelSchema, device: torch.device | str = "cpu") -> FusedLabelMap:
         """All background; plane by plane in memory, as it is filled, and as files have it."""
         planes = torch.zeros(grid.shape[::-1], dtype=torch.uint8, device=device)
         return cls(grid, schema, planes.permute(2, 1, 0))
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class FusionInput:
     """What a stage says, and on which grid its labels are decided."""
 
-    prior: Prior
+    prior: StagePrediction
     argmax_place: ArgmaxPlace = "scan_grid"
 
 
-def fuse(kind: FusionKind, canvas: Canvas, answers: Sequence[Answer], atlas: Prior | None = None) -> None:
+def fuse(
+    kind: FusionKind,
+    canvas: FusedLabelMap,
+    answers: Sequence[FusionInput],
+    atlas: StagePrediction | None = None,
+) -> None:
     """Enter the answers of stages that follow each other and are of one kind into the canvas, in place.
 
     Args:
@@ -85,18 +90,20 @@ def fuse(kind: FusionKind, canvas: Canvas, answers: Sequence[Answer], atlas: Pri
             majority_vote(canvas, answers)
 
 
-def replace_in_roi(canvas: Canvas, prior: Prior, argmax_place: ArgmaxPlace = "scan_grid") -> None:
+def replace_in_roi(
+    canvas: FusedLabelMap, prior: StagePrediction, argmax_place: ArgmaxPlace = "scan_grid"
+) -> None:
     """Inside the prior's region the canvas becomes the prior's argmax; outside it stays."""
-    painter = Painter(canvas, prior.grid, prior.labels, prior.region, argmax_place)
+    painter = SlabFusion(canvas, prior.grid, prior.labels, prior.region, argmax_place)
     painter.add(prior.probabilities)
 
 
-class Painter:
+class SlabFusion:
     """``replace_in_roi`` for an answer that comes in slabs of planes, each painted as soon as the planes that
     it is blended with are there: of a hundred classes on a fine grid no more than a slab is ever held."""
 
     def __init__(
-        self, canvas: Canvas, grid: Grid, labels: tuple[str, ...], region: Region, place: ArgmaxPlace
+        self, canvas: FusedLabelMap, grid: Grid, labels: tuple[str, ...], region: Region, place: ArgmaxPlace
     ) -> None:
         """``grid`` is that of the whole answer, parallel to the canvas's and not turned against it."""
         self._canvas = canvas
@@ -141,14 +148,14 @@ class Painter:
                 if decided is None
                 else nearest_index(decided, source, grid)
             )
-            answer = _look_up(self._classes, winner)
+            answer = _apply_table(self._classes, winner)
             if self._region.mask is not None:
                 here = self._region.on(grid).mask_in(grid.box).to(view.device)
                 answer = torch.where(here, answer, view)
             view.copy_(answer)
 
 
-def times_atlas(prior: Prior, atlas: Prior) -> Prior:
+def times_atlas(prior: StagePrediction, atlas: StagePrediction) -> StagePrediction:
     """``prior`` times the atlas prior of the same labels, on the prior's grid, summing to one in every
     voxel. The background's atlas prior is all that is none of the prior's labels. Where the two leave
     nothing possible it is background."""
@@ -161,11 +168,11 @@ def times_atlas(prior: Prior, atlas: Prior) -> Prior:
     return replace(prior, probabilities=product / product.sum(dim=0))
 
 
-def most_probable(canvas: Canvas, answers: Sequence[Answer]) -> None:
+def most_probable(canvas: FusedLabelMap, answers: Sequence[FusionInput]) -> None:
     """The labels that the answers decide about are erased from the canvas, and what they found is written
     over what is there. Where several found something, the highest probability wins; of equal ones the
     first. Background is no finding, so the order of the answers does not matter otherwise."""
-    voices = [_Voice.of(canvas, answer) for answer in answers]
+    voices = [_Candidate.of(canvas, answer) for answer in answers]
     _erase(canvas, {c for voice in voices for c in voice.classes.tolist()})
     for block in blocks(_union(voice.box for voice in voices)):
         best = torch.zeros(block.shape)
@@ -180,11 +187,11 @@ def most_probable(canvas: Canvas, answers: Sequence[Answer]) -> None:
             highest.copy_(torch.maximum(probability, highest))
 
 
-def majority_vote(canvas: Canvas, answers: Sequence[Answer]) -> None:
+def majority_vote(canvas: FusedLabelMap, answers: Sequence[FusionInput]) -> None:
     """Every voxel that any of the answers is about becomes the label, or background, that most of them give
     it. Among equally many votes the most probable single one decides; of equally probable ones the
     first. Zhou et al. 2016."""
-    voices = [_Voice.of(canvas, answer) for answer in answers]
+    voices = [_Candidate.of(canvas, answer) for answer in answers]
     for block in blocks(_union(voice.box for voice in voices), BLOCK_VOXELS // len(voices)):
         votes = [_vote(canvas, voice, block) for voice in voices]
         best, view = torch.zeros(block.shape), canvas.labels[block.slices]
@@ -199,17 +206,17 @@ def majority_vote(canvas: Canvas, answers: Sequence[Answer]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Voice:
+class _Candidate:
     """An answer, to be heard block by block on the scan's grid. ``box`` of that grid holds all it says."""
 
-    prior: Prior
+    prior: StagePrediction
     box: Box
     classes: Tensor
     decided: tuple[Tensor, Tensor] | None
     """Probability and channel of the winner on the stage's grid, where that is the place."""
 
     @classmethod
-    def of(cls, canvas: Canvas, answer: Answer) -> _Voice:
+    def of(cls, canvas: FusedLabelMap, answer: FusionInput) -> _Candidate:
         prior, decided = answer.prior, None
         if answer.argmax_place == "stage_grid":
             best, winner = prior.probabilities.max(dim=0)
@@ -226,29 +233,29 @@ class _Voice:
             best, winner = (nearest_index(x, prior.grid, grid) for x in self.decided)
         if prior.region.mask is not None:
             best = torch.where(prior.region.on(grid).mask_in(grid.box).to(best.device), best, 0.0)
-        return _look_up(self.classes, winner), best
+        return _apply_table(self.classes, winner), best
 
 
-def _box(canvas: Canvas, prior: Prior) -> Box:
+def _box(canvas: FusedLabelMap, prior: StagePrediction) -> Box:
     """The box of the scan's grid that holds the prior's region."""
     return canvas.grid.box_of(prior.region.grid, prior.region.box).intersect(canvas.grid.box)
 
 
-def _classes(canvas: Canvas, labels: tuple[str, ...]) -> Tensor:
+def _classes(canvas: FusedLabelMap, labels: tuple[str, ...]) -> Tensor:
     """Classes of the canvas (uint8), by channel of an answer for these labels."""
     classes = [0, *(canvas.schema.class_of(name) for name in labels)]
     return torch.tensor(classes, dtype=torch.uint8, device=canvas.labels.device)
 
 
-def _look_up(table: Tensor, index: Tensor) -> Tensor:
+def _apply_table(table: Tensor, index: Tensor) -> Tensor:
     """``table[index]`` of uint8, where torch would need indices of 8 bytes."""
     if torch.equal(table, torch.arange(len(table), dtype=table.dtype, device=table.device)):
         return index
     return table.index_select(0, index.flatten().int()).reshape(index.shape)
 
 
-def _vote(canvas: Canvas, voice: _Voice, block: Box) -> tuple[Tensor, Tensor]:
-    """As ``_Voice.on``, for a block that reaches beyond what the voice is about."""
+def _vote(canvas: FusedLabelMap, voice: _Candidate, block: Box) -> tuple[Tensor, Tensor]:
+    """As ``_Candidate.on``, for a block that reaches beyond what the voice is about."""
     whole = torch.zeros(block.shape, dtype=torch.uint8), torch.zeros(block.shape)
     box = voice.box.intersect(block)
     if not box.empty:
@@ -261,20 +268,20 @@ def _union(boxes: Iterable[Box]) -> Box:
     return functools.reduce(Box.union, boxes)
 
 
-def _erase(canvas: Canvas, classes: Collection[int]) -> None:
+def _erase(canvas: FusedLabelMap, classes: Collection[int]) -> None:
     """These become background."""
     for plane in canvas.labels.permute(2, 0, 1):
         for c in classes:
             plane.masked_fill_(plane == c, 0)
 
 
-def keep_only(canvas: Canvas, labels: Collection[str]) -> None:
+def keep_only(canvas: FusedLabelMap, labels: Collection[str]) -> None:
     """All other labels become background."""
     keep = {canvas.schema.class_of(name) for name in labels}
     _erase(canvas, {canvas.schema.class_of(name) for name in canvas.schema.names} - keep)
 
 
-def keep_parts(canvas: Canvas, labels: Iterable[str], kept: Callable[[Mask], Mask]) -> None:
+def keep_parts(canvas: FusedLabelMap, labels: Iterable[str], kept: Callable[[Mask], Mask]) -> None:
     """Of the voxels of each of these labels only those ``kept`` stay; the rest becomes background."""
     classes = [canvas.schema.class_of(name) for name in labels]
     if not classes:
@@ -286,7 +293,7 @@ def keep_parts(canvas: Canvas, labels: Iterable[str], kept: Callable[[Mask], Mas
     canvas.labels.copy_(torch.from_numpy(data))
 
 
-def take_out_misplaced(canvas: Canvas, known: Mapping[str, OrganPlaces]) -> dict[str, Misplaced]:
+def take_out_misplaced(canvas: FusedLabelMap, known: Mapping[str, OrganPlaces]) -> dict[str, Misplaced]:
     """Take parts of organs that lie far from where training had them out of the label map; by organ, what was
     found (see ``anatomy.positions``)."""
     data, names = canvas.labels.cpu().numpy(), canvas.schema.names

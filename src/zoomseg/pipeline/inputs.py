@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Grid
 from zoomseg.core.resample import resample_data
 from zoomseg.core.volume import Volume
@@ -138,7 +138,7 @@ def image_on(specs: Sequence[InputSpec], image: Volume, normalisation: Normalisa
     return resample_data(seen, image.grid, grid, change=own.apply)
 
 
-def priors_on(specs: Sequence[InputSpec], priors: Mapping[str, Prior], grid: Grid) -> list[Tensor]:
+def priors_on(specs: Sequence[InputSpec], priors: Mapping[str, StagePrediction], grid: Grid) -> list[Tensor]:
     """The channels ``[C, *grid.shape]`` of every prior that these inputs show."""
     parts = []
     for spec in prior_specs(specs):

@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.components import Mask, largest_component
 from zoomseg.core.dilation import dilated
 from zoomseg.core.geometry import Box, Grid
@@ -38,7 +38,7 @@ def find_region(
     spec: RoiSpec,
     grid: Grid,
     image: Volume,
-    priors: Mapping[str, Prior],
+    priors: Mapping[str, StagePrediction],
     on_missing: Literal["whole_volume", "empty"],
 ) -> Region | None:
     """Dispatch on the kind. ``image`` holds the scan's own intensities (HU for CT)."""
@@ -76,7 +76,7 @@ def body_mask(image: Volume, grid: Grid, threshold: float) -> Region | None:
     return Region.of_mask(grid, torch.from_numpy(mask))
 
 
-def foreground(prior: Prior, labels: tuple[str, ...] | None = None) -> Tensor:
+def foreground(prior: StagePrediction, labels: tuple[str, ...] | None = None) -> Tensor:
     """Bool mask ``[I, J, K]`` on the prior's grid: where it answers, and its argmax is one of ``labels``
     (default any)."""
     winner = prior.probabilities.argmax(dim=0).cpu()
@@ -87,7 +87,7 @@ def foreground(prior: Prior, labels: tuple[str, ...] | None = None) -> Tensor:
 
 
 def dilated_foreground(
-    prior: Prior, grid: Grid, radius_vox: float, threshold: float | None = None
+    prior: StagePrediction, grid: Grid, radius_vox: float, threshold: float | None = None
 ) -> Region | None:
     """All predicted foreground, and what is foreground with a probability over ``threshold``, dilated by a
     ball of ``radius_vox`` voxels of ``grid``. Roth et al. 2018, Section 2.2 (r = 3, no threshold)."""
@@ -118,11 +118,13 @@ def _moved(mask: Tensor, source: Grid, grid: Grid) -> Region | None:
     return Region(grid, moved.box, out)
 
 
-def _names(spec: BoxAround | ProbabilityTimesAtlas, prior: Prior) -> tuple[str, ...]:
+def _names(spec: BoxAround | ProbabilityTimesAtlas, prior: StagePrediction) -> tuple[str, ...]:
     return prior.labels if isinstance(spec.labels, str) else spec.labels
 
 
-def probability_times_atlas(prior: Prior, atlas: Prior, labels: tuple[str, ...]) -> Tensor:
+def probability_times_atlas(
+    prior: StagePrediction, atlas: StagePrediction, labels: tuple[str, ...]
+) -> Tensor:
     """Probability times atlas prior of every label, summed over ``labels``: ``[I, J, K]`` on the prior's
     grid, zero where the prior does not answer. Valindria et al. 2018, Section 2.2."""
     own = prior.probabilities[[prior.channel(name) for name in labels]].cpu()

@@ -10,32 +10,34 @@ from zoomseg.core import widening
 from zoomseg.core.region import Region
 from zoomseg.core.widening import OpenSides
 from zoomseg.pipeline import grid as grids
-from zoomseg.pipeline.stage_input import Scan, View
-from zoomseg.pipeline.uncertainty import Hearing, Signs
+from zoomseg.pipeline.stage_input import PreparedScan, StageView
+from zoomseg.pipeline.uncertainty import Uncertainty, UncertaintyEstimator
 from zoomseg.recipe.spec import BoxAround, DilatedForeground, FixedShape, ProbabilityTimesAtlas
 
 
-def sides(view: View, scan: Scan) -> OpenSides:
+def open_sides_of(view: StageView, scan: PreparedScan) -> OpenSides:
     """Beyond which sides of the stage's grid the scan goes on."""
     return widening.open_sides(view.grid, scan.grid)
 
 
-def cut_organs(view: View, signs: Mapping[str, Signs]) -> tuple[str, ...]:
+def cut_organs(view: StageView, signs: Mapping[str, Uncertainty]) -> tuple[str, ...]:
     """The organs that the region may have cut; none where it is not another stage that placed it."""
     if not isinstance(view.stage.roi, BoxAround | DilatedForeground | ProbabilityTimesAtlas):
         return ()
     return tuple(name for name, s in signs.items() if widening.is_cut(s.voxels, s.at_end))
 
 
-def widened(view: View, scan: Scan, hearing: Hearing, organs: tuple[str, ...]) -> View:
+def expanded(
+    view: StageView, scan: PreparedScan, hearing: UncertaintyEstimator, organs: tuple[str, ...]
+) -> StageView:
     """The view that also looks ``MARGIN_MM`` beyond where these organs reached its end."""
     at, region = hearing.at_end(organs).numpy(), view.region
     if isinstance(view.stage.grid, FixedShape):
         box = scan.grid.box_of(view.grid, region.box)
         box = widening.grown(box, widening.sides_at(at, region.box), scan.grid)
         grid = grids.stage_grid(view.stage.grid, scan.grid, box)
-        return View(view.stage, grid, Region.whole(grid))
+        return StageView(view.stage, grid, Region.whole(grid))
     old = None if region.mask is None else region.mask.numpy()
     box, mask = widening.extended(region.box, old, at, view.grid)
     new = Region(view.grid, box, None if mask is None else torch.from_numpy(mask))
-    return View(view.stage, view.grid, new)
+    return StageView(view.stage, view.grid, new)

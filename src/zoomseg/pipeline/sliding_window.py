@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from zoomseg.backends.device import Device
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.placing import Tile
-from zoomseg.core.tiling import Stitcher, cover, tent
+from zoomseg.core.tiling import TileAggregator, cover, tent
 from zoomseg.networks import build as networks
 from zoomseg.pipeline import fusion, stage_input
-from zoomseg.pipeline.uncertainty import Hearing
+from zoomseg.pipeline.uncertainty import UncertaintyEstimator
 
-Network = Callable[[Tensor, tuple[Tile, ...]], Tensor]
+StageNetwork = Callable[[Tensor, tuple[Tile, ...]], Tensor]
 """Input ``[B, C, *outer]`` and its B tiles -> probabilities ``[B, classes, *inner]``. The tiles are for
 oracles."""
-NetworkOf = Callable[[stage_input.View], Network]
+StageNetworkOf = Callable[[stage_input.StageView], StageNetwork]
 """The network for where a stage looks: the stage's trained one, or an oracle on the view's grid."""
 
 
@@ -60,7 +60,7 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TileProgress:
     """How far a scan is: ``done`` of ``tiles`` of a stage."""
 
     stage: str
@@ -68,27 +68,27 @@ class Progress:
     tiles: int
 
 
-Tell = Callable[[Progress], None]
+OnProgress = Callable[[TileProgress], None]
 
 
-def silent(progress: Progress) -> None:
+def ignore_progress(progress: TileProgress) -> None:
     pass
 
 
-class Course:
+class SlidingWindow:
     """A stage's way over one scan: only tiles that touch the region are computed, row by row, and their
     answer comes out as slabs of finished planes."""
 
     def __init__(
         self,
-        view: stage_input.View,
-        scan: stage_input.Scan,
-        priors: Mapping[str, Prior],
+        view: stage_input.StageView,
+        scan: stage_input.PreparedScan,
+        priors: Mapping[str, StagePrediction],
         labels: tuple[str, ...],
-        network: Network,
+        network: StageNetwork,
         device: Device,
         together: int | None = None,
-        tell: Tell = silent,
+        tell: OnProgress = ignore_progress,
     ) -> None:
         """``together``: so many tiles are computed at once; None: as many as keep the device busy."""
         self.view = view
@@ -102,7 +102,7 @@ class Course:
         spec = view.stage.grid
         halo = networks.halo(view.stage.network, spec.padding)
         self.tiling = cover(view.region, spec.tile, halo, spec.overlap)
-        self._reader = stage_input.Reader(view, scan, priors, self.tiling.outer)
+        self._reader = stage_input.InputReader(view, scan, priors, self.tiling.outer)
         # Where the region ends inside the scan, one voxel of certain background is added: a prior's edge
         # goes on beyond its grid, and beyond the region the stage said nothing.
         self.box = view.region.box.expand((1, 1, 1)).intersect(view.grid.box)
@@ -115,17 +115,17 @@ class Course:
         spec, answered = self.view.stage.grid, self.tiling.tiles[0].inner.shape
         weights = tent(answered) if spec.overlap > 0 and spec.padding == "same" else torch.ones(answered)
         classes, place, asked = 1 + len(self.labels), self._device.place, self.view.region.box
-        stitcher = Stitcher(classes, self.box, weights, place, asked)
+        stitcher = TileAggregator(classes, self.box, weights, place, asked)
         done, size = 0, self._together
         for k, row in self.tiling.rows:
             yield from stitcher.take(k)
             for n in range(0, len(row), size):
                 self._compute(row[n : n + size], stitcher)
                 done += len(row[n : n + size])
-                self._tell(Progress(self.view.stage.name, done, len(self.tiling.tiles)))
+                self._tell(TileProgress(self.view.stage.name, done, len(self.tiling.tiles)))
         yield from stitcher.take()
 
-    def _compute(self, tiles: tuple[Tile, ...], stitcher: Stitcher) -> None:
+    def _compute(self, tiles: tuple[Tile, ...], stitcher: TileAggregator) -> None:
         data = torch.stack([self._reader.read(tile.outer) for tile in tiles])
         started = time.perf_counter()
         answers = self._network(data, tiles)
@@ -133,7 +133,7 @@ class Course:
         for tile, answer in zip(tiles, answers, strict=True):
             stitcher.add(tile, answer)
 
-    def prior(self, hearing: Hearing | None = None) -> Prior:
+    def prior(self, hearing: UncertaintyEstimator | None = None) -> StagePrediction:
         """The answer as a whole; ``hearing`` hears it."""
         parts = []
         for slab, planes in self._placed():
@@ -141,11 +141,13 @@ class Course:
                 hearing.add(slab, planes)
             parts.append(slab.clone())
         whole = torch.cat(parts, dim=3).cpu()
-        return Prior(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
+        return StagePrediction(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
 
-    def paint(self, canvas: fusion.Canvas, hearing: Hearing) -> None:
+    def paint(self, canvas: fusion.FusedLabelMap, hearing: UncertaintyEstimator) -> None:
         """Enter the answer into the label map slab by slab; ``hearing`` hears it."""
-        painter = fusion.Painter(canvas, self.grid, self.labels, self.view.region, self.view.stage.argmax_on)
+        painter = fusion.SlabFusion(
+            canvas, self.grid, self.labels, self.view.region, self.view.stage.argmax_on
+        )
         for slab, planes in self._placed():
             hearing.add(slab, planes)
             painter.add(slab)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoomseg.core.case import Case, Prior
+from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.memory import require_ram_of
 from zoomseg.core.region import Region
@@ -27,7 +27,7 @@ _CHANNEL_BYTES = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class PreparedScan:
     """A case made ready. ``raw`` is as it came, in the scan's own unit and orientation: nothing as large as
     a scan is turned or made float, only what a stage reads of it. ``grid`` and ``labels`` are canonical."""
 
@@ -53,7 +53,7 @@ class Scan:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class StageView:
     """Where a stage looks in one scan. ``grid`` spans the scan; nothing is sampled yet."""
 
     stage: Stage
@@ -61,7 +61,7 @@ class View:
     region: Region
 
 
-def prepare(case: Case, recipe: Recipe, place: torch.device | None = None) -> Scan:
+def prepare(case: Case, recipe: Recipe, place: torch.device | None = None) -> PreparedScan:
     """The case made ready.
 
     Args:
@@ -76,7 +76,7 @@ def prepare(case: Case, recipe: Recipe, place: torch.device | None = None) -> Sc
     inputs.check_seen(recipe.intensity, raw, case.id)
     normalisation = inputs.normalisation(recipe.intensity, raw)
     grid = orientation.grid(case.image.grid)
-    return Scan(case.id, raw, normalisation, grid, labels, orientation, case.annotated)
+    return PreparedScan(case.id, raw, normalisation, grid, labels, orientation, case.annotated)
 
 
 def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
@@ -89,7 +89,9 @@ def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
     return LabelMap(labels.data.masked_fill(erased, 0), labels.grid, labels.schema)
 
 
-def view(stage: Stage, recipe: Recipe, scan: Scan, priors: Mapping[str, Prior]) -> View | None:
+def view(
+    stage: Stage, recipe: Recipe, scan: PreparedScan, priors: Mapping[str, StagePrediction]
+) -> StageView | None:
     """The stage's grid and region; None where there is nothing to look at (see ``on_missing``).
 
     Raises:
@@ -100,7 +102,7 @@ def view(stage: Stage, recipe: Recipe, scan: Scan, priors: Mapping[str, Prior]) 
         if found is None:
             return None
         grid = grids.stage_grid(stage.grid, scan.grid, found.box)
-        return View(stage, grid, Region.whole(grid))
+        return StageView(stage, grid, Region.whole(grid))
     grid = grids.stage_grid(stage.grid, scan.grid)
     what = f"stage '{stage.name}': a region"
     if isinstance(stage.roi, WholeVolume | BodyMask):
@@ -109,27 +111,29 @@ def view(stage: Stage, recipe: Recipe, scan: Scan, priors: Mapping[str, Prior]) 
     if region is None:
         return None
     require_ram_of(region.box.shape, _CHANNEL_BYTES, what)
-    return View(stage, grid, region)
+    return StageView(stage, grid, region)
 
 
-def nothing(stage: Stage, scan: Scan, labels: tuple[str, ...]) -> Prior:
+def background_prediction(stage: Stage, scan: PreparedScan, labels: tuple[str, ...]) -> StagePrediction:
     """What a stage says that has nowhere to look: background, everywhere."""
     grid = scan.grid.with_shape((1, 1, 1))
     probabilities = torch.zeros(1 + len(labels), 1, 1, 1)
     probabilities[0] = 1.0
-    return Prior(probabilities, grid, labels, Region.whole(grid), stage.name)
+    return StagePrediction(probabilities, grid, labels, Region.whole(grid), stage.name)
 
 
-def read(view: View, scan: Scan, priors: Mapping[str, Prior], box: Box) -> Tensor:
+def read(view: StageView, scan: PreparedScan, priors: Mapping[str, StagePrediction], box: Box) -> Tensor:
     """The network's input ``[C, *box.shape]``; beyond the scan its edge voxels go on."""
-    return Reader(view, scan, priors, box).read(box)
+    return InputReader(view, scan, priors, box).read(box)
 
 
-class Reader:
+class InputReader:
     """Gives the network's input for boxes inside one: the image is sampled once, priors, of which there may
     be a hundred, box by box."""
 
-    def __init__(self, view: View, scan: Scan, priors: Mapping[str, Prior], box: Box) -> None:
+    def __init__(
+        self, view: StageView, scan: PreparedScan, priors: Mapping[str, StagePrediction], box: Box
+    ) -> None:
         self._view = view
         self._start = box.start
         self._image = scan.image_on(view.grid.crop(box), view.stage.inputs)

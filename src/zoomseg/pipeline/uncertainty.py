@@ -29,7 +29,7 @@ CACHED_VOXELS = 2**16
 
 
 @dataclass(frozen=True)
-class Signs:
+class Uncertainty:
     """Of one organ, on the stage's grid, among the voxels that the stage was asked about."""
 
     voxels: int
@@ -45,7 +45,7 @@ class Signs:
     """How many of these lie where the region ends, though the scan goes on."""
 
 
-class Hearing:
+class UncertaintyEstimator:
     """Gathers an answer's signs, part by part."""
 
     def __init__(self, labels: tuple[str, ...], region: Region, open_sides: OpenSides) -> None:
@@ -99,7 +99,7 @@ class Hearing:
             torch.maximum(best, value, out=best)
         return best, winner
 
-    def signs(self) -> dict[str, Signs]:
+    def signs(self) -> dict[str, Uncertainty]:
         """Of the organs that were found."""
         found = {}
         voxel_ml = self._region.grid.voxel_volume_ml
@@ -108,7 +108,7 @@ class Hearing:
             if voxels == 0:
                 continue
             sure = float(self._sure[c])
-            found[name] = Signs(
+            found[name] = Uncertainty(
                 voxels,
                 voxels * voxel_ml,
                 min(1.0, 2 * sure / (self._soft[c] + voxels)),

@@ -53,7 +53,7 @@ class Organ:
 
 
 @dataclass(frozen=True)
-class Beside:
+class SideBySide:
     """Two organs of which one lies further right in most cases that have both."""
 
     right: str
@@ -88,7 +88,7 @@ class Fingerprint:
     channels: int = 1
     organs: tuple[Organ, ...] = ()
     """Those that were seen, in the schema's order."""
-    beside: Beside | None = None
+    beside: SideBySide | None = None
     """The two organs of which that holds most often; None: no two are in ``BESIDE_CASES`` cases together."""
     advice: tuple[Advice, ...] = ()
     """What ``dataset.json`` should say, and does not."""
@@ -292,13 +292,13 @@ def _tones(case: dict[str, _Seen]) -> dict[str, float]:
     return {name: one.brightness / mean for name, one in case.items()} if mean > 0 else {}
 
 
-def _beside(names: Sequence[str], seen: Sequence[dict[str, _Seen]]) -> Beside | None:
+def _beside(names: Sequence[str], seen: Sequence[dict[str, _Seen]]) -> SideBySide | None:
     found = []
     for one, other in combinations(names, 2):
         apart = [case[one].right_mm - case[other].right_mm for case in seen if one in case and other in case]
         if len(apart) >= BESIDE_CASES:
-            found.append(Beside(one, other, sum(mm > 0 for mm in apart), len(apart)))
-            found.append(Beside(other, one, sum(mm < 0 for mm in apart), len(apart)))
+            found.append(SideBySide(one, other, sum(mm > 0 for mm in apart), len(apart)))
+            found.append(SideBySide(other, one, sum(mm < 0 for mm in apart), len(apart)))
     return max(found, key=lambda two: two.share, default=None)
 
 

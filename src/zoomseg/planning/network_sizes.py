@@ -37,7 +37,7 @@ PASSES = 3
 
 
 @dataclass(frozen=True)
-class Sized:
+class SizedNetwork:
     """A patch, the network that suits it, and why they are as they are."""
 
     patch: Index3
@@ -66,9 +66,9 @@ class _Levels:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def sized(
+def size_network(
     stage: str, scan: Index3, spacing_mm: Vector3, voxels: float, base: int, recipe: specs.PlannedRecipe
-) -> Sized:
+) -> SizedNetwork:
     """A patch of about ``voxels`` voxels, as near to a physical cube as the scan (its shape at
     ``spacing_mm``) allows, and a network of ``base`` channels whose pooling divides it."""
     shape = _cube(scan, spacing_mm, voxels)
@@ -92,7 +92,7 @@ def sized(
         _why_strides(stage, levels, spacing_mm),
         _why_kernels(stage, levels.kernels),
     )
-    return Sized(patch, network, reasons)
+    return SizedNetwork(patch, network, reasons)
 
 
 def _cube(scan: Index3, spacing_mm: Vector3, voxels: float) -> Index3:

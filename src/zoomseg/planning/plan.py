@@ -28,8 +28,8 @@ from zoomseg.planning.organ_groups import Group, groups_of, why_not
 from zoomseg.planning.rationale import Plan, Reason, about, count, gigabytes, organ_reasons
 from zoomseg.planning.stage_plans import (
     SINGLE_STAGE_FACTOR,
-    Draft,
     Layout,
+    StagePlan,
     boxes,
     contrast,
     mirrored,
@@ -68,7 +68,7 @@ SMALLEST_PATCH_VOXELS = 2000
 class _Chosen:
     """The stages, of which a training step fits the device; ``reasons`` hold for all of them."""
 
-    drafts: tuple[Draft, ...]
+    drafts: tuple[StagePlan, ...]
     costs: tuple[Cost, ...]
     why_memory: Reason
     reasons: tuple[Reason, ...] = ()

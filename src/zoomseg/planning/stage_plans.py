@@ -13,7 +13,7 @@ from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.sides import has_side
 from zoomseg.planning.fingerprint import Fingerprint, as_index, as_vector
-from zoomseg.planning.network_sizes import sized
+from zoomseg.planning.network_sizes import size_network
 from zoomseg.planning.organ_groups import Group
 from zoomseg.planning.rationale import AXES, Reason, count, millimetres
 from zoomseg.recipe import spec as specs
@@ -27,7 +27,7 @@ SAME_SIDE = 0.9
 
 
 @dataclass(frozen=True)
-class Draft:
+class StagePlan:
     """A stage, the spacing of its grid, and why it is as it is."""
 
     stage: specs.Stage
@@ -35,17 +35,17 @@ class Draft:
     reasons: tuple[Reason, ...]
 
 
-Layout = Callable[[specs.PlannedRecipe, Fingerprint, LabelSchema], tuple[Draft, ...]]
+Layout = Callable[[specs.PlannedRecipe, Fingerprint, LabelSchema], tuple[StagePlan, ...]]
 """Which stages there are."""
 
 
 # --- stages ---------------------------------------------------------------------------------------
 
 
-def one_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> tuple[Draft, ...]:
+def one_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> tuple[StagePlan, ...]:
     # A patch that holds the median scan whole; what is larger is tiled.
     voxels = SINGLE_STAGE_FACTOR * recipe.fine_patch_voxels
-    fit = sized("whole", data.shape, data.spacing_mm, voxels, recipe.base_channels[1], recipe)
+    fit = size_network("whole", data.shape, data.spacing_mm, voxels, recipe.base_channels[1], recipe)
     mm = _rounded(data.spacing_mm)
     grid = specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.5)
     batch = round(recipe.batch * recipe.fine_patch_voxels / math.prod(fit.patch))
@@ -64,17 +64,17 @@ def one_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchem
         ),
         why_shift,
     )
-    return (Draft(stage, mm, reasons),)
+    return (StagePlan(stage, mm, reasons),)
 
 
-def two_stages(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> tuple[Draft, ...]:
+def two_stages(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> tuple[StagePlan, ...]:
     coarse = _coarse_stage(recipe, data, schema)
     return coarse, _fine_stage(recipe, data, schema)
 
 
-def _coarse_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> Draft:
+def _coarse_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> StagePlan:
     wanted = spacing_for(data, recipe.coarse_voxels)
-    fit = sized(
+    fit = size_network(
         "coarse",
         _in_voxels(data.shape, data.spacing_mm, wanted),
         wanted,
@@ -94,10 +94,10 @@ def _coarse_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelS
     if mm != wanted:
         widened = f"{why_spacing.why}; widened from {millimetres(wanted)}, so that one patch shows it whole"
         why_spacing = Reason(why_spacing.what, millimetres(mm), widened)
-    return Draft(stage, mm, (why_spacing, *fit.reasons, _why_batch("coarse", recipe), why_shift))
+    return StagePlan(stage, mm, (why_spacing, *fit.reasons, _why_batch("coarse", recipe), why_shift))
 
 
-def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> Draft:
+def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> StagePlan:
     mm = spacing_for(data, recipe.fine_voxels)
     radius = round(recipe.region_margin_mm / float(np.mean(mm)), 2)
     likely = recipe.region_threshold
@@ -115,7 +115,7 @@ def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSch
 
 def boxes(
     recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, groups: tuple[Group, ...]
-) -> tuple[Draft, ...]:
+) -> tuple[StagePlan, ...]:
     """A coarse stage, and a fine one in a box around every group."""
     mm = spacing_in(data.spacing_mm, [group.extent_mm for group in groups], recipe.fine_voxels)
     why = f"so that all {len(groups)} boxes have {count(recipe.fine_voxels)} voxels, or the data's own"
@@ -149,9 +149,9 @@ class _Look:
     labels: tuple[str, ...] | Literal["all"] = "all"
 
 
-def _closer(look: _Look, recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> Draft:
+def _closer(look: _Look, recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> StagePlan:
     name = look.name
-    fit = sized(name, look.shape, look.mm, recipe.fine_patch_voxels, recipe.base_channels[1], recipe)
+    fit = size_network(name, look.shape, look.mm, recipe.fine_patch_voxels, recipe.base_channels[1], recipe)
     # Its patches carry its own labels, and all others as the coarse stage's answer.
     shown = (schema,) if look.labels == "all" else (schema, LabelSchema.consecutive(look.labels))
     training, why_shift = _training(name, recipe, data, fit.patch, recipe.batch, *shown)
@@ -166,7 +166,7 @@ def _closer(look: _Look, recipe: specs.PlannedRecipe, data: Fingerprint, schema:
     )
     why = "the recipe's margin: room for what the coarse stage cuts off"
     region = Reason(f"{name} region", look.region, why)
-    return Draft(
+    return StagePlan(
         stage, look.mm, (region, look.why_spacing, *fit.reasons, _why_batch(name, recipe), why_shift)
     )
 

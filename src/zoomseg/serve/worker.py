@@ -163,7 +163,7 @@ def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Pre
     """A model ready to segment, as `zoomseg predict` would load it."""
     from zoomseg.backends.device import resolve
     from zoomseg.inference import atlas_priors
-    from zoomseg.inference.memory_limits import Limits
+    from zoomseg.inference.memory_limits import MemoryLimits
     from zoomseg.inference.predictor import Predictor
     from zoomseg.io import bundle
 
@@ -172,7 +172,7 @@ def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Pre
 
     trained, where = bundle.load(Path(model)), resolve(device)
     atlas_of = atlas_priors.of_model(trained, progress=register)
-    return Predictor(trained, where, atlas_of, Limits(where, "free"))
+    return Predictor(trained, where, atlas_of, MemoryLimits(where, "free"))
 
 
 def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
@@ -182,7 +182,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         ScanError: the scan cannot be used.
         ZoomSegError: what else hinders.
     """
-    from zoomseg.inference.batch import Beside, Done, Failed
+    from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
     from zoomseg.inference.outputs import segment_to_folder
     from zoomseg.io.dicom.write.results import DicomResult
     from zoomseg.io.scans import write_array
@@ -194,7 +194,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         match outcome:
             case Failed(_, reason):
                 raise ScanError(reason)
-            case Done(_, _, image):
+            case Segmented(_, _, image):
                 if not task.scan.endswith(".nii.gz"):
                     voxels = image.data[0].cpu().numpy()
                     write_array(out / "scan.nii.gz", voxels, image.grid, like=scan.paths[0])
@@ -205,7 +205,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         predictor,
         progress=settle,
         tell=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
-        beside=Beside(dicom=() if scan.dicom is None else tuple(DicomResult), slicer=True),
+        beside=ExtraOutputs(dicom=() if scan.dicom is None else tuple(DicomResult), slicer=True),
         notes=notes,
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zoomseg.core.case import Case, Prior
+from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import ScanError, ZoomSegError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
@@ -54,7 +54,11 @@ class Point:
 
 
 def coverage(
-    prior: Prior, reference: LabelMap, schema: LabelSchema, radii_vox: Sequence[int], organs: Sequence[str]
+    prior: StagePrediction,
+    reference: LabelMap,
+    schema: LabelSchema,
+    radii_vox: Sequence[int],
+    organs: Sequence[str],
 ) -> Coverage:
     """For each organ that the reference has: the share of its voxels that the dilated foreground holds, and
     the share of all other voxels of the stage's grid that it holds, too.

@@ -28,7 +28,7 @@ def segment_by_atlas(trainings: Trainings, fold: int, ids: Sequence[str], out: P
         try:
             image = read_image(files.images, channels_last=trainings.dataset.channels_last(files))
             scan = stage_input.prepare(Case(files.id, image), trainings.recipe)
-            canvas = fusion.Canvas.blank(scan.grid, trainings.dataset.schema)
+            canvas = fusion.FusedLabelMap.blank(scan.grid, trainings.dataset.schema)
             fusion.replace_in_roi(canvas, prior_of(scan))
             labels = LabelMap(canvas.labels, canvas.grid, canvas.schema)
             labels = labels.reoriented(scan.orientation.inverse)

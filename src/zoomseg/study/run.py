@@ -25,7 +25,7 @@ from zoomseg.evaluation.evaluate import evaluate
 from zoomseg.evaluation.result import Evaluation
 from zoomseg.evaluation.saved import pool, read_scores
 from zoomseg.inference import atlas_priors
-from zoomseg.inference.batch import Done, Failed, segment
+from zoomseg.inference.batch import Failed, Segmented, segment
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import writable_directory, write_json_atomic
@@ -192,7 +192,7 @@ def _predict(row: Row, fold: int, trainings: Trainings, ids: Sequence[str], out:
     numbers = itertools.count(1)
     problems: list[str] = []
 
-    def settle(outcome: Done | Failed) -> None:
+    def settle(outcome: Segmented | Failed) -> None:
         trainings.watch.say(f"predicted {next(numbers)} of {len(scans)}: {outcome.case}")
         if isinstance(outcome, Failed):
             problems.append(f"{outcome.case}: {outcome.reason}")
@@ -203,7 +203,7 @@ def _predict(row: Row, fold: int, trainings: Trainings, ids: Sequence[str], out:
 
 def _predictor(model: Bundle, fold: int, trainings: Trainings) -> Predictor:
     """Rows share the study's atlases, also those whose training used none."""
-    prior_of = trainings.atlas_of(fold) if atlas_priors.wanted(model.recipe) else None
+    prior_of = trainings.atlas_of(fold) if atlas_priors.uses_atlas(model.recipe) else None
     return Predictor(model, trainings.device, prior_of, any_scan=True)
 
 

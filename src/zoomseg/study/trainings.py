@@ -92,7 +92,7 @@ class Trainings:
 
     def split(self, fold: int) -> Split:
         return training_run.choose_split(
-            self.dataset, training_run.Job(folds=self.count, fold=fold, seed=self.settings.seed)
+            self.dataset, training_run.TrainingRequest(folds=self.count, fold=fold, seed=self.settings.seed)
         )
 
     def folder(self, run: str, fold: int) -> Path:
@@ -160,7 +160,7 @@ class Trainings:
         writable_directory(file.parent)
         write_text_atomic(file, dump(recipe))
         settings = self.settings
-        wish = training_run.Job(
+        wish = training_run.TrainingRequest(
             str(file),
             settings.seconds,
             folds=self.count,
@@ -169,7 +169,7 @@ class Trainings:
             init=settings.init if training.fine_tuned else None,
             registered=self.registered,
         )
-        if atlas_priors.wanted(recipe):
+        if atlas_priors.uses_atlas(recipe):
             self._make_priors(recipe, fold)
         with self.watch.training() as observer:
             return training_run.start(self.dataset, folder, wish, self.device, observer)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zoomseg.atlas.library import AtlasLibrary
 from zoomseg.atlas.register import library as registration_library
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.volume import LabelMap, Volume
@@ -53,7 +53,7 @@ class _Step:
 
     def scans(
         self, dataset: Dataset, cases: Sequence[CaseFiles], recipe: Recipe
-    ) -> Iterator[stage_input.Scan]:
+    ) -> Iterator[stage_input.PreparedScan]:
         for done, case in enumerate(cases):
             if self.stop.is_set():
                 raise InterruptedTrainingError(f"stopped while {self.doing}; go on with --resume")
@@ -62,7 +62,7 @@ class _Step:
         self.observer.preparing(self.name, len(cases), len(cases))
 
 
-def _labelled(scans: Iterator[stage_input.Scan]) -> Iterator[tuple[str, Volume, LabelMap]]:
+def _labelled(scans: Iterator[stage_input.PreparedScan]) -> Iterator[tuple[str, Volume, LabelMap]]:
     for scan in scans:
         assert scan.labels is not None  # cases to train on are labelled
         yield scan.id, scan.image, scan.labels
@@ -91,7 +91,7 @@ def of_library(library: AtlasLibrary, cache: Path | None, warn: Callable[[str], 
     """Priors of scans by the atlases of a library; no scan is its own atlas. What was registered is kept in
     ``cache``."""
 
-    def prior(scan: stage_input.Scan) -> Prior:
+    def prior(scan: stage_input.PreparedScan) -> StagePrediction:
         return library.prior(
             scan.image,
             exclude=scan.id,

@@ -33,7 +33,7 @@ Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where a run stands: the unit in training, steps and seconds spent in it."""
 
     unit: Annotated[int, Field(ge=0)]
@@ -46,12 +46,12 @@ class Progress:
     """Hash of recipe, cases and seed: a run is only resumed as itself."""
 
 
-_PROGRESS = TypeAdapter(Progress)
+_PROGRESS = TypeAdapter(TrainingProgress)
 
 
 def save(
     path: Path,
-    progress: Progress,
+    progress: TrainingProgress,
     modules: Mapping[str, nn.Module],
     averaged: Mapping[str, Mapping[str, Tensor]],
     optimiser: torch.optim.Optimizer,
@@ -77,7 +77,7 @@ def save(
     write_bytes_atomic(path, content)
 
 
-def read_progress(path: Path) -> Progress:
+def read_progress(path: Path) -> TrainingProgress:
     """Only the progress, without the tensors.
 
     Raises:

@@ -27,7 +27,7 @@ from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
 from zoomseg.training import fine_tuning, training_run
 from zoomseg.training.log import Observer
-from zoomseg.training.training_run import Job
+from zoomseg.training.training_run import TrainingRequest
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class CrossValidation:
     dataset: Dataset
     out: Path
     count: int
-    wish: Job
+    wish: TrainingRequest
 
     def folder(self, fold: int) -> Path:
         return self.out / f"fold-{fold}"
@@ -67,13 +67,13 @@ class CrossValidation:
             return training_run.resume(self.dataset, folder, device, observer, wish.seconds, wish.epochs)
         return training_run.start(self.dataset, folder, wish, device, observer)
 
-    def _wish_of(self, fold: int) -> Job:
+    def _wish_of(self, fold: int) -> TrainingRequest:
         recipe, atlases = str(self.out / "recipe.yaml"), self.out / "atlases"
         return replace(self.wish, recipe=recipe, folds=self.count, fold=fold, registered=atlases)
 
 
 def begin(
-    dataset: Dataset, out: Path, count: int, wish: Job, device: Device, observer: Observer
+    dataset: Dataset, out: Path, count: int, wish: TrainingRequest, device: Device, observer: Observer
 ) -> CrossValidation:
     """Plan a cross-validation and write it down.
 
@@ -93,7 +93,7 @@ def begin(
             )
     folds = CrossValidation(dataset, out, count, wish)
     folds.held_back(0)  # refuses more folds than cases
-    cases = training_run.choose_split(dataset, Job())
+    cases = training_run.choose_split(dataset, TrainingRequest())
     recipe = training_run.wanted_recipe(
         wish, None if wish.init is None else fine_tuning.load(wish.init, dataset)
     )
@@ -127,7 +127,9 @@ def reopen(
         TrainingError: there is none, it is damaged, or it was of other cases, labels or channels.
     """
     record = _read(out)
-    now = training_run.fixed_by(dataset) | {"cases": list(training_run.choose_split(dataset, Job()).train)}
+    now = training_run.fixed_by(dataset) | {
+        "cases": list(training_run.choose_split(dataset, TrainingRequest()).train)
+    }
     for key, value in now.items():
         if record[key] != value:
             raise TrainingError(
@@ -137,7 +139,7 @@ def reopen(
     if seconds is None and epochs is None:
         seconds, epochs = record["seconds"], record["epochs"]
     init = None if record["init"] is None else Path(record["init"])
-    wish = Job(
+    wish = TrainingRequest(
         seconds=seconds, epochs=epochs, seed=record["seed"], init=init, teachers=tuple(record["teachers"])
     )
     return CrossValidation(dataset, out, record["folds"], wish)

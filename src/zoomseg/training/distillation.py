@@ -23,7 +23,7 @@ from zoomseg.inference.predictor import as_network, ready_network
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.networks import build as networks
-from zoomseg.pipeline.sliding_window import Network
+from zoomseg.pipeline.sliding_window import StageNetwork
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe, Stage
 from zoomseg.training import fine_tuning
@@ -36,10 +36,10 @@ class Teachers:
     names: tuple[str, ...]
     models: tuple[Bundle, ...]
 
-    def networks(self, stages: Sequence[str], device: Device) -> dict[str, Network]:
+    def networks(self, stages: Sequence[str], device: Device) -> dict[str, StageNetwork]:
         """By stage name, what the teachers say together: the mean of their probabilities, frozen networks in
         evaluation mode, on the training's device and in its precision."""
-        out: dict[str, Network] = {}
+        out: dict[str, StageNetwork] = {}
         for name in stages:
             first, *rest = (ready_network(model, name, device) for model in self.models)
             out[name] = as_network(first, device, *rest)

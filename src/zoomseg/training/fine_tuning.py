@@ -35,7 +35,7 @@ Name = tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class TransferredTensor:
     """Part of a tensor, or all of it: ``values`` belong at the entries ``places`` of each axis."""
 
     values: Tensor
@@ -56,7 +56,7 @@ class Piece:
 class StageTransfer:
     """What one stage's network takes over, by tensor name. ``known`` and ``new`` are its classes."""
 
-    pieces: Mapping[str, Piece]
+    pieces: Mapping[str, TransferredTensor]
     tensors: int
     """That the network has, counters left out."""
     known: tuple[str, ...]
@@ -138,7 +138,7 @@ def _freed(stage: Stage, schema: LabelSchema) -> Stage:
     return stage.model_copy(update={"labels": "all", "roi": roi, "inputs": tuple(sources)})
 
 
-def slower(recipe: Recipe) -> Recipe:
+def with_lower_rates(recipe: Recipe) -> Recipe:
     """Every stage with a tenth of its learning rate."""
 
     def gentle(stage: Stage) -> Stage:
@@ -186,7 +186,7 @@ def _match_stage(
         (_shapes(stage, len(entering), len(outputs) + 1), classes, len(old_outputs)),
         (_shapes(stage, len(entering) + 1, len(outputs)), _common(entering, old_entering), len(old_entering)),
     )
-    pieces: dict[str, Piece] = {}
+    pieces: dict[str, TransferredTensor] = {}
     for key, tensor in shapes.items():
         old = model.weights[stage.name].get(key)
         piece = None if old is None else _piece(key, tensor, old, growing)
@@ -210,7 +210,7 @@ _Growing = tuple[Mapping[str, Tensor], Pairs, int]
 """The network's tensors with one entry more, the entries in common, and how many the old one has."""
 
 
-def _piece(key: str, tensor: Tensor, old: Tensor, growing: Sequence[_Growing]) -> Piece | None:
+def _piece(key: str, tensor: Tensor, old: Tensor, growing: Sequence[_Growing]) -> TransferredTensor | None:
     """What a tensor takes over from the old one; None if nothing."""
     if old.ndim != tensor.ndim:
         return None
@@ -220,7 +220,9 @@ def _piece(key: str, tensor: Tensor, old: Tensor, growing: Sequence[_Growing]) -
     values = old
     for axis, (_, theirs) in enumerate(pairs):
         values = values.index_select(axis, torch.tensor(theirs))
-    return Piece(values, tuple(torch.tensor(ours) for ours, _ in pairs), values.shape == tensor.shape)
+    return TransferredTensor(
+        values, tuple(torch.tensor(ours) for ours, _ in pairs), values.shape == tensor.shape
+    )
 
 
 def _axis(key: str, axis: int, tensor: Tensor, old: Tensor, growing: Sequence[_Growing]) -> Pairs:

@@ -40,16 +40,16 @@ from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, Recipe, Stage
 from zoomseg.training import atlases, checkpoint
 from zoomseg.training.data import augmentation, shared_cases
-from zoomseg.training.data.packed_cases import hold
+from zoomseg.training.data.packed_cases import load_to_device
 from zoomseg.training.data.patches import Batch, PatchSource
-from zoomseg.training.data.prefetch import beside, drawn
-from zoomseg.training.data.preprocessing import Packs, Preparation, check_annotated
+from zoomseg.training.data.prefetch import on_side_stream, prefetched
+from zoomseg.training.data.preprocessing import PackedCases, Preprocessing, check_annotated
 from zoomseg.training.distillation import Teachers
 from zoomseg.training.distributed import ALONE, Processes
 from zoomseg.training.fine_tuning import Transfer
 from zoomseg.training.log import Log, Observer, Row, RunningDice, Silent
-from zoomseg.training.out_of_fold import Part, halves_of, parts_of
-from zoomseg.training.stage_group import Unit
+from zoomseg.training.out_of_fold import GroupRun, group_runs, split_in_halves
+from zoomseg.training.stage_group import StageGroup
 
 STEPS_PER_EPOCH = 100
 """An epoch is a number of steps, whatever the size of the data set."""
@@ -139,9 +139,9 @@ class _Run:
         self.checkpoint = self.folder / "checkpoint.safetensors"
         self.started = time.monotonic()
         self.already_spent = 0.0
-        self.parts = parts_of(recipe)
+        self.parts = group_runs(recipe)
         self.halves = (
-            halves_of(split.train, settings.seed) if any(p.half is not None for p in self.parts) else ()
+            split_in_halves(split.train, settings.seed) if any(p.half is not None for p in self.parts) else ()
         )
         self.finished: dict[str, nn.Module] = {}
         self.copies: tuple[dict[str, nn.Module], dict[str, nn.Module]] = ({}, {})
@@ -189,7 +189,7 @@ class _Run:
     def train(self, stop: threading.Event) -> bundle.Bundle:
         self.stop = stop
         resumed = self._resume_point()  # before minutes are spent on atlases
-        if atlas_priors.wanted(self.recipe) and self.processes.first:
+        if atlas_priors.uses_atlas(self.recipe) and self.processes.first:
             self.atlas_of = self._atlas()
         all_labels = self.dataset.schema.names
         resume_at = (resumed.unit, resumed.step) if resumed else None
@@ -213,7 +213,7 @@ class _Run:
 
     # --- units ------------------------------------------------------------------------------------
 
-    def _unit(self, index: int, trained: tuple[str, ...]) -> Unit:
+    def _unit(self, index: int, trained: tuple[str, ...]) -> StageGroup:
         """Fresh networks and optimiser of one unit; initial weights depend on the seed and unit alone."""
         torch.manual_seed(self.settings.seed * 1000 + index)
         needed = set(trained)
@@ -234,7 +234,7 @@ class _Run:
         length = TrainingLength(self._steps(stages[-1]), None)
         device, teachers = self.settings.device, self.settings.teachers
         taught = {} if teachers is None else teachers.networks(trained, device)
-        return Unit.fresh(
+        return StageGroup.fresh(
             index, stages, trained, modules, length, self.labels, device, self.processes, taught
         )
 
@@ -254,7 +254,7 @@ class _Run:
         atlases.prepare_all(prior_of, self.dataset, ids, self.recipe, self.observer, self.stop)
         return prior_of
 
-    def _resume_point(self) -> checkpoint.Progress | None:
+    def _resume_point(self) -> checkpoint.TrainingProgress | None:
         progress = self._checkpointed()
         place = -1.0 if progress is None else progress.unit + progress.step / 2**32
         if self.processes.anywhere(self.processes.agree(place) != place):
@@ -264,7 +264,7 @@ class _Run:
             )
         return progress
 
-    def _checkpointed(self) -> checkpoint.Progress | None:
+    def _checkpointed(self) -> checkpoint.TrainingProgress | None:
         if not self.settings.resume or not self.checkpoint.is_file():
             return None
         progress = checkpoint.read_progress(self.checkpoint)
@@ -281,7 +281,7 @@ class _Run:
         self.already_spent = progress.spent + progress.elapsed
         return progress
 
-    def _restore(self, unit: Unit, progress: checkpoint.Progress) -> None:
+    def _restore(self, unit: StageGroup, progress: checkpoint.TrainingProgress) -> None:
         """Bring a unit back to where the checkpoint left it; earlier units come from their own file."""
         path = self.checkpoint if unit.index == progress.unit else self._unit_file(unit.index)
         own = {name: unit.modules[name] for name in unit.trained}
@@ -294,7 +294,7 @@ class _Run:
 
     # --- one unit ---------------------------------------------------------------------------------
 
-    def _train_unit(self, unit: Unit, log: Log | None) -> None:
+    def _train_unit(self, unit: StageGroup, log: Log | None) -> None:
         packs = self._pack(unit)
         unit.take_over()
         validation = self._validation_batches(unit, packs)
@@ -307,21 +307,21 @@ class _Run:
         def batch_of(step: int) -> Batch:
             rng = np.random.default_rng([self.settings.seed, unit.index, step])
             make = partial(source.draw, unit.lead.training.batch, rng, self.processes.share)
-            return beside(make, device.place)
+            return on_side_stream(make, device.place)
 
-        with closing(drawn(batch_of, unit.step, device.batches_ahead)) as batches, device.tuned():
+        with closing(prefetched(batch_of, unit.step, device.batches_ahead)) as batches, device.tuned():
             self._loop(unit, batches, validation, log)
         self._save(unit)
         if self.processes.first:
             write_bytes_atomic(self._unit_file(unit.index), self.checkpoint.read_bytes())
 
-    def _source(self, unit: Unit, packs: Packs) -> PatchSource:
+    def _source(self, unit: StageGroup, packs: PackedCases) -> PatchSource:
         """Of training patches, on the device, where the data lies as far as there is room."""
         device, cases = self.settings.device, itertools.chain(*packs.train.values())
-        held = hold(cases, device.place, device.room_for_data)
+        held = load_to_device(cases, device.place, device.room_for_data)
         return PatchSource(self.recipe, unit.stages, packs.train, self.schemas, place=device.place, held=held)
 
-    def _unit_seconds(self, unit: Unit) -> float:
+    def _unit_seconds(self, unit: StageGroup) -> float:
         """This unit's part of what the budget still holds at its first step."""
         assert self.settings.seconds is not None
         shares = [part.share for part in self.parts[unit.index :]]
@@ -342,7 +342,7 @@ class _Run:
         return least
 
     def _loop(
-        self, unit: Unit, batches: Iterator[Batch], validation: tuple[Batch, ...], log: Log | None
+        self, unit: StageGroup, batches: Iterator[Batch], validation: tuple[Batch, ...], log: Log | None
     ) -> None:
         dice = {n: RunningDice(self.schemas[n].classes, 0.95) for n in unit.trained}
         validated = math.floor(unit.progress * VALIDATIONS)
@@ -370,10 +370,10 @@ class _Run:
                 self._save(unit)
                 saved = time.monotonic()
 
-    def _pack(self, unit: Unit) -> Packs:
+    def _pack(self, unit: StageGroup) -> PackedCases:
         part = self.parts[unit.index]
         validation = self.split.validation if part.half is None else ()
-        preparation = Preparation(
+        preparation = Preprocessing(
             self.dataset,
             self.recipe,
             self.labels,
@@ -384,9 +384,11 @@ class _Run:
             self.atlas_of,
         )
         prepare = partial(preparation.packs, unit, self._taught_by(part), validation, self._answering)
-        return shared_cases.packs(prepare, unit.index, self.cache, self.processes, self.stop)
+        return shared_cases.shared_between_processes(
+            prepare, unit.index, self.cache, self.processes, self.stop
+        )
 
-    def _taught_by(self, part: Part) -> tuple[str, ...]:
+    def _taught_by(self, part: GroupRun) -> tuple[str, ...]:
         """The cases that a part learns from."""
         return self.split.train if part.half is None else self.halves[part.half]
 
@@ -398,7 +400,7 @@ class _Run:
                 return self.finished | self.copies[1 - half]
         return self.finished
 
-    def _validation_batches(self, unit: Unit, packs: Packs) -> tuple[Batch, ...]:
+    def _validation_batches(self, unit: StageGroup, packs: PackedCases) -> tuple[Batch, ...]:
         """The same unaugmented patches every time."""
         if not self.processes.first or not packs.validation[unit.lead.name]:
             return ()
@@ -408,7 +410,7 @@ class _Run:
 
     # --- telling and saving -----------------------------------------------------------------------
 
-    def _validate(self, unit: Unit, batches: tuple[Batch, ...], log: Log | None) -> None:
+    def _validate(self, unit: StageGroup, batches: tuple[Batch, ...], log: Log | None) -> None:
         """Loss and Dice of the averaged weights on the fixed patches, where there are any."""
         if not batches:
             return
@@ -417,7 +419,7 @@ class _Run:
 
     def _tell(
         self,
-        unit: Unit,
+        unit: StageGroup,
         losses: Mapping[str, float],
         dice: Mapping[str, RunningDice],
         log: Log | None,
@@ -440,7 +442,7 @@ class _Run:
             log.write(row)
             self.observer.row(row, unit.length.remaining_seconds(unit.step, unit.elapsed))
 
-    def _report_bad(self, unit: Unit, batch: Batch, consecutive: int) -> None:
+    def _report_bad(self, unit: StageGroup, batch: Batch, consecutive: int) -> None:
         cases = ", ".join(dict.fromkeys(batch.cases))
         text = f"step {unit.step}: loss or gradient is not finite; cases {cases}; step skipped"
         self.observer.message(text)
@@ -450,16 +452,18 @@ class _Run:
                 "check these scans (zoomseg check) or lower the learning rate"
             )
 
-    def _save(self, unit: Unit) -> None:
+    def _save(self, unit: StageGroup) -> None:
         """Checkpoint first, then the model: a kill between the two loses neither."""
         if not self.processes.first:
             return
-        progress = checkpoint.Progress(unit.index, unit.step, unit.elapsed, unit.spent, self.fingerprint)
+        progress = checkpoint.TrainingProgress(
+            unit.index, unit.step, unit.elapsed, unit.spent, self.fingerprint
+        )
         own = {name: unit.modules[name] for name in unit.trained}
         checkpoint.save(self.checkpoint, progress, own, unit.moving, unit.optimiser)
         self._save_model(unit)
 
-    def _save_model(self, unit: Unit | None = None) -> bundle.Bundle:
+    def _save_model(self, unit: StageGroup | None = None) -> bundle.Bundle:
         """Write the stages that have learned something so far as a model of their own."""
         weights: dict[str, Mapping[str, Tensor]] = {n: m.state_dict() for n, m in self.finished.items()}
         if unit is not None and self.parts[unit.index].half is None:

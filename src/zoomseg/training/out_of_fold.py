@@ -11,7 +11,7 @@ from zoomseg.recipe.spec import Recipe
 
 
 @dataclass(frozen=True)
-class Part:
+class GroupRun:
     """One training of a unit's stages: on all training cases, or, so that training cases can be answered for
     by networks that did not see them, on one half of these. ``share`` is its part of the time budget
     relative to the other parts."""
@@ -24,21 +24,21 @@ class Part:
         return stage if self.half is None else f"{stage}-half-{self.half + 1}"
 
 
-def parts_of(recipe: Recipe) -> tuple[Part, ...]:
+def group_runs(recipe: Recipe) -> tuple[GroupRun, ...]:
     """Every unit, and with ``prior_from: out_of_fold`` two copies of those that later ones read, which share
     the unit's time."""
     units = graph.training_units(recipe)
-    out: list[Part] = []
+    out: list[GroupRun] = []
     for n, unit in enumerate(units):
         later = {name for u in units[n + 1 :] for s in u.trained for name in graph.ancestors(recipe, s)}
         copied = recipe.prior_from == "out_of_fold" and not later.isdisjoint(unit.trained)
         halves = (None, 0, 1) if copied else (None,)
         share = graph.stage_of(recipe, unit.trained[-1]).training.budget_share
-        out += [Part(unit.trained, half, share / len(halves)) for half in halves]
+        out += [GroupRun(unit.trained, half, share / len(halves)) for half in halves]
     return tuple(out)
 
 
-def halves_of(cases: tuple[str, ...], seed: int) -> tuple[tuple[str, ...], ...]:
+def split_in_halves(cases: tuple[str, ...], seed: int) -> tuple[tuple[str, ...], ...]:
     """The training cases in two halves.
 
     Raises:

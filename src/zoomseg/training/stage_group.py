@@ -20,7 +20,7 @@ from zoomseg.core.labels import IGNORE
 from zoomseg.core.resample import resample_data
 from zoomseg.networks import build as networks
 from zoomseg.pipeline import inputs
-from zoomseg.pipeline.sliding_window import Network
+from zoomseg.pipeline.sliding_window import StageNetwork
 from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe.spec import SGD, AdamW, OptimiserSpec, Stage
 from zoomseg.training import loss
@@ -31,7 +31,7 @@ from zoomseg.training.schedule import learning_rate_factor
 
 
 @dataclass(eq=False)
-class Unit:
+class StageGroup:
     """Stages that run in one step; those in ``trained`` learn, the others are finished.
 
     ``index`` is the unit's place in the run; ``labels`` are those that every stage of the recipe
@@ -49,7 +49,7 @@ class Unit:
     labels: Mapping[str, tuple[str, ...]]
     device: Device
     processes: Processes = ALONE
-    teachers: Mapping[str, Network] = field(default_factory=dict)
+    teachers: Mapping[str, StageNetwork] = field(default_factory=dict)
     step: int = 0
     elapsed: float = 0.0
     spent: float = 0.0
@@ -65,8 +65,8 @@ class Unit:
         labels: Mapping[str, tuple[str, ...]],
         device: Device,
         processes: Processes = ALONE,
-        teachers: Mapping[str, Network] = MappingProxyType({}),
-    ) -> Unit:
+        teachers: Mapping[str, StageNetwork] = MappingProxyType({}),
+    ) -> StageGroup:
         """A unit before its first step: averaged weights are the modules' own."""
         training = stages[-1].training
         parameters = [p for name in trained for p in modules[name].parameters()]
@@ -174,7 +174,7 @@ class Unit:
         """Mean losses of the averaged weights, in evaluation mode and as at the training's end, so that they
         can be compared; ``dice`` is told of every batch."""
         averaged: dict[str, nn.Module] = {
-            name: _Averaged(self.modules[name], weights) for name, weights in self.averaged.items()
+            name: _AveragedWeights(self.modules[name], weights) for name, weights in self.averaged.items()
         }
         modules = {**self.modules, **averaged}
         sums = dict.fromkeys(self.trained, 0.0)
@@ -251,7 +251,7 @@ class Unit:
                     kept.copy_(value)
 
 
-class _Averaged(nn.Module):
+class _AveragedWeights(nn.Module):
     """A module run with its averaged weights, in evaluation mode."""
 
     def __init__(self, module: nn.Module, weights: dict[str, Tensor]) -> None:

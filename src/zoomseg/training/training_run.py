@@ -37,7 +37,7 @@ from zoomseg.training.log import Observer
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingRequest:
     """What a user asks for. ``folds`` and ``fold`` keep one of the folds back for validation. ``init`` is a
     model to start from; without ``recipe`` its own is taken, and without both the one called ``default``.
     ``registered`` is a folder in which registered atlases are kept for further trainings of the same cases;
@@ -64,7 +64,7 @@ class Job:
 def start(
     dataset: Dataset,
     out: Path,
-    job: Job,
+    job: TrainingRequest,
     device: Device,
     observer: Observer,
     processes: Processes = ALONE,
@@ -116,7 +116,7 @@ def start(
     known = training_domain.describe(seen, recipe.intensity, dataset.channel_names, dataset.schema.names)
     taken: fine_tuning.Transfer | None = None
     if job.init is not None and initial is not None:
-        recipe = fine_tuning.slower(recipe)
+        recipe = fine_tuning.with_lower_rates(recipe)
         taken = _transfer(job.init, initial, recipe, dataset)
         observer.message(f"starting from {job.init}; learning rates are a tenth of the recipe's")
         for name, stage in taken.stages.items():
@@ -222,7 +222,7 @@ def _recorded(
     return split, recipe, settings
 
 
-def choose_split(dataset: Dataset, job: Job) -> loop.Split:
+def choose_split(dataset: Dataset, job: TrainingRequest) -> loop.Split:
     """All labelled cases for training, or all but one fold of them."""
     labelled = [case.id for case in dataset.cases if case.labels is not None]
     if not labelled:
@@ -248,7 +248,7 @@ def resolve_recipe(
     """A planned recipe's numbers are filled in from the training cases and the device; a published one is
     made to suit the data set's labels."""
     if isinstance(recipe, PlannedRecipe):
-        recipe = plan_recipe(dataset, split, recipe, device, observer, Job()).recipe
+        recipe = plan_recipe(dataset, split, recipe, device, observer, TrainingRequest()).recipe
     recipe, notes = graph.fit(recipe, dataset.schema)
     for note in notes:
         observer.message(note)
@@ -263,7 +263,7 @@ def plan_recipe(
     recipe: PlannedRecipe,
     device: Device,
     observer: Observer,
-    job: Job,
+    job: TrainingRequest,
     look: Callable[[Case], None] | None = None,
 ) -> Plan:
     """A planned recipe's numbers with their reasons, from the training cases and the device; the observer is
@@ -300,14 +300,14 @@ def _predicted(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
     return tuple(name for name in dataset.schema.names if name in predicted)
 
 
-def _length(job: Job) -> TrainingLength | None:
+def _length(job: TrainingRequest) -> TrainingLength | None:
     """What the user asked for, if anything."""
     if job.seconds is None and job.epochs is None:
         return None
     return TrainingLength(None if job.epochs is None else job.epochs * loop.STEPS_PER_EPOCH, job.seconds)
 
 
-def wanted_recipe(job: Job, initial: bundle.Bundle | None) -> Recipe | PlannedRecipe:
+def wanted_recipe(job: TrainingRequest, initial: bundle.Bundle | None) -> Recipe | PlannedRecipe:
     if job.recipe is None and initial is not None:
         return fine_tuning.recipe_of(initial)
     return load("default" if job.recipe is None else job.recipe)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoomseg.anatomy.measurements import Found, measure
+from zoomseg.anatomy.measurements import OrganMeasurement, measure
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
@@ -29,7 +29,7 @@ def test_values() -> None:
     found = measure("a", labels, image, SCHEMA.names)
     assert list(found) == ["liver", "aorta"]
     liver = image.data[0, 2:4, 2:5, 2:7].numpy()
-    assert found["liver"] == Found(
+    assert found["liver"] == OrganMeasurement(
         voxels=30,
         volume_ml=pytest.approx(0.6),
         mean=pytest.approx(float(liver.mean(dtype=np.float64))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zoomseg.anatomy.measurements import NO_SIDES, Found
+from zoomseg.anatomy.measurements import NO_SIDES, OrganMeasurement
 from zoomseg.anatomy.plausibility import plausibility_flags
 from zoomseg.core.geometry import Box, Sides
 from zoomseg.core.labels import LabelSchema
@@ -14,9 +14,9 @@ FEET: Sides = ((False, False), (False, False), (True, False))
 HEAD: Sides = ((False, False), (False, False), (False, True))
 
 
-def at(x: float, z: float, cut: Sides = NO_SIDES) -> Found:
+def at(x: float, z: float, cut: Sides = NO_SIDES) -> OrganMeasurement:
     box = Box((1, 1, 1), (2, 2, 2))
-    return Found(1, 1.0, 0.0, 0.0, box, ((x, 0.0, z), (x, 0.0, z)), (x, 0.0, z), cut)
+    return OrganMeasurement(1, 1.0, 0.0, 0.0, box, ((x, 0.0, z), (x, 0.0, z)), (x, 0.0, z), cut)
 
 
 USUAL = {

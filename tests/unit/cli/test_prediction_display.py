@@ -13,13 +13,13 @@ from tiny import SCHEMA, tiny_case
 from zoomseg.cli import prediction_display
 from zoomseg.cli.prediction_display import PredictionDisplay
 from zoomseg.core.volume import LabelMap
-from zoomseg.inference.batch import Done, Failed
-from zoomseg.inference.predictor import Result
-from zoomseg.inference.resource_usage import Usage
-from zoomseg.pipeline.sliding_window import Progress, StageRecord
+from zoomseg.inference.batch import Failed, Segmented
+from zoomseg.inference.predictor import Prediction
+from zoomseg.inference.resource_usage import ResourceUsage
+from zoomseg.pipeline.sliding_window import StageRecord, TileProgress
 
 
-def a_scan(name: str = "a", vram_mb: float = 0.0) -> Done:
+def a_scan(name: str = "a", vram_mb: float = 0.0) -> Segmented:
     image = tiny_case(1)[0]
     labels = LabelMap(torch.zeros(image.grid.shape, dtype=torch.uint8), image.grid, SCHEMA)
     records = (
@@ -27,8 +27,10 @@ def a_scan(name: str = "a", vram_mb: float = 0.0) -> Done:
         StageRecord("fine [1]", (16, 16, 16), 5.0, 4.25, 12, 30, 0.2, 9_250_000_000_000),
     )
     seconds = {"read": 1.5, "waited": 0.25, "coarse": 3.0, "fine [1]": 5.0, "write": 0.5, "total": 10.04}
-    usage = Usage(1536.0, vram_mb, 0.0, 1234.5 if vram_mb else 0.0, 0.0)
-    return Done(name, Path("a.nii.gz"), image, Result(name, labels, {}, {}, records, {}), seconds, usage)
+    usage = ResourceUsage(1536.0, vram_mb, 0.0, 1234.5 if vram_mb else 0.0, 0.0)
+    return Segmented(
+        name, Path("a.nii.gz"), image, Prediction(name, labels, {}, {}, records, {}), seconds, usage
+    )
 
 
 def console(terminal: bool) -> tuple[Console, io.StringIO]:
@@ -36,7 +38,7 @@ def console(terminal: bool) -> tuple[Console, io.StringIO]:
     return Console(file=text, force_terminal=terminal, width=100, color_system=None), text
 
 
-def said(verbose: bool, *tell: Progress, done: Done | Failed | None = None) -> list[str]:
+def said(verbose: bool, *tell: TileProgress, done: Segmented | Failed | None = None) -> list[str]:
     plain, text = console(terminal=False)
     with PredictionDisplay(plain, 2, verbose) as display:
         for one in tell:
@@ -47,7 +49,7 @@ def said(verbose: bool, *tell: Progress, done: Done | Failed | None = None) -> l
 
 
 def test_one_line_for_each_scan() -> None:
-    assert said(False, Progress("coarse", 4, 4), done=a_scan("case [x]")) == ["case [x] 10.0 s"]
+    assert said(False, TileProgress("coarse", 4, 4), done=a_scan("case [x]")) == ["case [x] 10.0 s"]
     reason = "a.nii.gz: " + "far too long for one line of a terminal " * 5 + "[bold]"
     assert said(False, done=Failed("a", reason)) == [f"failed: a: {reason}"]
 
@@ -69,10 +71,10 @@ def test_a_table_of_what_a_scan_cost() -> None:
 
 def test_without_a_terminal_stages_are_told_when_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [
-        Progress("coarse", 1, 2),
-        Progress("coarse", 2, 2),
-        Progress("fine", 1, 2),
-        Progress("fine", 2, 2),
+        TileProgress("coarse", 1, 2),
+        TileProgress("coarse", 2, 2),
+        TileProgress("fine", 1, 2),
+        TileProgress("fine", 2, 2),
     ]
     assert said(True, *steps) == ["a coarse 2 of 2 tiles", "a fine 2 of 2 tiles"]
     assert said(False, *steps) == []
@@ -83,10 +85,10 @@ def test_without_a_terminal_stages_are_told_when_they_end(monkeypatch: pytest.Mo
 def test_on_a_terminal_bars_count_scans_and_tiles() -> None:
     terminal, text = console(terminal=True)
     with PredictionDisplay(terminal, 3, verbose=True) as display:
-        display.tell("a [1]", Progress("coarse", 4, 4))
-        display.tell("a [1]", Progress("fine", 2, 12))
+        display.tell("a [1]", TileProgress("coarse", 4, 4))
+        display.tell("a [1]", TileProgress("fine", 2, 12))
         display.settle(a_scan("z"))
-        display.tell("a [1]", Progress("fine", 7, 12))
+        display.tell("a [1]", TileProgress("fine", 7, 12))
     (shown,) = [line for line in text.getvalue().splitlines()[-3:] if "fine" in line]
     assert shown.startswith("a [1]  fine")
     assert "7/12" in shown
@@ -97,7 +99,7 @@ def test_on_a_terminal_bars_count_scans_and_tiles() -> None:
 def test_tiles_are_no_ones_business_unless_asked() -> None:
     terminal, text = console(terminal=True)
     with PredictionDisplay(terminal, 3, verbose=False) as display:
-        display.tell("a", Progress("coarse", 4, 4))
+        display.tell("a", TileProgress("coarse", 4, 4))
     assert "coarse" not in text.getvalue()
     assert "0/3" in text.getvalue()
 

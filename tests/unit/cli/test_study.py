@@ -63,9 +63,9 @@ def test_from_a_folder_to_a_table(data: Path, tmp_path: Path, capfd: pytest.Capt
 def test_stopped_it_says_how_to_go_on(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wishes: list[training_run.Job] = []
+    wishes: list[training_run.TrainingRequest] = []
 
-    def stopped(data: object, out: object, wish: training_run.Job, *arguments: object) -> None:
+    def stopped(data: object, out: object, wish: training_run.TrainingRequest, *arguments: object) -> None:
         wishes.append(wish)
         raise InterruptedTrainingError("stopped at step 3; go on with --resume")
 

@@ -24,7 +24,7 @@ from zoomseg.cli.train import parse_duration
 from zoomseg.core.case import Case
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.volume import Volume
-from zoomseg.inference.predictor import Predictor, Result
+from zoomseg.inference.predictor import Prediction, Predictor
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_label_values, write_image, write_labels
 from zoomseg.recipe.load import dump
@@ -234,7 +234,7 @@ def test_a_case_kept_back_that_fails_is_named_and_the_others_are_scored(
 
     def first_fails(
         self: Predictor, case: Case, organs: tuple[str, ...] | None = None, **others: Any
-    ) -> Result:
+    ) -> Prediction:
         if not failing:
             failing.append(case.id)
             raise GeometryError("cannot be brought onto a grid")

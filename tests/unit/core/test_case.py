@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoomseg.core.case import Case, Prior
+from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import GeometryError, LabelError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
@@ -33,11 +33,11 @@ def test_case_forgives_what_files_round() -> None:
 
 def test_prior_needs_background_and_every_label_as_channels() -> None:
     with pytest.raises(GeometryError, match=r"prior of shape \(2, 2, 3, 4\), expected \(3, 2, 3, 4\)"):
-        Prior(torch.zeros(2, 2, 3, 4), GRID, ("liver", "spleen"), Region.whole(GRID), "coarse")
+        StagePrediction(torch.zeros(2, 2, 3, 4), GRID, ("liver", "spleen"), Region.whole(GRID), "coarse")
 
 
 def test_prior_channels() -> None:
-    prior = Prior(torch.zeros(3, 2, 3, 4), GRID, ("liver", "spleen"), Region.whole(GRID), "coarse")
+    prior = StagePrediction(torch.zeros(3, 2, 3, 4), GRID, ("liver", "spleen"), Region.whole(GRID), "coarse")
     assert [prior.channel(n) for n in ("background", "liver", "spleen")] == [0, 1, 2]
     with pytest.raises(LabelError, match="stage 'coarse' does not predict 'heart'; it has: liver, spleen"):
         prior.channel("heart")
@@ -48,8 +48,8 @@ def test_prior_answered_is_its_region_on_its_own_grid() -> None:
     mask[1, 2, 3] = mask[0, 1, 1] = True
     region = Region.of_mask(GRID, mask)
     assert region is not None
-    prior = Prior(torch.zeros(2, 2, 3, 4), GRID, ("liver",), region, "coarse")
+    prior = StagePrediction(torch.zeros(2, 2, 3, 4), GRID, ("liver",), region, "coarse")
     assert torch.equal(prior.answered, mask)
     part = GRID.crop(Box((0, 1, 1), (2, 3, 3)))
-    inside = Prior(torch.zeros(2, 2, 2, 2), part, ("liver",), region, "coarse")
+    inside = StagePrediction(torch.zeros(2, 2, 2, 2), part, ("liver",), region, "coarse")
     assert torch.equal(inside.answered, mask[:, 1:, 1:3])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from zoomseg.core.geometry import Box
-from zoomseg.core.placing import place, starts, tent
+from zoomseg.core.placing import importance_map, place, starts
 
 
 def test_starts_are_spread_evenly_and_a_short_range_is_centred_on() -> None:
@@ -27,6 +27,7 @@ def test_without_a_mask_all_of_the_box_is_covered() -> None:
 
 def test_tent_is_highest_in_the_middle_and_never_zero() -> None:
     assert (
-        tent((1, 1, 5)).flatten().tolist() == np.array([1 / 3, 2 / 3, 1, 2 / 3, 1 / 3], np.float32).tolist()
+        importance_map((1, 1, 5)).flatten().tolist()
+        == np.array([1 / 3, 2 / 3, 1, 2 / 3, 1 / 3], np.float32).tolist()
     )
-    assert tent((64, 64, 64)).min() == np.float32(1e-3)
+    assert importance_map((64, 64, 64)).min() == np.float32(1e-3)

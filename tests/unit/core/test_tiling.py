@@ -8,7 +8,7 @@ from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import Stitcher, cover, tent
+from zoomseg.core.tiling import TileAggregator, cover, tent
 
 GRID = Grid.from_spacing((10, 10, 10), (1.0, 1.0, 1.0))
 
@@ -95,7 +95,7 @@ def test_tent_is_never_zero() -> None:
     assert tent((64, 64, 64)).min() == pytest.approx(1e-3)
 
 
-def whole(stitcher: Stitcher) -> Tensor:
+def whole(stitcher: TileAggregator) -> Tensor:
     return torch.cat([slab.clone() for slab in stitcher.take()], dim=3)
 
 
@@ -105,27 +105,27 @@ def tile(start: int, stop: int) -> Tile:
 
 
 def test_stitcher_takes_the_weighted_mean() -> None:
-    stitcher = Stitcher(1, Box((0, 0, 0), (3, 1, 1)), torch.tensor([1.0, 3.0]).reshape(2, 1, 1))
+    stitcher = TileAggregator(1, Box((0, 0, 0), (3, 1, 1)), torch.tensor([1.0, 3.0]).reshape(2, 1, 1))
     stitcher.add(tile(0, 2), torch.full((1, 2, 1, 1), 0.2))
     stitcher.add(tile(1, 3), torch.full((1, 2, 1, 1), 0.6))
     assert whole(stitcher).flatten().tolist() == pytest.approx([0.2, (3 * 0.2 + 0.6) / 4, 0.6])
 
 
 def test_stitcher_gives_background_where_nobody_answered() -> None:
-    stitcher = Stitcher(2, Box((0, 0, 0), (3, 1, 1)), torch.ones(1, 1, 1))
+    stitcher = TileAggregator(2, Box((0, 0, 0), (3, 1, 1)), torch.ones(1, 1, 1))
     stitcher.add(tile(1, 2), torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1))
     assert whole(stitcher).reshape(2, 3).tolist() == [[1, 0, 1], [0, 1, 0]]
 
 
 def test_stitcher_drops_what_falls_outside() -> None:
-    stitcher = Stitcher(1, Box((5, 0, 0), (7, 1, 1)), torch.ones(4, 1, 1))
+    stitcher = TileAggregator(1, Box((5, 0, 0), (7, 1, 1)), torch.ones(4, 1, 1))
     stitcher.add(tile(3, 7), torch.arange(4.0).reshape(1, 4, 1, 1))
     stitcher.add(tile(20, 24), torch.full((1, 4, 1, 1), 9.0))
     assert whole(stitcher).flatten().tolist() == [2, 3]
 
 
 def test_stitcher_takes_half_precision() -> None:
-    stitcher = Stitcher(1, Box((0, 0, 0), (1, 1, 1)), torch.ones(1, 1, 1))
+    stitcher = TileAggregator(1, Box((0, 0, 0), (1, 1, 1)), torch.ones(1, 1, 1))
     stitcher.add(tile(0, 1), torch.full((1, 1, 1, 1), 0.25, dtype=torch.float16))
     out = whole(stitcher)
     assert out.dtype == torch.float32
@@ -134,19 +134,19 @@ def test_stitcher_takes_half_precision() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 2, 1, 1), (1, 1, 1, 1), (1, 2, 1)])
 def test_stitcher_refuses_an_answer_of_another_shape(shape: tuple[int, ...]) -> None:
-    stitcher = Stitcher(1, Box((0, 0, 0), (3, 1, 1)), torch.ones(2, 1, 1))
+    stitcher = TileAggregator(1, Box((0, 0, 0), (3, 1, 1)), torch.ones(2, 1, 1))
     with pytest.raises(GeometryError, match=r"answers for \(2, 1, 1\) voxels got .* expected \(1, 2, 1, 1\)"):
         stitcher.add(tile(0, 2), torch.zeros(shape))
 
 
 def test_stitcher_refuses_a_tile_that_its_weights_do_not_fit() -> None:
-    stitcher = Stitcher(1, Box((0, 0, 0), (3, 1, 1)), torch.ones(2, 1, 1))
+    stitcher = TileAggregator(1, Box((0, 0, 0), (3, 1, 1)), torch.ones(2, 1, 1))
     with pytest.raises(GeometryError, match=r"answers for \(3, 1, 1\) voxels"):
         stitcher.add(tile(0, 3), torch.zeros(1, 2, 1, 1))
 
 
 def test_planes_are_taken_once_no_tile_to_come_reaches_them() -> None:
-    stitcher = Stitcher(1, Box((0, 0, 0), (1, 1, 8)), torch.ones(1, 1, 4))
+    stitcher = TileAggregator(1, Box((0, 0, 0), (1, 1, 8)), torch.ones(1, 1, 4))
 
     def add(k: int, value: float) -> None:
         box = Box((0, 0, k), (1, 1, k + 4))
@@ -166,7 +166,7 @@ def test_planes_are_taken_once_no_tile_to_come_reaches_them() -> None:
 
 
 def test_a_gap_between_rows_is_background() -> None:
-    stitcher = Stitcher(2, Box((0, 0, 0), (1, 1, 9)), torch.ones(1, 1, 2))
+    stitcher = TileAggregator(2, Box((0, 0, 0), (1, 1, 9)), torch.ones(1, 1, 2))
     certain = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 1, 2)
     found: list[float] = []
     for k in (0, 7):
@@ -178,7 +178,7 @@ def test_a_gap_between_rows_is_background() -> None:
 
 
 def test_tiles_out_of_order_are_refused() -> None:
-    stitcher = Stitcher(1, Box((0, 0, 0), (1, 1, 8)), torch.ones(1, 1, 4))
+    stitcher = TileAggregator(1, Box((0, 0, 0), (1, 1, 8)), torch.ones(1, 1, 4))
     box = Box((0, 0, 2), (1, 1, 6))
     with pytest.raises(GeometryError, match=r"planes 2 to 6 came where 0 to 4 are held; .* order of their"):
         stitcher.add(Tile(box, box), torch.zeros(1, 1, 1, 4))

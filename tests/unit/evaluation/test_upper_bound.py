@@ -18,7 +18,7 @@ from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.evaluation.upper_bound import (
-    Ceiling,
+    UpperBound,
     answering,
     atlas_oracle,
     check,
@@ -94,7 +94,7 @@ STRADDLING = case(
 class TestGrid:
     def test_an_organ_on_the_grid_loses_nothing(self) -> None:
         (row,) = measure(ALIGNED, recipe(stage("only", HALF)), CPU)
-        assert row == Ceiling("a", "liver", "only", "", 1.0, 0.0, 0.0, 0.0, 0.0)
+        assert row == UpperBound("a", "liver", "only", "", 1.0, 0.0, 0.0, 0.0, 0.0)
 
     def test_an_organ_off_the_grid_loses_what_sampling_loses(self) -> None:
         (row,) = measure(SHIFTED, recipe(stage("only", HALF)), CPU)
@@ -161,7 +161,7 @@ class TestRegion:
         around = BoxAround(of="coarse", labels=("liver",), margin_mm=2)
         stages = stage("coarse", HALF), stage("fine", roi=around, labels=("liver",), fusion="paste")
         row = measure(dot, recipe(*stages, on_missing="empty"), CPU)[0]
-        assert row == Ceiling("a", "liver", "fine", "box", 0.0, 0.0, 1.0, 0.0, 1.0)
+        assert row == UpperBound("a", "liver", "fine", "box", 0.0, 0.0, 1.0, 0.0, 1.0)
         everywhere = measure(dot, recipe(*stages), CPU)[0]
         assert (everywhere.dice, everywhere.outside) == (1.0, 0.0)
 
@@ -199,7 +199,7 @@ def test_stages_apart_by_organ_answer_each_for_its_own() -> None:
 def test_an_oracle_answers_in_its_stage_s_own_classes() -> None:
     assert STRADDLING.labels is not None
     grid = STRADDLING.labels.grid
-    spleen = stage_input.View(stage("s", labels=("spleen",)), grid, Region.whole(grid))
+    spleen = stage_input.StageView(stage("s", labels=("spleen",)), grid, Region.whole(grid))
     box = Box((1, 2, 0), (3, 4, 2))
     sure = oracle(STRADDLING.labels)(spleen)(torch.zeros(1, 1, 2, 2, 2), (Tile(box, box),))
     assert tuple(sure.shape) == (1, 2, 2, 2, 2)
@@ -241,9 +241,9 @@ class TestWhatIsLeftOut:
 
 
 ROWS = (
-    Ceiling("a", "liver", "fine", "box", 0.9, 0.04, 0.05, 0.01, 0.02),
-    Ceiling("a", "sp|een", "coarse", "", 0.8, 0.2, 0.0, 0.0, 0.0),
-    Ceiling("b", "liver", "fine", "box", 0.7, 0.06, 0.25, -0.01, 0.04),
+    UpperBound("a", "liver", "fine", "box", 0.9, 0.04, 0.05, 0.01, 0.02),
+    UpperBound("a", "sp|een", "coarse", "", 0.8, 0.2, 0.0, 0.0, 0.0),
+    UpperBound("b", "liver", "fine", "box", 0.7, 0.06, 0.25, -0.01, 0.04),
 )
 
 

@@ -79,7 +79,7 @@ def test_the_prior_reaches_the_network(model: Path) -> None:
     own = atlas_priors.of_model(loaded)
     assert own is not None
 
-    def without(scan: stage_input.Scan) -> object:
+    def without(scan: stage_input.PreparedScan) -> object:
         prior = own(scan)
         nothing = torch.zeros_like(prior.probabilities)
         nothing[0] = 1
@@ -129,6 +129,6 @@ def test_a_model_without_its_atlases_says_so(model: Path, tmp_path: Path) -> Non
 
 
 def test_recipes_that_do_not_use_it_want_no_atlas(recipe: Recipe, data: Dataset) -> None:
-    assert atlas_priors.wanted(recipe)
+    assert atlas_priors.uses_atlas(recipe)
     plain = recipe.stages[0].model_copy(update={"inputs": (ImageInput(),)})
-    assert not atlas_priors.wanted(recipe.model_copy(update={"stages": (plain,)}))
+    assert not atlas_priors.uses_atlas(recipe.model_copy(update={"stages": (plain,)}))

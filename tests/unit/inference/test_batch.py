@@ -20,12 +20,12 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.inference import batch
-from zoomseg.inference.batch import Done, Failed, result_path, segment
-from zoomseg.inference.memory_limits import Limits
-from zoomseg.inference.predictor import Predictor, Result
-from zoomseg.inference.resource_usage import Usage
+from zoomseg.inference.batch import Failed, Segmented, result_path, segment
+from zoomseg.inference.memory_limits import MemoryLimits
+from zoomseg.inference.predictor import Prediction, Predictor
+from zoomseg.inference.resource_usage import ResourceUsage
 from zoomseg.io.scans import ScanInput, read_label_values, read_scan, write_image, write_labels
-from zoomseg.pipeline.sliding_window import Progress
+from zoomseg.pipeline.sliding_window import TileProgress
 
 PATIENCE = 20.0
 """Seconds after which what should overlap does not."""
@@ -41,8 +41,8 @@ def scans(tmp_path: Path) -> tuple[ScanInput, ...]:
 
 def outcomes(
     scans: tuple[ScanInput, ...], out: Path, model: Predictor, ahead: bool = True
-) -> list[Done | Failed]:
-    told: list[Done | Failed] = []
+) -> list[Segmented | Failed]:
+    told: list[Segmented | Failed] = []
     segment(scans, out, model, told.append, ahead=ahead)
     return told
 
@@ -51,9 +51,9 @@ def test_good_bad_good(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     one, two, three = outcomes(scans, out, predictor())
-    assert isinstance(one, Done)
+    assert isinstance(one, Segmented)
     assert isinstance(two, Failed)
-    assert isinstance(three, Done)
+    assert isinstance(three, Segmented)
     assert two.case == "case_2"
     assert "case_2.nii.gz" in two.reason
     for done in (one, three):
@@ -82,12 +82,12 @@ def test_whatever_a_reader_throws_fails_that_scan_alone(
     one, _, three = outcomes(scans, tmp_path, predictor())
     assert isinstance(one, Failed)
     assert re.search(r"case_1\.nii\.gz: unexpected ValueError .*\(w2 should be positive\)", one.reason)
-    assert isinstance(three, Done)
+    assert isinstance(three, Segmented)
 
 
-@pytest.mark.parametrize("beside", [batch.LABELS_ALONE, batch.Beside(slicer=True)])
+@pytest.mark.parametrize("beside", [batch.LABELS_ALONE, batch.ExtraOutputs(slicer=True)])
 def test_a_name_too_long_for_a_result_fails_that_scan_alone_unread(
-    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: batch.Beside
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: batch.ExtraOutputs
 ) -> None:
     """248 letters and ``.nii.gz`` are 255 bytes, which every file system takes; ``.seg.nrrd`` is longer."""
     read: list[str] = []
@@ -95,9 +95,9 @@ def test_a_name_too_long_for_a_result_fails_that_scan_alone_unread(
         batch, "read_scan", lambda s, channels_last: read.append(s.id) or read_scan(s, channels_last)
     )
     named = [ScanInput("a" * n, scans[0].paths) for n in (248, 249)]
-    told: list[Done | Failed] = []
+    told: list[Segmented | Failed] = []
     segment(named, tmp_path, predictor(), told.append, beside=beside)
-    good = [outcome.case for outcome in told if isinstance(outcome, Done)]
+    good = [outcome.case for outcome in told if isinstance(outcome, Segmented)]
     assert good == ([] if beside.slicer else ["a" * 248]) == read
     for outcome in told:
         if isinstance(outcome, Failed):
@@ -119,7 +119,7 @@ def test_a_mistake_in_writing_fails_that_scan_alone(
     one, _, three = outcomes(scans, out, predictor())
     assert isinstance(one, Failed)
     assert "unexpected KeyError" in one.reason
-    assert isinstance(three, Done)
+    assert isinstance(three, Segmented)
 
 
 def test_a_label_map_is_there_only_where_all_else_is(
@@ -175,7 +175,7 @@ def test_headers_are_judged_while_a_network_with_valid_padding_computes(
     model = valid_bundle()
     alone = Predictor(model, CPU)
     expected = [r.flops for r in alone.predict(read_scan(scans[0]), keep=False).records]
-    made = Predictor(model, CPU, limits=Limits(CPU, "free"))
+    made = Predictor(model, CPU, limits=MemoryLimits(CPU, "free"))
     judge, compute, computed = made.admit, made.predict, threading.Semaphore(1)  # none is before the first
 
     def admit(*given: Any, keep: bool) -> None:
@@ -187,7 +187,7 @@ def test_headers_are_judged_while_a_network_with_valid_padding_computes(
                 return
             assert time.monotonic() < ends
 
-    def predict(*given: Any, **options: Any) -> Result:
+    def predict(*given: Any, **options: Any) -> Prediction:
         try:
             return compute(*given, **options)
         finally:
@@ -199,7 +199,7 @@ def test_headers_are_judged_while_a_network_with_valid_padding_computes(
     out.mkdir()
     told = outcomes((scans[0],) * 4, out, made)
     assert [outcome.reason for outcome in told if isinstance(outcome, Failed)] == []
-    found = [[r.flops for r in outcome.result.records] for outcome in told if isinstance(outcome, Done)]
+    found = [[r.flops for r in outcome.result.records] for outcome in told if isinstance(outcome, Segmented)]
     assert found == [expected] * 4
 
 
@@ -222,11 +222,11 @@ class Works:
         monkeypatch.setattr(batch, "write_labels", self.write)
         monkeypatch.setattr(self.model, "predict", self.predict)
 
-    def run(self, count: int, ahead: bool = True) -> list[Done | Failed]:
+    def run(self, count: int, ahead: bool = True) -> list[Segmented | Failed]:
         scans = tuple(ScanInput(str(n), (Path(str(n)),)) for n in range(count))
-        told: list[Done | Failed] = []
+        told: list[Segmented | Failed] = []
 
-        def settle(outcome: Done | Failed) -> None:
+        def settle(outcome: Segmented | Failed) -> None:
             self.say(f"settle {outcome.case}")
             told.append(outcome)
 
@@ -251,14 +251,14 @@ class Works:
         self.say(f"read {n} done")
         return Case(paths[0].name, image)
 
-    def predict(self, case: Case, *_: object, alone: Callable[[], None], **__: object) -> Result:
+    def predict(self, case: Case, *_: object, alone: Callable[[], None], **__: object) -> Prediction:
         self.alone = alone
         self.say(f"predict {case.id}")
         self.on_predict(int(case.id))
         self.alive.append(len(self.images))
         grid = case.image.grid
         labels = LabelMap(torch.zeros(grid.shape, dtype=torch.uint8), grid, SCHEMA)
-        return Result(case.id, labels, {}, {}, (), {"prepare": 0.0})
+        return Prediction(case.id, labels, {}, {}, (), {"prepare": 0.0})
 
     def write(self, path: Path, labels: LabelMap, like: Path) -> None:
         self.say(f"write {like.name}")
@@ -284,7 +284,7 @@ def test_the_next_is_read_and_the_last_written_while_one_is_computed(works: Work
     works.on_predict = predict
     works.on_write = lambda n: works.await_(f"predict {n + 1}") if n < 3 else None
     told = works.run(4)
-    assert [(type(t), t.case) for t in told] == [(Done, str(n)) for n in range(4)]
+    assert [(type(t), t.case) for t in told] == [(Segmented, str(n)) for n in range(4)]
     assert works.log.index("settle 0") < works.log.index("predict 2")  # no more than one finished is held
 
 
@@ -337,7 +337,7 @@ def test_what_is_measured_is_measured_alone_and_reading_overlaps_again(works: Wo
 
     works.on_read, works.on_predict, works.on_write = read, predict, write
     told = works.run(4)
-    assert [t.case for t in told if isinstance(t, Done)] == ["0", "1", "2", "3"]
+    assert [t.case for t in told if isinstance(t, Segmented)] == ["0", "1", "2", "3"]
     at = works.log.index
     assert at("measure") < min(at("read 2 done"), at("settle 0"))
     assert max(at("read 2 done"), at("settle 0")) < at("measured")
@@ -359,8 +359,8 @@ def test_seconds_of_reading_and_those_waited_for_it(works: Works) -> None:
     works.on_read = lambda n: time.sleep(0.2)
     works.on_predict = lambda n: works.await_("read 1 done")
     one, two = works.run(2)
-    assert isinstance(one, Done)
-    assert isinstance(two, Done)
+    assert isinstance(one, Segmented)
+    assert isinstance(two, Segmented)
     assert one.seconds["waited"] > 0.1  # nothing to do meanwhile
     assert two.seconds["waited"] < 0.1
     assert two.seconds["read"] >= 0.2
@@ -427,7 +427,7 @@ def test_scans_are_metered_in_turn_the_last_with_its_writing(
     """Meters that overlapped would count memory twice, and reset each other's peaks."""
 
     class Meter:
-        usage = Usage(0, 0, 0, 0, 0)
+        usage = ResourceUsage(0, 0, 0, 0, 0)
 
         def __init__(self, place: torch.device) -> None:
             self.ended = False
@@ -458,11 +458,11 @@ def test_scans_are_metered_in_turn_the_last_with_its_writing(
 
 
 def test_progress_names_the_scan(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
-    told: list[tuple[str, Progress]] = []
-    outcomes: list[Done | Failed] = []
+    told: list[tuple[str, TileProgress]] = []
+    outcomes: list[Segmented | Failed] = []
     tell = lambda case, progress: told.append((case, progress))  # noqa: E731
     segment(scans, tmp_path, predictor(), outcomes.append, tell=tell)
     assert told[0][0] == "case_1"
     assert {case for case, _ in told} == {"case_1", "case_3"}
-    (last,) = [o.result.records[-1] for o in outcomes if isinstance(o, Done) and o.case == "case_3"]
-    assert told[-1] == ("case_3", Progress(last.stage, last.tiles, last.tiles))
+    (last,) = [o.result.records[-1] for o in outcomes if isinstance(o, Segmented) and o.case == "case_3"]
+    assert told[-1] == ("case_3", TileProgress(last.stage, last.tiles, last.tiles))

@@ -11,11 +11,11 @@ from zoomseg.anatomy.positions import OrganPlaces
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.inference.confidence import estimated_dice, summed_up
-from zoomseg.inference.predictor import OrganSigns, Result
+from zoomseg.inference.confidence import estimated_dice, organ_rows_of
+from zoomseg.inference.predictor import OrganUncertainty, Prediction
 from zoomseg.io.calibration import Calibration
 from zoomseg.io.training_domain import TrainingDomain
-from zoomseg.pipeline.uncertainty import Signs
+from zoomseg.pipeline.uncertainty import Uncertainty
 
 
 def logistic(x: float) -> float:
@@ -39,15 +39,15 @@ def test_rows_of_a_prediction() -> None:
     classes = torch.zeros(grid.shape, dtype=torch.uint8)
     classes[2:4, 2:4, 2:4] = 1
     classes[0, 1, 1] = 3
-    signs = Signs(8, 8.0, 0.9, 0.9, 0.1, 0)
+    signs = Uncertainty(8, 8.0, 0.9, 0.9, 0.1, 0)
     said = {
-        "liver": OrganSigns(signs, True),
-        "aorta": OrganSigns(signs, False),
-        "spleen": OrganSigns(signs, False),
+        "liver": OrganUncertainty(signs, True),
+        "aorta": OrganUncertainty(signs, False),
+        "spleen": OrganUncertainty(signs, False),
     }
-    result = Result("a", LabelMap(classes, grid, schema), said, {}, (), {})
+    result = Prediction("a", LabelMap(classes, grid, schema), said, {}, (), {})
     calibration = Calibration(offset=-1.0, slope=1.0, organs={}, cases=1)
-    rows = summed_up("a", result, Volume(torch.full((1, 6, 6, 6), 7.0), grid), calibration)
+    rows = organ_rows_of("a", result, Volume(torch.full((1, 6, 6, 6), 7.0), grid), calibration)
     assert [(row.organ, row.volume_ml, row.median_intensity, row.flags) for row in rows] == [
         ("liver", pytest.approx(8.0), 7.0, ("touches_region_border",)),
         ("spleen", 0.0, None, ("missing",)),  # found by the stage, but not in the label map
@@ -62,9 +62,9 @@ def test_an_unlike_scan_and_an_unlikely_organ_are_less_sure() -> None:
     grid = Grid.from_spacing((6, 6, 6), (10.0, 10.0, 10.0))
     classes = torch.zeros(grid.shape, dtype=torch.uint8)
     classes[2:4, 2:4, 2:4], classes[1, 1, 1] = 1, 2
-    said = {organ: OrganSigns(Signs(8, 8.0, 0.8, 0.9, 0.1, 0), False) for organ in schema.names}
+    said = {organ: OrganUncertainty(Uncertainty(8, 8.0, 0.8, 0.9, 0.1, 0), False) for organ in schema.names}
     labels = LabelMap(classes, grid, schema)
-    result = Result("a", labels, said, {}, (), {}, trust=0.5, misplaced=("liver",))
+    result = Prediction("a", labels, said, {}, (), {}, trust=0.5, misplaced=("liver",))
     domain = TrainingDomain(
         modality=None,
         intensities=((0.0,) * 19,),
@@ -72,7 +72,7 @@ def test_an_unlike_scan_and_an_unlikely_organ_are_less_sure() -> None:
         cross_section_cm2=(1.0, 1.0),
         organs={organ: OrganPlaces(volume_ml=(5.0, 10.0), offsets_mm={}) for organ in schema.names},
     )
-    rows = summed_up("a", result, Volume(torch.zeros(1, 6, 6, 6), grid), None, domain=domain)
+    rows = organ_rows_of("a", result, Volume(torch.zeros(1, 6, 6, 6), grid), None, domain=domain)
     assert [(row.flags, row.confidence) for row in rows] == [
         (("misplaced",), pytest.approx(0.2)),
         (("unusual_volume",), pytest.approx(0.2)),  # 1 ml, of at least 5 in training

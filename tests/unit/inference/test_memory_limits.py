@@ -26,10 +26,10 @@ from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.region import Region
 from zoomseg.inference import memory_limits
-from zoomseg.inference.memory_limits import Limits, Work
+from zoomseg.inference.memory_limits import MemoryLimits, StageWork
 from zoomseg.inference.predictor import Predictor, build_network
 from zoomseg.io import bundle
-from zoomseg.pipeline.stage_input import View
+from zoomseg.pipeline.stage_input import StageView
 from zoomseg.recipe.spec import UNet3D
 
 FINE = tiny_recipe(together=True).stages[1]
@@ -40,20 +40,20 @@ ABOVE_LEAST = 100 * MB
 """For tiles that are not the smallest there are, which would take minutes."""
 
 
-def view(tile: tuple[int, int, int] = (32, 32, 16), **grid: object) -> View:
+def view(tile: tuple[int, int, int] = (32, 32, 16), **grid: object) -> StageView:
     stage = FINE.model_copy(update={"grid": FINE.grid.model_copy(update={"tile": tile, **grid})})
     lattice = Grid.from_spacing((64, 64, 64), (2.0, 2.0, 3.0))
-    return View(stage, lattice, Region.whole(lattice))
+    return StageView(stage, lattice, Region.whole(lattice))
 
 
-def valid_view() -> View:
+def valid_view() -> StageView:
     grid = FINE.grid.model_copy(update={"tile": (44, 44, 44), "padding": "valid"})
     stage = FINE.model_copy(update={"network": UNet3D(channels=(8, 16)), "grid": grid})
-    return View(stage, view().grid, view().region)
+    return StageView(stage, view().grid, view().region)
 
 
-def work() -> Work:
-    return Work(weightless, channels=3, image_channels=1, classes=3, compute=weightless())
+def work() -> StageWork:
+    return StageWork(weightless, channels=3, image_channels=1, classes=3, compute=weightless())
 
 
 def weightless() -> nn.Module:
@@ -61,10 +61,10 @@ def weightless() -> nn.Module:
         return build_network(FINE, tiny_recipe(together=True), SCHEMA, 1).eval()
 
 
-def limits(monkeypatch: pytest.MonkeyPatch, ram: int, used: int = 0) -> Limits:
-    monkeypatch.setattr(Limits, "_used_ram", lambda self: used)
+def limits(monkeypatch: pytest.MonkeyPatch, ram: int, used: int = 0) -> MemoryLimits:
+    monkeypatch.setattr(MemoryLimits, "_used_ram", lambda self: used)
     monkeypatch.setattr(memory_limits, "give_back_memory", lambda: None)
-    return Limits(CPU, ram)
+    return MemoryLimits(CPU, ram)
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,13 @@ def test_what_is_alive_at_once_is_counted_by_hand() -> None:
         def forward(self, x_BCIJK: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return (self.parts(x_BCIJK),)
 
-    shown = Work(lambda: Chain().to("meta"), channels=1, image_channels=1, classes=3, compute=Chain())
+    shown = StageWork(lambda: Chain().to("meta"), channels=1, image_channels=1, classes=3, compute=Chain())
     found = memory_limits.activation_bytes(shown, (8, 8, 8))
     # The input is held by the caller; the convolution's 4 channels go once its 8 are made.
     assert found == 4 * 8**3 * ((1 + 4 + 8) + 3)
 
 
-def needs(seen: View, shown: Work | None = None, whole: bool = False, together: int = 1) -> int:
+def needs(seen: StageView, shown: StageWork | None = None, whole: bool = False, together: int = 1) -> int:
     return memory_limits.stage_bytes(seen, shown or work(), whole, together)
 
 
@@ -126,10 +126,10 @@ class Tiles:
         self._each = each
         monkeypatch.setattr(memory_limits, "rise", self._rise)
 
-    def bytes(self, seen: View, together: int = 1) -> int:
+    def bytes(self, seen: StageView, together: int = 1) -> int:
         return round(self._each * together * memory_limits.counted_bytes(seen, work()))
 
-    def needs(self, seen: View, together: int = 1) -> int:
+    def needs(self, seen: StageView, together: int = 1) -> int:
         """Of main memory, where it is measured."""
         tiles = memory_limits.REPEATED * self.bytes(seen, together) + together * memory_limits.input_bytes(
             seen, work()
@@ -147,11 +147,11 @@ class Tiles:
         *_, i, j, k = shape = self.measured[-1]
         return self.bytes(view((i, j, k)), shape[0])
 
-    def work(self) -> Work:
+    def work(self) -> StageWork:
         return replace(work(), compute=lambda x_BCIJK: self.measured.append(tuple(x_BCIJK.shape)))
 
 
-def fit(monkeypatch: pytest.MonkeyPatch, room: int, tiles: Tiles, seen: View) -> tuple[View, int]:
+def fit(monkeypatch: pytest.MonkeyPatch, room: int, tiles: Tiles, seen: StageView) -> tuple[StageView, int]:
     return limits(monkeypatch, room + 8 * MB, used=5 * MB).fit(seen, tiles.work(), False, 3 * MB)
 
 
@@ -232,7 +232,7 @@ def test_others_are_awaited_before_a_new_tile_is_measured_and_for_nothing_else(
     seen, tiles, awaited = view(), Tiles(monkeypatch), []
     held = limits(monkeypatch, tiles.needs(view((16, 32, 16))) + 8 * MB, used=5 * MB)
 
-    def fit() -> View:
+    def fit() -> StageView:
         return held.fit(seen, tiles.work(), False, 3 * MB, lambda: awaited.append(len(tiles.measured)))[0]
 
     assert fit().stage.grid.tile == (16, 32, 16)
@@ -247,7 +247,7 @@ def test_what_others_took_until_they_were_done_is_no_room_for_measuring(
 ) -> None:
     tiles, used = Tiles(monkeypatch), 0
     held = limits(monkeypatch, tiles.needs(view()))
-    monkeypatch.setattr(Limits, "_used_ram", lambda self: used)
+    monkeypatch.setattr(MemoryLimits, "_used_ram", lambda self: used)
 
     def alone() -> None:
         nonlocal used
@@ -284,8 +284,8 @@ def test_where_nothing_is_said_it_is_told_what_is_free(monkeypatch: pytest.Monke
     """And asked anew every time: other programs come and go."""
     free = iter([3 * 1024 * MB, 64 * 1024 * MB])
     monkeypatch.setattr(memory_limits, "free_ram", lambda: next(free))
-    monkeypatch.setattr(Limits, "_used_ram", lambda self: 400 * MB)
-    held, grid = Limits(CPU, "free"), Grid.from_spacing((1000, 1000, 1000), (0.5, 0.5, 0.5))
+    monkeypatch.setattr(MemoryLimits, "_used_ram", lambda self: 400 * MB)
+    held, grid = MemoryLimits(CPU, "free"), Grid.from_spacing((1000, 1000, 1000), (0.5, 0.5, 0.5))
     line = r" 3\.00 GB are free; close other programs, raise this process's limit, crop the scan, "
     with pytest.raises(MemoryLimitError, match=line):
         held.admit(grid, 2 * grid.box.voxels)
@@ -294,21 +294,21 @@ def test_where_nothing_is_said_it_is_told_what_is_free(monkeypatch: pytest.Monke
 
 def test_a_header_tells_what_the_first_stage_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks at the whole scan: its image and its answer are as large as the header says."""
-    monkeypatch.setattr(Limits, "_used_ram", lambda self: 0)
+    monkeypatch.setattr(MemoryLimits, "_used_ram", lambda self: 0)
     model = untrained_bundle()
     grid = Grid.from_spacing((300, 300, 300), (3.0, 3.0, 3.0))
     alone = 2 * grid.box.voxels + 3 * grid.box.voxels
     with pytest.raises(MemoryLimitError) as refusal:
-        Predictor(model, CPU, limits=Limits(CPU, alone)).admit(grid, 2 * grid.box.voxels)
+        Predictor(model, CPU, limits=MemoryLimits(CPU, alone)).admit(grid, 2 * grid.box.voxels)
     assert refusal.value.needed > alone
-    Predictor(model, CPU, limits=Limits(CPU, refusal.value.needed)).admit(grid, 2 * grid.box.voxels)
+    Predictor(model, CPU, limits=MemoryLimits(CPU, refusal.value.needed)).admit(grid, 2 * grid.box.voxels)
 
 
 def test_a_header_is_judged_while_the_networks_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     """In another thread: they are not run there, and none of what they compute meanwhile goes uncounted."""
     model, case = valid_bundle(), Case("a", tiny_case(0)[0])
     expected = [record.flops for record in Predictor(model, CPU).predict(case).records]
-    made = Predictor(model, CPU, limits=Limits(CPU, 64 * 1024**3))
+    made = Predictor(model, CPU, limits=MemoryLimits(CPU, 64 * 1024**3))
     threads: set[str] = set()
     begun, computed, least = threading.Event(), threading.Event(), memory_limits.least_bytes
 
@@ -335,7 +335,7 @@ def test_a_header_is_judged_while_the_networks_compute(monkeypatch: pytest.Monke
 
 
 def test_sizes_that_valid_convolutions_can_read_are_not_halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    def usable(seen: View) -> list[tuple[int, ...]]:
+    def usable(seen: StageView) -> list[tuple[int, ...]]:
         return [step.tile for step in memory_limits._steps(seen, CPU) if step.usable and step.together == 1]
 
     assert usable(valid_view()) == [(44, 44, 44)]
@@ -351,15 +351,15 @@ def test_a_scan_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_limit_asks_nothing() -> None:
-    assert not Limits(CPU).any
-    assert not Limits(CPU, vram=1).any  # there is no GPU to limit
-    assert Limits(CPU, ram=1).any
+    assert not MemoryLimits(CPU).any
+    assert not MemoryLimits(CPU, vram=1).any  # there is no GPU to limit
+    assert MemoryLimits(CPU, ram=1).any
 
 
 def test_a_limit_that_is_no_hindrance_changes_no_voxel() -> None:
     model, case = untrained_bundle(3), Case("a", tiny_case(0)[0])
     free = Predictor(model, CPU).predict(case, keep=False)
-    held = Predictor(model, CPU, limits=Limits(CPU, 64 * 1024**3)).predict(case, keep=False)
+    held = Predictor(model, CPU, limits=MemoryLimits(CPU, 64 * 1024**3)).predict(case, keep=False)
     assert torch.equal(free.labels.data, held.labels.data)
     assert [r.tile for r in held.records] == [s.grid.tile for s in model.recipe.stages]
 

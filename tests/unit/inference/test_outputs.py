@@ -15,7 +15,7 @@ from tiny import CPU, tiny_case
 from untrained import predictor, untrained_bundle
 from zoomseg.core.case import Case
 from zoomseg.core.errors import LabelError, OutputError
-from zoomseg.inference.batch import Beside, Done, Failed
+from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
 from zoomseg.inference.outputs import segment_to_folder
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
@@ -34,7 +34,7 @@ def scans(tmp_path: Path) -> tuple[ScanInput, ...]:
 
 
 def test_account_names_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
-    told: list[Done | Failed] = []
+    told: list[Segmented | Failed] = []
     failed = segment_to_folder(scans, tmp_path / "out", predictor(), progress=told.append)
     assert [f.case for f in failed] == ["bad"]
     assert [t.case for t in told] == ["good", "bad"]
@@ -140,7 +140,7 @@ def test_no_result_replaces_a_scan_or_another_result(scans: tuple[ScanInput, ...
     before = place.read_bytes()
     other = ScanInput("other", (place,))
     with pytest.raises(OutputError, match=r"good-coarse\.nii\.gz: is the scan itself"):
-        segment_to_folder((scans[0], other), tmp_path / "out", predictor(), beside=Beside(stages=True))
+        segment_to_folder((scans[0], other), tmp_path / "out", predictor(), beside=ExtraOutputs(stages=True))
     assert place.read_bytes() == before
     twice = tuple(ScanInput(name, scans[0].paths) for name in ("a", "a"))
     with pytest.raises(OutputError, match=r"a\.nii\.gz: would be a result of both 'a' and 'a'"):
@@ -157,7 +157,7 @@ def test_a_case_and_its_stage_named_like_another(
     monkeypatch.setattr(model, "bundle", SimpleNamespace(recipe=recipe, schema=model.bundle.schema))
     both = tuple(ScanInput(name, scans[0].paths) for name in ("a", "a-b"))
     with pytest.raises(OutputError, match="would be a result of both 'a' and 'a-b'; rename one"):
-        segment_to_folder(both, tmp_path / "out", model, beside=Beside(stages=True))
+        segment_to_folder(both, tmp_path / "out", model, beside=ExtraOutputs(stages=True))
 
 
 def test_the_model_is_named_without_its_cases(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:

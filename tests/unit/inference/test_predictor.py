@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tiny import CPU, SCHEMA, retrained, tiny_case, tiny_recipe
 from untrained import untrained_bundle
 from zoomseg.anatomy.positions import OrganPlaces
-from zoomseg.core.case import Case, Prior
+from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError, ScanError
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
@@ -22,8 +22,8 @@ from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.evaluation.upper_bound import oracle
 from zoomseg.inference.predictor import (
+    Prediction,
     Predictor,
-    Result,
     as_network,
     build_network,
     cascade,
@@ -33,7 +33,7 @@ from zoomseg.inference.predictor import (
 from zoomseg.inference.resource_usage import highest_ram_mb
 from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.pipeline import fusion, stage_input
-from zoomseg.pipeline.sliding_window import Course, Network, NetworkOf
+from zoomseg.pipeline.sliding_window import SlidingWindow, StageNetwork, StageNetworkOf
 from zoomseg.recipe.spec import (
     ATLAS,
     AtlasInput,
@@ -53,7 +53,7 @@ SURE = 20.0
 """A logit beside zeros: a probability of one, but for rounding."""
 
 
-def each(answer: Callable[[Tensor, Tile], Tensor]) -> Network:
+def each(answer: Callable[[Tensor, Tile], Tensor]) -> StageNetwork:
     """A network from what it answers to a single tile."""
 
     def network(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
@@ -63,7 +63,7 @@ def each(answer: Callable[[Tensor, Tile], Tensor]) -> Network:
     return network
 
 
-def constant(c: int, logit: float = SURE) -> Network:
+def constant(c: int, logit: float = SURE) -> StageNetwork:
     """A network that says class ``c`` wherever it is asked."""
 
     @each
@@ -94,15 +94,15 @@ def case(seed: int = 0) -> Case:
     return Case("a", tiny_case(seed)[0])
 
 
-def drive(recipe: Recipe, coarse: Network, fine: Network, scan: Case | None = None) -> Result:
+def drive(recipe: Recipe, coarse: StageNetwork, fine: StageNetwork, scan: Case | None = None) -> Prediction:
     return cascade(scan or case(), recipe, SCHEMA, by_name({"coarse": coarse, "fine": fine}), CPU)
 
 
-def by_name(networks: Mapping[str, Network]) -> NetworkOf:
+def by_name(networks: Mapping[str, StageNetwork]) -> StageNetworkOf:
     return lambda view: networks[view.stage.name]
 
 
-def mean_of(networks: Sequence[Network]) -> Network:
+def mean_of(networks: Sequence[StageNetwork]) -> StageNetwork:
     return lambda x, tiles: torch.stack([network(x, tiles) for network in networks]).mean(dim=0)
 
 
@@ -111,7 +111,7 @@ def with_stages(**changes: Mapping[str, object]) -> Recipe:
     return RECIPE.model_copy(update={"stages": stages})
 
 
-def fine_region(result: Result) -> Tensor:
+def fine_region(result: Prediction) -> Tensor:
     region = result.priors["fine"].region
     return region.mask_in(region.grid.box)
 
@@ -184,7 +184,7 @@ def chain(*stages: tuple[str, Mapping[str, object]], **changes: object) -> Recip
     return RECIPE.model_copy(update={"stages": made, "train_together": (), **changes})
 
 
-def stripes(classes: str, logit: float = SURE) -> Network:
+def stripes(classes: str, logit: float = SURE) -> StageNetwork:
     """A network that says one class for every index of the scan's first axis (``"001120..."``)."""
     hot = nn.functional.one_hot(torch.tensor([int(c) for c in classes]), 3).T * logit
     sure = hot.softmax(dim=0)
@@ -197,7 +197,7 @@ def stripes(classes: str, logit: float = SURE) -> Network:
     return network
 
 
-def along(recipe: Recipe, **networks: Network) -> str:
+def along(recipe: Recipe, **networks: StageNetwork) -> str:
     """The label map along the scan's first axis, in the coarse stage's voxels; all rows must be alike."""
     labels = cascade(case(), recipe, SCHEMA, by_name(networks), CPU).labels.data
     assert bool((labels == labels[:, :1, :1]).all())
@@ -268,7 +268,9 @@ def test_what_an_overwritten_stage_would_have_erased_is_erased() -> None:
 def test_an_answer_that_is_overwritten_is_not_entered(monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[str] = []
 
-    def fuse(kind: str, canvas: fusion.Canvas, answers: list[fusion.Answer], atlas: object) -> None:
+    def fuse(
+        kind: str, canvas: fusion.FusedLabelMap, answers: list[fusion.FusionInput], atlas: object
+    ) -> None:
         entered.extend(f"{answer.prior.source} {kind}" for answer in answers)
 
     monkeypatch.setattr(fusion, "fuse", fuse)
@@ -301,7 +303,7 @@ def test_the_atlas_prior_has_its_say_where_a_stage_asks_for_it() -> None:
     shares = torch.zeros(3, *grid.shape)
     shares[0], shares[1, :4], shares[2, 8:] = 0.5, 0.5, 0.5
     shares[0, 4:8] = 1
-    atlas = Prior(shares, grid, SCHEMA.names, Region.whole(grid), ATLAS)
+    atlas = StagePrediction(shares, grid, SCHEMA.names, Region.whole(grid), ATLAS)
     fusing = {"fusion": "replace_times_atlas", "grid": COARSE.grid.model_copy(update={"mm": (4.0, 4.0, 6.0)})}
 
     @each
@@ -418,7 +420,9 @@ def test_only_tiles_that_touch_the_region_are_computed() -> None:
         return constant(1)(x_BCIJK, (tile,))
 
     stage = small.stages[1].model_copy(update={"inputs": (ImageInput(),)})
-    course = Course(stage_input.View(stage, scan.grid, region), scan, {}, SCHEMA.names, watch, CPU)
+    course = SlidingWindow(
+        stage_input.StageView(stage, scan.grid, region), scan, {}, SCHEMA.names, watch, CPU
+    )
     prior, record = course.prior(), course.record
     assert [t.inner for t in asked] == [Box((0, 0, 0), (4, 4, 4)), Box((20, 16, 12), (24, 20, 16))]
     assert (record.stage, record.tiles, record.tiles_skipped) == ("fine", 2, 6 * 5 * 4 - 2)
@@ -433,8 +437,8 @@ def test_a_ring_of_background_where_the_region_ends_inside_the_scan() -> None:
     scan = stage_input.prepare(case(), RECIPE)
     region = Region(scan.grid, Box((5, 0, 6), (15, 20, 16)))
     stage = FINE.model_copy(update={"inputs": (ImageInput(),)})
-    view = stage_input.View(stage, scan.grid, region)
-    prior = Course(view, scan, {}, SCHEMA.names, constant(1), CPU).prior()
+    view = stage_input.StageView(stage, scan.grid, region)
+    prior = SlidingWindow(view, scan, {}, SCHEMA.names, constant(1), CPU).prior()
     assert prior.grid == scan.grid.crop(Box((4, 0, 5), (16, 20, 16)))  # the scan's faces get no ring
     foreground = prior.probabilities[1]
     ring = torch.ones(prior.grid.shape, dtype=torch.bool)
@@ -442,7 +446,7 @@ def test_a_ring_of_background_where_the_region_ends_inside_the_scan() -> None:
     assert float(foreground[ring].max()) == 0.0
     assert float(prior.probabilities[0][ring].min()) == 1.0
     assert float(foreground[~ring].min()) > 1 - 1e-6
-    reader = stage_input.View(FINE, scan.grid, Region.whole(scan.grid))
+    reader = stage_input.StageView(FINE, scan.grid, Region.whole(scan.grid))
     beyond = stage_input.read(reader, scan, {"coarse": prior}, Box((16, 0, 0), (24, 20, 16)))
     assert float(beyond[1:].abs().max()) == 0.0
 
@@ -467,13 +471,13 @@ def test_valid_convolutions_answer_for_the_middle_of_what_they_read() -> None:
 
 
 def test_the_atlas_prior_is_made_once_per_scan_and_read_like_a_stage_s() -> None:
-    asked: list[stage_input.Scan] = []
+    asked: list[stage_input.PreparedScan] = []
 
-    def atlas_of(scan: stage_input.Scan) -> Prior:
+    def atlas_of(scan: stage_input.PreparedScan) -> StagePrediction:
         asked.append(scan)
         probabilities = torch.zeros(3, *scan.grid.shape)
         probabilities[2] = 1.0
-        return Prior(probabilities, scan.grid, SCHEMA.names, Region.whole(scan.grid), ATLAS)
+        return StagePrediction(probabilities, scan.grid, SCHEMA.names, Region.whole(scan.grid), ATLAS)
 
     seen: list[Tensor] = []
 
@@ -578,7 +582,7 @@ class TestPredictor:
     def test_several_models_answer_together(self) -> None:
         """Every stage gives the mean of what the networks say of the same input, earlier means included."""
         bundles = [untrained_bundle(seed) for seed in (3, 4, 5)]
-        networks: dict[str, Network] = {}
+        networks: dict[str, StageNetwork] = {}
         for stage in bundles[0].recipe.stages:
             modules = [trained_network(bundle, stage).eval() for bundle in bundles]
             networks[stage.name] = mean_of([as_network(module, CPU) for module in modules])

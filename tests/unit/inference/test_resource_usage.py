@@ -11,19 +11,27 @@ import torch
 
 from zoomseg.backends.device import trim_memory
 from zoomseg.inference import resource_usage
-from zoomseg.inference.resource_usage import Meter, Reading, Usage, highest_ram_mb, rise, take_reading, used
+from zoomseg.inference.resource_usage import (
+    ResourceMonitor,
+    ResourceSample,
+    ResourceUsage,
+    highest_ram_mb,
+    rise,
+    take_reading,
+    used,
+)
 
 CPU = torch.device("cpu")
-IDLE = Reading(0.0, 100.0, 500.0, 0.0, 0.0, 7.0)
+IDLE = ResourceSample(0.0, 100.0, 500.0, 0.0, 0.0, 7.0)
 
 
 def test_areas_are_trapezoids_and_peaks_are_the_highest() -> None:
     readings = [
-        Reading(10.0, 100.0, 100.0, 0.0, 0.0, 7.0),
-        Reading(10.5, 300.0, 300.0, 64.0, 80.0, 7.5),
-        Reading(12.5, 200.0, 340.0, 32.0, 96.0, 11.0),
+        ResourceSample(10.0, 100.0, 100.0, 0.0, 0.0, 7.0),
+        ResourceSample(10.5, 300.0, 300.0, 64.0, 80.0, 7.5),
+        ResourceSample(12.5, 200.0, 340.0, 32.0, 96.0, 11.0),
     ]
-    assert used(readings) == Usage(
+    assert used(readings) == ResourceUsage(
         peak_ram_mb=340.0,
         peak_vram_mb=96.0,
         ram_area_mb_s=0.5 * 200 + 2 * 250,
@@ -38,29 +46,29 @@ def test_a_peak_of_earlier_work_does_not_count() -> None:
 
 
 def test_nothing_takes_nothing() -> None:
-    assert used([IDLE]) == Usage(100.0, 0.0, 0.0, 0.0, 0.0)
+    assert used([IDLE]) == ResourceUsage(100.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_looks_at_the_beginning_and_at_the_end() -> None:
     given = iter([IDLE, replace(IDLE, seconds=4.0, ram_mb=200.0, cpu_seconds=9.0)])
-    with Meter(CPU, lambda: next(given), period=3600.0) as resource_usage:
+    with ResourceMonitor(CPU, lambda: next(given), period=3600.0) as resource_usage:
         pass
-    assert resource_usage.usage == Usage(200.0, 0.0, 600.0, 0.0, 200.0)
+    assert resource_usage.usage == ResourceUsage(200.0, 0.0, 600.0, 0.0, 200.0)
 
 
 def test_ends_where_the_work_does_not_where_the_block_does() -> None:
     given = iter([IDLE, replace(IDLE, seconds=4.0), replace(IDLE, seconds=9.0)])
-    with Meter(CPU, lambda: next(given), period=3600.0) as resource_usage:
+    with ResourceMonitor(CPU, lambda: next(given), period=3600.0) as resource_usage:
         resource_usage.end()
     assert resource_usage.usage.ram_area_mb_s == 400.0
 
 
 def test_looks_meanwhile_until_the_end_also_of_work_that_fails() -> None:
     """The third look is awaited inside; after the meter's end there is exactly one more, then none."""
-    looks: list[Reading] = []
+    looks: list[ResourceSample] = []
     thrice = threading.Event()
 
-    def probe() -> Reading:
+    def probe() -> ResourceSample:
         looks.append(replace(IDLE, seconds=float(len(looks))))
         if len(looks) == 3:
             thrice.set()
@@ -70,7 +78,7 @@ def test_looks_meanwhile_until_the_end_also_of_work_that_fails() -> None:
         assert thrice.wait(10)
         raise ZeroDivisionError
 
-    resource_usage = Meter(CPU, probe, period=0.001)
+    resource_usage = ResourceMonitor(CPU, probe, period=0.001)
     with pytest.raises(ZeroDivisionError), resource_usage:
         fail()
     count = len(looks)
@@ -81,11 +89,11 @@ def test_looks_meanwhile_until_the_end_also_of_work_that_fails() -> None:
 
 
 def test_a_busy_core_counts_and_a_sleeping_one_does_not() -> None:
-    with Meter(CPU) as busy:
+    with ResourceMonitor(CPU) as busy:
         end = time.process_time() + 0.3
         while time.process_time() < end:
             pass
-    with Meter(CPU) as idle:
+    with ResourceMonitor(CPU) as idle:
         time.sleep(0.3)
     assert 25 <= busy.usage.cpu_area_percent_s <= 60  # 100 % for 0.3 s; the system counts hundredths
     assert idle.usage.cpu_area_percent_s <= 10
@@ -93,7 +101,7 @@ def test_a_busy_core_counts_and_a_sleeping_one_does_not() -> None:
 
 def test_memory_held_for_a_while_counts_for_that_while() -> None:
     began = time.perf_counter()
-    with Meter(CPU, period=0.02) as resource_usage:
+    with ResourceMonitor(CPU, period=0.02) as resource_usage:
         before = take_reading(CPU).ram_mb
         block = bytearray(b"x") * (200 * 1024**2)
         time.sleep(0.3)
@@ -120,7 +128,7 @@ def test_gpu_memory_is_what_tensors_hold() -> None:
     place = torch.device("cuda")
     torch.zeros(1, device=place)
     before = take_reading(place).vram_mb
-    with Meter(place, period=0.01) as resource_usage:
+    with ResourceMonitor(place, period=0.01) as resource_usage:
         block = torch.zeros(64 * 1024**2, dtype=torch.uint8, device=place)
         time.sleep(0.2)
         del block
@@ -135,7 +143,7 @@ def test_the_gpu_asked_is_the_one_that_computes(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(device))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * 1024**2 * device.index)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * 1024**2 * device.index)
-    with Meter(place, period=3600.0) as resource_usage:
+    with ResourceMonitor(place, period=3600.0) as resource_usage:
         assert asked == [place]
         time.sleep(0.05)
     assert asked == [place]  # the peak is of all that the meter saw

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from lattices import grids, indices, masks, oriented
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
 from untrained import predictor, untrained_bundle
-from zoomseg.core.case import Case, Prior
+from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.inference import stage_outputs
-from zoomseg.inference.batch import Beside, Done, segment
-from zoomseg.inference.predictor import Predictor, Result
+from zoomseg.inference.batch import ExtraOutputs, Segmented, segment
+from zoomseg.inference.predictor import Prediction, Predictor
 from zoomseg.io.scans import ScanInput, read_label_values, write_image, write_labels
 from zoomseg.pipeline import fusion
 from zoomseg.recipe.spec import BodyMask, BoxAround, ProbabilityTimesAtlas, Recipe, Stage
@@ -40,10 +40,10 @@ def at_the_brightest() -> Predictor:
     return Predictor(replace(bundle, recipe=recipe), CPU)
 
 
-def certain(grid: Grid, winner: torch.Tensor, region: Region, name: str = "fine") -> Prior:
+def certain(grid: Grid, winner: torch.Tensor, region: Region, name: str = "fine") -> StagePrediction:
     """A prior that is sure of class indices ``[I, J, K]``."""
     probabilities = torch.nn.functional.one_hot(winner.long(), 3).movedim(-1, 0).float()
-    return Prior(probabilities, grid, SCHEMA.names, region, name)
+    return StagePrediction(probabilities, grid, SCHEMA.names, region, name)
 
 
 @settings(max_examples=60, deadline=None)
@@ -96,7 +96,7 @@ def test_a_stage_that_had_nowhere_to_look(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz", image)
     whole = Region.whole(image.grid)
     coarse = certain(image.grid, labels.data, whole, "coarse")
-    result = Result("a", labels, {}, {"coarse": coarse}, (), {})
+    result = Prediction("a", labels, {}, {"coarse": coarse}, (), {})
     scan = ScanInput("a", (tmp_path / "a.nii.gz",))
     stage_outputs.write(tmp_path, scan, image.grid, with_stages(COARSE, FINE), result)
     folder = tmp_path / "stages"
@@ -117,9 +117,9 @@ def test_a_prediction_as_a_whole(tmp_path: Path, angles_deg: tuple[float, float,
     told: list[object] = []
     model = at_the_brightest()
     scans = (ScanInput("a", (tmp_path / "a.nii.gz",)),)
-    segment(scans, tmp_path, model, told.append, beside=Beside(stages=True))
+    segment(scans, tmp_path, model, told.append, beside=ExtraOutputs(stages=True))
     (done,) = told
-    assert isinstance(done, Done)
+    assert isinstance(done, Segmented)
     assert done.result.priors == {}  # they are large, and no longer needed
     folder = tmp_path / "stages"
     names = ("a-coarse.nii.gz", "a-fine-region.nii.gz", "a-fine.nii.gz")
@@ -147,7 +147,7 @@ def test_a_prediction_as_a_whole(tmp_path: Path, angles_deg: tuple[float, float,
 def test_what_an_earlier_run_kept_is_not_taken_for_this_one(tmp_path: Path) -> None:
     write_image(tmp_path / "in.nii.gz", tiny_case(2)[0])
     scans = (ScanInput("a", (tmp_path / "in.nii.gz",)),)
-    segment(scans, tmp_path, predictor(), lambda _: None, beside=Beside(stages=True))
+    segment(scans, tmp_path, predictor(), lambda _: None, beside=ExtraOutputs(stages=True))
     assert stage_outputs.json_path(tmp_path / "stages", "a").is_file()
     segment(scans, tmp_path, predictor(seed=1), lambda _: None)
     assert not stage_outputs.json_path(tmp_path / "stages", "a").exists()
@@ -168,7 +168,7 @@ def test_no_description_before_all_files_are_there(tmp_path: Path, monkeypatch: 
             tmp_path,
             predictor(),
             print,
-            beside=Beside(stages=True),
+            beside=ExtraOutputs(stages=True),
         )
     assert (tmp_path / "stages" / "a-coarse.nii.gz").exists()
     assert not stage_outputs.json_path(tmp_path / "stages", "a").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zoomseg.anatomy.measurements import NO_SIDES, Found, Sides
+from zoomseg.anatomy.measurements import NO_SIDES, OrganMeasurement, Sides
 from zoomseg.core.errors import OutputError
 from zoomseg.core.geometry import Box
 from zoomseg.core.labels import LabelSchema
@@ -28,8 +28,8 @@ BOX = Box((1, 2, 3), (4, 5, 6))
 CORNERS = ((-1.25, 2.0, 3.5), (4.0, 5.0, 6.125))
 
 
-def found(x: float, cut: Sides = NO_SIDES) -> Found:
-    return Found(100, 2.5, 101.25, 99.0, BOX, CORNERS, (x, 0.0, 0.0), cut)
+def found(x: float, cut: Sides = NO_SIDES) -> OrganMeasurement:
+    return OrganMeasurement(100, 2.5, 101.25, 99.0, BOX, CORNERS, (x, 0.0, 0.0), cut)
 
 
 def test_flags() -> None:

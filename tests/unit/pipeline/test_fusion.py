@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lattices import SIGNED_PERMUTATIONS, boxes_in, indices, oriented
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.components import largest_component
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.resample import nearest_index, resample_data
 from zoomseg.pipeline import fusion
-from zoomseg.pipeline.fusion import Canvas
+from zoomseg.pipeline.fusion import FusedLabelMap
 from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
 
 SOURCE = oriented((9, 8, 7), (3.0, 3.0, 5.0), (-12.0, 30.0, 8.0))
@@ -145,14 +145,16 @@ SCAN = oriented((18, 16, 14), (1.5, 1.5, 2.5), (-12.75, 29.25, 6.75))
 """Twice as fine as SOURCE, over the same field of view."""
 
 
-def canvas_of(classes: int = 4) -> Canvas:
+def canvas_of(classes: int = 4) -> FusedLabelMap:
     """A scan full of earlier answers."""
-    return Canvas(SCAN, SCHEMA, torch.full(SCAN.shape, classes, dtype=torch.uint8))
+    return FusedLabelMap(SCAN, SCHEMA, torch.full(SCAN.shape, classes, dtype=torch.uint8))
 
 
-def prior(region: Region, classes: torch.Tensor, labels: tuple[str, ...] = ("liver", "spleen")) -> Prior:
+def prior(
+    region: Region, classes: torch.Tensor, labels: tuple[str, ...] = ("liver", "spleen")
+) -> StagePrediction:
     hot = torch.nn.functional.one_hot(classes.long(), 1 + len(labels)).movedim(-1, 0).float()
-    return Prior(hot, SOURCE, labels, region, "fine")
+    return StagePrediction(hot, SOURCE, labels, region, "fine")
 
 
 def pattern(shape: tuple[int, int, int]) -> torch.Tensor:
@@ -163,7 +165,7 @@ def pattern(shape: tuple[int, int, int]) -> torch.Tensor:
 def test_answers_enter_as_the_case_s_classes(place: str) -> None:
     canvas, classes = canvas_of(), torch.ones(SOURCE.shape)
     for factor, expected in ((1, "liver"), (2, "spleen"), (0, None)):
-        answer = fusion.Answer(prior(Region.whole(SOURCE), factor * classes), place)  # type: ignore[arg-type]
+        answer = fusion.FusionInput(prior(Region.whole(SOURCE), factor * classes), place)  # type: ignore[arg-type]
         fusion.fuse("replace_in_roi", canvas, [answer])
         assert (canvas.labels == (SCHEMA.class_of(expected) if expected else 0)).all()
 
@@ -179,9 +181,9 @@ def test_slab_by_slab_is_the_same_as_at_once(place: ArgmaxPlace, masked: bool, t
     probabilities = answers(stage.shape)
     mask = torch.rand(stage.shape, generator=torch.Generator().manual_seed(1)) < 0.7 if masked else None
     region = Region(stage, stage.box, mask)
-    whole, painted = (Canvas.blank(scan, LabelSchema.consecutive(names)) for _ in range(2))
-    fusion.replace_in_roi(whole, Prior(probabilities, stage, names, region, "fine"), place)
-    painter = fusion.Painter(painted, stage, names, region, place)
+    whole, painted = (FusedLabelMap.blank(scan, LabelSchema.consecutive(names)) for _ in range(2))
+    fusion.replace_in_roi(whole, StagePrediction(probabilities, stage, names, region, "fine"), place)
+    painter = fusion.SlabFusion(painted, stage, names, region, place)
     for slab in probabilities.split(thickness, dim=3):
         painter.add(slab)
     assert len(whole.labels.unique()) > 20
@@ -190,7 +192,7 @@ def test_slab_by_slab_is_the_same_as_at_once(place: ArgmaxPlace, masked: bool, t
 
 def test_a_stage_that_is_not_fused_leaves_the_canvas() -> None:
     canvas = canvas_of()
-    fusion.fuse("none", canvas, [fusion.Answer(prior(Region.whole(SOURCE), torch.ones(SOURCE.shape)))])
+    fusion.fuse("none", canvas, [fusion.FusionInput(prior(Region.whole(SOURCE), torch.ones(SOURCE.shape)))])
     assert (canvas.labels == 4).all()
 
 
@@ -230,7 +232,7 @@ def test_a_box_without_a_mask_is_replaced_whole() -> None:
 
 
 def test_blank_canvas_is_background() -> None:
-    canvas = Canvas.blank(SCAN, SCHEMA)
+    canvas = FusedLabelMap.blank(SCAN, SCHEMA)
     assert canvas.labels.shape == SCAN.shape
     assert not canvas.labels.any()
 
@@ -247,7 +249,7 @@ GRIDS = {
 PLACES: tuple[ArgmaxPlace, ...] = ("scan_grid", "stage_grid")
 
 
-def undecided(grid: Grid, labels: tuple[str, ...], seed: int, masked: bool = True) -> Prior:
+def undecided(grid: Grid, labels: tuple[str, ...], seed: int, masked: bool = True) -> StagePrediction:
     """Organs in a third of the voxels or so, with probabilities of all sizes, asked for in half of them."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(1 + len(labels), *grid.shape, generator=generator) * 1.5
@@ -255,10 +257,10 @@ def undecided(grid: Grid, labels: tuple[str, ...], seed: int, masked: bool = Tru
     mask = torch.rand(grid.shape, generator=generator) < 0.5
     region = Region.of_mask(grid, mask) if masked else Region.whole(grid)
     assert region is not None
-    return Prior(logits.softmax(dim=0), grid, labels, region, f"stage{seed}")
+    return StagePrediction(logits.softmax(dim=0), grid, labels, region, f"stage{seed}")
 
 
-def three(masked: bool = True) -> list[Prior]:
+def three(masked: bool = True) -> list[StagePrediction]:
     return [
         undecided(GRIDS["whole"], ("liver", "spleen"), 1, masked),
         undecided(GRIDS["thick"], ("aorta", "liver", "pancreas"), 2, masked),
@@ -266,7 +268,7 @@ def three(masked: bool = True) -> list[Prior]:
     ]
 
 
-def full_size(answer: Prior, place: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def full_size(answer: StagePrediction, place: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Class, winning probability and whether asked, of every voxel of the scan, at once."""
     inside = answer.region.on(SCAN).mask_in(SCAN.box).numpy()
     if place == "stage_grid":
@@ -279,12 +281,12 @@ def full_size(answer: Prior, place: str) -> tuple[np.ndarray, np.ndarray, np.nda
     return classes[probabilities.argmax(axis=0)], probabilities.max(axis=0), inside
 
 
-def random_canvas(seed: int = 9) -> Canvas:
+def random_canvas(seed: int = 9) -> FusedLabelMap:
     generator = torch.Generator().manual_seed(seed)
-    return Canvas(SCAN, SCHEMA, torch.randint(0, 5, SCAN.shape, generator=generator).byte())
+    return FusedLabelMap(SCAN, SCHEMA, torch.randint(0, 5, SCAN.shape, generator=generator).byte())
 
 
-def naive_most_probable(before: np.ndarray, priors: Sequence[Prior], place: str) -> np.ndarray:
+def naive_most_probable(before: np.ndarray, priors: Sequence[StagePrediction], place: str) -> np.ndarray:
     own = [SCHEMA.class_of(name) for answer in priors for name in answer.labels]
     after = np.where(np.isin(before, own), 0, before)
     heard = [full_size(answer, place) for answer in priors]
@@ -294,7 +296,7 @@ def naive_most_probable(before: np.ndarray, priors: Sequence[Prior], place: str)
     return np.where(scores.max(axis=0) > 0, winner, after)
 
 
-def naive_vote(before: np.ndarray, priors: Sequence[Prior], place: str) -> np.ndarray:
+def naive_vote(before: np.ndarray, priors: Sequence[StagePrediction], place: str) -> np.ndarray:
     after = before.copy()
     heard = [full_size(answer, place) for answer in priors]
     for at in np.ndindex(before.shape):
@@ -317,9 +319,9 @@ def block_voxels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("masked", [True, False], ids=["masks", "boxes"])
 class TestEqualsTheNaiveFullSizeComputation:
-    def fused(self, kind: FusionKind, priors: Sequence[Prior], place: ArgmaxPlace) -> np.ndarray:
+    def fused(self, kind: FusionKind, priors: Sequence[StagePrediction], place: ArgmaxPlace) -> np.ndarray:
         canvas = random_canvas()
-        fusion.fuse(kind, canvas, [fusion.Answer(answer, place) for answer in priors])
+        fusion.fuse(kind, canvas, [fusion.FusionInput(answer, place) for answer in priors])
         return canvas.labels.numpy()
 
     def test_paste(self, place: ArgmaxPlace, masked: bool) -> None:
@@ -355,7 +357,9 @@ class TestEqualsTheNaiveFullSizeComputation:
         assert np.array_equal(self.fused("majority_vote", priors, place), wanted)
 
 
-def certain(classes: Sequence[float], labels: tuple[str, ...], probability: float, name: str = "a") -> Prior:
+def certain(
+    classes: Sequence[float], labels: tuple[str, ...], probability: float, name: str = "a"
+) -> StagePrediction:
     """On a row of voxels: a label (1, 2, ...) with ``probability``, background with the rest; or surely
     background."""
     hot = torch.zeros(1 + len(labels), len(classes), 1, 1)
@@ -364,16 +368,16 @@ def certain(classes: Sequence[float], labels: tuple[str, ...], probability: floa
         if c:
             hot[0, n], hot[int(c), n] = 1 - probability, probability
     grid = Grid.from_spacing((len(classes), 1, 1), (1.0, 1.0, 1.0))
-    return Prior(hot, grid, labels, Region.whole(grid), name)
+    return StagePrediction(hot, grid, labels, Region.whole(grid), name)
 
 
-def row(*classes: int) -> Canvas:
+def row(*classes: int) -> FusedLabelMap:
     grid = Grid.from_spacing((len(classes), 1, 1), (1.0, 1.0, 1.0))
-    return Canvas(grid, SCHEMA, torch.tensor(classes, dtype=torch.uint8).reshape(-1, 1, 1))
+    return FusedLabelMap(grid, SCHEMA, torch.tensor(classes, dtype=torch.uint8).reshape(-1, 1, 1))
 
 
-def after(kind: FusionKind, canvas: Canvas, *priors: Prior) -> list[int]:
-    fusion.fuse(kind, canvas, [fusion.Answer(answer) for answer in priors])
+def after(kind: FusionKind, canvas: FusedLabelMap, *priors: StagePrediction) -> list[int]:
+    fusion.fuse(kind, canvas, [fusion.FusionInput(answer) for answer in priors])
     return canvas.labels.flatten().tolist()
 
 
@@ -437,9 +441,9 @@ def test_who_was_not_asked_does_not_vote() -> None:
 # --- times the atlas ------------------------------------------------------------------------------
 
 
-def atlas_prior(rows: Sequence[Sequence[float]], labels: tuple[str, ...], grid: Grid) -> Prior:
+def atlas_prior(rows: Sequence[Sequence[float]], labels: tuple[str, ...], grid: Grid) -> StagePrediction:
     probabilities = torch.tensor(rows).reshape(1 + len(labels), *grid.shape)
-    return Prior(probabilities, grid, labels, Region.whole(grid), "atlas")
+    return StagePrediction(probabilities, grid, labels, Region.whole(grid), "atlas")
 
 
 def test_times_atlas_is_bayes_by_hand() -> None:
@@ -447,7 +451,7 @@ def test_times_atlas_is_bayes_by_hand() -> None:
     atlas = atlas_prior(
         [[0.2, 0.9, 0.5, 1.0], [0.5, 0.0, 0.1, 0.0], [0.3, 0.1, 0.4, 0.0]], ("aorta", "liver"), grid
     )
-    own = Prior(
+    own = StagePrediction(
         torch.tensor([[0.6, 0.4, 0.5, 0.0], [0.4, 0.6, 0.5, 1.0]]).reshape(2, 4, 1, 1),
         grid,
         ("liver",),
@@ -459,8 +463,8 @@ def test_times_atlas_is_bayes_by_hand() -> None:
     liver = [0.4 * 0.3 / (0.6 * 0.7 + 0.4 * 0.3), 0.06 / (0.36 + 0.06), 0.2 / (0.3 + 0.2), 0.0]
     assert found.probabilities[1].flatten().tolist() == pytest.approx(liver, abs=1e-6)
     assert found.probabilities[0].flatten().tolist() == pytest.approx([1 - p for p in liver], abs=1e-6)
-    canvas = Canvas(grid, SCHEMA, torch.full(grid.shape, SPLEEN, dtype=torch.uint8))
-    fusion.fuse("replace_times_atlas", canvas, [fusion.Answer(own)], atlas)
+    canvas = FusedLabelMap(grid, SCHEMA, torch.full(grid.shape, SPLEEN, dtype=torch.uint8))
+    fusion.fuse("replace_times_atlas", canvas, [fusion.FusionInput(own)], atlas)
     assert not canvas.labels.any()
 
 
@@ -476,10 +480,10 @@ def test_replace_times_atlas_equals_the_naive_full_size_computation(place: Argma
     label, _, asked = full_size(dataclasses.replace(own, probabilities=product), place)
     canvas = random_canvas()
     wanted = np.where(asked, label, canvas.labels.numpy())
-    fusion.fuse("replace_times_atlas", canvas, [fusion.Answer(own, place)], atlas)
+    fusion.fuse("replace_times_atlas", canvas, [fusion.FusionInput(own, place)], atlas)
     assert np.array_equal(canvas.labels.numpy(), wanted)
     plain = random_canvas()
-    fusion.fuse("replace_in_roi", plain, [fusion.Answer(own, place)])
+    fusion.fuse("replace_in_roi", plain, [fusion.FusionInput(own, place)])
     assert not torch.equal(plain.labels, canvas.labels)
 
 
@@ -494,7 +498,7 @@ def test_only_the_largest_component_of_the_labels_named_stays() -> None:
     labels[8:10, 1:4, 1:4] = LIVER  # as large, but for that corner
     labels[9, 2, 2] = SPLEEN  # in the middle of the lesser liver
     labels[0, 9, 7] = labels[11, 9, 7] = AORTA
-    canvas = Canvas(grid, SCHEMA, labels.clone())
+    canvas = FusedLabelMap(grid, SCHEMA, labels.clone())
     fusion.keep_parts(canvas, ("liver", "pancreas", "spleen"), largest_component)
     wanted = labels.clone()
     wanted[8:10, 1:4, 1:4] = 0
@@ -508,6 +512,6 @@ def test_no_labels_to_keep_parts_of_and_none_there() -> None:
     canvas = random_canvas()
     fusion.keep_parts(canvas, (), np.zeros_like)
     assert torch.equal(canvas.labels, random_canvas().labels)
-    blank = Canvas.blank(SCAN, SCHEMA)
+    blank = FusedLabelMap.blank(SCAN, SCHEMA)
     fusion.keep_parts(blank, SCHEMA.names, largest_component)
     assert not blank.labels.any()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
@@ -108,7 +108,9 @@ class TestSelection:
         assert torch.equal(out, probabilities[:, 2:])
 
 
-def seen(specs: Sequence[InputSpec], image: Volume, priors: Mapping[str, Prior], grid: Grid) -> torch.Tensor:
+def seen(
+    specs: Sequence[InputSpec], image: Volume, priors: Mapping[str, StagePrediction], grid: Grid
+) -> torch.Tensor:
     n = image.channels
     plain = Normalisation((-math.inf,) * n, (math.inf,) * n, (0.0,) * n, (1.0,) * n)
     return torch.cat([inputs.image_on(specs, image, plain, grid), *inputs.priors_on(specs, priors, grid)])
@@ -119,7 +121,7 @@ def test_image_and_priors_come_on_the_asked_grid() -> None:
     coarse = GRID.downsampled((2, 2, 2))
     probabilities = torch.zeros(3, *coarse.shape)
     probabilities[0], probabilities[2] = 0.75, 0.25
-    prior = Prior(probabilities, coarse, ("liver", "spleen"), Region.whole(coarse), "coarse")
+    prior = StagePrediction(probabilities, coarse, ("liver", "spleen"), Region.whole(coarse), "coarse")
     specs = [ImageInput(channel=0), PriorInput(of="coarse", labels=("spleen",))]
     target = GRID.crop(Box((1, 1, 1), (3, 3, 3)))
     out = seen(specs, image, {"coarse": prior}, target)
@@ -132,7 +134,9 @@ def test_a_prior_lies_where_it_was_computed() -> None:
     """Certain of a half of the scan: linear in between, and as its edge beyond it."""
     grid = Grid.from_spacing((4, 1, 1), (4.0, 1.0, 1.0))
     spleen = torch.tensor([0.0, 0.0, 1.0, 1.0]).reshape(4, 1, 1)
-    prior = Prior(torch.stack([1 - spleen, spleen]), grid, ("spleen",), Region.whole(grid), "coarse")
+    prior = StagePrediction(
+        torch.stack([1 - spleen, spleen]), grid, ("spleen",), Region.whole(grid), "coarse"
+    )
     image = Volume(torch.zeros(1, 8, 1, 1), grid.with_shape((8, 1, 1)))
     specs = [ImageInput(), PriorInput(of="coarse")]
     out = seen(specs, image, {"coarse": prior}, image.grid)

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import binary_dilation
 
 from lattices import indices, oriented
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import LabelError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
@@ -29,10 +29,10 @@ from zoomseg.recipe.spec import (
 NAMES = ("liver", "spleen", "pancreas")
 
 
-def prior_of(classes: np.ndarray, grid: Grid, region: Region | None = None) -> Prior:
+def prior_of(classes: np.ndarray, grid: Grid, region: Region | None = None) -> StagePrediction:
     """A prior that is certain of ``classes [I, J, K]``."""
     hot = torch.nn.functional.one_hot(torch.from_numpy(classes.astype(np.int64)), 1 + len(NAMES))
-    return Prior(hot.movedim(-1, 0).float(), grid, NAMES, region or Region.whole(grid), "coarse")
+    return StagePrediction(hot.movedim(-1, 0).float(), grid, NAMES, region or Region.whole(grid), "coarse")
 
 
 def blobs(shape: tuple[int, int, int], seed: int, share: float = 0.02) -> np.ndarray:
@@ -132,7 +132,7 @@ def test_body_mask_of_air_is_nothing_or_everything() -> None:
 # --- dilated foreground ---------------------------------------------------------------------------
 
 
-def dilated_by_brute_force(prior: Prior, grid: Grid, radius: float) -> np.ndarray:
+def dilated_by_brute_force(prior: StagePrediction, grid: Grid, radius: float) -> np.ndarray:
     """Foreground on the stage's grid (centre on, or centre of, a foreground voxel), then every voxel
     that is no farther than ``radius`` voxels from one of these."""
     found = prior.probabilities.argmax(dim=0).numpy() > 0
@@ -270,16 +270,16 @@ def test_box_of_a_label_that_the_prior_does_not_have() -> None:
 # --- probability times atlas ----------------------------------------------------------------------
 
 
-def soft_prior(grid: Grid, **at: tuple[tuple[int, int, int], float]) -> Prior:
+def soft_prior(grid: Grid, **at: tuple[tuple[int, int, int], float]) -> StagePrediction:
     """Background nearly everywhere, and probabilities of labels in single voxels."""
     probabilities = torch.zeros(1 + len(NAMES), *grid.shape)
     for name, (index, p) in at.items():
         probabilities[(1 + NAMES.index(name), *index)] = p
     probabilities[0] = 1 - probabilities[1:].sum(dim=0)
-    return Prior(probabilities, grid, NAMES, Region.whole(grid), "coarse")
+    return StagePrediction(probabilities, grid, NAMES, Region.whole(grid), "coarse")
 
 
-def times_atlas(prior: Prior, atlas: Prior, **settings: object) -> Region | None:
+def times_atlas(prior: StagePrediction, atlas: StagePrediction, **settings: object) -> Region | None:
     spec = ProbabilityTimesAtlas.model_validate({"of": "coarse", **settings})
     return roi.find_region(spec, STAGE, VOID, {"coarse": prior, ATLAS: atlas}, "empty")
 
@@ -316,7 +316,7 @@ def test_the_atlas_prior_comes_to_the_coarse_prior_s_grid_by_linear_interpolatio
     wide = STAGE.with_shape((9, 5, 4)).crop(Box((-2, 0, 0), (11, 5, 4)))
     x = wide.world(indices(wide))[..., 0]
     share = torch.from_numpy((x - x.min()) / (x.max() - x.min())).float()
-    atlas = Prior(
+    atlas = StagePrediction(
         torch.stack([1 - share, share, 0 * share, 0 * share]), wide, NAMES, Region.whole(wide), "atlas"
     )
     here = coarse.world(indices(coarse))[:, 0, 0, 0]

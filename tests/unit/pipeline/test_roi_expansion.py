@@ -14,11 +14,11 @@ from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
-from zoomseg.inference.predictor import Result, cascade
+from zoomseg.inference.predictor import Prediction, cascade
 from zoomseg.pipeline import roi_expansion, stage_input
-from zoomseg.pipeline.roi_expansion import cut_organs, widened
-from zoomseg.pipeline.sliding_window import Network
-from zoomseg.pipeline.uncertainty import Hearing, Signs
+from zoomseg.pipeline.roi_expansion import cut_organs, expanded
+from zoomseg.pipeline.sliding_window import StageNetwork
+from zoomseg.pipeline.uncertainty import Uncertainty, UncertaintyEstimator
 from zoomseg.recipe.spec import BodyMask, DilatedForeground, FixedShape
 
 RECIPE = tiny_recipe(together=True)
@@ -26,17 +26,17 @@ COARSE, FINE = RECIPE.stages
 GRID = Grid.from_spacing((40, 40, 40), (4.0, 4.0, 4.0))
 
 
-def view_of(region: Region) -> stage_input.View:
-    return stage_input.View(FINE, region.grid, region)
+def view_of(region: Region) -> stage_input.StageView:
+    return stage_input.StageView(FINE, region.grid, region)
 
 
-def scan() -> stage_input.Scan:
+def scan() -> stage_input.PreparedScan:
     return stage_input.prepare(Case("a", Volume(torch.randn(1, *GRID.shape), GRID)), RECIPE)
 
 
-def heard(view: stage_input.View, *voxels: tuple[int, int, int]) -> Hearing:
+def heard(view: stage_input.StageView, *voxels: tuple[int, int, int]) -> UncertaintyEstimator:
     """Of a left kidney in these voxels alone."""
-    hearing = Hearing(SCHEMA.names, view.region, roi_expansion.sides(view, scan()))
+    hearing = UncertaintyEstimator(SCHEMA.names, view.region, roi_expansion.open_sides_of(view, scan()))
     probabilities = torch.zeros(3, *view.grid.shape)
     probabilities[0] = 1.0
     for at in voxels:
@@ -49,7 +49,7 @@ def heard(view: stage_input.View, *voxels: tuple[int, int, int]) -> Hearing:
     ("voxels", "at_end", "cut"), [(100, 19, False), (100, 20, True), (9000, 89, False), (9000, 90, True)]
 )
 def test_a_few_voxels_at_the_end_are_chance(voxels: int, at_end: int, cut: bool) -> None:
-    signs = {"left kidney": Signs(voxels, 1.0, 0.9, 0.9, 0.0, at_end)}
+    signs = {"left kidney": Uncertainty(voxels, 1.0, 0.9, 0.9, 0.0, at_end)}
     view = view_of(Region(GRID, Box((5, 5, 5), (30, 30, 30))))
     assert bool(cut_organs(view, signs)) == cut
     whole = replace(view, stage=COARSE)
@@ -60,7 +60,7 @@ def test_a_few_voxels_at_the_end_are_chance(voxels: int, at_end: int, cut: bool)
 
 def test_a_box_grows_only_on_the_sides_touched_and_no_farther_than_the_scan() -> None:
     view = view_of(Region(GRID, Box((10, 2, 10), (30, 30, 30))))
-    wider = widened(view, scan(), heard(view, (10, 15, 15), (20, 2, 29)), ("left kidney",))
+    wider = expanded(view, scan(), heard(view, (10, 15, 15), (20, 2, 29)), ("left kidney",))
     assert wider.region.box == Box((5, 0, 10), (30, 30, 35))  # 20 mm are 5 voxels
     assert wider.region.mask is None
 
@@ -68,7 +68,7 @@ def test_a_box_grows_only_on_the_sides_touched_and_no_farther_than_the_scan() ->
 def test_a_mask_grows_by_a_ball_where_it_was_touched() -> None:
     mask = torch.ones(10, 10, 10, dtype=torch.bool)
     view = view_of(Region(GRID, Box((10, 10, 10), (20, 20, 20)), mask))
-    wider = widened(view, scan(), heard(view, (19, 15, 15)), ("left kidney",)).region
+    wider = expanded(view, scan(), heard(view, (19, 15, 15)), ("left kidney",)).region
     expected = torch.zeros(GRID.shape, dtype=torch.bool)
     expected[10:20, 10:20, 10:20] = True
     index = torch.stack(torch.meshgrid(*[torch.arange(40)] * 3, indexing="ij"), dim=-1)
@@ -80,8 +80,8 @@ def test_a_crop_of_fixed_shape_is_taken_of_a_larger_box() -> None:
     grid = FINE.grid.model_dump(include={"tile", "padding", "overlap"})
     stage = FINE.model_copy(update={"grid": FixedShape(**grid, kind="shape", shape=(16, 16, 16))})
     crop = GRID.crop(Box((10, 10, 10), (26, 26, 26))).with_shape((16, 16, 16))
-    view = stage_input.View(stage, crop, Region.whole(crop))
-    wider = widened(view, scan(), heard(view, (0, 7, 15)), ("left kidney",))
+    view = stage_input.StageView(stage, crop, Region.whole(crop))
+    wider = expanded(view, scan(), heard(view, (0, 7, 15)), ("left kidney",))
     assert wider.grid == GRID.crop(Box((5, 10, 10), (26, 26, 31))).with_shape((16, 16, 16))
     assert wider.region.voxels == 16**3
 
@@ -90,7 +90,7 @@ def answer(classes: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(classes, 3).movedim(-1, 1).float().clamp(0.0001, 0.9998)
 
 
-def drive(farther: bool, keep: bool, fine: Network | None = None) -> Result:
+def drive(farther: bool, keep: bool, fine: StageNetwork | None = None) -> Prediction:
     """A coarse stage that sees but the first bright plane, of the left kidney, and a fine one that finds both
     kidneys where it is asked."""
 

@@ -15,9 +15,9 @@ from zoomseg.core.geometry import Box
 from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
 from zoomseg.pipeline import stage_input
-from zoomseg.pipeline.fusion import Canvas
-from zoomseg.pipeline.sliding_window import Course, Progress, StageRecord
-from zoomseg.pipeline.uncertainty import Hearing
+from zoomseg.pipeline.fusion import FusedLabelMap
+from zoomseg.pipeline.sliding_window import SlidingWindow, StageRecord, TileProgress
+from zoomseg.pipeline.uncertainty import UncertaintyEstimator
 from zoomseg.recipe.spec import ImageInput
 
 RECIPE = tiny_recipe(together=True)
@@ -33,12 +33,12 @@ def bright(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
 def test_a_painted_answer_is_that_which_is_kept() -> None:
     scan = stage_input.prepare(Case("a", tiny_case(0)[0]), RECIPE)
     region = Region(scan.grid, Box((2, 0, 1), (22, 20, 15)))
-    view = stage_input.View(STAGE, scan.grid, region)
+    view = stage_input.StageView(STAGE, scan.grid, region)
     heard, told = [], []
-    canvas = Canvas.blank(scan.grid, SCHEMA)
+    canvas = FusedLabelMap.blank(scan.grid, SCHEMA)
     for whole in (True, False):
-        course = Course(view, scan, {}, SCHEMA.names, bright, CPU, tell=told.append)
-        hearing = Hearing(SCHEMA.names, region, CLOSED)
+        course = SlidingWindow(view, scan, {}, SCHEMA.names, bright, CPU, tell=told.append)
+        hearing = UncertaintyEstimator(SCHEMA.names, region, CLOSED)
         if whole:
             prior = course.prior(hearing)
         else:
@@ -50,7 +50,7 @@ def test_a_painted_answer_is_that_which_is_kept() -> None:
     assert heard[0] == heard[1]
     assert heard[0]["left kidney"].voxels == int(((winner == 1) & prior.answered).sum()) > 100
     tiles = len(course.tiling.tiles)
-    assert told[-1] == Progress("fine", tiles, tiles)
+    assert told[-1] == TileProgress("fine", tiles, tiles)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
@@ -65,8 +65,13 @@ def test_numbers_that_overflow_are_no_answer(number: float, whole: bool) -> None
         logits[-1, 1 if number > 0 else slice(None), 3, 4, 5] = number
         return logits.softmax(dim=1)
 
-    course = Course(stage_input.View(STAGE, scan.grid, region), scan, {}, SCHEMA.names, overflowing, CPU)
-    hearing, canvas = Hearing(SCHEMA.names, region, CLOSED), Canvas.blank(scan.grid, SCHEMA)
+    course = SlidingWindow(
+        stage_input.StageView(STAGE, scan.grid, region), scan, {}, SCHEMA.names, overflowing, CPU
+    )
+    hearing, canvas = (
+        UncertaintyEstimator(SCHEMA.names, region, CLOSED),
+        FusedLabelMap.blank(scan.grid, SCHEMA),
+    )
     take = course.prior if whole else partial(course.paint, canvas)
     with pytest.raises(ModelError, match="stage 'fine' answered with numbers that are not finite"):
         take(hearing)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tiny import SCHEMA, tiny_case, tiny_recipe
-from zoomseg.core.case import Case, Prior
+from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import MemoryLimitError, ScanError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
@@ -36,7 +36,7 @@ AFFINES = {
 }
 
 
-def prepared(recipe: Recipe = RECIPE) -> stage_input.Scan:
+def prepared(recipe: Recipe = RECIPE) -> stage_input.PreparedScan:
     return stage_input.prepare(Case("a", *tiny_case(0)), recipe)
 
 
@@ -46,14 +46,14 @@ def coordinate(grid: Grid, axis: int) -> torch.Tensor:
     return torch.from_numpy(grid.world(index)[..., axis].astype(np.float32))
 
 
-def coarse_answer(scan: stage_input.Scan, box: Box, c: int = 1) -> Prior:
+def coarse_answer(scan: stage_input.PreparedScan, box: Box, c: int = 1) -> StagePrediction:
     """Certainty of class ``c`` in ``box`` of the coarse grid, of background elsewhere."""
     seen = stage_input.view(COARSE, RECIPE, scan, {})
     assert seen is not None
     winner = torch.zeros(seen.grid.shape, dtype=torch.long)
     winner[box.slices] = c
     hot = torch.nn.functional.one_hot(winner, 3).movedim(-1, 0).float()
-    return Prior(hot, seen.grid, SCHEMA.names, seen.region, "coarse")
+    return StagePrediction(hot, seen.grid, SCHEMA.names, seen.region, "coarse")
 
 
 def test_labels_that_were_not_drawn_are_no_reference() -> None:
@@ -140,7 +140,9 @@ def test_a_region_lies_around_what_the_earlier_stage_found() -> None:
 def test_nothing_found_means_everywhere_or_nowhere(on_missing: str, looks: bool) -> None:
     recipe = RECIPE.model_copy(update={"on_missing": on_missing})
     scan = prepared(recipe)
-    seen = stage_input.view(FINE, recipe, scan, {"coarse": stage_input.nothing(COARSE, scan, SCHEMA.names)})
+    seen = stage_input.view(
+        FINE, recipe, scan, {"coarse": stage_input.background_prediction(COARSE, scan, SCHEMA.names)}
+    )
     assert (seen is not None) == looks
     assert seen is None or seen.region.box == seen.grid.box
 
@@ -164,15 +166,15 @@ def test_a_fixed_shape_spans_the_box_it_looks_at() -> None:
 
 def test_nothing_is_background_everywhere() -> None:
     scan = prepared()
-    prior = stage_input.nothing(COARSE, scan, SCHEMA.names)
+    prior = stage_input.background_prediction(COARSE, scan, SCHEMA.names)
     assert prior.grid.extent_mm == pytest.approx(scan.grid.extent_mm)
     grid = scan.grid.with_shape((3, 2, 2))
-    seen = stage_input.View(FINE, grid, Region.whole(grid))
+    seen = stage_input.StageView(FINE, grid, Region.whole(grid))
     data = stage_input.read(seen, scan, {"coarse": prior}, grid.box)
     assert float(data[1:].abs().max()) == 0.0
 
 
-def ramp_scan() -> stage_input.Scan:
+def ramp_scan() -> stage_input.PreparedScan:
     """Normalised intensity = world x, for a window that keeps values as they are."""
     window = {"kind": "window", "lower": -1000, "upper": 1000, "output": (-1000.0, 1000.0)}
     recipe = Recipe.model_validate(RECIPE.model_dump() | {"intensity": window})
@@ -184,7 +186,7 @@ def test_input_is_image_then_prior_at_the_same_places() -> None:
     scan = ramp_scan()
     prior = coarse_answer(scan, Box((2, 4, 5), (4, 6, 6)), c=2)
     grid = stage_input.view(COARSE, RECIPE, scan, {}).grid  # type: ignore[union-attr]
-    seen = stage_input.View(FINE, grid, Region.whole(grid))
+    seen = stage_input.StageView(FINE, grid, Region.whole(grid))
     box = Box((1, 3, 4), (6, 8, 8))
     data = stage_input.read(seen, scan, {"coarse": prior}, box)
     assert tuple(data.shape) == (3, 5, 5, 4)
@@ -195,7 +197,7 @@ def test_input_is_image_then_prior_at_the_same_places() -> None:
 def test_beyond_the_scan_its_edge_goes_on() -> None:
     scan = ramp_scan()
     stage: Stage = COARSE.model_copy(update={"inputs": (ImageInput(),)})
-    seen = stage_input.View(stage, scan.grid, Region.whole(scan.grid))
+    seen = stage_input.StageView(stage, scan.grid, Region.whole(scan.grid))
     data = stage_input.read(seen, scan, {}, Box((-3, 0, 0), (27, 2, 2)))[0, :, 0, 0]
     assert data[:4].tolist() == pytest.approx([-24.0] * 4)
     assert data[3:27].tolist() == pytest.approx(np.arange(-24, 24, 2).tolist())

@@ -9,14 +9,14 @@ import torch
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
 from zoomseg.core.widening import OpenSides
-from zoomseg.pipeline.uncertainty import Hearing, Signs, region_ends
+from zoomseg.pipeline.uncertainty import Uncertainty, UncertaintyEstimator, region_ends
 
 CLOSED: OpenSides = ((False, False),) * 3
 LABELS = ("liver", "spleen")
 
 
-def heard(probabilities: torch.Tensor, region: Region, parts: int = 1) -> Hearing:
-    hearing = Hearing(LABELS, region, CLOSED)
+def heard(probabilities: torch.Tensor, region: Region, parts: int = 1) -> UncertaintyEstimator:
+    hearing = UncertaintyEstimator(LABELS, region, CLOSED)
     i, j, k = probabilities.shape[1:]
     for part in range(parts):
         first, last = k * part // parts, k * (part + 1) // parts
@@ -31,7 +31,7 @@ def test_by_hand() -> None:
     ).reshape(3, 5, 1, 1)
     signs = heard(probabilities, Region.whole(grid)).signs()
     assert signs == {
-        "liver": Signs(
+        "liver": Uncertainty(
             voxels=2,
             volume_ml=pytest.approx(1.0),
             expected_dice=pytest.approx(2 * (0.9 + 0.5) / (0.9 + 0.5 + 0.05 + 0.25 + 0.2 + 2)),
@@ -39,7 +39,7 @@ def test_by_hand() -> None:
             unsure=0.5,
             at_end=0,
         ),
-        "spleen": Signs(
+        "spleen": Uncertainty(
             voxels=1,
             volume_ml=pytest.approx(0.5),
             expected_dice=pytest.approx(2 * 0.8 / (0.3 + 0.05 + 0.35 + 0.8 + 1)),

@@ -18,7 +18,7 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.io.scans import read_image, write_image, write_labels
 from zoomseg.planning import fingerprint
-from zoomseg.planning.fingerprint import Beside, require, take
+from zoomseg.planning.fingerprint import SideBySide, require, take
 
 SHAPE = (24, 20, 16)
 
@@ -108,7 +108,7 @@ def test_an_organ_that_is_never_beside_another_has_no_spread(tmp_path: Path) -> 
 @pytest.mark.parametrize("flip", [False, True])
 def test_which_organ_lies_to_the_right_in_most_cases(tmp_path: Path, flip: bool) -> None:
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}] * 18 + [{1: LARGE, 2: SMALL}] * 2, flip)
-    assert take(data, data.ids).beside == Beside("right kidney", "left kidney", 18, 20)
+    assert take(data, data.ids).beside == SideBySide("right kidney", "left kidney", 18, 20)
     assert take(data, data.ids[:19]).beside is None
 
 

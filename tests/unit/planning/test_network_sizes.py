@@ -14,20 +14,20 @@ from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.memory import spoken
 from zoomseg.networks import build as networks
-from zoomseg.planning.network_sizes import Sized, costs_of, require_room, sized, step_bytes
+from zoomseg.planning.network_sizes import SizedNetwork, costs_of, require_room, size_network, step_bytes
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import FixedSpacing, PlannedRecipe, Recipe, Stage, Training
 
 ORGANS = LabelSchema.consecutive(["liver", "right kidney", "left kidney"])
 
 
-def fit(scan: Index3, spacing_mm: Vector3, voxels: float) -> Sized:
+def fit(scan: Index3, spacing_mm: Vector3, voxels: float) -> SizedNetwork:
     recipe = load("default")
     assert isinstance(recipe, PlannedRecipe)
-    return sized("fine", scan, spacing_mm, voxels, 16, recipe)
+    return size_network("fine", scan, spacing_mm, voxels, 16, recipe)
 
 
-def stage(made: Sized, patch: Index3, batch: int = 2) -> Stage:
+def stage(made: SizedNetwork, patch: Index3, batch: int = 2) -> Stage:
     return Stage(
         name="fine",
         grid=FixedSpacing(mm=(1.0, 1.0, 1.0), tile=patch),

@@ -23,7 +23,7 @@ from zoomseg.planning.organ_groups import groups_of, why_not
 from zoomseg.recipe.spec import BoxAround, FixedSpacing, Recipe
 from zoomseg.training import training_run
 from zoomseg.training.log import Silent
-from zoomseg.training.training_run import Job
+from zoomseg.training.training_run import TrainingRequest
 
 
 def organ(name: str, centre: tuple[float, float, float], extent_mm: float = 20.0, ml: float = 4.0) -> Organ:
@@ -111,7 +111,7 @@ def boxes_of(recipe: Recipe) -> list[tuple[str, object, object]]:
 def test_a_plan_with_boxes_trains_and_predicts(tmp_path: Path) -> None:
     made = far_apart(tmp_path / "data")
     plan = small_plan(tmp_path / "p.yaml", coarse_voxels=1000, region_margin_mm=4.0, iterations=3)
-    model = training_run.start(made, tmp_path / "model", Job(plan), CPU, Silent())
+    model = training_run.start(made, tmp_path / "model", TrainingRequest(plan), CPU, Silent())
     recipe = model.recipe
     assert [stage.name for stage in recipe.stages] == ["coarse", "fine-1", "fine-2"]
     assert boxes_of(recipe) == [("fine-1", ("head",), ("head",)), ("fine-2", ("tail",), ("tail",))]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zoomseg.core.labels import LabelSchema
-from zoomseg.planning.fingerprint import Beside, Fingerprint, Organ
+from zoomseg.planning.fingerprint import Fingerprint, Organ, SideBySide
 from zoomseg.planning.organ_groups import Group
 from zoomseg.planning.stage_plans import boxes, contrast, mirrored, spacing_for, spacing_in
 from zoomseg.recipe.load import load
@@ -108,7 +108,7 @@ def test_what_the_data_does_not_show_may_happen(seen: tuple[tuple[int, float | N
 def test_an_organ_that_is_always_on_one_side_of_another_is_not_mirrored(
     cases: int, flips: tuple[str, ...]
 ) -> None:
-    data = replace(THICK_MR, beside=Beside("head", "tail", cases, 40))
+    data = replace(THICK_MR, beside=SideBySide("head", "tail", cases, 40))
     found, reason = mirrored(LabelSchema.consecutive(["head", "tail"]), data)
     assert found == flips
     if not flips:
@@ -138,5 +138,5 @@ def test_a_group_of_one_doubtful_label_is_not_mirrored() -> None:
 
 
 def test_names_that_tell_sides_are_asked_first() -> None:
-    data = replace(THICK_MR, beside=Beside("right lung", "left lung", 40, 40))
+    data = replace(THICK_MR, beside=SideBySide("right lung", "left lung", 40, 40))
     assert mirrored(LabelSchema.consecutive(["left lung", "right lung"]), data)[0] == ("R",)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
@@ -33,13 +33,13 @@ def reference(classes: Sequence[int]) -> LabelMap:
     return LabelMap(torch.tensor(classes, dtype=torch.uint8).reshape(10, 1, 1), LINE, TOY)
 
 
-def answer(found: Sequence[int]) -> Prior:
+def answer(found: Sequence[int]) -> StagePrediction:
     """A stage that is sure of the liver at these voxels of the line."""
     probabilities = torch.zeros(4, 10, 1, 1)
     probabilities[0] = 1.0
     for voxel in found:
         probabilities[:, voxel] = torch.tensor([0.0, 1.0, 0.0, 0.0]).reshape(4, 1, 1)
-    return Prior(probabilities, LINE, TOY.names, Region.whole(LINE), "stage1")
+    return StagePrediction(probabilities, LINE, TOY.names, Region.whole(LINE), "stage1")
 
 
 def test_a_line_counted_by_hand() -> None:

@@ -12,7 +12,7 @@ import torch
 from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.atlas.library import AtlasLibrary
 from zoomseg.atlas.register import LibraryMissingError, RegistrationError
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import DatasetError, RecipeError
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
@@ -48,16 +48,16 @@ def opened(data: Dataset, tmp_path: Path) -> Trainings:
     return trainings(data, tmp_path, AtlasSpec(spacing_mm=(2.0, 2.0, 3.0)), [])
 
 
-def split_by_brightness(self: AtlasLibrary, image: Volume, **_: object) -> Prior:
+def split_by_brightness(self: AtlasLibrary, image: Volume, **_: object) -> StagePrediction:
     """Instead of registration: the bright voxels are a kidney, by the side they are on."""
     bright = image.data[0] > 0.6
     sides = torch.arange(image.grid.shape[0]).reshape(-1, 1, 1) < image.grid.shape[0] // 2
     maps = torch.stack([~bright, bright & sides, bright & ~sides]).float()
-    return Prior(maps, image.grid, self.schema.names, Region.whole(image.grid), ATLAS)
+    return StagePrediction(maps, image.grid, self.schema.names, Region.whole(image.grid), ATLAS)
 
 
-def refusing(error: Exception) -> Callable[..., Prior]:
-    def prior(*_: object, **__: object) -> Prior:
+def refusing(error: Exception) -> Callable[..., StagePrediction]:
+    def prior(*_: object, **__: object) -> StagePrediction:
         raise error
 
     return prior
@@ -68,7 +68,7 @@ def test_atlases_are_the_training_cases_and_read_once(
 ) -> None:
     seen: list[AtlasLibrary] = []
 
-    def remember(self: AtlasLibrary, image: Volume, **named: object) -> Prior:
+    def remember(self: AtlasLibrary, image: Volume, **named: object) -> StagePrediction:
         seen.append(self)
         assert named["cache"] == opened.out / "atlases" / "registered"
         return split_by_brightness(self, image)
@@ -139,11 +139,13 @@ def test_networks_answer_times_the_atlas(
 ) -> None:
     """The same training, with and without an atlas that knows of no organ on the left."""
 
-    def right_only(self: AtlasLibrary, image: Volume, **_: object) -> Prior:
+    def right_only(self: AtlasLibrary, image: Volume, **_: object) -> StagePrediction:
         left = (torch.arange(image.grid.shape[0]) < image.grid.shape[0] // 2).reshape(-1, 1, 1)
         left = left.expand(image.grid.shape)
         maps = torch.stack([torch.ones(image.grid.shape), ~left, ~left])
-        return Prior(maps / maps.sum(dim=0), image.grid, self.schema.names, Region.whole(image.grid), ATLAS)
+        return StagePrediction(
+            maps / maps.sum(dim=0), image.grid, self.schema.names, Region.whole(image.grid), ATLAS
+        )
 
     monkeypatch.setattr(AtlasLibrary, "prior", right_only)
     opened = trainings(data, tmp_path, AtlasSpec(), [])

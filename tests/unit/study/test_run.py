@@ -13,7 +13,7 @@ from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from untrained import untrained_bundle
 from zoomseg.core.errors import ScanError
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.inference.predictor import Predictor, Result
+from zoomseg.inference.predictor import Prediction, Predictor
 from zoomseg.recipe.load import dump
 from zoomseg.study import run
 from zoomseg.study.ablations import Ablation, Published, Row, Training
@@ -156,7 +156,7 @@ def test_a_case_that_fails_is_named_and_tried_again(
     lost.unlink()
     (folder / "summary.json").unlink()
 
-    def broken(*arguments: object, **named: object) -> Result:
+    def broken(*arguments: object, **named: object) -> Prediction:
         raise ScanError("cannot be read")
 
     with monkeypatch.context() as patch:
@@ -172,7 +172,7 @@ def test_if_no_case_can_be_predicted_it_stops(
 ) -> None:
     other_row = Row("other", BOTH)
 
-    def broken(*arguments: object, **named: object) -> Result:
+    def broken(*arguments: object, **named: object) -> Prediction:
         raise ScanError("cannot be read")
 
     monkeypatch.setattr(Predictor, "predict", broken)

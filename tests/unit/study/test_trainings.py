@@ -11,7 +11,7 @@ import torch
 
 from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.atlas.library import AtlasLibrary
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import DatasetError, TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.region import Region
@@ -78,7 +78,7 @@ def test_a_training_is_a_job_of_the_changed_recipe_and_done_once(
     split = trainings.split(0)
     assert model.provenance["training_cases"] == list(split.train)
     assert model.provenance["validation_cases"] == list(split.validation)
-    assert split == training_run.choose_split(data, training_run.Job(folds=2, fold=0, seed=3))
+    assert split == training_run.choose_split(data, training_run.TrainingRequest(folds=2, fold=0, seed=3))
     folder = tmp_path / "runs" / "coarse" / "fold-0"
     record = json.loads((folder / "training" / "job.json").read_text())
     assert (record["seed"], record["seconds"]) == (3, None)
@@ -104,7 +104,9 @@ def test_a_training_that_was_begun_is_resumed(
 
     def resumed(dataset: Dataset, out: Path, *arguments: object) -> Bundle:
         calls.append(f"resumed {out.name}")
-        return real(dataset, tmp_path / "elsewhere", training_run.Job(study.recipe or ""), *arguments)  # type: ignore[arg-type]
+        return real(
+            dataset, tmp_path / "elsewhere", training_run.TrainingRequest(study.recipe or ""), *arguments
+        )  # type: ignore[arg-type]
 
     monkeypatch.setattr(training_run, "start", stopped)
     with pytest.raises(InterruptedTrainingError, match="the same command goes on from here"):
@@ -186,12 +188,12 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("collected")
         return build(*arguments)  # type: ignore[arg-type]
 
-    def prior(self: AtlasLibrary, image: Volume, *, exclude: str, **_: object) -> Prior:
+    def prior(self: AtlasLibrary, image: Volume, *, exclude: str, **_: object) -> StagePrediction:
         calls.append(exclude)
         maps = torch.ones(3, *image.grid.shape) / 3
-        return Prior(maps, image.grid, self.schema.names, Region.whole(image.grid), ATLAS)
+        return StagePrediction(maps, image.grid, self.schema.names, Region.whole(image.grid), ATLAS)
 
-    def start(dataset: Dataset, out: Path, wish: training_run.Job, *_: object) -> Bundle:
+    def start(dataset: Dataset, out: Path, wish: training_run.TrainingRequest, *_: object) -> Bundle:
         calls.append("started")
         raise StartedError(str(wish.registered))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoomseg.core.errors import OutputError, TrainingError
 from zoomseg.training import checkpoint
 
-PROGRESS = checkpoint.Progress(unit=1, step=42, elapsed=3.5, spent=10.25, fingerprint="abc")
+PROGRESS = checkpoint.TrainingProgress(unit=1, step=42, elapsed=3.5, spent=10.25, fingerprint="abc")
 
 
 State = tuple[dict[str, nn.Module], dict[str, dict[str, Tensor]], torch.optim.AdamW]

@@ -17,7 +17,7 @@ from zoomseg.recipe.spec import PlannedRecipe, Recipe
 from zoomseg.training import cross_validation
 from zoomseg.training.cross_validation import CrossValidation
 from zoomseg.training.log import Silent
-from zoomseg.training.training_run import Job
+from zoomseg.training.training_run import TrainingRequest
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,12 @@ def recipe(tmp_path: Path) -> str:
     return str(path)
 
 
-def begin(data: Dataset, out: Path, wish: Job, count: int = 2) -> CrossValidation:
+def begin(data: Dataset, out: Path, wish: TrainingRequest, count: int = 2) -> CrossValidation:
     return cross_validation.begin(data, out, count, wish, CPU, Silent())
 
 
 def test_every_fold_leaves_out_its_own_cases(data: Dataset, recipe: str, tmp_path: Path) -> None:
-    begun = begin(data, tmp_path / "m", Job(recipe, seed=5))
+    begun = begin(data, tmp_path / "m", TrainingRequest(recipe, seed=5))
     models = [begun.model(fold, CPU, Silent()) for fold in range(2)]
     for fold, model in enumerate(models):
         assert model.provenance["validation_cases"] == list(begun.held_back(fold))
@@ -48,7 +48,7 @@ def test_every_fold_leaves_out_its_own_cases(data: Dataset, recipe: str, tmp_pat
 
 
 def test_what_is_finished_is_not_done_again(data: Dataset, recipe: str, tmp_path: Path) -> None:
-    begun = begin(data, tmp_path / "m", Job(recipe))
+    begun = begin(data, tmp_path / "m", TrainingRequest(recipe))
     begun.model(0, CPU, Silent())
     written = (tmp_path / "m" / "fold-0" / "model.json").stat().st_mtime_ns
 
@@ -63,7 +63,7 @@ def test_what_is_finished_is_not_done_again(data: Dataset, recipe: str, tmp_path
 
 def test_an_interrupted_fold_goes_on(data: Dataset, recipe: str, tmp_path: Path) -> None:
     """Its file says that it is not complete, as after Ctrl-C; the recipe may have gone."""
-    begun = begin(data, tmp_path / "m", Job(recipe, epochs=None))
+    begun = begin(data, tmp_path / "m", TrainingRequest(recipe, epochs=None))
     model = begun.model(0, CPU, Silent())
     stopped = replace(model, provenance={**model.provenance, "complete": False})
     bundle.save(stopped, tmp_path / "m" / "fold-0")
@@ -74,7 +74,7 @@ def test_an_interrupted_fold_goes_on(data: Dataset, recipe: str, tmp_path: Path)
 
 
 def test_folds_are_planned_alike(data: Dataset, tmp_path: Path) -> None:
-    begin(data, tmp_path / "m", Job("default", epochs=1))
+    begin(data, tmp_path / "m", TrainingRequest("default", epochs=1))
     planned = load(tmp_path / "m" / "recipe.yaml")
     assert isinstance(load("default"), PlannedRecipe)
     assert isinstance(planned, Recipe)
@@ -82,7 +82,7 @@ def test_folds_are_planned_alike(data: Dataset, tmp_path: Path) -> None:
 
 
 def test_what_was_asked_for_comes_back(data: Dataset, recipe: str, tmp_path: Path) -> None:
-    wish = Job(recipe, seconds=60.0, seed=2)
+    wish = TrainingRequest(recipe, seconds=60.0, seed=2)
     begin(data, tmp_path / "m", wish)
     again = cross_validation.reopen(data, tmp_path / "m")
     assert (again.count, again.wish) == (2, replace(wish, recipe=None))
@@ -92,11 +92,11 @@ def test_what_was_asked_for_comes_back(data: Dataset, recipe: str, tmp_path: Pat
 
 def test_wrong_beginnings(data: Dataset, recipe: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="can be split into 2 to 4 folds, got 9"):
-        begin(data, tmp_path / "m", Job(recipe), count=9)
+        begin(data, tmp_path / "m", TrainingRequest(recipe), count=9)
     assert not (tmp_path / "m").exists()
-    begin(data, tmp_path / "m", Job(recipe))
+    begin(data, tmp_path / "m", TrainingRequest(recipe))
     with pytest.raises(ModelError, match=r"already holds a training \(folds.json\); give --resume"):
-        begin(data, tmp_path / "m", Job(recipe))
+        begin(data, tmp_path / "m", TrainingRequest(recipe))
     with pytest.raises(TrainingError, match="no cross-validation to resume"):
         cross_validation.reopen(data, tmp_path / "n")
     with pytest.raises(TrainingError, match="has other cases than when"):
@@ -107,7 +107,7 @@ def test_wrong_beginnings(data: Dataset, recipe: str, tmp_path: Path) -> None:
     "change", [{"folds": 1}, {"folds": "2"}, {"seed": None}, {"teachers": [1]}, {"init": 3}], ids=str
 )
 def test_damaged_records(data: Dataset, recipe: str, tmp_path: Path, change: dict[str, object]) -> None:
-    begin(data, tmp_path / "m", Job(recipe))
+    begin(data, tmp_path / "m", TrainingRequest(recipe))
     file = tmp_path / "m" / "folds.json"
     record = json.loads(file.read_text())
     file.write_text(json.dumps(record | change))

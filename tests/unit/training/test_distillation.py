@@ -23,7 +23,7 @@ from zoomseg.training import distillation, loop, loss
 from zoomseg.training.data.patches import Batch, PatchSource
 from zoomseg.training.log import RunningDice, Silent
 from zoomseg.training.loop import Settings, Split
-from zoomseg.training.stage_group import Unit
+from zoomseg.training.stage_group import StageGroup
 
 WIDER = tiny_recipe(together=True).stages[0].network.model_copy(update={"channels": (12, 24)})
 SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
@@ -46,14 +46,14 @@ def two_teachers(data: Dataset, root: Path) -> distillation.Teachers:
 
 def drawn(
     data: Dataset, recipe: Recipe, teachers: distillation.Teachers | None, out: Path
-) -> tuple[Unit, Batch]:
+) -> tuple[StageGroup, Batch]:
     run = loop._Run(data, SPLIT, recipe, out, Settings(CPU, teachers=teachers), Silent())
     unit = run._unit(0, ("coarse", "fine"))
     source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
     return unit, source.draw(2, np.random.default_rng(0))
 
 
-def learn(unit: Unit, batch: Batch) -> dict[str, float]:
+def learn(unit: StageGroup, batch: Batch) -> dict[str, float]:
     losses = unit.learn(batch, {name: RunningDice(3, 1.0) for name in unit.trained}, measure=True)
     unit.step += 1
     assert losses is not None

@@ -25,7 +25,7 @@ from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import BoxAround, PriorInput, Recipe, ResidualFCN, UNet3D
 from zoomseg.training import fine_tuning, loop, training_run
 from zoomseg.training.log import Silent
-from zoomseg.training.training_run import Job
+from zoomseg.training.training_run import TrainingRequest
 
 MORE = LabelSchema(("Kidney (right)", "spleen", "left_kidney"), (1, 2, 3))
 """The kidneys in other order and spelling, and an organ more."""
@@ -201,7 +201,7 @@ def test_a_stage_of_some_labels_keeps_those_that_there_are() -> None:
 
 def test_fine_tuning_to_other_labels_from_start_to_end(model: Path, tmp_path: Path) -> None:
     data, told = other_labels(tmp_path / "d"), Told()
-    new = training_run.start(data, tmp_path / "m", Job(init=model), CPU, told)
+    new = training_run.start(data, tmp_path / "m", TrainingRequest(init=model), CPU, told)
     rates = [stage.training.optimiser.lr for stage in new.recipe.stages]
     assert rates == pytest.approx([3e-4, 3e-4])
     assert new.recipe == bundle.load(tmp_path / "m").recipe
@@ -222,7 +222,7 @@ def test_resumed_fine_tuning_needs_the_model_no_more(
     """Killed before its first step, or within its first unit: what follows starts from the model, too."""
     recipe = tmp_path / "r.yaml"
     recipe.write_text(dump(tiny_recipe(together=False, iterations=4)))
-    wish = Job(str(recipe), init=model)
+    wish = TrainingRequest(str(recipe), init=model)
     whole = training_run.start(data, tmp_path / "whole", wish, CPU, Silent())
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
     stop = threading.Event()
@@ -252,11 +252,11 @@ def test_resumed_fine_tuning_needs_the_model_no_more(
 
 def test_a_model_of_other_channels_and_what_is_no_model(data: Dataset, model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a model"):
-        training_run.start(data, tmp_path / "m", Job(init=tmp_path), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest(init=tmp_path), CPU, Silent())
     old = untrained_bundle()
     double = bundle.Bundle(old.recipe, SCHEMA, ("T1", "T2"), old.weights, {})
     bundle.save(double, tmp_path / "two")
     with pytest.raises(ModelError, match=r"reads 2 channel\(s\) \(T1, T2\), data set 'tiny' has 1 \(CT\)"):
-        training_run.start(data, tmp_path / "m", Job(init=tmp_path / "two"), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest(init=tmp_path / "two"), CPU, Silent())
     with pytest.raises(ModelError, match="has no layer of recipe 'default'"):
-        training_run.start(data, tmp_path / "m", Job("default", init=model), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest("default", init=model), CPU, Silent())

@@ -23,10 +23,10 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.recipe.spec import Recipe
 from zoomseg.training import loop
-from zoomseg.training.data.preprocessing import Finished, Packs, Preparation
+from zoomseg.training.data.preprocessing import Finished, PackedCases, Preprocessing
 from zoomseg.training.log import Row, Silent
 from zoomseg.training.loop import Settings, Split
-from zoomseg.training.stage_group import Unit
+from zoomseg.training.stage_group import StageGroup
 
 SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
 
@@ -134,20 +134,20 @@ def test_out_of_fold_priors_come_from_the_copy_that_did_not_see_the_case(
 ) -> None:
     split = Split(("case_0", "case_1", "case_2"), ("case_3",))
     prepared: list[tuple[Sequence[str], Sequence[str], Finished]] = []
-    packs = Preparation.packs
+    packs = Preprocessing.packs
 
     def spy(
-        self: Preparation,
-        unit: Unit,
+        self: Preprocessing,
+        unit: StageGroup,
         train: Sequence[str],
         validation: Sequence[str],
         finished: Finished,
         stop: threading.Event,
-    ) -> Packs:
+    ) -> PackedCases:
         prepared.append((train, validation, finished))
         return packs(self, unit, train, validation, finished, stop)
 
-    monkeypatch.setattr(Preparation, "packs", spy)
+    monkeypatch.setattr(Preprocessing, "packs", spy)
     run = loop._Run(data, split, out_of_fold_recipe(2), tmp_path / "m", Settings(CPU), Silent())
     model = run.train(threading.Event())
     (all_cases, *_), (one, no_validation, _), (two, *_), (fine, validation, answering) = prepared

@@ -17,7 +17,7 @@ from zoomseg.training import loop
 from zoomseg.training.data.patches import Batch, PatchSource
 from zoomseg.training.log import RunningDice, Silent
 from zoomseg.training.loop import Settings, Split
-from zoomseg.training.stage_group import Unit, overlaps
+from zoomseg.training.stage_group import StageGroup, overlaps
 
 SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
 
@@ -27,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("tiny"))
 
 
-def drawn(data: Dataset, recipe: Recipe, out: Path) -> tuple[Unit, Batch]:
+def drawn(data: Dataset, recipe: Recipe, out: Path) -> tuple[StageGroup, Batch]:
     """Both stages of a recipe, trained together, and a batch for them."""
     run = loop._Run(data, SPLIT, recipe, out, Settings(CPU), Silent())
     unit = run._unit(0, ("coarse", "fine"))
@@ -35,7 +35,7 @@ def drawn(data: Dataset, recipe: Recipe, out: Path) -> tuple[Unit, Batch]:
     return unit, source.draw(2, np.random.default_rng(0))
 
 
-def learn(unit: Unit, batch: Batch) -> dict[str, float] | None:
+def learn(unit: StageGroup, batch: Batch) -> dict[str, float] | None:
     dice = {name: RunningDice(3, 1.0) for name in unit.trained}
     losses = unit.learn(batch, dice, measure=True)
     unit.step += 1

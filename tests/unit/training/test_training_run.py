@@ -25,7 +25,7 @@ from zoomseg.recipe.spec import PlannedRecipe
 from zoomseg.training import training_run
 from zoomseg.training.distributed import Processes
 from zoomseg.training.log import Silent
-from zoomseg.training.training_run import Job
+from zoomseg.training.training_run import TrainingRequest
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def recipe(tmp_path: Path) -> str:
 
 
 def test_what_was_decided_is_written_down(data: Dataset, recipe: str, tmp_path: Path) -> None:
-    training_run.start(data, tmp_path / "m", Job(recipe, folds=2, fold=1, seed=3), CPU, Silent())
+    training_run.start(data, tmp_path / "m", TrainingRequest(recipe, folds=2, fold=1, seed=3), CPU, Silent())
     record = json.loads((tmp_path / "m" / "training" / "job.json").read_text())
     assert from_dict(record["recipe"]) == tiny_recipe(together=True, iterations=2)
     assert sorted(record["train"] + record["validation"]) == [f"case_{n}" for n in range(4)]
@@ -52,7 +52,7 @@ def test_what_was_decided_is_written_down(data: Dataset, recipe: str, tmp_path: 
 def test_a_model_knows_what_its_training_cases_were_like(data: Dataset, recipe: str, tmp_path: Path) -> None:
     """Of published recipes and planned ones alike, the cases kept back left out; also when resumed."""
     for name, wanted in (("published", recipe), ("planned", small_plan(tmp_path / "plan.yaml"))):
-        wish = Job(wanted, epochs=1, folds=2, fold=1)
+        wish = TrainingRequest(wanted, epochs=1, folds=2, fold=1)
         model = training_run.start(data, tmp_path / name, wish, CPU, Silent())
         known = bundle.load(tmp_path / name).domain
         assert known is not None
@@ -80,20 +80,22 @@ def test_how_ambiguous_headers_are_read_is_told_once(recipe: str, tmp_path: Path
 
     observer = Listening()
     with contextlib.suppress(ScanError):  # the labels lie elsewhere
-        training_run.start(data, tmp_path / "m", Job(recipe), CPU, observer)
+        training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, observer)
     notes = [text for text in observer.heard if "no orientation is stored" in text]
     assert len(notes) == 1
     assert notes[0].endswith("(case case_1, case_3)")
 
 
 def test_folds_share_out_the_cases(data: Dataset) -> None:
-    held_back = [training_run.choose_split(data, Job(folds=4, fold=n)).validation for n in range(4)]
+    held_back = [
+        training_run.choose_split(data, TrainingRequest(folds=4, fold=n)).validation for n in range(4)
+    ]
     assert sorted(i for part in held_back for i in part) == sorted(data.ids)
-    everything = training_run.choose_split(data, Job())
+    everything = training_run.choose_split(data, TrainingRequest())
     assert everything.train == data.ids
     assert everything.validation == ()
     with pytest.raises(DatasetError, match="fold must be 0 to 1, got 5"):
-        training_run.choose_split(data, Job(folds=2, fold=5))
+        training_run.choose_split(data, TrainingRequest(folds=2, fold=5))
 
 
 def test_unlabelled_cases_are_not_trained_on(tmp_path: Path) -> None:
@@ -108,26 +110,26 @@ def test_unlabelled_cases_are_not_trained_on(tmp_path: Path) -> None:
         tuple(type(c)(c.id, c.images, None, None) for c in data.cases),
     )
     with pytest.raises(DatasetError, match="has no labelled case"):
-        training_run.choose_split(bare, Job())
+        training_run.choose_split(bare, TrainingRequest())
 
 
 def test_start_does_not_overwrite_resume_needs_a_start(data: Dataset, recipe: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no training to resume"):
         training_run.resume(data, tmp_path / "m", CPU, Silent())
-    training_run.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+    training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
     with pytest.raises(ModelError, match="already holds a model"):
-        training_run.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
 
 
 def test_resume_refuses_a_data_set_that_lacks_a_case(data: Dataset, recipe: str, tmp_path: Path) -> None:
-    training_run.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+    training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
     with pytest.raises(TrainingError, match="lacks case case_3"):
         training_run.resume(data.subset(["case_0", "case_1", "case_2"]), tmp_path / "m", CPU, Silent())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"recipe": {}}', '{"recipe": 3, "train": 5}'])
 def test_damaged_job_file(data: Dataset, recipe: str, tmp_path: Path, text: str) -> None:
-    training_run.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+    training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
     (tmp_path / "m" / "training" / "job.json").write_text(text)
     with pytest.raises((TrainingError, RecipeError), match=r"job\.json"):
         training_run.resume(data, tmp_path / "m", CPU, Silent())
@@ -138,7 +140,7 @@ def test_damaged_job_file(data: Dataset, recipe: str, tmp_path: Path, text: str)
 )
 def test_lengths_and_seeds_that_make_no_sense(wrong: dict[str, float]) -> None:
     with pytest.raises(TrainingError):
-        Job(**wrong)  # type: ignore[arg-type]
+        TrainingRequest(**wrong)  # type: ignore[arg-type]
 
 
 def test_recipe_that_predicts_labels_the_data_lacks(data: Dataset, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_recipe_that_predicts_labels_the_data_lacks(data: Dataset, tmp_path: Pat
     with pytest.raises(
         RecipeError, match="predicts none of the data set's labels: left kidney, right kidney"
     ):
-        training_run.start(data, tmp_path / "m", Job(str(path)), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest(str(path)), CPU, Silent())
 
 
 def described(root: Path, **changes: object) -> Dataset:
@@ -174,7 +176,7 @@ def test_resume_refuses_other_labels_and_channels(
     data: Dataset, recipe: str, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     """Same cases, same number of classes: a network would go on and mean something else."""
-    training_run.start(data, tmp_path / "m", Job(recipe), CPU, Silent())
+    training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
     other = described(tmp_path / "d", **changes)
     with pytest.raises(TrainingError, match=f"has {next(iter(changes))[:6]}.* but .* was trained with"):
         training_run.resume(other, tmp_path / "m", CPU, Silent())
@@ -237,23 +239,23 @@ def test_a_place_that_cannot_be_written_is_noticed_before_planning(data: Dataset
             raise AssertionError("planned first")
 
     with pytest.raises(OutputError, match="file"):
-        training_run.start(data, tmp_path / "file" / "m", Job("default"), CPU, Busy())
+        training_run.start(data, tmp_path / "file" / "m", TrainingRequest("default"), CPU, Busy())
 
 
 def test_a_wrong_recipe_leaves_nothing_behind(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no recipe 'defualt'"):
-        training_run.start(data, tmp_path / "m", Job("defualt"), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest("defualt"), CPU, Silent())
     assert not (tmp_path / "m").exists()
 
 
 def test_planning_may_take_all_the_time(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"the time budget of 1e-06 s was used up by planning"):
-        training_run.start(data, tmp_path / "m", Job("default", seconds=1e-6), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest("default", seconds=1e-6), CPU, Silent())
     assert not (tmp_path / "m" / "training" / "job.json").exists()
 
 
 def test_a_training_says_how_it_was_planned(data: Dataset, tmp_path: Path) -> None:
-    training_run.start(data, tmp_path / "m", Job(small_plan(tmp_path / "r.yaml")), CPU, Silent())
+    training_run.start(data, tmp_path / "m", TrainingRequest(small_plan(tmp_path / "r.yaml")), CPU, Silent())
     page = (tmp_path / "m" / "training" / "plan.md").read_text()
     assert page.startswith("# How default was planned for tiny\n")
     record = json.loads((tmp_path / "m" / "training" / "job.json").read_text())
@@ -268,7 +270,7 @@ def test_every_process_gets_a_patch(data: Dataset, tmp_path: Path, monkeypatch: 
     """The planned batch is two, or as many as there are processes; nobody waits for three that are not."""
     monkeypatch.setattr(Processes, "wait_for_first", lambda self, stop: None)
     monkeypatch.setattr(training_run.train, "train", lambda data, split, recipe, *rest: recipe)
-    plan = Job(small_plan(tmp_path / "plan.yaml"))
+    plan = TrainingRequest(small_plan(tmp_path / "plan.yaml"))
     batches = []
     for world in (1, 4):
         planned: Any = training_run.start(
@@ -281,16 +283,16 @@ def test_every_process_gets_a_patch(data: Dataset, tmp_path: Path, monkeypatch: 
 def test_a_plan_knows_the_length_and_the_start(data: Dataset, tmp_path: Path) -> None:
     recipe = load(small_plan(tmp_path / "r.yaml"))
     assert isinstance(recipe, PlannedRecipe)
-    split = training_run.choose_split(data, Job())
+    split = training_run.choose_split(data, TrainingRequest())
 
-    def told(wish: Job) -> dict[str, str]:
+    def told(wish: TrainingRequest) -> dict[str, str]:
         made = training_run.plan_recipe(data, split, recipe, CPU, Silent(), wish)
         return {reason.what: reason.value for reason in made.reasons}
 
-    assert told(Job(epochs=3))["length"] == "300 steps"
-    assert told(Job(seconds=90.0))["length"] == "1.5 min"
-    assert told(Job(init=tmp_path / "model"))["fine-tuning"] == "a tenth of the learning rate"
-    assert "fine-tuning" not in told(Job())
+    assert told(TrainingRequest(epochs=3))["length"] == "300 steps"
+    assert told(TrainingRequest(seconds=90.0))["length"] == "1.5 min"
+    assert told(TrainingRequest(init=tmp_path / "model"))["fine-tuning"] == "a tenth of the learning rate"
+    assert "fine-tuning" not in told(TrainingRequest())
 
 
 def test_organs_that_hardly_show_are_told_of(data: Dataset, tmp_path: Path) -> None:
@@ -304,11 +306,11 @@ def test_organs_that_hardly_show_are_told_of(data: Dataset, tmp_path: Path) -> N
         def message(self, text: str) -> None:
             heard.append(text)
 
-    split = training_run.choose_split(data, Job())
-    training_run.plan_recipe(data, split, recipe, CPU, Listening(), Job())
+    split = training_run.choose_split(data, TrainingRequest())
+    training_run.plan_recipe(data, split, recipe, CPU, Listening(), TrainingRequest())
     assert heard == []
     coarse = recipe.model_copy(update={"fine_voxels": 1000})
-    training_run.plan_recipe(data, split, coarse, CPU, Listening(), Job())
+    training_run.plan_recipe(data, split, coarse, CPU, Listening(), TrainingRequest())
     small = sorted(line.split(",")[0] for line in heard)
     assert small == ["small organ: left kidney", "small organ: right kidney"]
 
@@ -330,7 +332,7 @@ def test_what_the_data_set_leaves_unsaid_is_told_of(tmp_path: Path, recipe: str,
             heard.append(text)
 
     wanted = recipe if kind == "concrete" else small_plan(tmp_path / "p.yaml")
-    training_run.start(data, tmp_path / "m", Job(wanted), CPU, Listening())
+    training_run.start(data, tmp_path / "m", TrainingRequest(wanted), CPU, Listening())
     labels = [text for text in heard if text.startswith("label names: label_3, label_7: no name of an organ")]
     units = [text for text in heard if 'if it is CT, write "channel_names": {"0": "CT"} into' in text]
     assert (len(labels), len(units)) == (1, kind == "planned")
@@ -344,7 +346,7 @@ def test_an_organ_that_no_training_case_has_is_refused(tmp_path: Path, recipe: s
     data = described(tmp_path / "d", labels=WITH_SPLEEN)
     wanted = recipe if kind == "concrete" else small_plan(tmp_path / "p.yaml")
     with pytest.raises(DatasetError, match="no voxel of spleen in any of the 4 training cases"):
-        training_run.start(data, tmp_path / "m", Job(wanted), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest(wanted), CPU, Silent())
     assert not (tmp_path / "m" / "training" / "job.json").exists()
 
 
@@ -354,11 +356,11 @@ def test_an_organ_that_the_recipe_does_not_predict_may_be_absent(tmp_path: Path)
     stages = tuple(s.model_copy(update={"labels": ("left kidney", "right kidney")}) for s in kidneys.stages)
     path = tmp_path / "r.yaml"
     path.write_text(dump(kidneys.model_copy(update={"stages": stages})))
-    training_run.start(data, tmp_path / "m", Job(str(path)), CPU, Silent())
+    training_run.start(data, tmp_path / "m", TrainingRequest(str(path)), CPU, Silent())
 
 
 def test_too_few_cases_for_the_folds(data: Dataset) -> None:
     with pytest.raises(DatasetError, match=r"4 labelled cases can be split into 2 to 4 folds, got 5: choose"):
-        training_run.choose_split(data, Job(folds=5))
+        training_run.choose_split(data, TrainingRequest(folds=5))
     with pytest.raises(DatasetError, match=r"1 labelled case\(s\) cannot be split: train without folds"):
-        training_run.choose_split(data.subset(["case_0"]), Job(folds=2))
+        training_run.choose_split(data.subset(["case_0"]), TrainingRequest(folds=2))

@@ -12,7 +12,7 @@ import numpy as np
 from zoomseg.anatomy.positions import misplaced
 from zoomseg.core.errors import ModelError, ScanError
 from zoomseg.core.geometry import Grid
-from zoomseg.core.placing import tent
+from zoomseg.core.placing import importance_map
 from zoomseg.export.runner import fusion, inputs, roi, widen
 from zoomseg.export.runner.engines import Network
 from zoomseg.export.runner.fusion import Canvas, Classes, Voice
@@ -132,7 +132,7 @@ def _compute(
         outer = outer.union(tile.outer)
     data = inputs.assemble(stage, scan, answers, region.grid.crop(outer))
     shape = tiles[0].inner.shape
-    weights = tent(shape) if stage.blended else np.ones(shape, dtype=np.float32)
+    weights = importance_map(shape) if stage.blended else np.ones(shape, dtype=np.float32)
     stitcher = Stitcher(1 + len(stage.labels), region.box, weights)
     for tile in tiles:
         window = data[(slice(None), *tile.outer.relative_to(outer.start).slices)]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid, Vector3
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.region import Region
@@ -29,9 +29,9 @@ from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe, Stage, WholeVolume
 from zoomseg.training.data import sampler
 
-Held = Mapping[Path, Tensor]
+OnDevice = Mapping[Path, Tensor]
 """Whole arrays that lie on the training's device, by the file that they are stored in."""
-NOTHING_HELD: Held = MappingProxyType({})
+NOTHING_HELD: OnDevice = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class StoredPrior:
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
+class PackedCase:
     """One case on one stage's grid. Arrays hold ``box`` of ``grid``; labels are class indices of the
     stage, IGNORE where nothing counts."""
 
@@ -69,7 +69,7 @@ class Packed:
     def arrays(self) -> tuple[ChunkedArray, ...]:
         return (self.image, self.labels, *(prior.data for prior in self.priors.values()))
 
-    def image_at(self, coordinates: Tensor, held: Held = NOTHING_HELD) -> Tensor:
+    def image_at(self, coordinates: Tensor, held: OnDevice = NOTHING_HELD) -> Tensor:
         """Normalised image channels ``[C, A, B, D]`` at indices ``[A, B, D, 3]`` of ``grid``.
 
         Args:
@@ -78,13 +78,13 @@ class Packed:
         """
         return _read_at(self.image, self.box, coordinates, held)
 
-    def labels_at(self, coordinates: Tensor, held: Held = NOTHING_HELD) -> Tensor:
+    def labels_at(self, coordinates: Tensor, held: OnDevice = NOTHING_HELD) -> Tensor:
         """Class indices ``[A, B, D]`` (uint8), IGNORE beyond what is stored."""
         local = coordinates - torch.tensor(self.box.start, dtype=torch.float32, device=coordinates.device)
         data, local = _around(self.labels, local, held)
         return sample(data[None], local, "nearest", IGNORE)[0]
 
-    def prior_at(self, name: str, coordinates: Tensor, held: Held = NOTHING_HELD) -> Tensor:
+    def prior_at(self, name: str, coordinates: Tensor, held: OnDevice = NOTHING_HELD) -> Tensor:
         """Probabilities ``[1 + labels, A, B, D]`` of an earlier stage at indices of ``grid``."""
         prior = self.priors[name]
         matrix = torch.from_numpy(self.grid.to_index_of(prior.grid).astype(np.float32))
@@ -93,13 +93,13 @@ class Packed:
         return _read_at(prior.data, prior.grid.box, there, held)
 
 
-def _read_at(array: ChunkedArray, box: Box, coordinates: Tensor, held: Held) -> Tensor:
+def _read_at(array: ChunkedArray, box: Box, coordinates: Tensor, held: OnDevice) -> Tensor:
     local = coordinates - torch.tensor(box.start, dtype=torch.float32, device=coordinates.device)
     data, local = _around(array, local, held)
     return sample(data, local, "linear")
 
 
-def _around(array: ChunkedArray, local: Tensor, held: Held) -> tuple[Tensor, Tensor]:
+def _around(array: ChunkedArray, local: Tensor, held: OnDevice) -> tuple[Tensor, Tensor]:
     """Voxels that sampling at these indices of an array reads, and the indices in them: all of an array that
     is held, so that nothing has to be known of the indices before a GPU has computed them."""
     if (whole := held.get(array.path)) is not None:
@@ -110,7 +110,7 @@ def _around(array: ChunkedArray, local: Tensor, held: Held) -> tuple[Tensor, Ten
     return data, local - torch.tensor(window.start, device=local.device)
 
 
-def hold(packs: Iterable[Packed], place: torch.device, room_bytes: int) -> Held:
+def load_to_device(packs: Iterable[PackedCase], place: torch.device, room_bytes: int) -> OnDevice:
     """As many whole arrays of these cases as there is room for, on a device. One that takes a tenth of it is
     read in windows: each patch turns what is held into float32 as a whole."""
     held: dict[Path, Tensor] = {}
@@ -128,12 +128,12 @@ def hold(packs: Iterable[Packed], place: torch.device, room_bytes: int) -> Held:
 def pack(
     stage: Stage,
     recipe: Recipe,
-    scan: stage_input.Scan,
-    priors: Mapping[str, Prior],
+    scan: stage_input.PreparedScan,
+    priors: Mapping[str, StagePrediction],
     labels: tuple[str, ...],
     folder: Path,
     rng: np.random.Generator,
-) -> Packed | None:
+) -> PackedCase | None:
     """Sample a labelled case for one stage and write it to ``folder``; None where the stage has
     nothing to look at."""
     assert scan.labels is not None
@@ -151,7 +151,7 @@ def pack(
     stem = f"{stage.name}-{scan.id}"
     write_array(folder / f"{stem}-image.b2nd", image)
     write_array(folder / f"{stem}-labels.b2nd", target)
-    return Packed(
+    return PackedCase(
         scan.id,
         seen.grid,
         box,
@@ -165,7 +165,7 @@ def pack(
 
 
 def _store_priors(
-    stage: Stage, priors: Mapping[str, Prior], stem: str, folder: Path
+    stage: Stage, priors: Mapping[str, StagePrediction], stem: str, folder: Path
 ) -> dict[str, StoredPrior]:
     out: dict[str, StoredPrior] = {}
     for spec in inputs.prior_specs(stage.inputs):
@@ -186,7 +186,9 @@ def stage_labels(reference: LabelMap, labels: tuple[str, ...], grid: Grid) -> np
     return out
 
 
-def reference_priors(recipe: Recipe, names: tuple[str, ...], scan: stage_input.Scan) -> dict[str, Prior]:
+def reference_priors(
+    recipe: Recipe, names: tuple[str, ...], scan: stage_input.PreparedScan
+) -> dict[str, StagePrediction]:
     """What stages would say if they were right: the reference on their grids, as probabilities.
 
     Regions of stages that are trained together with those they depend on are placed by these, as the
@@ -195,7 +197,7 @@ def reference_priors(recipe: Recipe, names: tuple[str, ...], scan: stage_input.S
     around other labels alone.
     """
     assert scan.labels is not None
-    out: dict[str, Prior] = {}
+    out: dict[str, StagePrediction] = {}
     for stage in recipe.stages:
         if stage.name not in names:
             continue
@@ -205,5 +207,5 @@ def reference_priors(recipe: Recipe, names: tuple[str, ...], scan: stage_input.S
         assert seen is not None  # a whole volume is never empty
         target = torch.from_numpy(stage_labels(scan.labels, labels, seen.grid)).long()
         hot = torch.nn.functional.one_hot(target, 1 + len(labels)).movedim(-1, 0).float()
-        out[stage.name] = Prior(hot, seen.grid, labels, Region.whole(seen.grid), stage.name)
+        out[stage.name] = StagePrediction(hot, seen.grid, labels, Region.whole(seen.grid), stage.name)
     return out

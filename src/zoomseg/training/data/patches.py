@@ -18,7 +18,7 @@ from zoomseg.core.geometry import FloatArray, Grid, Index3, Vector3
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.recipe.spec import Augmentation, Recipe, Stage, Window
 from zoomseg.training.data import augmentation
-from zoomseg.training.data.packed_cases import NOTHING_HELD, Held, Packed
+from zoomseg.training.data.packed_cases import NOTHING_HELD, OnDevice, PackedCase
 from zoomseg.training.data.sampler import Draw, Sampler
 
 
@@ -86,11 +86,11 @@ class PatchSource:
         self,
         recipe: Recipe,
         stages: Sequence[Stage],
-        packs: Mapping[str, Sequence[Packed]],
+        packs: Mapping[str, Sequence[PackedCase]],
         schemas: Mapping[str, LabelSchema],
         augmented: bool = True,
         place: torch.device = augmentation.CPU,
-        held: Held = NOTHING_HELD,
+        held: OnDevice = NOTHING_HELD,
     ) -> None:
         self._place, self._held = place, held
         self._stages = stages
@@ -116,7 +116,7 @@ class PatchSource:
         stages = {s.name: _stack([e[s.name] for e in examples]) for s in self._stages}
         return Batch(tuple(lead[d.case].case for d in draws), stages)
 
-    def _packs_of(self, draw: Draw) -> dict[str, Packed]:
+    def _packs_of(self, draw: Draw) -> dict[str, PackedCase]:
         return {s.name: self._packs[s.name][draw.case] for s in self._stages}
 
     def _changes(self, draw: Draw, rng: np.random.Generator) -> _Changes:
@@ -157,7 +157,7 @@ class PatchSource:
         the voxel drawn in its answer's middle."""
         return stage is not self._lead or stage.grid.padding == "same"
 
-    def _reach(self, packs: Mapping[str, Packed]) -> Vector3:
+    def _reach(self, packs: Mapping[str, PackedCase]) -> Vector3:
         """Half of all patches side by side: no patch centre lies outside another stage's patch."""
         x, y, z = (
             sum(s.training.patch[a] * packs[s.name].spacing_mm[a] / 2 for s in self._stages) for a in range(3)
@@ -167,7 +167,7 @@ class PatchSource:
     def _patch(
         self,
         stage: Stage,
-        packed: Packed,
+        packed: PackedCase,
         grid: Grid,
         pivot: FloatArray,
         change: augmentation.Spatial,

@@ -13,7 +13,7 @@ import torch
 from zoomseg.training.data.patches import Batch
 
 
-def drawn(make: Callable[[int], Batch], first: int, ahead: int) -> Generator[Batch]:
+def prefetched(make: Callable[[int], Batch], first: int, ahead: int) -> Generator[Batch]:
     """``make(first)``, ``make(first + 1)`` ... without end, in order.
 
     Args:
@@ -33,7 +33,7 @@ def drawn(make: Callable[[int], Batch], first: int, ahead: int) -> Generator[Bat
         pool.shutdown(cancel_futures=True)
 
 
-def beside(make: Callable[[], Batch], place: torch.device) -> Batch:
+def on_side_stream(make: Callable[[], Batch], place: torch.device) -> Batch:
     """A batch that is complete; on a GPU made on a stream of its own, so that the many small copies to it do
     not each wait for all that the training has given it to do."""
     if place.type != "cuda":

@@ -11,19 +11,19 @@ import numpy as np
 from torch import nn
 
 from zoomseg.backends.device import Device
-from zoomseg.core.case import Prior
+from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference.atlas_priors import AtlasOf
 from zoomseg.inference.predictor import as_network
 from zoomseg.pipeline import stage_input
-from zoomseg.pipeline.sliding_window import Course
+from zoomseg.pipeline.sliding_window import SlidingWindow
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, Recipe
 from zoomseg.training.data import packed_cases
 from zoomseg.training.log import Observer
-from zoomseg.training.stage_group import Unit
+from zoomseg.training.stage_group import StageGroup
 
 Finished = Callable[[str], Mapping[str, nn.Module]]
 """The finished stages' networks, by stage name, that answer for a case."""
@@ -49,15 +49,15 @@ def check_annotated(dataset: Dataset, ids: Sequence[str], stage: str, labels: Se
 
 
 @dataclass(frozen=True, eq=False)
-class Packs:
+class PackedCases:
     """By stage name, the cases in one order."""
 
-    train: Mapping[str, Sequence[packed_cases.Packed]]
-    validation: Mapping[str, Sequence[packed_cases.Packed]]
+    train: Mapping[str, Sequence[packed_cases.PackedCase]]
+    validation: Mapping[str, Sequence[packed_cases.PackedCase]]
 
 
 @dataclass(frozen=True, eq=False)
-class Preparation:
+class Preprocessing:
     """What all units of a run have in common. ``labels`` are those that every stage predicts, ``cache``
     the folder that packed cases are written to."""
 
@@ -72,12 +72,12 @@ class Preparation:
 
     def packs(
         self,
-        unit: Unit,
+        unit: StageGroup,
         train: Sequence[str],
         validation: Sequence[str],
         finished: Finished,
         stop: threading.Event,
-    ) -> Packs:
+    ) -> PackedCases:
         """Sample every case on the grids of the unit's stages.
 
         Stages trained apart from those they follow look where these, finished, found something;
@@ -89,7 +89,7 @@ class Preparation:
             TrainingError: a stage has nowhere to look in any training case.
         """
         ids = [*train, *validation]
-        kept: dict[str, dict[str, packed_cases.Packed]] = {}
+        kept: dict[str, dict[str, packed_cases.PackedCase]] = {}
         learned = {label for name in unit.trained for label in self.labels[name]}
         drawn = {case.id: case.annotated for case in self.dataset.cases}
         for done, case_id in enumerate(ids):
@@ -113,16 +113,16 @@ class Preparation:
             {s.name: [kept[i][s.name] for i in part if i in kept] for s in unit.stages}
             for part in (train, validation)
         ]
-        return Packs(*parts)
+        return PackedCases(*parts)
 
     def _pack_case(
-        self, unit: Unit, case_id: str, finished: Mapping[str, nn.Module], number: int
-    ) -> dict[str, packed_cases.Packed] | None:
+        self, unit: StageGroup, case_id: str, finished: Mapping[str, nn.Module], number: int
+    ) -> dict[str, packed_cases.PackedCase] | None:
         case = next(case for case in self.dataset.cases if case.id == case_id)
         scan = stage_input.prepare(self.dataset.load(case), self.recipe)
         priors = self._priors(unit, scan, finished)
         live = {s.name for s in unit.stages}
-        out: dict[str, packed_cases.Packed] = {}
+        out: dict[str, packed_cases.PackedCase] = {}
         for stage in unit.stages:
             rng = np.random.default_rng([self.seed, unit.index, number])
             specs = tuple(
@@ -137,8 +137,8 @@ class Preparation:
         return out
 
     def _priors(
-        self, unit: Unit, scan: stage_input.Scan, finished: Mapping[str, nn.Module]
-    ) -> dict[str, Prior]:
+        self, unit: StageGroup, scan: stage_input.PreparedScan, finished: Mapping[str, nn.Module]
+    ) -> dict[str, StagePrediction]:
         """What the unit's stages read: the reference for those that run together, the answers of the
         finished stages that they follow."""
         together = tuple(s.name for s in unit.stages)
@@ -152,8 +152,8 @@ class Preparation:
                 seen = stage_input.view(stage, self.recipe, scan, priors)
                 labels = self.labels[stage.name]
                 if seen is None:
-                    priors[stage.name] = stage_input.nothing(stage, scan, labels)
+                    priors[stage.name] = stage_input.background_prediction(stage, scan, labels)
                     continue
                 network = as_network(finished[stage.name], self.device)
-                priors[stage.name] = Course(seen, scan, priors, labels, network, self.device).prior()
+                priors[stage.name] = SlidingWindow(seen, scan, priors, labels, network, self.device).prior()
         return priors

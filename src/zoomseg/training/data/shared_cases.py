@@ -19,21 +19,21 @@ from safetensors import safe_open
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.io.cache import ChunkedArray
 from zoomseg.io.files import write_bytes_atomic, write_json_atomic
-from zoomseg.training.data.packed_cases import Packed, StoredPrior
-from zoomseg.training.data.preprocessing import Packs
+from zoomseg.training.data.packed_cases import PackedCase, StoredPrior
+from zoomseg.training.data.preprocessing import PackedCases
 from zoomseg.training.data.sampler import Candidates
 from zoomseg.training.distributed import Processes
 
 _META = "packed"
 
 
-def packs(
-    prepare: Callable[[threading.Event], Packs],
+def shared_between_processes(
+    prepare: Callable[[threading.Event], PackedCases],
     unit: int,
     folder: Path,
     processes: Processes,
     stop: threading.Event,
-) -> Packs:
+) -> PackedCases:
     """A unit's cases, made by the first process and read by the others, which need none to validate on.
 
     Raises:
@@ -45,7 +45,7 @@ def packs(
         processes.wait_for_first(stop)
         files: dict[str, list[str]] = json.loads(names.read_text(encoding="utf-8"))
         train = {stage: [read(folder / file) for file in of_stage] for stage, of_stage in files.items()}
-        return Packs(train, dict.fromkeys(files, ()))
+        return PackedCases(train, dict.fromkeys(files, ()))
     made = prepare(stop)
     if processes.world > 1:
         write_json_atomic(names, _write_all(made.train, folder))
@@ -53,7 +53,7 @@ def packs(
     return made
 
 
-def _write_all(packed: Mapping[str, Sequence[Packed]], folder: Path) -> dict[str, list[str]]:
+def _write_all(packed: Mapping[str, Sequence[PackedCase]], folder: Path) -> dict[str, list[str]]:
     files: dict[str, list[str]] = {}
     for stage, cases in packed.items():
         files[stage] = [case.image.path.with_suffix(".safetensors").name for case in cases]
@@ -62,7 +62,7 @@ def _write_all(packed: Mapping[str, Sequence[Packed]], folder: Path) -> dict[str
     return files
 
 
-def write(packed: Packed, path: Path) -> None:
+def write(packed: PackedCase, path: Path) -> None:
     """Beside the case's arrays.
 
     Raises:
@@ -89,7 +89,7 @@ def write(packed: Packed, path: Path) -> None:
     write_bytes_atomic(path, safetensors.save(content, metadata={_META: json.dumps(meta)}))
 
 
-def read(path: Path) -> Packed:
+def read(path: Path) -> PackedCase:
     """What ``write`` wrote, with its arrays opened."""
     with safe_open(path, framework="np") as file:
         meta = json.loads(file.metadata()[_META])
@@ -100,7 +100,7 @@ def read(path: Path) -> Packed:
         for name, (file_name, grid, labels) in meta["priors"].items()
     }
     start, stop = meta["box"]
-    return Packed(
+    return PackedCase(
         meta["case"],
         _grid(meta["grid"]),
         Box(tuple(start), tuple(stop)),

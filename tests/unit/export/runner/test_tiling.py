@@ -10,7 +10,7 @@ from zoomseg.core import region as core_region
 from zoomseg.core import tiling as core_tiling
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid, Index3
-from zoomseg.core.placing import Tile, tent
+from zoomseg.core.placing import Tile, importance_map
 from zoomseg.export.runner.region import Region
 from zoomseg.export.runner.tiling import Stitcher, cover
 
@@ -38,13 +38,13 @@ def test_a_region_without_voxels_is_refused() -> None:
 
 
 def test_tent_is_that_of_the_package() -> None:
-    assert np.array_equal(tent((7, 4, 40)), core_tiling.tent((7, 4, 40)).numpy())
+    assert np.array_equal(importance_map((7, 4, 40)), core_tiling.tent((7, 4, 40)).numpy())
 
 
 def test_constant_in_constant_out() -> None:
     region = Region(GRID, Box((3, 3, 3), (28, 18, 9)))
     said = np.array([0.2, 0.8], dtype=np.float32)[:, None, None, None] * np.ones((1, 8, 8, 8), np.float32)
-    stitcher = Stitcher(2, region.box, tent((8, 8, 8)))
+    stitcher = Stitcher(2, region.box, importance_map((8, 8, 8)))
     for tile in cover(region, (8, 8, 8), (0, 0, 0), 0.4):
         stitcher.add(tile, said)
     out = stitcher.result()

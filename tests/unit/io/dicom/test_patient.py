@@ -12,8 +12,8 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dicoms import item, ramp, stack, write
-from zoomseg.io.dicom.read.series_discovery import the_series
 from zoomseg.io.dicom import patient
+from zoomseg.io.dicom.read.series_discovery import the_series
 
 GIVEN = {
     "PatientName": "Doe^Jane",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tiny import SCHEMA, tiny_case, tiny_recipe
-from zoomseg.core.case import Case, Prior
+from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.resample import affine_coordinates, resample_data, resample_labels
@@ -27,22 +27,22 @@ HALF = 2.0**-11
 
 
 @pytest.fixture(scope="module")
-def scan() -> stage_input.Scan:
+def scan() -> stage_input.PreparedScan:
     return stage_input.prepare(Case("a", *tiny_case(0)), RECIPE)
 
 
 @pytest.fixture(scope="module")
-def priors(scan: stage_input.Scan) -> dict[str, Prior]:
+def priors(scan: stage_input.PreparedScan) -> dict[str, StagePrediction]:
     return packed_cases.reference_priors(RECIPE, ("coarse",), scan)
 
 
 def packed(
     stage: Stage,
-    scan: stage_input.Scan,
-    priors: Mapping[str, Prior],
+    scan: stage_input.PreparedScan,
+    priors: Mapping[str, StagePrediction],
     folder: Path,
     labels: tuple[str, ...] = SCHEMA.names,
-) -> packed_cases.Packed:
+) -> packed_cases.PackedCase:
     out = packed_cases.pack(stage, RECIPE, scan, priors, labels, folder, np.random.default_rng(0))
     assert out is not None
     return out
@@ -58,7 +58,7 @@ def indices(box: Box) -> torch.Tensor:
     return affine_coordinates(matrix, box.shape)
 
 
-def test_reference_priors_are_the_reference_as_certainties(scan: stage_input.Scan) -> None:
+def test_reference_priors_are_the_reference_as_certainties(scan: stage_input.PreparedScan) -> None:
     priors = packed_cases.reference_priors(RECIPE, ("coarse", "fine"), scan)
     assert list(priors) == ["coarse", "fine"]
     assert scan.labels is not None
@@ -71,12 +71,12 @@ def test_reference_priors_are_the_reference_as_certainties(scan: stage_input.Sca
         assert torch.equal(prior.probabilities.sum(dim=0), torch.ones(prior.grid.shape))
 
 
-def test_only_the_stages_asked_for_get_reference_priors(scan: stage_input.Scan) -> None:
+def test_only_the_stages_asked_for_get_reference_priors(scan: stage_input.PreparedScan) -> None:
     assert list(packed_cases.reference_priors(RECIPE, ("fine",), scan)) == ["fine"]
 
 
 def test_stored_image_is_what_prediction_reads(
-    scan: stage_input.Scan, priors: dict[str, Prior], tmp_path: Path
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
     held = packed(FINE, scan, priors, tmp_path)
     seen = stage_input.view(FINE, RECIPE, scan, priors)
@@ -89,7 +89,7 @@ def test_stored_image_is_what_prediction_reads(
 
 
 def test_only_the_region_and_a_patch_around_it_are_stored(
-    scan: stage_input.Scan, priors: dict[str, Prior], tmp_path: Path
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
     held = packed(SMALL_PATCH, scan, priors, tmp_path)
     seen = stage_input.view(SMALL_PATCH, RECIPE, scan, priors)
@@ -101,7 +101,7 @@ def test_only_the_region_and_a_patch_around_it_are_stored(
 
 
 def test_reading_beyond_what_is_stored(
-    scan: stage_input.Scan, priors: dict[str, Prior], tmp_path: Path
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
     """The image's edge goes on; labels do not count there."""
     held = packed(SMALL_PATCH, scan, priors, tmp_path)
@@ -117,7 +117,7 @@ def test_reading_beyond_what_is_stored(
 
 
 def test_between_voxels_the_image_is_blended_and_labels_are_not(
-    scan: stage_input.Scan, priors: dict[str, Prior], tmp_path: Path
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
     held = packed(COARSE, scan, priors, tmp_path)
     box = Box((2, 3, 4), (6, 7, 9))
@@ -128,7 +128,7 @@ def test_between_voxels_the_image_is_blended_and_labels_are_not(
 
 
 def test_labels_are_the_nearest_of_the_reference(
-    scan: stage_input.Scan, priors: dict[str, Prior], tmp_path: Path
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
     held = packed(COARSE, scan, priors, tmp_path)
     assert scan.labels is not None
@@ -139,7 +139,7 @@ def test_labels_are_the_nearest_of_the_reference(
 
 
 def test_labels_of_other_stages_are_background(
-    scan: stage_input.Scan, priors: dict[str, Prior], tmp_path: Path
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
     both = packed(COARSE, scan, priors, tmp_path / "both")
     held = packed(COARSE, scan, priors, tmp_path / "one", labels=("right kidney",))
@@ -167,7 +167,7 @@ def test_which_of_a_stages_labels_were_drawn(
     assert sorted(held.candidates.classes) == np.flatnonzero(expected).tolist()
 
 
-def test_regions_lie_around_what_was_drawn(scan: stage_input.Scan) -> None:
+def test_regions_lie_around_what_was_drawn(scan: stage_input.PreparedScan) -> None:
     partly = stage_input.prepare(Case("a", *tiny_case(0), frozenset({"left kidney"})), RECIPE)
     whole, left = (packed_cases.reference_priors(RECIPE, ("coarse",), s)["coarse"] for s in (scan, partly))
     assert left.labels == whole.labels
@@ -178,7 +178,7 @@ def test_regions_lie_around_what_was_drawn(scan: stage_input.Scan) -> None:
 
 @pytest.mark.parametrize("mask_loss", [True, False])
 def test_outside_the_region_labels_count_only_without_mask_loss(
-    scan: stage_input.Scan, priors: dict[str, Prior], tmp_path: Path, mask_loss: bool
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path, mask_loss: bool
 ) -> None:
     held = packed(masked(FINE) if mask_loss else FINE, scan, priors, tmp_path)
     seen = stage_input.view(FINE, RECIPE, scan, priors)
@@ -191,7 +191,7 @@ def test_outside_the_region_labels_count_only_without_mask_loss(
 
 
 def test_candidates_lie_in_the_region_and_have_their_class(
-    scan: stage_input.Scan, priors: dict[str, Prior], tmp_path: Path
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
     held = packed(SMALL_PATCH, scan, priors, tmp_path)
     seen = stage_input.view(SMALL_PATCH, RECIPE, scan, priors)
@@ -207,9 +207,9 @@ def test_candidates_lie_in_the_region_and_have_their_class(
         assert len(voxels) == (inside & (truth == c)).sum()
 
 
-def test_a_stage_with_nowhere_to_look_is_not_packed(scan: stage_input.Scan, tmp_path: Path) -> None:
+def test_a_stage_with_nowhere_to_look_is_not_packed(scan: stage_input.PreparedScan, tmp_path: Path) -> None:
     recipe: Recipe = RECIPE.model_copy(update={"on_missing": "empty"})
-    priors = {"coarse": stage_input.nothing(COARSE, scan, SCHEMA.names)}
+    priors = {"coarse": stage_input.background_prediction(COARSE, scan, SCHEMA.names)}
     assert isinstance(FINE.roi, DilatedForeground)
     rng = np.random.default_rng(0)
     assert packed_cases.pack(FINE, recipe, scan, priors, SCHEMA.names, tmp_path, rng) is None
@@ -217,7 +217,7 @@ def test_a_stage_with_nowhere_to_look_is_not_packed(scan: stage_input.Scan, tmp_
 
 
 def test_stored_priors_lie_where_the_earlier_stage_said_them(
-    scan: stage_input.Scan, priors: dict[str, Prior], tmp_path: Path
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
     held = packed(FINE, scan, priors, tmp_path)
     box = Box((4, 6, 2), (12, 14, 10))
@@ -227,11 +227,11 @@ def test_stored_priors_lie_where_the_earlier_stage_said_them(
 
 
 def test_arrays_that_are_held_answer_as_those_on_disk(
-    scan: stage_input.Scan, priors: dict[str, Prior], tmp_path: Path
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
     """Also where a patch reaches beyond what is stored."""
     case = packed(FINE, scan, priors, tmp_path)
-    held = packed_cases.hold([case], torch.device("cpu"), 1 << 20)
+    held = packed_cases.load_to_device([case], torch.device("cpu"), 1 << 20)
     assert [held[a.path].shape for a in case.arrays] == [a.shape for a in case.arrays]
     at = indices(Box((3, 2, 1), (15, 12, 9))) * 1.7 - 4.3
     assert torch.equal(case.labels_at(at, held), case.labels_at(at))
@@ -241,24 +241,27 @@ def test_arrays_that_are_held_answer_as_those_on_disk(
 
 
 def test_no_more_is_held_than_there_is_room_for(
-    scan: stage_input.Scan, priors: dict[str, Prior], tmp_path: Path
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
     """In the cases' order; images have two bytes a voxel, labels one."""
     live = FINE.model_copy(update={"inputs": FINE.inputs[:1]})
     cases = [packed(live, replace(scan, id=f"case_{n}"), priors, tmp_path) for n in range(9)]
     voxels, place = cases[0].box.voxels, torch.device("cpu")
     arrays = [array.path for case in cases for array in case.arrays]
-    assert packed_cases.hold(cases, place, 0) == {}
-    assert list(packed_cases.hold(cases, place, 27 * voxels)) == arrays
+    assert packed_cases.load_to_device(cases, place, 0) == {}
+    assert list(packed_cases.load_to_device(cases, place, 27 * voxels)) == arrays
     without = arrays[:16] + arrays[17:]  # the ninth's image is left
-    assert list(packed_cases.hold(cases, place, 25 * voxels)) == without
+    assert list(packed_cases.load_to_device(cases, place, 25 * voxels)) == without
 
 
 def test_what_would_take_a_tenth_of_the_room_by_itself_is_not_held(
-    scan: stage_input.Scan, priors: dict[str, Prior], tmp_path: Path
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
     case = packed(FINE, scan, priors, tmp_path)
     image, labels, stored = case.arrays
     voxels = case.box.voxels
-    assert list(packed_cases.hold([case], torch.device("cpu"), 19 * voxels)) == [labels.path, stored.path]
-    assert image.path in packed_cases.hold([case], torch.device("cpu"), 20 * voxels)
+    assert list(packed_cases.load_to_device([case], torch.device("cpu"), 19 * voxels)) == [
+        labels.path,
+        stored.path,
+    ]
+    assert image.path in packed_cases.load_to_device([case], torch.device("cpu"), 20 * voxels)

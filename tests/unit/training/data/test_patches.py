@@ -22,7 +22,7 @@ from zoomseg.core.volume import Volume
 from zoomseg.pipeline import stage_input
 from zoomseg.recipe.spec import Augmentation, ClassBalanced, Recipe, Stage
 from zoomseg.training.data import packed_cases
-from zoomseg.training.data.packed_cases import Packed
+from zoomseg.training.data.packed_cases import PackedCase
 from zoomseg.training.data.patches import Batch, PatchSource
 from zoomseg.training.data.sampler import Candidates
 
@@ -38,16 +38,16 @@ SPATIAL = {
 }
 
 
-def scan_of(seed: int) -> stage_input.Scan:
+def scan_of(seed: int) -> stage_input.PreparedScan:
     return stage_input.prepare(Case(f"case_{seed}", *tiny_case(seed)), RECIPE)
 
 
 def packs_of(
-    stages: Sequence[Stage], scans: Sequence[stage_input.Scan], folder: Path
-) -> dict[str, list[Packed]]:
+    stages: Sequence[Stage], scans: Sequence[stage_input.PreparedScan], folder: Path
+) -> dict[str, list[PackedCase]]:
     """As the training loop packs: stages that run together have no stored prior."""
     names = {s.name for s in stages}
-    out: dict[str, list[Packed]] = {s.name: [] for s in stages}
+    out: dict[str, list[PackedCase]] = {s.name: [] for s in stages}
     for scan in scans:
         priors = packed_cases.reference_priors(RECIPE, ("coarse",), scan)
         for stage in stages:
@@ -61,12 +61,12 @@ def packs_of(
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Packed]]:
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[PackedCase]]:
     return packs_of((COARSE, FINE), [scan_of(0), scan_of(1)], tmp_path_factory.mktemp("together"))
 
 
 @pytest.fixture(scope="module")
-def apart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Packed]]:
+def apart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[PackedCase]]:
     return packs_of((FINE,), [scan_of(1)], tmp_path_factory.mktemp("apart"))
 
 
@@ -75,7 +75,7 @@ def trained(stage: Stage, **changes: object) -> Stage:
 
 
 def source(
-    packs: Mapping[str, Sequence[Packed]],
+    packs: Mapping[str, Sequence[PackedCase]],
     augmentation: Augmentation | None = None,
     recipe: Recipe = RECIPE,
     **training: object,
@@ -88,14 +88,14 @@ def source(
     return PatchSource(recipe, stages, packs, schemas, augmented=augmentation is not None)
 
 
-def centred(packs: Mapping[str, Sequence[Packed]], centre: Index3) -> dict[str, list[Packed]]:
+def centred(packs: Mapping[str, Sequence[PackedCase]], centre: Index3) -> dict[str, list[PackedCase]]:
     """Only the first case, with one voxel of the last stage to draw from."""
     *others, lead = packs
     only = replace(packs[lead][0], candidates=Candidates(np.array([centre], dtype=np.int32), {}))
     return {**{name: [packs[name][0]] for name in others}, lead: [only]}
 
 
-def draw(packs: Mapping[str, Sequence[Packed]], seed: int = 0, **settings: object) -> Batch:
+def draw(packs: Mapping[str, Sequence[PackedCase]], seed: int = 0, **settings: object) -> Batch:
     return source(packs, **settings).draw(1, np.random.default_rng(seed))  # type: ignore[arg-type]
 
 
@@ -106,7 +106,7 @@ def placed(centre: Index3, patch: Index3, span: Index3 = (24, 20, 16)) -> Box:
     return Box((i, j, k), (i + patch[0], j + patch[1], k + patch[2]))
 
 
-def read(stage: Stage, scan: stage_input.Scan, box: Box) -> torch.Tensor:
+def read(stage: Stage, scan: stage_input.PreparedScan, box: Box) -> torch.Tensor:
     """What prediction would see there."""
     priors = packed_cases.reference_priors(RECIPE, ("coarse",), scan)
     seen = stage_input.view(stage, RECIPE, scan, priors)
@@ -116,7 +116,7 @@ def read(stage: Stage, scan: stage_input.Scan, box: Box) -> torch.Tensor:
 
 @pytest.mark.parametrize("centre", [(9, 9, 7), (12, 10, 8), (0, 19, 15)])
 def test_an_unaugmented_patch_is_a_crop_around_the_voxel_drawn(
-    apart: dict[str, list[Packed]], centre: Index3
+    apart: dict[str, list[PackedCase]], centre: Index3
 ) -> None:
     """Inside the scan: what is beyond shows nothing new."""
     data = draw(centred(apart, centre)).stages["fine"]
@@ -128,7 +128,7 @@ def test_an_unaugmented_patch_is_a_crop_around_the_voxel_drawn(
     assert torch.equal(data.target_BIJK[0], scan.labels.data[box.slices])
 
 
-def test_beyond_the_scan_nothing_counts(apart: dict[str, list[Packed]]) -> None:
+def test_beyond_the_scan_nothing_counts(apart: dict[str, list[PackedCase]]) -> None:
     """A patch larger than the scan has it in its middle, and prediction's tile does, too."""
     wide = centred(apart, (3, 10, 8))
     target = draw(wide, patch=(32, 16, 12)).stages["fine"].target_BIJK[0]
@@ -190,7 +190,7 @@ def test_outside_the_region_nothing_counts_with_mask_loss(tmp_path: Path) -> Non
     assert torch.equal(target != IGNORE, inside)
 
 
-def test_a_valid_network_has_the_class_drawn_in_its_middle(together: dict[str, list[Packed]]) -> None:
+def test_a_valid_network_has_the_class_drawn_in_its_middle(together: dict[str, list[PackedCase]]) -> None:
     """Its answer is smaller than its input, so the input may reach beyond the scan."""
     sampled = trained(FINE, sampler=ClassBalanced(background_share=0.0))
     valid = sampled.model_copy(update={"grid": FINE.grid.model_copy(update={"padding": "valid"})})
@@ -202,14 +202,14 @@ def test_a_valid_network_has_the_class_drawn_in_its_middle(together: dict[str, l
     assert set(batch.cases) == {"case_0", "case_1"}
 
 
-def test_every_class_balanced_patch_shows_an_organ(together: dict[str, list[Packed]]) -> None:
+def test_every_class_balanced_patch_shows_an_organ(together: dict[str, list[PackedCase]]) -> None:
     target = source(together, sampler=ClassBalanced(background_share=0.0)).draw(50, np.random.default_rng(0))
     organs = (target.stages["fine"].target_BIJK > 0) & (target.stages["fine"].target_BIJK != IGNORE)
     assert bool(organs.flatten(1).any(dim=1).all())
 
 
 def test_stages_that_lead_to_the_one_drawn_for_lie_as_prediction_tiles_them(
-    together: dict[str, list[Packed]],
+    together: dict[str, list[PackedCase]],
 ) -> None:
     scan = scan_of(0)
     seen = stage_input.view(COARSE, RECIPE, scan, {})
@@ -225,7 +225,7 @@ def test_stages_that_lead_to_the_one_drawn_for_lie_as_prediction_tiles_them(
 
 
 def test_a_leading_patch_smaller_than_the_scan_follows_the_voxel_and_stays_inside(
-    together: dict[str, list[Packed]],
+    together: dict[str, list[PackedCase]],
 ) -> None:
     scan = scan_of(0)
     stages = [trained(COARSE, patch=(4, 4, 4)), FINE]
@@ -237,7 +237,7 @@ def test_a_leading_patch_smaller_than_the_scan_follows_the_voxel_and_stays_insid
         torch.testing.assert_close(data.image_BCIJK[0], read(COARSE, scan, box), rtol=HALF, atol=1e-5)
 
 
-def ramp_packs(folder: Path) -> tuple[Recipe, dict[str, list[Packed]]]:
+def ramp_packs(folder: Path) -> tuple[Recipe, dict[str, list[PackedCase]]]:
     """A scan whose three channels are the world coordinates (mm) of its voxels."""
     window = {"kind": "window", "lower": -100, "upper": 100, "output": (-100.0, 100.0)}
     recipe = Recipe.model_validate(RECIPE.model_dump() | {"intensity": window})
@@ -282,7 +282,7 @@ def test_unaugmented_patches_of_two_stages_lie_where_their_grids_say(tmp_path: P
     assert (shown["fine"] - shown["coarse"]).tolist() == pytest.approx(local.tolist(), abs=0.05)
 
 
-def test_mirrored_patches_swap_labels_counts_and_stored_priors(apart: dict[str, list[Packed]]) -> None:
+def test_mirrored_patches_swap_labels_counts_and_stored_priors(apart: dict[str, list[PackedCase]]) -> None:
     packs = centred(apart, (11, 10, 8))
     plain = draw(packs).stages["fine"]
     assert plain.counts_BC[0, 1] != plain.counts_BC[0, 2]
@@ -305,7 +305,9 @@ def test_mirrored_patches_swap_labels_counts_and_stored_priors(apart: dict[str, 
     assert min(kinds[True], kinds[False]) >= 1
 
 
-def partly(packs: Mapping[str, Sequence[Packed]], *annotated: Sequence[bool]) -> dict[str, list[Packed]]:
+def partly(
+    packs: Mapping[str, Sequence[PackedCase]], *annotated: Sequence[bool]
+) -> dict[str, list[PackedCase]]:
     """The cases, with what was drawn in each."""
     return {
         name: [replace(p, annotated=np.array(own)) for p, own in zip(cases, annotated, strict=True)]
@@ -314,7 +316,7 @@ def partly(packs: Mapping[str, Sequence[Packed]], *annotated: Sequence[bool]) ->
 
 
 def test_what_was_drawn_on_the_left_is_on_the_right_of_a_mirrored_patch(
-    apart: dict[str, list[Packed]],
+    apart: dict[str, list[PackedCase]],
 ) -> None:
     packs = partly(centred(apart, (11, 10, 8)), [True, True, False])
     plain = draw(packs).stages["fine"]
@@ -330,7 +332,7 @@ def test_what_was_drawn_on_the_left_is_on_the_right_of_a_mirrored_patch(
     assert len(kinds) == 2
 
 
-def test_what_was_drawn_goes_with_every_patch_of_a_batch(together: dict[str, list[Packed]]) -> None:
+def test_what_was_drawn_goes_with_every_patch_of_a_batch(together: dict[str, list[PackedCase]]) -> None:
     drawn = {"case_0": [True, True, True], "case_1": [True, False, True]}
     batch = source(partly(together, *drawn.values())).draw(6, np.random.default_rng(0))
     assert set(batch.cases) == set(drawn)
@@ -341,7 +343,7 @@ def test_what_was_drawn_goes_with_every_patch_of_a_batch(together: dict[str, lis
     assert [data.annotated_BC for data in complete.stages.values()] == [None, None]
 
 
-def test_other_axes_are_mirrored_without_swapping(apart: dict[str, list[Packed]]) -> None:
+def test_other_axes_are_mirrored_without_swapping(apart: dict[str, list[PackedCase]]) -> None:
     packs = centred(apart, (11, 10, 8))
     plain = draw(packs).stages["fine"].target_BIJK
     flips = Augmentation(flip_axes=("S",), probability=0.0)
@@ -350,7 +352,7 @@ def test_other_axes_are_mirrored_without_swapping(apart: dict[str, list[Packed]]
     assert any(torch.equal(t, plain.flip(3)) for t in seen)
 
 
-def test_equal_generators_give_equal_batches(together: dict[str, list[Packed]]) -> None:
+def test_equal_generators_give_equal_batches(together: dict[str, list[PackedCase]]) -> None:
     change = Augmentation.model_validate({**SPATIAL, "noise": 0.2, "brightness": 0.2, "gamma": (0.7, 1.4)})
     patches = source(together, augmentation=change)
     one, two, other = (patches.draw(3, np.random.default_rng(seed)) for seed in (7, 7, 8))
@@ -363,7 +365,7 @@ def test_equal_generators_give_equal_batches(together: dict[str, list[Packed]]) 
         assert not torch.equal(a.image_BCIJK, c.image_BCIJK)
 
 
-def test_an_organ_changes_its_brightness_alike_in_every_stage(together: dict[str, list[Packed]]) -> None:
+def test_an_organ_changes_its_brightness_alike_in_every_stage(together: dict[str, list[PackedCase]]) -> None:
     plain = source(together).draw(6, np.random.default_rng(3))
     change = Augmentation(organ_brightness=0.7)
     changed = source(together, augmentation=change).draw(6, np.random.default_rng(3))
@@ -389,7 +391,9 @@ def test_an_organ_changes_its_brightness_alike_in_every_stage(together: dict[str
 
 
 @pytest.mark.parametrize("windowed", [True, False], ids=["window", "zscore"])
-def test_intensity_changes_stay_within_the_window(together: dict[str, list[Packed]], windowed: bool) -> None:
+def test_intensity_changes_stay_within_the_window(
+    together: dict[str, list[PackedCase]], windowed: bool
+) -> None:
     recipe = (
         RECIPE if windowed else Recipe.model_validate(RECIPE.model_dump() | {"intensity": {"kind": "zscore"}})
     )
@@ -398,7 +402,7 @@ def test_intensity_changes_stay_within_the_window(together: dict[str, list[Packe
     assert bool((image.min() >= 0) & (image.max() <= 1)) == windowed
 
 
-def test_a_batch_stacks_its_draws(together: dict[str, list[Packed]]) -> None:
+def test_a_batch_stacks_its_draws(together: dict[str, list[PackedCase]]) -> None:
     batch = source(together).draw(5, np.random.default_rng(1))
     assert len(batch.cases) == 5
     for name, shape in (("coarse", (12, 12, 12)), ("fine", (16, 16, 12))):
@@ -410,7 +414,7 @@ def test_a_batch_stacks_its_draws(together: dict[str, list[Packed]]) -> None:
             assert counts.tolist() == held.counts.tolist()
 
 
-def test_patches_of_a_batch_may_come_from_different_cases(together: dict[str, list[Packed]]) -> None:
+def test_patches_of_a_batch_may_come_from_different_cases(together: dict[str, list[PackedCase]]) -> None:
     def mixed(**training: object) -> list[int]:
         patches = source(together, **training)  # type: ignore[arg-type]
         batches = [patches.draw(2, np.random.default_rng(seed)).cases for seed in range(30)]

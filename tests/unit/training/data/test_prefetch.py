@@ -14,7 +14,7 @@ import torch
 
 from zoomseg.training.data import prefetch
 from zoomseg.training.data.patches import Batch
-from zoomseg.training.data.prefetch import beside, drawn
+from zoomseg.training.data.prefetch import on_side_stream, prefetched
 
 
 def made(step: int) -> int:
@@ -23,13 +23,13 @@ def made(step: int) -> int:
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_batches_come_in_the_steps_order(ahead: int) -> None:
-    with closing(drawn(made, 4, ahead)) as batches:
+    with closing(prefetched(made, 4, ahead)) as batches:
         assert list(itertools.islice(batches, 6)) == [40, 50, 60, 70, 80, 90]
 
 
 def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for() -> None:
     asked: list[int] = []
-    batches = drawn(asked.append, 0, 0)
+    batches = prefetched(asked.append, 0, 0)
     next(batches)
     next(batches)
     assert asked == [0, 1]
@@ -44,7 +44,7 @@ def test_later_ones_are_made_while_one_is_used() -> None:
             meeting.wait()
         return step
 
-    with closing(drawn(make, 0, 3)) as batches:
+    with closing(prefetched(make, 0, 3)) as batches:
         assert next(batches) == 0
         meeting.wait()  # breaks if they are not made before they are asked for
         assert list(itertools.islice(batches, 3)) == [1, 2, 3]
@@ -56,7 +56,7 @@ def test_what_a_thread_meets_is_raised_where_the_batch_is_asked_for() -> None:
             raise ValueError("case_7 is damaged")
         return step
 
-    batches = drawn(make, 0, 2)
+    batches = prefetched(make, 0, 2)
     assert next(batches) == 0
     with pytest.raises(ValueError, match="case_7 is damaged"):
         next(batches)
@@ -64,7 +64,7 @@ def test_what_a_thread_meets_is_raised_where_the_batch_is_asked_for() -> None:
 
 
 def test_closed_no_thread_is_left() -> None:
-    batches = drawn(made, 0, 3)
+    batches = prefetched(made, 0, 3)
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("zoomseg-batch")]
@@ -72,7 +72,7 @@ def test_closed_no_thread_is_left() -> None:
 
 def test_on_a_cpu_a_batch_is_just_made() -> None:
     batch = Batch(("a",), {})
-    assert beside(lambda: batch, torch.device("cpu")) is batch
+    assert on_side_stream(lambda: batch, torch.device("cpu")) is batch
 
 
 def test_on_a_gpu_it_is_made_on_a_stream_of_its_own_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +110,6 @@ def test_on_a_gpu_it_is_made_on_a_stream_of_its_own_and_complete(monkeypatch: py
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "device", on)
     monkeypatch.setattr(torch.cuda, "default_stream", lambda place: "default stream")
-    beside(make, place)
+    on_side_stream(make, place)
     kept = ["kept for the default stream"] * 2
     assert told == [place, side, "made", "left side stream", "complete", *kept, "left cuda:1"]

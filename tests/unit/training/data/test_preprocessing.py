@@ -17,7 +17,7 @@ from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.recipe.spec import Recipe
 from zoomseg.training import loop
-from zoomseg.training.data.preprocessing import Packs, Preparation, check_annotated
+from zoomseg.training.data.preprocessing import PackedCases, Preprocessing, check_annotated
 from zoomseg.training.log import Silent
 from zoomseg.training.loop import Settings, Split
 
@@ -54,11 +54,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def prepared(
     data: Dataset, recipe: Recipe, out: Path, index: int, finished: dict[str, nn.Module], watch: Watch
-) -> Packs:
+) -> PackedCases:
     run = loop._Run(data, Split(IDS, ("case_2",)), recipe, out, Settings(CPU), watch)
     run.finished |= finished
     unit = run._unit(index, (recipe.stages[index].name,))
-    preparation = Preparation(data, recipe, run.labels, run.cache, 0, CPU, watch, None)
+    preparation = Preprocessing(data, recipe, run.labels, run.cache, 0, CPU, watch, None)
     return preparation.packs(unit, IDS, ("case_2",), lambda case: finished, threading.Event())
 
 
@@ -128,7 +128,7 @@ def test_a_label_that_no_case_teaches_is_refused(data: Dataset) -> None:
 def test_stopping_is_possible_between_cases(data: Dataset, tmp_path: Path) -> None:
     run = loop._Run(data, Split(IDS, ()), tiny_recipe(True), tmp_path, Settings(CPU), Silent())
     unit = run._unit(0, ("coarse", "fine"))
-    preparation = Preparation(data, run.recipe, run.labels, run.cache, 0, CPU, Silent(), None)
+    preparation = Preprocessing(data, run.recipe, run.labels, run.cache, 0, CPU, Silent(), None)
     stop = threading.Event()
     stop.set()
     with pytest.raises(InterruptedTrainingError, match="--resume"):

@@ -17,8 +17,8 @@ from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.labels import IGNORE
 from zoomseg.io.cache import ChunkedArray, write_array
 from zoomseg.training.data import shared_cases
-from zoomseg.training.data.packed_cases import Packed, StoredPrior
-from zoomseg.training.data.preprocessing import Packs
+from zoomseg.training.data.packed_cases import PackedCase, StoredPrior
+from zoomseg.training.data.preprocessing import PackedCases
 from zoomseg.training.data.sampler import Candidates
 from zoomseg.training.distributed import ALONE, Processes
 
@@ -39,7 +39,7 @@ def stored(path: Path, values: np.ndarray) -> ChunkedArray:  # type: ignore[type
     return ChunkedArray.open(path)
 
 
-def packed(folder: Path, case: str, seed: int = 0, prior: bool = True) -> Packed:
+def packed(folder: Path, case: str, seed: int = 0, prior: bool = True) -> PackedCase:
     """A case of two labels, the second of which was not drawn."""
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(2, *BOX.shape)).astype(np.float16)
@@ -49,7 +49,7 @@ def packed(folder: Path, case: str, seed: int = 0, prior: bool = True) -> Packed
     if prior:
         path = folder / f"fine-{case}-prior-coarse.b2nd"
         priors["coarse"] = StoredPrior(stored(path, answer), turned((2, 2, 2), 2.9), ("a", "b"))
-    return Packed(
+    return PackedCase(
         case,
         turned((5, 4, 6), 1.1),
         BOX,
@@ -74,7 +74,7 @@ def same_stored(a: ChunkedArray, b: ChunkedArray) -> bool:
     return a.path == b.path and same_array(a.read(whole), b.read(whole))
 
 
-def assert_same(a: Packed, b: Packed) -> None:
+def assert_same(a: PackedCase, b: PackedCase) -> None:
     assert (a.case, a.grid, a.box) == (b.case, b.grid, b.box)
     assert same_stored(a.image, b.image)
     assert same_stored(a.labels, b.labels)
@@ -100,7 +100,7 @@ class Waiting(Processes):
         self.waited()
 
 
-def never(stop: threading.Event) -> Packs:
+def never(stop: threading.Event) -> PackedCases:
     raise AssertionError("only the first process prepares")
 
 
@@ -118,7 +118,7 @@ def test_views_into_larger_arrays_are_written_as_they_look(tmp_path: Path) -> No
     region = np.arange(42, dtype=np.int32).reshape(3, 14).T[::2]  # safetensors takes memory as it lies
     seen = Candidates(region, {1: region[:, ::-1]})
     shared_cases.write(
-        Packed(**{**vars(case), "candidates": seen}),
+        PackedCase(**{**vars(case), "candidates": seen}),
         tmp_path / "case.safetensors",
     )
     found = shared_cases.read(tmp_path / "case.safetensors").candidates
@@ -129,12 +129,12 @@ def test_views_into_larger_arrays_are_written_as_they_look(tmp_path: Path) -> No
 def test_others_get_the_training_cases_of_each_stage_in_order(tmp_path: Path) -> None:
     # One stem is the beginning of the other.
     cases = [packed(tmp_path, name, seed) for seed, name in enumerate(("b.1", "b", "a"))]
-    made = Packs(
+    made = PackedCases(
         {"fine": cases[:2], "finest": cases[2:], "none": []}, {"fine": cases[2:], "finest": [], "none": []}
     )
     log: list[str] = []
 
-    def prepare(stop: threading.Event) -> Packs:
+    def prepare(stop: threading.Event) -> PackedCases:
         assert stop is STOP
         log.append("prepared")
         return made
@@ -143,9 +143,11 @@ def test_others_get_the_training_cases_of_each_stage_in_order(tmp_path: Path) ->
         assert (tmp_path / "unit-3.json").is_file(), "the others would go on before there is anything to read"
         log.append("told")
 
-    assert shared_cases.packs(prepare, 3, tmp_path, Waiting(0, 2, waited=told), STOP) is made
+    assert (
+        shared_cases.shared_between_processes(prepare, 3, tmp_path, Waiting(0, 2, waited=told), STOP) is made
+    )
     assert log == ["prepared", "told"]
-    found = shared_cases.packs(never, 3, tmp_path, Waiting(1, 2), STOP)
+    found = shared_cases.shared_between_processes(never, 3, tmp_path, Waiting(1, 2), STOP)
     assert list(found.train) == ["fine", "finest", "none"]
     for stage, expected in made.train.items():
         assert len(found.train[stage]) == len(expected)
@@ -158,18 +160,20 @@ def test_others_read_nothing_before_the_first_is_there(tmp_path: Path) -> None:
     case = packed(tmp_path, "a")
 
     def first_writes() -> None:
-        shared_cases.packs(
-            lambda stop: Packs({"fine": [case]}, {"fine": []}), 0, tmp_path, Waiting(0, 2), STOP
+        shared_cases.shared_between_processes(
+            lambda stop: PackedCases({"fine": [case]}, {"fine": []}), 0, tmp_path, Waiting(0, 2), STOP
         )
 
-    found = shared_cases.packs(never, 0, tmp_path, Waiting(1, 2, waited=first_writes), STOP)
+    found = shared_cases.shared_between_processes(
+        never, 0, tmp_path, Waiting(1, 2, waited=first_writes), STOP
+    )
     assert_same(found.train["fine"][0], case)
 
 
 def test_alone_nothing_is_written(tmp_path: Path) -> None:
-    made = Packs({"fine": [packed(tmp_path, "a")]}, {"fine": []})
+    made = PackedCases({"fine": [packed(tmp_path, "a")]}, {"fine": []})
     before = sorted(tmp_path.iterdir())
-    assert shared_cases.packs(lambda stop: made, 0, tmp_path, ALONE, STOP) is made
+    assert shared_cases.shared_between_processes(lambda stop: made, 0, tmp_path, ALONE, STOP) is made
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -181,9 +185,11 @@ def test_waiting_in_vain_ends_it(rank: int, error: Exception, tmp_path: Path) ->
     def fail() -> None:
         raise error
 
-    made = Packs({"fine": []}, {"fine": []})
+    made = PackedCases({"fine": []}, {"fine": []})
     with pytest.raises(type(error), match=str(error)):
-        shared_cases.packs(lambda stop: made, 0, tmp_path, Waiting(rank, 2, waited=fail), STOP)
+        shared_cases.shared_between_processes(
+            lambda stop: made, 0, tmp_path, Waiting(rank, 2, waited=fail), STOP
+        )
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Vector3
+from zoomseg.io.dicom import patient
 from zoomseg.io.dicom.read.archive import Opener, Source
 from zoomseg.io.dicom.read.pixel_storage import Pixels, read_pixels, unread_syntax
 from zoomseg.io.dicom.series import Identity, Slice
 from zoomseg.io.dicom.tags import number, orientation, rescale, spacing, text, vector
-from zoomseg.io.dicom import patient
 from zoomseg.io.files import reason_of
 
 SINGLE_FRAME = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR"}

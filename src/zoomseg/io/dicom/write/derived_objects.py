@@ -23,9 +23,9 @@ from zoomseg.anatomy.codes import Code, short_text
 from zoomseg.core.errors import GeometryError, ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.volume import LabelMap
+from zoomseg.io.dicom import patient
 from zoomseg.io.dicom.read.archive import BoundedReader
 from zoomseg.io.dicom.series import DicomSeries, Identity
-from zoomseg.io.dicom import patient
 from zoomseg.io.files import atomic_path, reading
 
 Mask = npt.NDArray[np.bool_]
