@@ -110,7 +110,7 @@ def predict(
 ) -> dict[str, object]:
     grid = Grid.from_spacing((160, 160, 128), (1.0, 1.0, 1.0))
     made.admit(grid, 2 * grid.box.voxels, keep=False)
-    result = made.predict(Case("a", scan()), keep=False, tell=tell)
+    result = made.predict(Case("a", scan()), keep=False, on_progress=tell)
     tiles = {record.stage: record.tile for record in result.records}
     return {"tiles": tiles, "peak": peak()}
 

@@ -124,7 +124,7 @@ class AtlasLibrary:
         exclude: str | None = None,
         cache: Path | None = None,
         on_warning: Callable[[str], None] = lambda message: None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> StagePrediction:
         """Register the chosen atlases to a scan and fuse their labels.
 
@@ -133,7 +133,7 @@ class AtlasLibrary:
             exclude: the case that this scan is, if it is one of the atlases.
             cache: folder in which registered atlases, and what was fused of them, are kept for the next time.
             on_warning: is told of every atlas that is dropped.
-            progress: ``(done, total)`` after every atlas, and after fusion.
+            on_progress: ``(done, total)`` after every atlas, and after fusion.
 
         Returns:
             Probabilities on the atlas grid over the scan, of all labels of the schema.
@@ -150,7 +150,7 @@ class AtlasLibrary:
         file = None if cache is None else cache / f"{_fused_key(target, atlases, self.spec)}.safetensors"
         known = None if file is None else _read_fused(file, (self.schema.classes, *grid.shape))
         if known is not None:
-            progress(len(atlases) + 1, len(atlases) + 1)
+            on_progress(len(atlases) + 1, len(atlases) + 1)
             return StagePrediction(known, grid, self.schema.names, Region.whole(grid), ATLAS)
         images, labels = [], []
         for done, atlas in enumerate(atlases, start=1):
@@ -161,7 +161,7 @@ class AtlasLibrary:
             else:
                 images.append(moved.image.data[0])
                 labels.append(moved.labels.data)
-            progress(done, len(atlases) + 1)
+            on_progress(done, len(atlases) + 1)
         if not images:
             raise registration.RegistrationError(
                 f"none of the {len(atlases)} atlases could be registered to the scan; is it of the same "
@@ -171,7 +171,7 @@ class AtlasLibrary:
         probabilities = fuse(self.spec.fusion, target.data[0], *stacked, self.schema.classes)
         if file is not None and len(images) == len(atlases):  # else the warning must come again
             write_bytes_atomic(file, safetensors.save({"probabilities": probabilities.contiguous()}))
-        progress(len(atlases) + 1, len(atlases) + 1)
+        on_progress(len(atlases) + 1, len(atlases) + 1)
         return StagePrediction(probabilities, grid, self.schema.names, Region.whole(grid), ATLAS)
 
     def save(self, folder: Path) -> None:

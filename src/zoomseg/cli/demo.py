@@ -155,7 +155,7 @@ def _predict(scans: Path, out: Path, model: Path, notes: Console) -> None:
             done(len(finished))
 
         predictor = Predictor(bundle.load(model), resolve("auto"))
-        failed = segment_to_folder(found, out, predictor, progress=count)
+        failed = segment_to_folder(found, out, predictor, on_result=count)
     if failed:
         raise ScanError(f"{failed[0].case} could not be segmented: {failed[0].reason}")
 

@@ -51,7 +51,7 @@ def command(predictions: Path, reference: Path, out: Path, tolerance_mm: float, 
             bar.update(task, completed=done, total=total)
 
         with ending(lambda: f"{count[0]} of {count[1]} cases were scored, and nothing was written"):
-            evaluation = evaluate(predictions, reference, out, tolerance_mm, images=images, progress=step)
+            evaluation = evaluate(predictions, reference, out, tolerance_mm, images=images, on_progress=step)
     for warning in evaluation.warnings:
         notes.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False, soft_wrap=True)
     for failure in evaluation.failures:

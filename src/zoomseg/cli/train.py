@@ -216,7 +216,7 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
 
     with ending(lambda: f"the model in {out} is complete, its validation is not; --resume validates it"):
         failed = segment_to_folder(
-            scans, folder / "predictions", predictor, progress=keep, beside=beside, hear=rows.extend
+            scans, folder / "predictions", predictor, on_result=keep, beside=beside, on_organs=rows.extend
         )
         for case in failed:
             click.echo(f"failed: {case.case}: {case.reason}", err=True)

@@ -138,17 +138,17 @@ class _Facts:
 # --- audit ----------------------------------------------------------------------------------------
 
 
-def audit(dataset: Dataset, progress: Callable[[str], None] | None = None) -> Report:
+def audit(dataset: Dataset, on_progress: Callable[[str], None] | None = None) -> Report:
     """Read every case of a data set and report what is wrong with it.
 
     Args:
-        progress: called with the id of each case when it has been read.
+        on_progress: called with the id of each case when it has been read.
     """
     facts: list[_Facts] = []
     for case in dataset.cases:
         facts.append(_audit_case(dataset, case))
-        if progress is not None:
-            progress(case.id)
+        if on_progress is not None:
+            on_progress(case.id)
     findings = [f for fact in facts for f in fact.findings]
     findings += _absent_labels(dataset, facts)
     findings += _names(dataset, facts)
@@ -395,7 +395,7 @@ def _sides(facts: Iterable[_Facts]) -> list[Finding]:
 
 
 def repair(
-    dataset: Dataset, report: Report, out: Path, progress: Callable[[str], None] | None = None
+    dataset: Dataset, report: Report, out: Path, on_progress: Callable[[str], None] | None = None
 ) -> Repair:
     """Write a repaired copy in nnU-Net raw layout; the source is never changed.
 
@@ -423,8 +423,8 @@ def repair(
         _write_case(dataset, case, out, kinds)
         if kinds:
             mended.append(case.id)
-        if progress is not None:
-            progress(case.id)
+        if on_progress is not None:
+            on_progress(case.id)
     write_json_atomic(out / "dataset.json", _description(dataset, kept))
     unchanged = tuple(case.id for case in kept if case.id not in mended)
     remaining = tuple(f for f in report.findings if not f.fixable and f.case not in left_out)

@@ -112,11 +112,11 @@ def _meaning(name: str) -> Meaning:
 # --- survey ---------------------------------------------------------------------------------------
 
 
-def survey(root: Path, progress: Callable[[str], None] | None = None) -> Survey:
+def survey(root: Path, on_progress: Callable[[str], None] | None = None) -> Survey:
     """Read all objects in a folder that hold labels, and find the series that they were drawn on.
 
     Args:
-        progress: called with the id of each labelled series when what was drawn on it has been read.
+        on_progress: called with the id of each labelled series when what was drawn on it has been read.
 
     Raises:
         ScanError: as ``find_series``.
@@ -144,8 +144,8 @@ def survey(root: Path, progress: Callable[[str], None] | None = None) -> Survey:
         notes += [*structures.notes, *(f"{ids[index]}: {note}" for note in stack.series.notes)]
         if structures.names:
             cases.append(DicomCase(ids[index], stack, tuple(objects), structures.names))
-        if progress is not None:
-            progress(ids[index])
+        if on_progress is not None:
+            on_progress(ids[index])
     if not cases:
         why = problems[0] if problems else "nothing is drawn in SEG or RTSTRUCT objects"
         raise DatasetError(f"{root}: DICOM without labels that can be used ({why})")
@@ -224,7 +224,7 @@ def _drawings(path: Path, structures: Structures) -> dict[Meaning, _Drawing]:
 # --- conversion -----------------------------------------------------------------------------------
 
 
-def convert(found: Survey, out: Path, progress: Callable[[str], None] | None = None) -> Conversion:
+def convert(found: Survey, out: Path, on_progress: Callable[[str], None] | None = None) -> Conversion:
     """Write the cases in nnU-Net raw layout: intensities as they are, labels on the series' own voxels. A
     label that was not drawn in a case, or lies wholly under others, is not listed as annotated there.
 
@@ -247,8 +247,8 @@ def convert(found: Survey, out: Path, progress: Callable[[str], None] | None = N
             problems.append(f"{case.id}: {error}")
         else:
             notes += [f"{case.id}: '{name}' lies wholly under other structures; left out" for name in hidden]
-        if progress is not None:
-            progress(case.id)
+        if on_progress is not None:
+            on_progress(case.id)
     if not annotated:
         raise DatasetError(f"{found.root}: no case can be converted ({problems[0]})")
     write_json_atomic(out / "dataset.json", _description(out.name, channel, schema, annotated))

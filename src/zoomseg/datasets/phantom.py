@@ -517,11 +517,11 @@ def write_phantom_dataset(
     cases: int,
     seed: int = 0,
     size: Size | Grid = "demo",
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write phantoms ``seed .. seed + cases - 1`` as a data set in nnU-Net raw layout (int16 NIfTI).
 
-    ``progress`` is called with (cases written, cases in all). ``dataset.json`` comes last: without
+    ``on_progress`` is called with (cases written, cases in all). ``dataset.json`` comes last: without
     it the folder is not a data set.
 
     Raises:
@@ -529,16 +529,16 @@ def write_phantom_dataset(
     """
     images, labels = writable_directory(path / "imagesTr"), writable_directory(path / "labelsTr")
     for done in range(cases):
-        if progress is not None:
-            progress(done, cases)
+        if on_progress is not None:
+            on_progress(done, cases)
         case = phantom_case(seed + done, size)
         assert case.labels is not None
         write_array(
             images / f"{case.id}_0000.nii.gz", case.image.data[0].numpy().astype(np.int16), case.image.grid
         )
         write_labels(labels / f"{case.id}.nii.gz", case.labels)
-    if progress is not None:
-        progress(cases, cases)
+    if on_progress is not None:
+        on_progress(cases, cases)
     write_text_atomic(path / "dataset.json", json.dumps(_description(cases), indent=1))
 
 

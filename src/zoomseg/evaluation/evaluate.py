@@ -46,7 +46,7 @@ def evaluate(
     images: Path | Dataset | None = None,
     training_log: Path | None = None,
     provenance: Mapping[str, object] | None = None,
-    progress: OnCaseScored | None = None,
+    on_progress: OnCaseScored | None = None,
 ) -> Evaluation:
     """Score every case that has a prediction and a reference, and write the results to ``out``.
 
@@ -72,7 +72,7 @@ def evaluate(
     reference = reference if isinstance(reference, Dataset) else Path(reference)
     pairs = find_pairs(predictions, reference, schema, images)
     writable_directory(out)
-    cases, failures = _score_all(pairs, tolerance_mm, progress)
+    cases, failures = _score_all(pairs, tolerance_mm, on_progress)
     if not cases:
         raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
     warnings = (*pairs.warnings, *_header_notes(pairs), *_copies(cases), *_without_stages(pairs))
@@ -106,7 +106,7 @@ def write_all(
 
 
 def _score_all(
-    pairs: Pairs, tolerance_mm: float, progress: OnCaseScored | None
+    pairs: Pairs, tolerance_mm: float, on_progress: OnCaseScored | None
 ) -> tuple[list[CaseResult], list[Failure]]:
     done: dict[str, CaseResult | Failure] = {}
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -115,8 +115,8 @@ def _score_all(
             for future in as_completed(waiting):
                 case = waiting[future].id
                 done[case] = future.result()
-                if progress is not None:
-                    progress(case, len(done), len(waiting))
+                if on_progress is not None:
+                    on_progress(case, len(done), len(waiting))
         except BaseException:  # an interrupted user does not wait for the cases not yet begun
             pool.shutdown(wait=False, cancel_futures=True)
             raise

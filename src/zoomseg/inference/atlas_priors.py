@@ -37,13 +37,13 @@ def _silent(case: str, done: int, total: int) -> None:
 
 
 def of_model(
-    model: Bundle, warn: Callable[[str], None] = _warn, progress: OnRegistration = _silent
+    model: Bundle, warn: Callable[[str], None] = _warn, on_progress: OnRegistration = _silent
 ) -> AtlasOf | None:
     """Priors by a model's own atlases; None if it uses none.
 
     Args:
         warn: is told of every atlas that is dropped, and for which case.
-        progress: registration takes many seconds for each atlas.
+        on_progress: registration takes many seconds for each atlas.
 
     Raises:
         ModelError: its atlases are not in its folder, or damaged.
@@ -62,7 +62,7 @@ def of_model(
         return library.prior(
             scan.image,
             on_warning=lambda message: warn(f"{scan.id}: {message}"),
-            progress=lambda done, total: progress(scan.id, done, total),
+            on_progress=lambda done, total: on_progress(scan.id, done, total),
         )
 
     return prior

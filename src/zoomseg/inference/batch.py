@@ -93,18 +93,18 @@ def segment(
     scans: Iterable[ScanInput],
     out: Path,
     predictor: Predictor,
-    settle: OnResult,
+    on_result: OnResult,
     organs: tuple[str, ...] | None = None,
-    tell: OnScanProgress = ignore_progress,
+    on_progress: OnScanProgress = ignore_progress,
     ahead: bool = True,
     beside: ExtraOutputs = LABELS_ALONE,
 ) -> None:
     """Read, predict and write scans, to ``out/<case>.nii.gz``.
 
     Args:
-        settle: gets the outcomes in the order of the scans, each as soon as it is written, in the thread
+        on_result: gets the outcomes in the order of the scans, each as soon as it is written, in the thread
             that writes; what it raises ends the batch.
-        tell: called in the caller's thread.
+        on_progress: called in the caller's thread.
         ahead: whether reading, computing and writing overlap. Then up to three scans are in memory (one
             coming, one computed, one being written), else one.
         beside: what is written with each label map.
@@ -114,7 +114,7 @@ def segment(
         KeyboardInterrupt: at once, but for a result that is being written: it is written and settled.
     """
     with ThreadPoolExecutor(1, "zoomseg-write") as writer:
-        _Batch(iter(scans), out, predictor, settle, organs, tell, ahead, beside, writer).run()
+        _Batch(iter(scans), out, predictor, on_result, organs, on_progress, ahead, beside, writer).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +206,7 @@ class _Batch:
         result = _tried(
             scan,
             lambda: self.predictor.predict(
-                case, self.organs, keep=self.beside.stages, tell=tell, alone=self._await_others
+                case, self.organs, keep=self.beside.stages, on_progress=tell, alone=self._await_others
             ),
         )
         if isinstance(result, Failed):

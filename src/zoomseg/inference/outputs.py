@@ -46,20 +46,20 @@ def segment_to_folder(
     out: Path,
     predictor: Predictor,
     organs: tuple[str, ...] | None = None,
-    progress: Callable[[Outcome], None] | None = None,
-    tell: OnScanProgress = batch.ignore_progress,
+    on_result: Callable[[Outcome], None] | None = None,
+    on_progress: OnScanProgress = batch.ignore_progress,
     ahead: bool = True,
     beside: ExtraOutputs = LABELS_ALONE,
-    hear: OnResult | None = None,
+    on_organs: OnResult | None = None,
     notes: Sequence[str] = (),
 ) -> tuple[Failed, ...]:
     """Segment scans into ``out`` with ``summary.csv``, ``review.csv`` and ``run.json``; the failed ones are
     returned.
 
     Args:
-        progress: told of every scan that is done with, in order, in the thread that writes.
-        hear: before that, in the same thread.
-        tell, ahead, beside: as in ``inference.batch.segment``.
+        on_result: told of every scan that is done with, in order, in the thread that writes.
+        on_organs: before that, in the same thread.
+        on_progress, ahead, beside: as in ``inference.batch.segment``.
         notes: on the folders that the scans were found in, for ``run.json``.
 
     Raises:
@@ -84,8 +84,8 @@ def segment_to_folder(
             case Segmented():
                 found, outcome = _summed_up(outcome, predictor, chosen)
                 rows.extend(found)
-                if hear is not None:
-                    hear(found)
+                if on_organs is not None:
+                    on_organs(found)
                 run["cases"][outcome.case] = _account(outcome)
             case Failed():
                 failed.append(outcome)
@@ -94,10 +94,10 @@ def segment_to_folder(
         write_summary(out / "summary.csv", rows)
         write_review(out / "review.csv", rows)
         write_json_atomic(out / "run.json", run)
-        if progress is not None:
-            progress(outcome)
+        if on_result is not None:
+            on_result(outcome)
 
-    batch.segment(scans, out, predictor, settle, chosen, tell, ahead, beside)
+    batch.segment(scans, out, predictor, settle, chosen, on_progress, ahead, beside)
     return tuple(failed)
 
 

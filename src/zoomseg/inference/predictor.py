@@ -224,10 +224,10 @@ class Predictor:
         case: Case,
         organs: tuple[str, ...] | None = None,
         keep: bool = True,
-        tell: OnProgress = ignore_progress,
+        on_progress: OnProgress = ignore_progress,
         alone: Callable[[], None] = memory_limits.alone,
     ) -> Prediction:
-        """Segment one scan; ``keep`` and ``tell`` as in ``cascade``, ``alone`` as in ``MemoryLimits.fit``.
+        """Segment one scan; ``keep`` and ``on_progress`` as in ``cascade``, ``alone`` as in ``MemoryLimits.fit``.
 
         Raises:
             GeometryError: the scan has not as many channels as the model.
@@ -259,7 +259,7 @@ class Predictor:
             organs,
             self._atlas_of,
             keep,
-            tell,
+            on_progress,
             fit,
             look_farther=True,
             known=None if bundle.domain is None else bundle.domain.organs,
@@ -354,7 +354,7 @@ def cascade(
     organs: tuple[str, ...] | None = None,
     atlas_of: AtlasOf | None = None,
     keep: bool = True,
-    tell: OnProgress = ignore_progress,
+    on_progress: OnProgress = ignore_progress,
     fit: Callable[
         [stage_input.StageView, bool], tuple[stage_input.StageView, int | None]
     ] = lambda view, whole: (
@@ -397,7 +397,7 @@ def cascade(
             view: stage_input.StageView, whole: bool = whole, labels: tuple[str, ...] = labels
         ) -> _Pass:
             fitting, together = fit(view, whole)
-            course = SlidingWindow(fitting, scan, priors, labels, network_of(view), device, together, tell)
+            course = SlidingWindow(fitting, scan, priors, labels, network_of(view), device, together, on_progress)
             hearing = UncertaintyEstimator(labels, view.region, roi_expansion.open_sides_of(view, scan))
             if not whole:
                 course.paint(canvas, hearing)

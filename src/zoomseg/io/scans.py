@@ -131,7 +131,7 @@ def _silent(note: str) -> None:
 
 
 def find_scans(
-    path: Path, tell: Callable[[str], None] = _silent, apart: Container[str] = ()
+    path: Path, on_note: Callable[[str], None] = _silent, apart: Container[str] = ()
 ) -> list[ScanInput]:
     """The cases in a file or folder. ``<case>_0000, <case>_0001, ...`` are channels of one case if they
     count from 0000; every other file is a case of its own.
@@ -141,7 +141,8 @@ def find_scans(
     too.
 
     Args:
-        tell: gets notes of files that were read as channels, and of what was left out of DICOM. What had to
+        on_note: gets notes of files that were read as channels, and of what was left out of DICOM. What had
+            to
             be done to make the rest a volume is said with each case (see ``notes_on``).
         apart: names of files that are known to be cases of their own.
 
@@ -150,7 +151,7 @@ def find_scans(
     """
     path = Path(path)
     if os.path.isfile(path):
-        if scan_suffix(path) is None and (found := _dicom_scans(path, tell)):
+        if scan_suffix(path) is None and (found := _dicom_scans(path, on_note)):
             return found
         _require_suffix(path)
         case, channel = split_channel(scan_name(path))
@@ -162,13 +163,13 @@ def find_scans(
     files = scan_files(path)
     if files and _dicom_beside(path):
         what = f"only {files[0].name} and the like are read, the DICOM objects or zips beside them are not"
-        tell(f"{path}: {what}; give those in a folder of their own")
-    found = _group_channels(files, apart) if files else _dicom_scans(path, tell)
+        on_note(f"{path}: {what}; give those in a folder of their own")
+    found = _group_channels(files, apart) if files else _dicom_scans(path, on_note)
     if not found:
         raise ScanError(f"{path}: no scans in this folder; supported are {_SUPPORTED}")
     note = as_channels(found)
     if note is not None:
-        tell(
+        on_note(
             f"{path}: {note}; if each is a scan of its own, give the files, not their folder, or rename them"
         )
     return found
@@ -201,13 +202,13 @@ def _dicom_beside(folder: Path) -> bool:
         return False
 
 
-def _dicom_scans(path: Path, tell: Callable[[str], None]) -> list[ScanInput]:
+def _dicom_scans(path: Path, on_note: Callable[[str], None]) -> list[ScanInput]:
     from zoomseg.io.dicom.read.series_discovery import case_names, find_series
 
     found = find_series(path)
     names = case_names(path, found)
     for note in found.notes:
-        tell(note)
+        on_note(note)
     series: tuple[Stack | Refused, ...] = (*found.stacks, *found.refused)
     return [ScanInput(name, (path,), one) for name, one in zip(names, series, strict=True)]
 
@@ -520,13 +521,13 @@ def header_notes_by_case(files: Mapping[str, Iterable[Path]]) -> list[str]:
     return [f"{note} (case {listed(cases)})" for note, cases in found.values()]
 
 
-def the_scan(path: Path, tell: Callable[[str], None] = _silent) -> ScanInput:
-    """The one scan in a file or folder; ``tell`` as in ``find_scans``.
+def the_scan(path: Path, on_note: Callable[[str], None] = _silent) -> ScanInput:
+    """The one scan in a file or folder; ``on_note`` as in ``find_scans``.
 
     Raises:
         ScanError: there is none, or several.
     """
-    found = find_scans(path, tell)
+    found = find_scans(path, on_note)
     if len(found) > 1:
         raise ScanError(f"{path}: holds {len(found)} scans, among them {found[0].id}; give one")
     return found[0]

@@ -20,18 +20,18 @@ def open_sides_of(view: StageView, scan: PreparedScan) -> OpenSides:
     return widening.open_sides(view.grid, scan.grid)
 
 
-def cut_organs(view: StageView, signs: Mapping[str, Uncertainty]) -> tuple[str, ...]:
+def cut_organs(view: StageView, uncertainty: Mapping[str, Uncertainty]) -> tuple[str, ...]:
     """The organs that the region may have cut; none where it is not another stage that placed it."""
     if not isinstance(view.stage.roi, BoxAround | DilatedForeground | ProbabilityTimesAtlas):
         return ()
-    return tuple(name for name, s in signs.items() if widening.is_cut(s.voxels, s.at_end))
+    return tuple(name for name, s in uncertainty.items() if widening.is_cut(s.voxels, s.at_end))
 
 
 def expanded(
-    view: StageView, scan: PreparedScan, hearing: UncertaintyEstimator, organs: tuple[str, ...]
+    view: StageView, scan: PreparedScan, estimator: UncertaintyEstimator, organs: tuple[str, ...]
 ) -> StageView:
     """The view that also looks ``MARGIN_MM`` beyond where these organs reached its end."""
-    at, region = hearing.at_end(organs).numpy(), view.region
+    at, region = estimator.at_end(organs).numpy(), view.region
     if isinstance(view.stage.grid, FixedShape):
         box = scan.grid.box_of(view.grid, region.box)
         box = widening.grown(box, widening.sides_at(at, region.box), scan.grid)

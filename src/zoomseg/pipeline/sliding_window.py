@@ -88,7 +88,7 @@ class SlidingWindow:
         network: StageNetwork,
         device: Device,
         together: int | None = None,
-        tell: OnProgress = ignore_progress,
+        on_progress: OnProgress = ignore_progress,
     ) -> None:
         """``together``: so many tiles are computed at once; None: as many as keep the device busy."""
         self.view = view
@@ -98,7 +98,7 @@ class SlidingWindow:
         self._network = network
         self._device = device
         self._together = together or device.tiles_at_once(math.prod(view.stage.grid.tile))
-        self._tell = tell
+        self._tell = on_progress
         spec = view.stage.grid
         halo = networks.halo(view.stage.network, spec.padding)
         self.tiling = cover(view.region, spec.tile, halo, spec.overlap)
@@ -133,23 +133,23 @@ class SlidingWindow:
         for tile, answer in zip(tiles, answers, strict=True):
             stitcher.add(tile, answer)
 
-    def prior(self, hearing: UncertaintyEstimator | None = None) -> StagePrediction:
-        """The answer as a whole; ``hearing`` hears it."""
+    def prior(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
+        """The answer as a whole; ``estimator`` hears it."""
         parts = []
         for slab, planes in self._placed():
-            if hearing is not None:
-                hearing.add(slab, planes)
+            if estimator is not None:
+                estimator.add(slab, planes)
             parts.append(slab.clone())
         whole = torch.cat(parts, dim=3).cpu()
         return StagePrediction(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
 
-    def paint(self, canvas: fusion.FusedLabelMap, hearing: UncertaintyEstimator) -> None:
-        """Enter the answer into the label map slab by slab; ``hearing`` hears it."""
+    def paint(self, canvas: fusion.FusedLabelMap, estimator: UncertaintyEstimator) -> None:
+        """Enter the answer into the label map slab by slab; ``estimator`` hears it."""
         painter = fusion.SlabFusion(
             canvas, self.grid, self.labels, self.view.region, self.view.stage.argmax_on
         )
         for slab, planes in self._placed():
-            hearing.add(slab, planes)
+            estimator.add(slab, planes)
             painter.add(slab)
 
     def _placed(self) -> Iterator[tuple[Tensor, Box]]:

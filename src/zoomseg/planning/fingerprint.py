@@ -122,7 +122,7 @@ class _Seen:
 def take(
     dataset: Dataset,
     ids: Sequence[str],
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     look: Callable[[Case], None] | None = None,
 ) -> Fingerprint:
     """Read a spread of the training cases.
@@ -143,8 +143,8 @@ def take(
     seen: list[dict[str, _Seen]] = []
     units: list[tuple[bool, ...]] = []
     for done, case in enumerate(cases_of(dataset, chosen)):
-        if progress is not None:
-            progress(done, len(chosen))
+        if on_progress is not None:
+            on_progress(done, len(chosen))
         if look is not None:
             look(case)
         grid = Orientation.to_canonical(case.image.grid).grid(case.image.grid)

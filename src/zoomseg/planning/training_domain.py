@@ -43,7 +43,7 @@ def sample(case: Case) -> CaseSample:
 
 
 def samples(
-    dataset: Dataset, ids: Sequence[str], progress: Callable[[int, int], None] | None = None
+    dataset: Dataset, ids: Sequence[str], on_progress: Callable[[int, int], None] | None = None
 ) -> list[CaseSample]:
     """Of a spread of training cases.
 
@@ -52,8 +52,8 @@ def samples(
     """
     chosen, found = spread(ids, MAX_CASES), []
     for done, case in enumerate(cases_of(dataset, chosen)):
-        if progress is not None:
-            progress(done, len(chosen))
+        if on_progress is not None:
+            on_progress(done, len(chosen))
         found.append(sample(case))
     return found
 

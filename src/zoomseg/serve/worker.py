@@ -171,7 +171,7 @@ def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Pre
         tell(Step("registering atlases", done, total))
 
     trained, where = bundle.load(Path(model)), resolve(device)
-    atlas_of = atlas_priors.of_model(trained, progress=register)
+    atlas_of = atlas_priors.of_model(trained, on_progress=register)
     return Predictor(trained, where, atlas_of, MemoryLimits(where, "free"))
 
 
@@ -203,8 +203,8 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         [replace(scan, id=task.case)],
         out,
         predictor,
-        progress=settle,
-        tell=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
+        on_result=settle,
+        on_progress=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
         beside=ExtraOutputs(dicom=() if scan.dicom is None else tuple(DicomResult), slicer=True),
         notes=notes,
     )

@@ -117,7 +117,7 @@ def test_prior_is_the_fused_labels_on_the_atlas_grid(calls: list[int]) -> None:
 
 def test_progress_counts_atlases_and_fusion(library: AtlasLibrary, calls: list[int]) -> None:
     seen: list[tuple[int, int]] = []
-    library.prior(case(9)[1], progress=lambda done, total: seen.append((done, total)))
+    library.prior(case(9)[1], on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 

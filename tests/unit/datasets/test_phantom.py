@@ -127,7 +127,7 @@ def test_demo_grid_is_anisotropic_and_holds_the_torso() -> None:
 
 def test_a_data_set_on_disk_gives_the_cases_back(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    write_phantom_dataset(tmp_path, 2, seed=7, size="small", progress=lambda *a: seen.append(a))
+    write_phantom_dataset(tmp_path, 2, seed=7, size="small", on_progress=lambda *a: seen.append(a))
     assert seen == [(0, 2), (1, 2), (2, 2)]
     dataset = open_dataset(tmp_path)
     assert dataset.schema == PHANTOM_SCHEMA
@@ -152,7 +152,7 @@ def test_an_interrupted_write_does_not_look_like_a_data_set(tmp_path: Path) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_phantom_dataset(tmp_path, 3, size="small", progress=stop)
+        write_phantom_dataset(tmp_path, 3, size="small", on_progress=stop)
     assert not (tmp_path / "dataset.json").exists()
 
 

@@ -147,7 +147,7 @@ def test_scan_that_cannot_be_read_is_only_missing_from_the_picture(folders, tmp_
 
 def test_progress_counts_every_case(folders, tmp_path):
     calls: list[tuple[str, int, int]] = []
-    evaluate(*folders, tmp_path / "out", progress=lambda *call: calls.append(call))
+    evaluate(*folders, tmp_path / "out", on_progress=lambda *call: calls.append(call))
     assert [(done, total) for _, done, total in calls] == [(1, 3), (2, 3), (3, 3)]
     assert {case for case, _, _ in calls} == {"a", "b", "c"}
 
@@ -157,14 +157,14 @@ def test_an_interrupted_evaluation_stops_and_writes_nothing(folders, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(*folders, tmp_path / "out", progress=interrupt)
+        evaluate(*folders, tmp_path / "out", on_progress=interrupt)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_unwritable_place_is_found_before_the_work(folders, tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(OutputError, match="cannot be written"):
-        evaluate(*folders, tmp_path / "out", progress=lambda *_: pytest.fail("scored in vain"))
+        evaluate(*folders, tmp_path / "out", on_progress=lambda *_: pytest.fail("scored in vain"))
 
 
 @pytest.mark.parametrize("tolerance_mm", [-1.0, math.nan, math.inf])

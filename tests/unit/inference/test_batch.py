@@ -461,7 +461,7 @@ def test_progress_names_the_scan(scans: tuple[ScanInput, ...], tmp_path: Path) -
     told: list[tuple[str, TileProgress]] = []
     outcomes: list[Segmented | Failed] = []
     tell = lambda case, progress: told.append((case, progress))  # noqa: E731
-    segment(scans, tmp_path, predictor(), outcomes.append, tell=tell)
+    segment(scans, tmp_path, predictor(), outcomes.append, on_progress=tell)
     assert told[0][0] == "case_1"
     assert {case for case, _ in told} == {"case_1", "case_3"}
     (last,) = [o.result.records[-1] for o in outcomes if isinstance(o, Segmented) and o.case == "case_3"]

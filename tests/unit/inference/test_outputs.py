@@ -35,7 +35,7 @@ def scans(tmp_path: Path) -> tuple[ScanInput, ...]:
 
 def test_account_names_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
     told: list[Segmented | Failed] = []
-    failed = segment_to_folder(scans, tmp_path / "out", predictor(), progress=told.append)
+    failed = segment_to_folder(scans, tmp_path / "out", predictor(), on_result=told.append)
     assert [f.case for f in failed] == ["bad"]
     assert [t.case for t in told] == ["good", "bad"]
     run = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -110,7 +110,7 @@ def test_account_is_there_after_every_case(scans: tuple[ScanInput, ...], tmp_pat
         raise StoppedError
 
     with pytest.raises(StoppedError):
-        segment_to_folder(scans, tmp_path / "out", predictor(), progress=stop)
+        segment_to_folder(scans, tmp_path / "out", predictor(), on_result=stop)
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert list(run["cases"]) == ["good"]
     assert (tmp_path / "out" / "summary.csv").is_file()

@@ -37,7 +37,7 @@ def test_a_painted_answer_is_that_which_is_kept() -> None:
     heard, told = [], []
     canvas = FusedLabelMap.blank(scan.grid, SCHEMA)
     for whole in (True, False):
-        course = SlidingWindow(view, scan, {}, SCHEMA.names, bright, CPU, tell=told.append)
+        course = SlidingWindow(view, scan, {}, SCHEMA.names, bright, CPU, on_progress=told.append)
         hearing = UncertaintyEstimator(SCHEMA.names, region, CLOSED)
         if whole:
             prior = course.prior(hearing)
