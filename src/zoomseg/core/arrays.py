@@ -1,0 +1,36 @@
+"""Arrays of the pipeline: numpy's on a CPU, torch's on a GPU, one code for both.
+
+Code that takes ``Array`` uses the functions of the Python array API standard (data-apis.org/array-api) through
+``namespace``, and of methods only what numpy and torch share: operators, in-place ones included, indexing and
+``shape``. Torch is imported only where a tensor comes in.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = Any
+"""A ``numpy.ndarray`` or ``torch.Tensor``: they share no base that a type checker could be told of."""
+AnyNumpy = npt.NDArray[Any]
+
+
+def namespace(array: Array) -> Any:
+    """The array API functions of what an array is made with."""
+    return array_api_compat.array_namespace(array)
+
+
+def beside(values: AnyNumpy, array: Array) -> Array:
+    """``values`` as an array of the same library, on the same device as ``array``; nothing is copied where
+    both are in this machine's memory."""
+    if isinstance(array, np.ndarray):
+        return values
+    return namespace(array).asarray(values, device=array.device)
+
+
+def to_numpy(array: Array) -> AnyNumpy:
+    """The same values in this machine's memory; nothing is copied where they are."""
+    return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
