@@ -24,10 +24,9 @@ from zoomseg.cli.training_display import TrainingDisplay
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.evaluation.result import Evaluation
 from zoomseg.io.files import writable_directory, write_text_atomic
-from zoomseg.networks import build as networks
 from zoomseg.pipeline.inputs import prior_specs
 from zoomseg.planning.stage_plans import CT_CONTRAST, OTHER_CONTRAST, Contrast
-from zoomseg.recipe import load
+from zoomseg.recipe import load, network_shapes
 from zoomseg.recipe.spec import (
     AdamW,
     Augmentation,
@@ -73,7 +72,7 @@ def with_plain_network(stage: Stage) -> Stage:
     """The papers' U-Net, with the same channels at its upper four levels. It halves every axis three times:
     where patches do not allow that, the planned network stays."""
     network = UNet3D(channels=stage.network.channels[:4])
-    factors = zip(stage.training.patch, networks.divisor(network), strict=True)
+    factors = zip(stage.training.patch, network_shapes.divisor(network), strict=True)
     fits = all(size % factor == 0 for size, factor in factors)
     return stage.model_copy(update={"network": network}) if fits else stage
 

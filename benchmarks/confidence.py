@@ -46,7 +46,7 @@ def rows_of(name: str, change: str, scan: Scan, predictor: Predictor) -> list[di
         if sum(sizes) == 0 or (change != AS_IT_IS and sizes[0] < LEAST_VOXELS):
             continue
         dice = 2 * int((reference & answer).sum()) / sum(sizes)
-        signs = result.signs.get(organ)
+        signs = result.uncertainty.get(organ)
         own: dict[str, object] = {}
         if signs is not None:
             own = {

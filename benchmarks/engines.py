@@ -30,12 +30,13 @@ from torch import Tensor
 
 from zoomseg.backends.device import Device, resolve
 from zoomseg.backends.onnx_graph import to_onnx
+from zoomseg.backends.torch_networks import as_network, trained_network
 from zoomseg.core.case import Case
 from zoomseg.core.placing import Tile
-from zoomseg.inference.predictor import as_network, cascade, trained_network
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_image
 from zoomseg.networks.build import laid_out
+from zoomseg.pipeline.cascade import Cascade
 from zoomseg.pipeline.sliding_window import StageNetwork
 from zoomseg.pipeline.stage_input import StageView
 from zoomseg.recipe.spec import Stage
@@ -69,7 +70,7 @@ def tiles_of(model: bundle.Bundle, scan: Path) -> list[Array]:
             return look_on
         return as_network(as_predicted(model, view.stage), device)
 
-    cascade(Case(scan.name, read_image(scan)), model.recipe, model.schema, network, device)
+    Cascade(model.recipe, model.schema, network, device).run(Case(scan.name, read_image(scan)))
     return seen
 
 

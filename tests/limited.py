@@ -26,13 +26,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import tiny_recipe
 from zoomseg.backends.device import HOARDED, Device, keep_memory
+from zoomseg.backends.torch_networks import build_network
 from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import Volume
 from zoomseg.inference.memory_limits import MemoryLimits
-from zoomseg.inference.predictor import Predictor, build_network
+from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.resource_usage import highest_ram_mb
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from zoomseg.backends.torch_networks import build_network
 from zoomseg.core.labels import LabelSchema
 from zoomseg.export.package import manifest
 from zoomseg.export.runner.engines import Network
 from zoomseg.export.runner.pipeline import Pipeline, parse
 from zoomseg.export.runner.resample import FloatArray
-from zoomseg.inference.predictor import build_network
 from zoomseg.io.bundle import Bundle
 from zoomseg.recipe.spec import Recipe
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from tiny import CPU
 from zoomseg.core.geometry import Index3
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.networks.build import FLAT_AXIS
 from zoomseg.planning import fingerprint, plan
 from zoomseg.recipe import graph, spec
 from zoomseg.recipe.load import load
+from zoomseg.recipe.network_shapes import FLAT_AXIS
 
 
 def shrunk(name: str, data: Dataset, iterations: int) -> spec.Recipe:

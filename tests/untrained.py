@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from tiny import CPU, SCHEMA, tiny_recipe
-from zoomseg.inference.predictor import Predictor, build_network
+from zoomseg.backends.torch_networks import build_network
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle
 from zoomseg.recipe.spec import Recipe, UNet3D
 

@@ -12,9 +12,11 @@ import json
 import math
 from pathlib import Path
 
-from zoomseg.inference.predictor import build_network, input_channels
+from zoomseg.backends.torch_networks import build_network
 from zoomseg.io import bundle
 from zoomseg.networks import build as networks
+from zoomseg.pipeline.inputs import input_channels
+from zoomseg.recipe import network_shapes
 
 
 def describe(model: bundle.Bundle) -> dict[str, object]:
@@ -22,7 +24,7 @@ def describe(model: bundle.Bundle) -> dict[str, object]:
     stage, scans = model.recipe.stages[-1], len(model.channel_names)
     module = build_network(stage, model.recipe, model.schema, scans).eval()
     shape = (input_channels(stage, model.recipe, model.schema, scans), *stage.grid.tile)
-    answered = networks.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile)
+    answered = network_shapes.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile)
     return {
         "flops_per_voxel": 2 * networks.multiply_adds(module, shape) / math.prod(answered),
         "network": f"{stage.network.kind} {'-'.join(map(str, stage.network.channels))}",

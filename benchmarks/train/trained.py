@@ -12,7 +12,7 @@ import csv
 import json
 from pathlib import Path
 
-from zoomseg.inference.predictor import build_network
+from zoomseg.backends.torch_networks import build_network
 from zoomseg.io import bundle
 from zoomseg.recipe.spec import Stage
 

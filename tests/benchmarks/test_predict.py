@@ -67,7 +67,7 @@ def test_zoomseg_is_measured_from_end_to_end(tmp_path: Path) -> None:
 
 def fine_flops_per_voxel(model: bundle.Bundle) -> float:
     """Of the tiny recipe's last stage, whose network sees the scan and a prior of two organs."""
-    from zoomseg.inference.predictor import build_network
+    from zoomseg.backends.torch_networks import build_network
 
     fine = model.recipe.stages[-1]
     module = build_network(fine, model.recipe, model.schema, 1).eval()

@@ -218,7 +218,7 @@ def test_tables_of_the_concepts_name_no_choice_that_is_gone() -> None:
     assert len(named) > 10
     # Or a flag of summary.csv.
     flags = "".join(
-        (ROOT / "src" / "zoomseg" / "report" / f"{module}.py").read_text(encoding="utf-8")
-        for module in ("summary", "plausible")
+        (ROOT / "src" / "zoomseg" / f"{module}.py").read_text(encoding="utf-8")
+        for module in ("inference/summary", "anatomy/plausibility")
     )
     assert [word for word in named if f'"{word}"' not in json.dumps(schemas) + flags] == []

@@ -51,6 +51,6 @@ def test_it_trains_and_predicts_a_scan(name: str, folder: str, stages: int, tmp_
     case = dataset.load(dataset.cases[2])
     result = Predictor(bundle.load(tmp_path), CPU).predict(replace(case, labels=None))
     assert isinstance(case, Case)
-    assert set(result.priors) == {stage.name for stage in wanted.stages}
+    assert set(result.stages) == {stage.name for stage in wanted.stages}
     assert result.labels.grid.same_as(case.image.grid)
     assert all(record.tiles > 0 for record in result.records)

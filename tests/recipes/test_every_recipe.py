@@ -11,8 +11,9 @@ from shrunk import shrunk
 from tiny import CPU, tiny_case, tiny_dataset
 from zoomseg.core.case import Case
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.inference.predictor import Prediction, Predictor
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
+from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import load, names
 from zoomseg.recipe.spec import Recipe
@@ -52,8 +53,8 @@ def test_it_trains_and_predicts(name: str, data: Dataset, tmp_path: Path) -> Non
     rows, result = trained(recipe, data, tmp_path / "model")
     assert {row.stage for row in rows} == {stage.name for stage in recipe.stages}
     assert all(torch.isfinite(torch.tensor(row.loss)) for row in rows)
-    assert recipe.stages[0].name in result.priors
-    for stage, prior in result.priors.items():
+    assert recipe.stages[0].name in result.stages
+    for stage, prior in result.stages.items():
         sums = prior.probabilities.sum(dim=0)
         assert torch.allclose(sums, torch.ones_like(sums), atol=1e-4), stage
 
@@ -83,5 +84,5 @@ def test_flare_finds_small_organs_again_and_refines_each(data: Dataset, tmp_path
     rows, result = trained(graph.expand(fitted, data.schema), data, tmp_path / "model")
     expected = {"coarse", "relocate", "refine-left_kidney", "refine-right_kidney"}
     assert {row.stage for row in rows} == expected
-    assert set(result.priors) == expected
-    assert result.priors["refine-left_kidney"].labels == ("left kidney",)
+    assert set(result.stages) == expected
+    assert result.stages["refine-left_kidney"].labels == ("left kidney",)

@@ -8,6 +8,7 @@ from torch import nn
 
 from zoomseg.networks import build as networks
 from zoomseg.networks.aspp import ResUNetASPP
+from zoomseg.recipe import network_shapes
 from zoomseg.recipe import spec as specs
 from zoomseg.recipe.load import load
 
@@ -71,12 +72,12 @@ def test_a_group_differs_in_its_last_layer_only(classes: int) -> None:
 
 
 def test_four_layers_down_and_four_up() -> None:
-    assert networks.divisor(SPEC) == (16, 16, 16)
+    assert network_shapes.divisor(SPEC) == (16, 16, 16)
     module = module_of(CLASSES)
     strided = [m for m in module.modules() if isinstance(m, nn.Conv3d) and m.stride == (2, 2, 2)]
     assert len(strided) == 4
-    assert networks.check_input_shape(SPEC, "same", (128, 128, 128)) == (128, 128, 128)
-    assert networks.check_input_shape(SPEC, "same", (160, 160, 160)) == (160, 160, 160)
+    assert network_shapes.check_input_shape(SPEC, "same", (128, 128, 128)) == (128, 128, 128)
+    assert network_shapes.check_input_shape(SPEC, "same", (160, 160, 160)) == (160, 160, 160)
     logits = module(torch.empty(1, 1, 160, 160, 160, device="meta"))
     assert [tuple(t.shape) for t in logits] == [(1, 14, 160, 160, 160)]
 

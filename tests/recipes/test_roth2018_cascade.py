@@ -10,7 +10,7 @@ from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import cover
 from zoomseg.networks import build as networks
-from zoomseg.recipe import graph, load
+from zoomseg.recipe import graph, load, network_shapes
 from zoomseg.recipe.spec import (
     SGD,
     BodyMask,
@@ -79,7 +79,11 @@ def test_how_both_stages_learn(recipe: Recipe) -> None:
 def test_a_tile_of_132x132x116_answers_44x44x28_with_19_million_parameters(recipe: Recipe) -> None:
     """Fig. 5 and Section 3.5; seven organs and the background (Table 1)."""
     for stage in recipe.stages:
-        assert networks.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile) == (44, 44, 28)
+        assert network_shapes.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile) == (
+            44,
+            44,
+            28,
+        )
         with torch.device("meta"):
             module = networks.build(stage.network, 1, 8, stage.grid.padding).eval()
             logits = module(torch.zeros(1, 1, *stage.grid.tile))
@@ -92,10 +96,10 @@ def rate(stage: Stage, step: tuple[int, int, int]) -> float:
 
     The region is exactly tiled by tiles ``step`` voxels apart, the middle a whole number of steps.
     """
-    inner = networks.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile)
+    inner = network_shapes.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile)
     shape = tuple(n + 12 * s for n, s in zip(inner, step, strict=True))
     region = Region.whole(Grid(shape, np.eye(4)))  # type: ignore[arg-type]
-    halo = networks.halo(stage.network, stage.grid.padding)
+    halo = network_shapes.halo(stage.network, stage.grid.padding)
     tiling = cover(region, stage.grid.tile, halo, stage.grid.overlap)
     middle = Box(*(tuple(n * s for s in step) for n in (4, 8)))  # type: ignore[arg-type]
     return sum(tile.inner.intersect(middle).voxels for tile in tiling.tiles) / middle.voxels

@@ -13,7 +13,7 @@ from shrunk import shrunk
 from tiny import CPU, tiny_dataset
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.networks import build as networks
-from zoomseg.recipe import graph, load
+from zoomseg.recipe import graph, load, network_shapes
 from zoomseg.recipe.spec import (
     AdamW,
     Downsample,
@@ -53,7 +53,7 @@ def test_levels(recipe: Recipe) -> None:
         assert stage.grid.padding == "same"
         assert stage.training.patch == (64, 64, 64)
         assert all(n > 64 for n in stage.grid.tile)  # "larger input size" at prediction
-        assert networks.check_input_shape(stage.network, "same", stage.grid.tile) == stage.grid.tile
+        assert network_shapes.check_input_shape(stage.network, "same", stage.grid.tile) == stage.grid.tile
 
 
 def test_how_it_learns(recipe: Recipe) -> None:

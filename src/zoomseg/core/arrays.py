@@ -1,8 +1,8 @@
 """Arrays of the pipeline: numpy's on a CPU, torch's on a GPU, one code for both.
 
-Code that takes ``Array`` uses the functions of the Python array API standard (data-apis.org/array-api) through
-``namespace``, and of methods only what numpy and torch share: operators, in-place ones included, indexing and
-``shape``. Torch is imported only where a tensor comes in.
+Code that takes ``Array`` uses the functions of the Python array API standard (data-apis.org/array-api)
+through ``namespace``, and of methods only what numpy and torch share: operators, in-place ones included,
+indexing and ``shape``. Torch is imported only where a tensor comes in.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from zoomseg.atlas.library import atlas_grid
 from zoomseg.backends.device import Device
+from zoomseg.backends.torch_networks import check_tile
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Box, Grid, Orientation
@@ -34,11 +35,11 @@ from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.inference.atlas_priors import AtlasOf
-from zoomseg.inference.predictor import Prediction, cascade, check_tile, input_channels
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.pipeline import fusion
+from zoomseg.pipeline.cascade import AtlasPriorOf, Cascade, Prediction
 from zoomseg.pipeline.grid import stage_grid
+from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.sliding_window import StageNetwork, StageNetworkOf
 from zoomseg.pipeline.stage_input import PreparedScan, StageView
 from zoomseg.recipe import graph
@@ -86,7 +87,7 @@ def oracle(reference: LabelMap) -> StageNetworkOf:
     return network_of
 
 
-def atlas_oracle(spec: AtlasSpec) -> AtlasOf:
+def atlas_oracle(spec: AtlasSpec) -> AtlasPriorOf:
     """The reference as the atlas prior, on the atlas's grid."""
 
     def atlas_of(scan: PreparedScan) -> StagePrediction:
@@ -150,7 +151,7 @@ def best(case: Case, recipe: Recipe, device: Device) -> Prediction:
         raise DatasetError(f"case {case.id} has no labels, so there is no ceiling")
     reference = case.labels.reoriented(Orientation.to_canonical(case.image.grid))
     atlas_of = None if recipe.atlas is None else atlas_oracle(recipe.atlas)
-    return cascade(case, recipe, reference.schema, oracle(reference), device, atlas_of=atlas_of)
+    return Cascade(recipe, reference.schema, oracle(reference), device, atlas_of).run(case)
 
 
 def measure(case: Case, recipe: Recipe, device: Device) -> tuple[UpperBound, ...]:
@@ -168,7 +169,7 @@ def measure(case: Case, recipe: Recipe, device: Device) -> tuple[UpperBound, ...
     last = answering(recipe, schema)
     shown = [o for o in last if o in reached and (case.annotated is None or o in case.annotated)]
     stages = {last[organ].name: last[organ] for organ in shown}
-    parts = {name: _part(stage, result.priors.get(name), reference) for name, stage in stages.items()}
+    parts = {name: _part(stage, result.stages.get(name), reference) for name, stage in stages.items()}
     rows: list[UpperBound] = []
     for organ in shown:
         stage, part = last[organ], parts[last[organ].name]

@@ -22,33 +22,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from zoomseg.backends.torch_networks import trained_network
 from zoomseg.core.errors import OutputError, RecipeError, ZoomSegError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.export.runner.pipeline import CHECKSUM, FORMAT, MANIFEST
-from zoomseg.inference.predictor import input_channels, trained_network
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import atomic_path, writable_directory
-from zoomseg.networks import build as networks
 from zoomseg.pipeline import inputs
-from zoomseg.recipe import graph
+from zoomseg.pipeline.inputs import input_channels
+from zoomseg.recipe import graph, network_shapes
 from zoomseg.recipe.spec import BoxAround, InputSpec, PriorInput, Recipe, Stage
 
 RUNNER = "export/runner"
 CARRIED = (
     "core/dilation.py",
-    "core/training_domain.py",
     "core/errors.py",
     "core/geometry.py",
     "core/labels.py",
     "core/placing.py",
     "anatomy/positions.py",
-    "anatomy/sides.py",
+    "core/sides.py",
     "core/weights.py",
     "core/widening.py",
     "core/window.py",
     "io/files.py",
     "io/header_limits.py",
     "io/nifti_header.py",
+    "io/training_domain.py",
 )
 """Modules of the package that the runner imports; they need numpy and nibabel, and nothing else."""
 
@@ -144,7 +144,7 @@ def _texts(bundle: Bundle, models: Mapping[str, bytes]) -> Iterator[tuple[str, s
     runner = sorted(f.name for f in (package / RUNNER).iterdir() if f.name.endswith(".py"))
     for name in (*CARRIED, *(f"{RUNNER}/{file}" for file in runner)):
         yield f"zoomseg/{name}", (package / name).read_text(encoding="utf-8")
-    for folder in ("", "core/", "io/", "export/"):
+    for folder in ("", "anatomy/", "core/", "io/", "export/"):
         yield f"zoomseg/{folder}__init__.py", ""
 
 
@@ -170,7 +170,7 @@ def manifest(bundle: Bundle, models: Mapping[str, bytes]) -> dict[str, Any]:
             stage.name: {
                 "file": _file(stage.name),
                 "sha256": hashlib.sha256(models[stage.name]).hexdigest(),
-                "halo": networks.halo(stage.network, stage.grid.padding),
+                "halo": network_shapes.halo(stage.network, stage.grid.padding),
             }
             for stage in recipe.stages
         },

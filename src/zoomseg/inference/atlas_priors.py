@@ -9,14 +9,12 @@ from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import ModelError
 from zoomseg.io.bundle import ATLASES, Bundle
 from zoomseg.pipeline import stage_input
+from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe
 
 FOLDER = ATLASES
 """In the model's folder."""
-
-AtlasOf = Callable[[stage_input.PreparedScan], StagePrediction]
-"""What gives the atlas prior of a scan."""
 
 OnRegistration = Callable[[str, int, int], None]
 """Called with (case id, steps done, steps in all): a step for every atlas, and one for fusion."""
@@ -38,7 +36,7 @@ def _silent(case: str, done: int, total: int) -> None:
 
 def of_model(
     model: Bundle, warn: Callable[[str], None] = _warn, on_progress: OnRegistration = _silent
-) -> AtlasOf | None:
+) -> AtlasPriorOf | None:
     """Priors by a model's own atlases; None if it uses none.
 
     Args:

@@ -22,12 +22,13 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.core.volume import Volume
 from zoomseg.inference import stage_outputs
-from zoomseg.inference.predictor import Prediction, Predictor
+from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.resource_usage import ResourceMonitor, ResourceUsage
 from zoomseg.io.dicom.write.results import DicomResult, write_results
 from zoomseg.io.files import check_name, printable, reason_of
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, write_labels
 from zoomseg.io.seg_nrrd import write_segmentation
+from zoomseg.pipeline.cascade import Prediction
 from zoomseg.pipeline.sliding_window import TileProgress
 from zoomseg.recipe.spec import Recipe
 
@@ -250,7 +251,7 @@ class _Batch:
         write = time.perf_counter() - began
         meter.end()
         seconds = found.seconds | {"write": write, "total": found.total + write}
-        return Segmented(scan.id, path, found.image, replace(result, priors={}), seconds, meter.usage)
+        return Segmented(scan.id, path, found.image, replace(result, stages={}), seconds, meter.usage)
 
 
 def _tried(scan: ScanInput, work: Callable[[], T]) -> T | Failed:

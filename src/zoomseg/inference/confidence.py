@@ -14,10 +14,10 @@ import numpy.typing as npt
 from zoomseg.anatomy.measurements import OrganMeasurement, measure
 from zoomseg.anatomy.positions import usual_volume
 from zoomseg.core.volume import Volume
-from zoomseg.inference.predictor import Prediction
 from zoomseg.inference.summary import MISPLACED, UNUSUAL_VOLUME, OrganRow, organ_flags, organ_rows
 from zoomseg.io.calibration import Calibration
 from zoomseg.io.training_domain import TrainingDomain
+from zoomseg.pipeline.cascade import Prediction
 
 MOST = 0.99
 """A Dice beyond is taken for it, and one below 0.01 for that: logits of 0 and 1 are infinite."""
@@ -45,7 +45,7 @@ def organ_rows_of(
     """
     chosen = result.schema.select(organs)
     found = measure(case_id, result.labels, image, chosen)
-    cut = [organ for organ, signs in result.signs.items() if signs.cut]
+    cut = [organ for organ, signs in result.uncertainty.items() if signs.cut]
     odd = {MISPLACED: result.misplaced, UNUSUAL_VOLUME: unusual_volumes(found, domain)}
     flags = organ_flags(result.schema, found, chosen, cut, odd)
     promised = {organ: dice for organ, dice in result.confidence.items() if organ in found}

@@ -27,9 +27,9 @@ from zoomseg.core.geometry import Grid, Index3
 from zoomseg.core.memory import UNITS, free_ram, spoken, used_ram
 from zoomseg.core.resample import PIECE_VOXELS
 from zoomseg.inference.resource_usage import rise
-from zoomseg.networks import build as networks
-from zoomseg.networks.unet import Padding
 from zoomseg.pipeline.stage_input import StageView
+from zoomseg.recipe import network_shapes
+from zoomseg.recipe.network_shapes import Padding
 from zoomseg.recipe.spec import NetworkSpec
 
 FRAMEWORK = 1.3
@@ -274,15 +274,15 @@ def _steps(view: StageView, device: Device) -> list[_Step]:
 
 
 def _halved(tile: Index3, network: NetworkSpec, padding: Padding) -> Iterator[Index3]:
-    divisor = networks.divisor(network)
-    halo = networks.halo(network, padding)
+    divisor = network_shapes.divisor(network)
+    halo = network_shapes.halo(network, padding)
     while True:
         sides = [n for n in range(3) if tile[n] >= 4 * (divisor[n] + halo[n])]
         if not sides:
             return
         axis = max(sides, key=lambda n: tile[n])
         i, j, k = (tile[n] // 2 if n == axis else tile[n] for n in range(3))
-        tile = networks.readable(network, padding, (i, j, k))
+        tile = network_shapes.readable(network, padding, (i, j, k))
         yield tile
 
 
@@ -309,7 +309,7 @@ def stage_bytes(view: StageView, work: StageWork, whole: bool, together: int) ->
 def beside_bytes(view: StageView, work: StageWork, whole: bool) -> int:
     """Of this, all but the tiles: the image, the answer's planes that are held, the region."""
     spec, box = view.stage.grid, view.region.box
-    halo = networks.halo(view.stage.network, spec.padding)
+    halo = network_shapes.halo(view.stage.network, spec.padding)
     inner = [n - 2 * h for n, h in zip(spec.tile, halo, strict=True)]
     wide = [max(n, t) + 2 * h for n, t, h in zip(box.shape, inner, halo, strict=True)]
     image = 4 * 2 * work.image_channels * math.prod(wide)

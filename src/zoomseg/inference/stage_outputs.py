@@ -26,10 +26,10 @@ from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.labels import MAX_VALUE, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.inference.predictor import Prediction
 from zoomseg.io.files import writable_directory, write_json_atomic, writing
 from zoomseg.io.scans import ScanInput, write_array, write_labels
 from zoomseg.pipeline import fusion
+from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe import graph
 from zoomseg.recipe.quantities import Name, Spacing
 from zoomseg.recipe.spec import (
@@ -138,14 +138,14 @@ def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Predic
     orientation = Orientation.to_canonical(grid)
     canonical, back = orientation.grid(grid), orientation.inverse
     for stage in recipe.stages:
-        prior = result.priors.get(stage.name)
+        prior = result.stages.get(stage.name)
         labels = label_map(stage, prior, canonical, result.schema).reoriented(back)
         write_labels(labels_path(folder, scan.id, stage.name), labels, like=scan.paths[0])
         if not isinstance(stage.roi, WholeVolume):
             region = Volume(region_of(prior, canonical)[None], canonical).reoriented(back)
             path = region_path(folder, scan.id, stage.name)
             write_array(path, region.data[0].numpy(), region.grid, scan.paths[0])
-    kept = describe(recipe, result.schema, result.priors)
+    kept = describe(recipe, result.schema, result.stages)
     write_json_atomic(json_path(folder, scan.id), kept.model_dump(mode="json"))
 
 

@@ -6,29 +6,11 @@ Shape suffixes: B batch, C channels, I J K voxels.
 from __future__ import annotations
 
 import itertools
-from typing import Literal
 
 from torch import Tensor, nn
 
-from zoomseg.core.geometry import Index3
 from zoomseg.networks.blocks import TwoConvolutions, concatenate, crop_margin, initialise, same_padding
-
-Padding = Literal["same", "valid"]
-
-
-def in_plane(size: int, flat_axis: int | None, flat: int = 1) -> Index3:
-    """``size`` along every axis but ``flat_axis``, which has ``flat``."""
-    i, j, k = (flat if axis == flat_axis else size for axis in range(3))
-    return (i, j, k)
-
-
-def valid_halo(levels: int) -> int:
-    """Voxels lost on each side by valid convolutions: two per side, level and path, at the level's scale.
-
-    44 for four levels: 2 * (1 + 2 + 4 + 8) on the way down, 2 * (4 + 2 + 1) on the way up.
-    """
-    coarsest: int = 2 ** (levels - 1)
-    return 2 * (2 * coarsest - 1) + 2 * (coarsest - 1)
+from zoomseg.recipe.network_shapes import Padding, in_plane
 
 
 def _skip_margins(levels: int) -> tuple[int, ...]:

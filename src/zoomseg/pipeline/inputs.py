@@ -10,11 +10,24 @@ import torch
 from torch import Tensor
 
 from zoomseg.core.case import StagePrediction
+from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Grid
+from zoomseg.core.labels import LabelSchema
 from zoomseg.core.resample import resample_data
 from zoomseg.core.volume import Volume
 from zoomseg.core.window import check_within, line
-from zoomseg.recipe.spec import AtlasInput, ImageInput, InputSpec, IntensitySpec, PriorInput, Window, ZScore
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import (
+    AtlasInput,
+    ImageInput,
+    InputSpec,
+    IntensitySpec,
+    PriorInput,
+    Recipe,
+    Stage,
+    Window,
+    ZScore,
+)
 
 STATISTICS_VOXELS = 1_000_000
 """At most about this many voxels, evenly spread, decide a scan's percentiles and moments."""
@@ -151,3 +164,21 @@ def priors_on(specs: Sequence[InputSpec], priors: Mapping[str, StagePrediction],
 def window_of(spec: IntensitySpec) -> tuple[float, float] | None:
     """The fixed window that a recipe shows its networks, if it has one."""
     return (spec.lower, spec.upper) if isinstance(spec, Window) else None
+
+
+def input_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> int:
+    """How many channels a stage's network reads.
+
+    Raises:
+        RecipeError: it wants an image channel that the scans do not have.
+    """
+    shown = image_channels(stage.inputs, channels)
+    for channel in shown:
+        if not 0 <= channel < channels:
+            raise RecipeError(
+                f"stage '{stage.name}', inputs: scans have no channel {channel}; allowed: 0 to {channels - 1}"
+            )
+    count = len(shown)
+    for spec in prior_specs(stage.inputs):
+        count += len(prior_names(spec, graph.prior_labels(recipe, spec.of, schema)))
+    return count

@@ -16,9 +16,9 @@ from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.placing import Tile
 from zoomseg.core.tiling import TileAggregator, cover, tent
-from zoomseg.networks import build as networks
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline.uncertainty import UncertaintyEstimator
+from zoomseg.recipe import network_shapes
 
 StageNetwork = Callable[[Tensor, tuple[Tile, ...]], Tensor]
 """Input ``[B, C, *outer]`` and its B tiles -> probabilities ``[B, classes, *inner]``. The tiles are for
@@ -100,7 +100,7 @@ class SlidingWindow:
         self._together = together or device.tiles_at_once(math.prod(view.stage.grid.tile))
         self._tell = on_progress
         spec = view.stage.grid
-        halo = networks.halo(view.stage.network, spec.padding)
+        halo = network_shapes.halo(view.stage.network, spec.padding)
         self.tiling = cover(view.region, spec.tile, halo, spec.overlap)
         self._reader = stage_input.InputReader(view, scan, priors, self.tiling.outer)
         # Where the region ends inside the scan, one voxel of certain background is added: a prior's edge
@@ -133,7 +133,7 @@ class SlidingWindow:
         for tile, answer in zip(tiles, answers, strict=True):
             stitcher.add(tile, answer)
 
-    def prior(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
+    def predict(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
         """The answer as a whole; ``estimator`` hears it."""
         parts = []
         for slab, planes in self._placed():
@@ -143,7 +143,7 @@ class SlidingWindow:
         whole = torch.cat(parts, dim=3).cpu()
         return StagePrediction(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
 
-    def paint(self, canvas: fusion.FusedLabelMap, estimator: UncertaintyEstimator) -> None:
+    def fuse_into(self, canvas: fusion.FusedLabelMap, estimator: UncertaintyEstimator) -> None:
         """Enter the answer into the label map slab by slab; ``estimator`` hears it."""
         painter = fusion.SlabFusion(
             canvas, self.grid, self.labels, self.view.region, self.view.stage.argmax_on

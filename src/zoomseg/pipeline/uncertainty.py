@@ -99,7 +99,7 @@ class UncertaintyEstimator:
             torch.maximum(best, value, out=best)
         return best, winner
 
-    def signs(self) -> dict[str, Uncertainty]:
+    def uncertainty(self) -> dict[str, Uncertainty]:
         """Of the organs that were found."""
         found = {}
         voxel_ml = self._region.grid.voxel_volume_ml

@@ -126,7 +126,7 @@ def _case_coverage(study: RegionCurve, trainings: Trainings, fold: int) -> Calla
         if known is not None:
             return known
         case = trainings.dataset.load(files[case_id])
-        prior = predictor.predict(Case(case.id, case.image)).priors.get(study.stage)
+        prior = predictor.predict(Case(case.id, case.image)).stages.get(study.stage)
         scan = stage_input.prepare(case, model.recipe)
         if prior is None or scan.labels is None:
             raise ScanError(f"stage '{study.stage}' had nowhere to look in case {case_id}")

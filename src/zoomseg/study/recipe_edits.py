@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Index3
-from zoomseg.networks.build import divisor
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import load
+from zoomseg.recipe.network_shapes import divisor
 from zoomseg.recipe.spec import (
     BoxAround,
     Downsample,

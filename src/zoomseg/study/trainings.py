@@ -16,10 +16,10 @@ from zoomseg.core.errors import DatasetError, RecipeError, TrainingError
 from zoomseg.core.interrupts import GO_ON, InterruptedTrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference import atlas_priors
-from zoomseg.inference.atlas_priors import AtlasOf
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import Recipe
@@ -124,7 +124,7 @@ class Trainings:
         """Where a training writes its steps."""
         return self.folder(training.id, fold) / "training" / "metrics.csv"
 
-    def atlas_of(self, fold: int) -> AtlasOf:
+    def atlas_of(self, fold: int) -> AtlasPriorOf:
         """What gives the atlas prior of any scan; a case of the fold's training cases is not its own atlas.
         What was registered is kept for all trainings and rows.
 

@@ -14,8 +14,8 @@ from zoomseg.core.errors import DatasetError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import CaseFiles, Dataset
-from zoomseg.inference.atlas_priors import AtlasOf
 from zoomseg.pipeline import stage_input
+from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.recipe.spec import ATLAS, Recipe
 from zoomseg.training.log import Observer
 
@@ -69,7 +69,7 @@ def _labelled(scans: Iterator[stage_input.PreparedScan]) -> Iterator[tuple[str, 
 
 
 def prepare_all(
-    prior_of: AtlasOf,
+    prior_of: AtlasPriorOf,
     dataset: Dataset,
     ids: Sequence[str],
     recipe: Recipe,
@@ -87,7 +87,7 @@ def prepare_all(
         prior_of(scan)
 
 
-def of_library(library: AtlasLibrary, cache: Path | None, warn: Callable[[str], None]) -> AtlasOf:
+def of_library(library: AtlasLibrary, cache: Path | None, warn: Callable[[str], None]) -> AtlasPriorOf:
     """Priors of scans by the atlases of a library; no scan is its own atlas. What was registered is kept in
     ``cache``."""
 

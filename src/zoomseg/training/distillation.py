@@ -16,15 +16,14 @@ from functools import cached_property
 from pathlib import Path
 
 from zoomseg.backends.device import Device
+from zoomseg.backends.torch_networks import as_network, ready_network
 from zoomseg.core.errors import ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.inference.predictor import as_network, ready_network
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
-from zoomseg.networks import build as networks
 from zoomseg.pipeline.sliding_window import StageNetwork
-from zoomseg.recipe import graph
+from zoomseg.recipe import graph, network_shapes
 from zoomseg.recipe.spec import Recipe, Stage
 from zoomseg.training import fine_tuning
 
@@ -126,7 +125,7 @@ def _check(name: str, teacher: Bundle, dataset: Dataset, recipe: Recipe) -> None
             _seen(other, teacher.recipe, teacher.schema, channels),
         )
         try:
-            networks.check_input_shape(other.network, other.grid.padding, stage.training.patch)
+            network_shapes.check_input_shape(other.network, other.grid.padding, stage.training.patch)
         except RecipeError as error:
             raise ModelError(f"teacher {name}, {where}its network cannot see the patches: {error}") from error
 
@@ -154,5 +153,5 @@ def _seen(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> d
         "inputs": ", ".join(
             " ".join(part) for part in fine_tuning.input_names(stage, recipe, schema, channels)
         ),
-        "margin in voxels": list(networks.halo(stage.network, stage.grid.padding)),
+        "margin in voxels": list(network_shapes.halo(stage.network, stage.grid.padding)),
     }

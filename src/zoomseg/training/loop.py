@@ -23,20 +23,21 @@ import torch
 from torch import Tensor, nn
 
 from zoomseg.backends.device import Device
+from zoomseg.backends.torch_networks import build_network, check_tile
 from zoomseg.core.errors import RecipeError, TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError, stop_signals
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference import atlas_priors
-from zoomseg.inference.predictor import build_network, check_tile, input_channels
 from zoomseg.io import bundle
 from zoomseg.io.files import writable_directory, write_bytes_atomic
 from zoomseg.io.training_domain import TrainingDomain
-from zoomseg.networks import build as networks
 from zoomseg.pipeline import inputs
+from zoomseg.pipeline.cascade import AtlasPriorOf
+from zoomseg.pipeline.inputs import input_channels
 from zoomseg.planning.network_sizes import require_room
 from zoomseg.planning.training_length import TrainingLength
-from zoomseg.recipe import graph
+from zoomseg.recipe import graph, network_shapes
 from zoomseg.recipe.spec import ATLAS, Recipe, Stage
 from zoomseg.training import atlases, checkpoint
 from zoomseg.training.data import augmentation, shared_cases
@@ -149,7 +150,7 @@ class _Run:
         self.labels = {s.name: graph.resolve_labels(s, dataset.schema) for s in recipe.stages}
         self.schemas = {name: LabelSchema.consecutive(labels) for name, labels in self.labels.items()}
         self.labels[ATLAS] = dataset.schema.names
-        self.atlas_of: atlas_priors.AtlasOf | None = None
+        self.atlas_of: AtlasPriorOf | None = None
         for part in self.parts:
             for name in part.trained:
                 check_annotated(dataset, self._taught_by(part), name, self.labels[name])
@@ -242,7 +243,7 @@ class _Run:
         epochs = self.settings.epochs
         return stage.training.iterations if epochs is None else epochs * STEPS_PER_EPOCH
 
-    def _atlas(self) -> atlas_priors.AtlasOf:
+    def _atlas(self) -> AtlasPriorOf:
         """Atlases are the training cases. The model keeps those that are used for a scan which is none.
         Every case's prior is made at once, and kept while the training runs."""
         library = atlases.collect(self.dataset, self.split.train, self.recipe, self.observer, self.stop)
@@ -515,10 +516,10 @@ def _check_shapes(stage: Stage, processes: int) -> None:
         )
     check_tile(stage)
     try:
-        networks.check_input_shape(stage.network, stage.grid.padding, stage.training.patch)
+        network_shapes.check_input_shape(stage.network, stage.grid.padding, stage.training.patch)
     except RecipeError as error:
         raise RecipeError(f"stage '{stage.name}', training.patch: {error}") from error
-    lowest = zip(stage.training.patch, networks.divisor(stage.network), strict=True)
+    lowest = zip(stage.training.patch, network_shapes.divisor(stage.network), strict=True)
     batch_norm, patches = stage.network.kind != "resenc_unet", stage.training.batch // processes
     if batch_norm and patches == 1 and all(size == factor for size, factor in lowest):
         raise RecipeError(

@@ -18,10 +18,10 @@ from zoomseg.backends.device import Device
 from zoomseg.core.geometry import Box
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.resample import resample_data
-from zoomseg.networks import build as networks
 from zoomseg.pipeline import inputs
 from zoomseg.pipeline.sliding_window import StageNetwork
 from zoomseg.planning.training_length import TrainingLength
+from zoomseg.recipe import network_shapes
 from zoomseg.recipe.spec import SGD, AdamW, OptimiserSpec, Stage
 from zoomseg.training import loss
 from zoomseg.training.data.patches import Batch, StageBatch
@@ -205,7 +205,7 @@ class StageGroup:
     def _autocast(self, stage: Stage) -> torch.autocast:
         """Float32 where feature maps come down to two voxels along their first axis: there, torch's bfloat16
         gradient of a 3x3x3 convolution on a CPU reads memory that nobody wrote (seen with torch 2.13)."""
-        size, factor = stage.training.patch[0], networks.divisor(stage.network)[0]
+        size, factor = stage.training.patch[0], network_shapes.divisor(stage.network)[0]
         if self.device.place.type == "cpu" and 2 <= size <= 2 * factor:
             return torch.autocast("cpu", enabled=False)
         return self.device.autocast()

@@ -14,8 +14,8 @@ from zoomseg.cli import prediction_display
 from zoomseg.cli.prediction_display import PredictionDisplay
 from zoomseg.core.volume import LabelMap
 from zoomseg.inference.batch import Failed, Segmented
-from zoomseg.inference.predictor import Prediction
 from zoomseg.inference.resource_usage import ResourceUsage
+from zoomseg.pipeline.cascade import Prediction
 from zoomseg.pipeline.sliding_window import StageRecord, TileProgress
 
 

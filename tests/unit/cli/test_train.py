@@ -24,9 +24,10 @@ from zoomseg.cli.train import parse_duration
 from zoomseg.core.case import Case
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.volume import Volume
-from zoomseg.inference.predictor import Prediction, Predictor
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_label_values, write_image, write_labels
+from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump
 
 

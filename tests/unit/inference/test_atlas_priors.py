@@ -67,8 +67,8 @@ def test_a_model_keeps_its_atlases_and_predicts_with_them(model: Path, data: Dat
         overlap = int(((found == c) & (truth == c)).sum())
         assert 2 * overlap / int((found == c).sum() + (truth == c).sum()) > 0.6
     result = Predictor(loaded, CPU).predict(Case("new", image, None))
-    assert "coarse" in result.priors
-    assert ATLAS not in result.priors
+    assert "coarse" in result.stages
+    assert ATLAS not in result.stages
     assert result.seconds[ATLAS] > 0
 
 
@@ -85,8 +85,8 @@ def test_the_prior_reaches_the_network(model: Path) -> None:
         nothing[0] = 1
         return replace(prior, probabilities=nothing)
 
-    with_atlas = Predictor(loaded, CPU).predict(Case("new", image, None)).priors["coarse"]
-    other = Predictor(loaded, CPU, without).predict(Case("new", image, None)).priors["coarse"]  # type: ignore[arg-type]
+    with_atlas = Predictor(loaded, CPU).predict(Case("new", image, None)).stages["coarse"]
+    other = Predictor(loaded, CPU, without).predict(Case("new", image, None)).stages["coarse"]  # type: ignore[arg-type]
     assert float((with_atlas.probabilities - other.probabilities).abs().max()) > 1e-3
 
 

@@ -22,9 +22,10 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.inference import batch
 from zoomseg.inference.batch import Failed, Segmented, result_path, segment
 from zoomseg.inference.memory_limits import MemoryLimits
-from zoomseg.inference.predictor import Prediction, Predictor
+from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.resource_usage import ResourceUsage
 from zoomseg.io.scans import ScanInput, read_label_values, read_scan, write_image, write_labels
+from zoomseg.pipeline.cascade import Prediction
 from zoomseg.pipeline.sliding_window import TileProgress
 
 PATIENCE = 20.0
@@ -153,7 +154,7 @@ def test_whatever_goes_wrong_in_computing_fails_that_scan_alone(
     monkeypatch.setattr(model, "predict", bug)
     (outcome,) = outcomes(scans[:1], tmp_path, model)
     assert isinstance(outcome, Failed)
-    place = r"unexpected RuntimeError at engine/batch\.py:\d+ \(shapes differ\); please report it"
+    place = r"unexpected RuntimeError at inference/batch\.py:\d+ \(shapes differ\); please report it"
     assert re.search(place, outcome.reason)
 
 
@@ -446,7 +447,7 @@ def test_scans_are_metered_in_turn_the_last_with_its_writing(
                 works.say("end")
             self.ended = True
 
-    monkeypatch.setattr(batch, "Meter", Meter)
+    monkeypatch.setattr(batch, "ResourceMonitor", Meter)
     works.on_write = lambda n: works.await_(f"predict {n + 1}") if n < 2 else None
     works.run(3)
     assert [step for step in works.log if step in ("begin", "end")] == ["begin", "end"] * 3

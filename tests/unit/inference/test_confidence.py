@@ -12,9 +12,9 @@ from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.inference.confidence import estimated_dice, organ_rows_of
-from zoomseg.inference.predictor import OrganUncertainty, Prediction
 from zoomseg.io.calibration import Calibration
 from zoomseg.io.training_domain import TrainingDomain
+from zoomseg.pipeline.cascade import OrganUncertainty, Prediction
 from zoomseg.pipeline.uncertainty import Uncertainty
 
 

@@ -21,13 +21,14 @@ from limited import untrained as limited_bundle
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
 from untrained import untrained_bundle, valid_bundle
 from zoomseg.backends.device import fast_bfloat16
+from zoomseg.backends.torch_networks import build_network
 from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.region import Region
 from zoomseg.inference import memory_limits
 from zoomseg.inference.memory_limits import MemoryLimits, StageWork
-from zoomseg.inference.predictor import Predictor, build_network
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.pipeline.stage_input import StageView
 from zoomseg.recipe.spec import UNet3D

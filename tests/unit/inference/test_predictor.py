@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tiny import CPU, SCHEMA, retrained, tiny_case, tiny_recipe
 from untrained import untrained_bundle
 from zoomseg.anatomy.positions import OrganPlaces
+from zoomseg.backends.torch_networks import as_network, build_network, trained_network
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError, ScanError
 from zoomseg.core.geometry import Box, Grid, Orientation
@@ -21,18 +22,12 @@ from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.evaluation.upper_bound import oracle
-from zoomseg.inference.predictor import (
-    Prediction,
-    Predictor,
-    as_network,
-    build_network,
-    cascade,
-    input_channels,
-    trained_network,
-)
+from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.resource_usage import highest_ram_mb
 from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.pipeline import fusion, stage_input
+from zoomseg.pipeline.cascade import Cascade, Prediction
+from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.sliding_window import SlidingWindow, StageNetwork, StageNetworkOf
 from zoomseg.recipe.spec import (
     ATLAS,
@@ -95,7 +90,7 @@ def case(seed: int = 0) -> Case:
 
 
 def drive(recipe: Recipe, coarse: StageNetwork, fine: StageNetwork, scan: Case | None = None) -> Prediction:
-    return cascade(scan or case(), recipe, SCHEMA, by_name({"coarse": coarse, "fine": fine}), CPU)
+    return Cascade(recipe, SCHEMA, by_name({"coarse": coarse, "fine": fine}), CPU).run(scan or case())
 
 
 def by_name(networks: Mapping[str, StageNetwork]) -> StageNetworkOf:
@@ -112,7 +107,7 @@ def with_stages(**changes: Mapping[str, object]) -> Recipe:
 
 
 def fine_region(result: Prediction) -> Tensor:
-    region = result.priors["fine"].region
+    region = result.stages["fine"].region
     return region.mask_in(region.grid.box)
 
 
@@ -155,7 +150,7 @@ def test_nowhere_to_look_is_an_empty_label_map() -> None:
     assert result.labels.grid.same_as(case().image.grid)
     assert int(result.labels.data.max()) == 0
     assert [r.stage for r in result.records] == ["coarse"]
-    assert list(result.priors) == ["coarse"]
+    assert list(result.stages) == ["coarse"]
     assert result.confidence == {}
 
 
@@ -171,7 +166,7 @@ def test_no_stage_at_all_may_have_somewhere_to_look() -> None:
     )
     result = drive(recipe, constant(1), constant(1))
     assert result.probabilities is None
-    assert (result.confidence, result.records, dict(result.priors)) == ({}, (), {})
+    assert (result.confidence, result.records, dict(result.stages)) == ({}, (), {})
     assert int(result.labels.data.max()) == 0
 
 
@@ -199,7 +194,7 @@ def stripes(classes: str, logit: float = SURE) -> StageNetwork:
 
 def along(recipe: Recipe, **networks: StageNetwork) -> str:
     """The label map along the scan's first axis, in the coarse stage's voxels; all rows must be alike."""
-    labels = cascade(case(), recipe, SCHEMA, by_name(networks), CPU).labels.data
+    labels = Cascade(recipe, SCHEMA, by_name(networks), CPU).run(case()).labels.data
     assert bool((labels == labels[:, :1, :1]).all())
     return "".join(str(int(c)) for c in labels[::2, 0, 0])
 
@@ -279,7 +274,7 @@ def test_an_answer_that_is_overwritten_is_not_entered(monkeypatch: pytest.Monkey
 
     def of(*stages: tuple[str, Mapping[str, object]]) -> list[str]:
         entered.clear()
-        cascade(case(), chain(*stages), SCHEMA, networks, CPU)
+        Cascade(chain(*stages), SCHEMA, networks, CPU).run(case())
         return list(entered)
 
     assert of(("a", {}), ("b", closer)) == ["b replace_in_roi"]
@@ -313,9 +308,9 @@ def test_the_atlas_prior_has_its_say_where_a_stage_asks_for_it() -> None:
         return logits.softmax(dim=1)
 
     recipe = chain(("a", fusing | NEAREST))
-    result = cascade(case(), recipe, SCHEMA, by_name({"a": unsure}), CPU, atlas_of=lambda scan: atlas)
+    result = Cascade(recipe, SCHEMA, by_name({"a": unsure}), CPU, atlas_of=lambda scan: atlas).run(case())
     assert result.labels.data[::2, 0, 0].tolist() == [1] * 4 + [0] * 4 + [2] * 4
-    assert list(result.priors) == ["a"]
+    assert list(result.stages) == ["a"]
     assert list(result.seconds) == ["prepare", ATLAS, "a", "fuse"]
 
 
@@ -342,9 +337,9 @@ def test_small_parts_that_lie_apart_go_in_the_end() -> None:
 
 def test_only_the_organs_asked_for() -> None:
     networks = by_name({"coarse": threshold, "fine": threshold})
-    both = cascade(case(), RECIPE, SCHEMA, networks, CPU).labels.data
-    one = cascade(case(), RECIPE, SCHEMA, networks, CPU, ("right kidney",)).labels.data
-    none = cascade(case(), RECIPE, SCHEMA, networks, CPU, ()).labels.data
+    both = Cascade(RECIPE, SCHEMA, networks, CPU).run(case()).labels.data
+    one = Cascade(RECIPE, SCHEMA, networks, CPU).run(case(), ("right kidney",)).labels.data
+    none = Cascade(RECIPE, SCHEMA, networks, CPU).run(case(), ()).labels.data
     assert torch.equal(one, torch.where(both == 2, 2, 0).byte())
     assert 0 < int((one == 2).sum()) < int((both > 0).sum())
     assert int(none.max()) == 0
@@ -352,9 +347,9 @@ def test_only_the_organs_asked_for() -> None:
 
 def test_priors_are_kept_and_the_last_are_the_probabilities() -> None:
     result = drive(RECIPE, constant(1, 1.0), constant(2, 2.0))
-    assert list(result.priors) == ["coarse", "fine"]
-    assert result.probabilities is result.priors["fine"]
-    for prior, c, logit in ((result.priors["coarse"], 1, 1.0), (result.priors["fine"], 2, 2.0)):
+    assert list(result.stages) == ["coarse", "fine"]
+    assert result.probabilities is result.stages["fine"]
+    for prior, c, logit in ((result.stages["coarse"], 1, 1.0), (result.stages["fine"], 2, 2.0)):
         assert prior.labels == SCHEMA.names
         expected = torch.zeros(3)
         expected[c] = logit
@@ -380,7 +375,7 @@ def test_confidence_is_that_of_the_last_stage_which_answers_for_an_organ() -> No
         return sure.reshape(1, 2, 1, 1, 1).expand(len(x_BCIJK), 2, *x_BCIJK.shape[2:])
 
     networks = by_name({"coarse": halves, "fine": organ})
-    signs = cascade(case(), recipe, SCHEMA, networks, CPU).signs
+    signs = Cascade(recipe, SCHEMA, networks, CPU).run(case()).uncertainty
     assert {organ: own.own.winning for organ, own in signs.items()} == {
         "left kidney": pytest.approx(float(torch.tensor([0.0, 1, 0]).softmax(0)[1])),
         "right kidney": pytest.approx(float(torch.tensor([0.0, 2]).softmax(0)[1])),
@@ -423,7 +418,7 @@ def test_only_tiles_that_touch_the_region_are_computed() -> None:
     course = SlidingWindow(
         stage_input.StageView(stage, scan.grid, region), scan, {}, SCHEMA.names, watch, CPU
     )
-    prior, record = course.prior(), course.record
+    prior, record = course.predict(), course.record
     assert [t.inner for t in asked] == [Box((0, 0, 0), (4, 4, 4)), Box((20, 16, 12), (24, 20, 16))]
     assert (record.stage, record.tiles, record.tiles_skipped) == ("fine", 2, 6 * 5 * 4 - 2)
     assert record.region_share == pytest.approx((64 + 24) / (24 * 20 * 16))
@@ -438,7 +433,7 @@ def test_a_ring_of_background_where_the_region_ends_inside_the_scan() -> None:
     region = Region(scan.grid, Box((5, 0, 6), (15, 20, 16)))
     stage = FINE.model_copy(update={"inputs": (ImageInput(),)})
     view = stage_input.StageView(stage, scan.grid, region)
-    prior = SlidingWindow(view, scan, {}, SCHEMA.names, constant(1), CPU).prior()
+    prior = SlidingWindow(view, scan, {}, SCHEMA.names, constant(1), CPU).predict()
     assert prior.grid == scan.grid.crop(Box((4, 0, 5), (16, 20, 16)))  # the scan's faces get no ring
     foreground = prior.probabilities[1]
     ring = torch.ones(prior.grid.shape, dtype=torch.bool)
@@ -488,13 +483,13 @@ def test_the_atlas_prior_is_made_once_per_scan_and_read_like_a_stage_s() -> None
 
     recipe = with_stages(fine={"inputs": (ImageInput(), AtlasInput(labels="all"))})
     networks = by_name({"coarse": constant(1), "fine": watch})
-    result = cascade(case(), recipe, SCHEMA, networks, CPU, atlas_of=atlas_of)
+    result = Cascade(recipe, SCHEMA, networks, CPU, atlas_of=atlas_of).run(case())
     assert [scan.id for scan in asked] == ["a"]
     assert {tuple(x.shape) for x in seen} == {(1, 3, 16, 16, 12)}
     assert {float(x[:, 1].max()) for x in seen} == {0.0}
     assert {float(x[:, 2].min()) for x in seen} == {1.0}
     assert list(result.seconds) == ["prepare", "atlas", "coarse", "fine", "fuse"]
-    assert list(result.priors) == ["coarse", "fine"]  # answers of stages only
+    assert list(result.stages) == ["coarse", "fine"]  # answers of stages only
 
 
 def test_every_step_has_its_seconds() -> None:
@@ -535,7 +530,7 @@ class TestPredictor:
         for name, module in modules.items():
             module.load_state_dict(dict(bundle.weights[name]))
         networks = {name: as_network(module.eval(), CPU) for name, module in modules.items()}
-        expected = cascade(case(), bundle.recipe, SCHEMA, by_name(networks), CPU)
+        expected = Cascade(bundle.recipe, SCHEMA, by_name(networks), CPU).run(case())
         found = Predictor(bundle, CPU).predict(case())
         assert torch.equal(found.labels.data, expected.labels.data)
         assert found.probabilities is not None
@@ -573,7 +568,9 @@ class TestPredictor:
         image = Volume(drawn[None].float() * 50, grid)
         recipe = tiny_recipe(together=True)
         for organs in (None, ("right kidney",)):
-            found = cascade(Case("a", image, truth), recipe, schema, oracle(truth), CPU, organs, known=known)
+            found = Cascade(recipe, schema, oracle(truth), CPU, organ_places=known).run(
+                Case("a", image, truth), organs
+            )
             wanted = expected if organs is None else torch.where(expected == 2, 2, 0).to(torch.uint8)
             assert torch.equal(found.labels.data, wanted)
             assert [note.split(" removed, ")[0] for note in found.notes] == ["right kidney: 1 part (1.0 ml)"]
@@ -586,12 +583,12 @@ class TestPredictor:
         for stage in bundles[0].recipe.stages:
             modules = [trained_network(bundle, stage).eval() for bundle in bundles]
             networks[stage.name] = mean_of([as_network(module, CPU) for module in modules])
-        expected = cascade(case(), bundles[0].recipe, SCHEMA, by_name(networks), CPU)
+        expected = Cascade(bundles[0].recipe, SCHEMA, by_name(networks), CPU).run(case())
         found = Predictor(bundles[0], CPU, others=bundles[1:]).predict(case())
         alone = Predictor(bundles[0], CPU).predict(case())
-        for name, prior in found.priors.items():
-            torch.testing.assert_close(prior.probabilities, expected.priors[name].probabilities)
-            assert not torch.allclose(prior.probabilities, alone.priors[name].probabilities, atol=1e-3)
+        for name, prior in found.stages.items():
+            torch.testing.assert_close(prior.probabilities, expected.stages[name].probabilities)
+            assert not torch.allclose(prior.probabilities, alone.stages[name].probabilities, atol=1e-3)
         assert found.records[1].flops == 3 * alone.records[1].flops
 
     def test_models_that_look_elsewhere_or_for_something_else_are_refused(self) -> None:
@@ -689,5 +686,5 @@ def test_an_answer_painted_slab_by_slab_is_the_same(overlap: float) -> None:
     assert torch.equal(painted.labels.data, kept.labels.data)
     assert painted.confidence == pytest.approx(kept.confidence, abs=1e-6)
     assert [r.stage for r in painted.records] == [r.stage for r in kept.records]
-    assert list(painted.priors) == []
-    assert list(kept.priors) == ["coarse", "fine"]
+    assert list(painted.stages) == []
+    assert list(kept.stages) == ["coarse", "fine"]

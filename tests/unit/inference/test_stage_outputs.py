@@ -20,9 +20,10 @@ from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.inference import stage_outputs
 from zoomseg.inference.batch import ExtraOutputs, Segmented, segment
-from zoomseg.inference.predictor import Prediction, Predictor
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io.scans import ScanInput, read_label_values, write_image, write_labels
 from zoomseg.pipeline import fusion
+from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.spec import BodyMask, BoxAround, ProbabilityTimesAtlas, Recipe, Stage
 
 COARSE, FINE = tiny_recipe(together=True).stages
@@ -120,7 +121,7 @@ def test_a_prediction_as_a_whole(tmp_path: Path, angles_deg: tuple[float, float,
     segment(scans, tmp_path, model, told.append, beside=ExtraOutputs(stages=True))
     (done,) = told
     assert isinstance(done, Segmented)
-    assert done.result.priors == {}  # they are large, and no longer needed
+    assert done.result.stages == {}  # they are large, and no longer needed
     folder = tmp_path / "stages"
     names = ("a-coarse.nii.gz", "a-fine-region.nii.gz", "a-fine.nii.gz")
     assert {p.name for p in folder.iterdir()} == {"a.json", *names}
@@ -130,7 +131,7 @@ def test_a_prediction_as_a_whole(tmp_path: Path, angles_deg: tuple[float, float,
     assert set(np.unique(region[0])) == {0, 1}
     assert np.array_equal(np.where(region[0], fine[0], coarse[0]), final)
     assert not fine[0][region[0] == 0].any()
-    priors = model.predict(Case("a", scan)).priors
+    priors = model.predict(Case("a", scan)).stages
     turn = Orientation.to_canonical(grid)
     canonical = turn.grid(grid)
     expected = stage_outputs.region_of(priors["fine"], canonical)

@@ -10,6 +10,7 @@ from torch import nn
 from zoomseg.networks import build as networks
 from zoomseg.networks.aspp import ASPP, ResUNetASPP
 from zoomseg.networks.blocks import upsample
+from zoomseg.recipe import network_shapes
 from zoomseg.recipe import spec as specs
 
 SMALL = specs.ResUNetASPP(channels=(4, 6, 8), dilations=(1, 2))
@@ -84,9 +85,9 @@ def test_the_last_layer_at_half_resolution_is_the_last_layer_at_full() -> None:
 
 
 def test_every_level_halves() -> None:
-    assert networks.divisor(SMALL) == (8, 8, 8)
+    assert network_shapes.divisor(SMALL) == (8, 8, 8)
     four = specs.ResUNetASPP(channels=(32, 64, 128, 256), dilations=(2, 4, 8))
-    assert networks.divisor(four) == (16, 16, 16)
+    assert network_shapes.divisor(four) == (16, 16, 16)
     module = module_of().eval()
     seen: list[tuple[int, ...]] = []
     module.aspp.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))

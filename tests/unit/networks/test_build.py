@@ -8,6 +8,7 @@ from torch import nn
 
 from zoomseg.core.errors import RecipeError
 from zoomseg.networks import build as networks
+from zoomseg.recipe import network_shapes
 from zoomseg.recipe.spec import NetworkSpec, ResEncUNet, ResidualFCN, ResUNetASPP, UNet2D, UNet3D
 
 
@@ -25,8 +26,8 @@ def residual(**changes: object) -> ResEncUNet:
 def test_valid_halo_by_levels(levels: int, halo: int) -> None:
     # Counted by hand from a lowest level of 9 voxels for four levels: 132 in, 44 out.
     spec = UNet3D(channels=(2,) * levels)
-    assert networks.halo(spec, "valid") == (halo,) * 3
-    assert networks.halo(spec, "same") == (0, 0, 0)
+    assert network_shapes.halo(spec, "valid") == (halo,) * 3
+    assert network_shapes.halo(spec, "same") == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_valid_halo_by_levels(levels: int, halo: int) -> None:
     [((132, 132, 116), (44, 44, 28)), ((92, 92, 92), (4, 4, 4)), ((100, 92, 140), (12, 4, 52))],
 )
 def test_output_shape_of_the_valid_net(shape: tuple[int, int, int], expected: tuple[int, int, int]) -> None:
-    assert networks.check_input_shape(UNet3D(), "valid", shape) == expected
+    assert network_shapes.check_input_shape(UNet3D(), "valid", shape) == expected
 
 
 @pytest.mark.parametrize("levels", [2, 3])
@@ -42,10 +43,10 @@ def test_valid_shapes_are_exactly_those_the_module_can_take(levels: int) -> None
     """Every size up to a limit: allowed if and only if the module gives the predicted shape."""
     spec = UNet3D(channels=(2,) * levels)
     module = networks.build(spec, 1, 2, "valid").eval()
-    lost = 2 * networks.halo(spec, "valid")[0]
+    lost = 2 * network_shapes.halo(spec, "valid")[0]
     for size in range(lost - 3, lost + 10):
         try:
-            expected = networks.check_input_shape(spec, "valid", (size, size, size))
+            expected = network_shapes.check_input_shape(spec, "valid", (size, size, size))
         except RecipeError:
             expected = None
         try:
@@ -65,24 +66,24 @@ def test_refused_shape_names_the_nearest_allowed() -> None:
     with pytest.raises(
         RecipeError, match=r"130x132x60; axis i: 130 \(nearest: 124 or 132\).*k: 60 \(nearest: 92\)"
     ):
-        networks.check_input_shape(UNet3D(), "valid", (130, 132, 60))
+        network_shapes.check_input_shape(UNet3D(), "valid", (130, 132, 60))
     with pytest.raises(RecipeError, match=r"axis j: 30 \(nearest: 28 or 32\)"):
-        networks.check_input_shape(residual(), "same", (32, 30, 16))
+        network_shapes.check_input_shape(residual(), "same", (32, 30, 16))
     with pytest.raises(RecipeError, match=r"axis k: 1 \(nearest: 2\)"):
-        networks.check_input_shape(residual(), "same", (32, 32, 1))
+        network_shapes.check_input_shape(residual(), "same", (32, 32, 1))
 
 
 def test_single_voxel_at_the_lowest_level_is_refused() -> None:
-    assert networks.divisor(residual()) == (4, 4, 2)
+    assert network_shapes.divisor(residual()) == (4, 4, 2)
     with pytest.raises(RecipeError, match="lowest level would be a single voxel"):
-        networks.check_input_shape(residual(), "same", (4, 4, 2))
-    assert networks.check_input_shape(residual(), "same", (4, 4, 4)) == (4, 4, 4)
+        network_shapes.check_input_shape(residual(), "same", (4, 4, 2))
+    assert network_shapes.check_input_shape(residual(), "same", (4, 4, 4)) == (4, 4, 4)
 
 
 def test_divisor_counts_the_stem_stride() -> None:
     spec = residual(strides=((2, 2, 1), (2, 2, 2), (2, 2, 2)))
-    assert networks.divisor(spec) == (8, 8, 4)
-    assert networks.divisor(UNet3D(channels=(2, 4, 8))) == (4, 4, 4)
+    assert network_shapes.divisor(spec) == (8, 8, 4)
+    assert network_shapes.divisor(UNet3D(channels=(2, 4, 8))) == (4, 4, 4)
 
 
 def test_networks_that_cannot_be_are_refused() -> None:
@@ -91,7 +92,7 @@ def test_networks_that_cannot_be_are_refused() -> None:
     with pytest.raises(RecipeError, match="residual_fcn keeps its input's shape"):
         networks.build(ResidualFCN(), 1, 2, "valid")
     with pytest.raises(RecipeError, match="resunet_aspp keeps its input's shape"):
-        networks.halo(ResUNetASPP(channels=(4, 8), dilations=(2,)), "valid")
+        network_shapes.halo(ResUNetASPP(channels=(4, 8), dilations=(2,)), "valid")
     with pytest.raises(RecipeError, match="unet2d needs at least 2 levels"):
         networks.build(UNet2D(plane="axial", channels=(8,)), 1, 2, "same")
     with pytest.raises(RecipeError, match="odd sizes, got \\[3, 2, 3\\]"):
@@ -119,14 +120,14 @@ def test_parameters_counts_only_what_learns() -> None:
 @pytest.mark.parametrize(("plane", "axis"), [("sagittal", 0), ("coronal", 1), ("axial", 2)])
 def test_a_plane_needs_nothing_of_the_axis_across_it(plane: str, axis: int) -> None:
     spec = UNet2D.model_validate({"plane": plane, "channels": (2, 2, 2, 2)})
-    assert networks.divisor(spec) == tuple(1 if a == axis else 8 for a in range(3))
-    assert networks.halo(spec, "valid") == tuple(0 if a == axis else 44 for a in range(3))
+    assert network_shapes.divisor(spec) == tuple(1 if a == axis else 8 for a in range(3))
+    assert network_shapes.halo(spec, "valid") == tuple(0 if a == axis else 44 for a in range(3))
     shape = [96, 96, 96]
     shape[axis] = 7
-    assert networks.check_input_shape(spec, "same", (shape[0], shape[1], shape[2])) == tuple(shape)
+    assert network_shapes.check_input_shape(spec, "same", (shape[0], shape[1], shape[2])) == tuple(shape)
     shape[axis - 1] = 97
     with pytest.raises(RecipeError, match=rf"axis {'ijk'[axis - 1]}: 97 \(nearest: 96 or 104\)"):
-        networks.check_input_shape(spec, "same", (shape[0], shape[1], shape[2]))
+        network_shapes.check_input_shape(spec, "same", (shape[0], shape[1], shape[2]))
 
 
 @pytest.mark.parametrize(
@@ -140,16 +141,16 @@ def test_a_plane_needs_nothing_of_the_axis_across_it(plane: str, axis: int) -> N
 def test_divisor_is_the_smallest_step_that_keeps_the_shape(
     spec: NetworkSpec, factors: tuple[int, int, int]
 ) -> None:
-    assert networks.divisor(spec) == factors
+    assert network_shapes.divisor(spec) == factors
     module = networks.build(spec, 1, 2, "same").eval()
     for times in (1, 2):
-        shape = networks.check_input_shape(
+        shape = network_shapes.check_input_shape(
             spec, "same", (times * factors[0], times * factors[1], times * factors[2])
         )
         with torch.no_grad():
             assert tuple(module(torch.zeros(1, 1, *shape))[0].shape[2:]) == shape
     with pytest.raises(RecipeError, match=rf"axis i: {factors[0] + 1} \(nearest: {factors[0]} or"):
-        networks.check_input_shape(spec, "same", (factors[0] + 1, factors[1], factors[2]))
+        network_shapes.check_input_shape(spec, "same", (factors[0] + 1, factors[1], factors[2]))
 
 
 def test_multiply_adds_of_convolutions_by_hand() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from zoomseg.networks import build as networks
 from zoomseg.networks.blocks import upsample
 from zoomseg.networks.dltk import ResidualUnit, UpScore
+from zoomseg.recipe import network_shapes
 from zoomseg.recipe import spec as specs
 
 SMALL = specs.ResidualFCN(channels=(4, 6, 8), strides=((1, 1, 1), (2, 2, 1), (2, 2, 2)))
@@ -124,8 +125,8 @@ def test_upsampling_is_the_toolkits_away_from_the_border(factor: int) -> None:
 @pytest.mark.parametrize("first", [(1, 1, 1), (2, 2, 1)])
 def test_answers_at_the_inputs_resolution(first: tuple[int, int, int]) -> None:
     spec = SMALL.model_copy(update={"strides": (first, *SMALL.strides[1:])})
-    assert networks.divisor(spec) == tuple(n * f for n, f in zip((4, 4, 2), first, strict=True))
-    shape = networks.check_input_shape(spec, "same", (16, 8, 6))
+    assert network_shapes.divisor(spec) == tuple(n * f for n, f in zip((4, 4, 2), first, strict=True))
+    shape = network_shapes.check_input_shape(spec, "same", (16, 8, 6))
     with torch.no_grad():
         logits = module_of(spec, in_channels=2).eval()(torch.randn(1, 2, *shape))
     assert [tuple(t.shape) for t in logits] == [(1, 3, *shape)]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoomseg.networks import build as networks
+from zoomseg.recipe import network_shapes
 from zoomseg.recipe import spec as specs
 
 SPEC = specs.ResEncUNet(
@@ -56,7 +57,7 @@ def test_a_strided_stem_still_answers_at_input_resolution(stem: tuple[int, int, 
     spec = SPEC.model_copy(update={"strides": (stem, *SPEC.strides[1:])})
     module = module_of(spec)
     x = torch.randn(1, 2, 32, 16, 16)
-    assert networks.check_input_shape(spec, "same", (32, 16, 16)) == (32, 16, 16)
+    assert network_shapes.check_input_shape(spec, "same", (32, 16, 16)) == (32, 16, 16)
     logits = module.train()(x)
     assert shapes(logits)[0] == (3, 32, 16, 16)
     small = tuple(n // s // d for n, s, d in zip((32, 16, 16), stem, SPEC.strides[1], strict=True))

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoomseg.networks import build as networks
-from zoomseg.networks.unet import UNet, in_plane
+from zoomseg.networks.unet import UNet
+from zoomseg.recipe import network_shapes
 from zoomseg.recipe import spec as specs
+from zoomseg.recipe.network_shapes import in_plane
 
 TINY = specs.UNet3D(channels=(4, 6, 8))
 
@@ -66,8 +68,8 @@ def test_a_valid_voxel_depends_on_its_receptive_field_only(channels: tuple[int, 
     torch.manual_seed(0)
     spec = specs.UNet3D(channels=channels)
     module = networks.build(spec, 1, 2, "valid").double().eval()
-    halo = networks.halo(spec, "valid")[0]
-    size = networks.check_input_shape(spec, "valid", (2 * halo + 12,) * 3)[0]
+    halo = network_shapes.halo(spec, "valid")[0]
+    size = network_shapes.check_input_shape(spec, "valid", (2 * halo + 12,) * 3)[0]
     x = torch.randn(
         1, 1, 2 * halo + size, 2 * halo + size, 2 * halo + size, dtype=torch.double, requires_grad=True
     )
@@ -78,7 +80,7 @@ def test_a_valid_voxel_depends_on_its_receptive_field_only(channels: tuple[int, 
     low, high = touched.amin(dim=0), touched.amax(dim=0)
     centre = at + halo  # where this answer lies in the input
     # A pooling window may reach its size minus one further on one of the sides.
-    slack = networks.divisor(spec)[0] - 1
+    slack = network_shapes.divisor(spec)[0] - 1
     assert (low >= centre - halo - slack).all()
     assert (high <= centre + halo + slack).all()
     assert x.grad[0, 0, centre, centre, centre] != 0
@@ -205,7 +207,7 @@ def test_slices_of_a_plane_do_not_see_each_other(plane: str, padding: networks.P
 def test_valid_slices_lose_their_margin_in_plane_only(plane: str) -> None:
     spec = specs.UNet2D.model_validate({"plane": plane, "channels": (2, 2, 2)})
     axis = flat_axis(plane) - 2
-    shape = list(networks.check_input_shape(spec, "valid", in_plane(44, axis, flat=3)))
+    shape = list(network_shapes.check_input_shape(spec, "valid", in_plane(44, axis, flat=3)))
     assert shape == [3 if a == axis else 4 for a in range(3)]
     module = networks.build(spec, 1, 2, "valid").eval()
     with torch.no_grad():

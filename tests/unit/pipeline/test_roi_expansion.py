@@ -14,8 +14,8 @@ from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
-from zoomseg.inference.predictor import Prediction, cascade
 from zoomseg.pipeline import roi_expansion, stage_input
+from zoomseg.pipeline.cascade import Cascade, Prediction
 from zoomseg.pipeline.roi_expansion import cut_organs, expanded
 from zoomseg.pipeline.sliding_window import StageNetwork
 from zoomseg.pipeline.uncertainty import Uncertainty, UncertaintyEstimator
@@ -108,8 +108,8 @@ def drive(farther: bool, keep: bool, fine: StageNetwork | None = None) -> Predic
     recipe = RECIPE.model_copy(update={"stages": (COARSE, FINE.model_copy(update={"roi": roi}))})
     networks = {"coarse": half, "fine": fine or all_of_it}
     case = Case("a", tiny_case(0)[0])
-    return cascade(
-        case, recipe, SCHEMA, lambda view: networks[view.stage.name], CPU, keep=keep, look_farther=farther
+    return Cascade(recipe, SCHEMA, lambda view: networks[view.stage.name], CPU, expand_roi=farther).run(
+        case, keep=keep
     )
 
 
@@ -125,8 +125,8 @@ def test_what_the_region_cut_is_found_the_second_time(keep: bool) -> None:
     assert fine.tiles > first.records[1].tiles
     assert fine.region_share > first.records[1].region_share
     assert first.records[1].widened == ()
-    assert first.signs["left kidney"].cut
-    assert not second.signs["left kidney"].cut
+    assert first.uncertainty["left kidney"].cut
+    assert not second.uncertainty["left kidney"].cut
 
 
 def test_there_is_no_third_time() -> None:
@@ -140,7 +140,7 @@ def test_there_is_no_third_time() -> None:
     result = drive(True, True, everywhere)
     assert result.records[1].widened == ("left kidney",)
     assert len(asked) == result.records[1].tiles
-    assert result.signs["left kidney"].cut
+    assert result.uncertainty["left kidney"].cut
 
 
 def test_nothing_is_computed_twice_where_nothing_touches() -> None:

@@ -40,10 +40,10 @@ def test_a_painted_answer_is_that_which_is_kept() -> None:
         course = SlidingWindow(view, scan, {}, SCHEMA.names, bright, CPU, on_progress=told.append)
         hearing = UncertaintyEstimator(SCHEMA.names, region, CLOSED)
         if whole:
-            prior = course.prior(hearing)
+            prior = course.predict(hearing)
         else:
-            course.paint(canvas, hearing)
-        heard.append(hearing.signs())
+            course.fuse_into(canvas, hearing)
+        heard.append(hearing.uncertainty())
     winner = prior.probabilities.argmax(dim=0)
     here = course.box.slices
     assert torch.equal(canvas.labels[here].long() == 1, (winner == 1) & prior.answered)
@@ -72,7 +72,7 @@ def test_numbers_that_overflow_are_no_answer(number: float, whole: bool) -> None
         UncertaintyEstimator(SCHEMA.names, region, CLOSED),
         FusedLabelMap.blank(scan.grid, SCHEMA),
     )
-    take = course.prior if whole else partial(course.paint, canvas)
+    take = course.predict if whole else partial(course.fuse_into, canvas)
     with pytest.raises(ModelError, match="stage 'fine' answered with numbers that are not finite"):
         take(hearing)
 

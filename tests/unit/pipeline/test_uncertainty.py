@@ -29,7 +29,7 @@ def test_by_hand() -> None:
     probabilities = torch.tensor(
         [[0.1, 0.2, 0.9, 0.4, 0.0], [0.9, 0.5, 0.05, 0.25, 0.2], [0.0, 0.3, 0.05, 0.35, 0.8]]
     ).reshape(3, 5, 1, 1)
-    signs = heard(probabilities, Region.whole(grid)).signs()
+    signs = heard(probabilities, Region.whole(grid)).uncertainty()
     assert signs == {
         "liver": Uncertainty(
             voxels=2,
@@ -54,7 +54,7 @@ def test_only_the_region_counts_and_what_was_not_found_is_left_out() -> None:
     grid = Grid.from_spacing((4, 1, 1), (1.0, 1.0, 1.0))
     probabilities = torch.tensor([[0.2, 0.4, 0.9, 0.0], [0.8, 0.6, 0.1, 0.0], [0.0, 0.0, 0.0, 1.0]])
     region = Region(grid, Box((0, 0, 0), (2, 1, 1)))
-    signs = heard(probabilities.reshape(3, 4, 1, 1), region).signs()
+    signs = heard(probabilities.reshape(3, 4, 1, 1), region).uncertainty()
     assert list(signs) == ["liver"]
     assert signs["liver"].winning == pytest.approx(0.7)
     assert signs["liver"].expected_dice == pytest.approx(2 * 1.4 / (1.4 + 2))
@@ -64,13 +64,13 @@ def test_certain_probabilities_promise_everything() -> None:
     grid = Grid.from_spacing((3, 3, 3), (1.0, 1.0, 1.0))
     probabilities = torch.zeros(3, 3, 3, 3)
     probabilities[1] = 1.0
-    assert heard(probabilities, Region.whole(grid)).signs()["liver"].expected_dice == 1.0
+    assert heard(probabilities, Region.whole(grid)).uncertainty()["liver"].expected_dice == 1.0
 
 
 def test_ties_go_to_the_lower_channel_as_in_argmax() -> None:
     grid = Grid.from_spacing((2, 1, 1), (1.0, 1.0, 1.0))
     probabilities = torch.tensor([[0.5, 0.2], [0.5, 0.4], [0.0, 0.4]]).reshape(3, 2, 1, 1)
-    signs = heard(probabilities, Region.whole(grid)).signs()
+    signs = heard(probabilities, Region.whole(grid)).uncertainty()
     assert {name: s.voxels for name, s in signs.items()} == {"liver": 1}
 
 
@@ -82,8 +82,8 @@ def test_parts_add_up(masked: bool) -> None:
     box = Box((1, 1, 2), (7, 6, 11))
     region = Region(grid, box, torch.rand(box.shape) < 0.7 if masked else None)
     whole, parts = heard(probabilities, region), heard(probabilities, region, 5)
-    for name, one in whole.signs().items():
-        other = parts.signs()[name]
+    for name, one in whole.uncertainty().items():
+        other = parts.uncertainty()[name]
         assert (other.voxels, other.at_end, other.unsure) == (one.voxels, one.at_end, one.unsure)
         assert one.at_end > 0
         assert other.expected_dice == pytest.approx(one.expected_dice, abs=1e-6)

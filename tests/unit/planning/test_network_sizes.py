@@ -15,6 +15,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.memory import spoken
 from zoomseg.networks import build as networks
 from zoomseg.planning.network_sizes import SizedNetwork, costs_of, require_room, size_network, step_bytes
+from zoomseg.recipe import network_shapes
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import FixedSpacing, PlannedRecipe, Recipe, Stage, Training
 
@@ -50,7 +51,7 @@ def test_a_patch_is_as_near_to_a_cube_as_the_scan_allows(
 ) -> None:
     made = fit(scan, spacing_mm, voxels)
     assert made.patch == patch
-    assert networks.check_input_shape(made.network, "same", patch) == patch
+    assert network_shapes.check_input_shape(made.network, "same", patch) == patch
     told = {reason.what: reason for reason in made.reasons}
     assert told["fine patch"].value == "x".join(map(str, patch))
     assert told["fine patch"].why.startswith("the whole scan's" if scan == patch else "for ")
@@ -122,7 +123,7 @@ def test_a_patch_that_comes_down_to_one_voxel_is_counted() -> None:
     recipe = load("valindria2018-small-organs")
     assert isinstance(recipe, Recipe)
     lead = recipe.stages[0]
-    least = networks.divisor(lead.network)
+    least = network_shapes.divisor(lead.network)
     small = lead.model_copy(
         update={"training": lead.training.model_copy(update={"patch": least, "batch": 2})}
     )

@@ -14,13 +14,13 @@ from zoomseg.core.errors import RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.advice import Advice
 from zoomseg.networks import build as networks
-from zoomseg.networks.build import check_input_shape
 from zoomseg.planning.fingerprint import Fingerprint, Organ
 from zoomseg.planning.network_sizes import costs_of, step_bytes
 from zoomseg.planning.plan import MEMORY_SHARE, plan
 from zoomseg.planning.rationale import Plan, Reason, times
 from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe.load import load
+from zoomseg.recipe.network_shapes import check_input_shape
 from zoomseg.recipe.spec import (
     DiceCrossEntropy,
     DilatedForeground,

@@ -6,8 +6,8 @@ import pytest
 
 from tiny import tiny_recipe
 from zoomseg.core.errors import RecipeError
-from zoomseg.networks.build import check_input_shape
 from zoomseg.recipe import graph
+from zoomseg.recipe.network_shapes import check_input_shape
 from zoomseg.recipe.spec import AtlasInput, BoxAround, PriorInput, Recipe
 from zoomseg.study import recipe_edits
 from zoomseg.study.recipe_edits import shipped

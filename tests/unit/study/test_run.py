@@ -13,7 +13,8 @@ from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from untrained import untrained_bundle
 from zoomseg.core.errors import ScanError
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.inference.predictor import Prediction, Predictor
+from zoomseg.inference.predictor import Predictor
+from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump
 from zoomseg.study import run
 from zoomseg.study.ablations import Ablation, Published, Row, Training

@@ -11,11 +11,11 @@ import torch
 
 from tiny import CPU, retrained, tiny_dataset, tiny_recipe
 from untrained import untrained_bundle
+from zoomseg.backends.torch_networks import ready_network
 from zoomseg.core.errors import ModelError
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.core.placing import Tile
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.inference.predictor import ready_network
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.recipe.spec import DiceCrossEntropy, Recipe

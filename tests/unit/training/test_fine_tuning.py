@@ -14,11 +14,11 @@ import torch
 
 from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from untrained import untrained_bundle
+from zoomseg.backends.torch_networks import build_network
 from zoomseg.core.errors import ModelError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import Dataset, open_dataset
-from zoomseg.inference.predictor import build_network
 from zoomseg.io import bundle
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump

@@ -11,13 +11,13 @@ import numpy as np
 from torch import nn
 
 from zoomseg.backends.device import Device
+from zoomseg.backends.torch_networks import as_network
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.inference.atlas_priors import AtlasOf
-from zoomseg.inference.predictor import as_network
 from zoomseg.pipeline import stage_input
+from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.pipeline.sliding_window import SlidingWindow
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, Recipe
@@ -68,7 +68,7 @@ class Preprocessing:
     seed: int
     device: Device
     observer: Observer
-    atlas_of: AtlasOf | None
+    atlas_of: AtlasPriorOf | None
 
     def packs(
         self,
@@ -155,5 +155,5 @@ class Preprocessing:
                     priors[stage.name] = stage_input.background_prediction(stage, scan, labels)
                     continue
                 network = as_network(finished[stage.name], self.device)
-                priors[stage.name] = SlidingWindow(seen, scan, priors, labels, network, self.device).prior()
+                priors[stage.name] = SlidingWindow(seen, scan, priors, labels, network, self.device).predict()
         return priors

@@ -1,0 +1,85 @@
+"""A stage's network in torch, with a model's weights, as the pipeline drives it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zoomseg.backends.device import Device
+from zoomseg.core.errors import ModelError, RecipeError
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.placing import Tile
+from zoomseg.io.bundle import Bundle
+from zoomseg.networks import build as networks
+from zoomseg.pipeline.inputs import input_channels
+from zoomseg.pipeline.sliding_window import StageNetwork
+from zoomseg.recipe import graph, network_shapes
+from zoomseg.recipe.spec import Recipe, Stage
+
+
+def build_network(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> nn.Module:
+    classes = 1 + len(graph.resolve_labels(stage, schema))
+    return networks.build(
+        stage.network, input_channels(stage, recipe, schema, channels), classes, stage.grid.padding
+    )
+
+
+def check_tile(stage: Stage) -> None:
+    """Refuse a stage whose network cannot read its tiles.
+
+    Raises:
+        RecipeError: naming the nearest shapes allowed.
+    """
+    try:
+        network_shapes.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile)
+    except RecipeError as error:
+        raise RecipeError(f"stage '{stage.name}', grid.tile: {error}") from error
+
+
+def trained_network(bundle: Bundle, stage: Stage) -> nn.Module:
+    """A stage's network with the model's weights, in float32; both share them.
+
+    Raises:
+        ModelError: the weights do not fit the network.
+        RecipeError: the network cannot read the stage's tiles.
+    """
+    check_tile(stage)
+    module = weightless(bundle, stage)  # what the recipe asks for takes no memory before there are weights
+    try:  # assigned: a copy would be held twice
+        module.load_state_dict(dict(bundle.weights[stage.name]), assign=True)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise ModelError(f"weights of stage '{stage.name}' do not fit its network ({detail})") from error
+    return module.float()
+
+
+def weightless(bundle: Bundle, stage: Stage) -> nn.Module:
+    """A stage's network on the meta device: shapes alone."""
+    with networks.without_memory():
+        return build_network(stage, bundle.recipe, bundle.schema, len(bundle.channel_names))
+
+
+def ready_network(bundle: Bundle, name: str, device: Device) -> nn.Module:
+    """A model's network of the stage of this name, as it predicts: on the device, in evaluation mode."""
+    stage = graph.stage_of(bundle.recipe, name)
+    return networks.laid_out(stage.network, trained_network(bundle, stage).to(device.place)).eval()
+
+
+def as_network(module: nn.Module, device: Device, *others: nn.Module) -> StageNetwork:
+    """A trained module as what ``SlidingWindow`` drives; of several, their mean probabilities."""
+
+    def compute(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        with torch.inference_mode(), device.autocast():
+            data = x_BCIJK.to(device.place)
+            answer = _softmax(module(data)[0].float())
+            for other in others:
+                answer += _softmax(other(data)[0].float())
+            return answer.div_(1 + len(others)) if others else answer
+
+    return compute
+
+
+def _softmax(logits_BCIJK: Tensor) -> Tensor:
+    """In place, as torch's own over an axis that is not the last takes twice as long."""
+    logits_BCIJK -= logits_BCIJK.amax(dim=1, keepdim=True)
+    return logits_BCIJK.exp_().div_(logits_BCIJK.sum(dim=1, keepdim=True))

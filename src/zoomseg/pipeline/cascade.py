@@ -1,0 +1,297 @@
+"""One scan through a cascade: every stage looks, computes and answers; what they found is fused."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from zoomseg.anatomy.positions import OrganPlaces
+from zoomseg.backends.device import Device
+from zoomseg.core.case import Case, StagePrediction
+from zoomseg.core.components import largest_component, without_islands
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.volume import LabelMap
+from zoomseg.pipeline import fusion, roi_expansion, stage_input
+from zoomseg.pipeline.sliding_window import (
+    OnProgress,
+    SlidingWindow,
+    StageNetworkOf,
+    StageRecord,
+    ignore_progress,
+)
+from zoomseg.pipeline.stage_input import PreparedScan, StageView
+from zoomseg.pipeline.uncertainty import Uncertainty, UncertaintyEstimator
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import ATLAS, Recipe, Stage
+
+AtlasPriorOf = Callable[[PreparedScan], StagePrediction]
+"""What gives the atlas prior of a scan."""
+FitTiles = Callable[[StageView, bool], tuple[StageView, int | None]]
+"""Makes tiles smaller where memory is short, by view and whether the answer is held as a whole; and says how
+many are computed together (None: as many as keep the device busy)."""
+
+
+def as_planned(view: StageView, whole: bool) -> tuple[StageView, int | None]:
+    """``FitTiles`` where memory is not short."""
+    return view, None
+
+
+@dataclass(frozen=True)
+class OrganUncertainty:
+    """How sure the answer is about one organ."""
+
+    own: Uncertainty
+    """Of the stage that answers for it."""
+    cut: bool
+    """Whether it reaches the end of where the stage looked, even if it looked farther."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """``labels`` on the scan's own grid and orientation; ``stages`` what every stage predicted that had
+    somewhere to look, on the canonical stage grids, if that was to be kept."""
+
+    case: str
+    labels: LabelMap
+    uncertainty: Mapping[str, OrganUncertainty]
+    """Of every organ that the last stage which answers for it has found."""
+    stages: Mapping[str, StagePrediction]
+    records: tuple[StageRecord, ...]
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+    """What the user should know: of how the scan was read, how unlike the training scans it is, what was
+    taken out of the label map; one line each."""
+    trust: float = 1.0
+    """0 to 1: how like the training scans the scan is (see ``inference.scan_likeness``)."""
+    misplaced: tuple[str, ...] = ()
+    """Organs that lie far from where training had them, and nowhere else."""
+
+    @property
+    def schema(self) -> LabelSchema:
+        return self.labels.schema
+
+    @property
+    def confidence(self) -> dict[str, float]:
+        """The Dice that the probabilities promise, 0 to 1, by organ; how far such promises are kept by this
+        model is for its calibration to say, and for ``trust`` in this scan."""
+        return {organ: found.own.expected_dice for organ, found in self.uncertainty.items()}
+
+    @property
+    def probabilities(self) -> StagePrediction | None:
+        """The last stage's, on its grid; None if no stage had anywhere to look."""
+        return list(self.stages.values())[-1] if self.stages else None
+
+
+@dataclass(frozen=True, eq=False)
+class Cascade:
+    """A recipe with the networks that carry it out: trained ones, or an oracle."""
+
+    recipe: Recipe
+    schema: LabelSchema
+    network_of: StageNetworkOf
+    device: Device
+    atlas_of: AtlasPriorOf | None = None
+    fit: FitTiles = as_planned
+    expand_roi: bool = False
+    """Whether a stage is computed again, once, where its region may have cut an organ."""
+    organ_places: Mapping[str, OrganPlaces] | None = None
+    """Where training had the organs; parts far from there are taken out."""
+
+    def run(
+        self,
+        case: Case,
+        organs: tuple[str, ...] | None = None,
+        keep: bool = True,
+        on_progress: OnProgress = ignore_progress,
+    ) -> Prediction:
+        """Segment one scan.
+
+        Args:
+            organs: those that the label map shall have; None: all.
+            keep: whether what every stage predicted is wanted in the result; else the last stage's goes into
+                the label map slab by slab, and is never held as a whole.
+
+        Raises:
+            ScanError: the recipe's window shows nothing of the scan.
+            MemoryLimitError: a stage looks at more voxels than the machine can hold.
+            ModelError: a network answers with numbers that are not finite.
+        """
+        clock = _Clock()
+        scan = stage_input.prepare(case, self.recipe, self.device.place)
+        clock.lap("prepare")
+        priors: dict[str, StagePrediction] = {}
+        if self.atlas_of is not None:
+            priors[ATLAS] = self.atlas_of(scan)
+            clock.lap(ATLAS)
+        run = _Run(self, scan, keep, on_progress, priors)
+        for stage in self.recipe.stages:
+            if run.compute(stage):
+                clock.lap(stage.name)
+        run.fuse()
+        notes, misplaced = self._clean(run.fused, organs)
+        labels = LabelMap(run.fused.labels.cpu(), scan.grid, self.schema)
+        labels = labels.reoriented(scan.orientation.inverse)
+        clock.lap("fuse")
+        return Prediction(
+            case.id,
+            labels,
+            run.uncertainty,
+            run.stages,
+            tuple(run.records),
+            clock.seconds,
+            notes=notes,
+            misplaced=misplaced,
+        )
+
+    def _clean(
+        self, fused: fusion.FusedLabelMap, organs: tuple[str, ...] | None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Take out what is no organ, and the organs that are not wanted; notes on what was taken out, and
+        organs that are misplaced as a whole."""
+        recipe, select = self.recipe, self.schema.select
+        fusion.keep_parts(fused, select(recipe.largest_component), largest_component)
+        if recipe.islands is not None:
+            parts = partial(without_islands, below=recipe.islands.below)
+            fusion.keep_parts(fused, select(recipe.islands.labels), parts)
+        # Before organs are left out that others are placed by.
+        places = self.organ_places
+        found = {} if places is None else fusion.take_out_misplaced(fused, places)
+        wanted = select("all" if organs is None else organs)
+        if organs is not None:
+            fusion.keep_only(fused, wanted)
+        notes = tuple(own.note(name) for name, own in found.items() if name in wanted)
+        return notes, tuple(name for name, own in found.items() if own.alone)
+
+
+class _Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """A stage computed once; ``prediction`` is None if it went straight into the label map."""
+
+    view: StageView
+    found: dict[str, Uncertainty]
+    estimator: UncertaintyEstimator
+    prediction: StagePrediction | None
+    record: StageRecord
+
+
+@dataclass(eq=False)
+class _Run:
+    """One scan on its way."""
+
+    cascade: Cascade
+    scan: PreparedScan
+    keep: bool
+    on_progress: OnProgress
+    priors: dict[str, StagePrediction]
+    """What later stages may read: the atlas prior, and what every stage so far predicted."""
+    stages: dict[str, StagePrediction] = field(default_factory=dict)
+    """Predictions that are still to be entered into the label map."""
+    records: list[StageRecord] = field(default_factory=list)
+    uncertainty: dict[str, OrganUncertainty] = field(default_factory=dict)
+    """Of every organ, by the last stage that answered for it."""
+
+    def __post_init__(self) -> None:
+        cascade = self.cascade
+        self.fused = fusion.FusedLabelMap.blank(self.scan.grid, cascade.schema, cascade.device.place)
+
+    def compute(self, stage: Stage) -> bool:
+        """Compute a stage; whether it had anywhere to look."""
+        cascade = self.cascade
+        labels = graph.resolve_labels(stage, cascade.schema)
+        view = stage_input.view(stage, cascade.recipe, self.scan, self.priors)
+        if view is None:
+            self.priors[stage.name] = stage_input.background_prediction(stage, self.scan, labels)
+            return False
+        whole = held_whole(stage, cascade.recipe, self.keep)
+        if not whole:
+            self.fuse()
+            self.stages.clear()
+        done = self._expanded(self._pass(view, labels, whole), labels, whole)
+        if done.prediction is not None:
+            self.priors[stage.name] = self.stages[stage.name] = done.prediction
+        self.records.append(done.record)
+        if stage.fusion != "none":
+            self._judge(labels, done)
+        return True
+
+    def _pass(self, view: StageView, labels: tuple[str, ...], whole: bool) -> _Pass:
+        cascade = self.cascade
+        fitting, together = cascade.fit(view, whole)
+        network = cascade.network_of(view)
+        window = SlidingWindow(
+            fitting, self.scan, self.priors, labels, network, cascade.device, together, self.on_progress
+        )
+        estimator = UncertaintyEstimator(labels, view.region, roi_expansion.open_sides_of(view, self.scan))
+        prediction = None
+        if whole:
+            prediction = window.predict(estimator)
+        else:
+            window.fuse_into(self.fused, estimator)
+        return _Pass(view, estimator.uncertainty(), estimator, prediction, window.record)
+
+    def _expanded(self, done: _Pass, labels: tuple[str, ...], whole: bool) -> _Pass:
+        """The same, computed again in a wider region where the region may have cut organs."""
+        cut = roi_expansion.cut_organs(done.view, done.found) if self.cascade.expand_roi else ()
+        if not cut:
+            return done
+        view, first = roi_expansion.expanded(done.view, self.scan, done.estimator, cut), done.record
+        del done  # its prediction need not be held beside the wider one
+        again = self._pass(view, labels, whole)
+        return replace(again, record=first.and_then(again.record, cut))
+
+    def _judge(self, labels: tuple[str, ...], done: _Pass) -> None:
+        cut = roi_expansion.cut_organs(done.view, done.found)
+        for organ in labels:
+            self.uncertainty.pop(organ, None)
+        for organ, own in done.found.items():
+            self.uncertainty[organ] = OrganUncertainty(own, organ in cut)
+
+    def fuse(self) -> None:
+        """Every prediction into the label map; neighbours of one kind enter together, as they may vote. Only
+        when all have predicted, as the label map is for nobody to read before."""
+        recipe, place = self.cascade.recipe, self.fused.labels.device
+        entering = itertools.dropwhile(lambda s: _overwritten(s, recipe), recipe.stages)
+        fusing = (stage for stage in entering if stage.fusion != "none")
+        for kind, stages in itertools.groupby(fusing, key=lambda stage: stage.fusion):
+            found = [
+                fusion.FusionInput(self.stages[stage.name].to(place), stage.argmax_on)
+                for stage in stages
+                if stage.name in self.stages
+            ]
+            if found:
+                fusion.fuse(kind, self.fused, found, self.priors.get(ATLAS))
+
+
+def held_whole(stage: Stage, recipe: Recipe, keep: bool) -> bool:
+    """Whether a stage's prediction is held as a whole."""
+    return keep or stage is not recipe.stages[-1] or stage.fusion != "replace_in_roi"
+
+
+def _overwritten(stage: Stage, recipe: Recipe) -> bool:
+    """Whether a stage's foreground leaves no trace, as a later one looks at all of it and replaces it: then
+    entering it into a blank label map would be lost work."""
+    later = recipe.stages[recipe.stages.index(stage) + 1 :]
+    return stage.fusion == "none" or (
+        stage.fusion in ("replace_in_roi", "paste")
+        and any(
+            s.fusion in ("replace_in_roi", "replace_times_atlas")
+            and s.roi.kind == "dilated_foreground"
+            and s.roi.of == stage.name
+            for s in later
+        )
+    )
