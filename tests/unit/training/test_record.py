@@ -13,6 +13,7 @@ from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.training import record
 from zoomseg.training.record import CrossValidationRecord, TrainingRecord
 
+QUANTILES = tuple(float(n) for n in range(-90, 100, 10))
 RECORD = TrainingRecord(
     channels=("CT",),
     labels={"left kidney": 3, "right kidney": 7},
@@ -24,7 +25,7 @@ RECORD = TrainingRecord(
     recipe=tiny_recipe(together=True).model_dump(mode="json"),
     train=("a", "b"),
     validation=("c",),
-    training_domain=TrainingDomain("CT", ((-100.0, 40.0),), (-125.0, -120.0), (300.0, 420.5), {}),
+    training_domain=TrainingDomain("CT", (QUANTILES,), (-125.0, -120.0), (300.0, 420.5), {}),
 )
 FOLDS = CrossValidationRecord(
     channels=("CT",), labels={"liver": 1}, seed=0, seconds=None, epochs=3, cases=("a", "b", "c"), folds=3
