@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoomseg.backends.device import Device
+from zoomseg.core.errors import ScanError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.calibration import calibrate, scored
 from zoomseg.evaluation.evaluate import evaluate
@@ -35,7 +36,7 @@ def validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Devi
     from them what the model's confidence is worth: that is written into the model.
 
     Raises:
-        ScanError: not one of them could be scored.
+        ScanError: not one of them could be segmented, or scored.
         OutputError: nothing can be written there.
     """
     cases, folder, model = dataset.subset(kept_back), out / FOLDER, bundle.load(out)
@@ -55,6 +56,9 @@ def validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Devi
         beside=ExtraOutputs(stages=True),
         on_organs=rows.extend,
     )
+    if len(failed) == len(cases.cases):
+        reason = f"none of {len(failed)} cases kept back could be segmented; {failed[0].reason}"
+        raise ScanError(reason)
     log = out / "training" / "metrics.csv"
     scores = evaluate(folder / "predictions", cases, folder, training_log=log)
     found = {(row.case, row.organ) for row in rows if row.confidence is not None}
