@@ -1,0 +1,1 @@
+"""What runs a stage's network: devices, torch modules and ONNX graphs."""

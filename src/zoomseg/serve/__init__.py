@@ -1,0 +1,1 @@
+"""Segmentation in the browser: page, jobs and workers of a local server."""

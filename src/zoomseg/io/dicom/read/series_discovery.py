@@ -150,8 +150,8 @@ def find_series(path: Path, objects: Container[str] = ()) -> Found:
                 case Other(kind, scan=scan):
                     others[kind] += 1
                     unplaced += [] if scan is None else [scan]
-                case None if _is_called_dicom(source):
-                    strays.append(source)
+                case None:
+                    strays += [source] if _is_called_dicom(source) else []
     for lost in unplaced:
         if lost.series_uid in images:
             damaged[lost.series_uid].append(lost)
