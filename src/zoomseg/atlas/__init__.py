@@ -1,1 +1,1 @@
-"""Atlas priors: registration of labelled scans and fusion of their labels."""
+"""Atlas priors: registration of labelled scans, label fusion."""

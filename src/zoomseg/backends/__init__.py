@@ -1,1 +1,1 @@
-"""What runs a stage's network: devices, torch modules and ONNX graphs."""
+"""What computes a stage's network: devices, torch, ONNX graphs."""

@@ -1,1 +1,1 @@
-"""The commands, one module each; what they do lies below."""
+"""The commands, one module each."""

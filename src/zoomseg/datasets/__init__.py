@@ -1,1 +1,1 @@
-"""Labelled data sets: layouts, splits, audit and repair, series with their drawings, phantoms."""
+"""Labelled data sets: layouts, splits, audit and repair, labels from DICOM, phantoms."""

@@ -1,1 +1,1 @@
-"""Metrics, upper bounds, error attribution, calibration, comparison and reports."""
+"""Metrics, upper bounds, error attribution, comparison, reports."""

@@ -1,1 +1,1 @@
-"""The networks as torch modules, and what builds them from a recipe."""
+"""The networks as torch modules, built from a recipe."""

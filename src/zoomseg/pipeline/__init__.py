@@ -1,1 +1,1 @@
-"""The cascade: region, grid, network inputs, sliding window and fusion of every stage."""
+"""The cascade: region, grid, inputs, sliding window, fusion."""

@@ -1,1 +1,1 @@
-"""Segmentation in the browser: page, jobs and workers of a local server."""
+"""Segmentation in the browser: a local server and its page."""

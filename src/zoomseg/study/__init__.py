@@ -1,1 +1,1 @@
-"""Ablation tables of papers, trained and scored on any data set."""
+"""Ablation tables of papers, trained and scored on one's own data."""
