@@ -1,1 +1,1 @@
-"""Ablation tables of papers, trained and scored on one's own data."""
+"""Ablation tables of papers, trained and scored on other data."""

@@ -13,7 +13,7 @@ from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
 from zoomseg.pipeline import inputs
 from zoomseg.pipeline.inputs import Normalisation
-from zoomseg.recipe.spec import ImageInput, InputSpec, PriorInput, Window, ZScore
+from zoomseg.recipe.spec import ATLAS, AtlasInput, ImageInput, InputSpec, PriorInput, Window, ZScore
 
 GRID = Grid.from_spacing((4, 4, 4), (1.0, 1.0, 1.0))
 
@@ -128,6 +128,21 @@ def test_image_and_priors_come_on_the_asked_grid() -> None:
     assert torch.equal(out[0], image.data[0, 1:3, 1:3, 1:3])
     assert out[1].tolist() == torch.full((2, 2, 2), 0.25).tolist()
     assert out.shape == (2, 2, 2, 2)
+
+
+def test_atlas_and_stages_come_in_the_order_of_the_inputs() -> None:
+    names = ("liver", "spleen")
+
+    def constant(source: str, *values: float) -> StagePrediction:
+        probabilities = torch.tensor(values)[:, None, None, None].expand(3, *GRID.shape)
+        return StagePrediction(probabilities, GRID, names, Region.whole(GRID), source)
+
+    priors = {"coarse": constant("coarse", 0.5, 0.25, 0.25), ATLAS: constant(ATLAS, 0.1, 0.6, 0.3)}
+    specs = [AtlasInput(labels=("spleen",)), ImageInput(), PriorInput(of="coarse", labels=("liver",))]
+    out = seen(specs, scan(torch.full(GRID.shape, 5.0)), priors, GRID)
+    assert out[:, 0, 0, 0].tolist() == pytest.approx([5.0, 0.3, 0.25])
+    both = seen([ImageInput(), AtlasInput(labels="all")], scan(torch.zeros(GRID.shape)), priors, GRID)
+    assert both[:, 1, 1, 1].tolist() == pytest.approx([0.0, 0.6, 0.3])
 
 
 def test_a_prior_lies_where_it_was_computed() -> None:
