@@ -1,0 +1,42 @@
+"""How sure a result is: python uncertainty.py [SCAN] [MODEL] [OUT]
+
+Writes the probability of every label and their entropy as NIfTI, on the grid of the model's last stage.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import zoomseg
+from zoomseg.io.scans import write_array
+
+DEFAULTS = (
+    "zoomseg-demo/held-out/imagesTr/phantom_1000_0000.nii.gz",
+    "zoomseg-demo/model",
+    "uncertainty",
+)
+
+
+def main(scan: str, model: str, out: str) -> None:
+    result = zoomseg.load(model).predict(scan)
+    found = result.probabilities  # [1 + labels, I, J, K], background first
+    if found is None:
+        sys.exit(f"{scan}: the model found nothing to look at")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in found.labels:
+        probability = found.probabilities[found.channel(name)]
+        write_array(folder / f"{name}.nii.gz", probability.numpy(), found.grid)
+    entropy = torch.special.entr(found.probabilities).sum(dim=0) / torch.tensor(2.0).log()  # bits
+    write_array(folder / "entropy.nii.gz", entropy.numpy(), found.grid)
+    print(f"mean entropy in the region: {float(entropy[found.answered].mean()):.3f} bits")
+
+    # An estimate of each organ's Dice, if cases were kept back when the model was trained.
+    for organ in sorted(result.summary, key=lambda row: row.confidence or 0.0):
+        sure = "unknown" if organ.confidence is None else f"{organ.confidence:.2f}"
+        print(f"{organ.organ:24} confidence {sure}  {', '.join(organ.flags)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:], *DEFAULTS[len(sys.argv) - 1 :])
