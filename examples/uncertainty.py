@@ -6,7 +6,8 @@ Writes the probability of every label and their entropy as NIfTI, on the grid of
 import sys
 from pathlib import Path
 
-import torch
+import numpy as np
+from scipy.special import entr
 
 import zoomseg
 from zoomseg.io.scans import write_array
@@ -20,17 +21,17 @@ DEFAULTS = (
 
 def main(scan: str, model: str, out: str) -> None:
     result = zoomseg.load(model).predict(scan)
-    found = result.probabilities  # [1 + labels, I, J, K], background first
+    found = result.probabilities
     if found is None:
         sys.exit(f"{scan}: the model found nothing to look at")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    probabilities = np.asarray(found.probabilities)  # [1 + labels, I, J, K], background first
     for name in found.labels:
-        probability = found.probabilities[found.channel(name)]
-        write_array(folder / f"{name}.nii.gz", probability.numpy(), found.grid)
-    entropy = torch.special.entr(found.probabilities).sum(dim=0) / torch.tensor(2.0).log()  # bits
-    write_array(folder / "entropy.nii.gz", entropy.numpy(), found.grid)
-    print(f"mean entropy in the region: {float(entropy[found.answered].mean()):.3f} bits")
+        write_array(folder / f"{name}.nii.gz", probabilities[found.channel(name)], found.grid)
+    entropy = entr(probabilities).sum(axis=0) / np.log(2)  # bits
+    write_array(folder / "entropy.nii.gz", entropy, found.grid)
+    print(f"mean entropy in the region: {entropy[np.asarray(found.answered)].mean():.3f} bits")
 
     # An estimate of each organ's Dice, if cases were kept back when the model was trained.
     for organ in sorted(result.summary, key=lambda row: row.confidence or 0.0):
