@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -61,8 +60,8 @@ _TEXT = "#39434d"
 def coarse_prior(labels: LabelMap) -> StagePrediction:
     """What a perfect coarse stage says: the reference on its grid."""
     grid = labels.grid.with_spacing(COARSE_MM)
-    classes = resample_labels(labels, grid).data.astype(np.int64)
-    certain = torch.nn.functional.one_hot(classes, labels.schema.classes).movedim(-1, 0).float()
+    classes = resample_labels(labels, grid).data
+    certain = np.moveaxis(np.eye(labels.schema.classes, dtype=np.float32)[classes], -1, 0)
     return StagePrediction(certain, grid, labels.schema.names, Region.whole(grid), "coarse")
 
 
@@ -149,7 +148,7 @@ def coarse_to_fine(case: Case) -> Figure:
     within = resample(case.image, fine.crop(region.box))
     _draw_scan(third, within, "fine: the region, 3 mm voxels")
     answer = resample_labels(case.labels, within.grid)
-    only = torch.where(answer.data == answer.schema.class_of("pancreas"), answer.data, 0).to(torch.uint8)
+    only = np.where(answer.data == answer.schema.class_of("pancreas"), answer.data, np.uint8(0))
     _draw_labels(third, LabelMap(only, within.grid, answer.schema))
     return figure
 
@@ -189,7 +188,7 @@ def tiles(case: Case) -> Figure:
 def _draw_shares(panel: Axes) -> None:
     """Four tiles in a line, each sharing half of its size with the next: their shares in the mean."""
     count, size = 4, TILE[0]
-    one = tiling.tent((size, 1, 1))[:, 0, 0].numpy()
+    one = np.asarray(tiling.tent((size, 1, 1)))[:, 0, 0]
     weights = np.zeros((count, size * (count + 1) // 2))
     for number, weight in enumerate(weights):
         weight[number * size // 2 : number * size // 2 + size] = one

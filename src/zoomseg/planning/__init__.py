@@ -1,1 +1,1 @@
-"""Recipe numbers derived from a data set, a device and a time budget, each with its rationale."""
+"""Recipe numbers from data, device and time, each with a reason."""

@@ -131,18 +131,19 @@ def test_image_and_priors_come_on_the_asked_grid() -> None:
 
 
 def test_atlas_and_stages_come_in_the_order_of_the_inputs() -> None:
-    names = ("liver", "spleen")
-
     def constant(source: str, *values: float) -> StagePrediction:
-        probabilities = torch.tensor(values)[:, None, None, None].expand(3, *GRID.shape)
-        return StagePrediction(probabilities, GRID, names, Region.whole(GRID), source)
+        probabilities = np.ones((3, *GRID.shape), np.float32) * np.reshape(values, (3, 1, 1, 1))
+        return StagePrediction(
+            probabilities.astype(np.float32), GRID, ("liver", "spleen"), Region.whole(GRID), source
+        )
 
     priors = {"coarse": constant("coarse", 0.5, 0.25, 0.25), ATLAS: constant(ATLAS, 0.1, 0.6, 0.3)}
     specs = [AtlasInput(labels=("spleen",)), ImageInput(), PriorInput(of="coarse", labels=("liver",))]
-    out = seen(specs, scan(torch.full(GRID.shape, 5.0)), priors, GRID)
-    assert out[:, 0, 0, 0].tolist() == pytest.approx([5.0, 0.3, 0.25])
-    both = seen([ImageInput(), AtlasInput(labels="all")], scan(torch.zeros(GRID.shape)), priors, GRID)
-    assert both[:, 1, 1, 1].tolist() == pytest.approx([0.0, 0.6, 0.3])
+    found = np.concatenate(inputs.priors_on(specs, priors, GRID))
+    assert found[:, 0, 0, 0].tolist() == pytest.approx([0.3, 0.25])
+    everything = np.concatenate(inputs.priors_on([AtlasInput(labels="all")], priors, GRID))
+    assert everything[:, 1, 1, 1].tolist() == pytest.approx([0.6, 0.3])
+    assert inputs.image_channels(specs, 2) == (0, 1)
 
 
 def test_a_prior_lies_where_it_was_computed() -> None:
