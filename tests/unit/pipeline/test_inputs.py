@@ -13,7 +13,7 @@ from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
 from zoomseg.pipeline import inputs
 from zoomseg.pipeline.inputs import Normalisation
-from zoomseg.recipe.spec import ImageInput, InputSpec, PriorInput, Window, ZScore
+from zoomseg.recipe.spec import ATLAS, AtlasInput, ImageInput, InputSpec, PriorInput, Window, ZScore
 
 GRID = Grid.from_spacing((4, 4, 4), (1.0, 1.0, 1.0))
 
@@ -130,6 +130,22 @@ def test_image_and_priors_come_on_the_asked_grid() -> None:
     assert np.array_equal(out[0], image.data[0, 1:3, 1:3, 1:3])
     assert out[1].tolist() == np.full((2, 2, 2), 0.25, dtype=np.float32).tolist()
     assert out.shape == (2, 2, 2, 2)
+
+
+def test_atlas_and_stages_come_in_the_order_of_the_inputs() -> None:
+    def constant(source: str, *values: float) -> StagePrediction:
+        probabilities = np.ones((3, *GRID.shape), np.float32) * np.reshape(values, (3, 1, 1, 1))
+        return StagePrediction(
+            probabilities.astype(np.float32), GRID, ("liver", "spleen"), Region.whole(GRID), source
+        )
+
+    priors = {"coarse": constant("coarse", 0.5, 0.25, 0.25), ATLAS: constant(ATLAS, 0.1, 0.6, 0.3)}
+    specs = [AtlasInput(labels=("spleen",)), ImageInput(), PriorInput(of="coarse", labels=("liver",))]
+    found = np.concatenate(inputs.priors_on(specs, priors, GRID))
+    assert found[:, 0, 0, 0].tolist() == pytest.approx([0.3, 0.25])
+    everything = np.concatenate(inputs.priors_on([AtlasInput(labels="all")], priors, GRID))
+    assert everything[:, 1, 1, 1].tolist() == pytest.approx([0.6, 0.3])
+    assert inputs.image_channels(specs, 2) == (0, 1)
 
 
 def test_a_prior_lies_where_it_was_computed() -> None:
