@@ -106,8 +106,8 @@ def replace_in_roi(
 
 
 class SlabFusion:
-    """``replace_in_roi`` for a prediction that comes in slabs of planes, each fused as soon as the planes
-    that it is blended with are there: of a hundred classes on a fine grid no more than a slab is ever held."""
+    """``replace_in_roi`` for a prediction that comes in slabs of planes, each entered as soon as the planes
+    it is blended with are there: of a hundred classes on a fine grid no more than a slab is ever held."""
 
     def __init__(
         self, fused: FusedLabelMap, grid: Grid, labels: tuple[str, ...], region: Region, place: ArgmaxPlace
@@ -155,20 +155,15 @@ class SlabFusion:
             if self._place == "stage_grid":
                 self._enter_nearest(probabilities, source, box)
             else:
-                self._enter_argmax(probabilities, source, box)
-
-    def _enter_argmax(self, probabilities: Array, source: Grid, box: Box) -> None:
-        for block in blocks(box):
-            grid, view = self._fused.grid.crop(block), self._fused.labels[block.slices]
-            enter_argmax(view, probabilities, source, grid, self._classes, _asked(self._region, grid))
+                grid, view = self._fused.grid.crop(box), self._fused.labels[box.slices]
+                enter_argmax(view, probabilities, source, grid, self._classes, self._region)
 
     def _enter_nearest(self, probabilities: Array, source: Grid, box: Box) -> None:
-        _, decided = max_on(probabilities, source, source, self._classes)
-        xp = namespace(decided)
+        decided = _zeros(source.shape, "uint8", probabilities)
+        enter_argmax(decided, probabilities, source, source, self._classes)
         for block in blocks(box):
             grid, view = self._fused.grid.crop(block), self._fused.labels[block.slices]
-            label, asked = nearest_index(decided, source, grid), _asked(self._region, grid)
-            view[...] = label if asked is None else xp.where(beside(asked, label), label, view)
+            _set(view, nearest_index(decided, source, grid), _asked(self._region, grid))
 
 
 def times_atlas(prediction: StagePrediction, atlas: StagePrediction) -> StagePrediction:
@@ -337,9 +332,7 @@ def blocks(box: Box, voxels: int = BLOCK_VOXELS) -> list[Box]:
 # --- the highest of many interpolated channels ----------------------------------------------------
 
 
-def max_on(
-    probabilities: Array, source: Grid, target: Grid, classes: Sequence[int]
-) -> tuple[Array, Array]:
+def max_on(probabilities: Array, source: Grid, target: Grid, classes: Sequence[int]) -> tuple[Array, Array]:
     """Highest probability (float32) and the class (uint8) of the channel that has it, each
     ``target.shape``, of ``[C, ...]`` on ``source`` linearly resampled to ``target``; ties go to the lower
     channel, as in argmax."""
@@ -357,24 +350,29 @@ def enter_argmax(
     source: Grid,
     target: Grid,
     classes: Sequence[int],
-    asked: npt.NDArray[np.bool_] | None = None,
+    region: Region | None = None,
 ) -> None:
-    """Set ``labels`` (uint8, ``target.shape``) to the classes of ``max_on``, where ``asked`` if given. Where
-    only one channel can win, nothing is interpolated."""
-    xp = namespace(probabilities)
-    for piece, channels in _contested(probabilities, source, target):
-        view = labels[piece.box.slices]
-        label = classes[channels[0]] if len(channels) == 1 else _winner(piece, channels, classes)[0]
-    asked_here = None if asked is None else beside(asked, labels)
-    for piece, channels in _contested(probabilities, source, target):
-        at = piece.box.slices
-        if asked is not None and not asked[at].any():
-            continue
-        label = classes[channels[0]] if len(channels) == 1 else _winner(piece, channels, classes)[0]
-        if asked_here is None:
-            labels[at] = label
-        else:
-            labels[at] += asked_here[at] * (label - labels[at])  # modulo 256
+    """Set ``labels`` (uint8, ``target.shape``) to the classes of ``max_on``, inside ``region`` if given.
+    Where only one channel can win, nothing is interpolated."""
+    found = _contested(probabilities, source, target)
+    for planes, row in itertools.groupby(found, key=lambda one: one[0].box.slices[2]):
+        box = Box((0, 0, planes.start), (*target.shape[:2], planes.stop))
+        asked = None if region is None else _asked(region, target.crop(box))
+        view = labels[box.slices]
+        for piece, channels in row:
+            i, j, _ = piece.box.slices
+            if asked is not None and not asked[i, j].any():
+                continue
+            label = classes[channels[0]] if len(channels) == 1 else _winner(piece, channels, classes)[0]
+            _set(view[i, j], label, None if asked is None else asked[i, j])
+
+
+def _set(view: Array, label: Array | int, asked: npt.NDArray[np.bool_] | None) -> None:
+    """``view`` to ``label`` where ``asked``; None: everywhere."""
+    if asked is None:
+        view[...] = label
+    else:
+        view += beside(asked, view) * (label - view)  # modulo 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -407,32 +405,36 @@ def _winner(piece: _Piece, channels: Sequence[int], classes: Sequence[int]) -> t
 
 
 def _contested(probabilities: Array, source: Grid, target: Grid) -> Iterator[tuple[_Piece, list[int]]]:
-    """The pieces of a target, and the channels that may be the highest somewhere in each. All pieces'
-    highest values are found before any is looked at: a GPU has to finish all it was given to answer."""
-    pieces = list(_pieces(probabilities, source, target))
-    highest = maxima([piece.near for piece in pieces])
+    """The pieces of a target, row by row of planes, and the channels that may be the highest somewhere in
+    each. All pieces' highest values are found before any is looked at: a GPU has to finish all it was given
+    to answer."""
+    axes = axiswise(target.to_index_of(source), target.shape)
+    if axes is None:
+        pieces, highest = _oblique_pieces(probabilities, source, target)
+    else:
+        xp = namespace(probabilities)
+        planes = xp.permute_dims(probabilities, (0, *(1 + axes.order[a] for a in PLANES_FIRST)))
+        weights = [
+            linear_weights(source.shape[axes.order[a]], target.shape[a], axes.scale[a], axes.offset[a], False)
+            for a in PLANES_FIRST
+        ]
+        cuts = [_cuts(own, probabilities) for own in weights]
+        pieces, highest = _pieces(planes, cuts), _maxima(planes, cuts)
     surest = highest.argmax(axis=1)
     can_win = contenders(highest)
     undecided = np.flatnonzero(can_win.sum(axis=1) > 1)
     if undecided.size:
         # The winner is no lower than the surest channel's lowest value, either.
-        xp = namespace(probabilities)
-        lowest = to_numpy(_float32(xp.stack([xp.min(pieces[n].near[int(surest[n])]) for n in undecided])))
+        lowest = _lowest([pieces[n].near[int(surest[n])] for n in undecided])
         can_win[undecided] &= highest[undecided] >= lowest[:, None] - ROUNDING
     for piece, mine in zip(pieces, can_win, strict=True):
         yield piece, np.flatnonzero(mine).tolist()
 
 
-def maxima(parts: Sequence[Array]) -> npt.NDArray[np.float32]:
-    """The highest value ``[len(parts), C]`` of every channel of some ``[C, ...]`` that lie in memory alike."""
+def _lowest(parts: Sequence[Array]) -> npt.NDArray[np.float32]:
+    """The lowest value of each."""
     xp = namespace(parts[0])
-    order = memory_order(parts[0])
-    order = [0, *(axis for axis in order if axis != 0)]
-    # Of three axes at once, or of a view against its order in memory, torch takes ten times as long.
-    found = [
-        xp.max(xp.reshape(xp.permute_dims(part, order), (part.shape[0], -1)), axis=1) for part in parts
-    ]
-    return to_numpy(_float32(xp.stack(found)))
+    return to_numpy(_float32(xp.stack([xp.min(xp.reshape(part, (-1,))) for part in parts])))
 
 
 def contenders(highest: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -445,24 +447,6 @@ def contenders(highest: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     needed = (left / np.arange(1, highest.shape[-1] + 1)).max(axis=-1, keepdims=True)
     able: npt.NDArray[np.bool_] = highest >= needed - ROUNDING
     return able
-
-
-def _pieces(probabilities: Array, source: Grid, target: Grid) -> Iterator[_Piece]:
-    """A target in pieces of at most ``PIECE_SIDE`` voxels a side, of about one size."""
-    axes = axiswise(target.to_index_of(source), target.shape)
-    if axes is None:
-        yield from _oblique_pieces(probabilities, source, target)
-        return
-    i_cuts, j_cuts, k_cuts = (
-        _cuts(linear_weights(source.shape[s], n, scale, offset, antialias=False), probabilities)
-        for n, s, scale, offset in zip(target.shape, axes.order, axes.scale, axes.offset, strict=True)
-    )
-    xp = namespace(probabilities)
-    planes = xp.permute_dims(probabilities, (0, *(1 + axes.order[a] for a in PLANES_FIRST)))
-    for k, j, i in itertools.product(k_cuts, j_cuts, i_cuts):
-        box = Box((i.start, j.start, k.start), (i.stop, j.stop, k.stop))
-        blended = functools.partial(_blended, weights=(k.weights, j.weights, i.weights))
-        yield _Piece(box, planes[:, k.read, j.read, i.read], blended)
 
 
 @dataclass(frozen=True, eq=False)
@@ -493,23 +477,50 @@ def _edges(size: int) -> list[tuple[int, int]]:
 
 
 def _blended(values: Array, weights: Sequence[Array | None]) -> Array:
-    """``[n, k, j, i]`` to ``[n, I, J, K]`` by the weights of k, j and i. The axis that grows least goes first:
-    less to carry through the others."""
+    """``[n, k, j, i]`` to ``[n, I, J, K]`` by the weights of k, j and i. The axis that grows least goes
+    first: less to carry through the others."""
     steps = [(w.shape[0] / w.shape[1], axis, w) for axis, w in enumerate(weights, start=1) if w is not None]
     for _, axis, own in sorted(steps, key=lambda step: step[0]):
         values = contract(values, own, axis)
     return namespace(values).permute_dims(values, (0, 3, 2, 1))
 
 
-def _oblique_pieces(probabilities: Array, source: Grid, target: Grid) -> Iterator[_Piece]:
+def _pieces(planes: Array, cuts: Sequence[Sequence[_Cut]]) -> list[_Piece]:
+    """Of ``[C, k, j, i]`` along the target's axes, each of them cut."""
+    found = []
+    for k, j, i in itertools.product(*cuts):
+        box = Box((i.start, j.start, k.start), (i.stop, j.stop, k.stop))
+        blended = functools.partial(_blended, weights=(k.weights, j.weights, i.weights))
+        found.append(_Piece(box, planes[:, k.read, j.read, i.read], blended))
+    return found
+
+
+def _maxima(planes: Array, cuts: Sequence[Sequence[_Cut]]) -> npt.NDArray[np.float32]:
+    """The highest value ``[pieces, C]`` of every channel in the same pieces. The axis that is slowest in
+    memory goes first, all the others as one: at once, or in another order, it takes ten times as long."""
+    xp = namespace(planes)
+    order = [axis for axis in memory_order(planes) if axis != 0]
+    data = xp.permute_dims(planes, (0, *order))
+    for axis, a in enumerate(order, start=1):
+        ahead = (slice(None),) * axis
+        data = xp.stack([xp.max(data[(*ahead, cut.read)], axis=axis) for cut in cuts[a - 1]], axis=axis)
+    back = [order.index(axis) for axis in (1, 2, 3)]
+    return to_numpy(_float32(data)).transpose(*(1 + n for n in back), 0).reshape(-1, planes.shape[0])
+
+
+def _oblique_pieces(
+    probabilities: Array, source: Grid, target: Grid
+) -> tuple[list[_Piece], npt.NDArray[np.float32]]:
+    """As ``_pieces`` and ``_maxima``, for grids whose axes are not parallel."""
+    xp, found = namespace(probabilities), []
     for k, j, i in itertools.product(*(_edges(target.shape[a]) for a in PLANES_FIRST)):
         box = Box((i[0], j[0], k[0]), (i[1], j[1], k[1]))
         grid = target.crop(box)
         near = _around(source, grid)
-        blended = functools.partial(
-            resample_data, source=source.crop(near), target=grid, antialias=False
-        )
-        yield _Piece(box, probabilities[(slice(None), *near.slices)], blended)
+        blended = functools.partial(resample_data, source=source.crop(near), target=grid, antialias=False)
+        found.append(_Piece(box, probabilities[(slice(None), *near.slices)], blended))
+    flat = (xp.reshape(piece.near, (len(probabilities), -1)) for piece in found)
+    return found, to_numpy(_float32(xp.stack([xp.max(part, axis=1) for part in flat])))
 
 
 def _around(source: Grid, target: Grid) -> Box:
