@@ -152,10 +152,11 @@ def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Predic
 def label_map(stage: Stage, prior: StagePrediction | None, grid: Grid, schema: LabelSchema) -> LabelMap:
     """What a stage's answer makes of a blank map on the scan's canonical ``grid``: its argmax inside its
     region, whatever its ``fusion`` does with it. None: it had nowhere to look."""
-    canvas = fusion.FusedLabelMap.blank(grid, schema)
+    like = torch.empty(0) if prior is None else prior.probabilities
+    fused = fusion.FusedLabelMap.blank(grid, schema, like)
     if prior is not None:
-        fusion.replace_in_roi(canvas, prior, stage.argmax_on)
-    return LabelMap(canvas.labels, grid, schema)
+        fusion.replace_in_roi(fused, prior, stage.argmax_on)
+    return LabelMap(fused.labels, grid, schema)
 
 
 def region_of(prior: StagePrediction | None, grid: Grid) -> Tensor:

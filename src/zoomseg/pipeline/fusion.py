@@ -437,15 +437,15 @@ def _lowest(parts: Sequence[Array]) -> npt.NDArray[np.float32]:
     return to_numpy(_float32(xp.stack([xp.min(xp.reshape(part, (-1,))) for part in parts])))
 
 
-def contenders(highest: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+def contenders(highest: npt.NDArray[np.float32], rounding: float = ROUNDING) -> npt.NDArray[np.bool_]:
     """Which channels may be the highest somewhere among voxels and their blends, by the channels' highest
-    values there ``[..., C]``; channels sum to one in every voxel. A blend is no higher in any channel than
-    the channel's highest; so its winner is no lower than what all but the k highest channels leave to these,
-    divided by k."""
+    values there ``[..., C]``; channels sum to one in every voxel, but for ``rounding``. A blend is no higher
+    in any channel than the channel's highest; so its winner is no lower than what all but the k highest
+    channels leave to these, divided by k."""
     falling = -np.sort(-highest.astype(np.float64), axis=-1)
     left = 1 - (falling.sum(axis=-1, keepdims=True) - falling.cumsum(axis=-1))
     needed = (left / np.arange(1, highest.shape[-1] + 1)).max(axis=-1, keepdims=True)
-    able: npt.NDArray[np.bool_] = highest >= needed - ROUNDING
+    able: npt.NDArray[np.bool_] = highest >= needed - rounding
     return able
 
 

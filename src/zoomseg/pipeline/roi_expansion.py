@@ -31,7 +31,7 @@ def expanded(
     view: StageView, scan: PreparedScan, estimator: UncertaintyEstimator, organs: tuple[str, ...]
 ) -> StageView:
     """The view that also looks ``MARGIN_MM`` beyond where these organs reached its end."""
-    at, region = estimator.at_end(organs).numpy(), view.region
+    at, region = estimator.at_end(organs), view.region
     if isinstance(view.stage.grid, FixedShape):
         box = scan.grid.box_of(view.grid, region.box)
         box = widening.grown(box, widening.sides_at(at, region.box), scan.grid)
