@@ -1,5 +1,5 @@
-"""A stage's way over a scan: entered slab by slab or held whole, its prediction is the same; two passes make one
-record."""
+"""A stage's way over a scan: entered slab by slab or held whole, its prediction is the same; two passes make
+one record."""
 
 from __future__ import annotations
 
