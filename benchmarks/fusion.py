@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 uv run python benchmarks/fusion.py
 
-The prediction is made up: overlapping ellipsoids with rough borders at 1.5 mm on a scan of 0.75x0.75x1 mm, in
-slabs of 40 planes as tiles give them. The median of the rounds, in seconds of the processor: other work on the
-machine counts less in them.
+The prediction is made up: ellipsoids with rough borders at 1.5 mm, on a scan of 0.75x0.75x1 mm, in
+slabs of 40 planes as tiles give them. The median of the rounds, in seconds of the processor: other work on
+the machine counts less in them.
 """
 
 from __future__ import annotations
