@@ -35,6 +35,10 @@ from zoomseg.recipe.spec import BoxAround, InputSpec, PriorInput, Recipe, Stage
 
 RUNNER = "export/runner"
 CARRIED = (
+    "backends/compilers.py",
+    "backends/cpu.py",
+    "backends/onnxruntime_network.py",
+    "backends/openvino_network.py",
     "core/dilation.py",
     "core/errors.py",
     "core/geometry.py",
@@ -50,7 +54,7 @@ CARRIED = (
     "io/nifti_header.py",
     "io/training_domain.py",
 )
-"""Modules of the package that the runner imports; they need numpy and nibabel, and nothing else."""
+"""Modules of the package that the runner imports; they need numpy, nibabel and what computes networks."""
 
 FUSIONS = ("none", "replace_in_roi", "paste", "most_probable")
 """What the runner can do."""
@@ -144,7 +148,7 @@ def _texts(bundle: Bundle, models: Mapping[str, bytes]) -> Iterator[tuple[str, s
     runner = sorted(f.name for f in (package / RUNNER).iterdir() if f.name.endswith(".py"))
     for name in (*CARRIED, *(f"{RUNNER}/{file}" for file in runner)):
         yield f"zoomseg/{name}", (package / name).read_text(encoding="utf-8")
-    for folder in ("", "anatomy/", "core/", "io/", "export/"):
+    for folder in ("", "anatomy/", "backends/", "core/", "io/", "export/"):
         yield f"zoomseg/{folder}__init__.py", ""
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from zoomseg.core import widening
 from zoomseg.core.region import Region
 from zoomseg.core.widening import OpenSides
@@ -37,7 +35,7 @@ def expanded(
         box = widening.grown(box, widening.sides_at(at, region.box), scan.grid)
         grid = grids.stage_grid(view.stage.grid, scan.grid, box)
         return StageView(view.stage, grid, Region.whole(grid))
-    old = None if region.mask is None else region.mask.numpy()
+    old = region.mask
     box, mask = widening.extended(region.box, old, at, view.grid)
-    new = Region(view.grid, box, None if mask is None else torch.from_numpy(mask))
+    new = Region(view.grid, box, mask)
     return StageView(view.stage, view.grid, new)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoomseg.atlas.register import LibraryMissingError
+from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.core.volume import LabelMap
@@ -31,7 +32,7 @@ def segment_by_atlas(trainings: Trainings, fold: int, ids: Sequence[str], out: P
             atlas = prior_of(scan)
             fused = fusion.FusedLabelMap.blank(scan.grid, trainings.dataset.schema, atlas.probabilities)
             fusion.replace_in_roi(fused, atlas)
-            labels = LabelMap(fused.labels, fused.grid, fused.schema)
+            labels = LabelMap(to_numpy(fused.labels), fused.grid, fused.schema)
             labels = labels.reoriented(scan.orientation.inverse)
             write_labels(out / f"{files.id}.nii.gz", labels, like=files.images[0])
         except (OutputError, LibraryMissingError):

@@ -157,9 +157,9 @@ def test_classes_are_entered_by_channel_where_the_region_is() -> None:
     logits = torch.zeros(3, *stage.shape)
     logits[1, 8:, :, :6], logits[2, 15:] = 9.0, 20.0
     probabilities, classes = logits.softmax(dim=0), (0, 9, 200)
-    mask = torch.rand(stage.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    mask = (torch.rand(stage.shape, generator=torch.Generator().manual_seed(2)) < 0.5).numpy()
     mask[:10] = False
-    inside = Region(stage, stage.box, mask).on(grid).mask_in(grid.box).numpy()
+    inside = Region(stage, stage.box, mask).on(grid).mask_in(grid.box)
     wanted = np.array(classes)[naive(probabilities, stage, grid)[0].numpy()]
     assert set(np.unique(wanted[inside])) == set(classes)
     for library in LIBRARIES:
@@ -256,8 +256,8 @@ def test_slab_by_slab_is_the_same_as_at_once(place: ArgmaxPlace, masked: bool, t
     stage = scan.with_spacing((3.0, 3.0, 2.3))
     names = tuple(f"organ {n}" for n in range(39))
     probabilities = random_probabilities(stage.shape)
-    mask = torch.rand(stage.shape, generator=torch.Generator().manual_seed(1)) < 0.7 if masked else None
-    region = Region(stage, stage.box, mask)
+    mask = (torch.rand(stage.shape, generator=torch.Generator().manual_seed(1)) < 0.7).numpy()
+    region = Region(stage, stage.box, mask if masked else None)
     blank = FusedLabelMap.blank(scan, LabelSchema.consecutive(names), probabilities)
     prediction = StagePrediction(probabilities, stage, names, region, "fine")
     whole = labels_after("replace_in_roi", blank, [prediction], place)
@@ -282,10 +282,10 @@ def test_outside_the_region_nothing_changes(
 ) -> None:
     monkeypatch.setattr(fusion.blocks, "__defaults__", (voxels,))
     box = Box((2, 1, 3), (8, 7, 6))
-    mask = torch.rand(box.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask = (torch.rand(box.shape, generator=torch.Generator().manual_seed(1)) < 0.5).numpy()
     prediction = certain_classes(Region(SOURCE, box, mask), pattern(SOURCE.shape))
     found = torch.from_numpy(labels_after("replace_in_roi", filled(), [prediction], place))
-    inside = Region(SOURCE, box, mask).mask_in(SOURCE.box)
+    inside = torch.from_numpy(Region(SOURCE, box, mask).mask_in(SOURCE.box))
     inside = inside.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert (found[~inside] == 4).all()
     decided = (
@@ -340,7 +340,7 @@ def undecided(grid: Grid, labels: tuple[str, ...], seed: int, masked: bool = Tru
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(1 + len(labels), *grid.shape, generator=generator) * 1.5
     logits[0] += 0.5 * len(labels)
-    mask = torch.rand(grid.shape, generator=generator) < 0.5
+    mask = (torch.rand(grid.shape, generator=generator) < 0.5).numpy()
     region = Region.of_mask(grid, mask) if masked else Region.whole(grid)
     assert region is not None
     return StagePrediction(logits.softmax(dim=0), grid, labels, region, f"stage{seed}")
@@ -356,7 +356,7 @@ def three(masked: bool = True) -> list[StagePrediction]:
 
 def full_size(one: StagePrediction, place: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Class, winning probability and whether asked, of every voxel of the scan, at once."""
-    inside = one.region.on(SCAN).mask_in(SCAN.box).numpy()
+    inside = one.region.on(SCAN).mask_in(SCAN.box)
     if place == "stage_grid":
         probabilities = torch.stack(
             [nearest_index(channel, one.grid, SCAN) for channel in one.probabilities]
