@@ -225,12 +225,12 @@ def through_grid(reference: LabelMap, stage: Stage, prior: StagePrediction | Non
     """Class indices of the stage's labels, from the scan to the stage's grid and back, the region left
     aside. A grid of a fixed shape goes on beyond its region with the voxels that it has there."""
     scan = reference.grid
-    canvas = fusion.FusedLabelMap.blank(scan, reference.schema)
+    fused = fusion.FusedLabelMap.blank(scan, reference.schema, to_numpy(reference.data))
     labels = graph.resolve_labels(stage, reference.schema)
     wanted = [reference.schema.class_of(name) for name in labels]
     organs = bounding_box(np.isin(reference.data, wanted))
     if organs is None:
-        return to_numpy(canvas.labels)
+        return to_numpy(fused.labels)
     grid = stage_grid(stage.grid, scan) if prior is None else prior.region.grid
     # A ring of background around the organs: a prior's edge goes on beyond its grid.
     box = grid.box_of(scan, organs).expand((2, 2, 2)).intersect(_reach(grid, stage, scan))
@@ -238,8 +238,8 @@ def through_grid(reference: LabelMap, stage: Stage, prior: StagePrediction | Non
     certain = StagePrediction(
         one_hot_labels(reference, labels, near), near, labels, Region.whole(near), stage.name
     )
-    fusion.replace_in_roi(canvas, certain, stage.argmax_on)
-    return to_numpy(canvas.labels)
+    fusion.replace_in_roi(fused, certain, stage.argmax_on)
+    return to_numpy(fused.labels)
 
 
 def _reach(grid: Grid, stage: Stage, scan: Grid) -> Box:

@@ -153,10 +153,11 @@ def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Predic
 def label_map(stage: Stage, prior: StagePrediction | None, grid: Grid, schema: LabelSchema) -> LabelMap:
     """What a stage's answer makes of a blank map on the scan's canonical ``grid``: its argmax inside its
     region, whatever its ``fusion`` does with it. None: it had nowhere to look."""
-    canvas = fusion.FusedLabelMap.blank(grid, schema)
+    like = np.empty(0) if prior is None else prior.probabilities
+    fused = fusion.FusedLabelMap.blank(grid, schema, like)
     if prior is not None:
-        fusion.replace_in_roi(canvas, prior, stage.argmax_on)
-    return LabelMap(to_numpy(canvas.labels), grid, schema)
+        fusion.replace_in_roi(fused, prior, stage.argmax_on)
+    return LabelMap(to_numpy(fused.labels), grid, schema)
 
 
 def region_of(prior: StagePrediction | None, grid: Grid) -> AnyNumpy:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import torch
+
 from zoomseg.anatomy.positions import OrganPlaces
 from zoomseg.backends.device import Device
 from zoomseg.core.arrays import to_numpy
@@ -208,7 +210,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         cascade = self.cascade
-        self.fused = fusion.FusedLabelMap.blank(self.scan.grid, cascade.schema, cascade.device.place)
+        like = torch.empty(0, device=cascade.device.place)
+        self.fused = fusion.FusedLabelMap.blank(self.scan.grid, cascade.schema, like)
 
     def compute(self, stage: Stage) -> bool:
         """Compute a stage; whether it had anywhere to look."""

@@ -1,8 +1,10 @@
-"""``fusion``: how a stage's answer enters the case's label map, on the scan's own grid.
+"""``fusion``: how a stage's prediction enters the case's label map, on the scan's own grid.
 
 Piece by piece: no array of (classes x scan voxels) ever exists. An interpolated probability lies between
 the lowest and the highest of its neighbours, so that most classes cannot win in most pieces: there they are
 not computed. The result equals the naive full-size argmax.
+
+Arrays are numpy's or torch's, the label map's and the probabilities' of one library and on one device.
 """
 
 from __future__ import annotations
@@ -13,21 +15,23 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import array_api_compat
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
 from zoomseg.anatomy.positions import Misplaced, OrganPlaces, misplaced
+from zoomseg.core.arrays import Array, beside, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.components import Mask, components
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region, class_boxes
-from zoomseg.core.resample import nearest_index, resample_data
+from zoomseg.core.weights import linear_weights
+from zoomseg.pipeline.resample_shim import axiswise, contract, memory_order, nearest_index, resample_data
 from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
 
 BLOCK_VOXELS = 8_000_000
-"""Scan voxels computed at once."""
+"""Scan voxels whose mask, or whose probabilities of several stages, are held at once."""
 
 PIECE_SIDE = 48
 """Of these, so many a side are decided at once: few classes are likely in a small piece, all others cannot
@@ -36,37 +40,40 @@ win there and cost nothing."""
 ROUNDING = 1e-5
 """Two probabilities are told apart by interpolation if they differ by more."""
 
+PLANES_FIRST = (2, 1, 0)
+"""Axes k, j, i: label maps lie in memory plane by plane, as they are filled, and as files have them."""
+
 
 @dataclass(frozen=True, eq=False)
 class FusedLabelMap:
-    """The label map in the making: class indices ``[I, J, K]`` on the scan's ``grid``."""
+    """The label map in the making: class indices ``[I, J, K]`` (uint8) on the scan's ``grid``."""
 
     grid: Grid
     schema: LabelSchema
-    labels: Tensor
+    labels: Array
 
     @classmethod
-    def blank(cls, grid: Grid, schema: LabelSchema, device: torch.device | str = "cpu") -> FusedLabelMap:
-        """All background; plane by plane in memory, as it is filled, and as files have it."""
-        planes = torch.zeros(grid.shape[::-1], dtype=torch.uint8, device=device)
-        return cls(grid, schema, planes.permute(2, 1, 0))
+    def blank(cls, grid: Grid, schema: LabelSchema, like: Array) -> FusedLabelMap:
+        """All background, of the library and on the device of ``like``."""
+        return cls(grid, schema, _zeros(grid.shape, "uint8", like))
 
 
 @dataclass(frozen=True, eq=False)
 class FusionInput:
-    """What a stage says, and on which grid its labels are decided."""
+    """What a stage predicted, and on which grid its labels are decided."""
 
-    prior: StagePrediction
+    prediction: StagePrediction
     argmax_place: ArgmaxPlace = "scan_grid"
 
 
 def fuse(
     kind: FusionKind,
-    canvas: FusedLabelMap,
-    answers: Sequence[FusionInput],
+    fused: FusedLabelMap,
+    inputs: Sequence[FusionInput],
     atlas: StagePrediction | None = None,
 ) -> None:
-    """Enter the answers of stages that follow each other and are of one kind into the canvas, in place.
+    """Enter the predictions of stages that follow each other and are of one kind into the label map, in
+    place.
 
     Args:
         atlas: needed for ``replace_times_atlas``.
@@ -75,233 +82,238 @@ def fuse(
         case "none":
             return
         case "replace_in_roi":
-            for answer in answers:
-                replace_in_roi(canvas, answer.prior, answer.argmax_place)
+            for one in inputs:
+                replace_in_roi(fused, one.prediction, one.argmax_place)
         case "replace_times_atlas":
             assert atlas is not None  # a recipe without one is refused
-            for answer in answers:
-                replace_in_roi(canvas, times_atlas(answer.prior, atlas), answer.argmax_place)
+            for one in inputs:
+                replace_in_roi(fused, times_atlas(one.prediction, atlas), one.argmax_place)
         case "paste":
-            for answer in answers:
-                most_probable(canvas, [answer])
+            for one in inputs:
+                most_probable(fused, [one])
         case "most_probable":
-            most_probable(canvas, answers)
+            most_probable(fused, inputs)
         case "majority_vote":
-            majority_vote(canvas, answers)
+            majority_vote(fused, inputs)
 
 
 def replace_in_roi(
-    canvas: FusedLabelMap, prior: StagePrediction, argmax_place: ArgmaxPlace = "scan_grid"
+    fused: FusedLabelMap, prediction: StagePrediction, argmax_place: ArgmaxPlace = "scan_grid"
 ) -> None:
-    """Inside the prior's region the canvas becomes the prior's argmax; outside it stays."""
-    painter = SlabFusion(canvas, prior.grid, prior.labels, prior.region, argmax_place)
-    painter.add(prior.probabilities)
+    """Inside the prediction's region the label map becomes its argmax; outside it stays."""
+    slabs = SlabFusion(fused, prediction.grid, prediction.labels, prediction.region, argmax_place)
+    slabs.add(prediction.probabilities)
 
 
 class SlabFusion:
-    """``replace_in_roi`` for an answer that comes in slabs of planes, each painted as soon as the planes that
+    """``replace_in_roi`` for a prediction that comes in slabs of planes, each entered as soon as the planes
     it is blended with are there: of a hundred classes on a fine grid no more than a slab is ever held."""
 
     def __init__(
-        self, canvas: FusedLabelMap, grid: Grid, labels: tuple[str, ...], region: Region, place: ArgmaxPlace
+        self, fused: FusedLabelMap, grid: Grid, labels: tuple[str, ...], region: Region, place: ArgmaxPlace
     ) -> None:
-        """``grid`` is that of the whole answer, parallel to the canvas's and not turned against it."""
-        self._canvas = canvas
+        """``grid`` is that of the whole prediction, parallel to the label map's and not turned against
+        it."""
+        self._fused = fused
         self._grid = grid
         self._region = region
         self._place = place
-        self._classes = _classes(canvas, labels)
-        self._box = canvas.grid.box_of(region.grid, region.box).intersect(canvas.grid.box)
-        self._painted = self._box.start[2]
-        self._came = 0
-        self._edge: Tensor | None = None
+        self._classes = _classes(fused, labels)
+        self._box = _box(fused, region)
+        self._next = self._box.start[2]
+        """The first plane of the label map that is still to be decided."""
+        self._received = 0
+        self._edge: Array | None = None
 
-    def add(self, probabilities: Tensor) -> None:
+    def add(self, probabilities: Array) -> None:
         """The next planes ``[C, I, J, planes]``."""
-        first = self._came
-        self._came += probabilities.shape[3]
-        last = self._came == self._grid.shape[2]
+        first = self._received
+        self._received += probabilities.shape[3]
+        last = self._received == self._grid.shape[2]
+        xp = namespace(probabilities)
         if self._edge is not None:  # what lies between the last slab and this one is a blend of both
-            seam = torch.cat([self._edge, probabilities[..., :1]], dim=3)
-            self._paint(seam, first - 1, self._ready(first + 1, last and first + 1 == self._came))
-        self._paint(probabilities, first, self._ready(self._came, last))
-        self._edge = None if last else probabilities[..., -1:].clone()
+            seam = xp.concat([self._edge, probabilities[..., :1]], axis=3)
+            self._decide(seam, first - 1, self._ready(first + 1, last and first + 1 == self._received))
+        self._decide(probabilities, first, self._ready(self._received, last))
+        self._edge = None if last else xp.asarray(probabilities[..., -1:], copy=True)
 
-    def _ready(self, came: int, last: bool) -> int:
-        """The first plane of the canvas that needs more than ``came`` planes of the answer."""
+    def _ready(self, received: int, last: bool) -> int:
+        """The first plane of the label map that needs more than ``received`` planes of the prediction."""
         if last:
             return self._box.stop[2]
-        matrix = self._canvas.grid.to_index_of(self._grid)
-        stop = math.floor(float((came - 1 - matrix[2, 3]) / matrix[2, 2])) + 1
-        return min(max(stop, self._painted), self._box.stop[2])
+        matrix = self._fused.grid.to_index_of(self._grid)
+        stop = math.floor(float((received - 1 - matrix[2, 3]) / matrix[2, 2])) + 1
+        return min(max(stop, self._next), self._box.stop[2])
 
-    def _paint(self, probabilities: Tensor, first: int, stop: int) -> None:
-        """The canvas up to plane ``stop``, by planes of the answer that begin with ``first``."""
+    def _decide(self, probabilities: Array, first: int, stop: int) -> None:
+        """The label map up to plane ``stop``, by planes of the prediction that begin with ``first``."""
         planes = Box((0, 0, first), (*self._grid.shape[:2], first + probabilities.shape[3]))
-        source, start = self._grid.crop(planes), (*self._box.start[:2], self._painted)
-        self._painted = stop
-        decided = probabilities.argmax(dim=0).byte() if self._place == "stage_grid" else None
-        for block in blocks(Box(start, (*self._box.stop[:2], stop))):
-            grid, view = self._canvas.grid.crop(block), self._canvas.labels[block.slices]
-            winner = (
-                argmax_on(probabilities, source, grid)
-                if decided is None
-                else nearest_index(decided, source, grid)
-            )
-            answer = _apply_table(self._classes, winner)
-            if self._region.mask is not None:
-                here = torch.from_numpy(self._region.on(grid).mask_in(grid.box)).to(view.device)
-                answer = torch.where(here, answer, view)
-            view.copy_(answer)
+        box = Box((*self._box.start[:2], self._next), (*self._box.stop[:2], stop))
+        self._next = stop
+        if not box.empty:
+            source = self._grid.crop(planes)
+            if self._place == "stage_grid":
+                self._enter_nearest(probabilities, source, box)
+            else:
+                grid, view = self._fused.grid.crop(box), self._fused.labels[box.slices]
+                enter_argmax(view, probabilities, source, grid, self._classes, self._region)
+
+    def _enter_nearest(self, probabilities: Array, source: Grid, box: Box) -> None:
+        decided = _zeros(source.shape, "uint8", probabilities)
+        enter_argmax(decided, probabilities, source, source, self._classes)
+        for block in blocks(box):
+            grid, view = self._fused.grid.crop(block), self._fused.labels[block.slices]
+            _set(view, nearest_index(decided, source, grid), _asked(self._region, grid))
 
 
-def times_atlas(prior: StagePrediction, atlas: StagePrediction) -> StagePrediction:
-    """``prior`` times the atlas prior of the same labels, on the prior's grid, summing to one in every
-    voxel. The background's atlas prior is all that is none of the prior's labels. Where the two leave
-    nothing possible it is background."""
-    shares = resample_data(atlas.probabilities.float(), atlas.grid, prior.grid)
-    wanted = shares[[atlas.channel(name) for name in prior.labels]]
-    rest = (shares.sum(dim=0, keepdim=True) - wanted.sum(dim=0, keepdim=True)).clamp_min(0)
-    product = prior.probabilities * torch.cat([rest, wanted])
-    total = product.sum(dim=0)
-    product[0][total == 0] = 1.0
-    return replace(prior, probabilities=product / product.sum(dim=0))
+def times_atlas(prediction: StagePrediction, atlas: StagePrediction) -> StagePrediction:
+    """``prediction`` times the atlas prior of the same labels, on the prediction's grid, summing to one in
+    every voxel. The background's atlas prior is all that is none of the prediction's labels. Where the two
+    leave nothing possible it is background."""
+    xp = namespace(prediction.probabilities)
+    shares = resample_data(_float32(atlas.probabilities), atlas.grid, prediction.grid)
+    wanted = xp.stack([shares[atlas.channel(name)] for name in prediction.labels])
+    rest = xp.clip(xp.sum(shares, axis=0) - xp.sum(wanted, axis=0), min=0.0)
+    product = prediction.probabilities * xp.concat([rest[None], wanted])
+    product[0] += xp.sum(product, axis=0) == 0
+    product /= xp.sum(product, axis=0)
+    return replace(prediction, probabilities=product)
 
 
-def most_probable(canvas: FusedLabelMap, answers: Sequence[FusionInput]) -> None:
-    """The labels that the answers decide about are erased from the canvas, and what they found is written
-    over what is there. Where several found something, the highest probability wins; of equal ones the
-    first. Background is no finding, so the order of the answers does not matter otherwise."""
-    voices = [_Candidate.of(canvas, answer) for answer in answers]
-    _erase(canvas, {c for voice in voices for c in voice.classes.tolist()})
-    for block in blocks(_union(voice.box for voice in voices)):
-        best = torch.zeros(block.shape)
-        for voice in voices:
-            box = voice.box.intersect(block)
+def most_probable(fused: FusedLabelMap, inputs: Sequence[FusionInput]) -> None:
+    """The labels that the predictions decide about are erased from the label map, and what they found is
+    written over what is there. Where several found something, the highest probability wins; of equal ones the
+    first. Background is no finding, so the order of the predictions does not matter otherwise."""
+    candidates = [_Candidate.of(fused, one) for one in inputs]
+    _erase(fused, {c for candidate in candidates for c in candidate.classes})
+    xp = namespace(fused.labels)
+    for block in blocks(_union(candidate.box for candidate in candidates)):
+        best = _zeros(block.shape, "float32", fused.labels)
+        for candidate in candidates:
+            box = candidate.box.intersect(block)
             if box.empty:
                 continue
-            view, highest = canvas.labels[box.slices], best[box.relative_to(block.start).slices]
-            label, probability = voice.on(canvas.grid.crop(box))
-            probability = torch.where(label > 0, probability, 0.0)
-            view.copy_(torch.where(probability > highest, label, view))
-            highest.copy_(torch.maximum(probability, highest))
+            view, highest = fused.labels[box.slices], best[box.relative_to(block.start).slices]
+            label, probability = candidate.on(fused.grid.crop(box))
+            probability *= label > 0
+            view[...] = xp.where(probability > highest, label, view)
+            highest[...] = xp.maximum(probability, highest)
 
 
-def majority_vote(canvas: FusedLabelMap, answers: Sequence[FusionInput]) -> None:
-    """Every voxel that any of the answers is about becomes the label, or background, that most of them give
-    it. Among equally many votes the most probable single one decides; of equally probable ones the
+def majority_vote(fused: FusedLabelMap, inputs: Sequence[FusionInput]) -> None:
+    """Every voxel that any of the predictions is about becomes the label, or background, that most of them
+    give it. Among equally many votes the most probable single one decides; of equally probable ones the
     first. Zhou et al. 2016."""
-    voices = [_Candidate.of(canvas, answer) for answer in answers]
-    for block in blocks(_union(voice.box for voice in voices), BLOCK_VOXELS // len(voices)):
-        votes = [_vote(canvas, voice, block) for voice in voices]
-        best, view = torch.zeros(block.shape), canvas.labels[block.slices]
+    candidates = [_Candidate.of(fused, one) for one in inputs]
+    xp = namespace(fused.labels)
+    for block in blocks(_union(one.box for one in candidates), BLOCK_VOXELS // len(candidates)):
+        votes = [_vote(fused, candidate, block) for candidate in candidates]
+        best, view = _zeros(block.shape, "float32", fused.labels), fused.labels[block.slices]
         for label, probability in votes:
-            alike = torch.zeros(block.shape, dtype=torch.uint8)
+            score = probability / 2
             for other, cast in votes:
-                alike += (other == label) & (cast > 0)
+                score += (other == label) & (cast > 0)
             # Half a probability is less than a vote, so that it only decides between equal votes.
-            score = torch.where(probability > 0, probability / 2 + alike, 0.0)
-            view.copy_(torch.where(score > best, label, view))
-            best = torch.maximum(score, best)
+            score *= probability > 0
+            view[...] = xp.where(score > best, label, view)
+            best = xp.maximum(score, best)
 
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    """An answer, to be heard block by block on the scan's grid. ``box`` of that grid holds all it says."""
+    """A prediction, to be brought to the scan's grid block by block."""
 
-    prior: StagePrediction
+    prediction: StagePrediction
     box: Box
-    classes: Tensor
-    decided: tuple[Tensor, Tensor] | None
-    """Probability and channel of the winner on the stage's grid, where that is the place."""
+    """Of the scan's grid, around all that the prediction is about."""
+    classes: tuple[int, ...]
+    """Of the label map, by channel of the prediction."""
+    decided: tuple[Array, Array] | None
+    """Probability and class of the winner on the stage's grid, where that is the place."""
 
     @classmethod
-    def of(cls, canvas: FusedLabelMap, answer: FusionInput) -> _Candidate:
-        prior, decided = answer.prior, None
-        if answer.argmax_place == "stage_grid":
-            best, winner = prior.probabilities.max(dim=0)
-            decided = best, winner.byte()
-        return cls(prior, _box(canvas, prior), _classes(canvas, prior.labels), decided)
+    def of(cls, fused: FusedLabelMap, one: FusionInput) -> _Candidate:
+        prediction, decided = one.prediction, None
+        classes = _classes(fused, prediction.labels)
+        if one.argmax_place == "stage_grid":
+            decided = max_on(prediction.probabilities, prediction.grid, prediction.grid, classes)
+        return cls(prediction, _box(fused, prediction.region), classes, decided)
 
-    def on(self, grid: Grid) -> tuple[Tensor, Tensor]:
+    def on(self, grid: Grid) -> tuple[Array, Array]:
         """On a block of the scan, each of its shape: the winning class (uint8), and its probability; zero
         outside the region that the stage answers for."""
-        prior = self.prior
+        source = self.prediction.grid
         if self.decided is None:
-            best, winner = max_on(prior.probabilities, prior.grid, grid)
+            best, winner = max_on(self.prediction.probabilities, source, grid, self.classes)
         else:
-            best, winner = (nearest_index(x, prior.grid, grid) for x in self.decided)
-        if prior.region.mask is not None:
-            best = torch.where(
-                torch.from_numpy(prior.region.on(grid).mask_in(grid.box)).to(best.device), best, 0.0
-            )
-        return _apply_table(self.classes, winner), best
+            best, winner = (nearest_index(x, source, grid) for x in self.decided)
+        asked = _asked(self.prediction.region, grid)
+        if asked is not None:
+            best *= beside(asked, best)
+        return winner, best
 
 
-def _box(canvas: FusedLabelMap, prior: StagePrediction) -> Box:
-    """The box of the scan's grid that holds the prior's region."""
-    return canvas.grid.box_of(prior.region.grid, prior.region.box).intersect(canvas.grid.box)
+def _asked(region: Region, grid: Grid) -> npt.NDArray[np.bool_] | None:
+    """The voxels of a grid inside a region's box that belong to the region; None if all do."""
+    return None if region.mask is None else to_numpy(region.on(grid).mask_in(grid.box))
 
 
-def _classes(canvas: FusedLabelMap, labels: tuple[str, ...]) -> Tensor:
-    """Classes of the canvas (uint8), by channel of an answer for these labels."""
-    classes = [0, *(canvas.schema.class_of(name) for name in labels)]
-    return torch.tensor(classes, dtype=torch.uint8, device=canvas.labels.device)
+def _box(fused: FusedLabelMap, region: Region) -> Box:
+    """The box of the scan's grid that holds a region."""
+    return fused.grid.box_of(region.grid, region.box).intersect(fused.grid.box)
 
 
-def _apply_table(table: Tensor, index: Tensor) -> Tensor:
-    """``table[index]`` of uint8, where torch would need indices of 8 bytes."""
-    if torch.equal(table, torch.arange(len(table), dtype=table.dtype, device=table.device)):
-        return index
-    return table.index_select(0, index.flatten().int()).reshape(index.shape)
+def _classes(fused: FusedLabelMap, labels: tuple[str, ...]) -> tuple[int, ...]:
+    """Classes of the label map, by channel of a prediction of these labels."""
+    return (0, *(fused.schema.class_of(name) for name in labels))
 
 
-def _vote(canvas: FusedLabelMap, voice: _Candidate, block: Box) -> tuple[Tensor, Tensor]:
-    """As ``_Candidate.on``, for a block that reaches beyond what the voice is about."""
-    whole = torch.zeros(block.shape, dtype=torch.uint8), torch.zeros(block.shape)
-    box = voice.box.intersect(block)
+def _vote(fused: FusedLabelMap, candidate: _Candidate, block: Box) -> tuple[Array, Array]:
+    """As ``_Candidate.on``, for a block that reaches beyond what the prediction is about."""
+    whole = tuple(_zeros(block.shape, dtype, fused.labels) for dtype in ("uint8", "float32"))
+    box = candidate.box.intersect(block)
     if not box.empty:
-        for out, said in zip(whole, voice.on(canvas.grid.crop(box)), strict=True):
-            out[box.relative_to(block.start).slices] = said
-    return whole
+        for out, found in zip(whole, candidate.on(fused.grid.crop(box)), strict=True):
+            out[box.relative_to(block.start).slices] = found
+    return whole[0], whole[1]
 
 
 def _union(boxes: Iterable[Box]) -> Box:
     return functools.reduce(Box.union, boxes)
 
 
-def _erase(canvas: FusedLabelMap, classes: Collection[int]) -> None:
+def _erase(fused: FusedLabelMap, classes: Collection[int]) -> None:
     """These become background."""
-    for plane in canvas.labels.permute(2, 0, 1):
+    for plane in namespace(fused.labels).permute_dims(fused.labels, PLANES_FIRST):
         for c in classes:
-            plane.masked_fill_(plane == c, 0)
+            plane *= plane != c
 
 
-def keep_only(canvas: FusedLabelMap, labels: Collection[str]) -> None:
+def keep_only(fused: FusedLabelMap, labels: Collection[str]) -> None:
     """All other labels become background."""
-    keep = {canvas.schema.class_of(name) for name in labels}
-    _erase(canvas, {canvas.schema.class_of(name) for name in canvas.schema.names} - keep)
+    keep = {fused.schema.class_of(name) for name in labels}
+    _erase(fused, {fused.schema.class_of(name) for name in fused.schema.names} - keep)
 
 
-def keep_parts(canvas: FusedLabelMap, labels: Iterable[str], kept: Callable[[Mask], Mask]) -> None:
+def keep_parts(fused: FusedLabelMap, labels: Iterable[str], kept: Callable[[Mask], Mask]) -> None:
     """Of the voxels of each of these labels only those ``kept`` stay; the rest becomes background."""
-    classes = [canvas.schema.class_of(name) for name in labels]
+    classes = [fused.schema.class_of(name) for name in labels]
     if not classes:
         return
-    data = canvas.labels.cpu().numpy()
+    data = to_numpy(fused.labels)
     for c, box in class_boxes(data, classes).items():
         own = data[box.slices] == c
         data[box.slices][own & ~kept(own)] = 0
-    canvas.labels.copy_(torch.from_numpy(data))
+    fused.labels[...] = beside(data, fused.labels)
 
 
-def take_out_misplaced(canvas: FusedLabelMap, known: Mapping[str, OrganPlaces]) -> dict[str, Misplaced]:
+def take_out_misplaced(fused: FusedLabelMap, known: Mapping[str, OrganPlaces]) -> dict[str, Misplaced]:
     """Take parts of organs that lie far from where training had them out of the label map; by organ, what was
     found (see ``anatomy.positions``)."""
-    data, names = canvas.labels.cpu().numpy(), canvas.schema.names
-    found = misplaced(data, canvas.grid, names, known, components)
+    data, names = to_numpy(fused.labels), fused.schema.names
+    found = misplaced(data, fused.grid, names, known, components)
     if found:
-        canvas.labels.copy_(torch.from_numpy(data))
+        fused.labels[...] = beside(data, fused.labels)
     return {names[c - 1]: own for c, own in found.items()}
 
 
@@ -317,72 +329,219 @@ def blocks(box: Box, voxels: int = BLOCK_VOXELS) -> list[Box]:
     ]
 
 
-def max_on(probabilities: Tensor, source: Grid, target: Grid) -> tuple[Tensor, Tensor]:
-    """Highest probability and the channel (uint8) that has it, each ``target.shape``, of ``[C, ...]`` on
-    ``source`` linearly resampled to ``target``; ties go to the lower channel, as in argmax."""
-    best = torch.empty(target.shape, device=probabilities.device)
-    winner = torch.empty(target.shape, dtype=torch.uint8, device=probabilities.device)
-    for piece in _pieces(target.shape):
-        grid = target.crop(piece)
-        near, data = _around(probabilities, source, grid)
-        best[piece.slices], winner[piece.slices] = _highest(data, _contenders(data), near, grid)
+# --- the highest of many interpolated channels ----------------------------------------------------
+
+
+def max_on(probabilities: Array, source: Grid, target: Grid, classes: Sequence[int]) -> tuple[Array, Array]:
+    """Highest probability (float32) and the class (uint8) of the channel that has it, each
+    ``target.shape``, of ``[C, ...]`` on ``source`` linearly resampled to ``target``; ties go to the lower
+    channel, as in argmax."""
+    best, winner = (_zeros(target.shape, dtype, probabilities) for dtype in ("float32", "uint8"))
+    for piece, channels in _contested(probabilities, source, target):
+        label, lead = _winner(piece, channels, classes)
+        winner[piece.box.slices] = label
+        best[piece.box.slices] = lead + piece.blended(piece.near[channels[0]][None])[0]
     return best, winner
 
 
-def argmax_on(probabilities: Tensor, source: Grid, target: Grid) -> Tensor:
-    """The winning channel of ``max_on`` alone: where only one can win, nothing is computed."""
-    winner = torch.empty(target.shape, dtype=torch.uint8, device=probabilities.device)
-    for piece in _pieces(target.shape):
-        grid = target.crop(piece)
-        near, data = _around(probabilities, source, grid)
-        channels = _contenders(data)
-        winner[piece.slices] = channels[0] if len(channels) == 1 else _highest(data, channels, near, grid)[1]
-    return winner
+def enter_argmax(
+    labels: Array,
+    probabilities: Array,
+    source: Grid,
+    target: Grid,
+    classes: Sequence[int],
+    region: Region | None = None,
+) -> None:
+    """Set ``labels`` (uint8, ``target.shape``) to the classes of ``max_on``, inside ``region`` if given.
+    Where only one channel can win, nothing is interpolated."""
+    found = _contested(probabilities, source, target)
+    for planes, row in itertools.groupby(found, key=lambda one: one[0].box.slices[2]):
+        box = Box((0, 0, planes.start), (*target.shape[:2], planes.stop))
+        asked = None if region is None else _asked(region, target.crop(box))
+        view = labels[box.slices]
+        for piece, channels in row:
+            i, j, _ = piece.box.slices
+            if asked is not None and not asked[i, j].any():
+                continue
+            label = classes[channels[0]] if len(channels) == 1 else _winner(piece, channels, classes)[0]
+            _set(view[i, j], label, None if asked is None else asked[i, j])
 
 
-def _highest(data: Tensor, channels: list[int], source: Grid, target: Grid) -> tuple[Tensor, Tensor]:
-    """As ``max_on``, among some channels in their order. A running maximum, as torch's own over an array's
-    first axis takes ten times as long."""
-    values = resample_data(data[channels].float(), source, target, antialias=False)
-    best = values[0].clone()
-    winner = torch.full(target.shape, channels[0], dtype=torch.uint8, device=data.device)
-    for c, value in zip(channels[1:], values[1:], strict=True):
-        winner.masked_fill_(value > best, c)
-        torch.maximum(best, value, out=best)
-    return best, winner
+def _set(view: Array, label: Array | int, asked: npt.NDArray[np.bool_] | None) -> None:
+    """``view`` to ``label`` where ``asked``; None: everywhere."""
+    if asked is None:
+        view[...] = label
+    else:
+        view += beside(asked, view) * (label - view)  # modulo 256
 
 
-def _pieces(shape: Index3) -> Iterator[Box]:
-    """A grid in cubes of at most ``PIECE_SIDE`` voxels a side, of about one size."""
-    counts = [math.ceil(n / PIECE_SIDE) for n in shape]
-    edges = [[n * i // count for i in range(count + 1)] for n, count in zip(shape, counts, strict=True)]
-    for i, j, k in itertools.product(*(itertools.pairwise(axis) for axis in edges)):
-        yield Box((i[0], j[0], k[0]), (i[1], j[1], k[1]))
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A part of a target."""
+
+    box: Box
+    near: Array
+    """Of all channels, the source's voxels that are blended into it, ``[C, ...]``."""
+    blended: Callable[[Array], Array]
+    """What interpolation makes of ``[n, ...]`` there: ``[n, *box.shape]``."""
 
 
-def _around(data: Tensor, source: Grid, target: Grid) -> tuple[Grid, Tensor]:
-    """What of ``[C, ...]`` on ``source`` is blended into ``target``, and its grid; a target beyond the source
-    reads the source's edge."""
+def _winner(piece: _Piece, channels: Sequence[int], classes: Sequence[int]) -> tuple[Array, Array]:
+    """Among some channels, in their order: the class (uint8) of the highest, and how much higher than the
+    first it is. What is interpolated are the differences from the first: one channel less, and channels that
+    are equal stay so. A running maximum, as numpy's and torch's own over an array's first axis take ten times
+    as long."""
+    xp = namespace(piece.near)
+    first, *others = (_float32(piece.near[c]) for c in channels)
+    lead = _zeros(piece.box.shape, "float32", piece.near)
+    winner = _zeros(piece.box.shape, "uint8", piece.near)
+    winner += classes[channels[0]]
+    if others:
+        ahead = piece.blended(xp.stack([other - first for other in others]))
+        for c, value in zip(channels[1:], ahead, strict=True):
+            winner += (value > lead) * (classes[c] - winner)  # modulo 256
+            lead = xp.maximum(lead, value)
+    return winner, lead
+
+
+def _contested(probabilities: Array, source: Grid, target: Grid) -> Iterator[tuple[_Piece, list[int]]]:
+    """The pieces of a target, row by row of planes, and the channels that may be the highest somewhere in
+    each. All pieces' highest values are found before any is looked at: a GPU has to finish all it was given
+    to answer."""
+    axes = axiswise(target.to_index_of(source), target.shape)
+    if axes is None:
+        pieces, highest = _oblique_pieces(probabilities, source, target)
+    else:
+        xp = namespace(probabilities)
+        planes = xp.permute_dims(probabilities, (0, *(1 + axes.order[a] for a in PLANES_FIRST)))
+        weights = [
+            linear_weights(source.shape[axes.order[a]], target.shape[a], axes.scale[a], axes.offset[a], False)
+            for a in PLANES_FIRST
+        ]
+        cuts = [_cuts(own, probabilities) for own in weights]
+        pieces, highest = _pieces(planes, cuts), _maxima(planes, cuts)
+    surest = highest.argmax(axis=1)
+    can_win = contenders(highest)
+    undecided = np.flatnonzero(can_win.sum(axis=1) > 1)
+    if undecided.size:
+        # The winner is no lower than the surest channel's lowest value, either.
+        lowest = _lowest([pieces[n].near[int(surest[n])] for n in undecided])
+        can_win[undecided] &= highest[undecided] >= lowest[:, None] - ROUNDING
+    for piece, mine in zip(pieces, can_win, strict=True):
+        yield piece, np.flatnonzero(mine).tolist()
+
+
+def _lowest(parts: Sequence[Array]) -> npt.NDArray[np.float32]:
+    """The lowest value of each."""
+    xp = namespace(parts[0])
+    return to_numpy(_float32(xp.stack([xp.min(xp.reshape(part, (-1,))) for part in parts])))
+
+
+def contenders(highest: npt.NDArray[np.float32], rounding: float = ROUNDING) -> npt.NDArray[np.bool_]:
+    """Which channels may be the highest somewhere among voxels and their blends, by the channels' highest
+    values there ``[..., C]``; channels sum to one in every voxel, but for ``rounding``. A blend is no higher
+    in any channel than the channel's highest; so its winner is no lower than what all but the k highest
+    channels leave to these, divided by k."""
+    falling = -np.sort(-highest.astype(np.float64), axis=-1)
+    left = 1 - (falling.sum(axis=-1, keepdims=True) - falling.cumsum(axis=-1))
+    needed = (left / np.arange(1, highest.shape[-1] + 1)).max(axis=-1, keepdims=True)
+    able: npt.NDArray[np.bool_] = highest >= needed - rounding
+    return able
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """A part of one axis of a target, what of the source's it reads, and the weights ``[out, in]`` of that;
+    None where each voxel is one of the source's."""
+
+    start: int
+    stop: int
+    read: slice
+    weights: Array | None
+
+
+def _cuts(weights: npt.NDArray[np.float32], like: Array) -> list[_Cut]:
+    found = []
+    for start, stop in _edges(len(weights)):
+        used = np.flatnonzero(weights[start:stop].any(axis=0))
+        read = slice(int(used[0]), int(used[-1]) + 1)
+        own = np.ascontiguousarray(weights[start:stop, read])
+        copies = np.array_equal(own, np.eye(len(own), dtype=own.dtype))
+        found.append(_Cut(start, stop, read, None if copies else beside(own, like)))
+    return found
+
+
+def _edges(size: int) -> list[tuple[int, int]]:
+    count = math.ceil(size / PIECE_SIDE)
+    return list(itertools.pairwise(size * n // count for n in range(count + 1)))
+
+
+def _blended(values: Array, weights: Sequence[Array | None]) -> Array:
+    """``[n, k, j, i]`` to ``[n, I, J, K]`` by the weights of k, j and i. The axis that grows least goes
+    first: less to carry through the others."""
+    steps = [(w.shape[0] / w.shape[1], axis, w) for axis, w in enumerate(weights, start=1) if w is not None]
+    for _, axis, own in sorted(steps, key=lambda step: step[0]):
+        values = contract(values, own, axis)
+    return namespace(values).permute_dims(values, (0, 3, 2, 1))
+
+
+def _pieces(planes: Array, cuts: Sequence[Sequence[_Cut]]) -> list[_Piece]:
+    """Of ``[C, k, j, i]`` along the target's axes, each of them cut."""
+    found = []
+    for k, j, i in itertools.product(*cuts):
+        box = Box((i.start, j.start, k.start), (i.stop, j.stop, k.stop))
+        blended = functools.partial(_blended, weights=(k.weights, j.weights, i.weights))
+        found.append(_Piece(box, planes[:, k.read, j.read, i.read], blended))
+    return found
+
+
+def _maxima(planes: Array, cuts: Sequence[Sequence[_Cut]]) -> npt.NDArray[np.float32]:
+    """The highest value ``[pieces, C]`` of every channel in the same pieces. The axis that is slowest in
+    memory goes first, all the others as one: at once, or in another order, it takes ten times as long."""
+    xp = namespace(planes)
+    order = [axis for axis in memory_order(planes) if axis != 0]
+    data = xp.permute_dims(planes, (0, *order))
+    for axis, a in enumerate(order, start=1):
+        ahead = (slice(None),) * axis
+        data = xp.stack([xp.max(data[(*ahead, cut.read)], axis=axis) for cut in cuts[a - 1]], axis=axis)
+    back = [order.index(axis) for axis in (1, 2, 3)]
+    return to_numpy(_float32(data)).transpose(*(1 + n for n in back), 0).reshape(-1, planes.shape[0])
+
+
+def _oblique_pieces(
+    probabilities: Array, source: Grid, target: Grid
+) -> tuple[list[_Piece], npt.NDArray[np.float32]]:
+    """As ``_pieces`` and ``_maxima``, for grids whose axes are not parallel."""
+    xp, found = namespace(probabilities), []
+    for k, j, i in itertools.product(*(_edges(target.shape[a]) for a in PLANES_FIRST)):
+        box = Box((i[0], j[0], k[0]), (i[1], j[1], k[1]))
+        grid = target.crop(box)
+        near = _around(source, grid)
+        blended = functools.partial(resample_data, source=source.crop(near), target=grid, antialias=False)
+        found.append(_Piece(box, probabilities[(slice(None), *near.slices)], blended))
+    flat = (xp.reshape(piece.near, (len(probabilities), -1)) for piece in found)
+    return found, to_numpy(_float32(xp.stack([xp.max(part, axis=1) for part in flat])))
+
+
+def _around(source: Grid, target: Grid) -> Box:
+    """The voxels of ``source`` that are blended into ``target``; a target beyond the source reads the
+    source's edge."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(target.shape) - 1)
     index = source.index(target.world(corners))
     # A voxel of air on either side, so that rounding loses nothing.
     low, high = np.floor(index.min(axis=0)) - 1, np.ceil(index.max(axis=0)) + 2
     last = np.array(source.shape) - 1
     start, stop = np.clip(low, 0, last).astype(int), np.clip(high, 1, last + 1).astype(int)
-    box = Box(tuple(start.tolist()), tuple(np.maximum(stop, start + 1).tolist()))
-    return source.crop(box), data[(slice(None), *box.slices)]
+    return Box(tuple(start.tolist()), tuple(np.maximum(stop, start + 1).tolist()))
 
 
-def _contenders(data: Tensor) -> list[int]:
-    """The channels of ``[C, ...]`` that may be the highest somewhere between its voxels, those that sum to
-    one in every voxel. A blend of voxels is no higher in any channel than the channel's highest; so the
-    winner of a blend is no lower than the most certain channel's lowest value, and than what all but the
-    k highest channels leave to these, divided by k."""
-    highest = data.amax(dim=(1, 2, 3))
-    falling, order = highest.sort(descending=True)
-    left = 1 - (falling.sum() - falling.cumsum(0))
-    needed = max(
-        float((left / torch.arange(1, len(falling) + 1, device=data.device)).max()),
-        float(data[order[0]].amin()),
-    )
-    return [int(c) for c in torch.nonzero(highest >= needed - ROUNDING).flatten()]
+def _zeros(shape: Index3, dtype: str, like: Array) -> Array:
+    """``[I, J, K]``, plane by plane in memory, of the library and on the device of ``like``."""
+    xp = namespace(like)
+    planes = xp.zeros(shape[::-1], dtype=getattr(xp, dtype), device=array_api_compat.device(like))
+    return xp.permute_dims(planes, PLANES_FIRST)
+
+
+def _float32(array: Array) -> Array:
+    xp = namespace(array)
+    return xp.astype(array, xp.float32, copy=False)

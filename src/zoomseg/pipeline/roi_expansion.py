@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoomseg.core import widening
-from zoomseg.core.arrays import to_numpy
 from zoomseg.core.region import Region
 from zoomseg.core.widening import OpenSides
 from zoomseg.pipeline import grid as grids
@@ -30,7 +29,7 @@ def expanded(
     view: StageView, scan: PreparedScan, estimator: UncertaintyEstimator, organs: tuple[str, ...]
 ) -> StageView:
     """The view that also looks ``MARGIN_MM`` beyond where these organs reached its end."""
-    at, region = to_numpy(estimator.at_end(organs)), view.region
+    at, region = estimator.at_end(organs), view.region
     if isinstance(view.stage.grid, FixedShape):
         box = scan.grid.box_of(view.grid, region.box)
         box = widening.grown(box, widening.sides_at(at, region.box), scan.grid)

@@ -134,7 +134,7 @@ class SlidingWindow:
             stitcher.add(tile, answer)
 
     def predict(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
-        """The answer as a whole; ``estimator`` hears it."""
+        """The answer as a whole; ``estimator`` gathers from it."""
         parts = []
         for slab, planes in self._placed():
             if estimator is not None:
@@ -143,14 +143,12 @@ class SlidingWindow:
         whole = torch.cat(parts, dim=3).cpu()
         return StagePrediction(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
 
-    def fuse_into(self, canvas: fusion.FusedLabelMap, estimator: UncertaintyEstimator) -> None:
-        """Enter the answer into the label map slab by slab; ``estimator`` hears it."""
-        painter = fusion.SlabFusion(
-            canvas, self.grid, self.labels, self.view.region, self.view.stage.argmax_on
-        )
+    def fuse_into(self, fused: fusion.FusedLabelMap, estimator: UncertaintyEstimator) -> None:
+        """Enter the answer into the label map slab by slab; ``estimator`` gathers from it."""
+        slabs = fusion.SlabFusion(fused, self.grid, self.labels, self.view.region, self.view.stage.argmax_on)
         for slab, planes in self._placed():
             estimator.add(slab, planes)
-            painter.add(slab)
+            slabs.add(slab)
 
     def _placed(self) -> Iterator[tuple[Tensor, Box]]:
         """Slabs, and the boxes of the view's grid that they fill.

@@ -1,7 +1,9 @@
-"""Signs of how right an answer is, organ by organ, gathered while it comes: no probabilities are kept.
+"""Signs of how right a prediction is, organ by organ, gathered while it comes: no probabilities are kept.
 
 The Dice that probabilities ``p`` promise to the voxels ``won`` by an organ is, if they are honest,
 ``2 sum(p over won) / (sum(p) + |won|)``: the overlap that is to be expected over the sizes that are.
+
+Probabilities are numpy's or torch's; what is gathered is numpy's.
 """
 
 from __future__ import annotations
@@ -10,13 +12,17 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from zoomseg.core import widening
+from zoomseg.core.arrays import Array, beside, namespace, to_numpy
+from zoomseg.core.dilation import Mask
 from zoomseg.core.geometry import Box
 from zoomseg.core.region import Region
 from zoomseg.core.widening import OpenSides
+from zoomseg.pipeline.fusion import contenders
+from zoomseg.pipeline.resample_shim import memory_order
 
 UNSURE = 0.75
 """A voxel won with less is a doubtful one."""
@@ -25,7 +31,8 @@ ROUNDING = 1e-3
 """By less, probabilities may fail to sum to one."""
 
 CACHED_VOXELS = 2**16
-"""So many are heard at once: what one pass over them leaves, the next one finds in the processor's cache."""
+"""So many are gathered from at once: what one pass over them leaves, the next one finds in the processor's
+cache."""
 
 
 @dataclass(frozen=True)
@@ -46,57 +53,76 @@ class Uncertainty:
 
 
 class UncertaintyEstimator:
-    """Gathers an answer's signs, part by part."""
+    """Gathers a prediction's signs, part by part."""
 
     def __init__(self, labels: tuple[str, ...], region: Region, open_sides: OpenSides) -> None:
         self._labels = labels
         self._region = region
         self._open = open_sides
         classes = 1 + len(labels)
-        self._soft = [0.0] * classes
-        self._sure = torch.zeros(classes, dtype=torch.float64)
-        self._counts, self._doubtful, self._ends = (torch.zeros(classes, dtype=torch.int64) for _ in range(3))
-        self._at_end: list[Tensor] = []
+        self._soft, self._sure = np.zeros(classes), np.zeros(classes)
+        self._counts, self._doubtful, self._ends = (np.zeros(classes, dtype=np.int64) for _ in range(3))
+        self._at_end: list[npt.NDArray[np.int64]] = []
 
-    def add(self, probabilities: Tensor, box: Box) -> None:
+    def add(self, probabilities: Array, box: Box) -> None:
         """``[C, *box.shape]`` of a box of the region's grid; parts must not overlap."""
-        rows = max(1, CACHED_VOXELS // (box.shape[1] * box.shape[2]))
-        for start in range(box.start[0], box.stop[0], rows):
-            part = Box((start, *box.start[1:]), (min(start + rows, box.stop[0]), *box.stop[1:]))
-            self._add(probabilities[:, start - box.start[0] :][:, : part.shape[0]], part)
+        axis = memory_order(probabilities[0])[0]
+        size = box.shape[axis]
+        thick = max(1, CACHED_VOXELS * size // box.voxels)
+        ahead = (slice(None),) * (1 + axis)
+        for low in range(0, size, thick):
+            high = min(low + thick, size)
+            start, stop = list(box.start), list(box.stop)
+            start[axis], stop[axis] = box.start[axis] + low, box.start[axis] + high
+            part = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+            self._add(probabilities[(*ahead, slice(low, high))], part)
 
-    def _add(self, probabilities: Tensor, box: Box) -> None:
-        answered = torch.from_numpy(self._region.mask_in(box)).to(probabilities.device)
-        if not bool(answered.any()):
+    def _add(self, probabilities: Array, box: Box) -> None:
+        asked = to_numpy(self._region.mask_in(box))
+        if not asked.any():
             return
-        best, winner = self._won(probabilities, answered)
-        inside = answered & (winner > 0)
-        if not bool(inside.any()):
+        # All as it lies in memory: across it, numpy and torch take several times as long.
+        order = memory_order(probabilities[0])
+        asked = np.ascontiguousarray(asked.transpose(order))
+        xp, size = namespace(probabilities), len(self._soft)
+        best, winner = self._won(xp.permute_dims(probabilities, (0, *(1 + a for a in order))), asked)
+        inside = beside(asked, winner) & (winner > 0)
+        if not bool(xp.any(inside)):
             return
-        size = len(self._soft)
-        won, sure = winner[inside].int(), best[inside]
-        self._sure += torch.bincount(won, sure.double(), minlength=size).cpu()
-        self._counts += torch.bincount(won, minlength=size).cpu()
-        self._doubtful += torch.bincount(won[sure < UNSURE], minlength=size).cpu()
+        won, sure = winner[inside], best[inside]
+        # The array API has no bincount, but both libraries have the same.
+        self._sure += to_numpy(xp.bincount(won, xp.astype(sure, xp.float64), size))
+        self._counts += to_numpy(xp.bincount(won, minlength=size))
+        self._doubtful += to_numpy(xp.bincount(won[sure < UNSURE], minlength=size))
         ends = region_ends(self._region, box, self._open)
-        if ends is not None:
-            hit = inside & ends.to(inside.device)
-            self._ends += torch.bincount(winner[hit].int(), minlength=size).cpu()
-            at = torch.nonzero(hit).cpu() + torch.tensor(box.start)
-            self._at_end.append(torch.cat([winner[hit].cpu()[:, None].long(), at], dim=1))
+        if ends is not None and ends.any():
+            back = (order.index(0), order.index(1), order.index(2))
+            self._add_ends(to_numpy(xp.permute_dims(winner * inside, back)), ends, box)
 
-    def _won(self, probabilities: Tensor, answered: Tensor) -> tuple[Tensor, Tensor]:
+    def _add_ends(self, winner: npt.NDArray[np.uint8], ends: Mask, box: Box) -> None:
+        at = np.argwhere(ends & (winner > 0))
+        channels = winner[tuple(at.T)].astype(np.int64)
+        self._ends += np.bincount(channels, minlength=len(self._ends))
+        self._at_end.append(np.column_stack([channels, at + np.array(box.start)]))
+
+    def _won(self, probabilities: Array, asked: Mask) -> tuple[Array, Array]:
         """The highest probability and its channel; sums of all go to ``_soft``. Channel by channel, as
-        torch's own over the first axis takes ten times as long."""
-        best = probabilities[0].clone()
-        winner = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
-        asked, product = answered.float(), torch.empty_like(best)
-        for c, value in enumerate(probabilities[1:], start=1):
-            self._soft[c] += float(torch.mul(value, asked, out=product).sum())
-            if float(value.max()) * len(probabilities) < 1 - ROUNDING:  # the highest of all is no lower
-                continue
-            winner.masked_fill_(value > best, c)
-            torch.maximum(best, value, out=best)
+        numpy's and torch's own over the first axis take ten times as long."""
+        xp = namespace(probabilities)
+        best = xp.asarray(probabilities[0], copy=True)
+        winner = xp.zeros_like(best, dtype=xp.uint8)
+        weights = None
+        if not asked.all():
+            weights = xp.astype(beside(asked, best), best.dtype)
+        sums = [xp.sum(value if weights is None else value * weights) for value in probabilities]
+        highest = [xp.max(value) for value in probabilities]
+        found = to_numpy(xp.stack([*sums, *highest]))
+        self._soft += found[: len(sums)]
+        can_win = contenders(found[len(sums) :], ROUNDING)
+        for c, value in enumerate(probabilities):
+            if c > 0 and can_win[c]:
+                winner += (value > best) * (c - winner)  # modulo 256
+                best = xp.maximum(best, value)
         return best, winner
 
     def uncertainty(self) -> dict[str, Uncertainty]:
@@ -118,19 +144,18 @@ class UncertaintyEstimator:
             )
         return found
 
-    def at_end(self, organs: Iterable[str]) -> Tensor:
+    def at_end(self, organs: Iterable[str]) -> npt.NDArray[np.int64]:
         """Where these organs reach the region's end: indices ``[N, 3]`` of its grid."""
-        channels = torch.tensor([self._labels.index(name) + 1 for name in organs], dtype=torch.int64)
-        if not self._at_end:
-            return torch.zeros((0, 3), dtype=torch.int64)
-        found = torch.cat(self._at_end)
-        return found[torch.isin(found[:, 0], channels), 1:]
+        channels = [self._labels.index(name) + 1 for name in organs]
+        found = np.concatenate([np.zeros((0, 4), dtype=np.int64), *self._at_end])
+        at: npt.NDArray[np.int64] = found[np.isin(found[:, 0], channels), 1:]
+        return at
 
 
-def region_ends(region: Region, box: Box, open_sides: OpenSides) -> Tensor | None:
+def region_ends(region: Region, box: Box, open_sides: OpenSides) -> Mask | None:
     """Bool mask ``[*box.shape]``: voxels of the region that touch one outside it, where the scan goes on.
     None if the region has no such end at all."""
     if region.mask is None and region.box == region.grid.box and not any(itertools.chain(*open_sides)):
         return None
-    wide = region.mask_in(box.expand((1, 1, 1)))
-    return torch.from_numpy(widening.region_ends(wide, box, region.grid.shape, open_sides))
+    wide = to_numpy(region.mask_in(box.expand((1, 1, 1))))
+    return widening.region_ends(wide, box, region.grid.shape, open_sides)

@@ -29,9 +29,10 @@ def segment_by_atlas(trainings: Trainings, fold: int, ids: Sequence[str], out: P
         try:
             image = read_image(files.images, channels_last=trainings.dataset.channels_last(files))
             scan = stage_input.prepare(Case(files.id, image), trainings.recipe)
-            canvas = fusion.FusedLabelMap.blank(scan.grid, trainings.dataset.schema)
-            fusion.replace_in_roi(canvas, prior_of(scan))
-            labels = LabelMap(to_numpy(canvas.labels), canvas.grid, canvas.schema)
+            atlas = prior_of(scan)
+            fused = fusion.FusedLabelMap.blank(scan.grid, trainings.dataset.schema, atlas.probabilities)
+            fusion.replace_in_roi(fused, atlas)
+            labels = LabelMap(to_numpy(fused.labels), fused.grid, fused.schema)
             labels = labels.reoriented(scan.orientation.inverse)
             write_labels(out / f"{files.id}.nii.gz", labels, like=files.images[0])
         except (OutputError, LibraryMissingError):

@@ -38,15 +38,15 @@ def scan() -> stage_input.PreparedScan:
     )
 
 
-def heard(view: stage_input.StageView, *voxels: tuple[int, int, int]) -> UncertaintyEstimator:
+def gathered(view: stage_input.StageView, *voxels: tuple[int, int, int]) -> UncertaintyEstimator:
     """Of a left kidney in these voxels alone."""
-    hearing = UncertaintyEstimator(SCHEMA.names, view.region, roi_expansion.open_sides_of(view, scan()))
+    estimator = UncertaintyEstimator(SCHEMA.names, view.region, roi_expansion.open_sides_of(view, scan()))
     probabilities = torch.zeros(3, *view.grid.shape)
     probabilities[0] = 1.0
     for at in voxels:
         probabilities[(slice(None), *at)] = torch.tensor([0.0, 1.0, 0.0])
-    hearing.add(probabilities, view.grid.box)
-    return hearing
+    estimator.add(probabilities, view.grid.box)
+    return estimator
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_few_voxels_at_the_end_are_chance(voxels: int, at_end: int, cut: bool)
 
 def test_a_box_grows_only_on_the_sides_touched_and_no_farther_than_the_scan() -> None:
     view = view_of(Region(GRID, Box((10, 2, 10), (30, 30, 30))))
-    wider = expanded(view, scan(), heard(view, (10, 15, 15), (20, 2, 29)), ("left kidney",))
+    wider = expanded(view, scan(), gathered(view, (10, 15, 15), (20, 2, 29)), ("left kidney",))
     assert wider.region.box == Box((5, 0, 10), (30, 30, 35))  # 20 mm are 5 voxels
     assert wider.region.mask is None
 
@@ -72,7 +72,7 @@ def test_a_box_grows_only_on_the_sides_touched_and_no_farther_than_the_scan() ->
 def test_a_mask_grows_by_a_ball_where_it_was_touched() -> None:
     mask = np.ones((10, 10, 10), dtype=np.bool_)
     view = view_of(Region(GRID, Box((10, 10, 10), (20, 20, 20)), mask))
-    wider = expanded(view, scan(), heard(view, (19, 15, 15)), ("left kidney",)).region
+    wider = expanded(view, scan(), gathered(view, (19, 15, 15)), ("left kidney",)).region
     expected = np.zeros(GRID.shape, dtype=np.bool_)
     expected[10:20, 10:20, 10:20] = True
     index = np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), axis=-1)
@@ -85,7 +85,7 @@ def test_a_crop_of_fixed_shape_is_taken_of_a_larger_box() -> None:
     stage = FINE.model_copy(update={"grid": FixedShape(**grid, kind="shape", shape=(16, 16, 16))})
     crop = GRID.crop(Box((10, 10, 10), (26, 26, 26))).with_shape((16, 16, 16))
     view = stage_input.StageView(stage, crop, Region.whole(crop))
-    wider = expanded(view, scan(), heard(view, (0, 7, 15)), ("left kidney",))
+    wider = expanded(view, scan(), gathered(view, (0, 7, 15)), ("left kidney",))
     assert wider.grid == GRID.crop(Box((5, 10, 10), (26, 26, 31))).with_shape((16, 16, 16))
     assert wider.region.voxels == 16**3
 

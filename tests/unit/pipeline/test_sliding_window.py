@@ -1,10 +1,10 @@
-"""A stage's way over a scan: its parts, painted or whole, are heard alike; two passes make one record."""
+"""A stage's way over a scan: entered slab by slab or held whole, its prediction is the same; two passes make
+one record."""
 
 from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -31,26 +31,26 @@ def bright(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
     return (4 * logits).softmax(dim=1)
 
 
-def test_a_painted_answer_is_that_which_is_kept() -> None:
+def test_a_prediction_entered_slab_by_slab_is_that_which_is_kept() -> None:
     scan = stage_input.prepare(Case("a", tiny_case(0)[0]), RECIPE)
     region = Region(scan.grid, Box((2, 0, 1), (22, 20, 15)))
     view = stage_input.StageView(STAGE, scan.grid, region)
-    heard, told = [], []
-    canvas = FusedLabelMap.blank(scan.grid, SCHEMA)
+    gathered, told = [], []
+    fused = FusedLabelMap.blank(scan.grid, SCHEMA, torch.empty(0))
     for whole in (True, False):
-        course = SlidingWindow(view, scan, {}, SCHEMA.names, bright, CPU, on_progress=told.append)
-        hearing = UncertaintyEstimator(SCHEMA.names, region, CLOSED)
+        window = SlidingWindow(view, scan, {}, SCHEMA.names, bright, CPU, on_progress=told.append)
+        estimator = UncertaintyEstimator(SCHEMA.names, region, CLOSED)
         if whole:
-            prior = course.predict(hearing)
+            prior = window.predict(estimator)
         else:
-            course.fuse_into(canvas, hearing)
-        heard.append(hearing.uncertainty())
-    winner = prior.probabilities.argmax(dim=0).numpy()
-    here = course.box.slices
-    assert np.array_equal(canvas.labels[here].numpy() == 1, (winner == 1) & prior.answered)
-    assert heard[0] == heard[1]
-    assert heard[0]["left kidney"].voxels == int(((winner == 1) & prior.answered).sum()) > 100
-    tiles = len(course.tiling.tiles)
+            window.fuse_into(fused, estimator)
+        gathered.append(estimator.uncertainty())
+    winner = to_numpy(prior.probabilities).argmax(axis=0)
+    here = window.box.slices
+    assert np.array_equal(to_numpy(fused.labels[here]) == 1, (winner == 1) & prior.answered)
+    assert gathered[0] == gathered[1]
+    assert gathered[0]["left kidney"].voxels == int(((winner == 1) & prior.answered).sum()) > 100
+    tiles = len(window.tiling.tiles)
     assert told[-1] == TileProgress("fine", tiles, tiles)
 
 
@@ -66,16 +66,16 @@ def test_numbers_that_overflow_are_no_answer(number: float, whole: bool) -> None
         logits[-1, 1 if number > 0 else slice(None), 3, 4, 5] = number
         return logits.softmax(dim=1)
 
-    course = SlidingWindow(
+    window = SlidingWindow(
         stage_input.StageView(STAGE, scan.grid, region), scan, {}, SCHEMA.names, overflowing, CPU
     )
-    hearing, canvas = (
+    estimator, fused = (
         UncertaintyEstimator(SCHEMA.names, region, CLOSED),
-        FusedLabelMap.blank(scan.grid, SCHEMA),
+        FusedLabelMap.blank(scan.grid, SCHEMA, torch.empty(0)),
     )
-    take = course.predict if whole else partial(course.fuse_into, canvas)
+    take = window.predict if whole else partial(window.fuse_into, fused)
     with pytest.raises(ModelError, match="stage 'fine' answered with numbers that are not finite"):
-        take(hearing)
+        take(estimator)
 
 
 def test_two_passes_make_one_record() -> None:

@@ -1,35 +1,53 @@
-"""Signs of how right an answer is, by hand; where a region ends; and that parts add up to the whole."""
+"""Signs of how right a prediction is, by hand; where a region ends; and that parts add up to the whole; with
+numpy and torch."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
+from zoomseg.core.arrays import Array
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
 from zoomseg.core.widening import OpenSides
+from zoomseg.pipeline import uncertainty
 from zoomseg.pipeline.uncertainty import Uncertainty, UncertaintyEstimator, region_ends
 
 CLOSED: OpenSides = ((False, False),) * 3
 LABELS = ("liver", "spleen")
+Library = Callable[[torch.Tensor], Array]
 
 
-def heard(probabilities: torch.Tensor, region: Region, parts: int = 1) -> UncertaintyEstimator:
-    hearing = UncertaintyEstimator(LABELS, region, CLOSED)
+@pytest.fixture(params=["numpy", "torch", "numpy, plane by plane", "torch, plane by plane"])
+def library(request: pytest.FixtureRequest) -> Library:
+    """What makes an array of a tensor, with its voxels in one or the other order in memory."""
+
+    def array(values: torch.Tensor) -> Array:
+        if "plane" in request.param:
+            values = values.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
+        return values.numpy() if "numpy" in request.param else values
+
+    return array
+
+
+def gathered(probabilities: Array, region: Region, parts: int = 1) -> UncertaintyEstimator:
+    estimator = UncertaintyEstimator(LABELS, region, CLOSED)
     i, j, k = probabilities.shape[1:]
     for part in range(parts):
         first, last = k * part // parts, k * (part + 1) // parts
-        hearing.add(probabilities[..., first:last], Box((0, 0, first), (i, j, last)))
-    return hearing
+        estimator.add(probabilities[..., first:last], Box((0, 0, first), (i, j, last)))
+    return estimator
 
 
-def test_by_hand() -> None:
+def test_by_hand(library: Library) -> None:
     grid = Grid.from_spacing((5, 1, 1), (10.0, 10.0, 5.0))
     probabilities = torch.tensor(
         [[0.1, 0.2, 0.9, 0.4, 0.0], [0.9, 0.5, 0.05, 0.25, 0.2], [0.0, 0.3, 0.05, 0.35, 0.8]]
     ).reshape(3, 5, 1, 1)
-    signs = heard(probabilities, Region.whole(grid)).uncertainty()
+    signs = gathered(library(probabilities), Region.whole(grid)).uncertainty()
     assert signs == {
         "liver": Uncertainty(
             voxels=2,
@@ -50,46 +68,69 @@ def test_by_hand() -> None:
     }
 
 
-def test_only_the_region_counts_and_what_was_not_found_is_left_out() -> None:
+def test_only_the_region_counts_and_what_was_not_found_is_left_out(library: Library) -> None:
     grid = Grid.from_spacing((4, 1, 1), (1.0, 1.0, 1.0))
     probabilities = torch.tensor([[0.2, 0.4, 0.9, 0.0], [0.8, 0.6, 0.1, 0.0], [0.0, 0.0, 0.0, 1.0]])
     region = Region(grid, Box((0, 0, 0), (2, 1, 1)))
-    signs = heard(probabilities.reshape(3, 4, 1, 1), region).uncertainty()
+    signs = gathered(library(probabilities.reshape(3, 4, 1, 1)), region).uncertainty()
     assert list(signs) == ["liver"]
     assert signs["liver"].winning == pytest.approx(0.7)
     assert signs["liver"].expected_dice == pytest.approx(2 * 1.4 / (1.4 + 2))
 
 
-def test_certain_probabilities_promise_everything() -> None:
+def test_certain_probabilities_promise_everything(library: Library) -> None:
     grid = Grid.from_spacing((3, 3, 3), (1.0, 1.0, 1.0))
     probabilities = torch.zeros(3, 3, 3, 3)
     probabilities[1] = 1.0
-    assert heard(probabilities, Region.whole(grid)).uncertainty()["liver"].expected_dice == 1.0
+    signs = gathered(library(probabilities), Region.whole(grid)).uncertainty()
+    assert signs["liver"].expected_dice == 1.0
 
 
-def test_ties_go_to_the_lower_channel_as_in_argmax() -> None:
+def test_ties_go_to_the_lower_channel_as_in_argmax(library: Library) -> None:
     grid = Grid.from_spacing((2, 1, 1), (1.0, 1.0, 1.0))
     probabilities = torch.tensor([[0.5, 0.2], [0.5, 0.4], [0.0, 0.4]]).reshape(3, 2, 1, 1)
-    signs = heard(probabilities, Region.whole(grid)).uncertainty()
+    signs = gathered(library(probabilities), Region.whole(grid)).uncertainty()
     assert {name: s.voxels for name, s in signs.items()} == {"liver": 1}
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_parts_add_up(masked: bool) -> None:
+def test_parts_add_up(masked: bool, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uncertainty, "CACHED_VOXELS", 100)
     torch.manual_seed(0)
     grid = Grid.from_spacing((8, 7, 12), (1.0, 2.0, 3.0))
-    probabilities = (3 * torch.randn(3, 8, 7, 12)).softmax(dim=0)
+    probabilities = library((3 * torch.randn(3, 8, 7, 12)).softmax(dim=0))
     box = Box((1, 1, 2), (7, 6, 11))
-    region = Region(grid, box, (torch.rand(box.shape) < 0.7 if masked else None).numpy())
-    whole, parts = heard(probabilities, region), heard(probabilities, region, 5)
+    region = Region(grid, box, (torch.rand(box.shape) < 0.7).numpy() if masked else None)
+    whole, parts = gathered(probabilities, region), gathered(probabilities, region, 5)
     for name, one in whole.uncertainty().items():
         other = parts.uncertainty()[name]
         assert (other.voxels, other.at_end, other.unsure) == (one.voxels, one.at_end, one.unsure)
         assert one.at_end > 0
         assert other.expected_dice == pytest.approx(one.expected_dice, abs=1e-6)
-        at, again = (h.at_end([name]).tolist() for h in (whole, parts))
+        at, again = (found.at_end([name]).tolist() for found in (whole, parts))
         assert sorted(at) == sorted(again)
         assert len(at) == one.at_end
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_sums_are_those_of_all_voxels_at_once(
+    masked: bool, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uncertainty, "CACHED_VOXELS", 50)
+    torch.manual_seed(2)
+    grid = Grid.from_spacing((6, 9, 10), (1.0, 2.0, 3.0))
+    probabilities = (3 * torch.randn(3, *grid.shape)).softmax(dim=0)
+    region = Region(grid, grid.box, (torch.rand(grid.shape) < 0.6).numpy() if masked else None)
+    asked = region.mask_in(grid.box)
+    values = probabilities.double().numpy()[:, asked]
+    found = gathered(library(probabilities), region).uncertainty()
+    for c, name in enumerate(LABELS, start=1):
+        sure = values[c][values.argmax(axis=0) == c]
+        assert found[name].voxels == sure.size > 50
+        assert found[name].winning == pytest.approx(sure.mean(), rel=1e-9)
+        assert found[name].unsure == pytest.approx((sure < uncertainty.UNSURE).mean(), rel=1e-12)
+        dice = 2 * sure.sum() / (values[c].sum() + sure.size)
+        assert found[name].expected_dice == pytest.approx(dice, rel=1e-6)
 
 
 def neighbours_outside(region: Region, open_sides: OpenSides) -> np.ndarray:
@@ -114,7 +155,7 @@ def neighbours_outside(region: Region, open_sides: OpenSides) -> np.ndarray:
 def test_where_a_region_ends(sides: OpenSides, box: Box, masked: bool) -> None:
     torch.manual_seed(1)
     grid = Grid.from_spacing((6, 7, 8), (1.0, 1.0, 1.0))
-    region = Region(grid, box, (torch.rand(box.shape) < 0.8 if masked else None).numpy())
+    region = Region(grid, box, (torch.rand(box.shape) < 0.8).numpy() if masked else None)
     expected = neighbours_outside(region, sides)
     for part in (grid.box, Box((0, 0, 3), (6, 7, 5)), Box((1, 1, 1), (5, 6, 7))):
         found = region_ends(region, part, sides)
@@ -123,4 +164,4 @@ def test_where_a_region_ends(sides: OpenSides, box: Box, masked: bool) -> None:
             assert not expected.any()
         else:
             assert found is not None
-            assert np.array_equal(found.numpy(), expected[part.slices])
+            assert np.array_equal(found, expected[part.slices])
