@@ -55,7 +55,7 @@ _TEXT = "#39434d"
 def coarse_prior(labels: LabelMap) -> StagePrediction:
     """What a perfect coarse stage says: the reference on its grid."""
     grid = labels.grid.with_spacing(COARSE_MM)
-    classes = resample_labels(labels, grid).data.long()
+    classes = resample_labels(labels, grid).data.astype(np.int64)
     certain = torch.nn.functional.one_hot(classes, labels.schema.classes).movedim(-1, 0).float()
     return StagePrediction(certain, grid, labels.schema.names, Region.whole(grid), "coarse")
 
@@ -92,7 +92,7 @@ def _extent(grid: Grid) -> tuple[float, float, float, float]:
 
 def _draw_scan(panel: Axes, image: Volume, title: str) -> None:
     """The slice as a radiologist looks at it: the patient's right is on the left."""
-    grey = image.data[0, :, :, _plane(image.grid)].numpy()
+    grey = image.data[0, :, :, _plane(image.grid)]
     panel.imshow(grey.T, cmap="gray", vmin=-160, vmax=240, origin="lower", extent=_extent(image.grid))
     left, right, front, back = _extent(image.grid)
     panel.set(xlim=(right, left), ylim=(front, back), xticks=[], yticks=[], facecolor="black")
@@ -111,7 +111,7 @@ def _draw_labels(panel: Axes, labels: LabelMap, opacity: float = 0.6) -> None:
     colours = organ_colours(labels.schema.names)
     for c, name in enumerate(labels.schema.names, start=1):
         red, green, blue = colours[name]
-        _tint(panel, labels.data.numpy() == c, labels.grid, f"#{red:02x}{green:02x}{blue:02x}", opacity)
+        _tint(panel, labels.data == c, labels.grid, f"#{red:02x}{green:02x}{blue:02x}", opacity)
 
 
 def _outline(panel: Axes, box: Box, grid: Grid, **style: object) -> None:
@@ -120,7 +120,7 @@ def _outline(panel: Axes, box: Box, grid: Grid, **style: object) -> None:
 
 
 def _draw_region(panel: Axes, region: Region) -> None:
-    _tint(panel, region.mask_in(region.grid.box).numpy(), region.grid, REGION_COLOUR, 0.4)
+    _tint(panel, region.mask_in(region.grid.box), region.grid, REGION_COLOUR, 0.4)
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -233,10 +233,10 @@ def losses(case: Case) -> Figure:
         Grid.from_spacing((188, 124, 150), (1.0, 1.0, 1.0), (-88.0, -62.0, -60.0)),
         Box((0, 0, 0), (188, 124, 150)),
     )
-    region = Region(grid, box).mask_in(grid.box).numpy()
+    region = Region(grid, box).mask_in(grid.box)
     figure, panels = _figure(2, 4.9, 4.0)
     for panel, (organ, found) in zip(panels, {"liver": True, "spleen": False}.items(), strict=True):
-        reference = case.labels.data.numpy() == case.labels.schema.class_of(organ)
+        reference = case.labels.data == case.labels.schema.class_of(organ)
         prediction = (np.roll(reference, -1, axis=0) | (_ball(grid) if found else False)) & region
         place = Place(region, found, grid.spacing_mm)
         said = attribute(prediction, reference, grid.spacing_mm, place)

@@ -27,7 +27,7 @@ def indices(grid: Grid) -> np.ndarray:
 
 def ramp(grid: Grid) -> Volume:
     """Float64, so that what is measured is the interpolation and not the storage."""
-    return Volume(torch.from_numpy(np.moveaxis(grid.world(indices(grid)), -1, 0).copy()), grid)
+    return Volume(np.moveaxis(grid.world(indices(grid)), -1, 0).copy(), grid)
 
 
 def rotation(angles_deg: tuple[float, float, float]) -> np.ndarray:

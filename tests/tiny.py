@@ -33,8 +33,8 @@ def tiny_case(seed: int, nan: bool = False) -> tuple[Volume, LabelMap]:
         classes[np.linalg.norm(distance, axis=-1) < 7.5] = label
     image = rng.normal(0, 10, grid.shape) + np.choose(classes, [0.0, 70.0, 160.0])
     return (
-        Volume(torch.from_numpy(image[None].astype(np.float32)), grid),
-        LabelMap(torch.from_numpy(classes), grid, SCHEMA),
+        Volume(image[None].astype(np.float32), grid),
+        LabelMap(classes, grid, SCHEMA),
     )
 
 

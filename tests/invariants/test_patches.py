@@ -183,9 +183,7 @@ def test_a_patch_that_is_not_changed_is_a_crop_of_image_labels_and_priors(tmp_pa
     known[box.slices] = labels[box.slices]
     # A prior on a grid of its own, which is a ramp too, and so shows where it was read.
     other = grid.downsampled((2, 2, 2))
-    prior = StoredPrior(
-        stored(tmp_path, "prior", ramp(other).data.numpy().astype(np.float32)), other, ("a", "b")
-    )
+    prior = StoredPrior(stored(tmp_path, "prior", ramp(other).data.astype(np.float32)), other, ("a", "b"))
     pack = packed(tmp_path, "fine", grid, ramp(grid).data, labels, box, {"early": prior})
     for batch in drawn(made, {"fine": pack}, {"fine": SIDES}, 10):
         part = batch.stages["fine"]

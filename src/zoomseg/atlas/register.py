@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zoomseg.core.arrays import beside
 from zoomseg.core.errors import GeometryError, ZoomSegError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.resample import Float32Array, sample_linear, sample_nearest
@@ -70,12 +69,12 @@ class Warp:
     def image(self, volume: Volume) -> Volume:
         """A moving image on the fixed grid, linear; beyond it its edge voxels go on."""
         self._check(volume.grid)
-        return Volume(sample_linear(volume.data, beside(self.coordinates, volume.data)), self.fixed)
+        return Volume(sample_linear(volume.data, self.coordinates), self.fixed)
 
     def labels(self, labels: LabelMap) -> LabelMap:
         """A moving label map on the fixed grid, nearest neighbour; beyond it there is background."""
         self._check(labels.grid)
-        moved = sample_nearest(labels.data[None], beside(self.coordinates, labels.data), outside=0)[0]
+        moved = sample_nearest(labels.data[None], self.coordinates, outside=0)[0]
         return LabelMap(moved, self.fixed, labels.schema)
 
     def _check(self, grid: Grid) -> None:
@@ -126,9 +125,9 @@ def library() -> Any:
 
 def _check_content(volume: Volume, name: str) -> None:
     channel = volume.data[0]
-    if not bool(channel.isfinite().all()):
+    if not bool(np.isfinite(channel).all()):
         raise RegistrationError(f"the {name} scan holds values that are not finite")
-    if float(channel.amin()) == float(channel.amax()):
+    if float(channel.min()) == float(channel.max()):
         raise RegistrationError(f"the {name} scan has the same value everywhere; nothing to register")
 
 
@@ -157,7 +156,7 @@ def _image(ants: Any, volume: Volume) -> Any:
     spacing = np.array(volume.grid.spacing_mm)
     # ANTs starts from the centres of mass: of a z-scored scan, whose values sum to about zero, that would be
     # anywhere. Counted from the lowest value on, it is where the tissue is.
-    data = volume.data[0].float().numpy()
+    data = volume.data[0].astype(np.float32)
     return ants.from_numpy(
         np.ascontiguousarray(data - data.min(), dtype=np.float32),
         origin=world[:3, 3].tolist(),

@@ -158,9 +158,9 @@ def _contiguous(data: Array) -> Array:
 
 
 def as_float(data: Array) -> Array:
-    """Integers as float32; floats as they are."""
+    """Integers and floats of half precision as float32; others as they are."""
     xp = namespace(data)
-    return data if xp.isdtype(data.dtype, "real floating") else xp.astype(data, xp.float32)
+    return data if data.dtype in (xp.float32, xp.float64) else xp.astype(data, xp.float32)
 
 
 def resample_data(

@@ -196,7 +196,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
                 raise ScanError(reason)
             case Segmented(_, _, image):
                 if not task.scan.endswith(".nii.gz"):
-                    voxels = image.data[0].cpu().numpy()
+                    voxels = image.data[0]
                     write_array(out / "scan.nii.gz", voxels, image.grid, like=scan.paths[0])
 
     segment_to_folder(

@@ -72,7 +72,7 @@ def coverage(
     out: dict[str, list[tuple[float, float]]] = {}
     for radius in radii_vox:
         region = dilated_foreground(prior, grid, radius)
-        inside = None if region is None else region.mask_in(grid.box).numpy()
+        inside = None if region is None else region.mask_in(grid.box)
         for organ in organs:
             own = truth == schema.class_of(organ)
             if not own.any():

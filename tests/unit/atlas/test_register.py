@@ -48,9 +48,7 @@ def phantom(on: Grid, moved_by: FloatArray | None = None, bump_mm: float = 0.0) 
     # Smooth texture, the patient's own, so that the inside is seen to move too.
     texture = 0.15 * np.sin(x / 12) * np.sin(y / 14 + 1) * np.sin(z / 13 + 2) * body
     image = np.array([0.0, 0.4, 0.8, 0.65])[labels] + texture
-    return Volume(torch.from_numpy(image.astype(np.float32))[None], on), LabelMap(
-        torch.from_numpy(labels), on, SCHEMA
-    )
+    return Volume(torch.from_numpy(image.astype(np.float32))[None].numpy(), on), LabelMap(labels, on, SCHEMA)
 
 
 def dice(a: LabelMap, b: LabelMap) -> list[float]:
@@ -142,12 +140,12 @@ def test_beyond_the_moving_scan_is_background() -> None:
     coordinates = torch.stack(torch.meshgrid(*(torch.arange(4.0),) * 3, indexing="ij"), dim=-1) + 2
     cube = Grid.from_spacing((4, 4, 4), (1.0, 1.0, 1.0))
     warp = Warp(cube, cube, coordinates)
-    labels = LabelMap(torch.full((4, 4, 4), 2, dtype=torch.uint8), cube, SCHEMA)
+    labels = LabelMap(torch.full((4, 4, 4), 2, dtype=torch.uint8).numpy(), cube, SCHEMA)
     moved = warp.labels(labels).data
     assert moved[:2, :2, :2].unique().tolist() == [2]
     assert moved[2:].unique().tolist() == [0]
     assert moved[:, 2:].unique().tolist() == [0]
-    ramp = Volume(torch.arange(4.0)[None, :, None, None].expand(1, 4, 4, 4), cube)
+    ramp = Volume(torch.arange(4.0)[None, :, None, None].expand(1, 4, 4, 4).numpy(), cube)
     assert warp.image(ramp).data[0, :, 0, 0].tolist() == [2, 3, 3, 3]  # the edge goes on
 
 
@@ -161,8 +159,8 @@ def test_warp_moves_only_its_own_grid(affine: Warp) -> None:
 def test_scans_without_content_are_refused() -> None:
     image = phantom(FIXED)[0]
     with pytest.raises(RegistrationError, match="moving scan has the same value everywhere"):
-        register(image, Volume(torch.zeros(1, *MOVING.shape), MOVING), "affine")
-    broken = image.data.clone()
+        register(image, Volume(torch.zeros(1, *MOVING.shape).numpy(), MOVING), "affine")
+    broken = image.data.copy()
     broken[0, 3, 3, 3] = math.nan
     with pytest.raises(RegistrationError, match="fixed scan holds values that are not finite"):
         register(Volume(broken, FIXED), image, "affine")

@@ -193,9 +193,7 @@ def test_files_in_any_orientation(tmp_path: Path, angles_deg: tuple[float, float
     keep(tmp_path / "stages", grid, region, np.where(prediction == 1, 6, 0))
     turn = Orientation.to_canonical(grid)
     assert not turn.identity
-    said, drawn = (
-        LabelMap(torch.from_numpy(x), grid, SCHEMA).reoriented(turn) for x in (prediction, reference)
-    )
+    said, drawn = (LabelMap(x, grid, SCHEMA).reoriented(turn) for x in (prediction, reference))
     found = attribute_case(tmp_path / "stages", "a", said, drawn, SCHEMA.names)
     total = TestParts.TOTAL
     assert losses(found["liver"]) == [0, 288 / total, 120 / total, 72 / total]

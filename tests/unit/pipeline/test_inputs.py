@@ -19,7 +19,7 @@ GRID = Grid.from_spacing((4, 4, 4), (1.0, 1.0, 1.0))
 
 
 def scan(*channels: torch.Tensor) -> Volume:
-    return Volume(torch.stack(channels), GRID)
+    return Volume(torch.stack(channels).numpy(), GRID)
 
 
 def ramp(low: float, high: float) -> torch.Tensor:
@@ -74,7 +74,7 @@ class TestNormalisation:
         assert numbers.shift[0] == pytest.approx(9.5, abs=0.5)
 
     def test_zscore_clips_to_the_percentiles(self) -> None:
-        image = Volume(torch.arange(1001.0).reshape(1, -1, 1, 1), Grid((1001, 1, 1), np.eye(4)))
+        image = Volume(torch.arange(1001.0).reshape(1, -1, 1, 1).numpy(), Grid((1001, 1, 1), np.eye(4)))
         numbers = inputs.normalisation(ZScore(clip_percentiles=(0.1, 0.9)), image)
         clipped = torch.arange(1001.0).clamp(100, 900)
         assert (numbers.lower, numbers.upper) == ((100.0,), (900.0,))
@@ -125,7 +125,7 @@ def test_image_and_priors_come_on_the_asked_grid() -> None:
     specs = [ImageInput(channel=0), PriorInput(of="coarse", labels=("spleen",))]
     target = GRID.crop(Box((1, 1, 1), (3, 3, 3)))
     out = seen(specs, image, {"coarse": prior}, target)
-    assert torch.equal(out[0], image.data[0, 1:3, 1:3, 1:3])
+    assert np.array_equal(out[0], image.data[0, 1:3, 1:3, 1:3])
     assert out[1].tolist() == torch.full((2, 2, 2), 0.25).tolist()
     assert out.shape == (2, 2, 2, 2)
 
@@ -137,7 +137,7 @@ def test_a_prior_lies_where_it_was_computed() -> None:
     prior = StagePrediction(
         torch.stack([1 - spleen, spleen]), grid, ("spleen",), Region.whole(grid), "coarse"
     )
-    image = Volume(torch.zeros(1, 8, 1, 1), grid.with_shape((8, 1, 1)))
+    image = Volume(torch.zeros(1, 8, 1, 1).numpy(), grid.with_shape((8, 1, 1)))
     specs = [ImageInput(), PriorInput(of="coarse")]
     out = seen(specs, image, {"coarse": prior}, image.grid)
     assert out[1].flatten().tolist() == [0, 0, 0, 0.25, 0.75, 1, 1, 1]

@@ -44,12 +44,12 @@ def blobs(shape: tuple[int, int, int], seed: int, share: float = 0.02) -> np.nda
 
 
 def scan(hu: np.ndarray, grid: Grid) -> Volume:
-    return Volume(torch.from_numpy(hu.astype(np.float32))[None], grid)
+    return Volume(torch.from_numpy(hu.astype(np.float32))[None].numpy(), grid)
 
 
 def full(region: Region | None) -> np.ndarray:
     assert region is not None
-    return region.mask_in(region.grid.box).numpy()
+    return region.mask_in(region.grid.box)
 
 
 # --- body mask ------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def test_body_mask_takes_what_is_over_the_threshold() -> None:
 
 def test_body_mask_looks_at_the_first_channel_on_the_stage_s_grid(torso: tuple[Volume, np.ndarray]) -> None:
     image, body = torso
-    both = Volume(torch.cat([image.data, torch.full_like(image.data, 500)]), image.grid)
+    both = Volume(torch.cat([image.data, torch.full_like(image.data, 500)]).numpy(), image.grid)
     half = image.grid.downsampled((2, 2, 2))
     found = full(roi.body_mask(both, half, -200.0))
     assert found.shape == half.shape
@@ -110,8 +110,8 @@ def test_body_mask_of_a_phantom_holds_organs_and_lungs_but_no_table() -> None:
     case = phantom_case(0, Grid.from_spacing((80, 72, 24), (4.5, 4.5, 12.0), (-178.0, -160.0, -141.0)))
     assert case.labels is not None
     mask = full(roi.body_mask(case.image, case.image.grid, -200.0))
-    assert mask[case.labels.data.numpy() > 0].all()
-    hu = case.image.data[0].numpy()
+    assert mask[case.labels.data > 0].all()
+    hu = case.image.data[0]
     back = np.flatnonzero(mask.any(axis=(0, 2)))[0]
     assert (hu[:, :back] > -200).sum() > 1000, "the table"
     assert ((hu < -700) & mask).sum() > 0.05 * mask.sum(), "the lungs"

@@ -88,8 +88,10 @@ def far_apart(root: Path) -> Dataset:
             labels[((at - centre) ** 2).sum(axis=-1) <= 9] = value
         noise = np.random.default_rng(n).normal(0, 10, grid.shape)
         image = (noise + 200 * (labels > 0)).astype(np.float32)
-        write_image(root / "imagesTr" / f"case_{n}_0000.nii.gz", Volume(torch.from_numpy(image)[None], grid))
-        write_labels(root / "labelsTr" / f"case_{n}.nii.gz", LabelMap(torch.from_numpy(labels), grid, schema))
+        write_image(
+            root / "imagesTr" / f"case_{n}_0000.nii.gz", Volume(torch.from_numpy(image)[None].numpy(), grid)
+        )
+        write_labels(root / "labelsTr" / f"case_{n}.nii.gz", LabelMap(labels, grid, schema))
     about = {
         "channel_names": {"0": "MR"},
         "labels": {"background": 0, "head": 1, "tail": 2},

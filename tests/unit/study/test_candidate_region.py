@@ -30,7 +30,7 @@ LINE = Grid.from_spacing((10, 1, 1), (1.0, 1.0, 1.0))
 
 
 def reference(classes: Sequence[int]) -> LabelMap:
-    return LabelMap(torch.tensor(classes, dtype=torch.uint8).reshape(10, 1, 1), LINE, TOY)
+    return LabelMap(torch.tensor(classes, dtype=torch.uint8).reshape(10, 1, 1).numpy(), LINE, TOY)
 
 
 def answer(found: Sequence[int]) -> StagePrediction:
