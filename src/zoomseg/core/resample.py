@@ -304,10 +304,10 @@ def sample_nearest(data: Array, coordinates: Array, outside: int | None = None) 
     is)."""
     xp = namespace(data)
     index = _nearest(coordinates)
-    at, inside = 0, True
-    for a, n in enumerate(data.shape[1:]):
-        along = index[..., a]
-        at = at * n + along.clip(0, n - 1)
-        inside = inside & (along >= 0) & (along < n)
+    i, j, k = (index[..., a].clip(0, n - 1) for a, n in enumerate(data.shape[1:]))
+    at = (i * data.shape[2] + j) * data.shape[3] + k
     out = xp.take(data.reshape(data.shape[0], -1), at.reshape(-1), axis=1).reshape(-1, *at.shape)
-    return out if outside is None else xp.where(inside, out, xp.asarray(outside, dtype=out.dtype))
+    if outside is None:
+        return out
+    inside = (i == index[..., 0]) & (j == index[..., 1]) & (k == index[..., 2])
+    return xp.where(inside, out, xp.asarray(outside, dtype=out.dtype))
