@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lattices import boxes_in, masks, shapes
 from zoomseg.core.geometry import Box, Grid
-from zoomseg.core.placing import Tile
+from zoomseg.core.tiling import Tile
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import TileAggregator, Tiling, cover, tent
 

@@ -170,7 +170,7 @@ def resample_data(
     antialias: bool = True,
     change: Callable[[Array], Array] = as_float,
 ) -> Array:
-    """``[C, I, J, K]`` on ``source`` to ``[C, *target.shape]``, linear; tensors are differentiated through.
+    """``[C, I, J, K]`` on ``source`` to ``[C, *target.shape]``, linear; differentiable in tensors.
 
     Args:
         change: what is done to the values first, voxel by voxel (normalisation). Only what is read is
@@ -274,8 +274,8 @@ def coordinates_box(coordinates: Array, shape: Index3) -> Box:
 
 
 def sample_linear(data: Array, coordinates: Array) -> Array:
-    """``[C, I, J, K]`` at fractional indices ``[A, B, D, 3]`` -> float32 ``[C, A, B, D]``, linear; tensors are
-    differentiated through."""
+    """``[C, I, J, K]`` at fractional indices ``[A, B, D, 3]`` -> float32 ``[C, A, B, D]``, linear;
+    differentiable in tensors."""
     xp = namespace(data)
     flat = xp.astype(data, xp.float32, copy=False).reshape(data.shape[0], -1)
     corners = [_neighbours(coordinates[..., a], n) for a, n in enumerate(data.shape[1:])]
@@ -299,9 +299,9 @@ def _neighbours(at: Array, size: int) -> tuple[tuple[Array, Array], tuple[Array,
 
 
 def sample_nearest(data: Array, coordinates: Array, outside: int | None = None) -> Array:
-    """``[C, I, J, K]`` at fractional indices ``[A, B, D, 3]`` -> ``[C, A, B, D]``, type kept. Beyond the
-    source the edge voxel's value goes on, unless ``outside`` gives one (a point is inside if its nearest voxel
-    is)."""
+    """``[C, I, J, K]`` at fractional indices ``[A, B, D, 3]`` -> ``[C, A, B, D]``, type kept.
+    Beyond the source the edge voxel's value goes on, unless ``outside`` gives one (a point is inside if its
+    nearest voxel is)."""
     xp = namespace(data)
     index = _nearest(coordinates)
     i, j, k = (index[..., a].clip(0, n - 1) for a, n in enumerate(data.shape[1:]))

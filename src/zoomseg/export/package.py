@@ -35,14 +35,15 @@ from zoomseg.recipe.spec import BoxAround, InputSpec, PriorInput, Recipe, Stage
 
 RUNNER = "export/runner"
 CARRIED = (
-    "core/dilation.py",
+    "core/arrays.py",
     "core/errors.py",
     "core/geometry.py",
     "core/labels.py",
-    "core/placing.py",
+    "core/morphology.py",
+    "core/resample.py",
     "anatomy/positions.py",
     "core/sides.py",
-    "core/weights.py",
+    "core/tiling.py",
     "core/widening.py",
     "core/window.py",
     "io/files.py",
@@ -50,7 +51,8 @@ CARRIED = (
     "io/nifti_header.py",
     "io/training_domain.py",
 )
-"""Modules of the package that the runner imports; they need numpy and nibabel, and nothing else."""
+"""Modules of the package that the runner imports; of what it uses of them, all needs numpy and nibabel at
+most."""
 
 FUSIONS = ("none", "replace_in_roi", "paste", "most_probable")
 """What the runner can do."""

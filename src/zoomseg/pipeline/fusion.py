@@ -19,9 +19,9 @@ from torch import Tensor
 
 from zoomseg.anatomy.positions import Misplaced, OrganPlaces, misplaced
 from zoomseg.core.case import StagePrediction
-from zoomseg.core.components import Mask, components
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.morphology import Mask, components
 from zoomseg.core.region import Region, class_boxes
 from zoomseg.core.resample import nearest_index, resample_data
 from zoomseg.recipe.spec import ArgmaxPlace, FusionKind

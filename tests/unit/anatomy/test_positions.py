@@ -16,7 +16,7 @@ from zoomseg.anatomy.positions import (
     places,
     usual_volume,
 )
-from zoomseg.core.components import components
+from zoomseg.core.morphology import components
 from zoomseg.core.geometry import Grid, Orientation
 
 NAMES = ("liver", "spleen", "stomach")

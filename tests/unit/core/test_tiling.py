@@ -6,7 +6,7 @@ from torch import Tensor
 
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
-from zoomseg.core.placing import Tile
+from zoomseg.core.tiling import Tile
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import TileAggregator, cover, tent
 

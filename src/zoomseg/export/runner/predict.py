@@ -12,7 +12,7 @@ import numpy as np
 from zoomseg.anatomy.positions import misplaced
 from zoomseg.core.errors import ModelError, ScanError
 from zoomseg.core.geometry import Grid
-from zoomseg.core.placing import importance_map
+from zoomseg.core.tiling import importance_map
 from zoomseg.export.runner import fusion, inputs, roi, widen
 from zoomseg.export.runner.engines import Network
 from zoomseg.export.runner.fusion import Canvas, Classes, Voice
