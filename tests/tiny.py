@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from zoomseg.backends.device import Device
 from zoomseg.core.geometry import Grid
@@ -18,7 +17,7 @@ from zoomseg.recipe.load import dump, from_dict, load
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
 
 SCHEMA = LabelSchema(("left kidney", "right kidney"), (3, 7))
-CPU = Device(torch.device("cpu"), None)
+CPU = Device("cpu")
 
 
 def tiny_case(seed: int, nan: bool = False) -> tuple[Volume, LabelMap]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
@@ -27,7 +26,7 @@ LEAST = {"spleen": 0.92, "left kidney": 0.9, "right kidney": 0.85, "liver": 0.93
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(bundle.load(bundle.ABDOMEN_CT), Device(torch.device("cpu"), None))
+    return Predictor(bundle.load(bundle.ABDOMEN_CT), Device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ class Region:
         if self.mask is None:
             return Region(grid, box)
         padded = self.grid.crop(self.box)
-        return Region(grid, box, nearest_index(self.mask, padded, grid.crop(box)))
+        return Region(grid, box, nearest_index(self.mask, padded, grid.crop(box), outside=0))
 
 
 def bounding_box(mask: Mask) -> Box | None:

@@ -40,11 +40,11 @@ from zoomseg.pipeline import fusion
 from zoomseg.pipeline.cascade import AtlasPriorOf, Cascade, Prediction
 from zoomseg.pipeline.grid import stage_grid
 from zoomseg.pipeline.inputs import input_channels
+from zoomseg.pipeline.reference import one_hot_labels
 from zoomseg.pipeline.sliding_window import StageNetwork, StageNetworkOf
 from zoomseg.pipeline.stage_input import PreparedScan, StageView
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, AtlasSpec, FixedShape, Recipe, RoiSpec, Stage
-from zoomseg.training.data.packed_cases import one_hot_labels
 
 Classes = npt.NDArray[np.uint8]
 Place = Literal["", "candidate region", "box"]

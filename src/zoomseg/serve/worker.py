@@ -161,18 +161,12 @@ def _error_of(
 
 def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Predictor:
     """A model ready to segment, as `zoomseg predict` would load it."""
-    from zoomseg.backends.device import resolve
-    from zoomseg.inference import atlas_priors
-    from zoomseg.inference.memory_limits import MemoryLimits
-    from zoomseg.inference.predictor import Predictor
-    from zoomseg.io import bundle
+    from zoomseg.inference import load
 
     def register(case: str, done: int, total: int) -> None:
         tell(Step("registering atlases", done, total))
 
-    trained, where = bundle.load(Path(model)), resolve(device)
-    atlas_of = atlas_priors.of_model(trained, on_progress=register)
-    return Predictor(trained, where, atlas_of, MemoryLimits(where, "free"))
+    return load.load_predictor([model], device, on_registration=register)
 
 
 def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:

@@ -153,7 +153,7 @@ def test_no_bfloat16_on_a_cpu_where_feature_maps_are_two_voxels_long(
     training = recipe.stages[0].training.model_copy(update={"patch": patch})
     coarse = recipe.stages[0].model_copy(update={"training": training})
     recipe = recipe.model_copy(update={"stages": (coarse,)})
-    device = Device(torch.device("cpu"), torch.bfloat16)
+    device = Device("cpu", bfloat16=True)
     run = loop._Run(data, SPLIT, recipe, tmp_path, Settings(device), Silent())
     unit = run._unit(0, ("coarse",))
     source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)

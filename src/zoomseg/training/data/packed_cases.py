@@ -22,10 +22,10 @@ from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid, Vector3
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.region import Region
-from zoomseg.core.resample import coordinates_box, resample_labels, sample_nearest
-from zoomseg.core.volume import LabelMap
+from zoomseg.core.resample import coordinates_box, sample_nearest
 from zoomseg.io.cache import ChunkedArray, write_array
 from zoomseg.pipeline import inputs, stage_input
+from zoomseg.pipeline.reference import one_hot_labels, stage_labels
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe, Stage, WholeVolume
 from zoomseg.training.data import sampler
@@ -177,22 +177,6 @@ def _store_priors(
         write_array(path, to_numpy(prior.probabilities).astype(np.float16))
         out[spec.of] = StoredPrior(ChunkedArray.open(path), prior.grid, prior.labels)
     return out
-
-
-def stage_labels(reference: LabelMap, labels: tuple[str, ...], grid: Grid) -> npt.NDArray[np.uint8]:
-    """The reference on ``grid``, nearest neighbour, as class indices of a stage that predicts ``labels``."""
-    table = np.zeros(256, dtype=np.uint8)
-    table[IGNORE] = IGNORE
-    for own, name in enumerate(labels, start=1):
-        table[reference.schema.class_of(name)] = own
-    out: npt.NDArray[np.uint8] = table[resample_labels(reference, grid).data]
-    return out
-
-
-def one_hot_labels(reference: LabelMap, labels: tuple[str, ...], grid: Grid) -> npt.NDArray[np.float32]:
-    """``stage_labels`` as probabilities ``[1 + labels, *grid.shape]`` of 0 and 1."""
-    classes = stage_labels(reference, labels, grid)
-    return np.stack([(classes == c).astype(np.float32) for c in range(1 + len(labels))])
 
 
 def reference_priors(
