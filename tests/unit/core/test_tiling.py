@@ -134,9 +134,8 @@ def tile(start: int, stop: int) -> Tile:
 
 
 def test_stitcher_takes_the_weighted_mean(make: Make) -> None:
-    stitcher = TileAggregator(
-        1, Box((0, 0, 0), (3, 1, 1)), make(np.array([1, 3], np.float32).reshape(2, 1, 1))
-    )
+    weights = make(np.array([1, 3], np.float32).reshape(2, 1, 1))
+    stitcher = TileAggregator(1, Box((0, 0, 0), (3, 1, 1)), weights)
     stitcher.add(tile(0, 2), make(np.full((1, 2, 1, 1), 0.2, np.float32)))
     stitcher.add(tile(1, 3), make(np.full((1, 2, 1, 1), 0.6, np.float32)))
     assert whole(stitcher).flatten().tolist() == pytest.approx([0.2, (3 * 0.2 + 0.6) / 4, 0.6])
