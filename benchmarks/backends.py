@@ -25,6 +25,7 @@ from torch import Tensor
 
 from zoomseg.backends.choice import BACKENDS
 from zoomseg.backends.cpu import Precision
+from zoomseg.backends.device import Device
 from zoomseg.backends.networks import networks_of
 from zoomseg.core.case import Case
 from zoomseg.core.memory import used_ram
@@ -76,7 +77,7 @@ def measure(model: str, stage: str, backend: str, precision: str, folder: Path) 
 
         torch.set_num_threads(1)
     before, began = used_ram(), time.perf_counter()
-    compute = networks_of([loaded], backend, "cpu", precision, threads=1)[stage]  # type: ignore[arg-type]
+    compute = networks_of([loaded], backend, Device("cpu", precision != "float32"), threads=1)[stage]
     ready = time.perf_counter() - began
     best = min(seconds(compute(tile) for tile in [tiles[:1]] * (1 + REPEATS)))
     peak = peak_ram() - before
