@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from zoomseg.backends.cpu import Network
 from zoomseg.backends.torch_networks import build_network
 from zoomseg.core.labels import LabelSchema
 from zoomseg.export.package import manifest
-from zoomseg.export.runner.engines import Network
 from zoomseg.export.runner.pipeline import Pipeline, parse
 from zoomseg.export.runner.resample import FloatArray
 from zoomseg.io.bundle import Bundle

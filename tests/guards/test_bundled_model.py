@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from zoomseg.backends import graph_check
 from zoomseg.io import bundle
 
 FOLDER = bundle.COME_WITH_ZOOMSEG / bundle.ABDOMEN_CT
@@ -27,6 +28,15 @@ def test_its_weights_are_half_precision_and_at_most_15_mb() -> None:
         with safe_open(file, "pt") as tensors:  # type: ignore[no-untyped-call]
             names = list(tensors.keys())
             assert {tensors.get_tensor(name).dtype for name in names} == {torch.float16}
+
+
+def test_its_networks_are_there_without_torch_and_read_their_own_weights_alone() -> None:
+    graphs = bundle.load(bundle.ABDOMEN_CT).graphs
+    assert set(graphs) == {"coarse", "fine"}
+    for files in graphs.values():
+        content = files.graph.read_bytes()
+        assert len(content) < 200_000
+        graph_check.check(content, files.weights.name, files.weights.stat().st_size)
 
 
 def test_it_finds_13_organs() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,8 +23,8 @@ def test_a_finer_grid_loses_no_voxel(region: Region, factor: tuple[int, int, int
     fine = region.grid.with_shape(tuple(n * f for n, f in zip(region.grid.shape, factor, strict=True)))
     moved = region.on(fine)
     assert moved.voxels == region.voxels * int(np.prod(factor))
-    there = torch.nonzero(region.mask_in(region.grid.box)).numpy()
-    back = np.rint(region.grid.index(fine.world(torch.nonzero(moved.mask_in(fine.box)).numpy()))).astype(int)
+    there = np.argwhere(region.mask_in(region.grid.box))
+    back = np.rint(region.grid.index(fine.world(np.argwhere(moved.mask_in(fine.box))))).astype(int)
     assert {tuple(i) for i in back} == {tuple(i) for i in there}
 
 
@@ -35,9 +34,9 @@ def test_a_finer_grid_of_any_spacing_still_hits_every_voxel(
 ) -> None:
     spacing = tuple(s * f for s, f in zip(region.grid.spacing_mm, share, strict=True))
     moved = region.on(region.grid.with_spacing(spacing))
-    hit = moved.grid.world(torch.nonzero(moved.mask_in(moved.grid.box)).numpy())
+    hit = moved.grid.world(np.argwhere(moved.mask_in(moved.grid.box)))
     back = np.floor(region.grid.index(hit) + 0.5001).astype(int)
-    expected = {tuple(i) for i in torch.nonzero(region.mask_in(region.grid.box)).tolist()}
+    expected = {tuple(i) for i in np.argwhere(region.mask_in(region.grid.box)).tolist()}
     assert expected <= {tuple(i) for i in back.tolist()}
 
 
@@ -95,7 +94,7 @@ def test_touches_agrees_with_the_mask(region: Region, data: st.DataObject) -> No
 
 def test_a_region_smaller_than_a_coarse_voxel_can_vanish_by_the_centre_rule() -> None:
     grid = Grid.from_spacing((8, 8, 8), (1.0, 1.0, 1.0))
-    mask = torch.zeros(8, 8, 8, dtype=torch.bool)
+    mask = np.zeros((8, 8, 8), dtype=np.bool_)
     mask[0, 0, 0] = True
     region = Region.of_mask(grid, mask)
     assert region is not None

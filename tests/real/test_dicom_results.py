@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
-import torch
 from matplotlib.path import Path as Polygon
 
 import dciodvfy
@@ -45,7 +44,7 @@ def labels(series: DicomSeries) -> LabelMap:
     values = np.asarray(image.dataobj).astype(np.int64)[::-1, ::-1]  # RAS+ to the series' LPS+
     classes = schema.encode(np.where(np.isin(values, schema.values), values, 0))
     labels = LabelMap(np.ascontiguousarray(classes), series.grid, schema)
-    assert len(torch.unique(labels.data)) == 1 + len(named)
+    assert len(np.unique(labels.data)) == 1 + len(named)
     return labels
 
 

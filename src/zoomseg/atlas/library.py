@@ -101,8 +101,7 @@ class AtlasLibrary:
         for id, image, labels in cases:
             grid = atlas_grid(image.grid, spec)
             coarse = resample(_first_channel(image), grid)
-            half = Volume(coarse.data.astype(np.float16), grid)
-            atlases.append(Atlas(id, half, resample_labels(labels, grid)))
+            atlases.append(Atlas(id, _in_half(coarse), resample_labels(labels, grid)))
         if not atlases:
             raise DatasetError("atlas priors need labelled cases; there is none")
         return cls(spec, atlases[0].labels.schema, tuple(atlases))
@@ -235,6 +234,12 @@ def _first_channel(image: Volume) -> Volume:
     return Volume(to_numpy(image.data[:1, ...]).astype(np.float32), image.grid)
 
 
+def _in_half(image: Volume) -> Volume:
+    """In float16, infinite where that cannot hold a value: ``Atlas`` refuses it."""
+    with np.errstate(over="ignore"):
+        return Volume(image.data.astype(np.float16), image.grid)
+
+
 # --- registered atlases, on disk -------------------------------------------------------------------
 
 
@@ -247,9 +252,7 @@ def _registered(target: Volume, atlas: Atlas, spec: AtlasSpec, cache: Path | Non
             return found
     moving = Volume(atlas.image.data.astype(np.float32), atlas.image.grid)
     warp = registration.register(target, moving, spec.registration)
-    moved = Atlas(
-        atlas.id, Volume(warp.image(moving).data.astype(np.float16), target.grid), warp.labels(atlas.labels)
-    )
+    moved = Atlas(atlas.id, _in_half(warp.image(moving)), warp.labels(atlas.labels))
     if file is not None:
         content = {
             "image": np.ascontiguousarray(moved.image.data),

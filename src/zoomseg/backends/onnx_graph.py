@@ -1,20 +1,49 @@
-"""A stage's network as ONNX: image and priors of one tile in, probabilities out."""
+"""A stage's network as ONNX: image and priors of one tile in, probabilities out.
+
+Two forms: ``to_onnx``, whole, for a package that runs by itself; and ``write_graphs``, beside a model's
+weights, which the graph does not hold but names: every weight is a tensor that lies in the safetensors file
+of the stage, at its place there (ONNX external data), so that weights exist once.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnxscript import optimizer
 from torch import Tensor, nn
+from torch.export import Dim
 
 from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Index3
+from zoomseg.io import bundle as bundles
+from zoomseg.networks import build as networks
+from zoomseg.pipeline.inputs import input_channels
+from zoomseg.recipe import graph as stages
+from zoomseg.recipe import network_shapes
+from zoomseg.recipe.network_shapes import Padding
+from zoomseg.recipe.spec import NetworkSpec
+
+INPUTS, PROBABILITIES = "inputs", "probabilities"
+STORED_TYPES = {
+    "F64": TensorProto.DOUBLE,
+    "F32": TensorProto.FLOAT,
+    "F16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+}
+"""ONNX's names for safetensors' types of real numbers."""
+
+_Shapes: TypeAlias = "dict[str, dict[int, Any]]"
 
 
 class _Answer(nn.Module):
@@ -29,6 +58,10 @@ class _Answer(nn.Module):
         return logits.softmax(dim=1)
 
 
+_PREFIX = "network."
+"""Of the names of weights in a graph, after the attribute of ``_Answer``."""
+
+
 def to_onnx(network: nn.Module, channels: int, tile: Index3, half: bool = False) -> bytes:
     """``network`` for inputs ``[1, channels, *tile]`` of type float32, as an ONNX model whose output is the
     probabilities ``[1, classes, ...]``. The network is put into evaluation mode.
@@ -39,24 +72,138 @@ def to_onnx(network: nn.Module, channels: int, tile: Index3, half: bool = False)
     Raises:
         ModelError: a weight does not fit in float16.
     """
-    module = _Answer(network).eval()
-    with _silent():
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(1, channels, *tile),),
-            dynamo=True,
-            verbose=False,
-            input_names=["inputs"],
-            output_names=["probabilities"],
-        )
-    assert program is not None  # only the older exporter, which is not used, returns nothing
-    model = program.model_proto
-    _forget_origin(model)
+    model = _exported(network, (1, channels, *tile))
     if half:
         _store_half(model)
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString()
     return content
+
+
+def write_graphs(folder: Path) -> None:
+    """Write the network of every stage of the model in ``folder`` beside its weights, as an ONNX graph for
+    any batch and any tile that the network can read. Weights that are stored in half precision stay so, and
+    are made float32 when a runtime loads the graph.
+
+    The same model gives the same bytes, with the same versions of torch and onnxscript.
+
+    Raises:
+        ModelError: the model is damaged, or its weights do not fit its networks.
+        OutputError: no permission, full disk; the model is still usable.
+    """
+    model = bundles.load(folder)
+    files = bundles.weights_files(folder)
+    graphs: dict[str, bytes] = {}
+    for stage in model.recipe.stages:
+        read = input_channels(stage, model.recipe, model.schema, len(model.channel_names))
+        classes = 1 + len(stages.resolve_labels(stage, model.schema))
+        architecture = _architecture(stage.network, stage.grid.padding, read, classes)
+        graphs[stage.name] = _with_weights_in(files[stage.name], architecture)
+    bundles.store_graphs(folder, graphs)
+
+
+@lru_cache(maxsize=16)
+def _architecture(spec: NetworkSpec, padding: Padding, channels: int, classes: int) -> bytes:
+    """The graph of a network of this kind, its weights without content. Nothing is folded into them, so that
+    each keeps the name and shape that it has in a state dict: a runtime folds batch norms itself."""
+    with torch.random.fork_rng(devices=[]):
+        module = networks.build(spec, channels, classes, padding)
+    model = _exported(module, (2, channels, *_example(spec, padding)), _open_shapes(spec, padding))
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        # The exporter gives convolutions that have no bias one of zeros, in 3D of a shape that is wrong, too,
+        # and leaves it to the optimiser, which folds batch norms as well, to take it out.
+        if node.op_type == "Conv" and len(node.input) == 3 and node.input[2] not in weights:
+            del node.input[2]
+    optimizer.remove_unused_nodes(model)
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")
+    for value, sides in ((model.graph.input[0], "ijk"), (model.graph.output[0], ("i_out", "j_out", "k_out"))):
+        for axis, name in zip((0, 2, 3, 4), ("batch", *sides), strict=True):
+            value.type.tensor_type.shape.dim[axis].dim_param = name
+    model.graph.ClearField("value_info")  # of every layer; a runtime finds the same again
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _open_shapes(spec: NetworkSpec, padding: Padding) -> _Shapes:
+    """Batch and sides as the exporter is to leave them open: multiples of the network's divisor, and with
+    valid padding so much more."""
+    sides = zip(network_shapes.divisor(spec), _offset(spec, padding), strict=True)
+    opened: dict[int, Any] = {0: Dim("batch")}
+    for axis, (factor, offset) in enumerate(sides, start=2):
+        side = Dim(f"side_{axis}")
+        multiple = factor * side if factor > 1 else side
+        opened[axis] = multiple + offset if offset else multiple
+    return {"x_BCIJK": opened}
+
+
+def _example(spec: NetworkSpec, padding: Padding) -> Index3:
+    """A shape that the network can read, with sides that differ, so that none is taken for another's."""
+    least, divisor = network_shapes.readable(spec, padding, (1, 1, 1)), network_shapes.divisor(spec)
+    i, j, k = (n + (2 + axis) * f for axis, (n, f) in enumerate(zip(least, divisor, strict=True)))
+    return (i, j, k)
+
+
+def _offset(spec: NetworkSpec, padding: Padding) -> Index3:
+    least, divisor = network_shapes.readable(spec, padding, (1, 1, 1)), network_shapes.divisor(spec)
+    i, j, k = (n % f for n, f in zip(least, divisor, strict=True))
+    return (i, j, k)
+
+
+def _with_weights_in(file: Path, architecture: bytes) -> bytes:
+    """The graph whose weights lie in this safetensors file, each where the file's header says it lies.
+
+    Raises:
+        ModelError: the file has other weights than the network.
+    """
+    model = onnx.load_from_string(architecture)
+    start, stored = _header(file)
+    casts = []
+    for tensor in model.graph.initializer:
+        name = tensor.name.removeprefix(_PREFIX)
+        entry = stored.get(name)
+        if entry is None or entry["shape"] != list(tensor.dims) or entry["dtype"] not in STORED_TYPES:
+            raise ModelError(f"weight '{name}' in {file} does not fit its network")
+        tensor.data_type = STORED_TYPES[entry["dtype"]]
+        if tensor.data_type != TensorProto.FLOAT:
+            casts.append(_cast_to_float32(tensor))
+        begin, end = entry["data_offsets"]
+        tensor.data_location = TensorProto.EXTERNAL
+        place = {"location": file.name, "offset": start + begin, "length": end - begin}
+        tensor.external_data.extend(
+            onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place.items()
+        )
+    _put_first(casts, model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _header(file: Path) -> tuple[int, Mapping[str, Any]]:
+    """Of a safetensors file: where its tensors begin, and each one's type, shape and place from there
+    (huggingface.co/docs/safetensors, "Format")."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return 8 + length, json.loads(stream.read(length))
+
+
+def _exported(network: nn.Module, shape: tuple[int, ...], opened: _Shapes | None = None) -> ModelProto:
+    """Traced for an input of ``shape``; with ``opened``, for all shapes that it stands for, not optimised."""
+    with _silent():
+        program = torch.onnx.export(
+            _Answer(network).eval(),
+            (torch.zeros(shape),),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUTS],
+            output_names=[PROBABILITIES],
+            dynamic_shapes=opened,
+            optimize=opened is None,
+        )
+    assert program is not None  # only the older exporter, which is not used, returns nothing
+    model = program.model_proto
+    _forget_origin(model)
+    return model
 
 
 @contextmanager
@@ -83,19 +230,30 @@ def _forget_origin(model: ModelProto) -> None:
 
 def _store_half(model: ModelProto) -> None:
     """Every float32 weight becomes a float16 one that is cast back."""
-    graph = model.graph
-    weights = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
     casts = []
-    for tensor in weights:
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
         with np.errstate(over="ignore"):
             values = numpy_helper.to_array(tensor).astype(np.float16)
         if not np.isfinite(values).all():
             raise ModelError(
                 f"weight '{tensor.name}' does not fit in half precision; export it without --half"
             )
-        name = f"{tensor.name}.half"
-        casts.append(helper.make_node("Cast", [name], [tensor.name], to=TensorProto.FLOAT))
-        tensor.CopyFrom(numpy_helper.from_array(values, name))
-    nodes = [*casts, *graph.node]
-    graph.ClearField("node")
-    graph.node.extend(nodes)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        casts.append(_cast_to_float32(tensor))
+    _put_first(casts, model)
+
+
+def _cast_to_float32(tensor: TensorProto) -> onnx.NodeProto:
+    """A node that gives the tensor in float32 under its name; the tensor itself gets another."""
+    name = tensor.name
+    tensor.name = f"{name}.stored"
+    return helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT)
+
+
+def _put_first(nodes: list[onnx.NodeProto], model: ModelProto) -> None:
+    """Before all others, as a node may only read what stands before it."""
+    ordered = [*nodes, *model.graph.node]
+    model.graph.ClearField("node")
+    model.graph.node.extend(ordered)

@@ -41,11 +41,11 @@ def zeros_beside(shape: tuple[int, ...], array: Array) -> Array:
 
 
 def ascending(values: Array) -> Array:
-    """The same values without axes that run backwards in memory (of a flipped view), which torch does not
-    know; copied only where there are any."""
-    if isinstance(values, np.ndarray) and min(values.strides, default=0) < 0:
+    """The same values without axes that run backwards in memory (of a flipped view), and not read-only, as
+    torch knows neither; copied only where they are."""
+    if isinstance(values, np.ndarray) and (min(values.strides, default=0) < 0 or not values.flags.writeable):
         order = np.argsort([-abs(stride) for stride in values.strides])
-        return np.ascontiguousarray(values.transpose(order)).transpose(np.argsort(order))
+        return np.array(values.transpose(order), order="C").transpose(np.argsort(order))
     return values
 
 

@@ -146,7 +146,7 @@ def _texts(bundle: Bundle, models: Mapping[str, bytes]) -> Iterator[tuple[str, s
     runner = sorted(f.name for f in (package / RUNNER).iterdir() if f.name.endswith(".py"))
     for name in (*CARRIED, *(f"{RUNNER}/{file}" for file in runner)):
         yield f"zoomseg/{name}", (package / name).read_text(encoding="utf-8")
-    for folder in ("", "anatomy/", "core/", "io/", "export/"):
+    for folder in ("", "anatomy/", "backends/", "core/", "io/", "export/"):
         yield f"zoomseg/{folder}__init__.py", ""
 
 

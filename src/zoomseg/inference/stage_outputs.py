@@ -33,6 +33,7 @@ from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe import graph
 from zoomseg.recipe.quantities import Name, Spacing
 from zoomseg.recipe.spec import (
+    BodyMask,
     BoxAround,
     DilatedForeground,
     ProbabilityTimesAtlas,
@@ -189,7 +190,7 @@ def _placed_by(stage: Stage) -> str | None:
     match stage.roi:
         case DilatedForeground(of=of) | BoxAround(of=of) | ProbabilityTimesAtlas(of=of):
             return of
-        case _:
+        case WholeVolume() | BodyMask():
             return None
 
 

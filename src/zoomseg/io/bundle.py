@@ -4,6 +4,8 @@
 model.json                          recipe, labels, channels, provenance, calibration of the confidence, what
                                     training saw, and the weights' SHA-256
 weights/<stage>-<sha>.safetensors   one per stage
+weights/<stage>-<sha>.onnx          its network as an ONNX graph, which names that file as where its weights
+                                    lie; only to predict without torch (backends/onnx_graph.py)
 README.md                           model card
 atlases/                            coarse images of training cases, if the recipe has an atlas prior
 ```
@@ -18,7 +20,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -58,6 +60,14 @@ _SHOWN_ITEMS = 12
 
 
 @dataclass(frozen=True)
+class NetworkFiles:
+    """A stage's network on disk: an ONNX graph, and beside it the file that holds the graph's weights."""
+
+    graph: Path
+    weights: Path
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A trained model: everything that prediction needs, and where it came from.
 
@@ -80,6 +90,8 @@ class Bundle:
     """How its confidence follows from what a prediction shows, if cases were kept back to learn that from."""
     domain: TrainingDomain | None = None
     """What it saw in training; None: nobody wrote it down, and any scan is taken to be like that."""
+    graphs: Mapping[str, NetworkFiles] = field(default_factory=dict)
+    """Stage -> its network with these ``weights``, where the folder has it as an ONNX graph."""
 
     def __post_init__(self) -> None:
         stages = [stage.name for stage in self.recipe.stages]
@@ -110,6 +122,12 @@ class _Weights(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class _Graph(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    file: Annotated[str, Field(pattern=r"^weights/[a-z][a-z0-9_-]*\.onnx$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class _Manifest(BaseModel):
     """``model.json``."""
 
@@ -120,6 +138,7 @@ class _Manifest(BaseModel):
     labels: _Labels
     channel_names: Annotated[list[str], Field(min_length=1)]
     weights: dict[str, _Weights]
+    graphs: dict[str, _Graph] = Field(default_factory=dict)
     provenance: dict[str, object]
     calibration: Calibration | None = None
     training_domain: TrainingDomain | None = None
@@ -148,17 +167,36 @@ def save(bundle: Bundle, path: Path, half: bool = False) -> None:
         calibration=bundle.calibration,
         training_domain=bundle.domain,
     )
-    optional = {"calibration": bundle.calibration, "training_domain": bundle.domain}
-    unsaid = {key for key, value in optional.items() if value is None}
-    text = json.dumps(
-        manifest.model_dump(mode="json", exclude=unsaid), indent=1, ensure_ascii=False, allow_nan=False
-    )
-    write_bytes_atomic(path / "model.json", text.encode())
+    _write_manifest(path, manifest)
     write_bytes_atomic(path / "README.md", _model_card(bundle, (path / ATLASES).is_dir()).encode())
-    kept = {path / entry.file for entry in weights.values()}
-    for file in (path / "weights").glob("*.safetensors"):
-        if file not in kept:
-            file.unlink(missing_ok=True)
+    _remove_others(path, manifest)
+
+
+def weights_files(path: Path) -> dict[str, Path]:
+    """The file of each stage's weights in this model folder.
+
+    Raises:
+        ModelError: no model there, or a damaged one.
+    """
+    return {stage: path / entry.file for stage, entry in _read_manifest(path).weights.items()}
+
+
+def store_graphs(path: Path, graphs: Mapping[str, bytes]) -> None:
+    """Add the networks of all or some stages, as ONNX graphs, to the model in this folder. Saving the model
+    again takes them out.
+
+    Raises:
+        ModelError: no usable model there, or none with such a stage.
+        OutputError: no permission, full disk; the model is still usable.
+    """
+    manifest = _read_manifest(path)
+    unknown = set(graphs) - set(manifest.weights)
+    if unknown:
+        raise ModelError(f"model {path} has no stage {', '.join(sorted(unknown))}")
+    entries = {stage: _write_graph(path, stage, content) for stage, content in graphs.items()}
+    changed = manifest.model_copy(update={"graphs": manifest.graphs | entries})
+    _write_manifest(path, changed)
+    _remove_others(path, changed)
 
 
 def find(model: str | Path) -> Path:
@@ -217,7 +255,34 @@ def load(model: str | Path) -> Bundle:
         path,
         manifest.calibration,
         manifest.training_domain,
+        _checked_graphs(path, manifest),
     )
+
+
+def _write_manifest(path: Path, manifest: _Manifest) -> None:
+    optional = ("calibration", "training_domain", "graphs")
+    unsaid = {key for key in optional if not getattr(manifest, key)}
+    text = json.dumps(
+        manifest.model_dump(mode="json", exclude=unsaid), indent=1, ensure_ascii=False, allow_nan=False
+    )
+    write_bytes_atomic(path / "model.json", text.encode())
+
+
+def _remove_others(path: Path, manifest: _Manifest) -> None:
+    """Files of the model that was here before."""
+    kept = {path / entry.file for entry in manifest.weights.values()}
+    kept |= {path / entry.file for entry in manifest.graphs.values()}
+    for suffix in ("safetensors", "onnx"):
+        for file in (path / "weights").glob(f"*.{suffix}"):
+            if file not in kept:
+                file.unlink(missing_ok=True)
+
+
+def _write_graph(path: Path, stage: str, content: bytes) -> _Graph:
+    digest = hashlib.sha256(content).hexdigest()
+    file = f"weights/{stage}-{digest[:12]}.onnx"
+    write_bytes_atomic(path / file, content)
+    return _Graph(file=file, sha256=digest)
 
 
 def _write_weights(path: Path, stage: str, tensors: Mapping[str, Tensor], half: bool) -> _Weights:
@@ -254,18 +319,39 @@ def _read_manifest(path: Path) -> _Manifest:
         raise _damaged(path, f"model.json: {first_problem(error)}") from error
 
 
-def read_tensors(folder: Path, file: str, sha256: str, manifest: str) -> dict[str, Tensor]:
-    """A safetensors file, only if it is the one that the file ``manifest`` beside it names.
-
-    Raises:
-        ValueError: what is wrong with it, for the caller to say of what.
-    """
+def _read_checked(folder: Path, file: str, sha256: str, manifest: str) -> bytes:
     try:
         content = (folder / file).read_bytes()
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{file} is not the file that {manifest} names (SHA-256 differs)")
+    return content
+
+
+def _checked_graphs(path: Path, manifest: _Manifest) -> dict[str, NetworkFiles]:
+    """The graphs are those that ``model.json`` names; whether they read their own stage's weights alone is
+    for the backends to check."""
+    try:
+        for entry in manifest.graphs.values():
+            _read_checked(path, entry.file, entry.sha256, "model.json")
+        return {
+            stage: NetworkFiles(path / entry.file, path / manifest.weights[stage].file)
+            for stage, entry in manifest.graphs.items()
+        }
+    except KeyError as error:
+        raise _damaged(path, f"model.json: graphs: no stage {error}") from error
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def read_tensors(folder: Path, file: str, sha256: str, manifest: str) -> dict[str, Tensor]:
+    """A safetensors file, only if it is the one that the file ``manifest`` beside it names.
+
+    Raises:
+        ValueError: what is wrong with it, for the caller to say of what.
+    """
+    content = _read_checked(folder, file, sha256, manifest)
     try:
         return safetensors.load(content)
     except (SafetensorError, ValueError, KeyError) as error:

@@ -133,7 +133,7 @@ def image_channels(specs: Sequence[InputSpec], channels: int) -> tuple[int, ...]
 
 def prior_specs(specs: Sequence[InputSpec]) -> tuple[PriorInput | AtlasInput, ...]:
     """Those that read a prior: an earlier stage's, or the atlas's."""
-    return tuple(spec for spec in specs if isinstance(spec, PriorInput | AtlasInput))
+    return tuple(spec for spec in specs if not isinstance(spec, ImageInput))
 
 
 def prior_names(spec: PriorInput | AtlasInput, labels: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -205,7 +204,7 @@ SMALL = Grid.from_spacing((4, 4, 4), MM)
 
 def small_case(folder: Path, organs: tuple[str, ...] = SCHEMA.names) -> dict[str, Attribution]:
     """The liver is everywhere; nothing of it was predicted."""
-    nothing = torch.zeros(SMALL.shape, dtype=torch.uint8)
+    nothing = np.zeros(SMALL.shape, dtype=np.uint8)
     maps = (LabelMap(data, SMALL, SCHEMA) for data in (nothing, nothing + 1))
     return attribute_case(folder, "a", *maps, organs)
 

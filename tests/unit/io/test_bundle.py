@@ -143,6 +143,34 @@ def test_saving_again_replaces_the_model_and_removes_the_old_weights(tmp_path: P
     assert len(list((tmp_path / "weights").iterdir())) == 2
 
 
+def test_graphs_lie_beside_the_weights_until_the_model_is_saved_again(tmp_path: Path) -> None:
+    save(make(), tmp_path)
+    assert load(tmp_path).graphs == {}
+    before = (tmp_path / "model.json").read_text()
+    bundle.store_graphs(tmp_path, {"fine": b"first"})
+    bundle.store_graphs(tmp_path, {"fine": b"second", "coarse": b"third"})
+    loaded = load(tmp_path)
+    assert_same(loaded, make())
+    assert {stage: network.graph.read_bytes() for stage, network in loaded.graphs.items()} == {
+        "fine": b"second",
+        "coarse": b"third",
+    }
+    for stage, network in loaded.graphs.items():
+        assert network.weights == bundle.weights_files(tmp_path)[stage] == weights_file(tmp_path, stage)
+        assert network.graph.parent == network.weights.parent
+    assert len(list((tmp_path / "weights").iterdir())) == 4
+    save(make(), tmp_path)
+    assert (tmp_path / "model.json").read_text() == before
+    assert len(list((tmp_path / "weights").iterdir())) == 2
+
+
+def test_a_graph_of_no_stage_is_not_stored(tmp_path: Path) -> None:
+    save(make(), tmp_path)
+    with pytest.raises(ModelError, match="has no stage third"):
+        bundle.store_graphs(tmp_path, {"third": b"x"})
+    assert load(tmp_path).graphs == {}
+
+
 @pytest.mark.parametrize("writes_done", range(4))
 def test_a_kill_while_saving_leaves_a_usable_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes_done: int
@@ -238,6 +266,10 @@ def weights_file(path: Path, stage: str = "fine") -> Path:
     return next((path / "weights").glob(f"{stage}-*.safetensors"))
 
 
+def graph_file(path: Path) -> Path:
+    return next((path / "weights").glob("*.onnx"))
+
+
 def replace_weights(path: Path, content: bytes) -> None:
     """Damage that the hash does not reveal, as whoever made the file also wrote model.json."""
     weights_file(path).write_bytes(content)
@@ -282,6 +314,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "recipe empty": (edit(lambda d: d.update(recipe={})), "recipe"),
     "stage added": (edit(lambda d: d["weights"].update(third=d["weights"]["fine"])), "its recipe has"),
     "stage removed": (edit(lambda d: d["weights"].pop("fine")), "its recipe has"),
+    "graph gone": (lambda p: graph_file(p).unlink(), "No such file"),
+    "graph changed": (lambda p: graph_file(p).write_bytes(b"other"), "onnx is not the file .*SHA-256"),
+    "graph leaves folder": (
+        edit(lambda d: d["graphs"]["coarse"].update(file="weights/../../x.onnx")),
+        "pattern",
+    ),
+    "graph of no stage": (
+        edit(lambda d: d["graphs"].update(third=d["graphs"]["coarse"])),
+        "graphs: no stage 'third'",
+    ),
     "name leaves folder": (
         edit(lambda d: d["weights"]["fine"].update(file="weights/../../x.safetensors")),
         "pattern",
@@ -310,6 +352,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_named_in_one_line(tmp_path: Path, damage: str) -> None:
     save(make(), tmp_path / "model")
+    bundle.store_graphs(tmp_path / "model", {"coarse": b"a graph"})
     apply, message = DAMAGE[damage]
     apply(tmp_path / "model")
     with pytest.raises(ModelError, match=message) as error:

@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
-import torch
 from tests import dicoms
 
 from zoomseg.core.errors import LabelError, OutputError, ScanError
@@ -289,7 +288,7 @@ def test_nan_constant_and_label_maps_are_no_images(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii.gz", broken)
     with pytest.raises(ScanError, match="2 of 210 voxels are NaN or infinite"):
         read_image(path)
-    assert torch.isnan(read_voxels(path).data[0, 0, 0, 0])
+    assert np.isnan(read_voxels(path).data[0, 0, 0, 0])
     with pytest.raises(ScanError, match="all voxels are NaN"):
         read_image(save(tmp_path / "a.nii.gz", np.full(SHAPE, np.nan, dtype=np.float32)))
     with pytest.raises(ScanError, match="constant image, every voxel is -3"):
@@ -395,7 +394,7 @@ def test_written_nifti_says_the_same_in_sform_and_qform(tmp_path: Path) -> None:
     schema = LabelSchema(("liver",), (9,))
     write_labels(
         tmp_path / "a.nii.gz",
-        LabelMap(torch.ones(SHAPE, dtype=torch.uint8).numpy(), Grid(SHAPE, oblique()), schema),
+        LabelMap(np.ones(SHAPE, dtype=np.uint8), Grid(SHAPE, oblique()), schema),
     )
     header = nib.load(tmp_path / "a.nii.gz").header
     assert header.get_data_dtype() == np.uint8
@@ -411,7 +410,7 @@ def test_like_copies_the_scan_geometry_verbatim(tmp_path: Path) -> None:
     scan.set_sform(None, code=0)
     nib.save(scan, tmp_path / "scan.nii.gz")
     grid = read_grid(tmp_path / "scan.nii.gz")
-    labels = LabelMap(torch.zeros(SHAPE, dtype=torch.uint8).numpy(), grid, SCHEMA)
+    labels = LabelMap(np.zeros(SHAPE, dtype=np.uint8), grid, SCHEMA)
     write_labels(tmp_path / "out.nii.gz", labels, like=tmp_path / "scan.nii.gz")
     header, source = nib.load(tmp_path / "out.nii.gz").header, nib.load(tmp_path / "scan.nii.gz").header
     assert int(header["qform_code"]) == 2
@@ -434,7 +433,7 @@ def test_image_round_trip(tmp_path: Path) -> None:
 
 
 def test_unwritable_places(tmp_path: Path) -> None:
-    image = Volume(torch.zeros((1, *SHAPE)).numpy(), Grid(SHAPE, np.eye(4)))
+    image = Volume(np.zeros((1, *SHAPE), dtype=np.float32), Grid(SHAPE, np.eye(4)))
     for name in ("none/a.nii.gz", "none/a.nrrd"):
         with pytest.raises(OutputError, match="cannot be written"):
             write_image(tmp_path / name, image)

@@ -10,11 +10,11 @@ from functools import partial
 import numpy as np
 
 from zoomseg.anatomy.positions import misplaced
+from zoomseg.backends.cpu import Network
 from zoomseg.core.errors import ModelError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.tiling import importance_map
 from zoomseg.export.runner import fusion, inputs, roi, widen
-from zoomseg.export.runner.engines import Network
 from zoomseg.export.runner.fusion import Canvas, Classes, Voice
 from zoomseg.export.runner.inputs import Scan
 from zoomseg.export.runner.pipeline import Pipeline, Stage

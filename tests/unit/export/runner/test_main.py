@@ -13,10 +13,11 @@ import pytest
 
 from packaged import untrained
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
+from zoomseg.backends import compilers
 from zoomseg.core.case import Case
 from zoomseg.export.package import export
-from zoomseg.export.runner import engines, pipeline, predict
 from zoomseg.export.runner import main as runner
+from zoomseg.export.runner import pipeline, predict
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.scans import read_label_values, write_image
@@ -98,16 +99,16 @@ def test_openvino_in_a_process_of_its_own(archive: Path, scan: Path, tmp_path: P
     assert (done.returncode, done.stderr) == (0, "")
     assert "(openvino). For research, not for diagnosis." in done.stdout
     parts, models = pipeline.read(archive)
-    networks = {stage: engines.load("openvino", model) for stage, model in models.items()}
+    networks = {stage: compilers.load("openvino", model) for stage, model in models.items()}
     image, _ = tiny_case(9)
     expected = SCHEMA.decode(predict.segment(parts, networks, image.data.numpy(), image.grid))
     assert np.array_equal(read_label_values(tmp_path / "labels.nii.gz")[0], expected)
 
 
-@pytest.mark.parametrize("engine", engines.ENGINES)
+@pytest.mark.parametrize("engine", compilers.COMPILERS)
 def test_in_float32_the_label_map_is_that_of_predict(engine: str, archive: Path, model: Bundle) -> None:
     parts, models = pipeline.read(archive)
-    networks = {stage: engines.load(engine, content, "float32") for stage, content in models.items()}
+    networks = {stage: compilers.load(engine, content, "float32") for stage, content in models.items()}
     for seed in range(3):
         image, _ = tiny_case(seed)
         found = predict.segment(parts, networks, image.data.numpy(), image.grid)

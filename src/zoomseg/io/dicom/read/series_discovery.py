@@ -177,8 +177,8 @@ def _read_objects(path: Path, objects: Container[str]) -> _Objects:
                 case Other(kind, scan=scan):
                     met.others[kind] += 1
                     unplaced += [] if scan is None else [scan]
-                case None if _is_called_dicom(source):
-                    met.strays.append(source)
+                case None:
+                    met.strays += [source] if _is_called_dicom(source) else []
     for lost in unplaced:
         if lost.series_uid in met.images:
             met.damaged[lost.series_uid].append(lost)

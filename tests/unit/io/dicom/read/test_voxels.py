@@ -38,7 +38,7 @@ def values(folder: Path) -> Array:
 
 def test_values_grid_and_order(tmp_path: Path) -> None:
     volume = read(write(tmp_path, stack(ramp())))
-    assert volume.data.dtype.is_floating_point is False
+    assert volume.data.dtype == np.int16
     assert volume.data.shape == (1, 7, 6, 5)
     # Column 2, row 3, slice 4.
     assert int(volume.data[0, 2, 3, 4]) == 4 * 42 + 3 * 7 + 2 - 1024

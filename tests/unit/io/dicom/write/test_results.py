@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-import torch
 
 from dicoms import stack, write
 from drawn import drawn_on
@@ -93,7 +92,7 @@ def test_a_scan_without_organs_has_no_objects_of_an_earlier_run(scan: ScanInput,
     grid = scan.dicom.usable().series.grid
     write_results(tmp_path, scan, drawn_on(grid), BOTH, "m")
     assert {p.name for p in tmp_path.glob("*.dcm")} == {"patient.seg.dcm", "patient.rtstruct.dcm"}
-    nothing = LabelMap(torch.zeros(grid.shape, dtype=torch.uint8).numpy(), grid, SCHEMA)
+    nothing = LabelMap(np.zeros(grid.shape, dtype=np.uint8), grid, SCHEMA)
     write_results(tmp_path, scan, nothing, (), "m")
     assert len(list(tmp_path.glob("*.dcm"))) == 2
     write_results(tmp_path, scan, nothing, BOTH, "m")

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
-import torch
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sr.codedict import codes
@@ -183,7 +182,7 @@ def test_frames_of_an_enhanced_image_are_referred_to_by_number(tmp_path: Path) -
 
 
 def test_nothing_found_is_nothing_written(tmp_path: Path, series: DicomSeries) -> None:
-    nothing = LabelMap(torch.zeros(series.grid.shape, dtype=torch.uint8).numpy(), series.grid, ORGANS)
+    nothing = LabelMap(np.zeros(series.grid.shape, dtype=np.uint8), series.grid, ORGANS)
     assert not write_seg(tmp_path / "case.seg.dcm", nothing, series, "abdomen-ct")
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,140 @@
+"""What computes a model's networks on one thread of a CPU: seconds, memory, and whether all say the same.
+
+    python benchmarks/backends.py MODEL SCAN
+
+Up to five tiles of every stage, from what its network sees of the scan. Prints a Markdown table, a row per
+stage, backend and precision: seconds to load and compile; processor seconds of a tile, best of three (others
+may compute beside); what memory rises by for loading and computing, in a process of its own; and the share of
+voxels with the same class as PyTorch finds in float32, of all and of those that either takes for an organ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from zoomseg.backends.choice import BACKENDS
+from zoomseg.backends.cpu import Precision
+from zoomseg.backends.device import Device
+from zoomseg.backends.networks import networks_of
+from zoomseg.core.case import Case
+from zoomseg.core.memory import used_ram
+from zoomseg.core.placing import Tile
+from zoomseg.io import bundle
+from zoomseg.io.scans import read_image
+
+TILES, REPEATS = 5, 3
+ROWS = [(b, p) for b in BACKENDS for p in get_args(Precision) if (b, p) != ("onnxruntime", "fastest")]
+"""ONNX Runtime always computes in float32."""
+
+
+def tiles_of(model: bundle.Bundle, scan: Path) -> dict[str, list[npt.NDArray[np.float32]]]:
+    """What every stage's network sees of a scan, as PyTorch computes the stages before."""
+    from zoomseg.backends.device import resolve
+    from zoomseg.backends.torch_networks import as_network, ready_network
+    from zoomseg.pipeline.cascade import Cascade
+    from zoomseg.pipeline.sliding_window import StageNetwork
+    from zoomseg.pipeline.stage_input import StageView
+
+    device = resolve("cpu")
+    seen: dict[str, list[npt.NDArray[np.float32]]] = {}
+
+    def network(view: StageView) -> StageNetwork:
+        compute = as_network(ready_network(model, view.stage.name, device), device)
+
+        def looking_on(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+            seen.setdefault(view.stage.name, []).extend(x.numpy()[None].copy() for x in x_BCIJK)
+            return compute(x_BCIJK, tiles)
+
+        return looking_on
+
+    Cascade(model.recipe, model.schema, network, device).run(Case(scan.name, read_image(scan)))
+    return seen
+
+
+def spread(tiles: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """So many, evenly from first to last."""
+    chosen = np.linspace(0, len(tiles) - 1, min(TILES, len(tiles))).round().astype(int)
+    return np.concatenate([tiles[n] for n in chosen])
+
+
+def measure(model: str, stage: str, backend: str, precision: str, folder: Path) -> None:
+    """One row's figures to stdout, and its classes to a file; in a process of its own."""
+    tiles = np.load(folder / f"{stage}.npy")
+    loaded = bundle.load(model)
+    if backend == "torch":
+        import torch
+
+        torch.set_num_threads(1)
+    before, began = used_ram(), time.perf_counter()
+    compute = networks_of([loaded], backend, Device("cpu", precision != "float32"), threads=1)[stage]
+    ready = time.perf_counter() - began
+    best = min(seconds(compute(tile) for tile in [tiles[:1]] * (1 + REPEATS)))
+    peak = peak_ram() - before
+    classes = np.concatenate([compute(tile[None]).argmax(axis=1).astype(np.uint8) for tile in tiles])
+    np.save(folder / f"{stage}-{backend}-{precision}.npy", classes)
+    print(f"{ready:.2f} | {best:.3f} | {peak >> 20}")
+
+
+def seconds(answers: Iterator[object]) -> Iterator[float]:
+    """Of the processor, for each answer."""
+    while True:
+        began = time.process_time()
+        if next(answers, None) is None:
+            return
+        yield time.process_time() - began
+
+
+def peak_ram() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def agreement(found: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]) -> str:
+    same, either = found == truth, (found > 0) | (truth > 0)
+    return f"{100 * same.mean():.2f} | {100 * same[either].mean():.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("scan", type=Path)
+    wish = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tiles = {
+            stage: spread(found) for stage, found in tiles_of(bundle.load(wish.model), wish.scan).items()
+        }
+        for stage, found in tiles.items():
+            np.save(folder / f"{stage}.npy", found)
+        print("| stage | backend | precision | load, s | tile, s | memory, MB | alike, % | of organs', % |")
+        print("|---|---|---|---:|---:|---:|---:|---:|")
+        for stage in tiles:
+            figures = {row: in_new_process(wish.model, stage, *row, folder) for row in ROWS}
+            truth = np.load(folder / f"{stage}-torch-float32.npy")
+            for (backend, precision), told in figures.items():
+                found = np.load(folder / f"{stage}-{backend}-{precision}.npy")
+                print(f"| {stage} | {backend} | {precision} | {told} | {agreement(found, truth)} |")
+
+
+def in_new_process(model: str, stage: str, backend: str, precision: str, folder: Path) -> str:
+    arguments = [sys.executable, __file__, "--row", model, stage, backend, precision, str(folder)]
+    return subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--row"]:
+        measure(*sys.argv[2:6], Path(sys.argv[6]))
+    else:
+        main()

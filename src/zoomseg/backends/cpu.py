@@ -1,0 +1,28 @@
+"""What the compiled networks share: their type, and how many cores they may use. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+Network = Callable[[FloatArray], FloatArray]
+"""Input ``[B, C, *tile]`` -> probabilities ``[B, classes, ...]``, for any B and any tile that the network can
+read. One call at a time."""
+Precision = Literal["fastest", "float32"]
+"""``fastest`` allows bfloat16 where the CPU multiplies it natively."""
+
+
+def threads() -> int:
+    """Cores that this process may use where that is fewer than there are, else 0: the runtime's choice.
+    ``OMP_NUM_THREADS`` counts, as with torch."""
+    cores = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        allowed = min(allowed, int(asked))
+    return allowed if allowed < cores else 0

@@ -1,0 +1,96 @@
+"""A model's networks as callables, by whichever backend was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from zoomseg.backends import compilers, graph_check
+from zoomseg.backends.choice import Backend
+from zoomseg.backends.compilers import Compiler
+from zoomseg.backends.cpu import FloatArray, Network, Precision
+from zoomseg.backends.device import Device
+from zoomseg.core.arrays import Array, to_numpy
+from zoomseg.core.errors import ModelError
+from zoomseg.io.bundle import Bundle, NetworkFiles
+
+StageNetwork = Callable[[Array], Array]
+"""Input ``[B, C, *tile]``, float32 -> probabilities ``[B, classes, ...]``. Compiled networks take and give
+numpy arrays; torch's give what they get, tensors or numpy arrays."""
+
+
+def networks_of(
+    models: Sequence[Bundle],
+    backend: Backend,
+    device: Device,
+    threads: int | None = None,
+) -> dict[str, StageNetwork]:
+    """The network of every stage of the models' common recipe; of several models, their mean probabilities.
+
+    Args:
+        device: for torch; its precision counts for all.
+        threads: of compiled networks; None: as many as this process may use.
+
+    Raises:
+        BackendError: the backend refuses a network.
+        ModelError: a model lacks the graph of a stage, or the graph reads other files than its own weights;
+            or weights do not fit the network.
+    """
+    names = [stage.name for stage in models[0].recipe.stages]
+    if backend == "torch":
+        return {name: _in_torch(models, name, device) for name in names}
+    precision: Precision = "fastest" if device.bfloat16 else "float32"
+    return {
+        name: mean([_compiled(model, name, backend, precision, threads) for model in models])
+        for name in names
+    }
+
+
+def mean(networks: Sequence[Network]) -> Network:
+    """What several networks say together: the mean of their probabilities."""
+    first, *others = networks
+    if not others:
+        return first
+
+    def compute(inputs: FloatArray) -> FloatArray:
+        answer = first(inputs)
+        for other in others:
+            answer += other(inputs)
+        answer /= np.float32(len(networks))
+        return answer
+
+    return compute
+
+
+def _compiled(
+    model: Bundle, stage: str, backend: Compiler, precision: Precision, threads: int | None
+) -> Network:
+    files = model.graphs.get(stage)
+    if files is None:
+        raise ModelError(f"model {model.folder} has no ONNX graph of stage '{stage}', which {backend} needs")
+    _check(files, model, stage)
+    return compilers.load(backend, files.graph, precision, threads)
+
+
+def _check(files: NetworkFiles, model: Bundle, stage: str) -> None:
+    try:
+        graph_check.check(files.graph.read_bytes(), files.weights.name, files.weights.stat().st_size)
+    except (ValueError, OSError) as error:
+        raise ModelError(f"model {model.folder}, stage '{stage}': {error}; get it anew") from error
+
+
+def _in_torch(models: Sequence[Bundle], stage: str, device: Device) -> StageNetwork:
+    import torch
+
+    from zoomseg.backends.torch_networks import as_network, ready_network
+
+    first, *others = (ready_network(model, stage, device) for model in models)
+    network = as_network(first, device, *others)
+
+    def compute(inputs: Array) -> Array:
+        if isinstance(inputs, torch.Tensor):
+            return network(inputs, ())
+        return to_numpy(network(torch.from_numpy(inputs), ()))
+
+    return compute

@@ -1,0 +1,32 @@
+"""A network that ONNX Runtime computes on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoomseg.backends import cpu
+from zoomseg.backends.cpu import FloatArray, Network
+
+
+def load(graph: Path | bytes, threads: int | None = None) -> Network:
+    """A network, prepared for this machine from its ONNX graph; always in float32, as the runtime's CPU
+    kernels have no bfloat16.
+
+    Args:
+        graph, threads: as in ``openvino_network.load``.
+
+    Raises:
+        Exception: what ONNX Runtime says of a graph that it cannot read; its errors share no base.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = cpu.threads() if threads is None else threads
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def compute(inputs: FloatArray) -> FloatArray:
+        out: FloatArray = session.run(None, {"inputs": inputs})[0]
+        return out
+
+    return compute

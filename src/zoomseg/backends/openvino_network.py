@@ -1,0 +1,40 @@
+"""A network that OpenVINO computes on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoomseg.backends import cpu
+from zoomseg.backends.cpu import FloatArray, Network, Precision
+
+
+def load(graph: Path | bytes, precision: Precision = "fastest", threads: int | None = None) -> Network:
+    """A network, compiled for this machine from its ONNX graph.
+
+    Shapes stay open: one compiled network takes any batch and tile, as fast as one compiled for a single
+    shape, and compiling takes so little (0.1 to 0.2 s) that a cache on disk saves less than 0.1 s
+    (docs/decisions/0018-networks-without-torch.md).
+
+    Args:
+        graph: a file, as graphs with weights outside name these by a path relative to it; or the content.
+        threads: how many to compute with; None: as many as this process may use.
+
+    Raises:
+        Exception: what OpenVINO says of a graph that it cannot read; its errors share no base.
+    """
+    import openvino
+
+    settings: dict[str, str | int] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": cpu.threads() if threads is None else threads,
+    }
+    if precision == "float32":  # otherwise bfloat16, where the CPU has it
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    core = openvino.Core()
+    request = core.compile_model(core.read_model(graph), "CPU", settings).create_infer_request()
+
+    def compute(inputs: FloatArray) -> FloatArray:
+        out: FloatArray = request.infer({0: inputs})[0]
+        return out
+
+    return compute

@@ -1,0 +1,71 @@
+"""Models of one stage whose networks are also there as ONNX graphs: each kind of network once, tiny."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnx import TensorProto, helper
+
+from packaged import untrained
+from tiny import SCHEMA, tiny_recipe
+from zoomseg.backends.onnx_graph import write_graphs
+from zoomseg.core.geometry import Index3
+from zoomseg.io import bundle
+from zoomseg.io.bundle import Bundle
+from zoomseg.recipe import spec
+from zoomseg.recipe.network_shapes import Padding
+
+KINDS: dict[str, tuple[spec.NetworkSpec, Padding, Index3]] = {
+    "unet3d": (spec.UNet3D(channels=(4, 8)), "same", (8, 12, 4)),
+    "unet3d-valid": (spec.UNet3D(channels=(4, 8)), "valid", (20, 24, 20)),
+    "unet2d": (spec.UNet2D(plane="coronal", channels=(4, 8)), "same", (8, 3, 12)),
+    "residual_fcn": (
+        spec.ResidualFCN(channels=(4, 8, 6), strides=((2, 1, 1), (2, 2, 2), (2, 2, 1))),
+        "same",
+        (16, 8, 6),
+    ),
+    "resunet_aspp": (spec.ResUNetASPP(channels=(4, 4), dilations=(1, 2)), "same", (12, 8, 8)),
+    "resenc_unet": (
+        spec.ResEncUNet(
+            channels=(4, 8, 8),
+            strides=((1, 1, 2), (2, 2, 1), (2, 2, 2)),
+            kernels=((3, 3, 1), (3, 3, 3), (3, 3, 3)),
+            blocks=(1, 1, 1),
+        ),
+        "same",
+        (8, 12, 8),
+    ),
+}
+
+
+def one_stage(kind: str, seed: int = 0) -> Bundle:
+    """A model of two channels that looks once, at the whole scan, with a network of this kind."""
+    network, padding, tile = KINDS[kind]
+    recipe = tiny_recipe(together=False)
+    stage = recipe.stages[0]
+    grid = stage.grid.model_copy(update={"tile": tile, "padding": padding})
+    stage = stage.model_copy(update={"network": network, "grid": grid})
+    return untrained(recipe.model_copy(update={"stages": (stage,)}), SCHEMA, ("T1", "T2"), seed)
+
+
+def converted(kind: str, folder: Path, half: bool = False, seed: int = 0) -> Bundle:
+    """Of one stage, ``coarse``, as it is read from the folder."""
+    bundle.save(one_stage(kind, seed), folder, half)
+    write_graphs(folder)
+    return bundle.load(folder)
+
+
+def doubling() -> bytes:
+    """A network that doubles its input."""
+    made = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Add", ["inputs", "inputs"], ["probabilities"])],
+            "doubling",
+            [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["batch", 1, "i", "j", "k"])],
+            [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 1, "i", "j", "k"])],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    content: bytes = made.SerializeToString()
+    return content

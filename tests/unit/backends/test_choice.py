@@ -1,0 +1,92 @@
+"""Which backend computes, why, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from untrained import untrained_bundle
+from zoomseg.backends import choice
+from zoomseg.backends.choice import Choice, choose
+from zoomseg.backends.compilers import BackendError
+from zoomseg.core.errors import ModelError
+from zoomseg.io.bundle import NetworkFiles
+
+BARE = untrained_bundle()
+FILES = NetworkFiles(Path("a.onnx"), Path("a.safetensors"))
+MODEL = dataclasses.replace(BARE, graphs={"coarse": FILES, "fine": FILES})
+ALL = ("openvino", "onnxruntime", "torch")
+
+
+def with_installed(monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], gpu: bool = False) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr(choice, "cuda_is_available", lambda: gpu and "torch" in installed)
+
+
+@pytest.mark.parametrize(
+    ("installed", "name", "device", "gpu", "backend", "reason"),
+    [
+        (ALL, "auto", "cpu", True, "openvino", "fastest of what is installed"),
+        (ALL, "auto", "auto", False, "openvino", "fastest of what is installed"),
+        (ALL, "auto", "auto", True, "torch", "GPU"),
+        (ALL, "auto", "cuda:1", True, "torch", "GPU"),
+        (("onnxruntime", "torch"), "auto", "cpu", False, "onnxruntime", "fastest of what is installed"),
+        (("torch",), "auto", "cpu", False, "torch", "neither openvino nor onnxruntime is installed"),
+        (ALL, "onnxruntime", "cpu", False, "onnxruntime", "asked for"),
+        (ALL, "openvino", "auto", True, "openvino", "asked for"),
+        (ALL, "torch", "cpu", False, "torch", "asked for"),
+    ],
+)
+def test_choice(
+    installed: tuple[str, ...],
+    name: str,
+    device: str,
+    gpu: bool,
+    backend: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_installed(monkeypatch, installed, gpu)
+    chosen = choose(name, device, [MODEL])
+    assert chosen.backend == backend
+    assert reason in chosen.reason
+
+
+def test_a_model_without_graphs_is_computed_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_installed(monkeypatch, ALL)
+    half = dataclasses.replace(MODEL, graphs={"coarse": FILES}, folder=Path("m"))
+    for models, named in (([BARE], "'tiny'"), ([MODEL, half], "m")):
+        expected = Choice("torch", f"model {named} has no ONNX graphs")
+        assert choose("auto", "cpu", models) == expected
+        with pytest.raises(ModelError, match=f"model {named} has no ONNX graphs, which backend 'open"):
+            choose("openvino", "cpu", models)
+
+
+@pytest.mark.parametrize(
+    ("installed", "name", "device", "message"),
+    [
+        (ALL, "tensorrt", "cpu", "unknown backend 'tensorrt'; allowed: auto, openvino, onnxruntime, torch"),
+        (ALL, "openvino", "cuda", "backend 'openvino' computes on the CPU; use --device cpu"),
+        (("torch",), "openvino", "cpu", "'openvino' is not installed; install it: pip install openvino"),
+        (("openvino",), "onnxruntime", "cpu", "not installed; install it: pip install onnxruntime"),
+        (("openvino",), "torch", "cpu", "torch is needed, and not installed; install: pip install torch"),
+        (("openvino",), "auto", "cuda", r"needed \(it computes on a GPU\), .*install: pip install torch"),
+        ((), "auto", "cpu", "neither openvino nor onnxruntime is installed.*: pip install openvino$"),
+    ],
+)
+def test_what_is_refused_says_what_to_install(
+    installed: tuple[str, ...], name: str, device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_installed(monkeypatch, installed)
+    with pytest.raises(BackendError, match=message) as error:
+        choose(name, device, [MODEL])
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_graphs_and_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_installed(monkeypatch, ("openvino",))
+    with pytest.raises(BackendError, match=r"torch is needed \(model 'tiny' has no ONNX graphs\), and not"):
+        choose("auto", "cpu", [BARE])

@@ -1,0 +1,102 @@
+"""Whatever computes a model's networks, they say the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from converted import KINDS, converted
+from tiny import CPU
+from zoomseg.backends.choice import BACKENDS, Backend
+from zoomseg.backends.networks import mean, networks_of
+from zoomseg.core.errors import ModelError
+from zoomseg.io.bundle import Bundle, NetworkFiles
+from zoomseg.recipe import network_shapes
+
+EXACT = 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_backends_say_the_same_of_any_batch_and_tile(kind: str, tmp_path: Path) -> None:
+    network, padding, tile = KINDS[kind]
+    model = converted(kind, tmp_path)
+    computed = {backend: networks_of([model], backend, CPU)["coarse"] for backend in BACKENDS}
+    rng = np.random.default_rng(0)
+    larger = tuple(n + d for n, d in zip(tile, network_shapes.divisor(network), strict=True))
+    for batch, shape in ((1, tile), (2, tile), (1, larger)):
+        inputs = rng.normal(size=(batch, 2, *shape)).astype(np.float32)
+        said = {backend: compute(inputs) for backend, compute in computed.items()}
+        answered = network_shapes.check_input_shape(network, padding, shape)
+        assert said["torch"].shape == (batch, 3, *answered)
+        for backend in ("openvino", "onnxruntime"):
+            assert said[backend].dtype == np.float32
+            assert np.abs(said[backend] - said["torch"]).max() < EXACT, (backend, shape)
+
+
+def test_half_precision_on_disk_is_what_all_compute_with(tmp_path: Path) -> None:
+    whole, half = converted("unet3d", tmp_path / "whole"), converted("unet3d", tmp_path / "half", half=True)
+    inputs = np.random.default_rng(0).normal(size=(1, 2, 8, 12, 4)).astype(np.float32)
+
+    def said(model: Bundle, backend: Backend) -> np.ndarray:
+        answer: np.ndarray = networks_of([model], backend, CPU)["coarse"](inputs)
+        return answer
+
+    rounding = np.abs(said(whole, "torch") - said(half, "torch")).max()
+    assert rounding > 1e-5
+    for backend in ("openvino", "onnxruntime"):
+        assert np.abs(said(half, backend) - said(half, "torch")).max() < rounding / 5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_models_that_answer_together_give_their_mean(backend: Backend, tmp_path: Path) -> None:
+    models = [converted("unet3d", tmp_path / str(seed), seed=seed) for seed in (0, 1, 2)]
+    inputs = np.random.default_rng(0).normal(size=(1, 2, 8, 12, 4)).astype(np.float32)
+    alone = [networks_of([m], "torch", CPU)["coarse"](inputs) for m in models]
+    together = networks_of(models, backend, CPU)["coarse"](inputs)
+    assert np.abs(together - sum(alone) / 3).max() < EXACT
+    assert np.abs(together - alone[0]).max() > 100 * EXACT
+
+
+def test_torch_gives_tensors_for_tensors(tmp_path: Path) -> None:
+    compute = networks_of([converted("unet3d", tmp_path)], "torch", CPU)["coarse"]
+    inputs = torch.randn(1, 2, 8, 12, 4)
+    said = compute(inputs)
+    assert isinstance(said, torch.Tensor)
+    assert np.array_equal(said.numpy(), compute(inputs.numpy()))
+
+
+def test_the_mean_of_one_is_itself() -> None:
+    def network(inputs: np.ndarray) -> np.ndarray:
+        return inputs
+
+    assert mean([network]) is network
+
+
+def test_a_stage_without_graph_is_refused(tmp_path: Path) -> None:
+    model = dataclasses.replace(converted("unet3d", tmp_path), graphs={})
+    with pytest.raises(ModelError, match="no ONNX graph of stage 'coarse', which openvino needs"):
+        networks_of([model], "openvino", CPU)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_graph_that_reads_another_file_is_refused(backend: Backend, tmp_path: Path) -> None:
+    """Also where model.json names it by its hash: whoever makes a folder makes all of it."""
+    model = converted("unet3d", tmp_path / "model")
+    files = model.graphs["coarse"]
+    (files.weights.parent / "other.safetensors").write_bytes(files.weights.read_bytes())
+    graph = onnx.load(files.graph, load_external_data=False)
+    for place in graph.graph.initializer[0].external_data:
+        if place.key == "location":
+            place.value = "other.safetensors"
+    content = graph.SerializeToString()
+    forged = files.graph.with_name(f"coarse-{hashlib.sha256(content).hexdigest()[:12]}.onnx")
+    forged.write_bytes(content)
+    model = dataclasses.replace(model, graphs={"coarse": NetworkFiles(forged, files.weights)})
+    with pytest.raises(ModelError, match=r"reads 'other.safetensors', and may read coarse-\w+.safetensors"):
+        networks_of([model], backend, CPU)

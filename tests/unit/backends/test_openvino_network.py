@@ -1,0 +1,45 @@
+"""Networks that OpenVINO computes: precision, threads, any shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+
+from converted import doubling
+from zoomseg.backends import cpu, openvino_network
+
+
+def test_any_batch_and_tile_is_computed_and_answers_stay() -> None:
+    network = openvino_network.load(doubling())
+    first = np.arange(8, dtype=np.float32).reshape(1, 1, 2, 2, 2)
+    answer = network(first)
+    other = network(np.ones((3, 1, 1, 5, 2), np.float32))
+    assert np.array_equal(other, np.full((3, 1, 1, 5, 2), 2))
+    assert np.array_equal(answer, 2 * first)  # a later call does not write into it
+
+
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        ({}, {"INFERENCE_NUM_THREADS": 5}),
+        ({"threads": 2}, {"INFERENCE_NUM_THREADS": 2}),
+        ({"precision": "float32"}, {"INFERENCE_NUM_THREADS": 5, "INFERENCE_PRECISION_HINT": "f32"}),
+    ],
+)
+def test_settings(
+    given: dict[str, Any], settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, object]] = []
+    compile_model = openvino.Core.compile_model
+
+    def compiling(core: openvino.Core, model: object, device: str, config: dict[str, object]) -> object:
+        seen.append(config)
+        return compile_model(core, model, device, config)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compiling)
+    monkeypatch.setattr(cpu, "threads", lambda: 5)
+    openvino_network.load(doubling(), **given)
+    assert seen == [{"PERFORMANCE_HINT": "LATENCY", **settings}]
