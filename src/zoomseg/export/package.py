@@ -35,6 +35,10 @@ from zoomseg.recipe.spec import BoxAround, InputSpec, PriorInput, Recipe, Stage
 
 RUNNER = "export/runner"
 CARRIED = (
+    "backends/compilers.py",
+    "backends/cpu.py",
+    "backends/onnxruntime_network.py",
+    "backends/openvino_network.py",
     "core/arrays.py",
     "core/errors.py",
     "core/geometry.py",
@@ -51,8 +55,8 @@ CARRIED = (
     "io/nifti_header.py",
     "io/training_domain.py",
 )
-"""Modules of the package that the runner imports; of what it uses of them, all needs numpy and nibabel at
-most."""
+"""Modules of the package that the runner imports; what it uses of them needs numpy, nibabel and what computes
+networks."""
 
 FUSIONS = ("none", "replace_in_roi", "paste", "most_probable")
 """What the runner can do."""
