@@ -29,7 +29,7 @@ from zoomseg.backends.device import Device
 from zoomseg.backends.networks import networks_of
 from zoomseg.core.case import Case
 from zoomseg.core.memory import used_ram
-from zoomseg.core.placing import Tile
+from zoomseg.core.tiling import Tile
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_image
 

@@ -32,7 +32,7 @@ from zoomseg.backends.device import Device, resolve
 from zoomseg.backends.onnx_graph import to_onnx
 from zoomseg.backends.torch_networks import as_network, trained_network
 from zoomseg.core.case import Case
-from zoomseg.core.placing import Tile
+from zoomseg.core.tiling import Tile
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_image
 from zoomseg.networks.build import laid_out

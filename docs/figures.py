@@ -188,7 +188,7 @@ def tiles(case: Case) -> Figure:
 def _draw_shares(panel: Axes) -> None:
     """Four tiles in a line, each sharing half of its size with the next: their shares in the mean."""
     count, size = 4, TILE[0]
-    one = np.asarray(tiling.tent((size, 1, 1)))[:, 0, 0]
+    one = tiling.importance_map((size, 1, 1))[:, 0, 0]
     weights = np.zeros((count, size * (count + 1) // 2))
     for number, weight in enumerate(weights):
         weight[number * size // 2 : number * size // 2 + size] = one

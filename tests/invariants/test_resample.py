@@ -1,17 +1,19 @@
 """What must hold for every interpolation: a ramp stays a ramp, a constant a constant, the two paths
-agree, gradients are right."""
+agree, so do numpy and torch, gradients are right."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from lattices import SIGNED_PERMUTATIONS, boxes_in, grids, interior, oriented, ramp, shapes, spacings
+from zoomseg.core.arrays import Array, to_numpy
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.resample import (
     affine_coordinates,
@@ -20,23 +22,32 @@ from zoomseg.core.resample import (
     nearest_index,
     resample,
     resample_data,
-    sample,
+    sample_linear,
+    sample_nearest,
 )
 from zoomseg.core.volume import Volume
+
+Make = Callable[[np.ndarray], Array]
+both = pytest.mark.parametrize("make", [np.asarray, torch.asarray], ids=["numpy", "torch"])
 
 RAMP_MM = 1e-3
 """Weights are float32: at 500 mm from the origin that leaves a ten-thousandth of a millimetre."""
 
 POINTWISE_MM = 5e-3
-"""grid_sample works in float32 throughout, coordinates included."""
+"""Sampling point by point is float32 throughout, coordinates included."""
+
+
+def moved(make: Make, source: Grid, target: Grid, antialias: bool = True) -> Volume:
+    """The source's ramp on another grid."""
+    return resample(Volume(make(ramp(source).data), source), target, antialias)
 
 
 def assert_ramp(volume: Volume, source: Grid, margin_vox: float, tolerance_mm: float = RAMP_MM) -> int:
     """Every interior value is the voxel's own world coordinate; returns how many were looked at."""
-    inside = torch.from_numpy(interior(source, volume.grid, margin_vox))
-    error = (volume.data - ramp(volume.grid).data).abs().amax(dim=0)[inside]
-    assert error.numel() == 0 or float(error.max()) < tolerance_mm
-    return error.numel()
+    inside = interior(source, volume.grid, margin_vox)
+    error = np.abs(to_numpy(volume.data) - ramp(volume.grid).data).max(axis=0)[inside]
+    assert error.max(initial=0) < tolerance_mm
+    return int(error.size)
 
 
 def antialias_reach(source: Grid, target: Grid) -> float:
@@ -44,51 +55,59 @@ def antialias_reach(source: Grid, target: Grid) -> float:
     return float(np.abs(target.to_index_of(source)[:3, :3]).sum(axis=1).max()) + 1
 
 
+@both
 @given(grids(low=4), spacings())
-def test_ramp_on_another_spacing(grid: Grid, spacing_mm: tuple[float, float, float]) -> None:
+def test_ramp_on_another_spacing(make: Make, grid: Grid, spacing_mm: tuple[float, float, float]) -> None:
     target = grid.with_spacing(spacing_mm)
-    assert_ramp(resample(ramp(grid), target), grid, antialias_reach(grid, target))
-    assert_ramp(resample(ramp(grid), target, antialias=False), grid, 0)
+    assert_ramp(moved(make, grid, target), grid, antialias_reach(grid, target))
+    assert_ramp(moved(make, grid, target, antialias=False), grid, 0)
 
 
+@both
 @given(grids(low=4), shapes(1, 20))
-def test_ramp_on_another_shape(grid: Grid, shape: tuple[int, int, int]) -> None:
+def test_ramp_on_another_shape(make: Make, grid: Grid, shape: tuple[int, int, int]) -> None:
     target = grid.with_shape(shape)
-    assert_ramp(resample(ramp(grid), target), grid, antialias_reach(grid, target))
-    assert_ramp(resample(ramp(grid), target, antialias=False), grid, 0)
+    assert_ramp(moved(make, grid, target), grid, antialias_reach(grid, target))
+    assert_ramp(moved(make, grid, target, antialias=False), grid, 0)
 
 
+@both
 @pytest.mark.parametrize("factor", [1.25, 1.5, 1.9, 2.0, 2.6, 3.0, 4.3])
-def test_ramp_downsampled_with_antialiasing(factor: float) -> None:
+def test_ramp_downsampled_with_antialiasing(make: Make, factor: float) -> None:
     grid = Grid.from_spacing((40, 30, 35), (0.7, 1.1, 2.0), (-100.0, 50.0, 7.0))
     target = grid.downsampled((factor, 1.0, factor))
-    looked_at = assert_ramp(resample(ramp(grid), target), grid, factor + 1)
+    looked_at = assert_ramp(moved(make, grid, target), grid, factor + 1)
     assert looked_at > 200
 
 
+@both
 @given(grids(low=3), st.sampled_from(SIGNED_PERMUTATIONS), spacings())
 def test_ramp_on_a_reoriented_grid(
+    make: Make,
     grid: Grid,
     turn: tuple[tuple[int, int, int], tuple[int, int, int]],
     spacing_mm: tuple[float, float, float],
 ) -> None:
     orientation = Orientation(turn[0], tuple(map(bool, turn[1])))
     exact = orientation.grid(grid)
-    assert assert_ramp(resample(ramp(grid), exact), grid, 0) == np.prod(grid.shape)
+    assert assert_ramp(moved(make, grid, exact), grid, 0) == np.prod(grid.shape)
     target = exact.with_spacing(spacing_mm)
-    assert_ramp(resample(ramp(grid), target, antialias=False), grid, 0)
+    assert_ramp(moved(make, grid, target, antialias=False), grid, 0)
 
 
+@both
 @given(grids(low=3), st.data())
-def test_ramp_on_a_box_that_reaches_outside(grid: Grid, data: st.DataObject) -> None:
+def test_ramp_on_a_box_that_reaches_outside(make: Make, grid: Grid, data: st.DataObject) -> None:
     box = data.draw(boxes_in(grid.shape)).expand((1, 2, 3))
-    assert assert_ramp(resample(ramp(grid), grid.crop(box)), grid, 0) > 0
+    assert assert_ramp(moved(make, grid, grid.crop(box)), grid, 0) > 0
 
 
+@both
 @given(
     grids(low=5, oblique=True), st.tuples(*(st.floats(-30, 30) for _ in range(3))), spacings(), shapes(2, 9)
 )
 def test_ramp_on_an_oblique_grid(
+    make: Make,
     grid: Grid,
     angles_deg: tuple[float, float, float],
     spacing_mm: tuple[float, float, float],
@@ -99,9 +118,10 @@ def test_ramp_on_an_oblique_grid(
     turned[:3, 3] = grid.centre_mm - middle
     target = Grid(shape, turned)
     # antialias=False for when every angle is zero, and the axes parallel after all
-    assert_ramp(resample(ramp(grid), target, antialias=False), grid, 0, POINTWISE_MM)
+    assert_ramp(moved(make, grid, target, antialias=False), grid, 0, POINTWISE_MM)
 
 
+@both
 @given(
     grids(oblique=True),
     grids(oblique=True),
@@ -109,12 +129,12 @@ def test_ramp_on_an_oblique_grid(
     st.booleans(),
 )
 def test_a_constant_stays_constant_on_every_grid(
-    source: Grid, target: Grid, value: float, antialias: bool
+    make: Make, source: Grid, target: Grid, value: float, antialias: bool
 ) -> None:
-    data = torch.full((1, *source.shape), value)
+    data = make(np.full((1, *source.shape), value, dtype=np.float32))
     out = resample_data(data, source, target, antialias)
     assert out.shape == (1, *target.shape)
-    assert torch.allclose(out, data[:1, :1, :1, :1], rtol=1e-5, atol=1e-5)
+    assert np.allclose(out, value, rtol=1e-5, atol=1e-5)
 
 
 @given(
@@ -130,7 +150,7 @@ def test_rows_of_weights_are_means(
     weights = linear_weights(size_in, size_out, scale, offset, anti)
     assert weights.shape == (size_out, size_in)
     assert float(weights.min()) >= 0
-    assert torch.allclose(weights.sum(dim=1), torch.ones(size_out), atol=1e-6)
+    assert np.allclose(weights.sum(axis=1), 1, atol=1e-6)
 
 
 @given(
@@ -143,63 +163,100 @@ def test_rows_of_weights_are_centred_where_they_sample(
     size_in: int, scale: float, offset: float, anti: bool
 ) -> None:
     centre = offset + scale * np.arange(3)
-    weights = linear_weights(size_in, 3, scale, offset, anti).numpy().astype(np.float64)
+    weights = linear_weights(size_in, 3, scale, offset, anti).astype(np.float64)
     found = weights @ np.arange(size_in)
     fits = (centre > abs(scale) + 1) & (centre < size_in - abs(scale) - 2)
     assert np.abs(found - centre)[fits].max(initial=0) < 1e-5
 
 
+@both
 @given(grids(low=2), grids(low=2), st.integers(0, 1000))
-def test_axis_by_axis_and_point_by_point_agree(source: Grid, target: Grid, seed: int) -> None:
-    data = torch.rand((2, *source.shape), generator=torch.Generator().manual_seed(seed))
+def test_axis_by_axis_and_point_by_point_agree(make: Make, source: Grid, target: Grid, seed: int) -> None:
+    data = make(np.random.default_rng(seed).random((2, *source.shape), dtype=np.float32))
     # Bring the target somewhere near the source, or only edge values would be compared.
     affine = target.affine.copy()
     affine[:3, 3] += source.centre_mm - target.centre_mm
     target = Grid(target.shape, affine)
     points = affine_coordinates(target.to_index_of(source), target.shape)
     fast = resample_data(data, source, target, antialias=False)
-    assert torch.allclose(fast, sample(data, points, "linear"), atol=2e-4)
+    assert np.allclose(fast, sample_linear(data, make(points)), atol=2e-4)
 
 
+@both
 @given(grids(low=2), grids(low=2), st.integers(0, 1000), st.sampled_from([None, 0, 255]))
 def test_nearest_axis_by_axis_and_point_by_point_agree(
-    source: Grid, target: Grid, seed: int, outside: int | None
+    make: Make, source: Grid, target: Grid, seed: int, outside: int | None
 ) -> None:
-    labels = torch.randint(1, 9, source.shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    labels = make(np.random.default_rng(seed).integers(1, 9, source.shape).astype(np.uint8))
     affine = target.affine.copy()
     affine[:3, 3] += source.centre_mm - target.centre_mm
     target = Grid(target.shape, affine)
     points = affine_coordinates(target.to_index_of(source), target.shape)
     # Points within float32 noise of where the rounding turns may go either way.
     fraction = (points + 0.5001) % 1
-    clear = ((fraction > 1e-4) & (fraction < 1 - 1e-4)).all(dim=-1)
+    clear = ((fraction > 1e-4) & (fraction < 1 - 1e-4)).all(axis=-1)
     fast = nearest_index(labels, source, target, outside)
-    slow = sample(labels[None], points, "nearest", outside)[0]
-    assert torch.equal(fast[clear], slow[clear])
+    slow = sample_nearest(labels[None], make(points), outside)[0]
+    assert np.array_equal(to_numpy(fast)[clear], to_numpy(slow)[clear])
 
 
+@both
 @given(
     shapes(1, 8),
     st.integers(0, 1000),
     st.tuples(*(st.floats(-12, 12, width=16) for _ in range(3))),
     st.floats(0.125, 6, width=16),
-    st.sampled_from(["linear", "nearest"]),
     st.sampled_from([None, 0, 255]),
 )
 def test_reading_only_what_is_sampled_changes_nothing(
+    make: Make,
     shape: tuple[int, int, int],
     seed: int,
     centre: tuple[float, float, float],
     reach: float,
-    mode: Literal["linear", "nearest"],
     outside: int | None,
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    data = torch.rand((1, *shape), generator=generator)
-    points = torch.tensor(centre) + reach * (torch.rand((3, 3, 3, 3), generator=generator) - 0.5)
-    box = coordinates_box(points, shape)
-    part = sample(data[(slice(None), *box.slices)], points - torch.tensor(box.start), mode, outside)
-    assert torch.allclose(part, sample(data, points, mode, outside), atol=1e-4)
+    rng = np.random.default_rng(seed)
+    data = make(rng.random((1, *shape), dtype=np.float32))
+    points = np.float32(centre) + np.float32(reach) * (rng.random((3, 3, 3, 3), dtype=np.float32) - 0.5)
+    box = coordinates_box(make(points), shape)
+    part = data[(slice(None), *box.slices)]
+    local = make(points - np.array(box.start, dtype=np.float32))
+    assert np.allclose(sample_linear(part, local), sample_linear(data, make(points)), atol=1e-4)
+    nearest = sample_nearest(data, make(points), outside)
+    assert np.allclose(sample_nearest(part, local, outside), nearest, atol=1e-4)
+
+
+@given(
+    grids(low=2, oblique=True),
+    grids(low=2, oblique=True),
+    st.booleans(),
+    st.sampled_from([None, 0, 255]),
+    st.integers(0, 1000),
+)
+def test_numpy_and_torch_agree(
+    source: Grid, target: Grid, antialias: bool, outside: int | None, seed: int
+) -> None:
+    affine = target.affine.copy()
+    affine[:3, 3] += source.centre_mm - target.centre_mm
+    target = Grid(target.shape, affine)
+    data = np.random.default_rng(seed).integers(0, 200, (2, *source.shape)).astype(np.uint8)
+    tensor = torch.from_numpy(data)
+    linear = resample_data(data, source, target, antialias)
+    assert np.allclose(linear, resample_data(tensor, source, target, antialias), rtol=1e-6, atol=1e-4)
+    nearest = nearest_index(data[0], source, target, outside)
+    assert np.array_equal(nearest, nearest_index(tensor[0], source, target, outside))
+
+
+@given(shapes(1, 8), st.integers(0, 1000), st.floats(-3, 3), st.floats(0.125, 12))
+def test_points_are_sampled_as_scipy_samples_them(
+    shape: tuple[int, int, int], seed: int, start: float, reach: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    data = rng.random(shape)
+    points = (start + reach * rng.random((3, 4, 5, 3))).astype(np.float32)
+    expected = ndimage.map_coordinates(data, np.moveaxis(points, -1, 0), order=1, mode="nearest")
+    assert np.allclose(sample_linear(data[None], points)[0], expected, atol=1e-5)
 
 
 @given(grids(low=2), shapes(2, 6), st.booleans(), st.integers(0, 1000))
@@ -258,7 +315,7 @@ def test_a_shrink_keeps_the_mean_in_the_interior(factor: int) -> None:
 def test_a_fractional_shrink_almost_keeps_the_mean(factor: float) -> None:
     grid = Grid.from_spacing((200, 1, 1), (1.0, 1.0, 1.0))
     weights = linear_weights(200, grid.downsampled((factor, 1, 1)).shape[0], factor, (factor - 1) / 2, True)
-    share = weights.sum(dim=0)[10:-10] * factor
+    share = weights.sum(axis=0)[10:-10] * factor
     assert float(share.mean()) == pytest.approx(1, abs=5e-3)
 
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from lattices import boxes_in, masks, shapes
+from zoomseg.core.arrays import Array, namespace
 from zoomseg.core.geometry import Box, Grid
-from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import TileAggregator, Tiling, cover, tent
+from zoomseg.core.tiling import Tile, TileAggregator, Tiling, cover, importance_map
 
 
 @st.composite
 def tilings(draw: st.DrawFn) -> tuple[Region, Tiling, tuple[int, int, int], tuple[int, int, int], float]:
     """A region (with or without mask), its tiling, the tile's and the halo's size, the overlap."""
-    grid = Grid(draw(shapes(1, 16)), torch.eye(4).numpy())
+    grid = Grid(draw(shapes(1, 16)), np.eye(4))
     box = draw(boxes_in(grid.shape))
     region = Region(grid, box, draw(st.one_of(st.none(), masks(box.shape))))
     halo = draw(shapes(0, 3))
@@ -31,9 +31,9 @@ def tilings(draw: st.DrawFn) -> tuple[Region, Tiling, tuple[int, int, int], tupl
     return region, cover(region, tile, halo, overlap), tile, halo, overlap
 
 
-def answered(tiling: Tiling, box: Box) -> torch.Tensor:
+def answered(tiling: Tiling, box: Box) -> np.ndarray:
     """How many tiles answer for each voxel of ``box``."""
-    count = torch.zeros(box.shape, dtype=torch.int64)
+    count = np.zeros(box.shape, dtype=np.int64)
     for tile in tiling.tiles:
         common = tile.inner.intersect(box)
         if not common.empty:
@@ -41,14 +41,15 @@ def answered(tiling: Tiling, box: Box) -> torch.Tensor:
     return count
 
 
-def stitched(stitcher: TileAggregator, tiling: Tiling, answer: Callable[[Tile], Tensor]) -> Tensor:
+def stitched(stitcher: TileAggregator, tiling: Tiling, answer: Callable[[Tile], Array]) -> Array:
     """Row by row, as a prediction does it."""
     slabs = []
     for k, row in tiling.rows:
-        slabs += [slab.clone() for slab in stitcher.take(k)]
+        slabs += [slab * 1 for slab in stitcher.take(k)]
         for tile in row:
             stitcher.add(tile, answer(tile))
-    return torch.cat([*slabs, *(slab.clone() for slab in stitcher.take())], dim=3)
+    slabs += [slab * 1 for slab in stitcher.take()]
+    return namespace(slabs[0]).concat(slabs, axis=3)
 
 
 @given(tilings())
@@ -99,29 +100,40 @@ def test_neighbours_share_the_overlap_they_were_asked_for(case: tuple) -> None:
             assert starts[-1] + size == region.box.stop[axis]
 
 
-@pytest.mark.parametrize("weighting", ["tent", "flat"])
+both = pytest.mark.parametrize("make", [np.asarray, torch.asarray], ids=["numpy", "torch"])
+
+
+@both
+@pytest.mark.parametrize("weighting", ["importance", "flat"])
 @given(case=tilings(), value=st.floats(0, 1, width=32))
-def test_constant_in_constant_out(case: tuple, value: float, weighting: str) -> None:
+def test_constant_in_constant_out(
+    make: Callable[[np.ndarray], Array], case: tuple, value: float, weighting: str
+) -> None:
     region, tiling, *_ = case
     inner = tiling.tiles[0].inner.shape
-    stitcher = TileAggregator(2, region.box, tent(inner) if weighting == "tent" else torch.ones(inner))
-    out = stitched(stitcher, tiling, lambda tile: torch.full((2, *inner), value))
+    weights = importance_map(inner) if weighting == "importance" else np.ones(inner, dtype=np.float32)
+    stitcher = TileAggregator(2, region.box, make(weights))
+    out = stitched(stitcher, tiling, lambda tile: make(np.full((2, *inner), value, dtype=np.float32)))
+    assert type(out) is type(make(weights))
     seen = answered(tiling, region.box) > 0
-    assert torch.allclose(out[:, seen], torch.tensor(value), rtol=1e-5, atol=1e-7)
+    assert np.allclose(out[:, seen], value, rtol=1e-5, atol=1e-7)
     assert (out[0][~seen] == 1).all()
     assert (out[1][~seen] == 0).all()
 
 
-@given(tilings(), st.integers(0, 1000))
-def test_cut_into_tiles_and_stitched_is_identity(case: tuple, seed: int) -> None:
+@both
+@given(case=tilings(), seed=st.integers(0, 1000))
+def test_cut_into_tiles_and_stitched_is_identity(
+    make: Callable[[np.ndarray], Array], case: tuple, seed: int
+) -> None:
     region, tiling, *_ = case
     inner = tiling.tiles[0].inner.shape
     box = tiling.outer.union(region.box)
-    field = torch.rand((3, *box.shape), generator=torch.Generator().manual_seed(seed))
-    stitcher = TileAggregator(3, region.box, tent(inner))
+    field = make(np.random.default_rng(seed).random((3, *box.shape), dtype=np.float32))
+    stitcher = TileAggregator(3, region.box, make(importance_map(inner)))
     out = stitched(
         stitcher, tiling, lambda tile: field[(slice(None), *tile.inner.relative_to(box.start).slices)]
     )
     wanted = region.mask_in(region.box)
     whole = field[(slice(None), *region.box.relative_to(box.start).slices)]
-    assert torch.allclose(out[:, wanted], whole[:, wanted], atol=1e-6)
+    assert np.allclose(out[:, wanted], whole[:, wanted], atol=1e-6)

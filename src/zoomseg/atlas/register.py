@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from zoomseg.core.arrays import ascending
 from zoomseg.core.errors import GeometryError, ZoomSegError
 from zoomseg.core.geometry import FloatArray, Grid
-from zoomseg.core.resample import sample
+from zoomseg.core.resample import Float32Array, sample_linear, sample_nearest
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io.files import reason_of
 
@@ -59,29 +56,26 @@ class Warp:
 
     fixed: Grid
     moving: Grid
-    coordinates: Tensor
+    coordinates: Float32Array
 
     def __post_init__(self) -> None:
         if tuple(self.coordinates.shape) != (*self.fixed.shape, 3):
             raise GeometryError(
                 f"warp of shape {tuple(self.coordinates.shape)} for a grid of shape {self.fixed.shape}"
             )
-        if not bool(self.coordinates.isfinite().all()):
+        if not np.isfinite(self.coordinates).all():
             raise RegistrationError("no transform was found between the two scans (it is not finite)")
 
     def image(self, volume: Volume) -> Volume:
         """A moving image on the fixed grid, linear; beyond it its edge voxels go on."""
         self._check(volume.grid)
-        return Volume(
-            sample(torch.from_numpy(ascending(volume.data)), self.coordinates, "linear").numpy(), self.fixed
-        )
+        return Volume(sample_linear(volume.data, self.coordinates), self.fixed)
 
     def labels(self, labels: LabelMap) -> LabelMap:
         """A moving label map on the fixed grid, nearest neighbour; beyond it there is background."""
         self._check(labels.grid)
-        classes = torch.from_numpy(ascending(labels.data))
-        moved = sample(classes[None], self.coordinates, "nearest", outside=0)[0]
-        return LabelMap(moved.numpy(), self.fixed, labels.schema)
+        moved = sample_nearest(labels.data[None], self.coordinates, outside=0)[0]
+        return LabelMap(moved, self.fixed, labels.schema)
 
     def _check(self, grid: Grid) -> None:
         if not self.moving.same_as(grid):
@@ -182,9 +176,10 @@ def _itk_world(grid: Grid) -> FloatArray:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ world
 
 
-def _coordinates(fixed: Grid, moving: Grid, displacement: FloatArray) -> Tensor:
+def _coordinates(fixed: Grid, moving: Grid, displacement: FloatArray) -> Float32Array:
     """Moving indices of the fixed voxels, by the worlds in which the displacement was found."""
     here, there = _itk_world(fixed), np.linalg.inv(_itk_world(moving))
     index = np.stack(np.meshgrid(*(np.arange(n) for n in fixed.shape), indexing="ij"), axis=-1)
     points = index @ here[:3, :3].T + here[:3, 3] + displacement
-    return torch.from_numpy((points @ there[:3, :3].T + there[:3, 3]).astype(np.float32))
+    out: Float32Array = (points @ there[:3, :3].T + there[:3, 3]).astype(np.float32)
+    return out

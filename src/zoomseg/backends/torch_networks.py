@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from zoomseg.backends.device import Device
 from zoomseg.core.errors import ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.placing import Tile
+from zoomseg.core.tiling import Tile
 from zoomseg.io.bundle import Bundle
 from zoomseg.networks import build as networks
 from zoomseg.pipeline.inputs import input_channels

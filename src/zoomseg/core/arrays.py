@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +19,8 @@ AnyNumpy = npt.NDArray[Any]
 
 def namespace(array: Array) -> Any:
     """The array API functions of what an array is made with."""
+    import array_api_compat  # here, as packages of exported models carry this module without the library
+
     return array_api_compat.array_namespace(array)
 
 
@@ -29,6 +30,14 @@ def beside(values: Array, array: Array) -> Array:
     if isinstance(array, np.ndarray):
         return to_numpy(values)
     return namespace(array).asarray(ascending(values), device=array.device)
+
+
+def zeros_beside(shape: tuple[int, ...], array: Array) -> Array:
+    """Float32 zeros of the same library, on the same device as ``array``."""
+    if isinstance(array, np.ndarray):
+        return np.zeros(shape, dtype=np.float32)
+    xp = namespace(array)
+    return xp.zeros(shape, dtype=xp.float32, device=array.device)
 
 
 def ascending(values: Array) -> Array:

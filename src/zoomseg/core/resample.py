@@ -1,36 +1,49 @@
-"""The only interpolation in the package. Torch, differentiable in the data, half-voxel exact.
+"""Interpolation of arrays of numpy and torch, half-voxel exact; of tensors differentiable in the data.
 
 Two paths give the same answer: grids whose axes are parallel are resampled axis by axis with small
 weight matrices (fast); anything else (oblique grids, deformations) is sampled point by point. Only the
 first can widen its kernel when shrinking (``antialias``). Beyond the source the nearest voxel's value
 goes on.
 
-Shapes: C channels, I J K voxels.
+Shapes: C channels, I J K voxels of the source, A B D of the target.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy.typing as npt
 
-from zoomseg.core import weights as axis_weights
-from zoomseg.core.arrays import Array, ascending
-from zoomseg.core.geometry import Box, FloatArray, Grid
-from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.core.weights import TIE_TOLERANCE
+from zoomseg.core.arrays import Array, beside, namespace
+from zoomseg.core.errors import GeometryError
+from zoomseg.core.geometry import Box, FloatArray, Grid, Index3
+
+if TYPE_CHECKING:
+    from zoomseg.core.volume import LabelMap, Volume
+
+Float32Array = npt.NDArray[np.float32]
+
+MAX_TAPS = 1 << 22
+"""Neighbours that all points together may have. Where the source is wider than one voxel of the target, they
+are no more than four times its voxels."""
+
+TIE_TOLERANCE = 1e-4
+"""A point this little before the middle between two voxels counts as in the middle."""
 
 PARALLEL_TOLERANCE = 1e-4
 """Axes count as parallel if an off-axis step across the whole target moves less than this many voxels."""
 
 PIECE_VOXELS = 4_000_000
 """Larger data is changed and shrunk piece by piece, so that a scan never exists in float as a whole."""
+
+POINTS = 500_000
+"""So many voxels are sampled point by point at once: each takes three coordinates and a dozen indices and
+weights."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class _Axiswise:
     offset: tuple[float, float, float]
 
 
-def _axiswise(matrix: FloatArray, shape: tuple[int, int, int]) -> _Axiswise | None:
+def _axiswise(matrix: FloatArray, shape: Index3) -> _Axiswise | None:
     """Decompose a target-to-source index matrix into per-axis maps; None if it rotates or shears."""
     linear = matrix[:3, :3]
     reach = np.abs(linear) * np.array(shape)
@@ -58,57 +71,96 @@ def _axiswise(matrix: FloatArray, shape: tuple[int, int, int]) -> _Axiswise | No
     return _Axiswise((order[0], order[1], order[2]), tuple(scale), tuple(offset))  # type: ignore[arg-type]
 
 
-def linear_weights(size_in: int, size_out: int, scale: float, offset: float, antialias: bool) -> Tensor:
-    """``core.weights.linear_weights`` as a tensor."""
-    return torch.from_numpy(axis_weights.linear_weights(size_in, size_out, scale, offset, antialias))
+def linear_weights(size_in: int, size_out: int, scale: float, offset: float, antialias: bool) -> Float32Array:
+    """``[size_out, size_in]`` float32 rows that sum to one: linear interpolation at
+    ``scale * n + offset``, widened to a triangle of ``|scale|`` voxels when shrinking.
+
+    A row's mean position is exactly where it samples, so that ramps stay ramps. Indices beyond the
+    source count for its edge voxel.
+
+    Raises:
+        GeometryError: a voxel of the target is so much wider than the whole source that its weights would
+            take ``MAX_TAPS``.
+    """
+    if size_out * (2 * abs(scale) + 4) > MAX_TAPS:
+        wide = f"one voxel of the other grid covers {abs(scale):.3g} of its {size_in}"
+        raise GeometryError(f"the scan is too small for the model's grid: {wide} along an axis")
+    centre = scale * np.arange(size_out) + offset
+    centre = np.clip(centre, 0, size_in - 1)
+    width = max(1.0, abs(scale)) if antialias else 1.0
+    reach = int(np.ceil(width))
+    taps = np.floor(centre)[:, None].astype(int) + np.arange(-reach, reach + 2)[None, :]
+    distance = taps - centre[:, None]
+    weights = np.maximum(0.0, 1.0 - np.abs(distance) / width)
+    weights[weights < 1e-7] = 0.0  # float noise must not turn a copy into a matrix product
+    weights /= weights.sum(axis=1, keepdims=True)
+    # Voxels meet a triangle of fractional width unevenly and pull its mean aside: tilt it back.
+    first, second = ((weights * distance**n).sum(axis=1, keepdims=True) for n in (1, 2))
+    leans = np.abs(first[:, 0]) > 1e-6
+    weights[leans] *= ((second - first * distance)[leans]) / (second - first**2)[leans]
+    out = np.zeros((size_out, size_in))
+    rows = np.repeat(np.arange(size_out), taps.shape[1])
+    np.add.at(out, (rows, np.clip(taps, 0, size_in - 1).ravel()), weights.ravel())
+    return out.astype(np.float32)
 
 
-def _used(weights: Tensor) -> tuple[int, int]:
+def _used(weights: Float32Array) -> tuple[int, int]:
     """The range of source voxels that any row reads."""
-    columns = torch.nonzero(weights.any(dim=0)).flatten()
+    columns = np.flatnonzero(weights.any(axis=0))
     return int(columns[0]), int(columns[-1]) + 1
 
 
-def _copies(weights: Tensor) -> bool:
-    """Whether contracting with these weights changes nothing. Asked before they are on a GPU, which would
-    have to finish all it has been given to answer."""
-    return weights.shape[0] == weights.shape[1] and torch.equal(weights, torch.eye(weights.shape[1]))
+def _copies(weights: Float32Array) -> bool:
+    """Whether contracting with these weights changes nothing."""
+    return np.array_equal(weights, np.eye(weights.shape[1], dtype=np.float32))
 
 
-def _contract(data: Tensor, weights: Tensor, axis: int) -> Tensor:
+def _contract(data: Array, weights: Array, axis: int) -> Array:
     """Contract one axis of ``[C, A, B, D]`` with ``[out, in]`` weights."""
+    xp = namespace(data)
     lead, trail = data.shape[:axis], data.shape[axis + 1 :]
     flat = data.reshape(math.prod(lead), data.shape[axis], math.prod(trail))
-    weights = weights.to(data.dtype)
-    out = flat[..., 0] @ weights.T if flat.shape[2] == 1 else torch.matmul(weights, flat)
+    weights = xp.astype(weights, data.dtype, copy=False)
+    out = flat[..., 0] @ weights.T if flat.shape[2] == 1 else xp.matmul(weights, flat)
     return out.reshape(*lead, weights.shape[0], *trail)
 
 
-def _by_axes(data: Tensor, weights: Mapping[int, Tensor], change: Callable[[Tensor], Tensor]) -> Tensor:
+def _by_axes(data: Array, weights: Mapping[int, Array], change: Callable[[Array], Array]) -> Array:
     """Contract those axes of ``[C, A, B, D]`` that have weights, given in the order they lie in memory,
     slowest first. The axis that shrinks most goes first: less to carry through the others; but what is large
     enters in pieces along A, which then goes last."""
     order = sorted(weights, key=lambda a: weights[a].shape[0] / weights[a].shape[1])
-    pieces = math.ceil(data.numel() / PIECE_VOXELS)
+    pieces = math.ceil(math.prod(data.shape) / PIECE_VOXELS)
     if pieces == 1:
         data = change(data)
     else:
         order = [a for a in order if a != 0]
         parts = []
-        for part in data.tensor_split(min(pieces, data.shape[1]), dim=1):
-            part = change(part)
+        for planes in np.array_split(np.arange(data.shape[1]), min(pieces, data.shape[1])):
+            part = change(data[:, int(planes[0]) : int(planes[-1]) + 1])
             for a in order:
                 part = _contract(part, weights[a], 1 + a)
             parts.append(part)
-        data, order = torch.cat(parts, dim=1), [0] if 0 in weights else []
+        data, order = namespace(data).concat(parts, axis=1), [0] if 0 in weights else []
     for a in order:
         data = _contract(data, weights[a], 1 + a)
     return data
 
 
-def as_float(data: Tensor) -> Tensor:
-    """Integers as float32; floats as they are."""
-    return data if data.is_floating_point() and data.dtype != torch.float16 else data.float()
+def _steps(data: Array) -> tuple[int, ...]:
+    """How far apart neighbours along each axis lie in memory; numpy counts bytes, torch elements."""
+    strides = data.strides if isinstance(data, np.ndarray) else data.stride()
+    return tuple(abs(stride) for stride in strides)
+
+
+def _contiguous(data: Array) -> Array:
+    return np.ascontiguousarray(data) if isinstance(data, np.ndarray) else data.contiguous()
+
+
+def as_float(data: Array) -> Array:
+    """Integers and floats of half precision as float32; others as they are."""
+    xp = namespace(data)
+    return data if data.dtype in (xp.float32, xp.float64) else xp.astype(data, xp.float32)
 
 
 def resample_data(
@@ -118,125 +170,144 @@ def resample_data(
     antialias: bool = True,
     change: Callable[[Array], Array] = as_float,
 ) -> Array:
-    """``[C, I, J, K]`` on ``source`` to ``[C, *target.shape]``, linear; differentiable in ``data``.
+    """``[C, I, J, K]`` on ``source`` to ``[C, *target.shape]``, linear; differentiable in tensors.
 
     Args:
         change: what is done to the values first, voxel by voxel (normalisation). Only what is read is
             changed, and never all of a large scan at once.
     """
-    if isinstance(data, np.ndarray):
-        tensor = torch.from_numpy(ascending(data))
-        return resample_data(tensor, source, target, antialias, change).numpy()
     if source == target:
         return change(data)
-    matrix = target.to_index_of(source)
-    axes = _axiswise(matrix, target.shape)
+    axes = _axiswise(target.to_index_of(source), target.shape)
     if axes is None:
-        coordinates = affine_coordinates(matrix, target.shape)
-        box = coordinates_box(coordinates, source.shape)
-        near = change(data[(slice(None), *box.slices)])
-        return sample(near, (coordinates - torch.tensor(box.start)).to(data.device), "linear")
-    weights: dict[int, Tensor] = {}  # by source axis, where there is something to do
+        return _by_points(data, source, target, lambda near, points: sample_linear(change(near), points))
+    weights: dict[int, Array] = {}  # by source axis, where there is something to do
+    read = [slice(None)] * 4
     for a, s in enumerate(axes.order):
-        matrix_a = linear_weights(source.shape[s], target.shape[a], axes.scale[a], axes.offset[a], antialias)
-        low, high = _used(matrix_a)
-        data = data.narrow(1 + s, low, high - low)
-        used = matrix_a[:, low:high]
-        if not _copies(used):
-            weights[s] = used.to(data.device)
-    memory = sorted(range(3), key=lambda s: -data.stride(1 + s))
+        whole = linear_weights(source.shape[s], target.shape[a], axes.scale[a], axes.offset[a], antialias)
+        low, high = _used(whole)
+        read[1 + s] = slice(low, high)
+        if not _copies(whole[:, low:high]):
+            weights[s] = beside(whole[:, low:high], data)
+    data = data[tuple(read)]
+    xp, steps = namespace(data), _steps(data)
+    memory = sorted(range(3), key=lambda s: -steps[1 + s])
     ordered = {a: weights[s] for a, s in enumerate(memory) if s in weights}
-    out = _by_axes(data.permute(0, *(1 + s for s in memory)), ordered, change)
-    return out.permute(0, *(1 + memory.index(s) for s in axes.order)).contiguous()
+    out = _by_axes(xp.permute_dims(data, (0, *(1 + s for s in memory))), ordered, change)
+    return _contiguous(xp.permute_dims(out, (0, *(1 + memory.index(s) for s in axes.order))))
 
 
 def resample(volume: Volume, grid: Grid, antialias: bool = True) -> Volume:
     """A scan on another grid, linear (antialiased where voxels grow along parallel axes)."""
-    return Volume(resample_data(volume.data, volume.grid, grid, antialias), grid)
+    return replace(volume, data=resample_data(volume.data, volume.grid, grid, antialias), grid=grid)
 
 
 def nearest_index(data: Array, source: Grid, target: Grid, outside: int | None = None) -> Array:
-    """``[I, J, K]`` integers or bools taken from the nearest voxel; beyond the source the edge voxel's
-    value, or ``outside``."""
-    if isinstance(data, np.ndarray):
-        return nearest_index(torch.from_numpy(ascending(data)), source, target, outside).numpy()
-    matrix = target.to_index_of(source)
-    axes = _axiswise(matrix, target.shape)
+    """``[I, J, K]`` taken from the nearest voxel, type kept; beyond the source the edge voxel's value, or
+    ``outside``."""
+    xp = namespace(data)
+    axes = _axiswise(target.to_index_of(source), target.shape)
     if axes is None:
-        coordinates = affine_coordinates(matrix, target.shape).to(data.device)
-        return sample(data[None], coordinates, "nearest", outside)[0]
-    data = data.permute(*axes.order)
-    inside: list[Tensor] = []
+        return _by_points(data[None], source, target, lambda x, points: sample_nearest(x, points, outside))[0]
+    data = xp.permute_dims(data, axes.order)
+    inside: list[npt.NDArray[np.bool_]] = []
     for a in range(3):
         n = data.shape[a]
-        at = torch.from_numpy(axes.scale[a] * np.arange(target.shape[a]) + axes.offset[a])
-        index = _nearest(at.to(data.device))
+        index = _nearest(axes.scale[a] * np.arange(target.shape[a]) + axes.offset[a])
         inside.append((index >= 0) & (index < n))
-        data = data.index_select(a, index.clamp(0, n - 1))
-    if outside is not None and not all(bool(i.all()) for i in inside):
-        keep = inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
-        data = torch.where(keep, data, torch.tensor(outside, dtype=data.dtype))
-    return data.contiguous()
+        data = xp.take(data, beside(index.clip(0, n - 1), data), axis=a)
+    if outside is not None and not all(along.all() for along in inside):
+        i, j, k = (beside(along, data) for along in inside)
+        keep = i[:, None, None] & j[None, :, None] & k[None, None, :]
+        data = xp.where(keep, data, xp.asarray(outside, dtype=data.dtype))
+    return _contiguous(data)
 
 
 def resample_labels(labels: LabelMap, grid: Grid, outside: int | None = None) -> LabelMap:
     """A label map on another grid, nearest neighbour."""
-    return LabelMap(nearest_index(labels.data, labels.grid, grid, outside), grid, labels.schema)
+    return replace(labels, data=nearest_index(labels.data, labels.grid, grid, outside), grid=grid)
 
 
-def _nearest(coordinates: Tensor) -> Tensor:
+def _nearest(coordinates: Array) -> Array:
     """Indices of the nearest voxels. Halfway points all go up, on either side of rounding noise."""
-    return (coordinates + (0.5 + TIE_TOLERANCE)).floor().long()
+    xp = namespace(coordinates)
+    return xp.astype(xp.floor(coordinates + (0.5 + TIE_TOLERANCE)), xp.int64)
 
 
-def affine_coordinates(matrix: FloatArray, shape: tuple[int, int, int]) -> Tensor:
-    """Source indices ``[I, J, K, 3]`` of every target voxel under a target-to-source index matrix."""
-    m = torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
-    i, j, k = (torch.arange(n, dtype=torch.float32) for n in shape)
-    out = m[:3, 3] + i[:, None, None, None] * m[:3, 0]
-    out = out + j[None, :, None, None] * m[:3, 1]
-    return out + k[None, None, :, None] * m[:3, 2]
+def _by_points(data: Array, source: Grid, target: Grid, sample: Callable[[Array, Array], Array]) -> Array:
+    """``[C, *target.shape]``: of a few planes at once, ``sample`` is given the part of ``[C, I, J, K]`` that
+    they read, and indices in it ``[A, B, D, 3]``."""
+    parts = []
+    for part in _planes(target):
+        coordinates = affine_coordinates(part.to_index_of(source), part.shape)
+        box = coordinates_box(coordinates, source.shape)
+        coordinates -= np.array(box.start, dtype=np.float32)
+        parts.append(sample(data[(slice(None), *box.slices)], beside(coordinates, data)))
+    return namespace(data).concat(parts, axis=1)
 
 
-def coordinates_box(coordinates: Tensor, shape: tuple[int, int, int]) -> Box:
+def _planes(grid: Grid) -> Iterator[Grid]:
+    """A grid in parts of ``POINTS`` or one plane, along its first axis."""
+    count = max(1, POINTS // math.prod(grid.shape[1:]))
+    for first in range(0, grid.shape[0], count):
+        last = min(first + count, grid.shape[0])
+        yield grid.crop(Box((first, 0, 0), (last, *grid.shape[1:])))
+
+
+def affine_coordinates(matrix: FloatArray, shape: Index3) -> Float32Array:
+    """Source indices ``[A, B, D, 3]`` of every target voxel under a target-to-source index matrix."""
+    m = matrix.astype(np.float32)
+    i, j, k = (np.arange(n, dtype=np.float32)[:, None] for n in shape)
+    out: Float32Array = m[:3, 3] + i[:, None, None] * m[:3, 0]
+    out = out + j[None, :, None] * m[:3, 1]
+    return out + k[None, None, :] * m[:3, 2]
+
+
+def coordinates_box(coordinates: Array, shape: Index3) -> Box:
     """The voxels of a source of ``shape`` that sampling at ``coordinates [..., 3]`` reads."""
+    xp = namespace(coordinates)
     flat = coordinates.reshape(-1, 3)
-    low = flat.amin(dim=0).floor().long().tolist()
-    high = flat.amax(dim=0).floor().long().tolist()
-    start = [min(max(a, 0), n - 1) for a, n in zip(low, shape, strict=True)]
-    stop = [max(min(b + 2, n), a + 1) for a, b, n in zip(start, high, shape, strict=True)]
+    low, high = xp.min(flat, axis=0).tolist(), xp.max(flat, axis=0).tolist()
+    start = [min(max(math.floor(a), 0), n - 1) for a, n in zip(low, shape, strict=True)]
+    stop = [max(min(math.floor(b) + 2, n), a + 1) for a, b, n in zip(start, high, shape, strict=True)]
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
-def sample(
-    data: Tensor, coordinates: Tensor, mode: Literal["linear", "nearest"], outside: int | None = None
-) -> Tensor:
-    """``[C, I, J, K]`` at fractional indices ``[A, B, D, 3]`` -> ``[C, A, B, D]``.
+def sample_linear(data: Array, coordinates: Array) -> Array:
+    """``[C, I, J, K]`` at fractional indices ``[A, B, D, 3]`` -> float32 ``[C, A, B, D]``, linear;
+    differentiable in tensors."""
+    xp = namespace(data)
+    flat = xp.astype(data, xp.float32, copy=False).reshape(data.shape[0], -1)
+    corners = [_neighbours(coordinates[..., a], n) for a, n in enumerate(data.shape[1:])]
+    out = 0.0
+    for corner in itertools.product(*corners):
+        (i, of_i), (j, of_j), (k, of_k) = corner
+        index = (i * data.shape[2] + j) * data.shape[3] + k
+        voxels = xp.take(flat, index.reshape(-1), axis=1).reshape(-1, *index.shape)
+        out = out + voxels * (of_i * of_j * of_k)
+    return out
 
-    ``mode`` is ``"linear"`` (float output) or ``"nearest"`` (dtype kept). Beyond the source the edge
-    voxel's value goes on, unless ``outside`` gives one (a point is inside if its nearest voxel is).
-    """
-    out = _sample_nearest(data, coordinates) if mode == "nearest" else _sample_linear(data, coordinates)
+
+def _neighbours(at: Array, size: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """The two voxels of ``size`` that each point of one axis lies between, and what they weigh."""
+    xp = namespace(at)
+    at = at.clip(0, size - 1)
+    low = xp.floor(at)
+    share = at - low
+    index = xp.astype(low, xp.int64)
+    return (index, 1 - share), ((index + 1).clip(0, size - 1), share)
+
+
+def sample_nearest(data: Array, coordinates: Array, outside: int | None = None) -> Array:
+    """``[C, I, J, K]`` at fractional indices ``[A, B, D, 3]`` -> ``[C, A, B, D]``, type kept.
+    Beyond the source the edge voxel's value goes on, unless ``outside`` gives one (a point is inside if its
+    nearest voxel is)."""
+    xp = namespace(data)
+    index = _nearest(coordinates)
+    i, j, k = (index[..., a].clip(0, n - 1) for a, n in enumerate(data.shape[1:]))
+    at = (i * data.shape[2] + j) * data.shape[3] + k
+    out = xp.take(data.reshape(data.shape[0], -1), at.reshape(-1), axis=1).reshape(-1, *at.shape)
     if outside is None:
         return out
-    index = _nearest(coordinates)
-    sizes = torch.tensor(data.shape[1:], device=index.device)
-    inside = ((index >= 0) & (index < sizes)).all(dim=-1)
-    return torch.where(inside, out, torch.tensor(outside, dtype=out.dtype, device=out.device))
-
-
-def _sample_nearest(data: Tensor, coordinates: Tensor) -> Tensor:
-    index = _nearest(coordinates)
-    flat = torch.zeros(coordinates.shape[:-1], dtype=torch.long, device=data.device)
-    for a, n in enumerate(data.shape[1:]):
-        flat = flat * n + index[..., a].clamp(0, n - 1)
-    return data.reshape(data.shape[0], -1)[:, flat]
-
-
-def _sample_linear(data: Tensor, coordinates: Tensor) -> Tensor:
-    # grid_sample wants (k, j, i) in [-1, 1] with -1 and 1 at the outer voxels' centres.
-    sizes = torch.tensor([max(n - 1, 1) for n in data.shape[1:]], dtype=torch.float32, device=data.device)
-    grid = (coordinates / sizes * 2 - 1).flip(-1)
-    return F.grid_sample(
-        data[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=True
-    )[0]
+    inside = (i == index[..., 0]) & (j == index[..., 1]) & (k == index[..., 2])
+    return xp.where(inside, out, xp.asarray(outside, dtype=out.dtype))

@@ -18,15 +18,29 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from zoomseg.core import placing
+from zoomseg.core.arrays import Array, namespace, zeros_beside
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Index3
-from zoomseg.core.placing import Tile
-from zoomseg.core.region import Region
+
+if TYPE_CHECKING:
+    from zoomseg.core.region import Region
+
+Mask = npt.NDArray[np.bool_]
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """``outer`` is read, ``inner`` is answered; both in indices of the stage grid, and either may
+    reach outside it."""
+
+    outer: Box
+    inner: Box
 
 
 @dataclass(frozen=True)
@@ -65,18 +79,72 @@ def cover(region: Region, tile: Index3, halo: Index3, overlap: float) -> Tiling:
         raise GeometryError(
             f"the region holds no voxel of a grid of shape {region.grid.shape}: it is smaller than its voxels"
         )
-    tiles = tuple(placing.place(region.box, region.mask, region.grid.shape, inner, halo, overlap))
+    tiles = tuple(place(region.box, region.mask, region.grid.shape, inner, halo, overlap))
     box = region.box
     whole = math.prod(
-        len(placing.starts(low, high, size, overlap))
+        len(starts(low, high, size, overlap))
         for low, high, size in zip(box.start, box.stop, inner, strict=True)
     )
     return Tiling(tiles, max(0, whole - len(tiles)))
 
 
-def tent(shape: Index3) -> Tensor:
-    """``core.placing.importance_map`` as a tensor."""
-    return torch.from_numpy(placing.importance_map(shape))
+def starts(low: int, high: int, size: int, overlap: float) -> list[int]:
+    """First indices of equal tiles that cover ``[low, high)``, evenly spread, sharing at least
+    ``overlap`` of their size. A range smaller than a tile gets one tile, centred on it."""
+    length = high - low
+    if length <= size:
+        return [low - (size - length) // 2]
+    step = max(1, math.floor(size * (1 - overlap)))
+    count = math.ceil((length - size) / step) + 1
+    return [low + round(n * (length - size) / (count - 1)) for n in range(count)]
+
+
+def _spread(low: int, occupied: Mask, size: int, overlap: float, scan: int) -> Iterator[int]:
+    """First indices of tiles that cover what is occupied of the indices from ``low`` on; where a tile's size
+    or more lies empty between, none. They stay inside the ``scan`` indices that there are, if they can."""
+    where = np.flatnonzero(occupied)
+    gaps = np.flatnonzero(np.diff(where) > size)
+    firsts, lasts = where[[0, *(gaps + 1)]], where[[*gaps, -1]]
+    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        for start in starts(low + first, low + last + 1, size, overlap):
+            yield min(max(start, 0), scan - size) if size <= scan else start
+
+
+def place(
+    box: Box, mask: Mask | None, scan: Index3, inner: Index3, halo: Index3, overlap: float
+) -> Iterator[Tile]:
+    """Tiles that cover what belongs of ``box`` (all of it, or ``mask`` of its shape): rows in k, in every row
+    columns in i, in every column tiles in j.
+
+    Args:
+        scan: shape of the grid that the box is of.
+        inner: what a tile answers for; it reads a ``halo`` around that.
+    """
+    occupied = np.ones(box.shape, dtype=bool) if mask is None else mask
+
+    def along(axis: int, part: Mask) -> Iterator[tuple[int, slice]]:
+        here = np.asarray(part.any(axis=tuple(a for a in range(3) if a != axis)))
+        for start in _spread(box.start[axis], here, inner[axis], overlap, scan[axis]):
+            first = start - box.start[axis]
+            yield start, slice(max(0, first), first + inner[axis])
+
+    for k, planes in along(2, occupied):
+        row = occupied[:, :, planes]
+        for i, rows in along(0, row):
+            for j, _ in along(1, row[rows]):
+                answered = Box((i, j, k), (i + inner[0], j + inner[1], k + inner[2]))
+                yield Tile(answered.expand(halo), answered)
+
+
+def importance_map(shape: Index3) -> Float32Array:
+    """Stitching weights: highest in the middle, never zero, separable ``[I, J, K]``."""
+    sides: list[Float32Array] = [
+        np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32) / np.float32((n + 1) // 2)
+        for n in shape
+    ]
+    i, j, k = sides
+    weights: Float32Array = i[:, None, None] * j[None, :, None] * k[None, None, :]
+    return weights.clip(min=np.float32(1e-3))
 
 
 class TileAggregator:
@@ -90,19 +158,19 @@ class TileAggregator:
         self,
         classes: int,
         box: Box,
-        weights: Tensor,
-        device: torch.device | str = "cpu",
+        weights: Array,
         asked: Box | None = None,
     ) -> None:
+        """``weights`` are a tile's ``[I, J, K]``; sums are arrays of their library, where they are."""
         self.box = box
         self._asked = asked or box
         self._first = box.start[2]
-        self._weights = weights.to(device)
+        self._weights = weights
         held = (*box.shape[:2], min(weights.shape[2], box.shape[2]))
-        self._sum = torch.zeros((classes, *held), device=device)
-        self._weight = torch.zeros(held, device=device)
+        self._sum = zeros_beside((classes, *held), weights)
+        self._weight = zeros_beside(held, weights)
 
-    def add(self, tile: Tile, probabilities: Tensor) -> None:
+    def add(self, tile: Tile, probabilities: Array) -> None:
         """``probabilities`` has the shape of ``tile.inner``; what falls outside what is asked is
         dropped.
 
@@ -128,10 +196,14 @@ class TileAggregator:
         here = common.relative_to((*self.box.start[:2], self._first)).slices
         there = common.relative_to(tile.inner.start).slices
         weights = self._weights[there]
-        self._sum[(slice(None), *here)].addcmul_(probabilities[(slice(None), *there)].float(), weights)
+        # Class by class, as the weighted answers of all would be as large as they are.
+        for total, answer in zip(
+            self._sum[(slice(None), *here)], probabilities[(slice(None), *there)], strict=True
+        ):
+            total += answer * weights
         self._weight[here] += weights
 
-    def take(self, stop: int | None = None) -> Iterator[Tensor]:
+    def take(self, stop: int | None = None) -> Iterator[Array]:
         """What is finished once no tile to come begins before plane ``stop`` (None: no tile is to come):
         consecutive ``[C, I, J, planes]``, each but once, and to be used before the next is asked for."""
         stop = self.box.stop[2] if stop is None else min(stop, self.box.stop[2])
@@ -140,11 +212,12 @@ class TileAggregator:
             yield self._normalised(count)
             self._forget(count)
 
-    def _normalised(self, count: int) -> Tensor:
+    def _normalised(self, count: int) -> Array:
         weight = self._weight[..., :count]
-        unseen = weight == 0
-        out = self._sum[..., :count].div_(weight.masked_fill(unseen, 1.0))
-        out[0][unseen] = 1.0
+        unseen = namespace(weight).astype(weight == 0, weight.dtype)
+        out = self._sum[..., :count]
+        out /= weight + unseen
+        out[0, ...] += unseen  # to sums of nothing, zero
         return out
 
     def _forget(self, count: int) -> None:

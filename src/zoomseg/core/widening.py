@@ -13,8 +13,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.core.dilation import Mask, dilated
 from zoomseg.core.geometry import Box, Grid, Index3
+from zoomseg.core.morphology import Mask, dilated
 
 MARGIN_MM = 20.0
 """How far beyond the region's end the stage looks the second time."""

@@ -31,8 +31,8 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.placing import Tile
 from zoomseg.core.region import Mask, Region, bounding_box
+from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io.files import writable_directory, write_text_atomic

@@ -39,14 +39,15 @@ CARRIED = (
     "backends/cpu.py",
     "backends/onnxruntime_network.py",
     "backends/openvino_network.py",
-    "core/dilation.py",
+    "core/arrays.py",
     "core/errors.py",
     "core/geometry.py",
     "core/labels.py",
-    "core/placing.py",
+    "core/morphology.py",
+    "core/resample.py",
     "anatomy/positions.py",
     "core/sides.py",
-    "core/weights.py",
+    "core/tiling.py",
     "core/widening.py",
     "core/window.py",
     "io/files.py",
@@ -54,7 +55,8 @@ CARRIED = (
     "io/nifti_header.py",
     "io/training_domain.py",
 )
-"""Modules of the package that the runner imports; they need numpy, nibabel and what computes networks."""
+"""Modules of the package that the runner imports; what it uses of them needs numpy, nibabel and what computes
+networks."""
 
 FUSIONS = ("none", "replace_in_roi", "paste", "most_probable")
 """What the runner can do."""

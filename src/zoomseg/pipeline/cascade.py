@@ -14,8 +14,8 @@ from zoomseg.anatomy.positions import OrganPlaces
 from zoomseg.backends.device import Device
 from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import Case, StagePrediction
-from zoomseg.core.components import largest_component, without_islands
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.morphology import largest_component, without_islands
 from zoomseg.core.volume import LabelMap
 from zoomseg.pipeline import fusion, roi_expansion, stage_input
 from zoomseg.pipeline.sliding_window import (

@@ -22,9 +22,9 @@ import numpy.typing as npt
 from zoomseg.anatomy.positions import Misplaced, OrganPlaces, misplaced
 from zoomseg.core.arrays import Array, beside, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
-from zoomseg.core.components import Mask, components
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.morphology import Mask, components
 from zoomseg.core.region import Region, class_boxes
 from zoomseg.core.weights import linear_weights
 from zoomseg.pipeline.resample_shim import axiswise, contract, memory_order, nearest_index, resample_data

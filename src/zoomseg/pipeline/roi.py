@@ -12,10 +12,9 @@ from scipy import ndimage
 
 from zoomseg.core.arrays import AnyNumpy, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
-from zoomseg.core.components import Mask, largest_component
-from zoomseg.core.dilation import dilated
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.memory import require_ram_of
+from zoomseg.core.morphology import Mask, dilated, largest_component
 from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.resample import resample_data
 from zoomseg.core.volume import Volume

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +15,7 @@ from zoomseg.backends.device import Device
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Box, Index3
-from zoomseg.core.placing import Tile
-from zoomseg.core.tiling import TileAggregator, cover, tent
+from zoomseg.core.tiling import Tile, TileAggregator, cover, importance_map
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline.uncertainty import UncertaintyEstimator
 from zoomseg.recipe import network_shapes
@@ -113,9 +113,10 @@ class SlidingWindow:
         """Probabilities ``[C, I, J, planes]``, one slab after the other, together on ``grid``; each is to be
         used before the next is asked for."""
         spec, answered = self.view.stage.grid, self.tiling.tiles[0].inner.shape
-        weights = tent(answered) if spec.overlap > 0 and spec.padding == "same" else torch.ones(answered)
+        shared = spec.overlap > 0 and spec.padding == "same"
+        weights = importance_map(answered) if shared else np.ones(answered, dtype=np.float32)
         classes, place, asked = 1 + len(self.labels), self._device.place, self.view.region.box
-        stitcher = TileAggregator(classes, self.box, weights, place, asked)
+        stitcher = TileAggregator(classes, self.box, torch.from_numpy(weights).to(place), asked)
         done, size = 0, self._together
         for k, row in self.tiling.rows:
             yield from stitcher.take(k)

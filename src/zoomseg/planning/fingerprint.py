@@ -13,9 +13,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from zoomseg.core.case import Case
-from zoomseg.core.components import largest_component
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Index3, Orientation, Vector3
+from zoomseg.core.morphology import largest_component
 from zoomseg.datasets.advice import Advice, advise, hounsfield
 from zoomseg.datasets.layouts import Dataset
 

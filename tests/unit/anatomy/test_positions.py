@@ -16,8 +16,8 @@ from zoomseg.anatomy.positions import (
     places,
     usual_volume,
 )
-from zoomseg.core.components import components
 from zoomseg.core.geometry import Grid, Orientation
+from zoomseg.core.morphology import components
 
 NAMES = ("liver", "spleen", "stomach")
 GRID = Grid.from_spacing((100, 80, 120), (3.0, 3.0, 5.0), (-150.0, -120.0, -300.0))

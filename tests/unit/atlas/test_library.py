@@ -220,7 +220,7 @@ def test_an_atlas_whose_transform_explodes_is_dropped(
     library: AtlasLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def register(fixed: Volume, moving: Volume, kind: str) -> Warp:
-        coordinates = torch.zeros(*fixed.grid.shape, 3)
+        coordinates = np.zeros((*fixed.grid.shape, 3), dtype=np.float32)
         if moving.data[0, 0, 0, 0] == library.atlases[2].image.data[0, 0, 0, 0]:
             coordinates += float("nan")
         return Warp(fixed.grid, moving.grid, coordinates)

@@ -137,7 +137,7 @@ def test_sheared_grids_stay_right() -> None:
 
 
 def test_beyond_the_moving_scan_is_background() -> None:
-    coordinates = torch.stack(torch.meshgrid(*(torch.arange(4.0),) * 3, indexing="ij"), dim=-1) + 2
+    coordinates = np.stack(np.meshgrid(*(np.arange(4, dtype=np.float32),) * 3, indexing="ij"), axis=-1) + 2
     cube = Grid.from_spacing((4, 4, 4), (1.0, 1.0, 1.0))
     warp = Warp(cube, cube, coordinates)
     labels = LabelMap(np.full((4, 4, 4), 2, dtype=np.uint8), cube, SCHEMA)
@@ -145,7 +145,7 @@ def test_beyond_the_moving_scan_is_background() -> None:
     assert np.unique(moved[:2, :2, :2]).tolist() == [2]
     assert np.unique(moved[2:]).tolist() == [0]
     assert np.unique(moved[:, 2:]).tolist() == [0]
-    ramp = Volume(np.broadcast_to(np.arange(4.0)[None, :, None, None], (1, 4, 4, 4)), cube)
+    ramp = Volume(np.broadcast_to(np.arange(4, dtype=np.float32)[:, None, None], (1, 4, 4, 4)), cube)
     assert warp.image(ramp).data[0, :, 0, 0].tolist() == [2, 3, 3, 3]  # the edge goes on
 
 

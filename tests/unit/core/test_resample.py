@@ -1,13 +1,22 @@
+"""Known values, of numpy arrays and of tensors."""
+
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from lattices import oriented
-from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.arrays import Array
+from zoomseg.core.errors import GeometryError
+from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.resample import (
+    MAX_TAPS,
+    POINTS,
     TIE_TOLERANCE,
     affine_coordinates,
     coordinates_box,
@@ -16,14 +25,27 @@ from zoomseg.core.resample import (
     resample,
     resample_data,
     resample_labels,
-    sample,
+    sample_linear,
+    sample_nearest,
 )
 from zoomseg.core.volume import LabelMap, Volume
 
+Make = Callable[[npt.ArrayLike], Array]
 
-def line(values: list[float]) -> tuple[torch.Tensor, Grid]:
+
+@pytest.fixture(
+    params=[np.asarray, lambda values: torch.from_numpy(np.array(values))], ids=["numpy", "torch"]
+)
+def make(request: pytest.FixtureRequest) -> Make:
+    """What turns values into an array."""
+    found: Make = request.param
+    return found
+
+
+def line(make: Make, values: list[float]) -> tuple[Array, Grid]:
     """Values along the first axis of an otherwise single-voxel grid of 1 mm."""
-    return torch.tensor(values).reshape(1, -1, 1, 1), Grid.from_spacing((len(values), 1, 1), (1.0, 1.0, 1.0))
+    data = make(np.array(values, dtype=np.float32).reshape(1, -1, 1, 1))
+    return data, Grid.from_spacing((len(values), 1, 1), (1.0, 1.0, 1.0))
 
 
 class TestLinearWeights:
@@ -46,20 +68,44 @@ class TestLinearWeights:
 
     def test_rounding_noise_gives_an_exact_copy(self) -> None:
         noisy = linear_weights(5, 3, 1.0 + 1e-12, 2.0 - 1e-12, antialias=True)
-        assert torch.equal(noisy, torch.eye(5)[2:])
+        assert np.array_equal(noisy, np.eye(5)[2:])
 
     def test_a_single_voxel_serves_everybody(self) -> None:
         assert linear_weights(1, 3, 0.3, -0.2, antialias=True).tolist() == [[1], [1], [1]]
 
+    def test_shrinking_by_a_fraction_keeps_the_mean_position(self) -> None:
+        found = linear_weights(40, 5, 2.3, 15.0, antialias=True).astype(np.float64)
+        assert found.sum(axis=1) == pytest.approx(np.ones(5), abs=1e-6)
+        assert found @ np.arange(40) == pytest.approx(15.0 + 2.3 * np.arange(5), abs=1e-5)
+
+    @pytest.mark.parametrize("voxel_mm", [1e-6, 1e-7, 1e-30])
+    def test_a_source_far_smaller_than_a_voxel_is_refused_unallocated(self, voxel_mm: float) -> None:
+        """Gigabytes for a scan of 24 voxels otherwise."""
+        with pytest.raises(
+            GeometryError, match=r"too small for the model's grid: one voxel .* covers 4e\+.* of its 24"
+        ):
+            linear_weights(24, 2, 4 / voxel_mm, 0.0, antialias=True)
+
+    @pytest.mark.parametrize("size", [1, 24, 4096])
+    def test_sources_of_any_size_that_fill_a_voxel_of_the_target_are_none_of_these(self, size: int) -> None:
+        """Taps are at most four for each voxel of either grid."""
+        for scale in (1 / 8, 1.0, 7.3, float(size)):
+            count = -(-size // max(1, int(scale))) if scale >= 1 else size * 8
+            assert count * (2 * scale + 4) < MAX_TAPS
+            assert linear_weights(size, min(count, 64), scale, 0.0, antialias=True).sum() == pytest.approx(
+                min(count, 64)
+            )
+
 
 class TestResample:
-    def test_upsampled_values_lie_half_voxels_apart(self) -> None:
-        data, grid = line([0, 4, 8])
+    def test_upsampled_values_lie_half_voxels_apart(self, make: Make) -> None:
+        data, grid = line(make, [0, 4, 8])
         out = resample_data(data, grid, grid.with_shape((6, 1, 1)))
+        assert type(out) is type(data)
         assert out.flatten().tolist() == [0, 1, 3, 5, 7, 8]
 
-    def test_downsampling_averages(self) -> None:
-        data, grid = line([0, 0, 0, 8, 0, 0, 0, 0])
+    def test_downsampling_averages(self, make: Make) -> None:
+        data, grid = line(make, [0, 0, 0, 8, 0, 0, 0, 0])
         out = resample_data(data, grid, grid.downsampled((2, 1, 1)))
         assert out.flatten().tolist() == [0, 3, 1, 0]
         thin = resample_data(data, grid, grid.downsampled((2, 1, 1)), antialias=False)
@@ -67,39 +113,81 @@ class TestResample:
 
     def test_reorientation_is_exact(self) -> None:
         grid = Grid.from_spacing((2, 3, 4), (1.0, 2.0, 3.0))
-        volume = Volume(torch.arange(24.0).reshape(1, 2, 3, 4).numpy(), grid)
-        from zoomseg.core.geometry import Orientation
-
+        volume = Volume(np.arange(24.0).reshape(1, 2, 3, 4), grid)
         turned = volume.reoriented(Orientation((2, 0, 1), (True, False, True)))
         assert np.array_equal(resample(turned, grid).data, volume.data)
 
-    def test_the_same_lattice_is_copied_exactly(self) -> None:
+    def test_the_same_lattice_is_copied_exactly(self, make: Make) -> None:
         grid = oriented((6, 5, 4), (0.7, 0.7, 2.5), (13.7, -99.1, 3.3), angles_deg=(5, 10, 15))
-        volume = Volume(torch.rand(2, 6, 5, 4, generator=torch.Generator().manual_seed(0)).numpy(), grid)
+        volume = Volume(make(np.random.default_rng(0).random((2, 6, 5, 4), dtype=np.float32)), grid)
         box = Box((1, 2, 0), (5, 5, 3))
-        assert np.array_equal(resample(volume, grid.crop(box)).data, volume.crop(box).data)
+        part = resample(volume, grid.crop(box))
+        assert part.grid == grid.crop(box)
+        assert np.array_equal(part.data, volume.crop(box).data)
 
-    def test_integers_become_floats_on_every_grid(self) -> None:
-        data, grid = line([1, 2, 3])
-        integers = data.to(torch.int16)
-        assert resample_data(integers, grid, grid).dtype == torch.float32
-        assert resample_data(integers, grid, grid.with_shape((6, 1, 1))).dtype == torch.float32
-        turned = oriented((3, 1, 1), angles_deg=(0, 0, 10))
-        assert resample_data(integers, grid, turned).dtype == torch.float32
+    @pytest.mark.parametrize("dtype", [np.int16, np.float16])
+    def test_integers_and_halves_become_floats_on_every_grid(self, make: Make, dtype: type) -> None:
+        data = make(np.array([1, 2, 3], dtype=dtype).reshape(1, 3, 1, 1))
+        grid = Grid.from_spacing((3, 1, 1), (1.0, 1.0, 1.0))
+        for target in (grid, grid.with_shape((6, 1, 1)), oriented((3, 1, 1), angles_deg=(0, 0, 10))):
+            out = resample_data(data, grid, target)
+            assert str(out.dtype).endswith("float32")
+            assert 1 <= out.min() <= out.max() <= 3
 
-    def test_outside_the_edge_value_goes_on(self) -> None:
-        data, grid = line([1, 2, 3])
+    def test_outside_the_edge_value_goes_on(self, make: Make) -> None:
+        data, grid = line(make, [1, 2, 3])
         out = resample_data(data, grid, grid.crop(Box((-2, 0, 0), (5, 1, 1))))
         assert out.flatten().tolist() == [1, 1, 1, 2, 3, 3, 3]
 
-    def test_off_axis_grids_are_sampled_point_by_point(self) -> None:
+    def test_off_axis_grids_are_sampled_point_by_point(self, make: Make) -> None:
         grid = Grid.from_spacing((5, 5, 1), (1.0, 1.0, 1.0))
-        data = torch.arange(25.0).reshape(1, 5, 5, 1)
+        data = make(np.arange(25.0).reshape(1, 5, 5, 1))
         # A quarter of a right angle about the middle voxel: its right neighbour moves to (cos, sin).
         turn = oriented((1, 1, 1), origin_mm=(2 + np.cos(np.pi / 8), 2 + np.sin(np.pi / 8), 0))
         tilted = Grid((1, 1, 1), turn.affine @ oriented((1, 1, 1), angles_deg=(0, 0, 22.5)).affine)
         expected = 5 * (2 + np.cos(np.pi / 8)) + 2 + np.sin(np.pi / 8)
         assert resample_data(data, grid, tilted).item() == pytest.approx(expected, abs=1e-5)
+
+    def test_many_points_are_sampled_in_parts(self, make: Make) -> None:
+        """A ramp along each axis shows where every voxel was read."""
+        grid = oriented((100, 90, 80), angles_deg=(0, 0, 10))
+        assert grid.box.voxels > POINTS
+        source = Grid.from_spacing((200, 150, 85), (1.0, 1.0, 1.0), (-50.0, -20.0, 0.0))
+        axes = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in source.shape), indexing="ij")
+        found = resample_data(make(np.stack(axes)), source, grid)
+        expected = np.moveaxis(affine_coordinates(grid.to_index_of(source), grid.shape), -1, 0)
+        assert np.abs(np.asarray(found) - expected).max() < 1e-3
+
+    @pytest.mark.parametrize("spacing_mm", [2.7, 0.8])
+    def test_a_large_scan_is_changed_in_pieces_and_as_it_lies_in_memory(
+        self, make: Make, spacing_mm: float
+    ) -> None:
+        grid = Grid.from_spacing((170, 160, 155), (1.0, 1.0, 1.0))
+        scan = np.random.default_rng(0).integers(-1000, 1000, (1, *grid.shape)).astype(np.int16)
+        target = grid.with_spacing((spacing_mm, 2.0, 3.0))
+        sizes: list[int] = []
+
+        def change(part: Array) -> Array:
+            sizes.append(int(np.prod(part.shape)))
+            return part * np.float32(0.5)
+
+        one = resample_data(make(scan), grid, target, change=change)
+        assert max(sizes) <= scan.size / 2
+        assert sum(sizes) == scan.size
+        turned = make(np.asfortranarray(scan[0])[None])
+        two = resample_data(turned, grid, target, change=change)
+        whole = scan.astype(np.float64) / 2
+        for a in range(3):
+            weights = linear_weights(grid.shape[a], target.shape[a], *steps(grid, target, a), True)
+            whole = np.moveaxis(np.tensordot(weights.astype(np.float64), whole, (1, 1 + a)), 0, 1 + a)
+        for found in (one, two):
+            assert np.abs(np.asarray(found) - whole).max() < 1e-3
+
+
+def steps(source: Grid, target: Grid, axis: int) -> tuple[float, float]:
+    """Scale and offset of a target's indices in a source whose axes are the same."""
+    matrix = target.to_index_of(source)
+    return float(matrix[axis, axis]), float(matrix[axis, 3])
 
 
 class TestNearest:
@@ -107,55 +195,64 @@ class TestNearest:
 
     def test_labels_are_taken_never_mixed(self) -> None:
         grid = Grid.from_spacing((3, 1, 1), (1.0, 1.0, 1.0))
-        labels = LabelMap(
-            torch.tensor([0, 2, 1], dtype=torch.uint8).reshape(3, 1, 1).numpy(), grid, self.SCHEMA
-        )
+        labels = LabelMap(np.array([0, 2, 1], dtype=np.uint8).reshape(3, 1, 1), grid, self.SCHEMA)
         fine = resample_labels(labels, grid.with_shape((6, 1, 1)))
         assert fine.data.flatten().tolist() == [0, 0, 2, 2, 1, 1]
         assert fine.data.dtype == np.uint8
         assert fine.schema is self.SCHEMA
 
+    @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
     @pytest.mark.parametrize("outside", [None, 0, 255])
-    def test_outside(self, outside: int | None) -> None:
+    def test_outside(self, make: Make, outside: int | None, dtype: type) -> None:
         grid = Grid.from_spacing((2, 1, 1), (1.0, 1.0, 1.0))
-        labels = torch.tensor([7, 9], dtype=torch.uint8).reshape(2, 1, 1)
+        labels = make(np.array([7, 9], dtype=dtype).reshape(2, 1, 1))
         out = nearest_index(labels, grid, grid.crop(Box((-1, 0, 0), (4, 1, 1))), outside)
         left, right = (7, 9) if outside is None else (outside, outside)
+        assert type(out) is type(labels)
+        assert out.dtype == labels.dtype
         assert out.flatten().tolist() == [left, 7, 9, right, right]
 
-    def test_halfway_points_all_go_the_same_way(self) -> None:
+    def test_a_mask_stays_a_mask(self, make: Make) -> None:
+        mask = make(np.ones((2, 1, 1), dtype=np.bool_))
+        grid = Grid.from_spacing((2, 1, 1), (1.0, 1.0, 1.0))
+        out = nearest_index(mask, grid, grid.crop(Box((-1, 0, 0), (3, 1, 1))), outside=0)
+        assert out.dtype == mask.dtype
+        assert out.flatten().tolist() == [False, True, True, False]
+
+    def test_halfway_points_all_go_the_same_way(self, make: Make) -> None:
         # Halving puts every centre between two voxels; noise in the affine must not decide for each.
         grid = oriented((40, 1, 1), (0.7, 1.0, 1.0), (13.37, -99.1, 3.3))
-        index = torch.arange(40, dtype=torch.uint8).reshape(40, 1, 1)
+        index = make(np.arange(40, dtype=np.uint8).reshape(40, 1, 1))
         out = nearest_index(index, grid, grid.downsampled((2, 1, 1)))
         assert out.flatten().tolist() == list(range(1, 40, 2))
 
-    def test_both_paths_break_ties_alike(self) -> None:
-        data = torch.arange(6, dtype=torch.uint8).reshape(1, 6, 1, 1)
-        at = torch.tensor([0.5, 1.5 - TIE_TOLERANCE / 2, 2.5 + 1e-6, 3.4]).reshape(4, 1, 1, 1)
-        points = torch.cat([at, torch.zeros(4, 1, 1, 2)], dim=-1)
-        assert sample(data, points, "nearest").flatten().tolist() == [1, 2, 3, 3]
+    def test_both_paths_break_ties_alike(self, make: Make) -> None:
+        data = make(np.arange(6, dtype=np.uint8).reshape(1, 6, 1, 1))
+        points = np.zeros((4, 1, 1, 3), dtype=np.float32)
+        points[:, 0, 0, 0] = [0.5, 1.5 - TIE_TOLERANCE / 2, 2.5 + 1e-6, 3.4]
+        assert sample_nearest(data, make(points)).flatten().tolist() == [1, 2, 3, 3]
 
 
 class TestSample:
-    def test_linear_between_voxels(self) -> None:
-        data = torch.arange(8.0).reshape(1, 2, 2, 2)
-        points = torch.tensor([[0.5, 0.5, 0.5], [0.25, 0, 1], [1, 1, 0]]).reshape(3, 1, 1, 3)
-        assert sample(data, points, "linear").flatten().tolist() == pytest.approx([3.5, 2.0, 6.0])
+    def test_linear_between_voxels(self, make: Make) -> None:
+        data = make(np.arange(8.0).reshape(1, 2, 2, 2))
+        points = np.array([[0.5, 0.5, 0.5], [0.25, 0, 1], [1, 1, 0]], dtype=np.float32)
+        out = sample_linear(data, make(points.reshape(3, 1, 1, 3)))
+        assert out.flatten().tolist() == pytest.approx([3.5, 2.0, 6.0])
 
-    @pytest.mark.parametrize("mode", ["linear", "nearest"])
-    def test_outside_value(self, mode: str) -> None:
-        data = torch.tensor([3.0, 5.0]).reshape(1, 2, 1, 1)
-        points = torch.tensor([[-0.6, 0, 0], [-0.4, 0, 0], [1.4, 0, 0], [1.6, 0, 0], [0, 0, 0.7]])
-        points = points.reshape(5, 1, 1, 3)
-        assert sample(data, points, mode).flatten().tolist() == [3, 3, 5, 5, 3]  # type: ignore[arg-type]
-        outside = sample(data, points, mode, outside=9)  # type: ignore[arg-type]
-        assert outside.flatten().tolist() == [9, 3, 5, 9, 9]
+    def test_outside(self, make: Make) -> None:
+        data = make(np.array([3, 5], dtype=np.uint8).reshape(1, 2, 1, 1))
+        rows = [[-0.6, 0, 0], [-0.4, 0, 0], [1.4, 0, 0], [1.6, 0, 0], [0, 0, 0.7]]
+        points = make(np.array(rows, dtype=np.float32).reshape(5, 1, 1, 3))
+        assert sample_linear(data, points).flatten().tolist() == [3, 3, 5, 5, 3]
+        assert sample_nearest(data, points).flatten().tolist() == [3, 3, 5, 5, 3]
+        assert sample_nearest(data, points, outside=9).flatten().tolist() == [9, 3, 5, 9, 9]
 
-    def test_nearest_keeps_the_type_and_all_channels(self) -> None:
-        data = torch.arange(12, dtype=torch.int16).reshape(2, 3, 2, 1)
-        out = sample(data, torch.tensor([1.2, 0.8, 0.0]).reshape(1, 1, 1, 3), "nearest")
-        assert out.dtype == torch.int16
+    def test_nearest_keeps_the_type_and_all_channels(self, make: Make) -> None:
+        data = make(np.arange(12, dtype=np.int16).reshape(2, 3, 2, 1))
+        point = np.array([1.2, 0.8, 0.0], dtype=np.float32).reshape(1, 1, 1, 3)
+        out = sample_nearest(data, make(point))
+        assert out.dtype == data.dtype
         assert out.flatten().tolist() == [3, 9]
 
 
@@ -177,8 +274,8 @@ class TestCoordinates:
             (20.0, 30.0, (9, 10)),
         ],
     )
-    def test_coordinates_box(self, low: float, high: float, expected: tuple[int, int]) -> None:
-        points = torch.tensor([[low, 0, 0], [high, 0, 0]])
+    def test_coordinates_box(self, make: Make, low: float, high: float, expected: tuple[int, int]) -> None:
+        points = make(np.array([[low, 0, 0], [high, 0, 0]], dtype=np.float32))
         box = coordinates_box(points, (10, 1, 1))
         assert (box.start[0], box.stop[0]) == expected
         assert (box.start[1:], box.stop[1:]) == ((0, 0), (1, 1))

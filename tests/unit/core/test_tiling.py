@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
-from torch import Tensor
 
+from zoomseg.core.arrays import Array, namespace
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
-from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import TileAggregator, cover, tent
+from zoomseg.core.tiling import Tile, TileAggregator, cover, importance_map, place
 
 GRID = Grid.from_spacing((10, 10, 10), (1.0, 1.0, 1.0))
 
@@ -49,7 +52,7 @@ def test_halo_surrounds_what_is_answered() -> None:
 
 
 def test_tiles_that_touch_nothing_are_left_out_and_counted() -> None:
-    mask = torch.zeros(10, 10, 10, dtype=torch.bool)
+    mask = np.zeros((10, 10, 10), dtype=np.bool_)
     mask[0, 0, 0] = mask[9, 9, 9] = True
     tiling = cover(Region(GRID, GRID.box, mask), (5, 5, 5), (0, 0, 0), 0.0)
     assert [t.inner.start for t in tiling.tiles] == [(0, 0, 0), (5, 5, 5)]
@@ -57,7 +60,7 @@ def test_tiles_that_touch_nothing_are_left_out_and_counted() -> None:
 
 
 def test_a_row_is_only_as_wide_as_the_region_is_there() -> None:
-    mask = torch.zeros(10, 10, 10, dtype=torch.bool)
+    mask = np.zeros((10, 10, 10), dtype=np.bool_)
     mask[:, :, :5] = True
     mask[4:8, 3, 5:] = True
     tiling = cover(Region(GRID, GRID.box, mask), (5, 5, 5), (0, 0, 0), 0.0)
@@ -67,7 +70,7 @@ def test_a_row_is_only_as_wide_as_the_region_is_there() -> None:
 
 
 def test_no_tile_stands_where_a_tile_s_size_lies_empty_between() -> None:
-    mask = torch.zeros(30, 10, 10, dtype=torch.bool)
+    mask = np.zeros((30, 10, 10), dtype=np.bool_)
     mask[:4] = mask[20:] = True
     grid = GRID.with_shape((30, 10, 10))
     tiling = cover(Region(grid, grid.box, mask), (10, 10, 10), (0, 0, 0), 0.0)
@@ -80,23 +83,49 @@ def test_refuses_a_halo_that_eats_the_tile() -> None:
 
 
 def test_refuses_a_region_that_holds_no_voxel() -> None:
-    nothing = Region(GRID, GRID.box, torch.zeros(10, 10, 10, dtype=torch.bool).numpy())
+    nothing = Region(GRID, GRID.box, np.zeros((10, 10, 10), dtype=np.bool_))
     with pytest.raises(GeometryError, match=r"the region holds no voxel of a grid of shape \(10, 10, 10\)"):
         cover(nothing, (5, 5, 5), (0, 0, 0), 0.0)
 
 
-def test_tent_is_highest_in_the_middle() -> None:
-    assert tent((1, 4, 5))[0].tolist() == [
+def test_tiles_stand_where_the_mask_is_inside_the_scan_with_their_halo() -> None:
+    box = Box((10, 0, 0), (30, 4, 4))
+    mask = np.zeros(box.shape, dtype=bool)
+    mask[0] = mask[-1] = True
+    tiles = list(place(box, mask, (30, 4, 4), (4, 4, 4), (1, 0, 2), 0.5))
+    assert [tile.inner.start for tile in tiles] == [(9, 0, 0), (26, 0, 0)]
+    assert tiles[0].outer == Box((8, 0, -2), (14, 4, 6))
+
+
+def test_without_a_mask_all_of_the_box_is_covered() -> None:
+    tiles = list(place(Box((0, 0, 0), (8, 4, 4)), None, (8, 4, 4), (4, 4, 4), (0, 0, 0), 0.0))
+    assert [tile.inner.start for tile in tiles] == [(0, 0, 0), (4, 0, 0)]
+
+
+def test_weights_are_highest_in_the_middle_and_never_zero() -> None:
+    assert importance_map((1, 4, 5))[0].tolist() == [
         pytest.approx([a * b for b in (1 / 3, 2 / 3, 1, 2 / 3, 1 / 3)]) for a in (0.5, 1, 1, 0.5)
     ]
+    assert importance_map((64, 64, 64)).min() == np.float32(1e-3)
 
 
-def test_tent_is_never_zero() -> None:
-    assert tent((64, 64, 64)).min() == pytest.approx(1e-3)
+Make = Callable[[npt.NDArray[np.floating]], Array]
 
 
-def whole(stitcher: TileAggregator) -> Tensor:
-    return torch.cat([slab.clone() for slab in stitcher.take()], dim=3)
+@pytest.fixture(params=[np.asarray, torch.asarray], ids=["numpy", "torch"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """What turns values into an array."""
+    found: Make = request.param
+    return found
+
+
+def ones(*shape: int) -> npt.NDArray[np.float32]:
+    return np.ones(shape, dtype=np.float32)
+
+
+def whole(stitcher: TileAggregator) -> Array:
+    slabs = [slab * 1 for slab in stitcher.take()]
+    return namespace(slabs[0]).concat(slabs, axis=3)
 
 
 def tile(start: int, stop: int) -> Tile:
@@ -104,53 +133,55 @@ def tile(start: int, stop: int) -> Tile:
     return Tile(box, box)
 
 
-def test_stitcher_takes_the_weighted_mean() -> None:
-    stitcher = TileAggregator(1, Box((0, 0, 0), (3, 1, 1)), torch.tensor([1.0, 3.0]).reshape(2, 1, 1))
-    stitcher.add(tile(0, 2), torch.full((1, 2, 1, 1), 0.2))
-    stitcher.add(tile(1, 3), torch.full((1, 2, 1, 1), 0.6))
+def test_stitcher_takes_the_weighted_mean(make: Make) -> None:
+    weights = make(np.array([1, 3], np.float32).reshape(2, 1, 1))
+    stitcher = TileAggregator(1, Box((0, 0, 0), (3, 1, 1)), weights)
+    stitcher.add(tile(0, 2), make(np.full((1, 2, 1, 1), 0.2, np.float32)))
+    stitcher.add(tile(1, 3), make(np.full((1, 2, 1, 1), 0.6, np.float32)))
     assert whole(stitcher).flatten().tolist() == pytest.approx([0.2, (3 * 0.2 + 0.6) / 4, 0.6])
 
 
-def test_stitcher_gives_background_where_nobody_answered() -> None:
-    stitcher = TileAggregator(2, Box((0, 0, 0), (3, 1, 1)), torch.ones(1, 1, 1))
-    stitcher.add(tile(1, 2), torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1))
+def test_stitcher_gives_background_where_nobody_answered(make: Make) -> None:
+    stitcher = TileAggregator(2, Box((0, 0, 0), (3, 1, 1)), make(ones(1, 1, 1)))
+    stitcher.add(tile(1, 2), make(np.array([0, 1], np.float32).reshape(2, 1, 1, 1)))
     assert whole(stitcher).reshape(2, 3).tolist() == [[1, 0, 1], [0, 1, 0]]
 
 
-def test_stitcher_drops_what_falls_outside() -> None:
-    stitcher = TileAggregator(1, Box((5, 0, 0), (7, 1, 1)), torch.ones(4, 1, 1))
-    stitcher.add(tile(3, 7), torch.arange(4.0).reshape(1, 4, 1, 1))
-    stitcher.add(tile(20, 24), torch.full((1, 4, 1, 1), 9.0))
+def test_stitcher_drops_what_falls_outside(make: Make) -> None:
+    stitcher = TileAggregator(1, Box((5, 0, 0), (7, 1, 1)), make(ones(4, 1, 1)))
+    stitcher.add(tile(3, 7), make(np.arange(4, dtype=np.float32).reshape(1, 4, 1, 1)))
+    stitcher.add(tile(20, 24), make(np.full((1, 4, 1, 1), 9.0, np.float32)))
     assert whole(stitcher).flatten().tolist() == [2, 3]
 
 
-def test_stitcher_takes_half_precision() -> None:
-    stitcher = TileAggregator(1, Box((0, 0, 0), (1, 1, 1)), torch.ones(1, 1, 1))
-    stitcher.add(tile(0, 1), torch.full((1, 1, 1, 1), 0.25, dtype=torch.float16))
+def test_stitcher_takes_half_precision(make: Make) -> None:
+    stitcher = TileAggregator(1, Box((0, 0, 0), (1, 1, 1)), make(ones(1, 1, 1)))
+    stitcher.add(tile(0, 1), make(np.full((1, 1, 1, 1), 0.25, np.float16)))
     out = whole(stitcher)
-    assert out.dtype == torch.float32
+    assert str(out.dtype).endswith("float32")
+    assert type(out) is type(make(ones(1)))
     assert out.item() == 0.25
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 2, 1, 1), (1, 1, 1, 1), (1, 2, 1)])
-def test_stitcher_refuses_an_answer_of_another_shape(shape: tuple[int, ...]) -> None:
-    stitcher = TileAggregator(1, Box((0, 0, 0), (3, 1, 1)), torch.ones(2, 1, 1))
+def test_stitcher_refuses_an_answer_of_another_shape(make: Make, shape: tuple[int, ...]) -> None:
+    stitcher = TileAggregator(1, Box((0, 0, 0), (3, 1, 1)), make(ones(2, 1, 1)))
     with pytest.raises(GeometryError, match=r"answers for \(2, 1, 1\) voxels got .* expected \(1, 2, 1, 1\)"):
-        stitcher.add(tile(0, 2), torch.zeros(shape))
+        stitcher.add(tile(0, 2), make(0 * ones(*shape)))
 
 
-def test_stitcher_refuses_a_tile_that_its_weights_do_not_fit() -> None:
-    stitcher = TileAggregator(1, Box((0, 0, 0), (3, 1, 1)), torch.ones(2, 1, 1))
+def test_stitcher_refuses_a_tile_that_its_weights_do_not_fit(make: Make) -> None:
+    stitcher = TileAggregator(1, Box((0, 0, 0), (3, 1, 1)), make(ones(2, 1, 1)))
     with pytest.raises(GeometryError, match=r"answers for \(3, 1, 1\) voxels"):
-        stitcher.add(tile(0, 3), torch.zeros(1, 2, 1, 1))
+        stitcher.add(tile(0, 3), make(ones(1, 2, 1, 1)))
 
 
-def test_planes_are_taken_once_no_tile_to_come_reaches_them() -> None:
-    stitcher = TileAggregator(1, Box((0, 0, 0), (1, 1, 8)), torch.ones(1, 1, 4))
+def test_planes_are_taken_once_no_tile_to_come_reaches_them(make: Make) -> None:
+    stitcher = TileAggregator(1, Box((0, 0, 0), (1, 1, 8)), make(ones(1, 1, 4)))
 
     def add(k: int, value: float) -> None:
         box = Box((0, 0, k), (1, 1, k + 4))
-        stitcher.add(Tile(box, box), torch.full((1, 1, 1, 4), value))
+        stitcher.add(Tile(box, box), make(np.full((1, 1, 1, 4), value, np.float32)))
 
     def take(stop: int | None = None) -> list[float]:
         return [float(v) for slab in stitcher.take(stop) for v in slab.flatten()]
@@ -165,9 +196,9 @@ def test_planes_are_taken_once_no_tile_to_come_reaches_them() -> None:
     assert take() == []
 
 
-def test_a_gap_between_rows_is_background() -> None:
-    stitcher = TileAggregator(2, Box((0, 0, 0), (1, 1, 9)), torch.ones(1, 1, 2))
-    certain = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 1, 2)
+def test_a_gap_between_rows_is_background(make: Make) -> None:
+    stitcher = TileAggregator(2, Box((0, 0, 0), (1, 1, 9)), make(ones(1, 1, 2)))
+    certain = make(np.array([0, 0, 1, 1], np.float32).reshape(2, 1, 1, 2))
     found: list[float] = []
     for k in (0, 7):
         found += [float(v) for slab in stitcher.take(k) for v in slab[1].flatten()]
@@ -177,8 +208,8 @@ def test_a_gap_between_rows_is_background() -> None:
     assert found == [1, 1, 0, 0, 0, 0, 0, 1, 1]
 
 
-def test_tiles_out_of_order_are_refused() -> None:
-    stitcher = TileAggregator(1, Box((0, 0, 0), (1, 1, 8)), torch.ones(1, 1, 4))
+def test_tiles_out_of_order_are_refused(make: Make) -> None:
+    stitcher = TileAggregator(1, Box((0, 0, 0), (1, 1, 8)), make(ones(1, 1, 4)))
     box = Box((0, 0, 2), (1, 1, 6))
     with pytest.raises(GeometryError, match=r"planes 2 to 6 came where 0 to 4 are held; .* order of their"):
-        stitcher.add(Tile(box, box), torch.zeros(1, 1, 1, 4))
+        stitcher.add(Tile(box, box), make(ones(1, 1, 1, 4)))

@@ -14,8 +14,8 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, RecipeError
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
+from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.evaluation.upper_bound import (
     UpperBound,

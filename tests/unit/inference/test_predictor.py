@@ -18,8 +18,8 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError, ScanError
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
+from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.evaluation.upper_bound import oracle
 from zoomseg.inference.predictor import Predictor

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from lattices import SIGNED_PERMUTATIONS, boxes_in, indices, oriented
 from zoomseg.core.arrays import Array, to_numpy
 from zoomseg.core.case import StagePrediction
-from zoomseg.core.components import largest_component
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.morphology import largest_component
 from zoomseg.core.region import Region
 from zoomseg.core.resample import nearest_index, resample_data
 from zoomseg.pipeline import fusion

@@ -12,8 +12,8 @@ from torch import Tensor
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case
 from zoomseg.core.geometry import Box, Grid
-from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
+from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import Volume
 from zoomseg.pipeline import roi_expansion, stage_input
 from zoomseg.pipeline.cascade import Cascade, Prediction

@@ -13,8 +13,8 @@ from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Box
-from zoomseg.core.placing import Tile
 from zoomseg.core.region import Region
+from zoomseg.core.tiling import Tile
 from zoomseg.pipeline import stage_input
 from zoomseg.pipeline.fusion import FusedLabelMap
 from zoomseg.pipeline.sliding_window import SlidingWindow, StageRecord, TileProgress

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-import torch
 
 from zoomseg.backends.device import Device
 from zoomseg.core.errors import RecipeError
@@ -43,7 +42,7 @@ ORGANS = LabelSchema.consecutive(["liver", "right kidney", "left kidney"])
 class Sized(Device):
     """A device with a memory of our choice."""
 
-    gigabytes: float
+    gigabytes: float = 16.0
 
     @property
     def memory_bytes(self) -> int:
@@ -59,7 +58,7 @@ class Sized(Device):
 
 
 def device(kind: str, gigabytes: float) -> Device:
-    return Sized(torch.device(kind), None, gigabytes)
+    return Sized(kind, gigabytes=gigabytes)
 
 
 def planned(data: Fingerprint, schema: LabelSchema = ORGANS, on: Device | None = None) -> Recipe:

@@ -14,7 +14,7 @@ from untrained import untrained_bundle
 from zoomseg.backends.torch_networks import ready_network
 from zoomseg.core.errors import ModelError
 from zoomseg.core.labels import IGNORE, LabelSchema
-from zoomseg.core.placing import Tile
+from zoomseg.core.tiling import Tile
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle

@@ -13,7 +13,7 @@ from zoomseg.anatomy.positions import misplaced
 from zoomseg.backends.cpu import Network
 from zoomseg.core.errors import ModelError, ScanError
 from zoomseg.core.geometry import Grid
-from zoomseg.core.placing import importance_map
+from zoomseg.core.tiling import importance_map
 from zoomseg.export.runner import fusion, inputs, roi, widen
 from zoomseg.export.runner.fusion import Canvas, Classes, Voice
 from zoomseg.export.runner.inputs import Scan

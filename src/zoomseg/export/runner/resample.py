@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.geometry import Grid
-from zoomseg.core.weights import TIE_TOLERANCE, linear_weights
+from zoomseg.core.resample import TIE_TOLERANCE, linear_weights
 
 FloatArray = npt.NDArray[np.float32]
 AnyArray = npt.NDArray[Any]

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from zoomseg.core.dilation import dilated
 from zoomseg.core.geometry import Grid
+from zoomseg.core.morphology import dilated
 from zoomseg.export.runner import resample
 from zoomseg.export.runner.region import Answer, Mask, Region, bounding_box
 from zoomseg.export.runner.resample import AnyArray

@@ -6,7 +6,7 @@ import numpy as np
 
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Index3
-from zoomseg.core.placing import Tile, place
+from zoomseg.core.tiling import Tile, place
 from zoomseg.export.runner.region import Region
 from zoomseg.export.runner.resample import FloatArray
 

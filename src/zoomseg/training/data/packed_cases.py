@@ -22,13 +22,14 @@ from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid, Vector3
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.region import Region
-from zoomseg.core.resample import coordinates_box, sample
+from zoomseg.core.resample import coordinates_box, sample_nearest
 from zoomseg.io.cache import ChunkedArray, write_array
 from zoomseg.pipeline import inputs, stage_input
 from zoomseg.pipeline.reference import one_hot_labels, stage_labels
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe, Stage, WholeVolume
 from zoomseg.training.data import sampler
+from zoomseg.training.data.warp import sample_linear
 
 OnDevice = Mapping[Path, Tensor]
 """Whole arrays that lie on the training's device, by the file that they are stored in."""
@@ -83,7 +84,8 @@ class PackedCase:
         """Class indices ``[A, B, D]`` (uint8), IGNORE beyond what is stored."""
         local = coordinates - torch.tensor(self.box.start, dtype=torch.float32, device=coordinates.device)
         data, local = _around(self.labels, local, held)
-        return sample(data[None], local, "nearest", IGNORE)[0]
+        labels: Tensor = sample_nearest(data[None], local, IGNORE)[0]
+        return labels
 
     def prior_at(self, name: str, coordinates: Tensor, held: OnDevice = NOTHING_HELD) -> Tensor:
         """Probabilities ``[1 + labels, A, B, D]`` of an earlier stage at indices of ``grid``."""
@@ -97,7 +99,7 @@ class PackedCase:
 def _read_at(array: ChunkedArray, box: Box, coordinates: Tensor, held: OnDevice) -> Tensor:
     local = coordinates - torch.tensor(box.start, dtype=torch.float32, device=coordinates.device)
     data, local = _around(array, local, held)
-    return sample(data, local, "linear")
+    return sample_linear(data, local)
 
 
 def _around(array: ChunkedArray, local: Tensor, held: OnDevice) -> tuple[Tensor, Tensor]:

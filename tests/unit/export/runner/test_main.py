@@ -33,7 +33,18 @@ except SystemExit as stop:
 names = {name.split(".")[0] for name in sys.modules}
 print("|", code, "torch" in names, sys.modules["zoomseg"].__file__, *sorted(names & FOREIGN))
 """
-FOREIGN = {"SimpleITK", "cc3d", "isal", "pandas", "pydantic", "click", "rich", "matplotlib", "onnx"}
+FOREIGN = {
+    "SimpleITK",
+    "array_api_compat",
+    "cc3d",
+    "isal",
+    "pandas",
+    "pydantic",
+    "click",
+    "rich",
+    "matplotlib",
+    "onnx",
+}
 
 
 @pytest.fixture(scope="module")

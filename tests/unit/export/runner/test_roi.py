@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from zoomseg.core.components import without_islands
 from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.morphology import without_islands
 from zoomseg.export.runner import roi
 from zoomseg.export.runner.region import Answer, Region
 

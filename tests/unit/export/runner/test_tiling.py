@@ -9,7 +9,7 @@ from zoomseg.core import region as core_region
 from zoomseg.core import tiling as core_tiling
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid, Index3
-from zoomseg.core.placing import Tile, importance_map
+from zoomseg.core.tiling import Tile, importance_map
 from zoomseg.export.runner.region import Region
 from zoomseg.export.runner.tiling import Stitcher, cover
 
@@ -32,10 +32,6 @@ def test_a_region_without_voxels_is_refused() -> None:
     empty = Region(GRID, GRID.box, np.zeros(GRID.shape, dtype=bool))
     with pytest.raises(GeometryError, match="no voxel"):
         cover(empty, (8, 8, 8), (0, 0, 0), 0.0)
-
-
-def test_tent_is_that_of_the_package() -> None:
-    assert np.array_equal(importance_map((7, 4, 40)), core_tiling.tent((7, 4, 40)).numpy())
 
 
 def test_constant_in_constant_out() -> None:

@@ -14,10 +14,11 @@ from lattices import rotation
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Grid, Vector3
 from zoomseg.core.labels import IGNORE, LabelSchema
-from zoomseg.core.resample import sample
+from zoomseg.core.resample import sample_nearest
 from zoomseg.recipe.spec import Augmentation
 from zoomseg.training.data import augmentation
 from zoomseg.training.data.augmentation import Elastic, Intensity, Spatial
+from zoomseg.training.data.warp import sample_linear
 
 SPACING = (2.0, 2.5, 4.0)
 REACH = (40.0, 30.0, 50.0)
@@ -106,9 +107,9 @@ class TestSpatial:
         grid = patch((10, 8, 6), (-6 * 2.0, -3.5 * 2.5, -3 * 4.0))
         at = Spatial.identity().coordinates(grid, SPACING, np.array([10.0, 9.5, 8.0]))
         assert torch.equal(at, at.round())
-        assert torch.equal(sample(data, at, "nearest"), data[:, 4:14, 6:14, 5:11])
+        assert torch.equal(sample_nearest(data, at), data[:, 4:14, 6:14, 5:11])
         # grid_sample scales indices to [-1, 1] and back, which costs a bit or two.
-        assert sample(data, at, "linear").numpy() == pytest.approx(data[:, 4:14, 6:14, 5:11], abs=1e-5)
+        assert sample_linear(data, at).numpy() == pytest.approx(data[:, 4:14, 6:14, 5:11], abs=1e-5)
 
     def test_mirroring_is_exactly_a_flip(self) -> None:
         data = torch.rand(1, 12, 10, 8, generator=torch.Generator().manual_seed(0))
@@ -117,7 +118,7 @@ class TestSpatial:
         grid = patch(data.shape[1:], (-5.5 * 2.0, -4.5 * 2.5, -3.5 * 4.0))  # type: ignore[arg-type]
         at = change.coordinates(grid, SPACING, np.array([5.5, 4.5, 3.5]))
         assert torch.equal(at, at.round())
-        assert torch.equal(sample(data, at, "nearest"), data.flip(1))
+        assert torch.equal(sample_nearest(data, at), data.flip(1))
 
     def test_source_points_are_pivot_plus_matrix_times_bent_point_plus_shift(self) -> None:
         bent = waves()
@@ -142,14 +143,14 @@ class TestSpatial:
         matrix = 0.9 * rotation((12, 8, -15))
         bent = waves((15.0, 15.0, 15.0), strength_mm=3.0)
         whole = patch((60, 60, 60), (-29.5, -29.5, -29.5), one)
-        turned = sample(
-            ramp, Spatial(matrix, (2.0, 1.0, -3.0), None, False).coordinates(whole, one, middle), "linear"
+        turned = sample_linear(
+            ramp, Spatial(matrix, (2.0, 1.0, -3.0), None, False).coordinates(whole, one, middle)
         )
         small = patch((16, 16, 16), (-7.5, -7.5, -7.5), one)
         bend = Spatial(np.eye(3), (0.0, 0.0, 0.0), bent, False)
-        after = sample(turned, bend.coordinates(small, one, middle), "linear")
+        after = sample_linear(turned, bend.coordinates(small, one, middle))
         fused = Spatial(matrix, (2.0, 1.0, -3.0), bent, False).coordinates(small, one, middle)
-        assert sample(ramp, fused, "linear").numpy() == pytest.approx(after.numpy(), abs=1e-3)
+        assert sample_linear(ramp, fused).numpy() == pytest.approx(after.numpy(), abs=1e-3)
         assert (after - ramp[:, 22:38, 22:38, 22:38]).abs().max() > 5  # and it is a change
 
     def test_two_grids_show_the_same_point_at_the_same_place(self) -> None:

@@ -55,7 +55,7 @@ def masked(stage: Stage) -> Stage:
 def indices(box: Box) -> torch.Tensor:
     matrix = np.eye(4)
     matrix[:3, 3] = box.start
-    return affine_coordinates(matrix, box.shape)
+    return torch.from_numpy(affine_coordinates(matrix, box.shape))
 
 
 def test_reference_priors_are_the_reference_as_certainties(scan: stage_input.PreparedScan) -> None:

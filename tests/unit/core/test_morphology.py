@@ -1,10 +1,12 @@
+"""Components as scipy finds them, and masks grown by a ball beside exact distances."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from zoomseg.core.components import largest_component, without_islands
+from zoomseg.core.morphology import dilated, largest_component, without_islands
 
 
 @pytest.mark.parametrize(("connectivity", "order"), [(6, 1), (18, 2), (26, 3)])
@@ -43,3 +45,11 @@ def test_nothing_and_everything() -> None:
     assert without_islands(np.ones((3, 3, 3), dtype=bool), 1.0).all()
     assert not largest_component(np.zeros((3, 3, 3), dtype=bool)).any()
     assert largest_component(np.ones((3, 3, 3), dtype=bool)).all()
+
+
+@pytest.mark.parametrize("radius", [0.0, 1.0, 1.5, 3.0, 4.29])
+def test_dilation_is_by_a_ball(radius: float) -> None:
+    mask = np.random.default_rng(0).random((15, 12, 9)) < 0.01
+    assert mask.any()
+    expected = ndimage.distance_transform_edt(~mask) <= radius
+    assert np.array_equal(dilated(mask, radius), expected)
