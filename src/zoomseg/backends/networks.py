@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,13 +11,9 @@ from zoomseg.backends.choice import Backend
 from zoomseg.backends.compilers import Compiler
 from zoomseg.backends.cpu import FloatArray, Network, Precision
 from zoomseg.backends.device import Device
-from zoomseg.core.arrays import Array, to_numpy
 from zoomseg.core.errors import ModelError
 from zoomseg.io.bundle import Bundle, NetworkFiles
-
-StageNetwork = Callable[[Array], Array]
-"""Input ``[B, C, *tile]``, float32 -> probabilities ``[B, classes, ...]``. Compiled networks take and give
-numpy arrays; torch's give what they get, tensors or numpy arrays."""
+from zoomseg.pipeline.sliding_window import StageNetwork
 
 
 def networks_of(
@@ -27,6 +23,7 @@ def networks_of(
     threads: int | None = None,
 ) -> dict[str, StageNetwork]:
     """The network of every stage of the models' common recipe; of several models, their mean probabilities.
+    Compiled networks take and give numpy arrays; torch's give what they get.
 
     Args:
         device: for torch; its precision counts for all.
@@ -42,9 +39,13 @@ def networks_of(
         return {name: _in_torch(models, name, device) for name in names}
     precision: Precision = "fastest" if device.bfloat16 else "float32"
     return {
-        name: mean([_compiled(model, name, backend, precision, threads) for model in models])
+        name: _for_tiles(mean([_compiled(model, name, backend, precision, threads) for model in models]))
         for name in names
     }
+
+
+def _for_tiles(network: Network) -> StageNetwork:
+    return lambda x_BCIJK, tiles: network(np.ascontiguousarray(x_BCIJK))
 
 
 def mean(networks: Sequence[Network]) -> Network:
@@ -81,16 +82,7 @@ def _check(files: NetworkFiles, model: Bundle, stage: str) -> None:
 
 
 def _in_torch(models: Sequence[Bundle], stage: str, device: Device) -> StageNetwork:
-    import torch
-
     from zoomseg.backends.torch_networks import as_network, ready_network
 
     first, *others = (ready_network(model, stage, device) for model in models)
-    network = as_network(first, device, *others)
-
-    def compute(inputs: Array) -> Array:
-        if isinstance(inputs, torch.Tensor):
-            return network(inputs, ())
-        return to_numpy(network(torch.from_numpy(inputs), ()))
-
-    return compute
+    return as_network(first, device, *others)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zoomseg.backends.device import Device
+from zoomseg.core.arrays import Array, to_numpy
 from zoomseg.core.errors import ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.tiling import Tile
@@ -68,13 +70,14 @@ def ready_network(bundle: Bundle, name: str, device: Device) -> nn.Module:
 def as_network(module: nn.Module, device: Device, *others: nn.Module) -> StageNetwork:
     """A trained module as what ``SlidingWindow`` drives; of several, their mean probabilities."""
 
-    def compute(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+    def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
         with torch.inference_mode(), device.autocast():
-            data = x_BCIJK.to(device.place)
+            data = torch.as_tensor(x_BCIJK, device=device.place)
             answer = _softmax(module(data)[0].float())
             for other in others:
                 answer += _softmax(other(data)[0].float())
-            return answer.div_(1 + len(others)) if others else answer
+            answer /= 1 + len(others)
+        return to_numpy(answer) if isinstance(x_BCIJK, np.ndarray) else answer
 
     return compute
 

@@ -49,6 +49,12 @@ def ascending(values: Array) -> Array:
     return values
 
 
+def memory_order(array: Array) -> list[int]:
+    """The axes of an array as they lie in memory, slowest first. The standard has no word for it."""
+    strides = array.strides if isinstance(array, np.ndarray) else array.stride()
+    return sorted(range(len(strides)), key=lambda axis: -abs(strides[axis]))
+
+
 def to_numpy(array: Array) -> AnyNumpy:
     """The same values in this machine's memory; nothing is copied where they are."""
     return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()

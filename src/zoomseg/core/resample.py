@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.core.arrays import Array, beside, namespace
+from zoomseg.core.arrays import Array, beside, memory_order, namespace
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, FloatArray, Grid, Index3
 
@@ -47,7 +47,7 @@ weights."""
 
 
 @dataclass(frozen=True)
-class _Axiswise:
+class Axiswise:
     """Target axis ``a`` runs along source axis ``order[a]``: source = scale[a] * target + offset[a]."""
 
     order: tuple[int, int, int]
@@ -55,7 +55,7 @@ class _Axiswise:
     offset: tuple[float, float, float]
 
 
-def _axiswise(matrix: FloatArray, shape: Index3) -> _Axiswise | None:
+def axiswise(matrix: FloatArray, shape: Index3) -> Axiswise | None:
     """Decompose a target-to-source index matrix into per-axis maps; None if it rotates or shears."""
     linear = matrix[:3, :3]
     reach = np.abs(linear) * np.array(shape)
@@ -68,7 +68,7 @@ def _axiswise(matrix: FloatArray, shape: Index3) -> _Axiswise | None:
         order.append(source)
     scale = [float(linear[order[a], a]) for a in range(3)]
     offset = [float(matrix[order[a], 3]) for a in range(3)]
-    return _Axiswise((order[0], order[1], order[2]), tuple(scale), tuple(offset))  # type: ignore[arg-type]
+    return Axiswise((order[0], order[1], order[2]), tuple(scale), tuple(offset))  # type: ignore[arg-type]
 
 
 def linear_weights(size_in: int, size_out: int, scale: float, offset: float, antialias: bool) -> Float32Array:
@@ -115,7 +115,7 @@ def _copies(weights: Float32Array) -> bool:
     return np.array_equal(weights, np.eye(weights.shape[1], dtype=np.float32))
 
 
-def _contract(data: Array, weights: Array, axis: int) -> Array:
+def contract(data: Array, weights: Array, axis: int) -> Array:
     """Contract one axis of ``[C, A, B, D]`` with ``[out, in]`` weights."""
     xp = namespace(data)
     lead, trail = data.shape[:axis], data.shape[axis + 1 :]
@@ -139,18 +139,12 @@ def _by_axes(data: Array, weights: Mapping[int, Array], change: Callable[[Array]
         for planes in np.array_split(np.arange(data.shape[1]), min(pieces, data.shape[1])):
             part = change(data[:, int(planes[0]) : int(planes[-1]) + 1])
             for a in order:
-                part = _contract(part, weights[a], 1 + a)
+                part = contract(part, weights[a], 1 + a)
             parts.append(part)
         data, order = namespace(data).concat(parts, axis=1), [0] if 0 in weights else []
     for a in order:
-        data = _contract(data, weights[a], 1 + a)
+        data = contract(data, weights[a], 1 + a)
     return data
-
-
-def _steps(data: Array) -> tuple[int, ...]:
-    """How far apart neighbours along each axis lie in memory; numpy counts bytes, torch elements."""
-    strides = data.strides if isinstance(data, np.ndarray) else data.stride()
-    return tuple(abs(stride) for stride in strides)
 
 
 def _contiguous(data: Array) -> Array:
@@ -178,7 +172,7 @@ def resample_data(
     """
     if source == target:
         return change(data)
-    axes = _axiswise(target.to_index_of(source), target.shape)
+    axes = axiswise(target.to_index_of(source), target.shape)
     if axes is None:
         return _by_points(data, source, target, lambda near, points: sample_linear(change(near), points))
     weights: dict[int, Array] = {}  # by source axis, where there is something to do
@@ -190,8 +184,7 @@ def resample_data(
         if not _copies(whole[:, low:high]):
             weights[s] = beside(whole[:, low:high], data)
     data = data[tuple(read)]
-    xp, steps = namespace(data), _steps(data)
-    memory = sorted(range(3), key=lambda s: -steps[1 + s])
+    xp, memory = namespace(data), memory_order(data[0, ...])
     ordered = {a: weights[s] for a, s in enumerate(memory) if s in weights}
     out = _by_axes(xp.permute_dims(data, (0, *(1 + s for s in memory))), ordered, change)
     return _contiguous(xp.permute_dims(out, (0, *(1 + memory.index(s) for s in axes.order))))
@@ -206,7 +199,7 @@ def nearest_index(data: Array, source: Grid, target: Grid, outside: int | None =
     """``[I, J, K]`` taken from the nearest voxel, type kept; beyond the source the edge voxel's value, or
     ``outside``."""
     xp = namespace(data)
-    axes = _axiswise(target.to_index_of(source), target.shape)
+    axes = axiswise(target.to_index_of(source), target.shape)
     if axes is None:
         return _by_points(data[None], source, target, lambda x, points: sample_nearest(x, points, outside))[0]
     data = xp.permute_dims(data, axes.order)

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
+import numpy as np
 
 from zoomseg.anatomy.positions import OrganPlaces
-from zoomseg.backends.device import Device
 from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.labels import LabelSchema
@@ -19,6 +18,7 @@ from zoomseg.core.morphology import largest_component, without_islands
 from zoomseg.core.volume import LabelMap
 from zoomseg.pipeline import fusion, roi_expansion, stage_input
 from zoomseg.pipeline.sliding_window import (
+    ComputeDevice,
     OnProgress,
     SlidingWindow,
     StageNetworkOf,
@@ -95,7 +95,7 @@ class Cascade:
     recipe: Recipe
     schema: LabelSchema
     network_of: StageNetworkOf
-    device: Device
+    device: ComputeDevice
     atlas_of: AtlasPriorOf | None = None
     fit: FitTiles = as_planned
     expand_roi: bool = False
@@ -123,7 +123,7 @@ class Cascade:
             ModelError: a network answers with numbers that are not finite.
         """
         clock = _Clock()
-        scan = stage_input.prepare(case, self.recipe, self.device.place)
+        scan = stage_input.prepare(case, self.recipe, self.device.put)
         clock.lap("prepare")
         priors: dict[str, StagePrediction] = {}
         if self.atlas_of is not None:
@@ -210,7 +210,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         cascade = self.cascade
-        like = torch.empty(0, device=cascade.device.place)
+        like = cascade.device.put(np.empty(0, dtype=np.float32))
         self.fused = fusion.FusedLabelMap.blank(self.scan.grid, cascade.schema, like)
 
     def compute(self, stage: Stage) -> bool:

@@ -20,14 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.anatomy.positions import Misplaced, OrganPlaces, misplaced
-from zoomseg.core.arrays import Array, beside, namespace, to_numpy
+from zoomseg.core.arrays import Array, beside, memory_order, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.morphology import Mask, components
 from zoomseg.core.region import Region, class_boxes
-from zoomseg.core.weights import linear_weights
-from zoomseg.pipeline.resample_shim import axiswise, contract, memory_order, nearest_index, resample_data
+from zoomseg.core.resample import axiswise, contract, linear_weights, nearest_index, resample_data
 from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
 
 BLOCK_VOXELS = 8_000_000

@@ -6,12 +6,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from zoomseg.backends.device import Device
+from zoomseg.core.arrays import AnyNumpy, Array, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Box, Index3
@@ -20,11 +19,21 @@ from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline.uncertainty import UncertaintyEstimator
 from zoomseg.recipe import network_shapes
 
-StageNetwork = Callable[[Tensor, tuple[Tile, ...]], Tensor]
+StageNetwork = Callable[[Array, tuple[Tile, ...]], Array]
 """Input ``[B, C, *outer]`` and its B tiles -> probabilities ``[B, classes, *inner]``. The tiles are for
 oracles."""
 StageNetworkOf = Callable[[stage_input.StageView], StageNetwork]
 """The network for where a stage looks: the stage's trained one, or an oracle on the view's grid."""
+
+
+class ComputeDevice(Protocol):
+    """Where networks compute (see ``backends.device``)."""
+
+    def put(self, values: AnyNumpy) -> Array:
+        """Values as an array that lies there."""
+
+    def tiles_at_once(self, voxels: int) -> int:
+        """How many tiles of so many voxels keep it busy."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ class SlidingWindow:
         priors: Mapping[str, StagePrediction],
         labels: tuple[str, ...],
         network: StageNetwork,
-        device: Device,
+        device: ComputeDevice,
         together: int | None = None,
         on_progress: OnProgress = ignore_progress,
     ) -> None:
@@ -109,14 +118,14 @@ class SlidingWindow:
         self.grid = view.grid.crop(self.box)
         """Of the whole answer."""
 
-    def slabs(self) -> Iterator[Tensor]:
+    def slabs(self) -> Iterator[Array]:
         """Probabilities ``[C, I, J, planes]``, one slab after the other, together on ``grid``; each is to be
         used before the next is asked for."""
         spec, answered = self.view.stage.grid, self.tiling.tiles[0].inner.shape
         shared = spec.overlap > 0 and spec.padding == "same"
         weights = importance_map(answered) if shared else np.ones(answered, dtype=np.float32)
-        classes, place, asked = 1 + len(self.labels), self._device.place, self.view.region.box
-        stitcher = TileAggregator(classes, self.box, torch.from_numpy(weights).to(place), asked)
+        classes, asked = 1 + len(self.labels), self.view.region.box
+        stitcher = TileAggregator(classes, self.box, self._device.put(weights), asked)
         done, size = 0, self._together
         for k, row in self.tiling.rows:
             yield from stitcher.take(k)
@@ -127,7 +136,8 @@ class SlidingWindow:
         yield from stitcher.take()
 
     def _compute(self, tiles: tuple[Tile, ...], stitcher: TileAggregator) -> None:
-        data = torch.stack([self._reader.read(tile.outer) for tile in tiles])
+        read = [self._reader.read(tile.outer) for tile in tiles]
+        data = namespace(read[0]).stack(read)
         started = time.perf_counter()
         answers = self._network(data, tiles)
         self._network_seconds += time.perf_counter() - started
@@ -140,8 +150,8 @@ class SlidingWindow:
         for slab, planes in self._placed():
             if estimator is not None:
                 estimator.add(slab, planes)
-            parts.append(slab.clone())
-        whole = torch.cat(parts, dim=3).cpu()
+            parts.append(namespace(slab).asarray(slab, copy=True))
+        whole = to_numpy(namespace(parts[0]).concat(parts, axis=3))
         return StagePrediction(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
 
     def fuse_into(self, fused: fusion.FusedLabelMap, estimator: UncertaintyEstimator) -> None:
@@ -151,7 +161,7 @@ class SlidingWindow:
             estimator.add(slab, planes)
             slabs.add(slab)
 
-    def _placed(self) -> Iterator[tuple[Tensor, Box]]:
+    def _placed(self) -> Iterator[tuple[Array, Box]]:
         """Slabs, and the boxes of the view's grid that they fill.
 
         Raises:
@@ -159,7 +169,9 @@ class SlidingWindow:
         """
         at = self.box.start[2]
         for slab in self.slabs():
-            if not bool(torch.isfinite(slab[0]).all()):  # softmax spreads NaN over all classes of a voxel
+            if not bool(
+                namespace(slab).isfinite(slab[0, ...]).all()
+            ):  # softmax spreads NaN over all classes of a voxel
                 raise ModelError(
                     f"stage '{self.view.stage.name}' answered with numbers that are not finite: its weights "
                     "are damaged, or too large for this device; copy or train the model again"

@@ -6,13 +6,12 @@ stage looks and on which grid; ``read`` gives the network's input for a box of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from zoomseg.core.arrays import Array, ascending, namespace
+from zoomseg.core.arrays import AnyNumpy, Array, namespace
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.memory import require_ram_of
@@ -62,11 +61,16 @@ class StageView:
     region: Region
 
 
-def prepare(case: Case, recipe: Recipe, place: torch.device | None = None) -> PreparedScan:
+def as_it_is(values: AnyNumpy) -> Array:
+    """For a CPU, which computes with arrays where they are."""
+    return values
+
+
+def prepare(case: Case, recipe: Recipe, put: Callable[[AnyNumpy], Array] = as_it_is) -> PreparedScan:
     """The case made ready.
 
     Args:
-        place: where the voxels are to be; None: where they are.
+        put: brings voxels to where they are computed with.
 
     Raises:
         ScanError: the model's window shows nothing of the scan.
@@ -75,7 +79,7 @@ def prepare(case: Case, recipe: Recipe, place: torch.device | None = None) -> Pr
     labels = None if case.labels is None else _drawn(case.labels, case.annotated).reoriented(orientation)
     inputs.check_seen(recipe.intensity, case.image, case.id)
     normalisation = inputs.normalisation(recipe.intensity, case.image)
-    raw = Volume(torch.asarray(ascending(case.image.data), device=place), case.image.grid)
+    raw = Volume(put(case.image.data), case.image.grid)
     grid = orientation.grid(case.image.grid)
     return PreparedScan(case.id, raw, normalisation, grid, labels, orientation, case.annotated)
 

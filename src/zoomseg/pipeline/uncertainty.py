@@ -16,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core import widening
-from zoomseg.core.arrays import Array, beside, namespace, to_numpy
-from zoomseg.core.dilation import Mask
+from zoomseg.core.arrays import Array, beside, memory_order, namespace, to_numpy
 from zoomseg.core.geometry import Box
+from zoomseg.core.morphology import Mask
 from zoomseg.core.region import Region
 from zoomseg.core.widening import OpenSides
 from zoomseg.pipeline.fusion import contenders
-from zoomseg.pipeline.resample_shim import memory_order
 
 UNSURE = 0.75
 """A voxel won with less is a doubtful one."""

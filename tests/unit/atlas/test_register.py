@@ -4,7 +4,6 @@ from typing import Literal
 
 import numpy as np
 import pytest
-import torch
 
 from zoomseg.atlas.register import RegistrationError, Warp, register
 from zoomseg.core.errors import GeometryError, ZoomSegError

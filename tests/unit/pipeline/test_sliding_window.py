@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
+from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Box
