@@ -41,9 +41,9 @@ def at_the_brightest() -> Predictor:
     return Predictor(replace(bundle, recipe=recipe), CPU)
 
 
-def certain(grid: Grid, winner: torch.Tensor, region: Region, name: str = "fine") -> StagePrediction:
+def certain(grid: Grid, winner: np.ndarray, region: Region, name: str = "fine") -> StagePrediction:
     """A prior that is sure of class indices ``[I, J, K]``."""
-    probabilities = torch.nn.functional.one_hot(winner.long(), 3).movedim(-1, 0).float()
+    probabilities = torch.from_numpy(np.stack([winner == c for c in range(3)]).astype(np.float32))
     return StagePrediction(probabilities, grid, SCHEMA.names, region, name)
 
 
@@ -55,41 +55,41 @@ def test_a_region_is_where_voxel_centres_fall_on_it(grid: Grid, spacing: float, 
     mask = data.draw(masks(stage.shape))
     region = Region.of_mask(stage, mask)
     assert region is not None
-    found = stage_outputs.region_of(certain(stage, torch.zeros(stage.shape), region), scan)
+    found = stage_outputs.region_of(certain(stage, np.zeros(stage.shape), region), scan)
     at = stage.index(scan.world(indices(scan)))
     sure = (np.abs(at - np.floor(at) - 0.5) > 1e-3).all(axis=-1)  # not halfway between two voxels
     nearest = np.rint(at).astype(int)
     held = ((nearest >= 0) & (nearest < stage.shape)).all(axis=-1)
     expected = mask[tuple(np.moveaxis(np.clip(nearest, 0, np.array(stage.shape) - 1), -1, 0))] & held
-    assert np.array_equal(found.numpy()[sure], expected[sure])
+    assert np.array_equal(found[sure], expected[sure])
 
 
 def test_a_region_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     scan = Grid.from_spacing((20, 18, 16), (1.0, 1.0, 2.0))
     stage = scan.with_spacing((3.0, 3.0, 3.0))
-    region = Region.of_mask(stage, (torch.rand(stage.shape, generator=torch.manual_seed(0)) < 0.3).numpy())
+    region = Region.of_mask(stage, np.random.default_rng(0).random(stage.shape) < 0.3)
     assert region is not None
-    prior = certain(stage, torch.zeros(stage.shape), region)
+    prior = certain(stage, np.zeros(stage.shape), region)
     whole = stage_outputs.region_of(prior, scan)
-    assert 0 < int(whole.sum()) < whole.numel()
+    assert 0 < int(whole.sum()) < whole.size
     blocks = fusion.blocks
     monkeypatch.setattr(fusion, "blocks", lambda box: blocks(box, 400))
-    assert torch.equal(stage_outputs.region_of(prior, scan), whole)
+    assert np.array_equal(stage_outputs.region_of(prior, scan), whole)
 
 
 def test_an_answer_alone_ends_where_its_region_does() -> None:
     """Whatever the stage's fusion is: the coarse one's may be ``none``."""
     grid = Grid.from_spacing((6, 4, 4), (1.0, 1.0, 1.0))
-    winner = torch.zeros(grid.shape)
+    winner = np.zeros(grid.shape)
     winner[:2], winner[3:] = 1, 2
-    mask = torch.zeros(grid.shape, dtype=torch.bool)
+    mask = np.zeros(grid.shape, dtype=np.bool_)
     mask[1:4] = True
     region = Region.of_mask(grid, mask)
     assert region is not None
     stage = FINE.model_copy(update={"fusion": "none"})
     labels = stage_outputs.label_map(stage, certain(grid, winner, region), grid, SCHEMA)
     assert labels.data[:, 0, 0].tolist() == [0, 1, 0, 2, 0, 0]
-    assert np.array_equal(labels.data, labels.data[:, :1, :1].expand(6, 4, 4))
+    assert np.array_equal(labels.data, np.broadcast_to(labels.data[:, :1, :1], (6, 4, 4)))
 
 
 def test_a_stage_that_had_nowhere_to_look(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_prediction_as_a_whole(tmp_path: Path, angles_deg: tuple[float, float,
     replaces there what the coarse one said."""
     image = tiny_case(2)[0]
     grid = oriented((16, 24, 20), (3.0, 2.0, 2.0), (0.0, 10.0, -5.0), (2, 0, 1), (1, 0, 1), angles_deg)
-    scan = Volume(image.data.permute(0, 3, 1, 2).flip((1, 3)).contiguous(), grid)
+    scan = Volume(np.flip(image.data.transpose(0, 3, 1, 2), (1, 3)), grid)
     write_image(tmp_path / "a.nii.gz", scan)
     told: list[object] = []
     model = at_the_brightest()
