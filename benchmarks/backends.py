@@ -25,6 +25,7 @@ from torch import Tensor
 
 from zoomseg.backends.choice import BACKENDS
 from zoomseg.backends.cpu import Precision
+from zoomseg.backends.device import Device
 from zoomseg.backends.networks import StageNetwork, networks_of
 from zoomseg.core.case import Case
 from zoomseg.core.memory import used_ram
@@ -75,7 +76,7 @@ def measure(model: str, stage: str, backend: str, precision: str, folder: Path) 
 
         torch.set_num_threads(1)
     before, began = used_ram(), time.process_time()
-    compute = networks_of([loaded], backend, "cpu", precision, threads=1)[stage]  # type: ignore[arg-type]
+    compute = networks_of([loaded], backend, Device("cpu", precision != "float32"), threads=1)[stage]
     ready = time.process_time() - began
     compute(tiles[:1])
     best = min(seconds(compute, tiles[:1]) for _ in range(REPEATS))

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from robustness import CHANGES, LEAST_VOXELS, Scan, arguments, opened
 from scipy.stats import spearmanr
 
@@ -70,7 +69,7 @@ def more(image: Path, labels: Path, names: Path, schema: LabelSchema) -> Scan:
     classes = np.zeros(values.shape, dtype=np.uint8)
     for c, value in enumerate(drawn.values(), start=1):
         classes[values == value] = c
-    return scan, LabelMap(torch.from_numpy(classes), grid, LabelSchema.consecutive(drawn))
+    return scan, LabelMap(classes, grid, LabelSchema.consecutive(drawn))
 
 
 def estimates(rows: pd.DataFrame) -> pd.Series:

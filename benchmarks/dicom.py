@@ -51,7 +51,7 @@ def _identify(dataset: Dataset, k: int) -> None:
 
 def by_zoomseg(folder: Path) -> npt.NDArray[Any]:
     (scan,) = find_scans(folder)
-    return read_scan(scan).data[0].numpy()
+    return read_scan(scan).data[0]
 
 
 def by_simpleitk(folder: Path) -> npt.NDArray[Any]:

@@ -107,7 +107,7 @@ def in_eight_bits(network: Path, folder: Path, calibrating: Sequence[Array]) -> 
 
 
 def of_torch(module: torch.nn.Module, precision: torch.dtype | None) -> Engine:
-    network = as_network(module, Device(torch.device("cpu"), precision))
+    network = as_network(module, Device("cpu", precision is not None))
     return lambda tile: network(torch.from_numpy(tile), ()).numpy()
 
 

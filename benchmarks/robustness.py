@@ -65,14 +65,14 @@ def thick(mm: float) -> Callable[[Scan], Scan]:
 def without_contrast(scan: Scan) -> Scan:
     """Soft tissue above 45 HU a quarter as far above it: roughly what no contrast agent leaves."""
     image, labels = scan
-    data = image.data.float()
-    return Volume(torch.where(data > 45, 45 + (data - 45) / 4, data), image.grid), labels
+    data = image.data.astype(np.float32)
+    return Volume(torch.where(data > 45, 45 + (data - 45) / 4, data).numpy(), image.grid), labels
 
 
 def noisy(scan: Scan) -> Scan:
     image, labels = scan
     noise = torch.randn(image.data.shape, generator=torch.Generator().manual_seed(0)) * 40
-    return Volume(image.data.float() + noise, image.grid), labels
+    return Volume(image.data.astype(np.float32) + noise, image.grid), labels
 
 
 def turned(scan: Scan) -> Scan:

@@ -1,19 +1,20 @@
-"""Draw the figures of the concepts into ``docs/figures``: ``python docs/figures.py [FOLDER]``.
+"""Draw the figures of the documentation into ``docs/figures``: ``python docs/figures.py [FOLDER]``.
 
-What they show is computed by ZoomSeg's own functions on a phantom: regions, tiles, weights and losses are
-those that a scan would get. Nothing is trained for this; a perfect answer on the coarse stage's grid stands
-in for its network, as in ``zoomseg ceiling``. A test draws the figures again and compares.
+The packages are those of the import contract. What the other figures show is computed by ZoomSeg's own
+functions on a phantom: regions, tiles, weights and losses are those that a scan would get. Nothing is
+trained for this; a perfect answer on the coarse stage's grid stands in for its network, as in
+``zoomseg ceiling``. A test draws the figures again and compares.
 """
 
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,6 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from scipy import ndimage
 
+from layers import description, layers
 from zoomseg.anatomy.colours import organ_colours
 from zoomseg.core import tiling
 from zoomseg.core.case import Case, StagePrediction
@@ -46,6 +48,9 @@ HEIGHT_MM = 10.0
 COARSE_MM, FINE_MM = (8.0, 8.0, 8.0), (3.0, 3.0, 3.0)
 TILE: Index3 = (24, 24, 24)
 TILE_COLOUR = "#f2d16b"
+LAYER_COLOUR = "#2a9d8f"
+WIDE = 10.0
+"""Inches, of the figure of the packages."""
 _TEXT = "#39434d"
 
 
@@ -55,8 +60,8 @@ _TEXT = "#39434d"
 def coarse_prior(labels: LabelMap) -> StagePrediction:
     """What a perfect coarse stage says: the reference on its grid."""
     grid = labels.grid.with_spacing(COARSE_MM)
-    classes = resample_labels(labels, grid).data.long()
-    certain = torch.nn.functional.one_hot(classes, labels.schema.classes).movedim(-1, 0).float()
+    classes = resample_labels(labels, grid).data
+    certain = np.moveaxis(np.eye(labels.schema.classes, dtype=np.float32)[classes], -1, 0)
     return StagePrediction(certain, grid, labels.schema.names, Region.whole(grid), "coarse")
 
 
@@ -92,7 +97,7 @@ def _extent(grid: Grid) -> tuple[float, float, float, float]:
 
 def _draw_scan(panel: Axes, image: Volume, title: str) -> None:
     """The slice as a radiologist looks at it: the patient's right is on the left."""
-    grey = image.data[0, :, :, _plane(image.grid)].numpy()
+    grey = image.data[0, :, :, _plane(image.grid)]
     panel.imshow(grey.T, cmap="gray", vmin=-160, vmax=240, origin="lower", extent=_extent(image.grid))
     left, right, front, back = _extent(image.grid)
     panel.set(xlim=(right, left), ylim=(front, back), xticks=[], yticks=[], facecolor="black")
@@ -111,7 +116,7 @@ def _draw_labels(panel: Axes, labels: LabelMap, opacity: float = 0.6) -> None:
     colours = organ_colours(labels.schema.names)
     for c, name in enumerate(labels.schema.names, start=1):
         red, green, blue = colours[name]
-        _tint(panel, labels.data.numpy() == c, labels.grid, f"#{red:02x}{green:02x}{blue:02x}", opacity)
+        _tint(panel, labels.data == c, labels.grid, f"#{red:02x}{green:02x}{blue:02x}", opacity)
 
 
 def _outline(panel: Axes, box: Box, grid: Grid, **style: object) -> None:
@@ -120,7 +125,7 @@ def _outline(panel: Axes, box: Box, grid: Grid, **style: object) -> None:
 
 
 def _draw_region(panel: Axes, region: Region) -> None:
-    _tint(panel, region.mask_in(region.grid.box).numpy(), region.grid, REGION_COLOUR, 0.4)
+    _tint(panel, region.mask_in(region.grid.box), region.grid, REGION_COLOUR, 0.4)
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -143,7 +148,7 @@ def coarse_to_fine(case: Case) -> Figure:
     within = resample(case.image, fine.crop(region.box))
     _draw_scan(third, within, "fine: the region, 3 mm voxels")
     answer = resample_labels(case.labels, within.grid)
-    only = torch.where(answer.data == answer.schema.class_of("pancreas"), answer.data, 0).to(torch.uint8)
+    only = np.where(answer.data == answer.schema.class_of("pancreas"), answer.data, np.uint8(0))
     _draw_labels(third, LabelMap(only, within.grid, answer.schema))
     return figure
 
@@ -183,7 +188,7 @@ def tiles(case: Case) -> Figure:
 def _draw_shares(panel: Axes) -> None:
     """Four tiles in a line, each sharing half of its size with the next: their shares in the mean."""
     count, size = 4, TILE[0]
-    one = tiling.tent((size, 1, 1))[:, 0, 0].numpy()
+    one = np.asarray(tiling.tent((size, 1, 1)))[:, 0, 0]
     weights = np.zeros((count, size * (count + 1) // 2))
     for number, weight in enumerate(weights):
         weight[number * size // 2 : number * size // 2 + size] = one
@@ -233,10 +238,10 @@ def losses(case: Case) -> Figure:
         Grid.from_spacing((188, 124, 150), (1.0, 1.0, 1.0), (-88.0, -62.0, -60.0)),
         Box((0, 0, 0), (188, 124, 150)),
     )
-    region = Region(grid, box).mask_in(grid.box).numpy()
+    region = Region(grid, box).mask_in(grid.box)
     figure, panels = _figure(2, 4.9, 4.0)
     for panel, (organ, found) in zip(panels, {"liver": True, "spleen": False}.items(), strict=True):
-        reference = case.labels.data.numpy() == case.labels.schema.class_of(organ)
+        reference = case.labels.data == case.labels.schema.class_of(organ)
         prediction = (np.roll(reference, -1, axis=0) | (_ball(grid) if found else False)) & region
         place = Place(region, found, grid.spacing_mm)
         said = attribute(prediction, reference, grid.spacing_mm, place)
@@ -280,6 +285,48 @@ def _check(said: Attribution, wrong: Mapping[str, Mask], total: int) -> None:
         assert np.isclose(np.count_nonzero(mask) / total, getattr(said, part)), part
 
 
+def packages() -> Figure:
+    """The packages as layers, each with what it says of itself; a layer imports only what is below it."""
+    rows = [[_described(name, len(row)) for name in row] for row in layers()]
+    heights = [0.39 + 0.16 * max(text.count("\n") + (len(row) > 1) for _, text in row) for row in rows]
+    tops = np.cumsum([0.0, *heights])
+    figure = Figure(figsize=(WIDE, tops[-1]), facecolor="white")
+    FigureCanvasAgg(figure)
+    panel = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    panel.set(xlim=(0, WIDE), ylim=(tops[-1], 0))
+    panel.axis("off")
+    red, green, blue = to_rgb(LAYER_COLOUR)
+    for row, top, height in zip(rows, tops[:-1], heights, strict=True):
+        shade = 0.1 + 0.5 * top / tops[-1]
+        colour = (1 - shade * (1 - red), 1 - shade * (1 - green), 1 - shade * (1 - blue))
+        width = (WIDE - 0.7) / len(row)
+        for column, (name, text) in enumerate(row):
+            box = Rectangle((0.6 + column * width, top + 0.03), width - 0.08, height - 0.06, color=colour)
+            panel.add_patch(box)
+            _label(panel, box, name, text, beside=len(row) == 1)
+    arrow = {"arrowstyle": "-|>", "color": _TEXT, "linewidth": 1.6}
+    panel.annotate("", xy=(0.38, tops[-1] - 0.1), xytext=(0.38, 0.1), arrowprops=arrow)
+    panel.text(0.2, tops[-1] / 2, "imports", rotation=90, va="center", ha="center", color=_TEXT, fontsize=10)
+    return figure
+
+
+def _described(name: str, siblings: int) -> tuple[str, str]:
+    """A package's name, and its description in lines that fit into one of so many boxes in a row."""
+    return name.removeprefix("zoomseg."), textwrap.fill(
+        description(name), 110 if siblings == 1 else 125 // siblings
+    )
+
+
+def _label(panel: Axes, box: Rectangle, name: str, text: str, beside: bool) -> None:
+    """Name and description in a package's box: beside each other, or one below the other."""
+    x, y, height = box.get_x() + 0.12, box.get_y(), box.get_height()
+    panel.text(
+        x, y + (height / 2 if beside else 0.15), name, weight="bold", fontsize=11, va="center", color=_TEXT
+    )
+    x, y = (x + 1.35, y + height / 2) if beside else (x, y + (height + 0.22) / 2)
+    panel.text(x, y, text, fontsize=8.5, linespacing=1.2, va="center", color=_TEXT)
+
+
 FIGURES: Mapping[str, Callable[[Case], Figure]] = {
     "coarse-to-fine": coarse_to_fine,
     "regions": regions,
@@ -292,9 +339,10 @@ def draw(folder: Path) -> None:
     """Write every figure as a PNG of few colours."""
     folder.mkdir(exist_ok=True)
     case = phantom_case(3)
-    for name, figure in FIGURES.items():
+    drawn = {name: figure(case) for name, figure in FIGURES.items()} | {"packages": packages()}
+    for name, figure in drawn.items():
         # Without the version of matplotlib, equal figures are equal files.
-        figure(case).savefig(folder / f"{name}.png", dpi=100, metadata={"Software": None})
+        figure.savefig(folder / f"{name}.png", dpi=100, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from zoomseg.core.case import Case
 from zoomseg.core.geometry import Grid
@@ -29,10 +28,10 @@ def scan(seed: int = 0, fat: int = 6, wide: int = 44) -> Case:
     data[edge : edge + wide, 10:40] = -70
     data[edge + fat : edge + wide - fat, 10 + fat : 40 - fat] = 55
     data += rng.normal(0, 12, GRID.shape)
-    return Case(f"scan_{seed}", Volume(torch.from_numpy(data[None].astype(np.float32)), GRID))
+    return Case(f"scan_{seed}", Volume(data[None].astype(np.float32), GRID))
 
 
-def changed(case: Case, data: torch.Tensor) -> Case:
+def changed(case: Case, data: np.ndarray) -> Case:
     return replace(case, image=Volume(data, case.image.grid))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydicom.uid import CTImageStorage
 
 from zoomseg.core.geometry import Grid
@@ -85,4 +84,4 @@ def drawn_on(grid: Grid) -> LabelMap:
     classes[4, 4, 3] = 2
     classes[10:, :, 3:][rng.random(classes[10:, :, 3:].shape) < 0.4] = 3
     classes[0, -1, -1] = 5
-    return LabelMap(torch.from_numpy(classes), grid, ORGANS)
+    return LabelMap(classes, grid, ORGANS)

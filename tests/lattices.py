@@ -7,7 +7,6 @@ resampling does to it, the values must still be the new voxels' coordinates.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from hypothesis import strategies as st
 
 from zoomseg.core.geometry import Box, Grid
@@ -27,7 +26,7 @@ def indices(grid: Grid) -> np.ndarray:
 
 def ramp(grid: Grid) -> Volume:
     """Float64, so that what is measured is the interpolation and not the storage."""
-    return Volume(torch.from_numpy(np.moveaxis(grid.world(indices(grid)), -1, 0).copy()), grid)
+    return Volume(np.moveaxis(grid.world(indices(grid)), -1, 0).copy(), grid)
 
 
 def rotation(angles_deg: tuple[float, float, float]) -> np.ndarray:
@@ -97,13 +96,13 @@ def boxes_in(draw: st.DrawFn, shape: tuple[int, int, int]) -> Box:
     return Box(start, stop)
 
 
-def masks(shape: tuple[int, int, int]) -> st.SearchStrategy[torch.Tensor]:
+def masks(shape: tuple[int, int, int]) -> st.SearchStrategy[np.ndarray]:
     """A bool mask with at least one set voxel."""
     return st.integers(0, 2**32 - 1).map(lambda seed: _mask(shape, seed))
 
 
-def _mask(shape: tuple[int, int, int], seed: int) -> torch.Tensor:
+def _mask(shape: tuple[int, int, int], seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     mask = rng.random(shape) < rng.choice([0.02, 0.3, 0.9])
     mask[tuple(rng.integers(n) for n in shape)] = True
-    return torch.from_numpy(mask)
+    return mask

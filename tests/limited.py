@@ -60,7 +60,7 @@ def untrained() -> Bundle:
 
 
 def predictor(model: str, precision: str, workspace: int) -> Predictor:
-    device = Device(torch.device("cpu"), torch.bfloat16 if precision == "bfloat16" else None)
+    device = Device("cpu", precision == "bfloat16")
     model_ = untrained() if model == "untrained" else replace(bundle.load(BUNDLED), folder=None)
     made = Predictor(model_, device, limits=MemoryLimits(device, 1), any_scan=True)  # noise is no CT
     if workspace:

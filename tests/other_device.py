@@ -175,13 +175,13 @@ def mixed() -> bool:
 
 def main(folder: Path) -> None:
     set_up()
-    other, model, case = Other(PLACE, None), untrained_bundle(3), Case("a", tiny_case(0)[0])
+    other, model, case = Other(str(PLACE)), untrained_bundle(3), Case("a", tiny_case(0)[0])
     labels = [Predictor(model, device).predict(case).labels.data for device in (CPU, other)]
     found: dict[str, object] = {"mixed": mixed(), "labels": int((labels[0] != labels[1]).sum())}
     data = tiny_dataset(folder / "data")
     for together in (True, False):
         recipe, name = augmented(together), "together" if together else "apart"
-        devices = {"cpu": CPU, "held": other, "read": Crowded(PLACE, None)}
+        devices = {"cpu": CPU, "held": other, "read": Crowded(str(PLACE))}
         models = {key: trained(data, recipe, device, folder / name / key) for key, device in devices.items()}
         found[name] = {key: apart(models["cpu"], models[key]) for key in ("held", "read")}
     print(json.dumps(found))

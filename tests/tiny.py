@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from zoomseg.backends.device import Device
 from zoomseg.core.geometry import Grid
@@ -18,7 +17,7 @@ from zoomseg.recipe.load import dump, from_dict, load
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
 
 SCHEMA = LabelSchema(("left kidney", "right kidney"), (3, 7))
-CPU = Device(torch.device("cpu"), None)
+CPU = Device("cpu")
 
 
 def tiny_case(seed: int, nan: bool = False) -> tuple[Volume, LabelMap]:
@@ -33,8 +32,8 @@ def tiny_case(seed: int, nan: bool = False) -> tuple[Volume, LabelMap]:
         classes[np.linalg.norm(distance, axis=-1) < 7.5] = label
     image = rng.normal(0, 10, grid.shape) + np.choose(classes, [0.0, 70.0, 160.0])
     return (
-        Volume(torch.from_numpy(image[None].astype(np.float32)), grid),
-        LabelMap(torch.from_numpy(classes), grid, SCHEMA),
+        Volume(image[None].astype(np.float32), grid),
+        LabelMap(classes, grid, SCHEMA),
     )
 
 

@@ -88,8 +88,8 @@ def _convert_case(dataset: Dataset, case: CaseFiles, raw: Path) -> tuple[Path, .
     loaded = dataset.load(case)
     assert loaded.labels is not None
     for channel, target in enumerate(images):
-        write_array(target, loaded.image.data[channel].numpy(), loaded.image.grid)
-    write_array(labels, loaded.labels.data.numpy().astype(np.uint8), loaded.image.grid)
+        write_array(target, loaded.image.data[channel], loaded.image.grid)
+    write_array(labels, loaded.labels.data.astype(np.uint8), loaded.image.grid)
     return images
 
 

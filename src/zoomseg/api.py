@@ -14,7 +14,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.inference.confidence import organ_rows_of
-from zoomseg.inference.memory_limits import MemoryLimits
+from zoomseg.inference.load import ready_predictor
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow
 from zoomseg.io import bundle
@@ -80,7 +80,7 @@ def load_model(path: Path, device: str) -> Model:
 
 
 def _ready(trained: bundle.Bundle, device: Device) -> Model:
-    return Model(Predictor(trained, device, limits=MemoryLimits(device, "free")))
+    return Model(ready_predictor(trained, device))
 
 
 def train_model(dataset: Path, out: Path, job: jobs.TrainingRequest, resume: bool, device: str) -> Model:

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from zoomseg.backends.device import Device
 from zoomseg.core.labels import LabelSchema
@@ -26,7 +25,7 @@ def cascade() -> Recipe:
     template = load.load("default")
     assert isinstance(template, PlannedRecipe)
     organs = LabelSchema.consecutive(["liver", "spleen"])
-    made = plan(template, scans, organs, Device(torch.device("cpu"), None)).recipe
+    made = plan(template, scans, organs, Device("cpu")).recipe
     assert made.train_together == (("coarse", "fine"),)
     return made
 

@@ -20,7 +20,6 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import SimpleITK as sitk  # noqa: N813
-import torch
 import yaml
 
 import dicoms
@@ -67,7 +66,7 @@ class Samples:
     def scans(self) -> dict[str, dict[str, bytes]]:
         """By kind of file, the files of one scan: name to content; the header is in the first."""
         image = tiny_case(0)[0]
-        voxels, affine = image.data[0].numpy(), image.grid.affine
+        voxels, affine = image.data[0], image.grid.affine
         folder = self.root / "formats"
         folder.mkdir(parents=True, exist_ok=True)
         first, second = nib.Nifti1Image(voxels, affine), nib.Nifti2Image(voxels, affine)
@@ -100,9 +99,7 @@ class Samples:
         classes = np.zeros(series.grid.shape, dtype=np.uint8)
         classes[3:9, 3:8, 1:6] = 1
         classes[11:15, 9:13, 2:7] = 2
-        labels = LabelMap(
-            torch.from_numpy(classes), series.grid, LabelSchema.consecutive(["liver", "spleen"])
-        )
+        labels = LabelMap(classes, series.grid, LabelSchema.consecutive(["liver", "spleen"]))
         found = {}
         for name, write in (("seg.dcm", write_seg), ("rtstruct.dcm", write_rtstruct)):
             path = self.root / name

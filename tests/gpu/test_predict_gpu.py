@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA G
 @pytest.mark.parametrize("keep", [True, False])
 def test_labels_are_the_cpu_s(keep: bool) -> None:
     bundle, case = untrained_bundle(3), Case("a", tiny_case(0)[0])
-    gpu = Device(torch.device("cuda"), None)
+    gpu = Device("cuda:0")
     expected = Predictor(bundle, CPU).predict(case, keep=keep)
     found = Predictor(bundle, gpu).predict(case, keep=keep)
     assert found.labels.data.device.type == "cpu"
@@ -27,7 +27,7 @@ def test_labels_are_the_cpu_s(keep: bool) -> None:
 
 
 def test_a_limit_of_gpu_memory_is_kept() -> None:
-    gpu = Device(torch.device("cuda"), None)
+    gpu = Device("cuda:0")
     torch.cuda.reset_peak_memory_stats()
     predictor = Predictor(untrained_bundle(3), gpu, limits=MemoryLimits(gpu, vram=1 << 30))
     predictor.predict(Case("a", tiny_case(0)[0]), keep=False)

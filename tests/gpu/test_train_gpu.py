@@ -32,7 +32,7 @@ def test_losses_are_the_cpu_s(tmp_path: Path, together: bool, monkeypatch: pytes
     recipe = retrained(tiny_recipe(together, iterations=5), augmentation=Augmentation())
     split = loop.Split(("case_0", "case_1", "case_2"), ("case_3",))
     losses = []
-    for device in (CPU, Device(torch.device("cuda"), None)):
+    for device in (CPU, Device("cuda:0")):
         watch = Losses()
         loop.train(data, split, recipe, tmp_path / device.place.type, loop.Settings(device), watch)
         losses.append(watch.found)
@@ -42,7 +42,7 @@ def test_losses_are_the_cpu_s(tmp_path: Path, together: bool, monkeypatch: pytes
 def test_bfloat16_learns(tmp_path: Path) -> None:
     data, watch = tiny_dataset(tmp_path / "data"), Losses()
     split = loop.Split(data.ids, ())
-    gpu = Device(torch.device("cuda"), torch.bfloat16)
+    gpu = Device("cuda:0", bfloat16=True)
     recipe = tiny_recipe(together=True, iterations=80, lr=2e-2)
     loop.train(data, split, recipe, tmp_path / "model", loop.Settings(gpu), watch)
     assert watch.found[-1] < 0.6 * watch.found[0]

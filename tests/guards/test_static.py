@@ -56,6 +56,16 @@ def test_mypy_notices(tmp_path: Path) -> None:
     assert "missing a return type" in result.stdout
 
 
+def test_mypy_notices_a_kind_without_a_case(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(
+        "from typing import Literal\n\n\ndef look(kind: Literal['box', 'body_mask']) -> None:\n"
+        "    match kind:\n        case 'box':\n            print(kind)\n"
+    )
+    result = run("mypy", "--config-file", ROOT / "pyproject.toml", tmp_path / "bad.py")
+    assert result.returncode == 1
+    assert "unhandled case for values of type \"Literal['body_mask']\"" in result.stdout
+
+
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
     """The contracts in ``root``'s settings, on the package in ``root/src``."""
     script = "import sys; sys.path.insert(0, 'src'); import importlinter.cli as c; c.lint_imports_command()"

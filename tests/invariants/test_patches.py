@@ -71,7 +71,7 @@ def packed(
     folder: Path,
     name: str,
     grid: Grid,
-    image: torch.Tensor,
+    image: np.ndarray,
     labels: np.ndarray,
     box: Box | None = None,
     priors: dict[str, StoredPrior] | None = None,
@@ -84,7 +84,7 @@ def packed(
         "case",
         grid,
         box,
-        stored(folder, f"{name}-image", image[(slice(None), *box.slices)].numpy().astype(np.float32)),
+        stored(folder, f"{name}-image", image[(slice(None), *box.slices)].astype(np.float32)),
         stored(folder, f"{name}-labels", labels[box.slices]),
         candidates,
         np.bincount(labels[labels != IGNORE], minlength=3),
@@ -183,9 +183,7 @@ def test_a_patch_that_is_not_changed_is_a_crop_of_image_labels_and_priors(tmp_pa
     known[box.slices] = labels[box.slices]
     # A prior on a grid of its own, which is a ramp too, and so shows where it was read.
     other = grid.downsampled((2, 2, 2))
-    prior = StoredPrior(
-        stored(tmp_path, "prior", ramp(other).data.numpy().astype(np.float32)), other, ("a", "b")
-    )
+    prior = StoredPrior(stored(tmp_path, "prior", ramp(other).data.astype(np.float32)), other, ("a", "b"))
     pack = packed(tmp_path, "fine", grid, ramp(grid).data, labels, box, {"early": prior})
     for batch in drawn(made, {"fine": pack}, {"fine": SIDES}, 10):
         part = batch.stages["fine"]
@@ -193,14 +191,12 @@ def test_a_patch_that_is_not_changed_is_a_crop_of_image_labels_and_priors(tmp_pa
         index = np.round(grid.index(part.image_BCIJK[0][:, *middle].numpy())).astype(int)
         start = index - middle
         here = Box(tuple(start.tolist()), tuple((start + part.target_BIJK.shape[1:]).tolist()))
-        assert torch.equal(part.target_BIJK[0], torch.from_numpy(known[here.slices]))
+        assert np.array_equal(part.target_BIJK[0].numpy(), known[here.slices])
         wanted = ramp(grid.crop(here)).data
         stored_here = inside(grid.crop(here), grid.crop(box))
         read = inside(grid.crop(here), other)
-        assert part.image_BCIJK[0][:, stored_here].numpy() == pytest.approx(
-            wanted[:, stored_here].numpy(), abs=1e-3
-        )
-        assert part.stored["early"][0][:, read].numpy() == pytest.approx(wanted[:, read].numpy(), abs=1e-3)
+        assert part.image_BCIJK[0][:, stored_here].numpy() == pytest.approx(wanted[:, stored_here], abs=1e-3)
+        assert part.stored["early"][0][:, read].numpy() == pytest.approx(wanted[:, read], abs=1e-3)
 
 
 def inside(patch: Grid, source: Grid) -> np.ndarray:
@@ -224,7 +220,7 @@ def test_a_mirrored_patch_shows_the_left_organ_as_the_right_one(tmp_path: Path, 
         labels[:half, :third], labels[half:, : 2 * third] = 1, 2
         hot = np.eye(3, dtype=np.float32)[labels].transpose(3, 0, 1, 2)
         prior = StoredPrior(stored(tmp_path, f"{name}-early", hot), grid, SIDES.names)
-        image = torch.from_numpy(labels.astype(np.float32))[None]
+        image = labels.astype(np.float32)[None]
         packs[name] = packed(tmp_path, name, grid, image, labels, priors={"early": prior})
     seen = {False: 0, True: 0}
     for batch in drawn(made, packs, schemas, 30):

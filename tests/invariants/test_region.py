@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,8 +23,8 @@ def test_a_finer_grid_loses_no_voxel(region: Region, factor: tuple[int, int, int
     fine = region.grid.with_shape(tuple(n * f for n, f in zip(region.grid.shape, factor, strict=True)))
     moved = region.on(fine)
     assert moved.voxels == region.voxels * int(np.prod(factor))
-    there = torch.nonzero(region.mask_in(region.grid.box)).numpy()
-    back = np.rint(region.grid.index(fine.world(torch.nonzero(moved.mask_in(fine.box)).numpy()))).astype(int)
+    there = np.argwhere(region.mask_in(region.grid.box))
+    back = np.rint(region.grid.index(fine.world(np.argwhere(moved.mask_in(fine.box))))).astype(int)
     assert {tuple(i) for i in back} == {tuple(i) for i in there}
 
 
@@ -35,9 +34,9 @@ def test_a_finer_grid_of_any_spacing_still_hits_every_voxel(
 ) -> None:
     spacing = tuple(s * f for s, f in zip(region.grid.spacing_mm, share, strict=True))
     moved = region.on(region.grid.with_spacing(spacing))
-    hit = moved.grid.world(torch.nonzero(moved.mask_in(moved.grid.box)).numpy())
+    hit = moved.grid.world(np.argwhere(moved.mask_in(moved.grid.box)))
     back = np.floor(region.grid.index(hit) + 0.5001).astype(int)
-    expected = {tuple(i) for i in torch.nonzero(region.mask_in(region.grid.box)).tolist()}
+    expected = {tuple(i) for i in np.argwhere(region.mask_in(region.grid.box)).tolist()}
     assert expected <= {tuple(i) for i in back.tolist()}
 
 
@@ -49,9 +48,9 @@ def test_a_voxel_belongs_if_its_centre_does(region: Region, factor: tuple[float,
     clear = np.abs((at + 0.5) % 1 - 0.5) < 0.499
     nearest = np.floor(at + 0.5).astype(int)
     inside = ((nearest >= 0) & (nearest < np.array(region.grid.shape))).all(axis=-1)
-    whole = region.mask_in(region.grid.box).numpy()
+    whole = region.mask_in(region.grid.box)
     expected = inside & whole[tuple(np.moveaxis(np.clip(nearest, 0, np.array(whole.shape) - 1), -1, 0))]
-    found = moved.mask_in(other.box).numpy()
+    found = moved.mask_in(other.box)
     sure = clear.all(axis=-1)
     if region.mask is None:  # a box stays a box, and covers the old one
         assert (found | ~expected)[sure].all()
@@ -63,7 +62,7 @@ def test_a_voxel_belongs_if_its_centre_does(region: Region, factor: tuple[float,
 def test_the_same_grid_changes_nothing(region: Region) -> None:
     moved = region.on(region.grid)
     assert moved.box == region.box
-    assert torch.equal(moved.mask_in(moved.grid.box), region.mask_in(region.grid.box))
+    assert np.array_equal(moved.mask_in(moved.grid.box), region.mask_in(region.grid.box))
 
 
 @given(regions())
@@ -71,8 +70,8 @@ def test_another_orientation_moves_the_region_along(region: Region) -> None:
     orientation = Orientation.to_canonical(region.grid)
     moved = region.on(orientation.grid(region.grid))
     assert moved.voxels == region.voxels
-    here = np.argwhere(region.mask_in(region.grid.box).numpy())
-    there = np.argwhere(moved.mask_in(moved.grid.box).numpy())
+    here = np.argwhere(region.mask_in(region.grid.box))
+    there = np.argwhere(moved.mask_in(moved.grid.box))
     one = {tuple(w) for w in region.grid.world(here).round(5).tolist()}
     assert one == {tuple(w) for w in moved.grid.world(there).round(5).tolist()}
 
@@ -84,7 +83,7 @@ def test_mask_in_and_of_mask_undo_each_other(region: Region) -> None:
     again = Region.of_mask(region.grid, whole)
     assert again is not None
     assert again.box == bounding_box(whole)
-    assert torch.equal(again.mask_in(region.grid.box), whole)
+    assert np.array_equal(again.mask_in(region.grid.box), whole)
 
 
 @given(regions(), st.data())
@@ -95,7 +94,7 @@ def test_touches_agrees_with_the_mask(region: Region, data: st.DataObject) -> No
 
 def test_a_region_smaller_than_a_coarse_voxel_can_vanish_by_the_centre_rule() -> None:
     grid = Grid.from_spacing((8, 8, 8), (1.0, 1.0, 1.0))
-    mask = torch.zeros(8, 8, 8, dtype=torch.bool)
+    mask = np.zeros((8, 8, 8), dtype=np.bool_)
     mask[0, 0, 0] = True
     region = Region.of_mask(grid, mask)
     assert region is not None

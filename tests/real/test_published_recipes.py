@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from tiny import retrained
 from zoomseg.backends.device import Device
@@ -22,7 +21,7 @@ from zoomseg.training.log import Silent
 DATA = os.environ.get("ZOOMSEG_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="ZOOMSEG_DATA is not set: no real data on this machine")
 
-CPU = Device(torch.device("cpu"), None)
+CPU = Device("cpu")
 
 
 @pytest.mark.parametrize(

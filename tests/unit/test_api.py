@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 import zoomseg
 from tiny import tiny_case, tiny_dataset, tiny_recipe
@@ -33,7 +33,7 @@ def test_a_loaded_model_predicts_files_and_volumes_alike(trained: Path, tmp_path
     image, truth = tiny_case(7)
     write_image(tmp_path / "scan.nii.gz", image)
     one, two = model.predict(image), model.predict(tmp_path / "scan.nii.gz")
-    assert torch.equal(one.labels.data, two.labels.data)
+    assert np.array_equal(one.labels.data, two.labels.data)
     overlap = (one.labels.data > 0) & (truth.data > 0)
     assert 2 * int(overlap.sum()) / int((one.labels.data > 0).sum() + (truth.data > 0).sum()) > 0.7
     assert one.schema.names == ("left kidney", "right kidney")
@@ -41,8 +41,8 @@ def test_a_loaded_model_predicts_files_and_volumes_alike(trained: Path, tmp_path
     assert one.summary[0].volume_ml == pytest.approx(int((one.labels.data == 1).sum()) * 0.012)
     assert one.probabilities is not None
     assert one.probabilities.source == "fine"
-    total = one.probabilities.probabilities.sum(dim=0)
-    assert torch.allclose(total, torch.ones_like(total), atol=1e-3)
+    total = one.probabilities.probabilities.sum(axis=0)
+    assert np.allclose(total, np.ones_like(total), atol=1e-3)
 
 
 def test_notes_are_results_and_warnings(trained: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_scan_that_does_not_fit_is_refused_before_it_is_read(
 def test_organs_are_chosen_by_name(trained: Path) -> None:
     model = zoomseg.load(trained, device="cpu")
     found = model.predict(tiny_case(7)[0], organs=["right kidney"])
-    assert set(found.labels.data.unique().tolist()) <= {0, 2}
+    assert set(np.unique(found.labels.data).tolist()) <= {0, 2}
     assert [row.organ for row in found.summary] == ["right kidney"]
     with pytest.raises(LabelError, match="unknown label 'spleen'"):
         model.predict(tiny_case(7)[0], organs=["spleen"])
@@ -84,7 +84,7 @@ def test_organs_are_chosen_by_name(trained: Path) -> None:
 def test_wrong_channels_and_missing_models_are_refused(trained: Path, tmp_path: Path) -> None:
     image, _ = tiny_case(7)
     with pytest.raises(GeometryError, match="2 channel"):
-        zoomseg.load(trained, device="cpu").predict(Volume(image.data.repeat(2, 1, 1, 1), image.grid))
+        zoomseg.load(trained, device="cpu").predict(Volume(np.repeat(image.data, 2, axis=0), image.grid))
     with pytest.raises(ModelError):
         zoomseg.load(tmp_path / "nothing")
 
@@ -93,7 +93,7 @@ def test_training_resumes_from_python(trained: Path) -> None:
     data = trained.parent / "data"
     before = zoomseg.load(trained, device="cpu").predict(tiny_case(5)[0]).labels.data
     again = zoomseg.train(data, trained, resume=True, device="cpu")
-    assert torch.equal(again.predict(tiny_case(5)[0]).labels.data, before)
+    assert np.array_equal(again.predict(tiny_case(5)[0]).labels.data, before)
 
 
 def test_a_model_is_fine_tuned_from_python(trained: Path, tmp_path: Path) -> None:

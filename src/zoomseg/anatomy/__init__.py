@@ -1,0 +1,1 @@
+"""Organ names and synonyms, standard codes, display colours, measurements and plausibility checks."""

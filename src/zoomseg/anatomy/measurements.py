@@ -52,8 +52,8 @@ def measure(
     """
     if not labels.grid.same_as(image.grid):
         raise GeometryError(f"case {case_id}: labels and image lie on different grids")
-    classes = labels.data.cpu().numpy()
-    values = image.data[0].detach().cpu().numpy()
+    classes = labels.data
+    values = image.data[0]
     numbers = {organ: labels.schema.class_of(organ) for organ in organs}
     boxes = class_boxes(classes, numbers.values())
     return {

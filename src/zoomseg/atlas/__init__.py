@@ -1,0 +1,1 @@
+"""Atlas priors: registration of labelled scans, label fusion."""

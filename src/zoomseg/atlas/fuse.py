@@ -224,7 +224,7 @@ def _fuse_patches(spec: PatchFusion, target: Tensor, images: Tensor, labels: Ten
     out = torch.zeros(classes, *target.shape)
     out.scatter_(0, low[None].long(), 1.0)
     doubt = low != high
-    box = bounding_box(doubt)
+    box = bounding_box(doubt.numpy())
     if box is None:
         return out
     scan, atlases = _Features.of(target), [_Features.of(image) for image in images]

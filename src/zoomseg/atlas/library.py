@@ -11,7 +11,7 @@ atlases-<sha>.safetensors      images (float16) and class indices (uint8)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors import torch as safetensors
-from torch import Tensor
+from safetensors import numpy as safetensors
 
 from zoomseg.atlas import register as registration
 from zoomseg.atlas.fuse import fuse
+from zoomseg.core.arrays import AnyNumpy, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import DatasetError, GeometryError, LabelError, ModelError, ZoomSegError
 from zoomseg.core.geometry import Grid
@@ -55,7 +55,7 @@ class Atlas:
     def __post_init__(self) -> None:
         if not self.image.grid.same_as(self.labels.grid) or self.image.channels != 1:
             raise GeometryError(f"atlas {self.id}: image and labels must share one grid, with one channel")
-        if not bool(self.image.data.isfinite().all()):
+        if not bool(np.isfinite(self.image.data).all()):
             raise DatasetError(f"atlas {self.id}: its normalised image is not finite in float16")
         highest, classes = int(self.labels.data.max()), self.labels.schema.classes
         if highest >= classes:
@@ -100,9 +100,8 @@ class AtlasLibrary:
         atlases = []
         for id, image, labels in cases:
             grid = atlas_grid(image.grid, spec)
-            coarse = resample(Volume(image.data[:1].float(), image.grid), grid)
-            half = Volume(coarse.data.half(), grid)
-            atlases.append(Atlas(id, half, resample_labels(labels, grid)))
+            coarse = resample(_first_channel(image), grid)
+            atlases.append(Atlas(id, _in_half(coarse), resample_labels(labels, grid)))
         if not atlases:
             raise DatasetError("atlas priors need labelled cases; there is none")
         return cls(spec, atlases[0].labels.schema, tuple(atlases))
@@ -146,7 +145,7 @@ class AtlasLibrary:
         if not atlases:
             raise registration.RegistrationError(f"the only atlas is the scan '{exclude}' itself; add cases")
         grid = atlas_grid(image.grid, self.spec)
-        target = resample(Volume(image.data[:1].float(), image.grid), grid)
+        target = resample(_first_channel(image), grid)
         file = None if cache is None else cache / f"{_fused_key(target, atlases, self.spec)}.safetensors"
         known = None if file is None else _read_fused(file, (self.schema.classes, *grid.shape))
         if known is not None:
@@ -167,10 +166,11 @@ class AtlasLibrary:
                 f"none of the {len(atlases)} atlases could be registered to the scan; is it of the same "
                 "kind as the training scans? Otherwise use a recipe without atlas priors"
             )
-        stacked = torch.stack(images), torch.stack(labels)
-        probabilities = fuse(self.spec.fusion, target.data[0], *stacked, self.schema.classes)
+        stacked = torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
+        scan = torch.from_numpy(target.data[0])
+        probabilities = fuse(self.spec.fusion, scan, *stacked, self.schema.classes).numpy()
         if file is not None and len(images) == len(atlases):  # else the warning must come again
-            write_bytes_atomic(file, safetensors.save({"probabilities": probabilities.contiguous()}))
+            write_bytes_atomic(file, safetensors.save({"probabilities": np.ascontiguousarray(probabilities)}))
         on_progress(len(atlases) + 1, len(atlases) + 1)
         return StagePrediction(probabilities, grid, self.schema.names, Region.whole(grid), ATLAS)
 
@@ -180,10 +180,10 @@ class AtlasLibrary:
         Raises:
             OutputError: no permission, full disk; an earlier library in the folder is still usable.
         """
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, AnyNumpy] = {}
         for i, atlas in enumerate(self.atlases):
             tensors |= {f"image.{i}": atlas.image.data, f"labels.{i}": atlas.labels.data}
-        content = safetensors.save({name: t.contiguous().clone() for name, t in tensors.items()})
+        content = safetensors.save({name: np.ascontiguousarray(t) for name, t in tensors.items()})
         digest = hashlib.sha256(content).hexdigest()
         manifest = _Manifest(
             format=FORMAT,
@@ -214,7 +214,8 @@ class AtlasLibrary:
         """
         manifest = _read_manifest(folder)
         try:
-            tensors = read_tensors(folder, manifest.file, manifest.sha256, MANIFEST)
+            found = read_tensors(folder, manifest.file, manifest.sha256, MANIFEST)
+            tensors = {name: tensor.numpy() for name, tensor in found.items()}
         except ValueError as error:
             raise _damaged(folder, str(error)) from error
         try:
@@ -229,6 +230,16 @@ class AtlasLibrary:
             raise _damaged(folder, str(error)) from error
 
 
+def _first_channel(image: Volume) -> Volume:
+    return Volume(to_numpy(image.data[:1, ...]).astype(np.float32), image.grid)
+
+
+def _in_half(image: Volume) -> Volume:
+    """In float16, infinite where that cannot hold a value: ``Atlas`` refuses it."""
+    with np.errstate(over="ignore"):
+        return Volume(image.data.astype(np.float16), image.grid)
+
+
 # --- registered atlases, on disk -------------------------------------------------------------------
 
 
@@ -239,11 +250,14 @@ def _registered(target: Volume, atlas: Atlas, spec: AtlasSpec, cache: Path | Non
         found = _read_registered(file, target.grid, atlas)
         if found is not None:
             return found
-    moving = Volume(atlas.image.data.float(), atlas.image.grid)
+    moving = Volume(atlas.image.data.astype(np.float32), atlas.image.grid)
     warp = registration.register(target, moving, spec.registration)
-    moved = Atlas(atlas.id, Volume(warp.image(moving).data.half(), target.grid), warp.labels(atlas.labels))
+    moved = Atlas(atlas.id, _in_half(warp.image(moving)), warp.labels(atlas.labels))
     if file is not None:
-        content = {"image": moved.image.data.contiguous(), "labels": moved.labels.data.contiguous()}
+        content = {
+            "image": np.ascontiguousarray(moved.image.data),
+            "labels": np.ascontiguousarray(moved.labels.data),
+        }
         write_bytes_atomic(file, safetensors.save(content))
     return moved
 
@@ -253,8 +267,8 @@ def _key(target: Volume, atlas: Atlas, spec: AtlasSpec) -> str:
     digest = hashlib.sha256(f"{registration.VERSION} {spec.registration}".encode())
     for volume in (target, atlas.image):
         digest.update(repr((volume.grid.shape, volume.grid.affine.tolist())).encode())
-        digest.update(volume.data.contiguous().numpy().tobytes())
-    digest.update(atlas.labels.data.contiguous().numpy().tobytes())
+        digest.update(np.ascontiguousarray(volume.data).tobytes())
+    digest.update(np.ascontiguousarray(atlas.labels.data).tobytes())
     return digest.hexdigest()[:32]
 
 
@@ -264,14 +278,14 @@ def _fused_key(target: Volume, atlases: Sequence[Atlas], spec: AtlasSpec) -> str
     return hashlib.sha256("\n".join([spec.fusion.model_dump_json(), *keys]).encode()).hexdigest()[:32]
 
 
-def _read_fused(file: Path, shape: tuple[int, ...]) -> Tensor | None:
+def _read_fused(file: Path, shape: tuple[int, ...]) -> AnyNumpy | None:
     """Probabilities from the cache; None where it holds none that could be."""
     try:
         probabilities = safetensors.load(file.read_bytes())["probabilities"]
     except (OSError, SafetensorError, ValueError, KeyError):
         return None
-    sound = tuple(probabilities.shape) == shape and probabilities.dtype == torch.float32
-    return probabilities if sound and bool(probabilities.isfinite().all()) else None
+    sound = tuple(probabilities.shape) == shape and probabilities.dtype == np.float32
+    return probabilities if sound and bool(np.isfinite(probabilities).all()) else None
 
 
 def _read_registered(file: Path, grid: Grid, atlas: Atlas) -> Atlas | None:
@@ -279,7 +293,7 @@ def _read_registered(file: Path, grid: Grid, atlas: Atlas) -> Atlas | None:
     try:
         tensors = safetensors.load(file.read_bytes())
         image, labels = tensors["image"], tensors["labels"]
-        if image.dtype != torch.float16:
+        if image.dtype != np.float16:
             return None
         return Atlas(atlas.id, Volume(image, grid), LabelMap(labels, grid, atlas.labels.schema))
     except (OSError, SafetensorError, ValueError, KeyError, ZoomSegError):
@@ -329,9 +343,9 @@ def _read_manifest(folder: Path) -> _Manifest:
         raise _damaged(folder, f"{MANIFEST}: {first_problem(error)}") from error
 
 
-def _atlas(entry: _Entry, tensors: dict[str, Tensor], number: int, schema: LabelSchema) -> Atlas:
+def _atlas(entry: _Entry, tensors: Mapping[str, AnyNumpy], number: int, schema: LabelSchema) -> Atlas:
     image, labels = tensors.get(f"image.{number}"), tensors.get(f"labels.{number}")
-    if image is None or labels is None or image.dtype != torch.float16:
+    if image is None or labels is None or image.dtype != np.float16:
         raise ModelError(f"atlas {entry.id} has no float16 image or no labels")
     if {len(row) for row in entry.affine} != {4} or len(entry.affine) != 4:
         raise ModelError(f"atlas {entry.id} has no 4x4 affine")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoomseg.core.arrays import ascending
 from zoomseg.core.errors import GeometryError, ZoomSegError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.resample import sample
@@ -71,13 +72,16 @@ class Warp:
     def image(self, volume: Volume) -> Volume:
         """A moving image on the fixed grid, linear; beyond it its edge voxels go on."""
         self._check(volume.grid)
-        return Volume(sample(volume.data, self.coordinates, "linear"), self.fixed)
+        return Volume(
+            sample(torch.from_numpy(ascending(volume.data)), self.coordinates, "linear").numpy(), self.fixed
+        )
 
     def labels(self, labels: LabelMap) -> LabelMap:
         """A moving label map on the fixed grid, nearest neighbour; beyond it there is background."""
         self._check(labels.grid)
-        moved = sample(labels.data[None], self.coordinates, "nearest", outside=0)[0]
-        return LabelMap(moved, self.fixed, labels.schema)
+        classes = torch.from_numpy(ascending(labels.data))
+        moved = sample(classes[None], self.coordinates, "nearest", outside=0)[0]
+        return LabelMap(moved.numpy(), self.fixed, labels.schema)
 
     def _check(self, grid: Grid) -> None:
         if not self.moving.same_as(grid):
@@ -127,9 +131,9 @@ def library() -> Any:
 
 def _check_content(volume: Volume, name: str) -> None:
     channel = volume.data[0]
-    if not bool(channel.isfinite().all()):
+    if not bool(np.isfinite(channel).all()):
         raise RegistrationError(f"the {name} scan holds values that are not finite")
-    if float(channel.amin()) == float(channel.amax()):
+    if float(channel.min()) == float(channel.max()):
         raise RegistrationError(f"the {name} scan has the same value everywhere; nothing to register")
 
 
@@ -158,7 +162,7 @@ def _image(ants: Any, volume: Volume) -> Any:
     spacing = np.array(volume.grid.spacing_mm)
     # ANTs starts from the centres of mass: of a z-scored scan, whose values sum to about zero, that would be
     # anywhere. Counted from the lowest value on, it is where the tissue is.
-    data = volume.data[0].float().numpy()
+    data = volume.data[0].astype(np.float32)
     return ants.from_numpy(
         np.ascontiguousarray(data - data.min(), dtype=np.float32),
         origin=world[:3, 3].tolist(),

@@ -1,0 +1,1 @@
+"""What computes a stage's network: devices, torch, ONNX graphs."""

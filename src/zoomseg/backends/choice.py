@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from zoomseg.backends.compilers import COMPILERS, BackendError, Compiler, installed
+from zoomseg.backends.device import cuda_is_available
 from zoomseg.core.errors import ModelError, quoted
 from zoomseg.io.bundle import Bundle
 
@@ -35,7 +35,9 @@ def choose(name: str, device: str, models: Sequence[Bundle]) -> Choice:
     """
     if name not in ("auto", *BACKENDS):
         raise BackendError(f"unknown backend '{quoted(name)}'; allowed: auto, {', '.join(BACKENDS)}")
-    on_gpu = device.startswith("cuda") or (device == "auto" and name in ("auto", "torch") and _cuda_usable())
+    on_gpu = device.startswith("cuda") or (
+        device == "auto" and name in ("auto", "torch") and cuda_is_available()
+    )
     if name == "auto":
         return _fastest(on_gpu, models)
     if name == "torch":
@@ -77,16 +79,3 @@ def _without_graphs(models: Sequence[Bundle]) -> str | None:
         if any(stage.name not in model.graphs for stage in model.recipe.stages):
             return str(model.folder or f"'{model.recipe.name}'")
     return None
-
-
-def _cuda_usable() -> bool:
-    """Torch is only asked where the driver is: importing it takes seconds."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    if not installed("torch"):
-        return False
-    import torch
-
-    return torch.cuda.is_available()

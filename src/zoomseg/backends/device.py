@@ -1,25 +1,33 @@
-"""Which device computes, and how: precision, threads, allocator."""
+"""Which device computes, and how: precision, threads, allocator. Torch is imported only where a GPU, or
+training, needs it."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import os
 import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
+from zoomseg.core.arrays import AnyNumpy, Array, beside
 from zoomseg.core.errors import ZoomSegError
+
+if TYPE_CHECKING:
+    import torch
 
 CPU_VOXELS, GPU_VOXELS = 1 << 17, 1 << 20
 """Input voxels that keep a device busy: more at once only take memory."""
 
-CORE_RATES = {torch.bfloat16: 5e10, None: 2e10}
-"""Multiply-adds a second that convolutions reach in training, a core, by precision: 5.2e10 were measured (AMD
-EPYC, Zen 4, torch 2.13.0, 2026-11-21; float32 from docs/decisions/0006)."""
+CORE_RATES = {True: 5e10, False: 2e10}
+"""Multiply-adds a second that convolutions reach in training, a core, in bfloat16 or not: 5.2e10 were
+measured (AMD EPYC, Zen 4, torch 2.13.0, 2026-11-21; float32 from docs/decisions/0006)."""
 GPU_RATE = 5e12
 """The same of a modest GPU; others are faster."""
 WRONG_CUDNN = (90800, 91500)
@@ -32,21 +40,47 @@ HELD_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Device:
-    """``precision`` is the autocast type, or None for float32 throughout."""
+    """``kind`` is ``cpu`` or ``cuda:N``; ``bfloat16`` whether networks compute in it, or in float32
+    throughout."""
 
-    place: torch.device
-    precision: torch.dtype | None
+    kind: str = "cpu"
+    bfloat16: bool = False
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.kind.startswith("cuda")
+
+    @property
+    def precision(self) -> str:
+        return "bfloat16" if self.bfloat16 else "float32"
+
+    @property
+    def place(self) -> torch.device:
+        """Torch's name of it."""
+        import torch
+
+        return torch.device(self.kind)
+
+    def put(self, values: AnyNumpy) -> Array:
+        """Values where the device computes: a torch tensor there, or on a CPU as they are."""
+        if self.kind == "cpu":
+            return values
+        import torch
+
+        return beside(values, torch.empty(0, device=self.place))
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.place.type, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None
-        )
+        import torch
+
+        return torch.autocast(self.place.type, dtype=torch.bfloat16, enabled=self.bfloat16)
 
     @contextmanager
     def tuned(self) -> Iterator[None]:
         """cuDNN tries its algorithms for every shape and takes the fastest: worth it where there are few."""
+        import torch
+
         before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = self.place.type == "cuda"
+        torch.backends.cudnn.benchmark = self.is_gpu
         try:
             yield
         finally:
@@ -54,34 +88,41 @@ class Device:
 
     def tiles_at_once(self, voxels: int) -> int:
         """How many tiles of so many voxels a network gets together, so that the device is kept busy."""
-        return max(1, (GPU_VOXELS if self.place.type == "cuda" else CPU_VOXELS) // voxels)
+        return max(1, (GPU_VOXELS if self.is_gpu else CPU_VOXELS) // voxels)
 
     @property
     def batches_ahead(self) -> int:
         """How many batches are made while one is learned from: a CPU has no one else to make them."""
-        return 2 if self.place.type == "cuda" else 0
+        return 2 if self.is_gpu else 0
 
     @property
     def room_for_data(self) -> int:
         """Bytes of training data that may lie beside the networks: a GPU need not wait for the disk then."""
-        return int(HELD_SHARE * self.memory_bytes) if self.place.type == "cuda" else 0
+        return int(HELD_SHARE * self.memory_bytes) if self.is_gpu else 0
 
     @property
     def multiply_adds_per_second(self) -> float:
         """About what convolutions reach in training: enough to tell minutes from hours beforehand."""
-        if self.place.type == "cuda":
+        if self.is_gpu:
             return GPU_RATE
-        return torch.get_num_threads() * CORE_RATES[self.precision]
+        import torch
+
+        return torch.get_num_threads() * CORE_RATES[self.bfloat16]
 
     @property
     def name(self) -> str:
-        if self.place.type == "cuda":
+        """The hardware's own."""
+        if self.is_gpu:
+            import torch
+
             return torch.cuda.get_device_name(self.place)
         return f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores"
 
     @property
     def memory_bytes(self) -> int:
-        if self.place.type == "cuda":
+        if self.is_gpu:
+            import torch
+
             return int(torch.cuda.get_device_properties(self.place).total_memory)
         return int(psutil.virtual_memory().total)
 
@@ -93,34 +134,61 @@ def resolve(name: str) -> Device:
         ZoomSegError: no such device on this machine.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if cuda_is_available() else "cpu"
     if name == "cpu":
         keep_memory()
-        return Device(torch.device("cpu"), torch.bfloat16 if fast_bfloat16() else None)
+        return Device("cpu", fast_bfloat16())
     if not re.fullmatch(r"cuda(:\d{1,4})?", name):
         raise ZoomSegError(f"unknown device '{name}'; allowed: auto, cpu, cuda, cuda:N")
-    if not torch.cuda.is_available():
+    if not cuda_is_available():
         raise ZoomSegError(f"device '{name}' was asked for, but no CUDA GPU is usable here; use --device cpu")
+    import torch
+
     count, index = torch.cuda.device_count(), int(name.partition(":")[2] or 0)
     if index >= count:
         raise ZoomSegError(f"device '{name}' was asked for, but there are {count}, from cuda:0")
-    place = torch.device("cuda", index)  # by number: "cuda" is another one in a thread that chose another
-    return Device(place, torch.bfloat16 if cuda_bfloat16(place) else None)
+    # By number: "cuda" is another one in a thread that chose another.
+    return Device(f"cuda:{index}", cuda_bfloat16(torch.device("cuda", index)))
+
+
+def cuda_is_available() -> bool:
+    """Whether torch has a GPU to compute on. Torch, which takes seconds to load, is asked only where there is
+    a driver."""
+    if importlib.util.find_spec("torch") is None or not _has_cuda_driver():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _has_cuda_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()  # AMD's
+    return True
 
 
 def cuda_bfloat16(place: torch.device) -> bool:
     """Whether cuDNN convolves bfloat16 in 3D on this GPU. Before Ampere torch does it without cuDNN, which
     takes many times the time and memory, and so it does with the versions of cuDNN that convolve half
     precision wrongly (github.com/pytorch/pytorch/issues/163539 and 166122)."""
+    import torch
+
     version = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
     wrong = WRONG_CUDNN[0] <= version < WRONG_CUDNN[1]
     return torch.cuda.get_device_capability(place) >= (8, 0) and not wrong
 
 
 def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively; elsewhere it is emulated, and slower than float32."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+    """Whether this CPU multiplies bfloat16 natively; elsewhere it is emulated, and slower than float32. Only
+    Linux says so."""
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = re.search(r"^flags\s*:(.*)$", info, re.MULTILINE)
+    return flags is not None and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
 
 
 def keep_memory() -> None:

@@ -10,7 +10,8 @@ from zoomseg.backends import compilers, graph_check
 from zoomseg.backends.choice import Backend
 from zoomseg.backends.compilers import Compiler
 from zoomseg.backends.cpu import FloatArray, Network, Precision
-from zoomseg.core.arrays import Array
+from zoomseg.backends.device import Device
+from zoomseg.core.arrays import Array, to_numpy
 from zoomseg.core.errors import ModelError
 from zoomseg.io.bundle import Bundle, NetworkFiles
 
@@ -22,25 +23,24 @@ numpy arrays; torch's give what they get, tensors or numpy arrays."""
 def networks_of(
     models: Sequence[Bundle],
     backend: Backend,
-    device: str = "cpu",
-    precision: Precision = "fastest",
+    device: Device,
     threads: int | None = None,
 ) -> dict[str, StageNetwork]:
     """The network of every stage of the models' common recipe; of several models, their mean probabilities.
 
     Args:
-        device: for torch, as in ``device.resolve``.
+        device: for torch; its precision counts for all.
         threads: of compiled networks; None: as many as this process may use.
 
     Raises:
         BackendError: the backend refuses a network.
         ModelError: a model lacks the graph of a stage, or the graph reads other files than its own weights;
             or weights do not fit the network.
-        ZoomSegError: no such device.
     """
     names = [stage.name for stage in models[0].recipe.stages]
     if backend == "torch":
-        return {name: _in_torch(models, name, device, precision) for name in names}
+        return {name: _in_torch(models, name, device) for name in names}
+    precision: Precision = "fastest" if device.bfloat16 else "float32"
     return {
         name: mean([_compiled(model, name, backend, precision, threads) for model in models])
         for name in names
@@ -80,23 +80,17 @@ def _check(files: NetworkFiles, model: Bundle, stage: str) -> None:
         raise ModelError(f"model {model.folder}, stage '{stage}': {error}; get it anew") from error
 
 
-def _in_torch(models: Sequence[Bundle], stage: str, device: str, precision: Precision) -> StageNetwork:
-    from dataclasses import replace
-
+def _in_torch(models: Sequence[Bundle], stage: str, device: Device) -> StageNetwork:
     import torch
 
-    from zoomseg.backends.device import resolve
     from zoomseg.backends.torch_networks import as_network, ready_network
 
-    place = resolve(device)
-    if precision == "float32":
-        place = replace(place, precision=None)
-    first, *others = (ready_network(model, stage, place) for model in models)
-    network = as_network(first, place, *others)
+    first, *others = (ready_network(model, stage, device) for model in models)
+    network = as_network(first, device, *others)
 
     def compute(inputs: Array) -> Array:
         if isinstance(inputs, torch.Tensor):
             return network(inputs, ())
-        return network(torch.from_numpy(inputs), ()).cpu().numpy()
+        return to_numpy(network(torch.from_numpy(inputs), ()))
 
     return compute

@@ -138,12 +138,10 @@ def _train(dataset: Path, model: Path, recipe: Path, seconds: float | None, note
 
 
 def _predict(scans: Path, out: Path, model: Path, notes: Console) -> None:
-    from zoomseg.backends.device import resolve
     from zoomseg.core.errors import ScanError
     from zoomseg.inference.batch import Failed, Segmented
+    from zoomseg.inference.load import load_predictor
     from zoomseg.inference.outputs import segment_to_folder
-    from zoomseg.inference.predictor import Predictor
-    from zoomseg.io import bundle
     from zoomseg.io.scans import find_scans
 
     found = find_scans(scans)
@@ -154,7 +152,7 @@ def _predict(scans: Path, out: Path, model: Path, notes: Console) -> None:
             finished.append(outcome)
             done(len(finished))
 
-        predictor = Predictor(bundle.load(model), resolve("auto"))
+        predictor = load_predictor([model])
         failed = segment_to_folder(found, out, predictor, on_result=count)
     if failed:
         raise ScanError(f"{failed[0].case} could not be segmented: {failed[0].reason}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -76,17 +75,14 @@ def command(
     """
     from rich.console import Console
 
-    from zoomseg.backends.device import resolve
     from zoomseg.cli.prediction_display import PredictionDisplay
     from zoomseg.core.errors import ScanError, quoted
     from zoomseg.core.interrupts import ending
-    from zoomseg.inference import atlas_priors
     from zoomseg.inference.batch import ExtraOutputs
-    from zoomseg.inference.memory_limits import MemoryLimits, parse_bytes
+    from zoomseg.inference.load import load_predictor
+    from zoomseg.inference.memory_limits import parse_bytes
     from zoomseg.inference.outputs import segment_to_folder
-    from zoomseg.inference.predictor import Predictor
     from zoomseg.inference.summary import OrganRow, least_certain
-    from zoomseg.io import bundle
     from zoomseg.io.dicom.write.results import DicomResult, require_series
     from zoomseg.io.files import writable_directory
     from zoomseg.io.scans import find_scans
@@ -101,12 +97,15 @@ def command(
     if twice:
         raise ScanError(f"two scans are called '{twice[0]}'; their results would overwrite each other")
     display = PredictionDisplay(Console(stderr=True), len(found), verbose)
-    trained, *others = (bundle.load(part) for model in models for part in bundle.models_in(model))
-    atlas_of = atlas_priors.of_model(trained, display.warn, display.register)
-    where = resolve(device)
-    ram: int | Literal["free"] = "free" if max_ram is None else parse_bytes(max_ram)
-    vram = None if max_vram is None else parse_bytes(max_vram)
-    predictor = Predictor(trained, where, atlas_of, MemoryLimits(where, ram, vram), others, any_scan)
+    predictor = load_predictor(
+        models,
+        device,
+        max_ram="free" if max_ram is None else parse_bytes(max_ram),
+        max_vram=None if max_vram is None else parse_bytes(max_vram),
+        any_scan=any_scan,
+        on_warning=display.warn,
+        on_registration=display.register,
+    )
     chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
     writable_directory(out)
     rows: list[OrganRow] = []

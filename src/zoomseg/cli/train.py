@@ -186,50 +186,19 @@ def _train_all(dataset: Path, out: Path, count: int | None, wish: TrainingReques
 
 
 def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str) -> int:
-    """Predict and score the cases that were kept back, and learn from them what the model's confidence is
-    worth; 1 if some could not be."""
-    from dataclasses import replace
-
+    """Validate a model and say how good it is; 1 if some cases could not be segmented."""
     from zoomseg.backends.device import resolve
     from zoomseg.core.interrupts import ending
     from zoomseg.datasets.layouts import open_dataset
-    from zoomseg.evaluation.calibration import calibrate, scored
-    from zoomseg.evaluation.evaluate import evaluate
-    from zoomseg.inference.batch import ExtraOutputs, Outcome, Segmented
-    from zoomseg.inference.outputs import segment_to_folder
-    from zoomseg.inference.predictor import Predictor
-    from zoomseg.inference.summary import OrganRow
-    from zoomseg.io import bundle
-    from zoomseg.io.scans import ScanInput
-
-    kept_back = open_dataset(dataset).subset(held_back)
-    folder = out / "validation"
-    scans = [ScanInput(case.id, case.images) for case in kept_back.cases]
-    model = bundle.load(out)
-    predictor = Predictor(replace(model, calibration=None), resolve(device), any_scan=True)
-    rows: list[OrganRow] = []
-    beside = ExtraOutputs(stages=True)
-    promised: dict[tuple[str, str], float] = {}
-
-    def keep(outcome: Outcome) -> None:
-        if isinstance(
-            outcome, Segmented
-        ):  # as the probabilities have it, before what the scan is like lowers it
-            promised.update({(outcome.case, name): dice for name, dice in outcome.result.confidence.items()})
+    from zoomseg.training import validation
 
     with ending(lambda: f"the model in {out} is complete, its validation is not; --resume validates it"):
-        failed = segment_to_folder(
-            scans, folder / "predictions", predictor, on_result=keep, beside=beside, on_organs=rows.extend
-        )
-        for case in failed:
-            click.echo(f"failed: {case.case}: {case.reason}", err=True)
-        log = out / "training" / "metrics.csv"
-        scores = evaluate(folder / "predictions", kept_back, folder, training_log=log)
-    found = {(row.case, row.organ) for row in rows if row.confidence is not None}
-    known = scored({key: dice for key, dice in promised.items() if key in found}, scores)
-    bundle.save(replace(model, calibration=calibrate(known)), out)
-    click.echo(f"Validation: mean Dice {scores.mean['dice']:.3f}; {folder / 'report.html'}")
-    return 1 if failed else 0
+        found = validation.validate(open_dataset(dataset), out, held_back, resolve(device))
+    for case in found.failed:
+        click.echo(f"failed: {case.case}: {case.reason}", err=True)
+    report = out / validation.FOLDER / "report.html"
+    click.echo(f"Validation: mean Dice {found.scores.mean['dice']:.3f}; {report}")
+    return 1 if found.failed else 0
 
 
 def _convert(out: Path) -> None:

@@ -23,12 +23,21 @@ def namespace(array: Array) -> Any:
     return array_api_compat.array_namespace(array)
 
 
-def beside(values: AnyNumpy, array: Array) -> Array:
+def beside(values: Array, array: Array) -> Array:
     """``values`` as an array of the same library, on the same device as ``array``; nothing is copied where
     both are in this machine's memory."""
     if isinstance(array, np.ndarray):
-        return values
-    return namespace(array).asarray(values, device=array.device)
+        return to_numpy(values)
+    return namespace(array).asarray(ascending(values), device=array.device)
+
+
+def ascending(values: Array) -> Array:
+    """The same values without axes that run backwards in memory (of a flipped view), and not read-only, as
+    torch knows neither; copied only where they are."""
+    if isinstance(values, np.ndarray) and (min(values.strides, default=0) < 0 or not values.flags.writeable):
+        order = np.argsort([-abs(stride) for stride in values.strides])
+        return np.array(values.transpose(order), order="C").transpose(np.argsort(order))
+    return values
 
 
 def to_numpy(array: Array) -> AnyNumpy:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
+from zoomseg.core.arrays import Array, beside
 from zoomseg.core.errors import GeometryError, LabelError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import BACKGROUND
-from zoomseg.core.region import Region
+from zoomseg.core.region import Mask, Region
 from zoomseg.core.volume import LabelMap, Volume
 
 
@@ -38,7 +36,7 @@ class StagePrediction:
     on ``grid`` (the box of the stage grid that the stage computed), the region it answered for, and
     the stage that said so. Outside ``grid`` the prior is background."""
 
-    probabilities: Tensor
+    probabilities: Array
     grid: Grid
     labels: tuple[str, ...]
     region: Region
@@ -50,14 +48,14 @@ class StagePrediction:
             raise GeometryError(f"prior of shape {tuple(self.probabilities.shape)}, expected {expected}")
 
     @property
-    def answered(self) -> Tensor:
+    def answered(self) -> Mask:
         """Bool mask ``[I, J, K]``: the voxels of ``grid`` that belong to the region. Tiles reach beyond
         it, but what they say there was never asked, and need not be any good."""
         return self.region.on(self.grid).mask_in(self.grid.box)
 
-    def to(self, device: torch.device) -> StagePrediction:
-        """With its probabilities there."""
-        return replace(self, probabilities=self.probabilities.to(device))
+    def beside(self, array: Array) -> StagePrediction:
+        """With its probabilities of the same library and on the same device as an array."""
+        return replace(self, probabilities=beside(self.probabilities, array))
 
     def channel(self, label: str) -> int:
         """Index of a label's probabilities; 0 for background."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.resample import nearest_index
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +24,13 @@ class Region:
 
     grid: Grid
     box: Box
-    mask: Tensor | None = None
+    mask: Mask | None = None
 
     def __post_init__(self) -> None:
         if self.box.empty or self.box.intersect(self.grid.box) != self.box:
             raise GeometryError(f"region {self.box} is empty or not inside a grid of shape {self.grid.shape}")
         if self.mask is not None and (
-            tuple(self.mask.shape) != self.box.shape or self.mask.dtype != torch.bool
+            tuple(self.mask.shape) != self.box.shape or self.mask.dtype != np.bool_
         ):
             raise GeometryError(
                 f"region mask must be bool of shape {self.box.shape}, "
@@ -42,10 +42,10 @@ class Region:
         return cls(grid, grid.box)
 
     @classmethod
-    def of_mask(cls, grid: Grid, mask: Tensor) -> Region | None:
+    def of_mask(cls, grid: Grid, mask: Mask) -> Region | None:
         """The region of a full-size mask ``[I, J, K]``, cropped to its box; None if nothing is set."""
         box = bounding_box(mask)
-        return None if box is None else cls(grid, box, mask[box.slices].contiguous())
+        return None if box is None else cls(grid, box, np.ascontiguousarray(mask[box.slices]))
 
     @property
     def voxels(self) -> int:
@@ -58,9 +58,9 @@ class Region:
             return False
         return self.mask is None or bool(self.mask[common.relative_to(self.box.start).slices].any())
 
-    def mask_in(self, box: Box) -> Tensor:
-        """The region as a bool tensor of ``box``'s shape (False outside the region)."""
-        out = torch.zeros(box.shape, dtype=torch.bool)
+    def mask_in(self, box: Box) -> Mask:
+        """The region as a bool array of ``box``'s shape (False outside the region)."""
+        out = np.zeros(box.shape, dtype=np.bool_)
         common = self.box.intersect(box)
         if common.empty:
             return out
@@ -80,13 +80,12 @@ class Region:
         return Region(grid, box, nearest_index(self.mask, padded, grid.crop(box), outside=0))
 
 
-def bounding_box(mask: Tensor) -> Box | None:
+def bounding_box(mask: Mask) -> Box | None:
     """The smallest box that holds every set voxel of ``mask [I, J, K]``; None if there is none."""
     start, stop = [0, 0, 0], [0, 0, 0]
-    array = mask.numpy() if mask.device.type == "cpu" else mask.cpu().numpy()
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
-        hit = np.flatnonzero(array.any(axis=others))
+        hit = np.flatnonzero(mask.any(axis=others))
         if hit.size == 0:
             return None
         start[axis], stop[axis] = int(hit[0]), int(hit[-1]) + 1

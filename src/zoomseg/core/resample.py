@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoomseg.core import weights as axis_weights
+from zoomseg.core.arrays import Array, ascending
 from zoomseg.core.geometry import Box, FloatArray, Grid
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.core.weights import TIE_TOLERANCE
@@ -107,22 +108,25 @@ def _by_axes(data: Tensor, weights: Mapping[int, Tensor], change: Callable[[Tens
 
 def as_float(data: Tensor) -> Tensor:
     """Integers as float32; floats as they are."""
-    return data if data.is_floating_point() else data.float()
+    return data if data.is_floating_point() and data.dtype != torch.float16 else data.float()
 
 
 def resample_data(
-    data: Tensor,
+    data: Array,
     source: Grid,
     target: Grid,
     antialias: bool = True,
-    change: Callable[[Tensor], Tensor] = as_float,
-) -> Tensor:
+    change: Callable[[Array], Array] = as_float,
+) -> Array:
     """``[C, I, J, K]`` on ``source`` to ``[C, *target.shape]``, linear; differentiable in ``data``.
 
     Args:
         change: what is done to the values first, voxel by voxel (normalisation). Only what is read is
             changed, and never all of a large scan at once.
     """
+    if isinstance(data, np.ndarray):
+        tensor = torch.from_numpy(ascending(data))
+        return resample_data(tensor, source, target, antialias, change).numpy()
     if source == target:
         return change(data)
     matrix = target.to_index_of(source)
@@ -151,9 +155,11 @@ def resample(volume: Volume, grid: Grid, antialias: bool = True) -> Volume:
     return Volume(resample_data(volume.data, volume.grid, grid, antialias), grid)
 
 
-def nearest_index(data: Tensor, source: Grid, target: Grid, outside: int | None = None) -> Tensor:
+def nearest_index(data: Array, source: Grid, target: Grid, outside: int | None = None) -> Array:
     """``[I, J, K]`` integers or bools taken from the nearest voxel; beyond the source the edge voxel's
     value, or ``outside``."""
+    if isinstance(data, np.ndarray):
+        return nearest_index(torch.from_numpy(ascending(data)), source, target, outside).numpy()
     matrix = target.to_index_of(source)
     axes = _axiswise(matrix, target.shape)
     if axes is None:

@@ -65,8 +65,7 @@ def cover(region: Region, tile: Index3, halo: Index3, overlap: float) -> Tiling:
         raise GeometryError(
             f"the region holds no voxel of a grid of shape {region.grid.shape}: it is smaller than its voxels"
         )
-    mask = None if region.mask is None else region.mask.cpu().numpy()
-    tiles = tuple(placing.place(region.box, mask, region.grid.shape, inner, halo, overlap))
+    tiles = tuple(placing.place(region.box, region.mask, region.grid.shape, inner, halo, overlap))
     box = region.box
     whole = math.prod(
         len(placing.starts(low, high, size, overlap))

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
+from zoomseg.core.arrays import Array, namespace
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
 
 
-def _reorient(data: Tensor, orientation: Orientation) -> Tensor:
-    """Permute and flip the last three axes."""
+def _reorient(data: Array, orientation: Orientation) -> Array:
+    """Permute and flip the last three axes; of a numpy array it is a view."""
     lead = data.ndim - 3
     axes = [*range(lead), *(lead + a for a in orientation.order)]
     flips = [lead + a for a in range(3) if orientation.flip[a]]
-    data = data.permute(axes)
-    return data.flip(flips) if flips else data
+    xp = namespace(data)
+    turned = xp.permute_dims(data, tuple(axes))
+    return xp.flip(turned, axis=tuple(flips)) if flips else turned
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """Intensities ``[C, I, J, K]`` on a grid."""
+    """Intensities ``[C, I, J, K]`` on a grid: numpy, or of a scan that is being segmented on a GPU torch."""
 
-    data: Tensor
+    data: Array
     grid: Grid
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class LabelMap:
     Class indices are not file values: ``schema.decode`` gives those. Never interpolated linearly.
     """
 
-    data: Tensor
+    data: npt.NDArray[np.uint8]
     grid: Grid
     schema: LabelSchema
 
@@ -61,7 +63,7 @@ class LabelMap:
             raise GeometryError(
                 f"label map of shape {tuple(self.data.shape)} on a grid of shape {self.grid.shape}"
             )
-        if self.data.dtype != torch.uint8:
+        if self.data.dtype != np.uint8:
             raise GeometryError(f"label maps hold uint8 class indices, got {self.data.dtype}")
 
     def reoriented(self, orientation: Orientation) -> LabelMap:

@@ -1,0 +1,1 @@
+"""Labelled data sets: layouts, splits, audit and repair, labels from DICOM, phantoms."""

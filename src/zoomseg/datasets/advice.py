@@ -48,7 +48,7 @@ class Advice:
 
 def hounsfield(image: Volume) -> tuple[bool, ...]:
     """Of every channel, whether it looks like CT."""
-    return tuple(looks_like_hounsfield(channel) for channel in image.data.numpy())
+    return tuple(looks_like_hounsfield(channel) for channel in image.data)
 
 
 def advise(dataset: Dataset, units: Iterable[Hounsfield] = ()) -> tuple[Advice, ...]:

@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from zoomseg.core.errors import DatasetError, MemoryLimitError, OutputError, ScanError, ZoomSegError
 from zoomseg.core.geometry import GEOMETRY_TOLERANCE_VOX, Grid
@@ -199,8 +198,8 @@ def _audit_image(dataset: Dataset, case: CaseFiles, facts: _Facts) -> Grid | Non
         first = first or volume.grid
         _audit_grid(first, volume.grid, name, facts)
         digest.update(repr(volume.data.shape).encode())
-        digest.update(volume.data.float().contiguous().numpy().data)
-        for channel in volume.data.numpy():
+        digest.update(np.ascontiguousarray(volume.data, dtype=np.float32).data)
+        for channel in volume.data:
             _audit_channel(channel, name, facts)
             label_like = label_like and looks_like_labels(channel)
         units += hounsfield(volume)
@@ -460,8 +459,8 @@ def _write_mended_image(dataset: Dataset, case: CaseFiles, targets: list[Path]) 
         first = first or volume.grid
         grid = first if _can_snap(first, volume.grid) else volume.grid
         for channel in volume.data:
-            finite = torch.isfinite(channel)
-            mended = torch.where(finite, channel, channel[finite].min())
+            finite = np.isfinite(channel)
+            mended = np.where(finite, channel, channel[finite].min())
             write_image(next(remaining), Volume(mended[None], grid))
     assert first is not None  # a case has at least one image file
     return first

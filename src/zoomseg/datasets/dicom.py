@@ -259,10 +259,10 @@ def _write_case(case: DicomCase, schema: LabelSchema, out: Path) -> tuple[frozen
     """Write one case; which labels it has, and which were drawn but lie under others."""
     structures, _ = _drawn(case.objects, case.stack)
     labels, drawn = structures.label_map(schema)
-    present = {schema.names[c - 1] for c in np.unique(labels.data.numpy()).tolist() if c}
+    present = {schema.names[c - 1] for c in np.unique(labels.data).tolist() if c}
     with reading(case.stack.paths[0].parent, "DICOM"):  # memory may not do
         image = read_volume(case.stack)
-    write_array(out / "imagesTr" / f"{case.id}_0000.nii.gz", image.data[0].numpy(), image.grid)
+    write_array(out / "imagesTr" / f"{case.id}_0000.nii.gz", image.data[0], image.grid)
     write_labels(out / "labelsTr" / f"{case.id}.nii.gz", labels)
     return drawn & present, tuple(sorted(drawn - present))
 

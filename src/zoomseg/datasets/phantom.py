@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.ndimage import gaussian_filter
 
 from zoomseg.core.case import Case
@@ -508,8 +507,8 @@ def phantom_case(seed: int, size: Size | Grid = "demo") -> Case:
     for name in PHANTOM_SCHEMA.groups["vessels"]:
         _paint_organ(canvas, name, _ORGANS[name])
     scan = _expose(canvas, grid, np.random.Generator(np.random.PCG64(voxels)))
-    labels = LabelMap(torch.from_numpy(canvas.classes.reshape(grid.shape)), grid, PHANTOM_SCHEMA)
-    return Case(f"phantom_{seed:04d}", Volume(torch.from_numpy(scan)[None].float(), grid), labels)
+    labels = LabelMap(canvas.classes.reshape(grid.shape), grid, PHANTOM_SCHEMA)
+    return Case(f"phantom_{seed:04d}", Volume(scan[None].astype(np.float32, copy=False), grid), labels)
 
 
 def write_phantom_dataset(
@@ -533,9 +532,7 @@ def write_phantom_dataset(
             on_progress(done, cases)
         case = phantom_case(seed + done, size)
         assert case.labels is not None
-        write_array(
-            images / f"{case.id}_0000.nii.gz", case.image.data[0].numpy().astype(np.int16), case.image.grid
-        )
+        write_array(images / f"{case.id}_0000.nii.gz", case.image.data[0].astype(np.int16), case.image.grid)
         write_labels(labels / f"{case.id}.nii.gz", case.labels)
     if on_progress is not None:
         on_progress(cases, cases)

@@ -1,0 +1,1 @@
+"""Metrics, upper bounds, error attribution, comparison, reports."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy import ndimage
 
 from zoomseg.core.errors import GeometryError, ScanError
@@ -142,8 +141,8 @@ def attribute_case(
         ScanError: a file is missing, damaged, or lies on another grid.
     """
     stages = _Stages(folder, case, stage_outputs.read(folder, case), reference.grid)
-    drawn = reference.data.numpy()
-    said = np.where(drawn == IGNORE, np.uint8(0), prediction.data.numpy())
+    drawn = reference.data
+    said = np.where(drawn == IGNORE, np.uint8(0), prediction.data)
     boxes = [ndimage.find_objects(classes, max_label=IGNORE) for classes in (said, drawn)]
     out: dict[str, Attribution] = {}
     for answering, together in stages.groups(organs):
@@ -218,8 +217,8 @@ class _Stages:
         self._check(grid, path)
         if values.min() < 0 or values.max() > 1:
             raise ScanError(f"{path}: a region holds 0 and 1; predict again with --keep-stages")
-        region = Volume(torch.from_numpy((values != 0)[None]), grid)
-        mask: Mask = region.reoriented(Orientation.to_canonical(grid)).data[0].numpy()
+        region = Volume((values != 0)[None], grid)
+        mask: Mask = region.reoriented(Orientation.to_canonical(grid)).data[0]
         return mask
 
     def _check(self, grid: Grid, path: Path) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from zoomseg.core.arrays import AnyNumpy
 from zoomseg.core.errors import DatasetError, ScanError, listed, quoted
 from zoomseg.core.geometry import Orientation
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
@@ -74,14 +74,14 @@ class Pairs:
         check_same_grid(like.grid, image.grid, pair.reference, pair.images[0])
         return image
 
-    def _translate(self, labels: LabelMap) -> torch.Tensor:
+    def _translate(self, labels: LabelMap) -> AnyNumpy:
         """The prediction's class indices to those of the reference's schema, by name."""
         if self.predicted.names == self.drawn.names:
             return labels.data
         table = np.zeros(256, dtype=np.uint8)
         for name in self.organs:
             table[self.predicted.class_of(name)] = self.drawn.class_of(name)
-        return torch.from_numpy(table[labels.data.numpy()])
+        return table[labels.data]
 
 
 def _canonical(labels: LabelMap) -> LabelMap:

@@ -162,8 +162,8 @@ def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float) -> CaseResult | F
     try:
         prediction, reference = pairs.load(pair)
         scores = score(
-            prediction.data.numpy(),
-            reference.data.numpy(),
+            prediction.data,
+            reference.data,
             reference.grid,
             pairs.drawn,
             tolerance_mm,
@@ -203,9 +203,9 @@ def _picture(case: CaseResult, worst: OrganScore, pairs: Pairs, pair: Pair) -> P
         notes.append(f"Drawn without the region: {error}")
     c = pairs.drawn.class_of(worst.organ)
     png = overlay(
-        image.data[0].numpy() if image is not None else None,
-        prediction.data.numpy() == c,
-        reference.data.numpy() == c,
+        image.data[0] if image is not None else None,
+        prediction.data == c,
+        reference.data == c,
         reference.grid.spacing_mm,
         region,
     )

@@ -20,19 +20,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from zoomseg.atlas.library import atlas_grid
 from zoomseg.backends.device import Device
 from zoomseg.backends.torch_networks import check_tile
+from zoomseg.core.arrays import Array, beside, to_numpy
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.placing import Tile
-from zoomseg.core.region import Region, bounding_box
+from zoomseg.core.region import Mask, Region, bounding_box
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io.files import writable_directory, write_text_atomic
@@ -40,12 +40,13 @@ from zoomseg.pipeline import fusion
 from zoomseg.pipeline.cascade import AtlasPriorOf, Cascade, Prediction
 from zoomseg.pipeline.grid import stage_grid
 from zoomseg.pipeline.inputs import input_channels
+from zoomseg.pipeline.reference import one_hot_labels
 from zoomseg.pipeline.sliding_window import StageNetwork, StageNetworkOf
 from zoomseg.pipeline.stage_input import PreparedScan, StageView
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, AtlasSpec, FixedShape, Recipe, RoiSpec, Stage
-from zoomseg.training.data.packed_cases import stage_labels
 
+Classes = npt.NDArray[np.uint8]
 Place = Literal["", "candidate region", "box"]
 
 
@@ -78,9 +79,9 @@ def oracle(reference: LabelMap) -> StageNetworkOf:
     def network_of(view: StageView) -> StageNetwork:
         labels = graph.resolve_labels(view.stage, reference.schema)
 
-        def compute(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
             grids = [view.grid.crop(tile.inner) for tile in tiles]
-            return torch.stack([_certain(reference, labels, grid) for grid in grids])
+            return beside(np.stack([one_hot_labels(reference, labels, grid) for grid in grids]), x_BCIJK)
 
         return compute
 
@@ -94,15 +95,11 @@ def atlas_oracle(spec: AtlasSpec) -> AtlasPriorOf:
         assert scan.labels is not None
         grid = atlas_grid(scan.grid, spec)
         names = scan.labels.schema.names
-        return StagePrediction(_certain(scan.labels, names, grid), grid, names, Region.whole(grid), ATLAS)
+        return StagePrediction(
+            one_hot_labels(scan.labels, names, grid), grid, names, Region.whole(grid), ATLAS
+        )
 
     return atlas_of
-
-
-def _certain(reference: LabelMap, labels: tuple[str, ...], grid: Grid) -> Tensor:
-    """Probabilities ``[1 + labels, *grid.shape]`` of 0 and 1."""
-    classes = torch.from_numpy(stage_labels(reference, labels, grid)).long()
-    return F.one_hot(classes, 1 + len(labels)).movedim(-1, 0).float()
 
 
 def answering(recipe: Recipe, schema: LabelSchema) -> dict[str, Stage]:
@@ -212,35 +209,37 @@ def _part(stage: Stage, prior: StagePrediction | None, reference: LabelMap) -> _
     )
 
 
-def _voxels(classes: Tensor, schema: LabelSchema) -> dict[str, int]:
-    counts = torch.bincount(classes.flatten(), minlength=schema.classes).tolist()
+def _voxels(classes: Classes, schema: LabelSchema) -> dict[str, int]:
+    counts = np.bincount(classes.ravel(), minlength=schema.classes).tolist()
     return dict(zip(schema.names, counts[1:], strict=True))
 
 
-def dice(found: Tensor, reference: LabelMap) -> dict[str, float]:
+def dice(found: Classes, reference: LabelMap) -> dict[str, float]:
     """Dice of class indices ``[I, J, K]`` for every organ that the reference has."""
     same = found[found == reference.data]
     said, drawn, both = (_voxels(x, reference.schema) for x in (found, reference.data, same))
     return {name: 2 * both[name] / (said[name] + count) for name, count in drawn.items() if count}
 
 
-def through_grid(reference: LabelMap, stage: Stage, prior: StagePrediction | None) -> Tensor:
+def through_grid(reference: LabelMap, stage: Stage, prior: StagePrediction | None) -> Classes:
     """Class indices of the stage's labels, from the scan to the stage's grid and back, the region left
     aside. A grid of a fixed shape goes on beyond its region with the voxels that it has there."""
     scan = reference.grid
     canvas = fusion.FusedLabelMap.blank(scan, reference.schema)
     labels = graph.resolve_labels(stage, reference.schema)
-    wanted = torch.tensor([reference.schema.class_of(name) for name in labels])
-    organs = bounding_box(torch.isin(reference.data, wanted))
+    wanted = [reference.schema.class_of(name) for name in labels]
+    organs = bounding_box(np.isin(reference.data, wanted))
     if organs is None:
-        return canvas.labels
+        return to_numpy(canvas.labels)
     grid = stage_grid(stage.grid, scan) if prior is None else prior.region.grid
     # A ring of background around the organs: a prior's edge goes on beyond its grid.
     box = grid.box_of(scan, organs).expand((2, 2, 2)).intersect(_reach(grid, stage, scan))
     near = grid.crop(box)
-    certain = StagePrediction(_certain(reference, labels, near), near, labels, Region.whole(near), stage.name)
+    certain = StagePrediction(
+        one_hot_labels(reference, labels, near), near, labels, Region.whole(near), stage.name
+    )
     fusion.replace_in_roi(canvas, certain, stage.argmax_on)
-    return canvas.labels
+    return to_numpy(canvas.labels)
 
 
 def _reach(grid: Grid, stage: Stage, scan: Grid) -> Box:
@@ -250,10 +249,10 @@ def _reach(grid: Grid, stage: Stage, scan: Grid) -> Box:
     return grid.box
 
 
-def _inside(scan: Grid, stage: Stage, prior: StagePrediction | None) -> Tensor:
+def _inside(scan: Grid, stage: Stage, prior: StagePrediction | None) -> Mask:
     """Bool ``[I, J, K]``: the scan's voxels in the region that the stage answers for."""
     if prior is None:  # it had nowhere to look
-        return torch.zeros(scan.shape, dtype=torch.bool)
+        return np.zeros(scan.shape, dtype=np.bool_)
     return prior.region.on(scan).mask_in(scan.box)
 
 

@@ -25,17 +25,17 @@ def uses_atlas(recipe: Recipe) -> bool:
     return any(graph.uses_atlas(stage) for stage in recipe.stages)
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     """To whoever calls from Python; commands have their own way to say it."""
     warnings.warn(message, stacklevel=2)
 
 
-def _silent(case: str, done: int, total: int) -> None:
+def ignore_progress(case: str, done: int, total: int) -> None:
     pass
 
 
 def of_model(
-    model: Bundle, warn: Callable[[str], None] = _warn, on_progress: OnRegistration = _silent
+    model: Bundle, warn: Callable[[str], None] = warn, on_progress: OnRegistration = ignore_progress
 ) -> AtlasPriorOf | None:
     """Priors by a model's own atlases; None if it uses none.
 

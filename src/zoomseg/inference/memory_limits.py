@@ -122,7 +122,7 @@ class MemoryLimits:
 
     @property
     def _on_gpu(self) -> bool:
-        return self.device.place.type == "cuda"
+        return self.device.is_gpu
 
     @property
     def any(self) -> bool:

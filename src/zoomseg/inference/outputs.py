@@ -144,7 +144,7 @@ def _header(predictor: Predictor, organs: tuple[str, ...], notes: Sequence[str])
             key: predictor.bundle.provenance[key] for key in TRAINED if key in predictor.bundle.provenance
         },
         "device": predictor.device.name,
-        "precision": str(predictor.device.precision or "float32").removeprefix("torch."),
+        "precision": predictor.device.precision,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": 0.0,
         "labels": {BACKGROUND: 0} | {name: schema.values[schema.names.index(name)] for name in organs},

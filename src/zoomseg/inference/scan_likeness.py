@@ -16,7 +16,7 @@ def compare(known: TrainingDomain, case: Case, intensity: IntensitySpec, any_sca
     Raises:
         ScanError: it is plainly something else, and why.
     """
-    channel = case.image.data[0].numpy()
+    channel = case.image.data[0]
     return training_domain.compare(
         known, channel, case.image.grid, window_of(intensity), case.modality, any_scan
     )

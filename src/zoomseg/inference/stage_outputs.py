@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor
 
+from zoomseg.core.arrays import AnyNumpy, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid, Orientation
@@ -33,6 +33,7 @@ from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe import graph
 from zoomseg.recipe.quantities import Name, Spacing
 from zoomseg.recipe.spec import (
+    BodyMask,
     BoxAround,
     DilatedForeground,
     ProbabilityTimesAtlas,
@@ -144,7 +145,7 @@ def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Predic
         if not isinstance(stage.roi, WholeVolume):
             region = Volume(region_of(prior, canonical)[None], canonical).reoriented(back)
             path = region_path(folder, scan.id, stage.name)
-            write_array(path, region.data[0].numpy(), region.grid, scan.paths[0])
+            write_array(path, region.data[0], region.grid, scan.paths[0])
     kept = describe(recipe, result.schema, result.stages)
     write_json_atomic(json_path(folder, scan.id), kept.model_dump(mode="json"))
 
@@ -155,18 +156,18 @@ def label_map(stage: Stage, prior: StagePrediction | None, grid: Grid, schema: L
     canvas = fusion.FusedLabelMap.blank(grid, schema)
     if prior is not None:
         fusion.replace_in_roi(canvas, prior, stage.argmax_on)
-    return LabelMap(canvas.labels, grid, schema)
+    return LabelMap(to_numpy(canvas.labels), grid, schema)
 
 
-def region_of(prior: StagePrediction | None, grid: Grid) -> Tensor:
+def region_of(prior: StagePrediction | None, grid: Grid) -> AnyNumpy:
     """``[I, J, K]`` uint8: 1 where the stage's answer reaches voxels of the scan's canonical ``grid``."""
-    out = torch.zeros(grid.shape[::-1], dtype=torch.uint8).permute(2, 1, 0)
+    out = np.zeros(grid.shape[::-1], dtype=np.uint8).transpose()
     if prior is None:
         return out
     box = grid.box_of(prior.region.grid, prior.region.box).intersect(grid.box)
     for block in fusion.blocks(box):
         part = grid.crop(block)
-        out[block.slices] = prior.region.on(part).mask_in(part.box).byte()
+        out[block.slices] = prior.region.on(part).mask_in(part.box)
     return out
 
 
@@ -189,7 +190,7 @@ def _placed_by(stage: Stage) -> str | None:
     match stage.roi:
         case DilatedForeground(of=of) | BoxAround(of=of) | ProbabilityTimesAtlas(of=of):
             return of
-        case _:
+        case WholeVolume() | BodyMask():
             return None
 
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from isal import isal_zlib as zlib
 
 from zoomseg.core.case import Case
@@ -447,7 +446,7 @@ def read_voxels(path: Path, channels_last: bool = False) -> Volume:
     with reading(path, "an image"), np.errstate(over="ignore"):
         values = _intensities(stored)
         four = values if values.ndim == 4 else values[..., None]
-        return Volume(torch.from_numpy(np.moveaxis(four, -1, 0)), header.grid)
+        return Volume(np.moveaxis(four, -1, 0), header.grid)
 
 
 def _dicom_voxels(path: Path, stack: Stack) -> Volume:
@@ -536,12 +535,12 @@ def the_scan(path: Path, on_note: Callable[[str], None] = _silent) -> ScanInput:
 def _checked(files: Sequence[Path], volumes: Sequence[Volume]) -> Volume:
     """The channels of one scan, each fit for a network, together."""
     for file, volume in zip(files, volumes, strict=True):
-        for channel in volume.data.numpy():
+        for channel in volume.data:
             check_voxels(channel, file)
         check_same_grid(volumes[0].grid, volume.grid, files[0], file)
-    if all(looks_like_labels(channel) for volume in volumes for channel in volume.data.numpy()):
+    if all(looks_like_labels(channel) for volume in volumes for channel in volume.data):
         raise ScanError(f"{files[0]}: looks like a label map, not like a scan; give the image itself")
-    data = volumes[0].data if len(volumes) == 1 else torch.cat([v.data for v in volumes])
+    data = volumes[0].data if len(volumes) == 1 else np.concatenate([v.data for v in volumes])
     return Volume(data, volumes[0].grid)
 
 
@@ -645,7 +644,7 @@ def read_labels(path: Path, schema: LabelSchema) -> LabelMap:
         classes = schema.encode(values)
     except LabelError as error:
         raise LabelError(f"{path}: {error}") from error
-    return LabelMap(torch.from_numpy(np.ascontiguousarray(classes)), grid, schema)
+    return LabelMap(np.ascontiguousarray(classes), grid, schema)
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -662,12 +661,12 @@ def write_labels(path: Path, labels: LabelMap, like: Path | None = None) -> None
         OutputError: unsupported suffix, or the file cannot be written.
         ScanError: ``like`` lies on another grid.
     """
-    write_array(path, labels.schema.decode(labels.data.cpu().numpy()), labels.grid, like)
+    write_array(path, labels.schema.decode(labels.data), labels.grid, like)
 
 
 def write_image(path: Path, image: Volume) -> None:
     """Write intensities as float32: 3-D for one channel, 4-D NIfTI with channels last for several."""
-    data = image.data.detach().cpu().float().numpy()
+    data = image.data.astype(np.float32)
     write_array(path, data[0] if image.channels == 1 else np.moveaxis(data, 0, -1), image.grid)
 
 

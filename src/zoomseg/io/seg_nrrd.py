@@ -46,7 +46,7 @@ def write_segmentation(path: Path, labels: LabelMap, organs: Iterable[str] | Non
     if not path.name.endswith(SUFFIX):
         raise OutputError(f"{path}: a segmentation for 3D Slicer must be called <name>{SUFFIX}")
     chosen = labels.schema.names if organs is None else labels.schema.select(organs)
-    classes = labels.data.cpu().numpy()
+    classes = labels.data
     boxes = class_boxes(classes, (labels.schema.class_of(organ) for organ in chosen))
     image = itk_image(labels.schema.decode(classes), labels.grid)
     for key, value in _header(labels.schema, chosen, boxes):

@@ -1,0 +1,1 @@
+"""The cascade: region, grid, inputs, sliding window, fusion."""

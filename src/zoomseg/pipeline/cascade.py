@@ -10,6 +10,7 @@ from functools import partial
 
 from zoomseg.anatomy.positions import OrganPlaces
 from zoomseg.backends.device import Device
+from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.components import largest_component, without_islands
 from zoomseg.core.labels import LabelSchema
@@ -132,7 +133,7 @@ class Cascade:
                 clock.lap(stage.name)
         run.fuse()
         notes, misplaced = self._clean(run.fused, organs)
-        labels = LabelMap(run.fused.labels.cpu(), scan.grid, self.schema)
+        labels = LabelMap(to_numpy(run.fused.labels), scan.grid, self.schema)
         labels = labels.reoriented(scan.orientation.inverse)
         clock.lap("fuse")
         return Prediction(
@@ -264,12 +265,12 @@ class _Run:
     def fuse(self) -> None:
         """Every prediction into the label map; neighbours of one kind enter together, as they may vote. Only
         when all have predicted, as the label map is for nobody to read before."""
-        recipe, place = self.cascade.recipe, self.fused.labels.device
+        recipe = self.cascade.recipe
         entering = itertools.dropwhile(lambda s: _overwritten(s, recipe), recipe.stages)
         fusing = (stage for stage in entering if stage.fusion != "none")
         for kind, stages in itertools.groupby(fusing, key=lambda stage: stage.fusion):
             found = [
-                fusion.FusionInput(self.stages[stage.name].to(place), stage.argmax_on)
+                fusion.FusionInput(self.stages[stage.name].beside(self.fused.labels), stage.argmax_on)
                 for stage in stages
                 if stage.name in self.stages
             ]

@@ -150,7 +150,7 @@ class SlabFusion:
             )
             answer = _apply_table(self._classes, winner)
             if self._region.mask is not None:
-                here = self._region.on(grid).mask_in(grid.box).to(view.device)
+                here = torch.from_numpy(self._region.on(grid).mask_in(grid.box)).to(view.device)
                 answer = torch.where(here, answer, view)
             view.copy_(answer)
 
@@ -232,7 +232,9 @@ class _Candidate:
         else:
             best, winner = (nearest_index(x, prior.grid, grid) for x in self.decided)
         if prior.region.mask is not None:
-            best = torch.where(prior.region.on(grid).mask_in(grid.box).to(best.device), best, 0.0)
+            best = torch.where(
+                torch.from_numpy(prior.region.on(grid).mask_in(grid.box)).to(best.device), best, 0.0
+            )
         return _apply_table(self.classes, winner), best
 
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from zoomseg.core.arrays import AnyNumpy, Array, beside, namespace
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Grid
@@ -45,15 +45,24 @@ class Normalisation:
     inner: tuple[float, float] | None = None
     gain: float = 0.0
 
-    def apply(self, data: Tensor) -> Tensor:
+    def apply(self, data: Array) -> Array:
         """``[C, I, J, K]`` of the scan's own unit to normalised float32."""
-        out = torch.empty_like(data, dtype=torch.float32)
-        for channel, own, lo, hi, shift, scale in zip(
-            data, out, self.lower, self.upper, self.shift, self.scale, strict=True
+        xp = namespace(data)
+        out = xp.astype(data, xp.float32)
+        if out is data:
+            out = xp.asarray(data, copy=True)
+        for c, (lo, hi, shift, scale) in enumerate(
+            zip(self.lower, self.upper, self.shift, self.scale, strict=True)
         ):
-            own.copy_(channel).clamp_(lo, hi).sub_(shift).mul_(scale)
+            own = xp.clip(out[c, ...], lo, hi)
+            own -= shift
+            own *= scale
             if self.inner is not None:
-                own.add_(channel.float().clamp(*self.inner).sub_(self.inner[0]), alpha=self.gain)
+                inner = xp.clip(out[c, ...], *self.inner)
+                inner -= self.inner[0]
+                inner *= self.gain
+                own += inner
+            out[c, ...] = own
         return out
 
     def of(self, channels: Sequence[int]) -> Normalisation:
@@ -90,30 +99,26 @@ def check_seen(spec: IntensitySpec, image: Volume, name: str) -> None:
         ScanError: with the scan's ``name``.
     """
     if isinstance(spec, Window):
-        strides: tuple[int, ...] = image.data.stride()
-        as_it_lies = sorted(range(4), key=lambda axis: -strides[axis])  # else torch copies all of it first
-        low, high = image.data.permute(as_it_lies).aminmax()
-        check_within(spec.lower, spec.upper, float(low), float(high), name)
+        check_within(spec.lower, spec.upper, float(image.data.min()), float(image.data.max()), name)
 
 
-def _moments(channel: Tensor, spec: ZScore) -> tuple[float, float, float, float]:
-    some = _sample(channel).flatten().float()
-    ordered = some.sort().values
+def _moments(channel: AnyNumpy, spec: ZScore) -> tuple[float, float, float, float]:
+    ordered = np.sort(_sample(channel), axis=None).astype(np.float32)
     low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in spec.clip_percentiles)
-    clipped = some.clamp(low, high)
-    return low, high, float(clipped.mean()), 1.0 / max(float(clipped.std()), 1e-6)
+    clipped = np.clip(ordered, low, high).astype(np.float64)
+    return low, high, float(clipped.mean()), 1.0 / max(float(clipped.std(ddof=1)), 1e-6)
 
 
-def _sample(channel: Tensor) -> Tensor:
+def _sample(channel: AnyNumpy) -> AnyNumpy:
     """A scan's voxels, or of a large one some in every part: the same ones however it lies in memory, and
     whichever way up."""
     # Every step-th from either end, so that along each axis up to twice as many are met.
-    step = math.ceil((8 * channel.numel() / STATISTICS_VOXELS) ** (1 / 3))
-    if channel.numel() <= STATISTICS_VOXELS:
+    step = math.ceil((8 * channel.size / STATISTICS_VOXELS) ** (1 / 3))
+    if channel.size <= STATISTICS_VOXELS:
         return channel
     for axis, size in enumerate(channel.shape):
-        index = torch.arange(0, size, step, device=channel.device)
-        channel = channel.index_select(axis, torch.unique(torch.cat([index, size - 1 - index])))
+        index = np.arange(0, size, step)
+        channel = channel.take(np.union1d(index, size - 1 - index), axis)
     return channel
 
 
@@ -128,7 +133,7 @@ def image_channels(specs: Sequence[InputSpec], channels: int) -> tuple[int, ...]
 
 def prior_specs(specs: Sequence[InputSpec]) -> tuple[PriorInput | AtlasInput, ...]:
     """Those that read a prior: an earlier stage's, or the atlas's."""
-    return tuple(spec for spec in specs if isinstance(spec, PriorInput | AtlasInput))
+    return tuple(spec for spec in specs if not isinstance(spec, ImageInput))
 
 
 def prior_names(spec: PriorInput | AtlasInput, labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -136,14 +141,14 @@ def prior_names(spec: PriorInput | AtlasInput, labels: tuple[str, ...]) -> tuple
     return labels if isinstance(spec.labels, str) else spec.labels
 
 
-def select_prior(spec: PriorInput | AtlasInput, probabilities: Tensor, labels: tuple[str, ...]) -> Tensor:
+def select_prior(spec: PriorInput | AtlasInput, probabilities: Array, labels: tuple[str, ...]) -> Array:
     """The channels a prior input names, from ``[..., 1 + labels, I, J, K]``."""
     names = prior_names(spec, labels)
-    index = torch.tensor([labels.index(n) + 1 for n in names], device=probabilities.device)
-    return probabilities.index_select(probabilities.ndim - 4, index)
+    index = beside(np.array([labels.index(n) + 1 for n in names]), probabilities)
+    return namespace(probabilities).take(probabilities, index, axis=probabilities.ndim - 4)
 
 
-def image_on(specs: Sequence[InputSpec], image: Volume, normalisation: Normalisation, grid: Grid) -> Tensor:
+def image_on(specs: Sequence[InputSpec], image: Volume, normalisation: Normalisation, grid: Grid) -> Array:
     """The image channels ``[C, *grid.shape]`` that these inputs show, normalised."""
     channels = list(image_channels(specs, image.channels))
     own = normalisation.of(channels)
@@ -151,13 +156,13 @@ def image_on(specs: Sequence[InputSpec], image: Volume, normalisation: Normalisa
     return resample_data(seen, image.grid, grid, change=own.apply)
 
 
-def priors_on(specs: Sequence[InputSpec], priors: Mapping[str, StagePrediction], grid: Grid) -> list[Tensor]:
+def priors_on(specs: Sequence[InputSpec], priors: Mapping[str, StagePrediction], grid: Grid) -> list[Array]:
     """The channels ``[C, *grid.shape]`` of every prior that these inputs show."""
     parts = []
     for spec in prior_specs(specs):
         prior = priors[spec.of]
         chosen = select_prior(spec, prior.probabilities, prior.labels)
-        parts.append(resample_data(chosen.float(), prior.grid, grid))
+        parts.append(resample_data(chosen, prior.grid, grid))
     return parts
 
 

@@ -8,17 +8,16 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import torch
 from scipy import ndimage
-from torch import Tensor
 
+from zoomseg.core.arrays import AnyNumpy, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.components import Mask, largest_component
 from zoomseg.core.dilation import dilated
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.memory import require_ram_of
 from zoomseg.core.region import Region, bounding_box
-from zoomseg.core.resample import resample, resample_data
+from zoomseg.core.resample import resample_data
 from zoomseg.core.volume import Volume
 from zoomseg.recipe.spec import (
     ATLAS,
@@ -65,25 +64,25 @@ def body_mask(image: Volume, grid: Grid, threshold: float) -> Region | None:
     """Voxels over ``threshold`` in the first channel: largest component, holes filled slice by slice
     (lungs and bowel gas are open to the outside in 3D where the scan ends). Roth et al. 2018, 2.2."""
     # Scans are often stored clipped (to [-125, 275] HU, say): air is then the lowest value there is.
-    level = max(threshold, float(image.data[0].min()))
-    first = Volume(image.data[:1], image.grid)
-    mask: Mask = (resample(first, grid).data[0] > level).cpu().numpy()
+    first = image.data[:1, ...]
+    level = max(threshold, float(first.min()))
+    mask: Mask = to_numpy(resample_data(first, image.grid, grid)[0, ...] > level)
     if not mask.any():
         return None
     mask = largest_component(mask, connectivity=6)
     for k in range(mask.shape[2]):
         mask[:, :, k] = ndimage.binary_fill_holes(mask[:, :, k])
-    return Region.of_mask(grid, torch.from_numpy(mask))
+    return Region.of_mask(grid, mask)
 
 
-def foreground(prior: StagePrediction, labels: tuple[str, ...] | None = None) -> Tensor:
+def foreground(prior: StagePrediction, labels: tuple[str, ...] | None = None) -> Mask:
     """Bool mask ``[I, J, K]`` on the prior's grid: where it answers, and its argmax is one of ``labels``
     (default any)."""
-    winner = prior.probabilities.argmax(dim=0).cpu()
+    winner = to_numpy(namespace(prior.probabilities).argmax(prior.probabilities, axis=0))
     if labels is None:
         return (winner > 0) & prior.answered
-    wanted = torch.tensor([prior.channel(name) for name in labels])
-    return torch.isin(winner, wanted) & prior.answered
+    found: Mask = np.isin(winner, [prior.channel(name) for name in labels]) & prior.answered
+    return found
 
 
 def dilated_foreground(
@@ -93,17 +92,17 @@ def dilated_foreground(
     ball of ``radius_vox`` voxels of ``grid``. Roth et al. 2018, Section 2.2 (r = 3, no threshold)."""
     seen = foreground(prior)
     if threshold is not None:
-        seen |= (prior.probabilities[0].cpu() < 1 - threshold) & prior.answered
+        seen |= to_numpy(prior.probabilities[0, ...] < 1 - threshold) & prior.answered
     found = _moved(seen, prior.grid, grid)
     if found is None:
         return None
     reach = math.floor(radius_vox)
     box = found.box.expand((reach, reach, reach)).intersect(grid.box)
     require_ram_of(box.shape, _MASK_BYTES, "a region")
-    return Region(grid, box, torch.from_numpy(dilated(found.mask_in(box).numpy(), radius_vox)))
+    return Region(grid, box, dilated(found.mask_in(box), radius_vox))
 
 
-def _moved(mask: Tensor, source: Grid, grid: Grid) -> Region | None:
+def _moved(mask: Mask, source: Grid, grid: Grid) -> Region | None:
     """A mask on another grid: voxels whose centre falls on a set voxel, and, so that nothing is lost on
     a coarser grid, those that hold the centre of one."""
     box = bounding_box(mask)
@@ -112,9 +111,9 @@ def _moved(mask: Tensor, source: Grid, grid: Grid) -> Region | None:
     require_ram_of(grid.box_of(source, box).shape, _MASK_BYTES, "a region")
     moved = Region(source, box, mask[box.slices]).on(grid)
     out = moved.mask_in(moved.box)
-    centres = grid.index(source.world(np.argwhere(mask.numpy()))) - np.array(moved.box.start)
+    centres = grid.index(source.world(np.argwhere(mask))) - np.array(moved.box.start)
     held = np.clip(np.floor(centres + 0.5), 0, np.array(moved.box.shape) - 1).astype(int)
-    out[tuple(torch.from_numpy(held).T)] = True
+    out[tuple(held.T)] = True
     return Region(grid, moved.box, out)
 
 
@@ -124,15 +123,16 @@ def _names(spec: BoxAround | ProbabilityTimesAtlas, prior: StagePrediction) -> t
 
 def probability_times_atlas(
     prior: StagePrediction, atlas: StagePrediction, labels: tuple[str, ...]
-) -> Tensor:
+) -> AnyNumpy:
     """Probability times atlas prior of every label, summed over ``labels``: ``[I, J, K]`` on the prior's
     grid, zero where the prior does not answer. Valindria et al. 2018, Section 2.2."""
-    own = prior.probabilities[[prior.channel(name) for name in labels]].cpu()
-    shares = atlas.probabilities[[atlas.channel(name) for name in labels]].float()
-    return (own * resample_data(shares, atlas.grid, prior.grid)).sum(dim=0) * prior.answered
+    own = to_numpy(prior.probabilities)[[prior.channel(name) for name in labels]]
+    shares = atlas.probabilities[[atlas.channel(name) for name in labels]]
+    likely: AnyNumpy = (own * to_numpy(resample_data(shares, atlas.grid, prior.grid))).sum(axis=0)
+    return likely * prior.answered
 
 
-def box_around(mask: Tensor, source: Grid, grid: Grid, margin_mm: float) -> Region | None:
+def box_around(mask: Mask, source: Grid, grid: Grid, margin_mm: float) -> Region | None:
     """The bounding box of a mask on ``source``, widened by ``margin_mm`` on every side."""
     box = bounding_box(mask)
     if box is None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from zoomseg.core import widening
+from zoomseg.core.arrays import to_numpy
 from zoomseg.core.region import Region
 from zoomseg.core.widening import OpenSides
 from zoomseg.pipeline import grid as grids
@@ -31,13 +30,13 @@ def expanded(
     view: StageView, scan: PreparedScan, estimator: UncertaintyEstimator, organs: tuple[str, ...]
 ) -> StageView:
     """The view that also looks ``MARGIN_MM`` beyond where these organs reached its end."""
-    at, region = estimator.at_end(organs).numpy(), view.region
+    at, region = to_numpy(estimator.at_end(organs)), view.region
     if isinstance(view.stage.grid, FixedShape):
         box = scan.grid.box_of(view.grid, region.box)
         box = widening.grown(box, widening.sides_at(at, region.box), scan.grid)
         grid = grids.stage_grid(view.stage.grid, scan.grid, box)
         return StageView(view.stage, grid, Region.whole(grid))
-    old = None if region.mask is None else region.mask.numpy()
+    old = region.mask
     box, mask = widening.extended(region.box, old, at, view.grid)
-    new = Region(view.grid, box, None if mask is None else torch.from_numpy(mask))
+    new = Region(view.grid, box, mask)
     return StageView(view.stage, view.grid, new)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from zoomseg.core.arrays import Array, ascending, namespace
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.memory import require_ram_of
@@ -47,7 +48,7 @@ class PreparedScan:
         normal = Volume(self.normalisation.apply(self.raw.data), self.raw.grid)
         return normal.reoriented(self.orientation)
 
-    def image_on(self, grid: Grid, specs: Sequence[InputSpec]) -> Tensor:
+    def image_on(self, grid: Grid, specs: Sequence[InputSpec]) -> Array:
         """The image channels ``[C, *grid.shape]`` that a stage with these inputs sees, normalised."""
         return inputs.image_on(specs, self.raw, self.normalisation, grid)
 
@@ -72,9 +73,9 @@ def prepare(case: Case, recipe: Recipe, place: torch.device | None = None) -> Pr
     """
     orientation = Orientation.to_canonical(case.image.grid)
     labels = None if case.labels is None else _drawn(case.labels, case.annotated).reoriented(orientation)
-    raw = case.image if place is None else Volume(case.image.data.to(place), case.image.grid)
-    inputs.check_seen(recipe.intensity, raw, case.id)
-    normalisation = inputs.normalisation(recipe.intensity, raw)
+    inputs.check_seen(recipe.intensity, case.image, case.id)
+    normalisation = inputs.normalisation(recipe.intensity, case.image)
+    raw = Volume(torch.asarray(ascending(case.image.data), device=place), case.image.grid)
     grid = orientation.grid(case.image.grid)
     return PreparedScan(case.id, raw, normalisation, grid, labels, orientation, case.annotated)
 
@@ -85,8 +86,9 @@ def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
     if annotated is None or annotated.issuperset(labels.schema.names):
         return labels
     left_out = [labels.schema.class_of(name) for name in labels.schema.names if name not in annotated]
-    erased = torch.isin(labels.data, torch.tensor(left_out, dtype=labels.data.dtype))
-    return LabelMap(labels.data.masked_fill(erased, 0), labels.grid, labels.schema)
+    return LabelMap(
+        np.where(np.isin(labels.data, left_out), np.uint8(0), labels.data), labels.grid, labels.schema
+    )
 
 
 def view(
@@ -117,12 +119,12 @@ def view(
 def background_prediction(stage: Stage, scan: PreparedScan, labels: tuple[str, ...]) -> StagePrediction:
     """What a stage says that has nowhere to look: background, everywhere."""
     grid = scan.grid.with_shape((1, 1, 1))
-    probabilities = torch.zeros(1 + len(labels), 1, 1, 1)
+    probabilities = np.zeros((1 + len(labels), 1, 1, 1), dtype=np.float32)
     probabilities[0] = 1.0
     return StagePrediction(probabilities, grid, labels, Region.whole(grid), stage.name)
 
 
-def read(view: StageView, scan: PreparedScan, priors: Mapping[str, StagePrediction], box: Box) -> Tensor:
+def read(view: StageView, scan: PreparedScan, priors: Mapping[str, StagePrediction], box: Box) -> Array:
     """The network's input ``[C, *box.shape]``; beyond the scan its edge voxels go on."""
     return InputReader(view, scan, priors, box).read(box)
 
@@ -138,10 +140,10 @@ class InputReader:
         self._start = box.start
         self._image = scan.image_on(view.grid.crop(box), view.stage.inputs)
         read = {spec.of for spec in inputs.prior_specs(view.stage.inputs)}
-        self._priors = {name: priors[name].to(self._image.device) for name in read}
+        self._priors = {name: priors[name].beside(self._image) for name in read}
 
-    def read(self, box: Box) -> Tensor:
+    def read(self, box: Box) -> Array:
         """``[C, *box.shape]``."""
         image = self._image[(slice(None), *box.relative_to(self._start).slices)]
         priors = inputs.priors_on(self._view.stage.inputs, self._priors, self._view.grid.crop(box))
-        return torch.cat([image, *priors])
+        return namespace(image).concat([image, *priors])

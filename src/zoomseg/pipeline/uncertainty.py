@@ -66,7 +66,7 @@ class UncertaintyEstimator:
             self._add(probabilities[:, start - box.start[0] :][:, : part.shape[0]], part)
 
     def _add(self, probabilities: Tensor, box: Box) -> None:
-        answered = self._region.mask_in(box).to(probabilities.device)
+        answered = torch.from_numpy(self._region.mask_in(box)).to(probabilities.device)
         if not bool(answered.any()):
             return
         best, winner = self._won(probabilities, answered)
@@ -132,5 +132,5 @@ def region_ends(region: Region, box: Box, open_sides: OpenSides) -> Tensor | Non
     None if the region has no such end at all."""
     if region.mask is None and region.box == region.grid.box and not any(itertools.chain(*open_sides)):
         return None
-    wide = region.mask_in(box.expand((1, 1, 1))).numpy()
+    wide = region.mask_in(box.expand((1, 1, 1)))
     return torch.from_numpy(widening.region_ends(wide, box, region.grid.shape, open_sides))

@@ -1,0 +1,1 @@
+"""Recipe numbers from data, device and time, each with a reason."""

@@ -152,7 +152,7 @@ def take(
         extents.append(grid.extent_mm)
         units.append(hounsfield(case.image))
         if case.labels is not None:
-            values = case.image.data[0][case.labels.data > 0].numpy()
+            values = case.image.data[0][case.labels.data > 0]
             foreground.append(rng.choice(values, min(len(values), FOREGROUND_VOXELS), replace=False))
             drawn.append(_drawn(case, dataset))
             seen.append(_organs_in(case))
@@ -235,8 +235,8 @@ def _organs_in(case: Case) -> dict[str, _Seen]:
     if case.labels is None:
         return {}
     canonical = Orientation.to_canonical(case.labels.grid)
-    labels, image = case.labels.reoriented(canonical), case.image.reoriented(canonical).data[0].numpy()
-    classes, spacing = labels.data.numpy(), np.array(labels.grid.spacing_mm)
+    labels, image = case.labels.reoriented(canonical), case.image.reoriented(canonical).data[0]
+    classes, spacing = labels.data, np.array(labels.grid.spacing_mm)
     darkest = float(image.min())
     found: dict[str, _Seen] = {}
     for number, box in enumerate(ndimage.find_objects(classes), start=1):

@@ -193,7 +193,7 @@ def require_room(stage: specs.Stage, channels: int, classes: int, device: Device
         RecipeError: naming the stage and what it would need.
     """
     needed, there = _cost(stage, channels, classes).bytes, device.memory_bytes
-    if device.precision is not None:  # feature maps take half of what is counted
+    if device.bfloat16:  # feature maps take half of what is counted
         needed //= 2
     if needed > there:
         training = stage.training

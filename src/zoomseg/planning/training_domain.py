@@ -32,10 +32,10 @@ class CaseSample:
 
 def sample(case: Case) -> CaseSample:
     """What tells of a training case."""
-    voxels, cell_cm2 = training_domain.thinned(case.image.data[0].numpy(), case.image.grid)
+    voxels, cell_cm2 = training_domain.thinned(case.image.data[0], case.image.grid)
     organs: dict[str, Place] = {}
     if case.labels is not None:
-        found = places(case.labels.data.numpy(), case.labels.grid)
+        found = places(case.labels.data, case.labels.grid)
         names = case.labels.schema.names
         drawn = frozenset(names) if case.annotated is None else case.annotated
         organs = {names[c - 1]: place for c, place in found.items() if names[c - 1] in drawn}

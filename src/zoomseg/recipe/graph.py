@@ -18,6 +18,7 @@ from zoomseg.recipe.quantities import MAX_NAME
 from zoomseg.recipe.spec import (
     ATLAS,
     AtlasInput,
+    BodyMask,
     BoxAround,
     DilatedForeground,
     InputSpec,
@@ -26,6 +27,7 @@ from zoomseg.recipe.spec import (
     Recipe,
     RoiSpec,
     Stage,
+    WholeVolume,
 )
 
 Reading = TypeVar("Reading", RoiSpec, InputSpec)
@@ -53,7 +55,7 @@ def _references(stage: Stage) -> Iterator[_Reference]:
             yield _Reference("roi", of, ())
         case BoxAround(of=of, labels=labels) | ProbabilityTimesAtlas(of=of, labels=labels):
             yield _Reference("roi", of, () if isinstance(labels, str) else labels)
-        case _:
+        case WholeVolume() | BodyMask():
             pass
     for n, source in enumerate(stage.inputs):
         if isinstance(source, PriorInput):

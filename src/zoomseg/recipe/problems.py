@@ -81,9 +81,9 @@ def _line(path: Path, details: Sequence[ErrorDetails], root: type[BaseModel], da
             return f"{_where((*path, 'kind'), data)}is missing, expected one of {tags}"
         case "value_error":
             return f"{_where(path, data)}{context['error']}"
-    # One member of a union each: any of them would do.
-    expected = dict.fromkeys(_expected(detail, path, root, data) for detail in details)
-    return f"{_where(path, data)}got {short(first['input'])}, expected {' or '.join(expected)}"
+        case _:  # one member of a union each: any of them would do
+            expected = dict.fromkeys(_expected(detail, path, root, data) for detail in details)
+            return f"{_where(path, data)}got {short(first['input'])}, expected {' or '.join(expected)}"
 
 
 def _where(path: Path, data: Mapping[Any, Any]) -> str:
@@ -127,7 +127,8 @@ def _expected(detail: ErrorDetails, path: Path, root: type[BaseModel], data: Map
             return f"a list of at least {context['min_length']}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return "a mapping of keys"
-    return detail["msg"].removeprefix("Input should be ")
+        case _:
+            return detail["msg"].removeprefix("Input should be ")
 
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

@@ -1,0 +1,1 @@
+"""Segmentation in the browser: a local server and its page."""

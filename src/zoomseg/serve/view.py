@@ -61,7 +61,7 @@ def prepare(scan: Path, labels: Path, room: Path) -> Files:
     if not _is_plain(scan):
         volume = read_voxels(scan)
         shown_scan = room / "scan.nii.gz"
-        write_array(shown_scan, volume.data[0].numpy(), volume.grid)
+        write_array(shown_scan, volume.data[0], volume.grid)
     shown_labels = labels
     if not _is_plain(labels):
         shown_labels = room / "labels.nii.gz"

@@ -161,18 +161,12 @@ def _error_of(
 
 def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Predictor:
     """A model ready to segment, as `zoomseg predict` would load it."""
-    from zoomseg.backends.device import resolve
-    from zoomseg.inference import atlas_priors
-    from zoomseg.inference.memory_limits import MemoryLimits
-    from zoomseg.inference.predictor import Predictor
-    from zoomseg.io import bundle
+    from zoomseg.inference import load
 
     def register(case: str, done: int, total: int) -> None:
         tell(Step("registering atlases", done, total))
 
-    trained, where = bundle.load(Path(model)), resolve(device)
-    atlas_of = atlas_priors.of_model(trained, on_progress=register)
-    return Predictor(trained, where, atlas_of, MemoryLimits(where, "free"))
+    return load.load_predictor([model], device, on_registration=register)
 
 
 def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
@@ -196,7 +190,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
                 raise ScanError(reason)
             case Segmented(_, _, image):
                 if not task.scan.endswith(".nii.gz"):
-                    voxels = image.data[0].cpu().numpy()
+                    voxels = image.data[0]
                     write_array(out / "scan.nii.gz", voxels, image.grid, like=scan.paths[0])
 
     segment_to_folder(

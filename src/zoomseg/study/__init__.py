@@ -1,0 +1,1 @@
+"""Ablation tables of papers, trained and scored on other data."""

@@ -21,13 +21,13 @@ from zoomseg.evaluation.result import mean
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.pipeline import stage_input
+from zoomseg.pipeline.reference import stage_labels
 from zoomseg.pipeline.roi import dilated_foreground
 from zoomseg.study.ablations import RegionCurve
 from zoomseg.study.report_page import Page, Plot, Sheet, html, markdown
 from zoomseg.study.run import notes
 from zoomseg.study.steps import told, training_steps
 from zoomseg.study.trainings import Trainings
-from zoomseg.training.data.packed_cases import stage_labels
 
 MEAN = "mean"
 PUBLISHED_RADIUS = 3
@@ -72,7 +72,7 @@ def coverage(
     out: dict[str, list[tuple[float, float]]] = {}
     for radius in radii_vox:
         region = dilated_foreground(prior, grid, radius)
-        inside = None if region is None else region.mask_in(grid.box).numpy()
+        inside = None if region is None else region.mask_in(grid.box)
         for organ in organs:
             own = truth == schema.class_of(organ)
             if not own.any():

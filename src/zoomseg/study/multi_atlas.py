@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoomseg.atlas.register import LibraryMissingError
+from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.core.volume import LabelMap
@@ -30,7 +31,7 @@ def segment_by_atlas(trainings: Trainings, fold: int, ids: Sequence[str], out: P
             scan = stage_input.prepare(Case(files.id, image), trainings.recipe)
             canvas = fusion.FusedLabelMap.blank(scan.grid, trainings.dataset.schema)
             fusion.replace_in_roi(canvas, prior_of(scan))
-            labels = LabelMap(canvas.labels, canvas.grid, canvas.schema)
+            labels = LabelMap(to_numpy(canvas.labels), canvas.grid, canvas.schema)
             labels = labels.reoriented(scan.orientation.inverse)
             write_labels(out / f"{files.id}.nii.gz", labels, like=files.images[0])
         except (OutputError, LibraryMissingError):

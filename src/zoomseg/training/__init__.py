@@ -1,0 +1,1 @@
+"""The training run: stage groups, loop, losses, checkpoints, folds, fine-tuning, distillation."""

@@ -4,7 +4,7 @@
 OUT/folds.json       what was asked for; a resumed cross-validation reads it and decides nothing anew
 OUT/recipe.yaml      the recipe of all folds, planned once, so that their models can answer together
 OUT/plan.md          why it has its numbers, if it was planned
-OUT/fold-<n>/        a model with its training, as ``engine.job`` writes it
+OUT/fold-<n>/        a model with its training, as ``training.training_run`` writes it
 ```
 
 A plan is made from all labelled cases, as their spacings and sizes say little about any one of them. (nnU-Net
@@ -15,18 +15,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from zoomseg.backends.device import Device
 from zoomseg.core.errors import ModelError, TrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
-from zoomseg.training import fine_tuning, training_run
+from zoomseg.training import fine_tuning, record, training_run
 from zoomseg.training.log import Observer
+from zoomseg.training.record import CrossValidationRecord
 from zoomseg.training.training_run import TrainingRequest
 
 
@@ -103,17 +103,18 @@ def begin(
         write_text_atomic(out / "plan.md", planned.markdown(dataset.name))
         recipe = planned.recipe
     write_text_atomic(out / "recipe.yaml", dump(recipe))
-    record = {
-        **training_run.fixed_by(dataset),
-        "cases": list(cases.train),
-        "folds": count,
-        "seconds": wish.seconds,
-        "epochs": wish.epochs,
-        "seed": wish.seed,
-        "init": None if wish.init is None else str(wish.init.resolve()),
-        "teachers": [str(bundle.find(model).resolve()) for model in wish.teachers],
-    }
-    write_json_atomic(out / bundle.FOLDS, record)
+    asked = CrossValidationRecord(
+        channels=dataset.channel_names,
+        labels=dict(zip(dataset.schema.names, dataset.schema.values, strict=True)),
+        cases=cases.train,
+        folds=count,
+        seconds=wish.seconds,
+        epochs=wish.epochs,
+        seed=wish.seed,
+        init=None if wish.init is None else str(wish.init.resolve()),
+        teachers=tuple(str(bundle.find(model).resolve()) for model in wish.teachers),
+    )
+    record.write(asked, out / bundle.FOLDS)
     return folds
 
 
@@ -126,49 +127,24 @@ def reopen(
     Raises:
         TrainingError: there is none, it is damaged, or it was of other cases, labels or channels.
     """
-    record = _read(out)
-    now = training_run.fixed_by(dataset) | {
-        "cases": list(training_run.choose_split(dataset, TrainingRequest()).train)
-    }
-    for key, value in now.items():
-        if record[key] != value:
+    known = record.read_cross_validation(out)
+    cases = training_run.choose_split(dataset, TrainingRequest()).train
+    stored = known.model_dump(mode="json")
+    for key, value in {**record.fixed_by(dataset), "cases": list(cases)}.items():
+        if stored[key] != value:
             raise TrainingError(
                 f"data set '{dataset.name}' has other {key} than when the cross-validation in {out} began; "
                 "restore them, or train into another folder"
             )
     if seconds is None and epochs is None:
-        seconds, epochs = record["seconds"], record["epochs"]
-    init = None if record["init"] is None else Path(record["init"])
+        seconds, epochs = known.seconds, known.epochs
+    init = None if known.init is None else Path(known.init)
     wish = TrainingRequest(
-        seconds=seconds, epochs=epochs, seed=record["seed"], init=init, teachers=tuple(record["teachers"])
+        seconds=seconds, epochs=epochs, seed=known.seed, init=init, teachers=known.teachers
     )
-    return CrossValidation(dataset, out, record["folds"], wish)
+    return CrossValidation(dataset, out, known.folds, wish)
 
 
 def is_begun(out: Path) -> bool:
     """Whether a folder holds a cross-validation."""
     return (out / bundle.FOLDS).is_file()
-
-
-def _read(out: Path) -> dict[str, Any]:
-    file = out / bundle.FOLDS
-    try:
-        record: dict[str, Any] = parse_json(file.read_bytes())
-        valid = (
-            isinstance(record["folds"], int)
-            and record["folds"] >= 2
-            and isinstance(record["seed"], int)
-            and isinstance(record["seconds"], int | float | None)
-            and isinstance(record["epochs"], int | None)
-            and isinstance(record["init"], str | None)
-            and isinstance(record["teachers"], list)
-            and all(isinstance(model, str) for model in record["teachers"])
-            and {"cases", "channels", "labels"} <= set(record)
-        )
-    except FileNotFoundError as error:
-        raise TrainingError(f"there is no cross-validation to resume in {out}; leave --resume out") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{file} is damaged ({error}); train anew into another folder") from error
-    if not valid:
-        raise TrainingError(f"{file} is damaged (an entry is wrong); train anew into another folder")
-    return record

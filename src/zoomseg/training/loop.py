@@ -493,7 +493,7 @@ class _Run:
             "seed": self.settings.seed,
             "device": self.settings.device.name,
             "processes": self.processes.world,
-            "precision": str(self.settings.device.precision or torch.float32).removeprefix("torch."),
+            "precision": self.settings.device.precision,
             "torch": torch.__version__,
             "seconds": round(self.spent, 1),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),

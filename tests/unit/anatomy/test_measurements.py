@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from zoomseg.anatomy.measurements import OrganMeasurement, measure
 from zoomseg.core.errors import GeometryError
@@ -17,10 +16,10 @@ SCHEMA = LabelSchema(("liver", "spleen", "aorta"), (6, 1, 8))
 
 
 def scan() -> tuple[LabelMap, Volume]:
-    classes = torch.zeros(GRID.shape, dtype=torch.uint8)
+    classes = np.zeros(GRID.shape, dtype=np.uint8)
     classes[2:4, 2:5, 2:7] = 1
     classes[5:7, 5:7, 8:] = 3
-    image = torch.arange(GRID.box.voxels, dtype=torch.float32).reshape(1, *GRID.shape) ** 2
+    image = np.arange(GRID.box.voxels, dtype=np.float32).reshape(1, *GRID.shape) ** 2
     return LabelMap(classes, GRID, SCHEMA), Volume(image, GRID)
 
 
@@ -28,7 +27,7 @@ def test_values() -> None:
     labels, image = scan()
     found = measure("a", labels, image, SCHEMA.names)
     assert list(found) == ["liver", "aorta"]
-    liver = image.data[0, 2:4, 2:5, 2:7].numpy()
+    liver = image.data[0, 2:4, 2:5, 2:7]
     assert found["liver"] == OrganMeasurement(
         voxels=30,
         volume_ml=pytest.approx(0.6),
@@ -43,14 +42,14 @@ def test_values() -> None:
 
 
 @pytest.mark.parametrize("voxels", [1, 2, 5, 6])
-@pytest.mark.parametrize("dtype", [torch.int16, torch.uint8, torch.float32])
-def test_median_of_few(voxels: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32])
+def test_median_of_few(voxels: int, dtype: type) -> None:
     grid = Grid.from_spacing((1, 1, 8), (1.0, 1.0, 1.0))
-    data = torch.tensor([7, 1, 200, 3, 9, 4, 250, 251]).reshape(1, 1, 1, 8).to(dtype)
-    classes = (torch.arange(8) < voxels).to(torch.uint8).reshape(1, 1, 8)
+    data = np.array([7, 1, 200, 3, 9, 4, 250, 251]).reshape(1, 1, 1, 8).astype(dtype)
+    classes = (np.arange(8) < voxels).astype(np.uint8).reshape(1, 1, 8)
     found = measure("a", LabelMap(classes, grid, SCHEMA), Volume(data, grid), ["liver"])
-    assert found["liver"].median == float(np.median(data.numpy().ravel()[:voxels]))
-    assert found["liver"].mean == pytest.approx(float(data.double().ravel()[:voxels].mean()))
+    assert found["liver"].median == float(np.median(data.ravel()[:voxels]))
+    assert found["liver"].mean == pytest.approx(float(data.astype(np.float64).ravel()[:voxels].mean()))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -66,7 +65,7 @@ def test_every_side_is_told_apart_however_the_scan_is_stored(
     grid = Grid(GRID.shape, affine)
     at = [4, 4, 4]
     at[axis] = -side
-    classes = torch.zeros(GRID.shape, dtype=torch.uint8)
+    classes = np.zeros(GRID.shape, dtype=np.uint8)
     classes[tuple(at)] = 2
     found = measure("a", LabelMap(classes, grid, SCHEMA), Volume(scan()[1].data, grid), ["spleen"])["spleen"]
     expected = [[False, False] for _ in range(3)]
@@ -80,7 +79,10 @@ def test_turned_axes() -> None:
     labels, image = scan()
     turn = np.eye(4)[[2, 0, 1, 3]]  # new axes k, i, j
     grid = Grid((10, 8, 9), GRID.affine @ turn.T)
-    other = LabelMap(labels.data.permute(2, 0, 1), grid, SCHEMA), Volume(image.data.permute(0, 3, 1, 2), grid)
+    other = (
+        LabelMap(labels.data.transpose(2, 0, 1), grid, SCHEMA),
+        Volume(image.data.transpose(0, 3, 1, 2), grid),
+    )
     here, there = (measure("a", *both, SCHEMA.names) for both in ((labels, image), other))
     for organ in here:
         a, b = here[organ], there[organ]
@@ -95,9 +97,11 @@ def test_turned_axes() -> None:
 def test_how_arrays_lie_in_memory_does_not_matter(lying: tuple[int, int, int], image_too: bool) -> None:
     labels, image = scan()
     back = tuple(np.argsort(lying))
-    turned = LabelMap(labels.data.permute(lying).contiguous().permute(back), GRID, SCHEMA)
-    intensities = image.data[0].permute(lying).contiguous().permute(back)[None] if image_too else image.data
-    assert turned.data.stride() != labels.data.stride()
+    turned = LabelMap(np.ascontiguousarray(labels.data.transpose(lying)).transpose(back), GRID, SCHEMA)
+    intensities = image.data
+    if image_too:
+        intensities = np.ascontiguousarray(image.data[0].transpose(lying)).transpose(back)[None]
+    assert turned.data.strides != labels.data.strides
     expected = measure("a", labels, image, SCHEMA.names)
     assert measure("a", turned, Volume(intensities, GRID), SCHEMA.names) == expected
 
@@ -105,17 +109,19 @@ def test_how_arrays_lie_in_memory_does_not_matter(lying: tuple[int, int, int], i
 def test_the_scan_is_left_as_it_is() -> None:
     """The median reorders values: its own copy, not the scan's."""
     image = scan()[1]
-    before = image.data.clone()
-    whole = LabelMap(torch.ones(GRID.shape, dtype=torch.uint8), GRID, SCHEMA)
+    before = image.data.copy()
+    whole = LabelMap(np.ones(GRID.shape, dtype=np.uint8), GRID, SCHEMA)
     measure("a", whole, image, ["liver"])
-    assert torch.equal(image.data, before)
+    assert np.array_equal(image.data, before)
 
 
 def test_sums_do_not_lose_precision() -> None:
     """A million voxels of 1000.1 summed in float32 would be off in the fourth digit."""
     grid = Grid.from_spacing((100, 100, 100), (1.0, 1.0, 1.0))
-    labels = LabelMap(torch.ones(grid.shape, dtype=torch.uint8), grid, SCHEMA)
-    found = measure("a", labels, Volume(torch.full((1, *grid.shape), 1000.1), grid), ["liver"])["liver"]
+    labels = LabelMap(np.ones(grid.shape, dtype=np.uint8), grid, SCHEMA)
+    found = measure(
+        "a", labels, Volume(np.full((1, *grid.shape), 1000.1, dtype=np.float32), grid), ["liver"]
+    )["liver"]
     assert found.mean == pytest.approx(float(np.float32(1000.1)), abs=1e-6)
 
 
@@ -123,9 +129,14 @@ def test_an_oblique_box_holds_its_corners() -> None:
     turn = np.eye(4)
     turn[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
     grid = Grid((10, 10, 10), turn)
-    classes = torch.zeros(grid.shape, dtype=torch.uint8)
+    classes = np.zeros(grid.shape, dtype=np.uint8)
     classes[0, 0, 0] = 1
-    found = measure("a", LabelMap(classes, grid, SCHEMA), Volume(torch.zeros(1, 10, 10, 10), grid), ["liver"])
+    found = measure(
+        "a",
+        LabelMap(classes, grid, SCHEMA),
+        Volume(np.zeros((1, 10, 10, 10), dtype=np.float32), grid),
+        ["liver"],
+    )
     assert np.array(found["liver"].corners_mm) == pytest.approx(
         np.array([[-0.7, -0.7, -0.5], [0.7, 0.7, 0.5]])
     )

@@ -23,7 +23,7 @@ ALL = ("openvino", "onnxruntime", "torch")
 
 def with_installed(monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], gpu: bool = False) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in installed else None)
-    monkeypatch.setattr(choice, "_cuda_usable", lambda: gpu and "torch" in installed)
+    monkeypatch.setattr(choice, "cuda_is_available", lambda: gpu and "torch" in installed)
 
 
 @pytest.mark.parametrize(

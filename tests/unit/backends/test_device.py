@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from zoomseg.backends import device as device_module
 from zoomseg.backends.device import Device, resolve
 from zoomseg.core.errors import ZoomSegError
 
@@ -13,24 +14,28 @@ def test_cpu_is_always_there() -> None:
     device = resolve("cpu")
     assert device.place == torch.device("cpu")
     assert device.memory_bytes > 0
-    assert device.precision in (None, torch.bfloat16)
+    assert device.precision in ("float32", "bfloat16")
 
 
 def test_more_cores_do_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    cpu = torch.device("cpu")
-    assert Device(cpu, torch.bfloat16).multiply_adds_per_second == 1.5e11
-    assert Device(cpu, None).multiply_adds_per_second == 6e10
-    assert Device(torch.device("cuda"), torch.bfloat16).multiply_adds_per_second == 5e12
+    assert Device("cpu", bfloat16=True).multiply_adds_per_second == 1.5e11
+    assert Device("cpu").multiply_adds_per_second == 6e10
+    assert Device("cuda:0", bfloat16=True).multiply_adds_per_second == 5e12
 
 
 def test_a_gpu_has_data_beside_its_networks_and_others_to_make_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: SimpleNamespace(total_memory=24e9))
-    gpu, cpu = (Device(torch.device(name), None) for name in ("cuda", "cpu"))
+    gpu, cpu = (Device(name) for name in ("cuda:0", "cpu"))
     assert (gpu.room_for_data, cpu.room_for_data) == (2_400_000_000, 0)
     assert (gpu.batches_ahead, cpu.batches_ahead) == (2, 0)
+
+
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device_module, "_has_cuda_driver", lambda: True)
 
 
 @pytest.mark.parametrize("name", ["tpu", "cudas", "cuda:one", "cuda:-1", "cpu:0", ""])
@@ -40,7 +45,7 @@ def test_unknown_device_names_the_allowed(name: str) -> None:
 
 
 def test_a_gpu_that_is_not_there_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pretend_gpus(monkeypatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
     assert [resolve(name).place for name in ("cuda:1", "cuda", "auto")] == [
@@ -64,19 +69,19 @@ def test_a_gpu_that_is_not_there_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_gpu_computes_in_bfloat16_where_cudnn_does_well(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], cudnn: int, precision: torch.dtype | None
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pretend_gpus(monkeypatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: capability)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
-    assert resolve("cuda").precision is precision
+    assert resolve("cuda").bfloat16 is (precision is not None)
 
 
 def test_cudnn_looks_for_the_fastest_on_a_gpu_alone_and_only_meanwhile() -> None:
     cudnn = torch.backends.cudnn
     assert not cudnn.benchmark
-    with Device(torch.device("cuda"), None).tuned():
+    with Device("cuda:0").tuned():
         assert cudnn.benchmark
-        with Device(torch.device("cpu"), None).tuned():
+        with Device("cpu").tuned():
             assert not cudnn.benchmark
     assert not cudnn.benchmark
 
@@ -90,7 +95,7 @@ def test_missing_gpu_says_what_to_do() -> None:
 
 def test_autocast_only_where_a_precision_is_set() -> None:
     a = torch.ones(4, 4)
-    with Device(torch.device("cpu"), None).autocast():
+    with Device("cpu").autocast():
         assert (a @ a).dtype == torch.float32
-    with Device(torch.device("cpu"), torch.bfloat16).autocast():
+    with Device("cpu", bfloat16=True).autocast():
         assert (a @ a).dtype == torch.bfloat16

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from converted import KINDS, converted
+from tiny import CPU
 from zoomseg.backends.choice import BACKENDS, Backend
 from zoomseg.backends.networks import mean, networks_of
 from zoomseg.core.errors import ModelError
@@ -25,7 +26,7 @@ EXACT = 1e-4
 def test_all_backends_say_the_same_of_any_batch_and_tile(kind: str, tmp_path: Path) -> None:
     network, padding, tile = KINDS[kind]
     model = converted(kind, tmp_path)
-    computed = {backend: networks_of([model], backend, precision="float32")["coarse"] for backend in BACKENDS}
+    computed = {backend: networks_of([model], backend, CPU)["coarse"] for backend in BACKENDS}
     rng = np.random.default_rng(0)
     larger = tuple(n + d for n, d in zip(tile, network_shapes.divisor(network), strict=True))
     for batch, shape in ((1, tile), (2, tile), (1, larger)):
@@ -43,7 +44,7 @@ def test_half_precision_on_disk_is_what_all_compute_with(tmp_path: Path) -> None
     inputs = np.random.default_rng(0).normal(size=(1, 2, 8, 12, 4)).astype(np.float32)
 
     def said(model: Bundle, backend: Backend) -> np.ndarray:
-        answer: np.ndarray = networks_of([model], backend, precision="float32")["coarse"](inputs)
+        answer: np.ndarray = networks_of([model], backend, CPU)["coarse"](inputs)
         return answer
 
     rounding = np.abs(said(whole, "torch") - said(half, "torch")).max()
@@ -56,14 +57,14 @@ def test_half_precision_on_disk_is_what_all_compute_with(tmp_path: Path) -> None
 def test_models_that_answer_together_give_their_mean(backend: Backend, tmp_path: Path) -> None:
     models = [converted("unet3d", tmp_path / str(seed), seed=seed) for seed in (0, 1, 2)]
     inputs = np.random.default_rng(0).normal(size=(1, 2, 8, 12, 4)).astype(np.float32)
-    alone = [networks_of([m], "torch", precision="float32")["coarse"](inputs) for m in models]
-    together = networks_of(models, backend, precision="float32")["coarse"](inputs)
+    alone = [networks_of([m], "torch", CPU)["coarse"](inputs) for m in models]
+    together = networks_of(models, backend, CPU)["coarse"](inputs)
     assert np.abs(together - sum(alone) / 3).max() < EXACT
     assert np.abs(together - alone[0]).max() > 100 * EXACT
 
 
 def test_torch_gives_tensors_for_tensors(tmp_path: Path) -> None:
-    compute = networks_of([converted("unet3d", tmp_path)], "torch", precision="float32")["coarse"]
+    compute = networks_of([converted("unet3d", tmp_path)], "torch", CPU)["coarse"]
     inputs = torch.randn(1, 2, 8, 12, 4)
     said = compute(inputs)
     assert isinstance(said, torch.Tensor)
@@ -80,7 +81,7 @@ def test_the_mean_of_one_is_itself() -> None:
 def test_a_stage_without_graph_is_refused(tmp_path: Path) -> None:
     model = dataclasses.replace(converted("unet3d", tmp_path), graphs={})
     with pytest.raises(ModelError, match="no ONNX graph of stage 'coarse', which openvino needs"):
-        networks_of([model], "openvino")
+        networks_of([model], "openvino", CPU)
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
@@ -98,4 +99,4 @@ def test_a_graph_that_reads_another_file_is_refused(backend: Backend, tmp_path: 
     forged.write_bytes(content)
     model = dataclasses.replace(model, graphs={"coarse": NetworkFiles(forged, files.weights)})
     with pytest.raises(ModelError, match=r"reads 'other.safetensors', and may read coarse-\w+.safetensors"):
-        networks_of([model], backend)
+        networks_of([model], backend, CPU)

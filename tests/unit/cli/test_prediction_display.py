@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
 from tiny import SCHEMA, tiny_case
@@ -21,7 +21,7 @@ from zoomseg.pipeline.sliding_window import StageRecord, TileProgress
 
 def a_scan(name: str = "a", vram_mb: float = 0.0) -> Segmented:
     image = tiny_case(1)[0]
-    labels = LabelMap(torch.zeros(image.grid.shape, dtype=torch.uint8), image.grid, SCHEMA)
+    labels = LabelMap(np.zeros(image.grid.shape, dtype=np.uint8), image.grid, SCHEMA)
     records = (
         StageRecord("coarse", (16, 16, 16), 3.0, 2.5, 4, 0, 1.0, 1_500_000_000),
         StageRecord("fine [1]", (16, 16, 16), 5.0, 4.25, 12, 30, 0.2, 9_250_000_000_000),

@@ -130,8 +130,8 @@ def commands(room: Path, out: Path) -> dict[str, tuple[str, str, list[str], str]
             "training had not begun; nothing is lost",
         ),
         "predict": (
-            "zoomseg.inference.predictor",
-            "cascade",
+            "zoomseg.pipeline.stage_input",
+            "prepare",
             ["predict", scans, "-m", model, "-o", o],
             f"0 of 3 scans done, in {o}",
         ),

@@ -80,7 +80,7 @@ def test_refuses_a_halo_that_eats_the_tile() -> None:
 
 
 def test_refuses_a_region_that_holds_no_voxel() -> None:
-    nothing = Region(GRID, GRID.box, torch.zeros(10, 10, 10, dtype=torch.bool))
+    nothing = Region(GRID, GRID.box, torch.zeros(10, 10, 10, dtype=torch.bool).numpy())
     with pytest.raises(GeometryError, match=r"the region holds no voxel of a grid of shape \(10, 10, 10\)"):
         cover(nothing, (5, 5, 5), (0, 0, 0), 0.0)
 

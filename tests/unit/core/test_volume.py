@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
-import torch
 
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid, Orientation
@@ -10,37 +10,37 @@ from zoomseg.core.volume import LabelMap, Volume
 
 GRID = Grid.from_spacing((2, 3, 4), (1.0, 2.0, 3.0), (10.0, 20.0, 30.0))
 SCHEMA = LabelSchema.consecutive(["liver"])
-VOXELS = torch.arange(24).reshape(2, 3, 4)
+VOXELS = np.arange(24).reshape(2, 3, 4)
 
 
 def test_volume_refuses_another_shape_than_its_grid() -> None:
     with pytest.raises(GeometryError, match=r"volume of shape \(1, 2, 3, 5\) on a grid of shape \(2, 3, 4\)"):
-        Volume(torch.zeros(1, 2, 3, 5), GRID)
+        Volume(np.zeros((1, 2, 3, 5), dtype=np.float32), GRID)
 
 
 def test_volume_refuses_a_missing_channel_axis() -> None:
     with pytest.raises(GeometryError, match="volume of shape"):
-        Volume(torch.zeros(2, 3, 4), GRID)
+        Volume(np.zeros((2, 3, 4), dtype=np.float32), GRID)
 
 
 def test_label_map_refuses_another_shape_than_its_grid() -> None:
     with pytest.raises(GeometryError, match="label map of shape"):
-        LabelMap(torch.zeros(2, 3, 5, dtype=torch.uint8), GRID, SCHEMA)
+        LabelMap(np.zeros((2, 3, 5), dtype=np.uint8), GRID, SCHEMA)
     with pytest.raises(GeometryError, match="label map of shape"):
-        LabelMap(torch.zeros(1, 2, 3, 4, dtype=torch.uint8), GRID, SCHEMA)
+        LabelMap(np.zeros((1, 2, 3, 4), dtype=np.uint8), GRID, SCHEMA)
 
 
 def test_label_map_refuses_what_is_no_class_index() -> None:
-    with pytest.raises(GeometryError, match=r"uint8 class indices, got torch\.int64"):
-        LabelMap(torch.zeros(2, 3, 4, dtype=torch.int64), GRID, SCHEMA)
+    with pytest.raises(GeometryError, match=r"uint8 class indices, got int64"):
+        LabelMap(np.zeros((2, 3, 4), dtype=np.int64), GRID, SCHEMA)
 
 
 def test_channels() -> None:
-    assert Volume(torch.zeros(5, 2, 3, 4), GRID).channels == 5
+    assert Volume(np.zeros((5, 2, 3, 4), dtype=np.float32), GRID).channels == 5
 
 
 def test_reoriented_moves_values_with_their_place() -> None:
-    volume = Volume(VOXELS[None].float(), GRID)
+    volume = Volume(VOXELS[None].astype(np.float32), GRID)
     turned = volume.reoriented(Orientation((2, 0, 1), (True, False, False)))
     assert turned.data.shape == (1, 4, 2, 3)
     # Index (0, 1, 2) of the new volume is (1, 2, 3) of the old one: k backwards, then i, then j.
@@ -50,17 +50,17 @@ def test_reoriented_moves_values_with_their_place() -> None:
 
 def test_label_map_reorients_like_an_image() -> None:
     orientation = Orientation((1, 2, 0), (False, True, True))
-    labels = LabelMap(VOXELS.to(torch.uint8), GRID, SCHEMA).reoriented(orientation)
-    image = Volume(VOXELS[None].float(), GRID).reoriented(orientation)
-    assert torch.equal(labels.data.float(), image.data[0])
+    labels = LabelMap(VOXELS.astype(np.uint8), GRID, SCHEMA).reoriented(orientation)
+    image = Volume(VOXELS[None].astype(np.float32), GRID).reoriented(orientation)
+    assert np.array_equal(labels.data.astype(np.float32), image.data[0])
     assert labels.grid == image.grid
     assert labels.schema is SCHEMA
 
 
 def test_crop_keeps_values_and_world_coordinates() -> None:
     box = Box((1, 1, 2), (2, 3, 4))
-    image = Volume(VOXELS[None].float(), GRID).crop(box)
-    labels = LabelMap(VOXELS.to(torch.uint8), GRID, SCHEMA).crop(box)
+    image = Volume(VOXELS[None].astype(np.float32), GRID).crop(box)
+    labels = LabelMap(VOXELS.astype(np.uint8), GRID, SCHEMA).crop(box)
     assert image.data[0].tolist() == [[[18, 19], [22, 23]]]
     assert labels.data.tolist() == [[[18, 19], [22, 23]]]
     assert image.grid.world((0, 0, 0)).tolist() == [11, 22, 36]
@@ -70,6 +70,6 @@ def test_crop_keeps_values_and_world_coordinates() -> None:
 @pytest.mark.parametrize("box", [Box((0, 0, 0), (2, 3, 5)), Box((-1, 0, 0), (2, 3, 4))])
 def test_crop_refuses_a_box_that_reaches_outside(box: Box) -> None:
     with pytest.raises(GeometryError):
-        Volume(VOXELS[None].float(), GRID).crop(box)
+        Volume(VOXELS[None].astype(np.float32), GRID).crop(box)
     with pytest.raises(GeometryError):
-        LabelMap(VOXELS.to(torch.uint8), GRID, SCHEMA).crop(box)
+        LabelMap(VOXELS.astype(np.uint8), GRID, SCHEMA).crop(box)

@@ -453,9 +453,9 @@ def test_plain_folders_become_nnunet_raw(tmp_path: Path) -> None:
     repair(dataset, audit(dataset), tmp_path / "out")
     again = open_dataset(tmp_path / "out")
     case = again.load(again.cases[0])
-    assert np.array_equal(case.image.data.numpy(), np.moveaxis(four, -1, 0))
+    assert np.array_equal(case.image.data, np.moveaxis(four, -1, 0))
     assert case.labels is not None
-    assert np.array_equal(again.schema.decode(case.labels.data.numpy()), labels())
+    assert np.array_equal(again.schema.decode(case.labels.data), labels())
 
 
 def test_repair_refuses_a_folder_in_use_and_a_set_without_usable_cases(root: Path, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from dicoms import Array, ramp, stack, write
 from zoomseg.core.errors import DatasetError, OutputError
@@ -47,7 +46,7 @@ def drawn(organs: Mapping[str, tuple[slice, ...]]) -> Array:
 def draw(path: Path, series: Path, organs: Mapping[str, tuple[slice, ...]], contours: bool = False) -> None:
     on = the_series(series).series
     path.parent.mkdir(parents=True, exist_ok=True)
-    labels = LabelMap(torch.from_numpy(drawn(organs)), on.grid, LabelSchema.consecutive(organs))
+    labels = LabelMap(drawn(organs), on.grid, LabelSchema.consecutive(organs))
     assert (write_rtstruct if contours else write_seg)(path, labels, on, "someone")
 
 
@@ -91,9 +90,9 @@ def test_nested_patients_become_a_data_set(tmp_path: Path) -> None:
     for number, (files, classes) in enumerate(zip(data.cases, (both, both, one), strict=True), start=1):
         case = data.load(files)
         assert case.labels is not None
-        assert np.array_equal(case.labels.data.numpy(), classes)
+        assert np.array_equal(case.labels.data, classes)
         stored = (ramp() + np.uint16(1000 * number)).astype(np.float32) - 1024
-        assert np.array_equal(case.image.data[0].numpy(), stored.transpose(2, 1, 0))
+        assert np.array_equal(case.image.data[0], stored.transpose(2, 1, 0))
         # LPS to RAS: the first voxel lies at (-10, -20, 30), columns 0.75 mm and rows 0.5 mm apart.
         affine = [[-0.75, 0.0, 0.0, 10.0], [0.0, -0.5, 0.0, 20.0], [0.0, 0.0, 2.0, 30.0]]
         assert np.allclose(case.image.grid.affine[:3], affine)
@@ -110,7 +109,7 @@ def test_several_objects_of_one_series_are_put_together(tmp_path: Path) -> None:
     data = open_dataset(tmp_path / "out")
     case = data.load(data.cases[0])
     assert case.labels is not None
-    assert np.array_equal(case.labels.data.numpy(), drawn({"liver": LIVER, "kidney": KIDNEY}))
+    assert np.array_equal(case.labels.data, drawn({"liver": LIVER, "kidney": KIDNEY}))
 
 
 def test_of_two_different_drawings_neither_is_believed(tmp_path: Path) -> None:

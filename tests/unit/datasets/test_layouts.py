@@ -8,7 +8,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from zoomseg.core.errors import DatasetError, LabelError, ScanError
 from zoomseg.datasets.layouts import Dataset, folds, open_dataset, split
@@ -51,9 +50,9 @@ def test_nnunet_raw(tmp_path: Path) -> None:
     assert dataset.ids == ("a", "b")
     case = dataset.load(dataset.cases[1])
     assert case.id == "b"
-    assert np.array_equal(case.image.data[0].numpy(), image(1))
+    assert np.array_equal(case.image.data[0], image(1))
     assert case.labels is not None
-    assert torch.bincount(case.labels.data.flatten().long()).tolist() == [6 * 7 * 8 - 3, 2, 1]
+    assert np.bincount(case.labels.data.flatten().astype(np.int64)).tolist() == [6 * 7 * 8 - 3, 2, 1]
     assert case.annotated is None
 
 
@@ -65,7 +64,7 @@ def test_several_channels_and_partial_annotation(tmp_path: Path) -> None:
     }
     dataset = open_dataset(nnunet(tmp_path, description))
     case = dataset.load(dataset.cases[1])
-    assert np.array_equal(case.image.data[1].numpy(), image(11))
+    assert np.array_equal(case.image.data[1], image(11))
     assert case.annotated == frozenset({"liver"})
     assert dataset.cases[0].annotated is None
 
@@ -148,7 +147,7 @@ def test_decathlon_pairs(tmp_path: Path, channels: int) -> None:
     case = dataset.load(dataset.cases[0])
     assert case.id == "x_1"
     stored = image(0, SHAPE if channels == 1 else (*SHAPE, channels)).reshape(*SHAPE, channels)
-    assert np.array_equal(case.image.data.numpy(), np.moveaxis(stored, -1, 0))
+    assert np.array_equal(case.image.data, np.moveaxis(stored, -1, 0))
 
 
 def test_wrong_number_of_channels(tmp_path: Path) -> None:
@@ -241,7 +240,7 @@ def test_plain_folders_with_channel_files(tmp_path: Path) -> None:
     save(tmp_path / "labels" / "p.nii.gz", labels())
     dataset = open_dataset(tmp_path)
     assert dataset.channel_names == ("channel_0", "channel_1")
-    assert np.array_equal(dataset.load(dataset.cases[0]).image.data[1].numpy(), image(1))
+    assert np.array_equal(dataset.load(dataset.cases[0]).image.data[1], image(1))
 
 
 def test_plain_cases_may_be_numbered_from_0000(tmp_path: Path) -> None:
@@ -251,7 +250,7 @@ def test_plain_cases_may_be_numbered_from_0000(tmp_path: Path) -> None:
         save(tmp_path / "labels" / f"img_{n:04d}.nii.gz", labels())
     dataset = open_dataset(tmp_path)
     assert dataset.ids == ("img_0000", "img_0001", "img_0002")
-    assert np.array_equal(dataset.load(dataset.cases[2]).image.data[0].numpy(), image(2))
+    assert np.array_equal(dataset.load(dataset.cases[2]).image.data[0], image(2))
 
 
 def test_plain_labels_of_some_files_that_were_read_as_channels(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -193,9 +192,7 @@ def test_files_in_any_orientation(tmp_path: Path, angles_deg: tuple[float, float
     keep(tmp_path / "stages", grid, region, np.where(prediction == 1, 6, 0))
     turn = Orientation.to_canonical(grid)
     assert not turn.identity
-    said, drawn = (
-        LabelMap(torch.from_numpy(x), grid, SCHEMA).reoriented(turn) for x in (prediction, reference)
-    )
+    said, drawn = (LabelMap(x, grid, SCHEMA).reoriented(turn) for x in (prediction, reference))
     found = attribute_case(tmp_path / "stages", "a", said, drawn, SCHEMA.names)
     total = TestParts.TOTAL
     assert losses(found["liver"]) == [0, 288 / total, 120 / total, 72 / total]
@@ -207,7 +204,7 @@ SMALL = Grid.from_spacing((4, 4, 4), MM)
 
 def small_case(folder: Path, organs: tuple[str, ...] = SCHEMA.names) -> dict[str, Attribution]:
     """The liver is everywhere; nothing of it was predicted."""
-    nothing = torch.zeros(SMALL.shape, dtype=torch.uint8)
+    nothing = np.zeros(SMALL.shape, dtype=np.uint8)
     maps = (LabelMap(data, SMALL, SCHEMA) for data in (nothing, nothing + 1))
     return attribute_case(folder, "a", *maps, organs)
 

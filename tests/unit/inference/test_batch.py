@@ -61,7 +61,7 @@ def test_good_bad_good(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
         assert done.path == result_path(out, ScanInput(done.case, ()))
         values, grid = read_label_values(done.path)
         assert grid.same_as(done.image.grid)
-        decoded = done.result.schema.decode(done.result.labels.data.numpy())
+        decoded = done.result.schema.decode(done.result.labels.data)
         assert (values == decoded).all()
         parts = [s for step, s in done.seconds.items() if step != "total"]
         assert done.seconds["total"] >= sum(parts) - done.seconds["waited"]
@@ -258,7 +258,7 @@ class Works:
         self.on_predict(int(case.id))
         self.alive.append(len(self.images))
         grid = case.image.grid
-        labels = LabelMap(torch.zeros(grid.shape, dtype=torch.uint8), grid, SCHEMA)
+        labels = LabelMap(torch.zeros(grid.shape, dtype=torch.uint8).numpy(), grid, SCHEMA)
         return Prediction(case.id, labels, {}, {}, (), {"prepare": 0.0})
 
     def write(self, path: Path, labels: LabelMap, like: Path) -> None:

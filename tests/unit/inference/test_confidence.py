@@ -47,7 +47,7 @@ def test_rows_of_a_prediction() -> None:
     }
     result = Prediction("a", LabelMap(classes, grid, schema), said, {}, (), {})
     calibration = Calibration(offset=-1.0, slope=1.0, organs={}, cases=1)
-    rows = organ_rows_of("a", result, Volume(torch.full((1, 6, 6, 6), 7.0), grid), calibration)
+    rows = organ_rows_of("a", result, Volume(torch.full((1, 6, 6, 6), 7.0).numpy(), grid), calibration)
     assert [(row.organ, row.volume_ml, row.median_intensity, row.flags) for row in rows] == [
         ("liver", pytest.approx(8.0), 7.0, ("touches_region_border",)),
         ("spleen", 0.0, None, ("missing",)),  # found by the stage, but not in the label map
@@ -72,7 +72,7 @@ def test_an_unlike_scan_and_an_unlikely_organ_are_less_sure() -> None:
         cross_section_cm2=(1.0, 1.0),
         organs={organ: OrganPlaces(volume_ml=(5.0, 10.0), offsets_mm={}) for organ in schema.names},
     )
-    rows = organ_rows_of("a", result, Volume(torch.zeros(1, 6, 6, 6), grid), None, domain=domain)
+    rows = organ_rows_of("a", result, Volume(torch.zeros(1, 6, 6, 6).numpy(), grid), None, domain=domain)
     assert [(row.flags, row.confidence) for row in rows] == [
         (("misplaced",), pytest.approx(0.2)),
         (("unusual_volume",), pytest.approx(0.2)),  # 1 ml, of at least 5 in training

@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
-import torch
 from tests import dicoms
 
 from zoomseg.core.errors import LabelError, OutputError, ScanError
@@ -74,8 +73,8 @@ def with_header_bytes(path: Path, offset: int, data: bytes) -> Path:
 
 def test_nifti_values_and_oblique_affine(tmp_path: Path) -> None:
     image = read_image(save(tmp_path / "a.nii.gz", noise(), oblique()))
-    assert image.data.dtype == torch.float32
-    assert np.array_equal(image.data[0].numpy(), noise())
+    assert image.data.dtype == np.float32
+    assert np.array_equal(image.data[0], noise())
     # The sform holds float32, so exactly its rounding must come back and nothing else.
     assert np.array_equal(image.grid.affine, oblique().astype(np.float32))
 
@@ -91,7 +90,7 @@ def test_slope_and_intercept_are_applied(tmp_path: Path, dtype: str) -> None:
     content = bytearray((tmp_path / "a.nii").read_bytes())
     content[352:] = raw.tobytes(order="F")
     (tmp_path / "a.nii").write_bytes(bytes(content))
-    assert read_image(tmp_path / "a.nii").data[0].numpy().tolist() == (raw * 2.5 - 1024.0).tolist()
+    assert read_image(tmp_path / "a.nii").data[0].tolist() == (raw * 2.5 - 1024.0).tolist()
 
 
 def test_wide_integers_are_scaled_before_rounding(tmp_path: Path) -> None:
@@ -125,7 +124,7 @@ def test_itk_formats_give_the_same_volume_as_nifti(tmp_path: Path, suffix: str) 
     sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
     sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
     ours, nifti = read_image(tmp_path / f"a{suffix}"), read_image(tmp_path / "a.nii.gz")
-    assert torch.equal(ours.data, nifti.data)
+    assert np.array_equal(ours.data, nifti.data)
     assert np.allclose(ours.grid.affine, nifti.grid.affine, atol=1e-5)
     # LPS (10, 20, -30) is RAS (-10, -20, -30).
     assert ours.grid.world((0, 0, 0)).tolist() == [-10, -20, -30]
@@ -134,7 +133,7 @@ def test_itk_formats_give_the_same_volume_as_nifti(tmp_path: Path, suffix: str) 
 
 def test_trailing_singleton_axis_is_dropped(tmp_path: Path) -> None:
     image = read_image(save(tmp_path / "a.nii.gz", noise((*SHAPE, 1, 1))))
-    assert np.array_equal(image.data[0].numpy(), noise((*SHAPE, 1, 1))[..., 0, 0])
+    assert np.array_equal(image.data[0], noise((*SHAPE, 1, 1))[..., 0, 0])
 
 
 def test_channels_from_files_and_from_a_fourth_axis(tmp_path: Path) -> None:
@@ -142,8 +141,8 @@ def test_channels_from_files_and_from_a_fourth_axis(tmp_path: Path) -> None:
     files = [save(tmp_path / f"a_000{c}.nii.gz", four[..., c]) for c in range(2)]
     from_files = read_image(files)
     from_axis = read_image(save(tmp_path / "b.nii.gz", four), channels_last=True)
-    assert torch.equal(from_files.data, from_axis.data)
-    assert np.array_equal(from_files.data[1].numpy(), four[..., 1])
+    assert np.array_equal(from_files.data, from_axis.data)
+    assert np.array_equal(from_files.data[1], four[..., 1])
 
 
 def test_channels_on_different_grids_are_refused(tmp_path: Path) -> None:
@@ -289,7 +288,7 @@ def test_nan_constant_and_label_maps_are_no_images(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii.gz", broken)
     with pytest.raises(ScanError, match="2 of 210 voxels are NaN or infinite"):
         read_image(path)
-    assert torch.isnan(read_voxels(path).data[0, 0, 0, 0])
+    assert np.isnan(read_voxels(path).data[0, 0, 0, 0])
     with pytest.raises(ScanError, match="all voxels are NaN"):
         read_image(save(tmp_path / "a.nii.gz", np.full(SHAPE, np.nan, dtype=np.float32)))
     with pytest.raises(ScanError, match="constant image, every voxel is -3"):
@@ -382,11 +381,11 @@ def test_bad_label_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_label_round_trip_on_an_oblique_grid(tmp_path: Path, suffix: str) -> None:
     grid = Grid(SHAPE, oblique())
-    labels = LabelMap(torch.from_numpy(SCHEMA.encode(label_values())), grid, SCHEMA)
+    labels = LabelMap(SCHEMA.encode(label_values()), grid, SCHEMA)
     path = tmp_path / f"out{suffix}"
     write_labels(path, labels)
     again = read_labels(path, SCHEMA)
-    assert torch.equal(again.data, labels.data)
+    assert np.array_equal(again.data, labels.data)
     assert again.grid.distance_mm(grid) < 1e-4
     assert os.listdir(tmp_path) == [path.name]
 
@@ -394,7 +393,8 @@ def test_label_round_trip_on_an_oblique_grid(tmp_path: Path, suffix: str) -> Non
 def test_written_nifti_says_the_same_in_sform_and_qform(tmp_path: Path) -> None:
     schema = LabelSchema(("liver",), (9,))
     write_labels(
-        tmp_path / "a.nii.gz", LabelMap(torch.ones(SHAPE, dtype=torch.uint8), Grid(SHAPE, oblique()), schema)
+        tmp_path / "a.nii.gz",
+        LabelMap(np.ones(SHAPE, dtype=np.uint8), Grid(SHAPE, oblique()), schema),
     )
     header = nib.load(tmp_path / "a.nii.gz").header
     assert header.get_data_dtype() == np.uint8
@@ -410,7 +410,7 @@ def test_like_copies_the_scan_geometry_verbatim(tmp_path: Path) -> None:
     scan.set_sform(None, code=0)
     nib.save(scan, tmp_path / "scan.nii.gz")
     grid = read_grid(tmp_path / "scan.nii.gz")
-    labels = LabelMap(torch.zeros(SHAPE, dtype=torch.uint8), grid, SCHEMA)
+    labels = LabelMap(np.zeros(SHAPE, dtype=np.uint8), grid, SCHEMA)
     write_labels(tmp_path / "out.nii.gz", labels, like=tmp_path / "scan.nii.gz")
     header, source = nib.load(tmp_path / "out.nii.gz").header, nib.load(tmp_path / "scan.nii.gz").header
     assert int(header["qform_code"]) == 2
@@ -422,18 +422,18 @@ def test_like_copies_the_scan_geometry_verbatim(tmp_path: Path) -> None:
 
 
 def test_image_round_trip(tmp_path: Path) -> None:
-    image = Volume(torch.from_numpy(noise((2, *SHAPE))), Grid(SHAPE, oblique()))
+    image = Volume(noise((2, *SHAPE)), Grid(SHAPE, oblique()))
     write_image(tmp_path / "two.nii.gz", image)
-    assert torch.equal(read_image(tmp_path / "two.nii.gz", channels_last=True).data, image.data)
+    assert np.array_equal(read_image(tmp_path / "two.nii.gz", channels_last=True).data, image.data)
     one = Volume(image.data[:1], image.grid)
     write_image(tmp_path / "one.mha", one)
-    assert torch.equal(read_image(tmp_path / "one.mha").data, one.data)
+    assert np.array_equal(read_image(tmp_path / "one.mha").data, one.data)
     with pytest.raises(OutputError, match="several channels"):
         write_image(tmp_path / "two.nrrd", image)
 
 
 def test_unwritable_places(tmp_path: Path) -> None:
-    image = Volume(torch.zeros((1, *SHAPE)), Grid(SHAPE, np.eye(4)))
+    image = Volume(np.zeros((1, *SHAPE), dtype=np.float32), Grid(SHAPE, np.eye(4)))
     for name in ("none/a.nii.gz", "none/a.nrrd"):
         with pytest.raises(OutputError, match="cannot be written"):
             write_image(tmp_path / name, image)
@@ -442,7 +442,7 @@ def test_unwritable_places(tmp_path: Path) -> None:
 
 
 def test_full_disk_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = Volume(torch.from_numpy(noise((1, *SHAPE))), Grid(SHAPE, np.eye(4)))
+    image = Volume(noise((1, *SHAPE)), Grid(SHAPE, np.eye(4)))
     write_image(tmp_path / "a.nii.gz", image)
     before = (tmp_path / "a.nii.gz").read_bytes()
 
@@ -577,7 +577,7 @@ def test_dicom_series_are_cases_and_refused_ones_fail_when_they_are_read(tmp_pat
     case = read_scan(good)
     assert (case.id, case.modality, case.notes) == (good.id, "CT", notes_on(good))
     image = case.image
-    assert image.data.dtype == torch.int16
+    assert image.data.dtype == np.int16
     assert reading_bytes(good) == (image.grid, 2 * (8 + 9) * 42)
     for read in (read_scan, reading_bytes):
         with pytest.raises(ScanError, match=r"PixelSpacing is .* mm; it must be positive"):

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
-import torch
 
 from zoomseg.anatomy.colours import organ_colour
 from zoomseg.core.errors import OutputError
@@ -23,7 +22,7 @@ TURN = np.array([[0.0, -2.0, 0.0, 11.0], [1.5, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0,
 
 
 def labels() -> LabelMap:
-    classes = torch.zeros((5, 6, 7), dtype=torch.uint8)
+    classes = np.zeros((5, 6, 7), dtype=np.uint8)
     classes[1:3, 2:6, 0:4] = 1
     classes[4, 0, 6] = 3
     return LabelMap(classes, Grid((5, 6, 7), TURN), SCHEMA)
@@ -63,7 +62,7 @@ def test_voxels_and_their_place_come_back(tmp_path: Path) -> None:
     lps = np.array(image.TransformIndexToPhysicalPoint((4, 0, 6)))
     assert lps * [-1, -1, 1] == pytest.approx(labels().grid.world((4, 0, 6)))
     again = read_labels(path, SCHEMA)
-    assert torch.equal(again.data, labels().data)
+    assert np.array_equal(again.data, labels().data)
     assert again.grid.same_as(labels().grid)
 
 
@@ -81,7 +80,7 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
 
 def test_a_name_with_line_breaks_stays_in_its_line(tmp_path: Path) -> None:
     schema = LabelSchema(('odd\nSegment0_Color:=1 1 1 "x"',), (1,))
-    odd = LabelMap(labels().data.clamp(max=1), labels().grid, schema)
+    odd = LabelMap(labels().data.clip(max=1), labels().grid, schema)
     write_segmentation(tmp_path / "a.seg.nrrd", odd)
     write_colour_tables(tmp_path, schema)
     assert header(tmp_path / "a.seg.nrrd")["Segment0_Name"] == "odd Segment0_Color:=1 1 1 'x'"

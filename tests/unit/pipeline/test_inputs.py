@@ -13,23 +13,23 @@ from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
 from zoomseg.pipeline import inputs
 from zoomseg.pipeline.inputs import Normalisation
-from zoomseg.recipe.spec import ImageInput, InputSpec, PriorInput, Window, ZScore
+from zoomseg.recipe.spec import ATLAS, AtlasInput, ImageInput, InputSpec, PriorInput, Window, ZScore
 
 GRID = Grid.from_spacing((4, 4, 4), (1.0, 1.0, 1.0))
 
 
-def scan(*channels: torch.Tensor) -> Volume:
-    return Volume(torch.stack(channels), GRID)
+def scan(*channels: np.ndarray) -> Volume:
+    return Volume(np.stack(channels), GRID)
 
 
-def ramp(low: float, high: float) -> torch.Tensor:
-    return torch.linspace(low, high, 64).reshape(4, 4, 4)
+def ramp(low: float, high: float) -> np.ndarray:
+    return np.linspace(low, high, 64, dtype=np.float32).reshape(4, 4, 4)
 
 
 class TestNormalisation:
     def test_window_clips_and_scales_to_its_output(self) -> None:
         spec = Window(lower=-100, upper=300, output=(-1, 1))
-        image = scan(torch.tensor([-1000.0, -100, 0, 100, 200, 300, 301, 9999]).repeat(8).reshape(4, 4, 4))
+        image = scan(np.tile([-1000.0, -100, 0, 100, 200, 300, 301, 9999], 8).reshape(4, 4, 4))
         out = inputs.normalisation(spec, image).apply(image.data).flatten()[:8]
         assert out.tolist() == pytest.approx([-1, -1, -0.5, 0, 0.5, 1, 1, 1])
 
@@ -42,7 +42,7 @@ class TestNormalisation:
 
     def test_window_shows_its_inner_part_with_more_contrast(self) -> None:
         spec = Window(lower=-1000, upper=1600, output=(-1, 1), inner=(0, 100), inner_share=0.5)
-        image = scan(torch.tensor([-2000.0, -1000, -500, 0, 50, 100, 850, 2000]).repeat(8).reshape(4, 4, 4))
+        image = scan(np.tile([-2000.0, -1000, -500, 0, 50, 100, 850, 2000], 8).reshape(4, 4, 4))
         out = inputs.normalisation(spec, image).apply(image.data).flatten()[:8]
         # One of the two halves of the output for 100 HU, the other for 1000 below and 1500 above.
         assert out.tolist() == pytest.approx([-1, -1, -0.8, -0.6, -0.1, 0.4, 0.7, 1], abs=1e-6)
@@ -50,41 +50,41 @@ class TestNormalisation:
     def test_zscore_gives_each_channel_mean_zero_and_deviation_one(self) -> None:
         image = scan(ramp(0, 50), ramp(-7, -6))
         out = inputs.normalisation(ZScore(clip_percentiles=(0, 1)), image).apply(image.data)
-        assert out.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0, 0], abs=1e-4)
-        assert out.std(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1], abs=1e-4)
+        assert out.mean(axis=(1, 2, 3)).tolist() == pytest.approx([0, 0], abs=1e-4)
+        assert out.std(axis=(1, 2, 3), ddof=1).tolist() == pytest.approx([1, 1], abs=1e-4)
 
     def test_zscore_clips_outliers_before_it_measures(self) -> None:
         data = ramp(0, 1)
         data[0, 0, 0], data[3, 3, 3] = -1e6, 1e6
         out = inputs.normalisation(ZScore(clip_percentiles=(0.05, 0.95)), scan(data)).apply(data[None])
-        assert out.abs().max() < 3
+        assert np.abs(out).max() < 3
 
     def test_zscore_of_a_constant_is_finite(self) -> None:
-        image = scan(torch.full((4, 4, 4), 7.0))
+        image = scan(np.full((4, 4, 4), 7.0, dtype=np.float32))
         out = inputs.normalisation(ZScore(), image).apply(image.data)
-        assert out.abs().max() == 0
+        assert np.abs(out).max() == 0
 
     def test_zscore_of_a_large_scan_samples_every_slice(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A stride that divides the number of slices would meet the first slice again and again."""
         monkeypatch.setattr(inputs, "STATISTICS_VOXELS", 100)
-        slices = torch.arange(20.0).expand(10, 10, 20)  # 2000 voxels, every 20th wanted
+        slices = np.broadcast_to(np.arange(20.0), (10, 10, 20))  # 2000 voxels, every 20th wanted
         image = Volume(slices[None], Grid.from_spacing((10, 10, 20), (1.0, 1.0, 1.0)))
         numbers = inputs.normalisation(ZScore(clip_percentiles=(0, 1)), image)
         assert (numbers.lower, numbers.upper) == ((0.0,), (19.0,))
         assert numbers.shift[0] == pytest.approx(9.5, abs=0.5)
 
     def test_zscore_clips_to_the_percentiles(self) -> None:
-        image = Volume(torch.arange(1001.0).reshape(1, -1, 1, 1), Grid((1001, 1, 1), np.eye(4)))
+        image = Volume(np.arange(1001.0).reshape(1, -1, 1, 1), Grid((1001, 1, 1), np.eye(4)))
         numbers = inputs.normalisation(ZScore(clip_percentiles=(0.1, 0.9)), image)
-        clipped = torch.arange(1001.0).clamp(100, 900)
+        clipped = np.arange(1001.0).clip(100, 900)
         assert (numbers.lower, numbers.upper) == ((100.0,), (900.0,))
         assert numbers.shift[0] == pytest.approx(float(clipped.mean()))
-        assert numbers.scale[0] == pytest.approx(1 / float(clipped.std()))
+        assert numbers.scale[0] == pytest.approx(1 / float(clipped.std(ddof=1)))
 
     def test_integers_become_floats(self) -> None:
-        image = scan(ramp(0, 100).to(torch.int16))
+        image = scan(ramp(0, 100).astype(np.int16))
         out = inputs.normalisation(Window(lower=0, upper=100), image).apply(image.data)
-        assert out.dtype == torch.float32
+        assert out.dtype == np.float32
 
 
 class TestSelection:
@@ -95,7 +95,7 @@ class TestSelection:
         assert inputs.prior_specs(both) == (PriorInput(of="coarse"),)
 
     def test_prior_labels_without_background(self) -> None:
-        probabilities = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 2, 2, 2)
+        probabilities = np.broadcast_to(np.arange(4.0).reshape(4, 1, 1, 1), (4, 2, 2, 2))
         labels = ("liver", "spleen", "aorta")
         everything = inputs.select_prior(PriorInput(of="coarse"), probabilities, labels)
         assert everything[:, 0, 0, 0].tolist() == [1, 2, 3]
@@ -103,41 +103,57 @@ class TestSelection:
         assert some[:, 0, 0, 0].tolist() == [3, 1]
 
     def test_prior_selection_keeps_a_batch(self) -> None:
-        probabilities = torch.rand(5, 3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+        probabilities = np.random.default_rng(0).random((5, 3, 2, 2, 2))
         out = inputs.select_prior(PriorInput(of="coarse", labels=("b",)), probabilities, ("a", "b"))
-        assert torch.equal(out, probabilities[:, 2:])
+        assert np.array_equal(out, probabilities[:, 2:])
 
 
 def seen(
     specs: Sequence[InputSpec], image: Volume, priors: Mapping[str, StagePrediction], grid: Grid
-) -> torch.Tensor:
+) -> np.ndarray:
     n = image.channels
     plain = Normalisation((-math.inf,) * n, (math.inf,) * n, (0.0,) * n, (1.0,) * n)
-    return torch.cat([inputs.image_on(specs, image, plain, grid), *inputs.priors_on(specs, priors, grid)])
+    return np.concatenate(
+        [inputs.image_on(specs, image, plain, grid), *inputs.priors_on(specs, priors, grid)]
+    )
 
 
 def test_image_and_priors_come_on_the_asked_grid() -> None:
-    image = scan(ramp(0, 63), torch.full((4, 4, 4), 5.0))
+    image = scan(ramp(0, 63), np.full((4, 4, 4), 5.0, dtype=np.float32))
     coarse = GRID.downsampled((2, 2, 2))
-    probabilities = torch.zeros(3, *coarse.shape)
+    probabilities = np.zeros((3, *coarse.shape), dtype=np.float32)
     probabilities[0], probabilities[2] = 0.75, 0.25
     prior = StagePrediction(probabilities, coarse, ("liver", "spleen"), Region.whole(coarse), "coarse")
     specs = [ImageInput(channel=0), PriorInput(of="coarse", labels=("spleen",))]
     target = GRID.crop(Box((1, 1, 1), (3, 3, 3)))
     out = seen(specs, image, {"coarse": prior}, target)
-    assert torch.equal(out[0], image.data[0, 1:3, 1:3, 1:3])
-    assert out[1].tolist() == torch.full((2, 2, 2), 0.25).tolist()
+    assert np.array_equal(out[0], image.data[0, 1:3, 1:3, 1:3])
+    assert out[1].tolist() == np.full((2, 2, 2), 0.25, dtype=np.float32).tolist()
     assert out.shape == (2, 2, 2, 2)
+
+
+def test_atlas_and_stages_come_in_the_order_of_the_inputs() -> None:
+    def constant(source: str, *values: float) -> StagePrediction:
+        probabilities = np.ones((3, *GRID.shape), np.float32) * np.reshape(values, (3, 1, 1, 1))
+        return StagePrediction(
+            probabilities.astype(np.float32), GRID, ("liver", "spleen"), Region.whole(GRID), source
+        )
+
+    priors = {"coarse": constant("coarse", 0.5, 0.25, 0.25), ATLAS: constant(ATLAS, 0.1, 0.6, 0.3)}
+    specs = [AtlasInput(labels=("spleen",)), ImageInput(), PriorInput(of="coarse", labels=("liver",))]
+    found = np.concatenate(inputs.priors_on(specs, priors, GRID))
+    assert found[:, 0, 0, 0].tolist() == pytest.approx([0.3, 0.25])
+    everything = np.concatenate(inputs.priors_on([AtlasInput(labels="all")], priors, GRID))
+    assert everything[:, 1, 1, 1].tolist() == pytest.approx([0.6, 0.3])
+    assert inputs.image_channels(specs, 2) == (0, 1)
 
 
 def test_a_prior_lies_where_it_was_computed() -> None:
     """Certain of a half of the scan: linear in between, and as its edge beyond it."""
     grid = Grid.from_spacing((4, 1, 1), (4.0, 1.0, 1.0))
-    spleen = torch.tensor([0.0, 0.0, 1.0, 1.0]).reshape(4, 1, 1)
-    prior = StagePrediction(
-        torch.stack([1 - spleen, spleen]), grid, ("spleen",), Region.whole(grid), "coarse"
-    )
-    image = Volume(torch.zeros(1, 8, 1, 1), grid.with_shape((8, 1, 1)))
+    spleen = np.array([0.0, 0.0, 1.0, 1.0]).reshape(4, 1, 1)
+    prior = StagePrediction(np.stack([1 - spleen, spleen]), grid, ("spleen",), Region.whole(grid), "coarse")
+    image = Volume(np.zeros((1, 8, 1, 1), dtype=np.float32), grid.with_shape((8, 1, 1)))
     specs = [ImageInput(), PriorInput(of="coarse")]
     out = seen(specs, image, {"coarse": prior}, image.grid)
     assert out[1].flatten().tolist() == [0, 0, 0, 0.25, 0.75, 1, 1, 1]

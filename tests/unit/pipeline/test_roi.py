@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from scipy.ndimage import binary_dilation
 
 from lattices import indices, oriented
@@ -31,8 +30,8 @@ NAMES = ("liver", "spleen", "pancreas")
 
 def prior_of(classes: np.ndarray, grid: Grid, region: Region | None = None) -> StagePrediction:
     """A prior that is certain of ``classes [I, J, K]``."""
-    hot = torch.nn.functional.one_hot(torch.from_numpy(classes.astype(np.int64)), 1 + len(NAMES))
-    return StagePrediction(hot.movedim(-1, 0).float(), grid, NAMES, region or Region.whole(grid), "coarse")
+    hot = np.stack([classes == c for c in range(1 + len(NAMES))]).astype(np.float32)
+    return StagePrediction(hot, grid, NAMES, region or Region.whole(grid), "coarse")
 
 
 def blobs(shape: tuple[int, int, int], seed: int, share: float = 0.02) -> np.ndarray:
@@ -44,12 +43,12 @@ def blobs(shape: tuple[int, int, int], seed: int, share: float = 0.02) -> np.nda
 
 
 def scan(hu: np.ndarray, grid: Grid) -> Volume:
-    return Volume(torch.from_numpy(hu.astype(np.float32))[None], grid)
+    return Volume(hu.astype(np.float32)[None], grid)
 
 
 def full(region: Region | None) -> np.ndarray:
     assert region is not None
-    return region.mask_in(region.grid.box).numpy()
+    return region.mask_in(region.grid.box)
 
 
 # --- body mask ------------------------------------------------------------------------------------
@@ -94,7 +93,7 @@ def test_body_mask_takes_what_is_over_the_threshold() -> None:
 
 def test_body_mask_looks_at_the_first_channel_on_the_stage_s_grid(torso: tuple[Volume, np.ndarray]) -> None:
     image, body = torso
-    both = Volume(torch.cat([image.data, torch.full_like(image.data, 500)]), image.grid)
+    both = Volume(np.concatenate([image.data, np.full_like(image.data, 500)]), image.grid)
     half = image.grid.downsampled((2, 2, 2))
     found = full(roi.body_mask(both, half, -200.0))
     assert found.shape == half.shape
@@ -110,8 +109,8 @@ def test_body_mask_of_a_phantom_holds_organs_and_lungs_but_no_table() -> None:
     case = phantom_case(0, Grid.from_spacing((80, 72, 24), (4.5, 4.5, 12.0), (-178.0, -160.0, -141.0)))
     assert case.labels is not None
     mask = full(roi.body_mask(case.image, case.image.grid, -200.0))
-    assert mask[case.labels.data.numpy() > 0].all()
-    hu = case.image.data[0].numpy()
+    assert mask[case.labels.data > 0].all()
+    hu = case.image.data[0]
     back = np.flatnonzero(mask.any(axis=(0, 2)))[0]
     assert (hu[:, :back] > -200).sum() > 1000, "the table"
     assert ((hu < -700) & mask).sum() > 0.05 * mask.sum(), "the lungs"
@@ -135,7 +134,7 @@ def test_body_mask_of_air_is_nothing_or_everything() -> None:
 def dilated_by_brute_force(prior: StagePrediction, grid: Grid, radius: float) -> np.ndarray:
     """Foreground on the stage's grid (centre on, or centre of, a foreground voxel), then every voxel
     that is no farther than ``radius`` voxels from one of these."""
-    found = prior.probabilities.argmax(dim=0).numpy() > 0
+    found = prior.probabilities.argmax(axis=0) > 0
     at = np.floor(prior.grid.index(grid.world(indices(grid))) + 0.5 + 1e-9).astype(int)
     inside = ((at >= 0) & (at < np.array(prior.grid.shape))).all(axis=-1)
     seeds = inside & found[tuple(np.where(inside[..., None], at, 0)[..., a] for a in range(3))]
@@ -197,7 +196,7 @@ def test_a_thin_organ_is_not_lost_between_the_voxels_of_a_coarser_grid() -> None
 def test_what_the_prior_says_beside_its_region_does_not_count() -> None:
     classes = np.zeros(STAGE.shape, dtype=int)
     classes[4, 4, 4], classes[12, 10, 9] = 1, 2
-    mask = torch.zeros(STAGE.shape, dtype=torch.bool)
+    mask = np.zeros(STAGE.shape, dtype=np.bool_)
     mask[:8] = True
     prior = prior_of(classes, STAGE, Region.of_mask(STAGE, mask))
     found = roi.dilated_foreground(prior, STAGE, 1.0)
@@ -212,8 +211,8 @@ def test_what_the_prior_says_beside_its_region_does_not_count() -> None:
 def test_a_threshold_takes_in_background_that_the_stage_is_not_sure_of() -> None:
     """One voxel was won by a label with less than half; at another background won with 0.8."""
     prior = prior_of(np.zeros(STAGE.shape, dtype=int), STAGE)
-    prior.probabilities[:3, 3, 3, 3] = torch.tensor([0.3, 0.4, 0.3])
-    prior.probabilities[:3, 5, 6, 7] = torch.tensor([0.8, 0.15, 0.05])
+    prior.probabilities[:3, 3, 3, 3] = np.array([0.3, 0.4, 0.3])
+    prior.probabilities[:3, 5, 6, 7] = np.array([0.8, 0.15, 0.05])
     seen = {
         threshold: np.argwhere(full(roi.dilated_foreground(prior, STAGE, 0.0, threshold))).tolist()
         for threshold in (None, 0.15, 0.25, 0.9)
@@ -272,10 +271,10 @@ def test_box_of_a_label_that_the_prior_does_not_have() -> None:
 
 def soft_prior(grid: Grid, **at: tuple[tuple[int, int, int], float]) -> StagePrediction:
     """Background nearly everywhere, and probabilities of labels in single voxels."""
-    probabilities = torch.zeros(1 + len(NAMES), *grid.shape)
+    probabilities = np.zeros((1 + len(NAMES), *grid.shape), dtype=np.float32)
     for name, (index, p) in at.items():
         probabilities[(1 + NAMES.index(name), *index)] = p
-    probabilities[0] = 1 - probabilities[1:].sum(dim=0)
+    probabilities[0] = 1 - probabilities[1:].sum(axis=0)
     return StagePrediction(probabilities, grid, NAMES, Region.whole(grid), "coarse")
 
 
@@ -315,9 +314,9 @@ def test_the_atlas_prior_comes_to_the_coarse_prior_s_grid_by_linear_interpolatio
     sure = prior_of(np.ones(coarse.shape), coarse)
     wide = STAGE.with_shape((9, 5, 4)).crop(Box((-2, 0, 0), (11, 5, 4)))
     x = wide.world(indices(wide))[..., 0]
-    share = torch.from_numpy((x - x.min()) / (x.max() - x.min())).float()
+    share = ((x - x.min()) / (x.max() - x.min())).astype(np.float32)
     atlas = StagePrediction(
-        torch.stack([1 - share, share, 0 * share, 0 * share]), wide, NAMES, Region.whole(wide), "atlas"
+        np.stack([1 - share, share, 0 * share, 0 * share]), wide, NAMES, Region.whole(wide), "atlas"
     )
     here = coarse.world(indices(coarse))[:, 0, 0, 0]
     first = int(np.flatnonzero((here - x.min()) / (x.max() - x.min()) > 0.45)[0])
@@ -328,7 +327,7 @@ def test_the_atlas_prior_comes_to_the_coarse_prior_s_grid_by_linear_interpolatio
 
 
 def test_an_unlikely_organ_is_not_found_beside_the_prior_s_region() -> None:
-    mask = torch.zeros(STAGE.shape, dtype=torch.bool)
+    mask = np.zeros(STAGE.shape, dtype=np.bool_)
     mask[:8] = True
     region = Region.of_mask(STAGE, mask)
     assert region is not None
@@ -370,10 +369,10 @@ def test_whole_volume() -> None:
 def test_body_mask_of_a_scan_stored_clipped_is_the_same() -> None:
     """Clipped above the threshold, air is the lowest value there is, and still no body."""
     grid = Grid.from_spacing((20, 20, 4), (2.0, 2.0, 2.0))
-    image = torch.full((1, 20, 20, 4), -1000.0)
+    image = np.full((1, 20, 20, 4), -1000.0, dtype=np.float32)
     image[:, 5:15, 6:14] = 40.0
     whole = roi.body_mask(Volume(image, grid), grid, -200.0)
-    clipped = roi.body_mask(Volume(image.clamp(-125.0, 275.0), grid), grid, -200.0)
+    clipped = roi.body_mask(Volume(image.clip(-125.0, 275.0), grid), grid, -200.0)
     assert whole is not None
     assert clipped is not None
     assert clipped.box == whole.box == Box((5, 6, 0), (15, 14, 4))

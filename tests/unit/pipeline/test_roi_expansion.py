@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -31,7 +32,10 @@ def view_of(region: Region) -> stage_input.StageView:
 
 
 def scan() -> stage_input.PreparedScan:
-    return stage_input.prepare(Case("a", Volume(torch.randn(1, *GRID.shape), GRID)), RECIPE)
+    return stage_input.prepare(
+        Case("a", Volume(np.random.default_rng(0).normal(size=(1, *GRID.shape)).astype(np.float32), GRID)),
+        RECIPE,
+    )
 
 
 def heard(view: stage_input.StageView, *voxels: tuple[int, int, int]) -> UncertaintyEstimator:
@@ -66,14 +70,14 @@ def test_a_box_grows_only_on_the_sides_touched_and_no_farther_than_the_scan() ->
 
 
 def test_a_mask_grows_by_a_ball_where_it_was_touched() -> None:
-    mask = torch.ones(10, 10, 10, dtype=torch.bool)
+    mask = np.ones((10, 10, 10), dtype=np.bool_)
     view = view_of(Region(GRID, Box((10, 10, 10), (20, 20, 20)), mask))
     wider = expanded(view, scan(), heard(view, (19, 15, 15)), ("left kidney",)).region
-    expected = torch.zeros(GRID.shape, dtype=torch.bool)
+    expected = np.zeros(GRID.shape, dtype=np.bool_)
     expected[10:20, 10:20, 10:20] = True
-    index = torch.stack(torch.meshgrid(*[torch.arange(40)] * 3, indexing="ij"), dim=-1)
-    expected |= ((index - torch.tensor([19, 15, 15])) ** 2).sum(dim=-1) <= 25
-    assert torch.equal(wider.mask_in(GRID.box), expected)
+    index = np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), axis=-1)
+    expected |= ((index - np.array([19, 15, 15])) ** 2).sum(axis=-1) <= 25
+    assert np.array_equal(wider.mask_in(GRID.box), expected)
 
 
 def test_a_crop_of_fixed_shape_is_taken_of_a_larger_box() -> None:

@@ -80,7 +80,7 @@ def test_parts_add_up(masked: bool) -> None:
     grid = Grid.from_spacing((8, 7, 12), (1.0, 2.0, 3.0))
     probabilities = (3 * torch.randn(3, 8, 7, 12)).softmax(dim=0)
     box = Box((1, 1, 2), (7, 6, 11))
-    region = Region(grid, box, torch.rand(box.shape) < 0.7 if masked else None)
+    region = Region(grid, box, (torch.rand(box.shape) < 0.7 if masked else None).numpy())
     whole, parts = heard(probabilities, region), heard(probabilities, region, 5)
     for name, one in whole.uncertainty().items():
         other = parts.uncertainty()[name]
@@ -94,7 +94,7 @@ def test_parts_add_up(masked: bool) -> None:
 
 def neighbours_outside(region: Region, open_sides: OpenSides) -> np.ndarray:
     """``region_ends`` of the whole grid, voxel by voxel."""
-    inside = region.mask_in(region.grid.box).numpy()
+    inside = region.mask_in(region.grid.box)
     out = np.zeros_like(inside)
     for at in np.argwhere(inside):
         for axis in range(3):
@@ -114,7 +114,7 @@ def neighbours_outside(region: Region, open_sides: OpenSides) -> np.ndarray:
 def test_where_a_region_ends(sides: OpenSides, box: Box, masked: bool) -> None:
     torch.manual_seed(1)
     grid = Grid.from_spacing((6, 7, 8), (1.0, 1.0, 1.0))
-    region = Region(grid, box, torch.rand(box.shape) < 0.8 if masked else None)
+    region = Region(grid, box, (torch.rand(box.shape) < 0.8 if masked else None).numpy())
     expected = neighbours_outside(region, sides)
     for part in (grid.box, Box((0, 0, 3), (6, 7, 5)), Box((1, 1, 1), (5, 6, 7))):
         found = region_ends(region, part, sides)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tiny import SCHEMA, tiny_dataset
 from zoomseg.core.errors import DatasetError
@@ -33,8 +32,8 @@ def written(root: Path, boxes: list[dict[int, tuple[Index3, Index3]]], flip: boo
         classes = np.zeros(SHAPE, dtype=np.uint8)
         for label, (start, stop) in organs.items():
             classes[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = label
-        data = torch.from_numpy(np.ascontiguousarray(classes[::-1] if flip else classes))
-        image = torch.where(data > 0, 10.0 * data, -torch.linspace(0.5, 99.5, 16))
+        data = np.ascontiguousarray(classes[::-1] if flip else classes)
+        image = np.where(data > 0, 10.0 * data, -np.linspace(0.5, 99.5, 16))
         write_image(root / "imagesTr" / f"c{n}_0000.nii.gz", Volume(image[None], Grid(SHAPE, affine)))
         write_labels(root / "labelsTr" / f"c{n}.nii.gz", LabelMap(data, Grid(SHAPE, affine), SCHEMA))
     description = {
@@ -93,7 +92,7 @@ def test_how_far_an_organ_s_brightness_differs_beside_the_others(tmp_path: Path)
     assert (left.tone_spread, right.tone_spread) == (0.0, 0.0)  # alone, it is not brighter than anything
     image = data.cases[0].images[0]
     scan = read_image(image)
-    write_image(image, replace(scan, data=torch.where(scan.data == 20, 150.0, scan.data)))
+    write_image(image, replace(scan, data=np.where(scan.data == 20, 150.0, scan.data)))
     left, right = take(data, data.ids).organs
     multiples = 2 * np.array([109.5 / (109.5 + 249.5), 109.5 / (109.5 + 119.5)])
     assert left.tone_spread == pytest.approx(multiples.std(), rel=1e-4)
@@ -118,7 +117,7 @@ def test_what_the_data_set_leaves_unsaid_is_advised(tmp_path: Path) -> None:
     assert take(data, data.ids).advice == ()
     for case in data.cases[:2]:
         scan = read_image(case.images[0])
-        air = torch.where(scan.data > 0, 50.0, -1000.0)
+        air = np.where(scan.data > 0, 50.0, -1000.0)
         air[0, 0, 0, 0] = 900
         write_image(case.images[0], replace(scan, data=air))
     assert take(data, data.ids).advice == ()  # it is called CT

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tiny import CPU, small_plan
 from zoomseg.core.case import Case
@@ -88,8 +87,8 @@ def far_apart(root: Path) -> Dataset:
             labels[((at - centre) ** 2).sum(axis=-1) <= 9] = value
         noise = np.random.default_rng(n).normal(0, 10, grid.shape)
         image = (noise + 200 * (labels > 0)).astype(np.float32)
-        write_image(root / "imagesTr" / f"case_{n}_0000.nii.gz", Volume(torch.from_numpy(image)[None], grid))
-        write_labels(root / "labelsTr" / f"case_{n}.nii.gz", LabelMap(torch.from_numpy(labels), grid, schema))
+        write_image(root / "imagesTr" / f"case_{n}_0000.nii.gz", Volume(image[None], grid))
+        write_labels(root / "labelsTr" / f"case_{n}.nii.gz", LabelMap(labels, grid, schema))
     about = {
         "channel_names": {"0": "MR"},
         "labels": {"background": 0, "head": 1, "tail": 2},

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from block_scans import CT, GRID, SCHEMA, scan, trained
 from tiny import tiny_dataset
@@ -28,7 +28,7 @@ def test_what_training_shows_by_hand() -> None:
 
 
 def test_organs_that_were_not_drawn_are_not_learned() -> None:
-    labels = torch.zeros(GRID.shape, dtype=torch.uint8)
+    labels = np.zeros(GRID.shape, dtype=np.uint8)
     labels[20:30, 20:30, 10:20] = 1
     case = replace(scan(0), labels=LabelMap(labels, GRID, SCHEMA))
     assert training_domain.sample(case).organs["liver"].volume_ml == pytest.approx(125.0)

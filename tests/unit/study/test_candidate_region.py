@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.core.case import StagePrediction
@@ -30,15 +30,15 @@ LINE = Grid.from_spacing((10, 1, 1), (1.0, 1.0, 1.0))
 
 
 def reference(classes: Sequence[int]) -> LabelMap:
-    return LabelMap(torch.tensor(classes, dtype=torch.uint8).reshape(10, 1, 1), LINE, TOY)
+    return LabelMap(np.array(classes, dtype=np.uint8).reshape(10, 1, 1), LINE, TOY)
 
 
 def answer(found: Sequence[int]) -> StagePrediction:
     """A stage that is sure of the liver at these voxels of the line."""
-    probabilities = torch.zeros(4, 10, 1, 1)
+    probabilities = np.zeros((4, 10, 1, 1), dtype=np.float32)
     probabilities[0] = 1.0
     for voxel in found:
-        probabilities[:, voxel] = torch.tensor([0.0, 1.0, 0.0, 0.0]).reshape(4, 1, 1)
+        probabilities[:, voxel] = np.array([0.0, 1.0, 0.0, 0.0]).reshape(4, 1, 1)
     return StagePrediction(probabilities, LINE, TOY.names, Region.whole(LINE), "stage1")
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.atlas.library import AtlasLibrary
@@ -51,8 +51,8 @@ def opened(data: Dataset, tmp_path: Path) -> Trainings:
 def split_by_brightness(self: AtlasLibrary, image: Volume, **_: object) -> StagePrediction:
     """Instead of registration: the bright voxels are a kidney, by the side they are on."""
     bright = image.data[0] > 0.6
-    sides = torch.arange(image.grid.shape[0]).reshape(-1, 1, 1) < image.grid.shape[0] // 2
-    maps = torch.stack([~bright, bright & sides, bright & ~sides]).float()
+    sides = np.arange(image.grid.shape[0]).reshape(-1, 1, 1) < image.grid.shape[0] // 2
+    maps = np.stack([~bright, bright & sides, bright & ~sides]).astype(np.float32)
     return StagePrediction(maps, image.grid, self.schema.names, Region.whole(image.grid), ATLAS)
 
 
@@ -115,9 +115,9 @@ def test_what_the_atlases_say_is_the_label_map(
     assert found.grid.same_as(case.image.grid)
     # The recipe's window is -150 to 200, so 0.6 is 60 of the scan's own unit.
     bright = case.image.data[0] > 60
-    half = torch.arange(24).reshape(-1, 1, 1) < 12
-    expected = torch.where(bright, torch.where(half, 1, 2), 0).byte()
-    assert torch.equal(found.data, expected)
+    half = np.arange(24).reshape(-1, 1, 1) < 12
+    expected = np.where(bright, np.where(half, 1, 2), 0).astype(np.uint8)
+    assert np.array_equal(found.data, expected)
 
 
 def test_a_scan_that_cannot_be_registered_is_named_a_missing_library_stops(
@@ -140,11 +140,11 @@ def test_networks_answer_times_the_atlas(
     """The same training, with and without an atlas that knows of no organ on the left."""
 
     def right_only(self: AtlasLibrary, image: Volume, **_: object) -> StagePrediction:
-        left = (torch.arange(image.grid.shape[0]) < image.grid.shape[0] // 2).reshape(-1, 1, 1)
-        left = left.expand(image.grid.shape)
-        maps = torch.stack([torch.ones(image.grid.shape), ~left, ~left])
+        left = (np.arange(image.grid.shape[0]) < image.grid.shape[0] // 2).reshape(-1, 1, 1)
+        left = np.broadcast_to(left, image.grid.shape)
+        maps = np.stack([np.ones(image.grid.shape, dtype=np.float32), ~left, ~left])
         return StagePrediction(
-            maps / maps.sum(dim=0), image.grid, self.schema.names, Region.whole(image.grid), ATLAS
+            maps / maps.sum(axis=0), image.grid, self.schema.names, Region.whole(image.grid), ATLAS
         )
 
     monkeypatch.setattr(AtlasLibrary, "prior", right_only)
@@ -161,7 +161,7 @@ def test_networks_answer_times_the_atlas(
     )
     assert network[:8].any()
     assert not combined[:8].any()
-    assert torch.equal(combined[18:], network[18:])  # beyond what the coarse grid blends
+    assert np.array_equal(combined[18:], network[18:])  # beyond what the coarse grid blends
 
 
 def test_a_row_of_the_table_without_any_training(opened: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:

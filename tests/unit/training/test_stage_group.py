@@ -12,8 +12,8 @@ from tiny import CPU, retrained, tiny_dataset, tiny_recipe
 from zoomseg.backends.device import Device
 from zoomseg.core.labels import IGNORE
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.recipe.spec import Recipe
-from zoomseg.training import loop
+from zoomseg.recipe.spec import SGD, AdamW, OptimiserSpec, Recipe
+from zoomseg.training import loop, stage_group
 from zoomseg.training.data.patches import Batch, PatchSource
 from zoomseg.training.log import RunningDice, Silent
 from zoomseg.training.loop import Settings, Split
@@ -97,6 +97,43 @@ def test_a_step_follows_the_schedule_and_lowers_the_loss(data: Dataset, tmp_path
     assert rates[-1] < rates[0] < unit.lead.training.optimiser.lr
 
 
+@pytest.mark.parametrize(
+    ("spec", "after"),
+    [
+        # The gradient is 2 each time, plus decay times weight; momentum keeps half of the last velocity.
+        (SGD(lr=0.1, momentum=0.0), [0.8, 0.6]),
+        (SGD(lr=0.1, momentum=0.5), [0.8, 0.5]),
+        (SGD(lr=0.1, momentum=0.5, nesterov=True), [0.7, 0.35]),
+        (SGD(lr=0.1, momentum=0.0, weight_decay=0.5), [0.75, 0.5125]),
+        # Steps of the learning rate in the gradient's direction; the decay is apart from it.
+        (AdamW(lr=0.1, weight_decay=0.0), [0.9, 0.8]),
+        (AdamW(lr=0.1, weight_decay=0.5), [0.85, 0.7075]),
+        (AdamW(lr=0.1, weight_decay=0.0, eps=1.0), [1 - 0.2 / 3, 1 - 0.4 / 3]),
+    ],
+    ids=str,
+)
+def test_an_optimiser_steps_as_its_spec_says(spec: OptimiserSpec, after: list[float]) -> None:
+    weight = torch.nn.Parameter(torch.tensor(1.0))
+    optimiser = stage_group._optimiser(spec, [weight])
+    for expected in after:
+        optimiser.zero_grad()
+        (2 * weight).backward()
+        optimiser.step()
+        assert float(weight.detach()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_adamw_forgets_gradients_by_its_betas() -> None:
+    weight = torch.nn.Parameter(torch.tensor(1.0))
+    optimiser = stage_group._optimiser(AdamW(lr=0.1, betas=(0.5, 0.5), weight_decay=0.0), [weight])
+    (2 * weight).backward()
+    optimiser.step()
+    optimiser.zero_grad()
+    (-4 * weight).backward()
+    optimiser.step()
+    # Means of the gradients 2 and -4, and of their squares, by 1/3 and 2/3.
+    assert float(weight.detach()) == pytest.approx(0.9 + 0.1 * 2 / 12**0.5, abs=1e-5)
+
+
 def test_judging_changes_no_weight_and_uses_the_averaged_ones(data: Dataset, tmp_path: Path) -> None:
     unit, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
     learn(unit, batch)
@@ -153,7 +190,7 @@ def test_no_bfloat16_on_a_cpu_where_feature_maps_are_two_voxels_long(
     training = recipe.stages[0].training.model_copy(update={"patch": patch})
     coarse = recipe.stages[0].model_copy(update={"training": training})
     recipe = recipe.model_copy(update={"stages": (coarse,)})
-    device = Device(torch.device("cpu"), torch.bfloat16)
+    device = Device("cpu", bfloat16=True)
     run = loop._Run(data, SPLIT, recipe, tmp_path, Settings(device), Silent())
     unit = run._unit(0, ("coarse",))
     source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)

@@ -269,7 +269,7 @@ def test_a_training_says_how_it_was_planned(data: Dataset, tmp_path: Path) -> No
 def test_every_process_gets_a_patch(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planned batch is two, or as many as there are processes; nobody waits for three that are not."""
     monkeypatch.setattr(Processes, "wait_for_first", lambda self, stop: None)
-    monkeypatch.setattr(training_run.train, "train", lambda data, split, recipe, *rest: recipe)
+    monkeypatch.setattr(training_run.loop, "train", lambda data, split, recipe, *rest: recipe)
     plan = TrainingRequest(small_plan(tmp_path / "plan.yaml"))
     batches = []
     for world in (1, 4):

@@ -1,0 +1,1 @@
+"""What an exported zip runs: the cascade in numpy, without torch."""

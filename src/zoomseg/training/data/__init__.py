@@ -1,0 +1,1 @@
+"""Training patches: preprocessing, sampling, augmentation, prefetch."""

@@ -17,14 +17,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid, Vector3
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.region import Region
-from zoomseg.core.resample import coordinates_box, nearest_index, sample
-from zoomseg.core.volume import LabelMap
+from zoomseg.core.resample import coordinates_box, sample
 from zoomseg.io.cache import ChunkedArray, write_array
 from zoomseg.pipeline import inputs, stage_input
+from zoomseg.pipeline.reference import one_hot_labels, stage_labels
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe, Stage, WholeVolume
 from zoomseg.training.data import sampler
@@ -143,9 +144,9 @@ def pack(
     patch = stage.training.patch
     box = seen.region.box.expand(patch).intersect(seen.grid.box)
     grid = seen.grid.crop(box)
-    image = scan.image_on(grid, stage.inputs).numpy().astype(np.float16)
+    image = to_numpy(scan.image_on(grid, stage.inputs)).astype(np.float16)
     target = stage_labels(scan.labels, labels, grid)
-    inside = seen.region.mask_in(box).numpy()
+    inside = seen.region.mask_in(box)
     if stage.training.mask_loss:
         target[~inside] = IGNORE
     stem = f"{stage.name}-{scan.id}"
@@ -171,18 +172,8 @@ def _store_priors(
     for spec in inputs.prior_specs(stage.inputs):
         prior = priors[spec.of]
         path = folder / f"{stem}-prior-{spec.of}.b2nd"
-        write_array(path, prior.probabilities.numpy().astype(np.float16))
+        write_array(path, to_numpy(prior.probabilities).astype(np.float16))
         out[spec.of] = StoredPrior(ChunkedArray.open(path), prior.grid, prior.labels)
-    return out
-
-
-def stage_labels(reference: LabelMap, labels: tuple[str, ...], grid: Grid) -> npt.NDArray[np.uint8]:
-    """The reference on ``grid``, nearest neighbour, as class indices of a stage that predicts ``labels``."""
-    table = np.zeros(256, dtype=np.uint8)
-    table[IGNORE] = IGNORE
-    for own, name in enumerate(labels, start=1):
-        table[reference.schema.class_of(name)] = own
-    out: npt.NDArray[np.uint8] = table[nearest_index(reference.data, reference.grid, grid).numpy()]
     return out
 
 
@@ -205,7 +196,6 @@ def reference_priors(
         whole = stage.model_copy(update={"roi": WholeVolume()})
         seen = stage_input.view(whole, recipe, scan, out)
         assert seen is not None  # a whole volume is never empty
-        target = torch.from_numpy(stage_labels(scan.labels, labels, seen.grid)).long()
-        hot = torch.nn.functional.one_hot(target, 1 + len(labels)).movedim(-1, 0).float()
+        hot = one_hot_labels(scan.labels, labels, seen.grid)
         out[stage.name] = StagePrediction(hot, seen.grid, labels, Region.whole(seen.grid), stage.name)
     return out

@@ -108,9 +108,7 @@ class TestSpatial:
         assert torch.equal(at, at.round())
         assert torch.equal(sample(data, at, "nearest"), data[:, 4:14, 6:14, 5:11])
         # grid_sample scales indices to [-1, 1] and back, which costs a bit or two.
-        assert sample(data, at, "linear").numpy() == pytest.approx(
-            data[:, 4:14, 6:14, 5:11].numpy(), abs=1e-5
-        )
+        assert sample(data, at, "linear").numpy() == pytest.approx(data[:, 4:14, 6:14, 5:11], abs=1e-5)
 
     def test_mirroring_is_exactly_a_flip(self) -> None:
         data = torch.rand(1, 12, 10, 8, generator=torch.Generator().manual_seed(0))

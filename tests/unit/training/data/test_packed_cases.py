@@ -133,7 +133,7 @@ def test_labels_are_the_nearest_of_the_reference(
     held = packed(COARSE, scan, priors, tmp_path)
     assert scan.labels is not None
     truth = resample_labels(scan.labels, held.grid).data
-    assert torch.equal(torch.from_numpy(held.labels.read(held.grid.box)), truth)
+    assert np.array_equal(torch.from_numpy(held.labels.read(held.grid.box)), truth)
     assert held.counts.tolist() == np.bincount(truth.flatten(), minlength=3).tolist()
     assert held.counts.min() > 0
 
@@ -183,7 +183,7 @@ def test_outside_the_region_labels_count_only_without_mask_loss(
     held = packed(masked(FINE) if mask_loss else FINE, scan, priors, tmp_path)
     seen = stage_input.view(FINE, RECIPE, scan, priors)
     assert seen is not None
-    inside = seen.region.mask_in(held.box).numpy()
+    inside = seen.region.mask_in(held.box)
     assert 0 < inside.sum() < inside.size
     stored = held.labels.read(held.box)
     assert np.array_equal(stored == IGNORE, ~inside if mask_loss else np.zeros_like(inside))
@@ -197,8 +197,8 @@ def test_candidates_lie_in_the_region_and_have_their_class(
     seen = stage_input.view(SMALL_PATCH, RECIPE, scan, priors)
     assert seen is not None
     assert scan.labels is not None
-    inside = seen.region.mask_in(seen.grid.box).numpy()
-    truth = resample_labels(scan.labels, seen.grid).data.numpy()
+    inside = seen.region.mask_in(seen.grid.box)
+    truth = resample_labels(scan.labels, seen.grid).data
     assert inside[tuple(held.candidates.region.T)].all()
     assert len(held.candidates.region) == inside.sum()
     for c in (1, 2):

@@ -1,0 +1,1 @@
+"""DICOM files as volumes and label maps: discovery, splitting, geometry, decoding."""

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
 
@@ -132,43 +132,66 @@ def find_series(path: Path, objects: Container[str] = ()) -> Found:
     path = Path(path)
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder")
-    images: dict[str, list[Image]] = defaultdict(list)
-    damaged: dict[str, list[Damaged]] = defaultdict(list)
-    others: Counter[str] = Counter()
-    unplaced: list[Damaged] = []
-    wanted: list[Other] = []
-    strays: list[Source] = []
+    met = _read_objects(path, objects)
+    volumes = [
+        volume
+        for uid, images in met.images.items()
+        for volume in _of_series(path, images, met.damaged.get(uid, []))
+    ]
+    stacks = [stack for some, _, _ in volumes for stack in some]
+    lost, lone = _without_images(met)
+    refused = [refusal for _, some, _ in volumes for refusal in some] + lost
+    notes = [f"{path}: {_count(number, kind)} left out" for kind, number in sorted(met.others.items())]
+    notes += [note for _, _, some in volumes for note in some]
+    notes += _stray_notes(path, met.strays) if volumes or lost or lone else []
+    if not (stacks or refused or met.wanted) and (lone or notes):
+        raise ScanError(lone[0].reason if lone else _no_volume(path, notes))
+    notes += [f"{broken.reason}; left out" for broken in lone]
+    stacks.sort(key=lambda s: (s.series.study_uid, _last_if_none(s.series.number), s.series.series_uid))
+    return Found(tuple(stacks), tuple(refused), tuple(notes), tuple(met.wanted))
+
+
+@dataclass
+class _Objects:
+    """The DICOM objects of a folder, by what they are; images and damaged ones by series UID."""
+
+    images: dict[str, list[Image]] = field(default_factory=lambda: defaultdict(list))
+    damaged: dict[str, list[Damaged]] = field(default_factory=lambda: defaultdict(list))
+    others: Counter[str] = field(default_factory=Counter)
+    wanted: list[Other] = field(default_factory=list)
+    strays: list[Source] = field(default_factory=list)
+    """Files that are called DICOM and are none."""
+
+
+def _read_objects(path: Path, objects: Container[str]) -> _Objects:
+    met, unplaced = _Objects(), []
     with opening() as opener, _quiet():
         for source in sources_in(path, opener):
             match read_object(source, opener):
                 case Image() as image:
-                    images[image.identity.series_uid].append(image)
+                    met.images[image.identity.series_uid].append(image)
                 case Damaged() as broken:
-                    damaged[broken.series_uid].append(broken)
+                    met.damaged[broken.series_uid].append(broken)
                 case Other(sop_class_uid=uid) as other if uid in objects:
-                    wanted.append(other)
+                    met.wanted.append(other)
                 case Other(kind, scan=scan):
-                    others[kind] += 1
+                    met.others[kind] += 1
                     unplaced += [] if scan is None else [scan]
-                case None if _is_called_dicom(source):
-                    strays.append(source)
+                case None:
+                    met.strays += [source] if _is_called_dicom(source) else []
     for lost in unplaced:
-        if lost.series_uid in images:
-            damaged[lost.series_uid].append(lost)
-    found = [one for uid in images for one in _of_series(path, images[uid], damaged.pop(uid, []))]
-    refused = [r for _, some, _ in found for r in some]
-    whole = {uid for uid, broken in damaged.items() if uid and (len(broken) > 1 or broken[0].whole)}
-    refused += [_all_damaged(broken) for uid, broken in damaged.items() if uid in whole]
-    lone = [d for uid, broken in damaged.items() if uid not in whole for d in broken]
-    notes = [f"{path}: {_count(number, kind)} left out" for kind, number in sorted(others.items())]
-    notes += [note for _, _, some in found for note in some]
-    notes += _stray_notes(path, strays) if found or damaged else []
-    stacks = [stack for some, _, _ in found for stack in some]
-    if not (stacks or refused or wanted) and (lone or notes):
-        raise ScanError(lone[0].reason if lone else _no_volume(path, notes))
-    notes += [f"{d.reason}; left out" for d in lone]
-    stacks.sort(key=lambda s: (s.series.study_uid, _last_if_none(s.series.number), s.series.series_uid))
-    return Found(tuple(stacks), tuple(refused), tuple(notes), tuple(wanted))
+        if lost.series_uid in met.images:
+            met.damaged[lost.series_uid].append(lost)
+    return met
+
+
+def _without_images(met: _Objects) -> tuple[list[Refused], list[Damaged]]:
+    """Of series of which no image could be read: those that are refused, and single objects that are left
+    out."""
+    series = {uid: broken for uid, broken in met.damaged.items() if uid not in met.images}
+    whole = {uid for uid, broken in series.items() if uid and (len(broken) > 1 or broken[0].whole)}
+    refused = [_all_damaged(broken) for uid, broken in series.items() if uid in whole]
+    return refused, [one for uid, broken in series.items() if uid not in whole for one in broken]
 
 
 def _last_if_none(number: int | None) -> float:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from zoomseg.core.errors import LabelError
 from zoomseg.core.geometry import Grid
@@ -62,7 +61,7 @@ class Structures:
         classes = np.zeros(self.grid.shape, dtype=np.uint8)
         for name in sorted(drawn, key=lambda name: len(drawn[name]), reverse=True):
             classes.reshape(-1)[drawn[name]] = schema.class_of(name)
-        return LabelMap(torch.from_numpy(classes), self.grid, schema), frozenset(drawn)
+        return LabelMap(classes, self.grid, schema), frozenset(drawn)
 
 
 def unused_name(name: str, taken: Container[str]) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import ndimage
 
 from zoomseg.core.geometry import FloatArray
@@ -43,7 +42,7 @@ def read_volume(stack: Stack) -> Volume:
         voxels = _on_grid(voxels, stack.placement, intensities.fill())
     elif intensities.unscanned:
         intensities.fill()
-    return Volume(torch.from_numpy(voxels.transpose(2, 1, 0))[None], stack.series.grid)
+    return Volume(voxels.transpose(2, 1, 0)[None], stack.series.grid)
 
 
 def reading_bytes(stack: Stack) -> int:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pydicom
-import torch
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, generate_uid
@@ -57,7 +56,7 @@ def found_classes(labels: LabelMap, series: DicomSeries) -> list[int]:
             f"labels of shape {labels.grid.shape} lie {off:.3g} mm off the grid of series "
             f"'{series.description}' of shape {series.grid.shape}; write them on the series' own grid"
         )
-    return [int(c) for c in torch.unique(labels.data) if 0 < c <= len(labels.schema.names)]
+    return [int(c) for c in np.unique(labels.data) if 0 < c <= len(labels.schema.names)]
 
 
 def study_uid(series: DicomSeries) -> str:

@@ -71,7 +71,7 @@ def write_rtstruct(path: Path, labels: LabelMap, series: DicomSeries, model: str
     if not found:
         return False
     dataset = _header(series, model, version)
-    classes = labels.data.cpu().numpy()
+    classes = labels.data
     rois, contours, observations = [], [], []
     for number, value in enumerate(found, start=1):
         name = labels.schema.names[value - 1]

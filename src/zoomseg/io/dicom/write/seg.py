@@ -123,7 +123,7 @@ def _numbered(labels: LabelMap, found: Sequence[int]) -> npt.NDArray[np.uint8]:
     """Segment numbers ``[K, J, I]`` (frame, row, column): as classes, but without gaps."""
     table = np.zeros(256, dtype=np.uint8)
     table[list(found)] = np.arange(1, len(found) + 1)
-    return np.ascontiguousarray(table[labels.data.cpu().numpy()].transpose(2, 1, 0))
+    return np.ascontiguousarray(table[labels.data].transpose(2, 1, 0))
 
 
 def _concept(code: Code) -> hd.sr.CodedConcept:

@@ -24,7 +24,7 @@ def reason(path: Path) -> str:
 
 
 def values(path: Path) -> Array:
-    return read_volume(the_series(path)).data[0].numpy().transpose(2, 1, 0)
+    return read_volume(the_series(path)).data[0].transpose(2, 1, 0)
 
 
 def as_jpeg_2000(dataset: Dataset) -> None:

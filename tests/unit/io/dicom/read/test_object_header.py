@@ -20,7 +20,7 @@ from zoomseg.io.dicom.read.voxels import read_volume
 
 def _values(folder: Path) -> Array:
     """``[k, row, column]``."""
-    return read_volume(the_series(folder)).data[0].numpy().transpose(2, 1, 0)
+    return read_volume(the_series(folder)).data[0].transpose(2, 1, 0)
 
 
 def _without(keyword: str) -> Callable[[Dataset], None]:

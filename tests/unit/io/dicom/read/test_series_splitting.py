@@ -35,7 +35,7 @@ def found(folder: Path, datasets: list[Dataset]) -> Found:
 def by_place(volume: Stack) -> dict[float, float]:
     """z in mm of each plane, and the stored value there."""
     read = read_volume(volume)
-    values: Array = read.data[0, 0, 0].numpy()
+    values: Array = read.data[0, 0, 0]
     places = [float(read.grid.world((0, 0, k))[2]) for k in range(len(values))]
     return {round(z, 6): float(v) + 1024 for z, v in zip(places, values, strict=True)}
 

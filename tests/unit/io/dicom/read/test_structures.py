@@ -20,7 +20,7 @@ def drawn(**voxels: list[int]) -> Structures:
 
 def test_voxels_are_counted_along_k_first() -> None:
     labels, names = drawn(Liver=[0, 5, 23], Spleen=[12]).label_map()
-    assert {tuple(at): int(labels.data[tuple(at)]) for at in np.argwhere(labels.data.numpy()).tolist()} == {
+    assert {tuple(at): int(labels.data[tuple(at)]) for at in np.argwhere(labels.data).tolist()} == {
         (0, 0, 0): 1,
         (0, 1, 1): 1,
         (1, 2, 3): 1,
@@ -62,7 +62,7 @@ def test_names_are_the_schemas_and_what_it_does_not_know_is_left_out() -> None:
     labels, names = structures.label_map(schema)
     assert labels.schema is schema
     assert names == {"right kidney", "spleen"}, "the left kidney may be there, undrawn"
-    assert np.flatnonzero(labels.data.numpy()).tolist() == [2, 7]
+    assert np.flatnonzero(labels.data).tolist() == [2, 7]
     assert labels.data.flatten()[[2, 7]].tolist() == [2, 1]
 
 

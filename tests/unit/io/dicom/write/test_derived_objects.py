@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-import torch
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage, DeflatedExplicitVRLittleEndian
 
@@ -256,7 +255,7 @@ def test_what_is_written_of_a_plane_leads_back_to_its_voxels(orientation: str) -
 
 def test_labels_must_lie_where_the_series_does() -> None:
     def labels(series: DicomSeries) -> LabelMap:
-        return LabelMap(torch.zeros(series.grid.shape, dtype=torch.uint8), series.grid, ORGANS)
+        return LabelMap(np.zeros(series.grid.shape, dtype=np.uint8), series.grid, ORGANS)
 
     near = labels(moved(SERIES, 0.009))
     near.data[3, 4, 5], near.data[6, 7, 8] = 2, 1

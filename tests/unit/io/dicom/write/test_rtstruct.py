@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
-import torch
 from matplotlib.path import Path as Polygon
 from pydicom.dataset import Dataset
 
@@ -82,7 +81,7 @@ def test_filled_contours_are_the_organs_voxel_by_voxel(orientation: str, tmp_pat
     found = masks_of(path, series)
     assert set(found) == {"liver", "left kidney", "right_kidney", "my lesion"}
     for name, mask in found.items():
-        assert (mask == (labels.data.numpy() == ORGANS.class_of(name))).all(), name
+        assert (mask == (labels.data == ORGANS.class_of(name))).all(), name
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -90,13 +89,11 @@ def test_a_ball_s_contours_lie_within_half_a_voxel_of_it(orientation: str, tmp_p
     grid = grid_of(orientation, shape=(40, 30, 11))
     voxels = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1)
     distance = np.linalg.norm(grid.world(voxels) - grid.centre_mm, axis=-1)
-    ball = LabelMap(
-        torch.from_numpy((distance < 12).astype(np.uint8)), grid, LabelSchema.consecutive(["liver"])
-    )
+    ball = LabelMap((distance < 12).astype(np.uint8), grid, LabelSchema.consecutive(["liver"]))
     path = tmp_path / "case.rtstruct.dcm"
     write_rtstruct(path, ball, series_on(grid), "abdomen-ct")
     contours = pydicom.dcmread(path).ROIContourSequence[0].ContourSequence
-    assert len(contours) == int(ball.data.any(dim=0).any(dim=0).sum())
+    assert len(contours) == int(ball.data.any(axis=0).any(axis=0).sum())
     half = math.hypot(0.8, 1.1) / 2
     for contour in contours:
         from_centre = points_of(contour) * (-1, -1, 1) - grid.centre_mm
@@ -184,7 +181,7 @@ def test_every_value_fits_into_its_field(tmp_path: Path) -> None:
 
 
 def test_nothing_found_is_nothing_written(tmp_path: Path, series: DicomSeries) -> None:
-    nothing = LabelMap(torch.zeros(series.grid.shape, dtype=torch.uint8), series.grid, ORGANS)
+    nothing = LabelMap(np.zeros(series.grid.shape, dtype=np.uint8), series.grid, ORGANS)
     assert not write_rtstruct(tmp_path / "case.rtstruct.dcm", nothing, series, "abdomen-ct")
     assert not list(tmp_path.iterdir())
 
@@ -262,7 +259,7 @@ def test_voxels_whose_centres_lie_within_are_the_structure_and_holes_are_holes(
     expected[4:6, 3:5, 2] = 0
     expected[:3, :, 3] = 1
     expected[7, 4, 2] = 2
-    assert (found.data.numpy() == expected).all()
+    assert (found.data == expected).all()
     assert not structures.notes
 
 
@@ -544,7 +541,7 @@ def test_more_contours_in_a_slice_than_are_compared_are_refused(
 def test_long_contours_stay_decimal_strings(tmp_path: Path) -> None:
     """With explicit VRs, one of more than 64 KB would be written as of unknown kind."""
     grid = Grid.from_spacing((2400, 12, 3), (0.3, 0.3, 2.0))
-    comb = torch.zeros(grid.shape, dtype=torch.uint8)
+    comb = np.zeros(grid.shape, dtype=np.uint8)
     comb[10:2390:2, 3:9, 1] = 1
     comb[10:2390, 3, 1] = 1
     series = series_on(grid)
@@ -559,7 +556,7 @@ def test_long_contours_stay_decimal_strings(tmp_path: Path) -> None:
 def test_a_length_of_gigabytes_is_not_allocated(tmp_path: Path) -> None:
     """Of a 70 kB file in which one length is damaged."""
     grid = Grid.from_spacing((20, 20, 3), (1.0, 1.0, 2.0))
-    labels = torch.zeros(grid.shape, dtype=torch.uint8)
+    labels = np.zeros(grid.shape, dtype=np.uint8)
     labels[5:15, 5:15, 1] = 1
     series = series_on(grid)
     path = tmp_path / "rt.dcm"

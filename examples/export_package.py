@@ -1,0 +1,31 @@
+"""A model as one zip, and the zip run on a scan: python export_package.py [MODEL] [SCAN] [ZIP] [LABELS]
+
+Writing needs ``pip install 'zoomseg[export]'``; running needs numpy, scipy, nibabel, and OpenVINO or ONNX
+Runtime.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from zoomseg.export.package import export
+from zoomseg.io import bundle
+
+DEFAULTS = (
+    "zoomseg-demo/model",
+    "zoomseg-demo/held-out/imagesTr/phantom_1000_0000.nii.gz",
+    "model.zip",
+    "labels.nii.gz",
+)
+
+
+def main(model: str, scan: str, package: str, out: str) -> None:
+    export(bundle.load(Path(model)), Path(package))
+    print(f"{package}: {Path(package).stat().st_size / 1e6:.1f} MB")
+    # On another machine: python model.zip scan.nii.gz -o labels.nii.gz
+    subprocess.run([sys.executable, package, scan, "-o", out], check=True)
+    print(f"{out} written without ZoomSeg")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:], *DEFAULTS[len(sys.argv) - 1 :])

@@ -1,0 +1,71 @@
+"""Predictors from models on disk: every command, server and notebook gets its own here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from zoomseg.backends import device as devices
+from zoomseg.backends.device import Device
+from zoomseg.inference import atlas_priors
+from zoomseg.inference.atlas_priors import OnRegistration
+from zoomseg.inference.memory_limits import MemoryLimits
+from zoomseg.inference.predictor import Predictor
+from zoomseg.io import bundle
+from zoomseg.io.bundle import Bundle
+
+
+def load_predictor(
+    models: Sequence[str | Path],
+    device: str | Device = "auto",
+    *,
+    max_ram: int | Literal["free"] = "free",
+    max_vram: int | None = None,
+    any_scan: bool = False,
+    on_warning: Callable[[str], None] = atlas_priors.warn,
+    on_registration: OnRegistration = atlas_priors.ignore_progress,
+) -> Predictor:
+    """A predictor of models that answer together; one is enough.
+
+    Args:
+        models: folders, names of bundled models, or folders of a cross-validation, whose folds all answer.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        max_ram: bytes that the process may take; by default what is free.
+        max_vram: the same of GPU memory.
+        any_scan: whether scans that are plainly unlike those of the training are segmented, too.
+        on_warning: is told of every atlas that is dropped.
+        on_registration: registration takes many seconds for each atlas.
+
+    Raises:
+        ModelError: no such model, a damaged one, or models that cannot answer together.
+        ZoomSegError: no such device.
+    """
+    first, *others = (bundle.load(part) for model in models for part in bundle.models_in(model))
+    return ready_predictor(
+        first,
+        device,
+        others,
+        max_ram=max_ram,
+        max_vram=max_vram,
+        any_scan=any_scan,
+        on_warning=on_warning,
+        on_registration=on_registration,
+    )
+
+
+def ready_predictor(
+    model: Bundle,
+    device: str | Device = "auto",
+    others: Sequence[Bundle] = (),
+    *,
+    max_ram: int | Literal["free"] = "free",
+    max_vram: int | None = None,
+    any_scan: bool = False,
+    on_warning: Callable[[str], None] = atlas_priors.warn,
+    on_registration: OnRegistration = atlas_priors.ignore_progress,
+) -> Predictor:
+    """``load_predictor`` of models that are in memory."""
+    where = devices.resolve(device) if isinstance(device, str) else device
+    atlas_of = atlas_priors.of_model(model, on_warning, on_registration)
+    return Predictor(model, where, atlas_of, MemoryLimits(where, max_ram, max_vram), others, any_scan)

@@ -1,0 +1,132 @@
+"""What was decided when a training, or a cross-validation, began: who resumes it reads this, and decides
+nothing anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zoomseg.core.errors import TrainingError
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.io.bundle import FOLDS, first_problem
+from zoomseg.io.files import reason_of, write_json_atomic
+from zoomseg.io.training_domain import TrainingDomain
+from zoomseg.recipe.load import from_dict
+from zoomseg.recipe.spec import PlannedRecipe, Recipe
+
+FILE = Path("training", "job.json")
+"""Of a training, in the model's folder."""
+
+
+class _Record(BaseModel):
+    """``channels`` and ``labels`` are the data set's; the rest is as in a ``TrainingRequest``."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    channels: tuple[str, ...]
+    labels: dict[str, int]
+    seed: int
+    seconds: float | None
+    epochs: int | None
+    init: str | None = None
+    teachers: tuple[str, ...] = ()
+
+
+class CrossValidationRecord(_Record):
+    """``folds.json``; ``cases`` are the ids of all that are labelled."""
+
+    cases: tuple[str, ...]
+    folds: Annotated[int, Field(ge=2)]
+
+
+class TrainingRecord(_Record):
+    """``recipe`` has all its numbers; ``train`` and ``validation`` are case ids."""
+
+    recipe: dict[str, Any]
+    train: Annotated[tuple[str, ...], Field(min_length=1)]
+    validation: tuple[str, ...]
+    registered: str | None = None
+    training_domain: TrainingDomain | None = None
+
+    def require_same_data(self, dataset: Dataset, out: Path) -> None:
+        """Refuse another data set than the one that the model in ``out`` was trained on.
+
+        Raises:
+            TrainingError: other channels or labels, or a case is missing.
+        """
+        for key, value in fixed_by(dataset).items():
+            trained = self.model_dump(mode="json")[key]
+            if trained != value:
+                raise TrainingError(
+                    f"data set '{dataset.name}' has {key} {value}, but {out} was trained with {trained}"
+                )
+        missing = {*self.train, *self.validation} - set(dataset.ids)
+        if missing:
+            raise TrainingError(
+                f"data set '{dataset.name}' lacks case {min(missing)}, which {out} was trained with"
+            )
+
+    def resolved_recipe(self, out: Path) -> Recipe:
+        """The recipe, checked.
+
+        Raises:
+            TrainingError: it has no numbers.
+            RecipeError: it makes no sense.
+        """
+        recipe = from_dict(self.recipe, str(out / FILE))
+        if isinstance(recipe, PlannedRecipe):
+            raise _damaged(out / FILE, "its recipe has no numbers")
+        return recipe
+
+
+_AnyRecord = TypeVar("_AnyRecord", bound=_Record)
+
+
+def fixed_by(dataset: Dataset) -> dict[str, Any]:
+    """What a network's inputs and outputs mean: a resumed training must find it unchanged."""
+    schema = dataset.schema
+    labels = dict(zip(schema.names, schema.values, strict=True))
+    return {"channels": list(dataset.channel_names), "labels": labels}
+
+
+def write(record: _Record, file: Path) -> None:
+    """
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_json_atomic(file, record.model_dump(mode="json"))
+
+
+def read_training(out: Path) -> TrainingRecord:
+    """Of the training in ``out``.
+
+    Raises:
+        TrainingError: there is none, or it is damaged.
+    """
+    return _read(TrainingRecord, out / FILE, f"there is no training to resume in {out}")
+
+
+def read_cross_validation(out: Path) -> CrossValidationRecord:
+    """Of the cross-validation in ``out``.
+
+    Raises:
+        TrainingError: there is none, or it is damaged.
+    """
+    return _read(CrossValidationRecord, out / FOLDS, f"there is no cross-validation to resume in {out}")
+
+
+def _read(kind: type[_AnyRecord], file: Path, missing: str) -> _AnyRecord:
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise TrainingError(f"{missing}; leave --resume out") from error
+    except ValidationError as error:
+        raise _damaged(file, first_problem(error)) from error
+    except OSError as error:
+        raise _damaged(file, reason_of(error)) from error
+
+
+def _damaged(file: Path, reason: str) -> TrainingError:
+    return TrainingError(f"{file} is damaged ({reason}); train anew into another folder")

@@ -1,0 +1,67 @@
+"""A trained model on the cases kept back: predicted, scored, and its confidence calibrated by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from zoomseg.backends.device import Device
+from zoomseg.core.errors import ScanError
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.evaluation.calibration import calibrate, scored
+from zoomseg.evaluation.evaluate import evaluate
+from zoomseg.evaluation.result import Evaluation
+from zoomseg.inference.batch import ExtraOutputs, Failed, Outcome, Segmented
+from zoomseg.inference.outputs import segment_to_folder
+from zoomseg.inference.predictor import Predictor
+from zoomseg.inference.summary import OrganRow
+from zoomseg.io import bundle
+from zoomseg.io.scans import ScanInput
+
+FOLDER = "validation"
+"""In the model's folder."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores of the cases kept back, and the cases that could not be segmented."""
+
+    scores: Evaluation
+    failed: tuple[Failed, ...]
+
+
+def validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Device) -> Validation:
+    """Predict and score the cases ``kept_back`` with the model in ``out``, into ``out/validation``, and learn
+    from them what the model's confidence is worth: that is written into the model.
+
+    Raises:
+        ScanError: not one of them could be segmented, or scored.
+        OutputError: nothing can be written there.
+    """
+    cases, folder, model = dataset.subset(kept_back), out / FOLDER, bundle.load(out)
+    predictor = Predictor(replace(model, calibration=None), device, any_scan=True)
+    rows: list[OrganRow] = []
+    promised: dict[tuple[str, str], float] = {}
+
+    def keep(outcome: Outcome) -> None:
+        if isinstance(outcome, Segmented):  # as the probabilities say, before a scan's unlikeness lowers it
+            promised.update({(outcome.case, name): dice for name, dice in outcome.result.confidence.items()})
+
+    failed = segment_to_folder(
+        [ScanInput(case.id, case.images) for case in cases.cases],
+        folder / "predictions",
+        predictor,
+        on_result=keep,
+        beside=ExtraOutputs(stages=True),
+        on_organs=rows.extend,
+    )
+    if len(failed) == len(cases.cases):
+        reason = f"none of {len(failed)} cases kept back could be segmented; {failed[0].reason}"
+        raise ScanError(reason)
+    log = out / "training" / "metrics.csv"
+    scores = evaluate(folder / "predictions", cases, folder, training_log=log)
+    found = {(row.case, row.organ) for row in rows if row.confidence is not None}
+    known = scored({key: dice for key, dice in promised.items() if key in found}, scores)
+    bundle.save(replace(model, calibration=calibrate(known)), out)
+    return Validation(scores, failed)

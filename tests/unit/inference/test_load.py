@@ -1,0 +1,60 @@
+"""Predictors of models on disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiny import CPU, tiny_case
+from untrained import untrained_bundle
+from zoomseg.core.case import Case
+from zoomseg.core.errors import MemoryLimitError, ModelError, ZoomSegError
+from zoomseg.inference.load import load_predictor, ready_predictor
+from zoomseg.io import bundle
+
+
+@pytest.fixture
+def folds(tmp_path: Path) -> Path:
+    """A cross-validation's folder with two models."""
+    for fold in range(2):
+        bundle.save(untrained_bundle(seed=fold), tmp_path / f"fold-{fold}")
+    (tmp_path / bundle.FOLDS).write_text("{}")
+    return tmp_path
+
+
+def probabilities(predictor) -> np.ndarray:
+    found = predictor.predict(Case("a", tiny_case(0)[0])).probabilities
+    return np.asarray(found.probabilities)
+
+
+def test_the_folds_of_a_cross_validation_answer_together(folds: Path) -> None:
+    """As the models do that it is of, given one by one."""
+    together = probabilities(load_predictor([folds], CPU))
+    one_by_one = probabilities(load_predictor([folds / "fold-0", str(folds / "fold-1")], CPU))
+    np.testing.assert_array_equal(together, one_by_one)
+    alone = probabilities(load_predictor([folds / "fold-0"], CPU))
+    assert not np.allclose(together, alone)
+
+
+def test_a_model_in_memory_predicts_as_from_disk(folds: Path) -> None:
+    ready = probabilities(ready_predictor(bundle.load(folds / "fold-0"), "cpu"))
+    np.testing.assert_array_equal(ready, probabilities(load_predictor([folds / "fold-0"], "cpu")))
+
+
+def test_what_cannot_be_loaded_is_named(folds: Path) -> None:
+    with pytest.raises(ModelError, match="no-such-model"):
+        load_predictor(["no-such-model"], CPU)
+    with pytest.raises(ZoomSegError, match="unknown device 'tpu'; allowed: auto, cpu, cuda"):
+        load_predictor([folds / "fold-0"], "tpu")
+    other = replace(untrained_bundle(), channel_names=("MR",))
+    with pytest.raises(ModelError, match="channels"):
+        ready_predictor(bundle.load(folds / "fold-0"), CPU, [other])
+
+
+def test_memory_limits_hold(folds: Path) -> None:
+    predictor = load_predictor([folds / "fold-0"], CPU, max_ram=1_000_000)
+    with pytest.raises(MemoryLimitError):
+        predictor.predict(Case("a", tiny_case(0)[0]))

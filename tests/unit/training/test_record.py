@@ -1,0 +1,78 @@
+"""What a training's start decides is read back as it was, or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tiny import tiny_recipe
+from zoomseg.core.errors import TrainingError
+from zoomseg.io.training_domain import TrainingDomain
+from zoomseg.training import record
+from zoomseg.training.record import CrossValidationRecord, TrainingRecord
+
+QUANTILES = tuple(float(n) for n in range(-90, 100, 10))
+RECORD = TrainingRecord(
+    channels=("CT",),
+    labels={"left kidney": 3, "right kidney": 7},
+    seed=4,
+    seconds=60.5,
+    epochs=None,
+    init="/models/a",
+    teachers=("/models/b", "/models/c"),
+    recipe=tiny_recipe(together=True).model_dump(mode="json"),
+    train=("a", "b"),
+    validation=("c",),
+    training_domain=TrainingDomain("CT", (QUANTILES,), (-125.0, -120.0), (300.0, 420.5), {}),
+)
+FOLDS = CrossValidationRecord(
+    channels=("CT",), labels={"liver": 1}, seed=0, seconds=None, epochs=3, cases=("a", "b", "c"), folds=3
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / record.FILE).parent.mkdir()
+    return tmp_path / record.FILE
+
+
+def test_there_and_back(tmp_path: Path, file: Path) -> None:
+    record.write(RECORD, file)
+    assert record.read_training(tmp_path) == RECORD
+    record.write(FOLDS, tmp_path / record.FOLDS)
+    assert record.read_cross_validation(tmp_path) == FOLDS
+    assert RECORD.resolved_recipe(tmp_path) == tiny_recipe(together=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"train": []},
+        {"train": [1]},
+        {"seed": "4"},
+        {"seconds": "NaN"},
+        {"channels": "CT"},
+        {"training_domain": {"modality": 3}},
+    ],
+    ids=str,
+)
+def test_an_entry_that_is_wrong_is_named(tmp_path: Path, file: Path, wrong: dict[str, object]) -> None:
+    (key,) = wrong
+    file.write_text(json.dumps({**RECORD.model_dump(mode="json"), **wrong}))
+    with pytest.raises(TrainingError, match=rf"job\.json is damaged \({key}.*train anew"):
+        record.read_training(tmp_path)
+
+
+def test_one_fold_is_no_cross_validation(tmp_path: Path) -> None:
+    (tmp_path / record.FOLDS).write_text(json.dumps({**FOLDS.model_dump(mode="json"), "folds": 1}))
+    with pytest.raises(TrainingError, match=r"folds\.json is damaged \(folds: "):
+        record.read_cross_validation(tmp_path)
+
+
+def test_a_folder_without_one_says_what_to_leave_out(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no training to resume .*; leave --resume out"):
+        record.read_training(tmp_path)
+    with pytest.raises(TrainingError, match=r"no cross-validation to resume .*; leave --resume out"):
+        record.read_cross_validation(tmp_path)

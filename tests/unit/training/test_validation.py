@@ -1,0 +1,49 @@
+"""Cases kept back are predicted and scored, and the model's confidence is calibrated by them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tiny import CPU, tiny_dataset
+from untrained import untrained_bundle
+from zoomseg.core.errors import ScanError
+from zoomseg.io import bundle
+from zoomseg.training.validation import validate
+
+
+def model(out: Path) -> Path:
+    bundle.save(untrained_bundle(), out)
+    (out / "training").mkdir()
+    (out / "training" / "metrics.csv").write_text("step,loss,dice\n1,0.9,0.1\n")
+    return out
+
+
+def test_scores_are_written_and_the_model_is_calibrated(tmp_path: Path) -> None:
+    data, out = tiny_dataset(tmp_path / "d"), model(tmp_path / "m")
+    assert bundle.load(out).calibration is None
+    found = validate(data, out, ["case_1", "case_3"], CPU)
+    assert found.failed == ()
+    assert [case.id for case in found.scores.cases] == ["case_1", "case_3"]
+    summary = json.loads((out / "validation" / "summary.json").read_text())
+    assert summary["mean"]["dice"] == pytest.approx(found.scores.mean["dice"])
+    assert sorted(file.name for file in (out / "validation" / "predictions").glob("*.nii.gz")) == [
+        "case_1.nii.gz",
+        "case_3.nii.gz",
+    ]
+    calibration = bundle.load(out).calibration
+    assert calibration is not None
+    assert calibration.cases == 2
+
+
+def test_a_case_that_cannot_be_read_is_named_and_the_others_count(tmp_path: Path) -> None:
+    data, out = tiny_dataset(tmp_path / "d"), model(tmp_path / "m")
+    data.cases[1].images[0].write_bytes(b"damaged")
+    found = validate(data, out, ["case_1", "case_3"], CPU)
+    assert [case.case for case in found.failed] == ["case_1"]
+    assert [case.id for case in found.scores.cases] == ["case_3"]
+    data.cases[3].images[0].write_bytes(b"damaged")
+    with pytest.raises(ScanError):
+        validate(data, tmp_path / "m", ["case_1"], CPU)
