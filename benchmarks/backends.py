@@ -3,9 +3,9 @@
     python benchmarks/backends.py MODEL SCAN
 
 Up to five tiles of every stage, from what its network sees of the scan. Prints a Markdown table, a row per
-stage, backend and precision: seconds to load and compile; processor seconds of a tile, best of three (others
-may compute beside); what memory rises by for loading and computing, in a process of its own; and the share of
-voxels with the same class as PyTorch finds in float32, of all and of those that either takes for an organ.
+stage, backend and precision: processor seconds (others may compute beside) to load the networks of all stages
+and of a tile, best of three; what memory rises by for both, in a process of its own; and the share of voxels
+with the same class as PyTorch finds in float32, of all and of those that either takes for an organ.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from zoomseg.backends.choice import BACKENDS
 from zoomseg.backends.cpu import Precision
 from zoomseg.backends.device import Device
-from zoomseg.backends.networks import networks_of
+from zoomseg.backends.networks import StageNetwork, networks_of
 from zoomseg.core.case import Case
 from zoomseg.core.memory import used_ram
 from zoomseg.core.tiling import Tile
@@ -43,13 +43,12 @@ def tiles_of(model: bundle.Bundle, scan: Path) -> dict[str, list[npt.NDArray[np.
     from zoomseg.backends.device import resolve
     from zoomseg.backends.torch_networks import as_network, ready_network
     from zoomseg.pipeline.cascade import Cascade
-    from zoomseg.pipeline.sliding_window import StageNetwork
     from zoomseg.pipeline.stage_input import StageView
 
     device = resolve("cpu")
     seen: dict[str, list[npt.NDArray[np.float32]]] = {}
 
-    def network(view: StageView) -> StageNetwork:
+    def network(view: StageView) -> Callable[[Tensor, tuple[Tile, ...]], Tensor]:
         compute = as_network(ready_network(model, view.stage.name, device), device)
 
         def looking_on(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
@@ -76,29 +75,28 @@ def measure(model: str, stage: str, backend: str, precision: str, folder: Path) 
         import torch
 
         torch.set_num_threads(1)
-    before, began = used_ram(), time.perf_counter()
+    before, began = used_ram(), time.process_time()
     compute = networks_of([loaded], backend, Device("cpu", precision != "float32"), threads=1)[stage]
-    ready = time.perf_counter() - began
-    best = min(seconds(compute(tile) for tile in [tiles[:1]] * (1 + REPEATS)))
+    ready = time.process_time() - began
+    compute(tiles[:1])
+    best = min(seconds(compute, tiles[:1]) for _ in range(REPEATS))
     peak = peak_ram() - before
     classes = np.concatenate([compute(tile[None]).argmax(axis=1).astype(np.uint8) for tile in tiles])
     np.save(folder / f"{stage}-{backend}-{precision}.npy", classes)
     print(f"{ready:.2f} | {best:.3f} | {peak >> 20}")
 
 
-def seconds(answers: Iterator[object]) -> Iterator[float]:
-    """Of the processor, for each answer."""
-    while True:
-        began = time.process_time()
-        if next(answers, None) is None:
-            return
-        yield time.process_time() - began
+def seconds(compute: StageNetwork, tile: npt.NDArray[np.float32]) -> float:
+    """Of the processor."""
+    began = time.process_time()
+    compute(tile)
+    return time.process_time() - began
 
 
 def peak_ram() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    """Of this process alone: what ``getrusage`` says begins with the peak of the one that started it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
 def agreement(found: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]) -> str:

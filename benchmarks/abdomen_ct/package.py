@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from zoomseg.backends.onnx_graph import write_graphs
 from zoomseg.io import bundle
 from zoomseg.io.bundle import JSON
 from zoomseg.recipe.load import load
@@ -69,6 +70,7 @@ def main() -> None:
         kept_back=metrics["case"].nunique(),
         date=model.provenance["date"],
     )
+    write_graphs(options.out)
     (options.out / "README.md").write_text(text, encoding="utf-8")
     print(f"{options.out}: {size:.1f} MB of weights")
 

@@ -7,8 +7,9 @@ import importlib.util
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from zoomseg.backends import onnxruntime_network, openvino_network
 from zoomseg.backends.cpu import Network, Precision
+from zoomseg.backends.onnxruntime_network import load as load_onnxruntime
+from zoomseg.backends.openvino_network import load as load_openvino
 from zoomseg.core.errors import ZoomSegError
 
 Compiler: TypeAlias = Literal["openvino", "onnxruntime"]
@@ -49,9 +50,9 @@ def load(
     try:
         match compiler:
             case "openvino":
-                return openvino_network.load(graph, precision, threads)
+                return load_openvino(graph, precision, threads)
             case "onnxruntime":
-                return onnxruntime_network.load(graph, threads)
+                return load_onnxruntime(graph, threads)
     except Exception as error:  # the libraries' own errors share no base
         line = " ".join(str(error).split())[:160]
         other = next(name for name in COMPILERS if name != compiler)

@@ -17,7 +17,7 @@ Precision = Literal["fastest", "float32"]
 """``fastest`` allows bfloat16 where the CPU multiplies it natively."""
 
 
-def threads() -> int:
+def usable_threads() -> int:
     """Cores that this process may use where that is fewer than there are, else 0: the runtime's choice.
     ``OMP_NUM_THREADS`` counts, as with torch."""
     cores = os.cpu_count() or 1

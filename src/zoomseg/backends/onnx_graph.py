@@ -88,7 +88,7 @@ def write_graphs(folder: Path) -> None:
     The same model gives the same bytes, with the same versions of torch and onnxscript.
 
     Raises:
-        ModelError: the model is damaged, or its weights do not fit its networks.
+        ModelError: the model is damaged, its weights do not fit its networks, or a network has no ONNX form.
         OutputError: no permission, full disk; the model is still usable.
     """
     model = bundles.load(folder)
@@ -97,7 +97,11 @@ def write_graphs(folder: Path) -> None:
     for stage in model.recipe.stages:
         read = input_channels(stage, model.recipe, model.schema, len(model.channel_names))
         classes = 1 + len(stages.resolve_labels(stage, model.schema))
-        architecture = _architecture(stage.network, stage.grid.padding, read, classes)
+        try:
+            architecture = _architecture(stage.network, stage.grid.padding, read, classes)
+        except torch.onnx.OnnxExporterError as error:
+            line = str(error).strip().splitlines()[-1]
+            raise ModelError(f"stage '{stage.name}' of {folder} has no ONNX form ({line})") from error
         graphs[stage.name] = _with_weights_in(files[stage.name], architecture)
     bundles.store_graphs(folder, graphs)
 

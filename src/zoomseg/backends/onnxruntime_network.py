@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoomseg.backends import cpu
-from zoomseg.backends.cpu import FloatArray, Network
+from zoomseg.backends.cpu import FloatArray, Network, usable_threads
 
 
 def load(graph: Path | bytes, threads: int | None = None) -> Network:
@@ -22,7 +21,7 @@ def load(graph: Path | bytes, threads: int | None = None) -> Network:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = cpu.threads() if threads is None else threads
+    options.intra_op_num_threads = usable_threads() if threads is None else threads
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def compute(inputs: FloatArray) -> FloatArray:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoomseg.backends import cpu
-from zoomseg.backends.cpu import FloatArray, Network, Precision
+from zoomseg.backends.cpu import FloatArray, Network, Precision, usable_threads
 
 
 def load(graph: Path | bytes, precision: Precision = "fastest", threads: int | None = None) -> Network:
@@ -26,7 +25,7 @@ def load(graph: Path | bytes, precision: Precision = "fastest", threads: int | N
 
     settings: dict[str, str | int] = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": cpu.threads() if threads is None else threads,
+        "INFERENCE_NUM_THREADS": usable_threads() if threads is None else threads,
     }
     if precision == "float32":  # otherwise bfloat16, where the CPU has it
         settings["INFERENCE_PRECISION_HINT"] = "f32"

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 from converted import doubling
-from zoomseg.backends import cpu, onnxruntime_network
+from zoomseg.backends import onnxruntime_network
 
 
 def test_any_batch_and_tile_is_computed_and_answers_stay() -> None:
@@ -29,6 +29,6 @@ def test_threads(given: int | None, threads: int, monkeypatch: pytest.MonkeyPatc
         return session(graph, options, **others)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", opening)
-    monkeypatch.setattr(cpu, "threads", lambda: 5)
+    monkeypatch.setattr(onnxruntime_network, "usable_threads", lambda: 5)
     onnxruntime_network.load(doubling(), given)
     assert seen == [threads]

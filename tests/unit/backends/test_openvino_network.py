@@ -9,7 +9,7 @@ import openvino
 import pytest
 
 from converted import doubling
-from zoomseg.backends import cpu, openvino_network
+from zoomseg.backends import openvino_network
 
 
 def test_any_batch_and_tile_is_computed_and_answers_stay() -> None:
@@ -40,6 +40,6 @@ def test_settings(
         return compile_model(core, model, device, config)
 
     monkeypatch.setattr(openvino.Core, "compile_model", compiling)
-    monkeypatch.setattr(cpu, "threads", lambda: 5)
+    monkeypatch.setattr(openvino_network, "usable_threads", lambda: 5)
     openvino_network.load(doubling(), **given)
     assert seen == [{"PERFORMANCE_HINT": "LATENCY", **settings}]

@@ -19,10 +19,12 @@ import torch
 
 from tiny import tiny_case, tiny_dataset, tiny_recipe
 from untrained import untrained_bundle
+from zoomseg.backends import onnx_graph
+from zoomseg.cli import train
 from zoomseg.cli.main import main
 from zoomseg.cli.train import parse_duration
 from zoomseg.core.case import Case
-from zoomseg.core.errors import GeometryError
+from zoomseg.core.errors import GeometryError, ModelError
 from zoomseg.core.volume import Volume
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
@@ -66,12 +68,32 @@ def test_trains_and_scores_the_fold_kept_back(data: Path, recipe: Path, tmp_path
     (kept_back,) = model.provenance["validation_cases"]  # type: ignore[misc]
     assert (out / "validation" / "predictions" / f"{kept_back}.nii.gz").is_file()
     assert json.loads((out / "validation" / "summary.json").read_text())["cases"] == 1
+    assert set(model.graphs) == {"coarse", "fine"}
     assert model.calibration is not None
     assert model.calibration.cases == 1
     assert set(model.calibration.organs) <= set(model.schema.names)
     page = (out / "validation" / "report.html").read_text()
     assert "no prediction for" not in page
     assert "Where Dice is lost" in page
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (ImportError("no onnx", name="onnx"), "onnx is not installed: pip install 'zoomseg[export]'"),
+        (ModelError("stage 'fine' has no ONNX form"), "stage 'fine' has no ONNX form"),
+    ],
+)
+def test_a_model_that_cannot_be_converted_is_complete_and_told_of(
+    problem: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(folder: Path) -> None:
+        raise problem
+
+    monkeypatch.setattr(onnx_graph, "write_graphs", failing)
+    train._convert(Path("model"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"note: not converted to ONNX, so the model predicts with torch alone ({said})"
 
 
 def test_default_recipe_is_planned_and_kept_with_its_numbers(data: Path, tmp_path: Path) -> None:

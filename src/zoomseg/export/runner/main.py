@@ -59,20 +59,20 @@ def run(archive: Path, scans: Sequence[Path], out: Path, engine: str) -> None:
     if missing:
         raise ZoomSegError(f"{', '.join(missing)} is needed; install: pip install {' '.join(missing)}")
     # Only now, so that what is missing is said in one line.
-    from zoomseg.backends import compilers
+    from zoomseg.backends.compilers import choose, load
     from zoomseg.export.runner import pipeline, predict, scan
 
     def tell(note: str) -> None:
         print(f"note: {note}", file=sys.stderr)
 
     started = time.perf_counter()
-    chosen = compilers.choose(engine)
+    chosen = choose(engine)
     scan.check_out(out)
     loaded = scan.read(scans)
     for note in loaded.notes:
         tell(note)
     parts, models = pipeline.read(archive)
-    networks = {stage: compilers.load(chosen, model) for stage, model in models.items()}
+    networks = {stage: load(chosen, model) for stage, model in models.items()}
     classes = predict.segment(parts, networks, loaded.voxels, loaded.grid, tell)
     scan.write(out, parts.schema.decode(classes), loaded)
     print(
