@@ -269,9 +269,9 @@ def test_an_answer_that_is_overwritten_is_not_entered(monkeypatch: pytest.Monkey
     entered: list[str] = []
 
     def fuse(
-        kind: str, canvas: fusion.FusedLabelMap, answers: list[fusion.FusionInput], atlas: object
+        kind: str, fused: fusion.FusedLabelMap, inputs: list[fusion.FusionInput], atlas: object
     ) -> None:
-        entered.extend(f"{answer.prior.source} {kind}" for answer in answers)
+        entered.extend(f"{found.prediction.source} {kind}" for found in inputs)
 
     monkeypatch.setattr(fusion, "fuse", fuse)
     closer = {"roi": DilatedForeground(of="a", radius_vox=0)}
@@ -677,7 +677,7 @@ def test_a_scan_of_one_slice_is_segmented() -> None:
     result = drive(RECIPE, constant(1), threshold, slice_)
     assert result.labels.grid.shape == (24, 20, 1)
     truth = thresholds(stage_input.prepare(slice_, RECIPE).image.data[0])
-    assert np.array_equal(result.labels.data, truth.numpy())
+    assert np.array_equal(result.labels.data, truth)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
