@@ -11,9 +11,12 @@ from zoomseg.backends.choice import Backend
 from zoomseg.backends.compilers import Compiler
 from zoomseg.backends.cpu import FloatArray, Network, Precision
 from zoomseg.backends.device import Device
+from zoomseg.backends.network_costs import CountedTile, NetworkCosts
 from zoomseg.core.errors import ModelError
 from zoomseg.io.bundle import Bundle, NetworkFiles
+from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.sliding_window import StageNetwork
+from zoomseg.recipe.spec import Stage
 
 
 def networks_of(
@@ -46,6 +49,22 @@ def networks_of(
 
 def _for_tiles(network: Network) -> StageNetwork:
     return lambda x_BCIJK, tiles: network(np.ascontiguousarray(x_BCIJK))
+
+
+def costs_of(model: Bundle, backend: Backend) -> dict[str, NetworkCosts]:
+    """What a tile costs every stage's network (see ``backends.network_costs``)."""
+    return {stage.name: _costs(model, stage, backend) for stage in model.recipe.stages}
+
+
+def _costs(model: Bundle, stage: Stage, backend: Backend) -> NetworkCosts:
+    if backend != "torch":
+        files = model.graphs[stage.name]
+        return CountedTile(stage.grid.tile, files.flops, files.activation_bytes)
+    from zoomseg.backends.torch_costs import TorchCosts
+    from zoomseg.backends.torch_networks import weightless
+
+    channels = input_channels(stage, model.recipe, model.schema, len(model.channel_names))
+    return TorchCosts(lambda: weightless(model, stage).eval(), channels)
 
 
 def mean(networks: Sequence[Network]) -> Network:

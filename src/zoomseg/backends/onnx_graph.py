@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,6 +24,7 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import Dim
 
+from zoomseg.backends.torch_costs import TorchCosts
 from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Index3
 from zoomseg.io import bundle as bundles
@@ -32,7 +33,7 @@ from zoomseg.pipeline.inputs import input_channels
 from zoomseg.recipe import graph as stages
 from zoomseg.recipe import network_shapes
 from zoomseg.recipe.network_shapes import Padding
-from zoomseg.recipe.spec import NetworkSpec
+from zoomseg.recipe.spec import NetworkSpec, Stage
 
 INPUTS, PROBABILITIES = "inputs", "probabilities"
 STORED_TYPES = {
@@ -93,7 +94,7 @@ def write_graphs(folder: Path) -> None:
     """
     model = bundles.load(folder)
     files = bundles.weights_files(folder)
-    graphs: dict[str, bytes] = {}
+    graphs: dict[str, bundles.NetworkGraph] = {}
     for stage in model.recipe.stages:
         read = input_channels(stage, model.recipe, model.schema, len(model.channel_names))
         classes = 1 + len(stages.resolve_labels(stage, model.schema))
@@ -102,8 +103,16 @@ def write_graphs(folder: Path) -> None:
         except torch.onnx.OnnxExporterError as error:
             line = str(error).strip().splitlines()[-1]
             raise ModelError(f"stage '{stage.name}' of {folder} has no ONNX form ({line})") from error
-        graphs[stage.name] = _with_weights_in(files[stage.name], architecture)
+        content = _with_weights_in(files[stage.name], architecture)
+        costs = TorchCosts(partial(_shapes_of, stage, read, classes), read)
+        tile = stage.grid.tile
+        graphs[stage.name] = bundles.NetworkGraph(content, costs.flops(tile), costs.activation_bytes(tile))
     bundles.store_graphs(folder, graphs)
+
+
+def _shapes_of(stage: Stage, channels: int, classes: int) -> nn.Module:
+    with networks.without_memory():
+        return networks.build(stage.network, channels, classes, stage.grid.padding).eval()
 
 
 @lru_cache(maxsize=16)

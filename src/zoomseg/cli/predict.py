@@ -21,6 +21,12 @@ REVIEWED_FIRST = 3
 @click.option("--organs", help="Only these, separated by commas.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="What computes the networks: auto (the fastest there is), openvino, onnxruntime or torch.",
+)
+@click.option(
     "--max-ram",
     metavar="SIZE",
     help="Stay below so much memory, e.g. 4G, by smaller tiles; without it, below what is free.",
@@ -54,6 +60,7 @@ def command(
     models: tuple[str, ...],
     organs: str | None,
     device: str,
+    backend: str,
     max_ram: str | None,
     max_vram: str | None,
     keep_stages: bool,
@@ -103,6 +110,7 @@ def command(
         max_ram="free" if max_ram is None else parse_bytes(max_ram),
         max_vram=None if max_vram is None else parse_bytes(max_vram),
         any_scan=any_scan,
+        backend=backend,
         on_warning=display.warn,
         on_registration=display.register,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from zoomseg.backends import device as devices
+from zoomseg.backends.choice import choose
 from zoomseg.backends.device import Device
 from zoomseg.inference import atlas_priors
 from zoomseg.inference.atlas_priors import OnRegistration
@@ -23,6 +24,7 @@ def load_predictor(
     max_ram: int | Literal["free"] = "free",
     max_vram: int | None = None,
     any_scan: bool = False,
+    backend: str = "auto",
     on_warning: Callable[[str], None] = atlas_priors.warn,
     on_registration: OnRegistration = atlas_priors.ignore_progress,
 ) -> Predictor:
@@ -34,11 +36,13 @@ def load_predictor(
         max_ram: bytes that the process may take; by default what is free.
         max_vram: the same of GPU memory.
         any_scan: whether scans that are plainly unlike those of the training are segmented, too.
+        backend: what computes the networks: ``auto``, or one of ``backends.choice.BACKENDS``.
         on_warning: is told of every atlas that is dropped.
         on_registration: registration takes many seconds for each atlas.
 
     Raises:
         ModelError: no such model, a damaged one, or models that cannot answer together.
+        BackendError: no such backend, it is not installed, or it refuses a network.
         ZoomSegError: no such device.
     """
     first, *others = (bundle.load(part) for model in models for part in bundle.models_in(model))
@@ -49,6 +53,7 @@ def load_predictor(
         max_ram=max_ram,
         max_vram=max_vram,
         any_scan=any_scan,
+        backend=backend,
         on_warning=on_warning,
         on_registration=on_registration,
     )
@@ -62,10 +67,15 @@ def ready_predictor(
     max_ram: int | Literal["free"] = "free",
     max_vram: int | None = None,
     any_scan: bool = False,
+    backend: str = "auto",
     on_warning: Callable[[str], None] = atlas_priors.warn,
     on_registration: OnRegistration = atlas_priors.ignore_progress,
 ) -> Predictor:
     """``load_predictor`` of models that are in memory."""
-    where = devices.resolve(device) if isinstance(device, str) else device
+    name = device if isinstance(device, str) else device.kind
+    chosen = choose(backend, name, (model, *others)).backend
+    if isinstance(device, str):
+        device = devices.resolve(device if chosen == "torch" else "cpu")
     atlas_of = atlas_priors.of_model(model, on_warning, on_registration)
-    return Predictor(model, where, atlas_of, MemoryLimits(where, max_ram, max_vram), others, any_scan)
+    limits = MemoryLimits(device, max_ram, max_vram)
+    return Predictor(model, device, atlas_of, limits, others, any_scan, chosen)

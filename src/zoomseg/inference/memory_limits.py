@@ -13,14 +13,11 @@ from __future__ import annotations
 import gc
 import math
 import re
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from zoomseg.backends.device import HOARDED, Device, give_back_memory, keep_memory, trim_memory
 from zoomseg.core.arrays import Array
@@ -72,17 +69,14 @@ def parse_bytes(text: str) -> int:
 class StageWork:
     """What a stage does, as far as memory is concerned."""
 
-    weightless: Callable[[], nn.Module]
-    """A copy of the network for counting, in evaluation mode on the meta device: a new one each time, so that
-    scans can be counted in several threads while the network itself computes."""
+    activation_bytes: Callable[[Index3], int]
+    """The most that is alive at once while the network computes a tile in float32."""
     channels: int
     """That the network reads: image and priors."""
     image_channels: int
     classes: int
     compute: Callable[[Array], object]
     """A batch of tiles ``[B, channels, *tile]`` through all that answers for the stage."""
-    _alive: dict[Index3, int] = field(default_factory=dict, init=False, compare=False)
-    """Of the maps, by tile (see ``activation_bytes``)."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +252,8 @@ class MemoryLimits:
         return used_ram()
 
     def _used_vram(self) -> int:
+        import torch
+
         return int(torch.cuda.memory_allocated(self.device.place))
 
 
@@ -326,62 +322,10 @@ def counted_bytes(view: StageView, work: StageWork) -> int:
     """Of a tile: what the network reads, twice, as it is put together from image and priors, and what it
     makes of it."""
     tile = view.stage.grid.tile
-    return 2 * input_bytes(view, work) + activation_bytes(work, tile)
+    probabilities = 4 * work.classes * math.prod(tile)
+    return 2 * input_bytes(view, work) + work.activation_bytes(tile) + probabilities
 
 
 def input_bytes(view: StageView, work: StageWork) -> int:
     """What the network reads of a tile."""
     return 4 * work.channels * math.prod(view.stage.grid.tile)
-
-
-def activation_bytes(work: StageWork, tile: Index3) -> int:
-    """The most that is alive at once while the network computes a tile in float32, and its probabilities;
-    counted once for a tile, on shapes alone."""
-    if tile not in work._alive:
-        x_BCIJK = torch.empty(1, work.channels, *tile, device="meta")
-        module = work.weightless()
-        with torch.inference_mode(), _Alive(module) as alive:
-            module(x_BCIJK)
-        work._alive[tile] = alive.most
-    return work._alive[tile] + 4 * work.classes * math.prod(tile)
-
-
-class _Alive:
-    """Counts the bytes of what the parts of a module read and answer, as long as these are alive."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.most = 0
-        self._now = 0
-        self._met: set[int] = set()
-        self._users: dict[int, int] = {}
-        leaves = [part for part in module.modules() if not list(part.children())]
-        self._hooks = [part.register_forward_hook(self._watch) for part in leaves]
-
-    def __enter__(self) -> _Alive:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _watch(self, part: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
-        for tensor in (*given, answer):
-            if id(tensor) not in self._met:
-                self._meet(tensor)
-
-    def _meet(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        self._met.add(id(tensor))
-        self._users[key] = self._users.get(key, 0) + 1
-        if self._users[key] == 1:
-            self._now += size
-            self.most = max(self.most, self._now)
-        weakref.finalize(tensor, self._part, id(tensor), key, size)
-
-    def _part(self, tensor: int, key: int, size: int) -> None:
-        self._met.discard(tensor)
-        self._users[key] -= 1
-        if self._users[key] == 0:
-            del self._users[key]
-            self._now -= size

@@ -145,6 +145,7 @@ def _header(predictor: Predictor, organs: tuple[str, ...], notes: Sequence[str])
         },
         "device": predictor.device.name,
         "precision": predictor.device.precision,
+        "backend": predictor.backend,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": 0.0,
         "labels": {BACKGROUND: 0} | {name: schema.values[schema.names.index(name)] for name in organs},

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from torch import nn
-
+from zoomseg.backends.choice import Backend
 from zoomseg.backends.device import Device
-from zoomseg.backends.torch_networks import as_network, ready_network, weightless
+from zoomseg.backends.networks import costs_of, networks_of
 from zoomseg.core.case import Case
 from zoomseg.core.errors import GeometryError, ModelError
 from zoomseg.core.geometry import Grid, Orientation
@@ -18,7 +17,6 @@ from zoomseg.inference.memory_limits import MemoryLimits
 from zoomseg.inference.scan_likeness import compare
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.training_domain import Likeness
-from zoomseg.networks import build as networks
 from zoomseg.pipeline import inputs, stage_input
 from zoomseg.pipeline.cascade import AtlasPriorOf, Cascade, Prediction, held_whole
 from zoomseg.pipeline.grid import stage_grid
@@ -26,6 +24,7 @@ from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.sliding_window import (
     OnProgress,
     StageNetwork,
+    StageRecord,
     ignore_progress,
 )
 from zoomseg.recipe import graph
@@ -43,6 +42,7 @@ class Predictor:
         limits: MemoryLimits | None = None,
         others: Sequence[Bundle] = (),
         any_scan: bool = False,
+        backend: Backend = "torch",
     ) -> None:
         """
         Args:
@@ -51,8 +51,10 @@ class Predictor:
             others: models of the same recipe (of other folds, say) that answer together with this one: in
                 every stage, the probabilities of all are averaged.
             any_scan: whether scans that are plainly unlike those of the training are segmented, too.
+            backend: what computes the networks (see ``backends.choice``).
 
         Raises:
+            BackendError: the backend refuses a network.
             ModelError: the weights do not fit the networks, the model's atlases are missing, or ``others``
                 look elsewhere or for something else.
             RecipeError: the recipe does not fit the model's labels and channels.
@@ -67,14 +69,11 @@ class Predictor:
         self._atlas_of = atlas_of or atlas_priors.of_model(bundle)
         self.limits = limits or MemoryLimits(device)
         self._any_scan = any_scan
-        self._modules = {
-            name: nn.ModuleList(ready_network(model, name, device) for model in (bundle, *others))
-            for name in (stage.name for stage in bundle.recipe.stages)
-        }
-        self._counters = {name: networks.FlopCounter(modules) for name, modules in self._modules.items()}
-        self._networks = {
-            name: as_network(first, device, *rest) for name, (first, *rest) in self._modules.items()
-        }
+        self.backend = backend
+        models = (bundle, *others)
+        self._models = len(models)
+        self._networks = networks_of(models, backend, device)
+        self._costs = costs_of(bundle, backend)
         self._works = {stage.name: self._work(stage) for stage in bundle.recipe.stages}
 
     @property
@@ -109,8 +108,7 @@ class Predictor:
             if not self.limits.any:
                 return view, None
             work, labels = self._works[view.stage.name], case.image.grid.box.voxels
-            with self._counters[view.stage.name].paused():  # tiles that are measured are no part of the scan
-                return self.limits.fit(view, work, whole, labels, alone)
+            return self.limits.fit(view, work, whole, labels, alone)
 
         known = self.bundle.domain
         likeness = self._likeness(case)
@@ -125,13 +123,16 @@ class Predictor:
             organ_places=None if known is None else known.organs,
         )
         result = cascade.run(case, organs, keep, on_progress)
-        records = tuple(replace(r, flops=self._counters[r.stage].take()) for r in result.records)
+        records = tuple(replace(record, flops=self._flops(record)) for record in result.records)
         return replace(
             result,
             records=records,
             notes=(*case.notes, *likeness.warnings, *result.notes),
             trust=likeness.trust,
         )
+
+    def _flops(self, record: StageRecord) -> int:
+        return self._models * record.tiles * self._costs[record.stage].flops(record.tile)
 
     def _likeness(self, case: Case) -> Likeness:
         """How like the training scans a scan is; where nothing is known of these, it is taken to be."""
@@ -170,7 +171,7 @@ class Predictor:
         read = input_channels(stage, bundle.recipe, bundle.schema, self.channels)
         classes = 1 + len(graph.resolve_labels(stage, bundle.schema))
         return memory_limits.StageWork(
-            lambda: weightless(bundle, stage).eval(),
+            self._costs[stage.name].activation_bytes,
             read,
             seen,
             classes,

@@ -65,6 +65,10 @@ class NetworkFiles:
 
     graph: Path
     weights: Path
+    flops: int = 0
+    """Of a tile of the recipe's shape."""
+    activation_bytes: int = 0
+    """The most that is alive at once while such a tile is computed in float32."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,10 @@ class _Graph(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     file: Annotated[str, Field(pattern=r"^weights/[a-z][a-z0-9_-]*\.onnx$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the weights that the graph was made for."""
+    flops: Annotated[int, Field(ge=0, lt=2**63)]
+    activation_bytes: Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Manifest(BaseModel):
@@ -167,6 +175,7 @@ def save(bundle: Bundle, path: Path, half: bool = False) -> None:
         calibration=bundle.calibration,
         training_domain=bundle.domain,
     )
+    manifest = manifest.model_copy(update={"graphs": _graphs_of_same_weights(path, manifest)})
     _write_manifest(path, manifest)
     write_bytes_atomic(path / "README.md", _model_card(bundle, (path / ATLASES).is_dir()).encode())
     _remove_others(path, manifest)
@@ -181,9 +190,30 @@ def weights_files(path: Path) -> dict[str, Path]:
     return {stage: path / entry.file for stage, entry in _read_manifest(path).weights.items()}
 
 
-def store_graphs(path: Path, graphs: Mapping[str, bytes]) -> None:
+def _graphs_of_same_weights(path: Path, manifest: _Manifest) -> dict[str, _Graph]:
+    """Graphs that are there already, of stages whose weights do not change."""
+    if not (path / "model.json").is_file():
+        return {}
+    try:
+        there = _read_manifest(path).graphs
+    except ModelError:  # what is replaced may be damaged
+        return {}
+    weights = manifest.weights
+    return {s: g for s, g in there.items() if s in weights and weights[s].sha256 == g.weights_sha256}
+
+
+@dataclass(frozen=True)
+class NetworkGraph:
+    """A stage's network as an ONNX graph, to be stored; the rest is as in ``NetworkFiles``."""
+
+    content: bytes
+    flops: int
+    activation_bytes: int
+
+
+def store_graphs(path: Path, graphs: Mapping[str, NetworkGraph]) -> None:
     """Add the networks of all or some stages, as ONNX graphs, to the model in this folder. Saving the model
-    again takes them out.
+    with other weights takes them out.
 
     Raises:
         ModelError: no usable model there, or none with such a stage.
@@ -193,7 +223,7 @@ def store_graphs(path: Path, graphs: Mapping[str, bytes]) -> None:
     unknown = set(graphs) - set(manifest.weights)
     if unknown:
         raise ModelError(f"model {path} has no stage {', '.join(sorted(unknown))}")
-    entries = {stage: _write_graph(path, stage, content) for stage, content in graphs.items()}
+    entries = {stage: _write_graph(path, stage, g, manifest.weights[stage]) for stage, g in graphs.items()}
     changed = manifest.model_copy(update={"graphs": manifest.graphs | entries})
     _write_manifest(path, changed)
     _remove_others(path, changed)
@@ -278,11 +308,17 @@ def _remove_others(path: Path, manifest: _Manifest) -> None:
                 file.unlink(missing_ok=True)
 
 
-def _write_graph(path: Path, stage: str, content: bytes) -> _Graph:
-    digest = hashlib.sha256(content).hexdigest()
+def _write_graph(path: Path, stage: str, graph: NetworkGraph, weights: _Weights) -> _Graph:
+    digest = hashlib.sha256(graph.content).hexdigest()
     file = f"weights/{stage}-{digest[:12]}.onnx"
-    write_bytes_atomic(path / file, content)
-    return _Graph(file=file, sha256=digest)
+    write_bytes_atomic(path / file, graph.content)
+    return _Graph(
+        file=file,
+        sha256=digest,
+        weights_sha256=weights.sha256,
+        flops=graph.flops,
+        activation_bytes=graph.activation_bytes,
+    )
 
 
 def _write_weights(path: Path, stage: str, tensors: Mapping[str, Tensor], half: bool) -> _Weights:
@@ -336,7 +372,12 @@ def _checked_graphs(path: Path, manifest: _Manifest) -> dict[str, NetworkFiles]:
         for entry in manifest.graphs.values():
             _read_checked(path, entry.file, entry.sha256, "model.json")
         return {
-            stage: NetworkFiles(path / entry.file, path / manifest.weights[stage].file)
+            stage: NetworkFiles(
+                path / entry.file,
+                path / manifest.weights[stage].file,
+                entry.flops,
+                entry.activation_bytes,
+            )
             for stage, entry in manifest.graphs.items()
         }
     except KeyError as error:

@@ -7,13 +7,12 @@ resolution, then, in training only, those of lower resolutions for deep supervis
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -106,35 +105,3 @@ def multiply_adds(module: nn.Module, shape: tuple[int, int, int, int]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(module, weightless, (torch.empty(1, *shape, device="meta"),))
     return int(counter.get_total_flops()) // 2
-
-
-class FlopCounter:
-    """Counts the floating-point operations of a network's convolutions as they are executed: two for every
-    multiplication with a weight."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._flops = 0
-        for part in module.modules():
-            if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
-                part.register_forward_hook(self._count)
-
-    def take(self) -> int:
-        """Since the last time."""
-        flops, self._flops = self._flops, 0
-        return flops
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What is executed inside does not count."""
-        before = self._flops
-        try:
-            yield
-        finally:
-            self._flops = before
-
-    def _count(self, part: nn.Conv3d | nn.ConvTranspose3d, given: tuple[Tensor], out: Tensor) -> None:
-        if isinstance(part, nn.ConvTranspose3d):  # every input voxel is spread over a kernel
-            voxels, channels = given[0].numel(), part.out_channels
-        else:
-            voxels, channels = out.numel(), part.in_channels
-        self._flops += 2 * voxels * channels // part.groups * math.prod(part.kernel_size)
