@@ -87,6 +87,13 @@ class Elsewhere(Tensor):
         raise TypeError("the other device's memory is none of NumPy's; use .cpu() first")
 
 
+def held_by_cpu(argument: Any) -> Any:
+    """Of a tensor on the other device its voxels, and of a device the CPU."""
+    if isinstance(argument, Elsewhere):
+        return argument.held
+    return torch.device("cpu") if isinstance(argument, torch.device) else argument
+
+
 def compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     there = [x for x in tensors if isinstance(x, Elsewhere)]
@@ -95,11 +102,10 @@ def compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     strangers = [x for x in tensors if not isinstance(x, Elsewhere) and x.ndim > 0]
     if there and strangers and name not in COPIES:
         raise RuntimeError(f"{func} on tensors of two devices: {[tuple(x.shape) for x in tensors]}")
-    asked = kwargs.get("device")
-    stays = bool(there) if asked is None else torch.device(asked).type == PLACE.type
-    if asked is not None:
-        kwargs = kwargs | {"device": torch.device("cpu")}
-    own = tree_map(lambda x: x.held if isinstance(x, Elsewhere) else x, (args, kwargs))
+    # In inference mode ``to`` comes here whole, with the device as an argument without a name.
+    asked = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.device)]
+    stays = asked[0].type == PLACE.type if asked else bool(there)
+    own = tree_map(held_by_cpu, (args, kwargs))
     out = func(*own[0], **own[1])
     written = func._schema.arguments[0].alias_info if func._schema.arguments else None
     if written is not None and written.is_write and isinstance(args[0], Tensor):

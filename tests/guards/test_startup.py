@@ -85,7 +85,8 @@ def test_a_heavy_import_is_noticed() -> None:
 def test_loading_a_model_does_not_load_torch_s_compiler() -> None:
     """It takes three seconds, and sympy with it."""
     script = (
-        "import sys; from zoomseg.io import bundle; from zoomseg.inference.predictor import trained_network"
+        "import sys; from zoomseg.io import bundle\n"
+        "from zoomseg.backends.torch_networks import trained_network\n"
         "model = bundle.load('abdomen-ct')\n"
         "for stage in model.recipe.stages: trained_network(model, stage)\n"
         "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from shrunk import shrunk
 from tiny import CPU, tiny_case, tiny_dataset
@@ -52,11 +52,10 @@ def test_it_trains_and_predicts(name: str, data: Dataset, tmp_path: Path) -> Non
     recipe = shrunk(name, data, STEPS)
     rows, result = trained(recipe, data, tmp_path / "model")
     assert {row.stage for row in rows} == {stage.name for stage in recipe.stages}
-    assert all(torch.isfinite(torch.tensor(row.loss)) for row in rows)
+    assert all(np.isfinite(row.loss) for row in rows)
     assert recipe.stages[0].name in result.stages
     for stage, prior in result.stages.items():
-        sums = prior.probabilities.sum(dim=0)
-        assert torch.allclose(sums, torch.ones_like(sums), atol=1e-4), stage
+        assert np.allclose(prior.probabilities.sum(axis=0), 1, rtol=0, atol=1e-4), stage
 
 
 def test_flare_finds_small_organs_again_and_refines_each(data: Dataset, tmp_path: Path) -> None:

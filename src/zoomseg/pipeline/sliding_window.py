@@ -137,7 +137,8 @@ class SlidingWindow:
 
     def _compute(self, tiles: tuple[Tile, ...], stitcher: TileAggregator) -> None:
         read = [self._reader.read(tile.outer) for tile in tiles]
-        data = namespace(read[0]).stack(read)
+        # Training's scans lie in this machine's memory; prediction's are on the device already.
+        data = self._device.put(namespace(read[0]).stack(read))
         started = time.perf_counter()
         answers = self._network(data, tiles)
         self._network_seconds += time.perf_counter() - started

@@ -31,7 +31,7 @@ def test_all_backends_say_the_same_of_any_batch_and_tile(kind: str, tmp_path: Pa
     larger = tuple(n + d for n, d in zip(tile, network_shapes.divisor(network), strict=True))
     for batch, shape in ((1, tile), (2, tile), (1, larger)):
         inputs = rng.normal(size=(batch, 2, *shape)).astype(np.float32)
-        said = {backend: compute(inputs) for backend, compute in computed.items()}
+        said = {backend: compute(inputs, ()) for backend, compute in computed.items()}
         answered = network_shapes.check_input_shape(network, padding, shape)
         assert said["torch"].shape == (batch, 3, *answered)
         for backend in ("openvino", "onnxruntime"):
@@ -44,7 +44,7 @@ def test_half_precision_on_disk_is_what_all_compute_with(tmp_path: Path) -> None
     inputs = np.random.default_rng(0).normal(size=(1, 2, 8, 12, 4)).astype(np.float32)
 
     def said(model: Bundle, backend: Backend) -> np.ndarray:
-        answer: np.ndarray = networks_of([model], backend, CPU)["coarse"](inputs)
+        answer: np.ndarray = networks_of([model], backend, CPU)["coarse"](inputs, ())
         return answer
 
     rounding = np.abs(said(whole, "torch") - said(half, "torch")).max()
@@ -57,8 +57,8 @@ def test_half_precision_on_disk_is_what_all_compute_with(tmp_path: Path) -> None
 def test_models_that_answer_together_give_their_mean(backend: Backend, tmp_path: Path) -> None:
     models = [converted("unet3d", tmp_path / str(seed), seed=seed) for seed in (0, 1, 2)]
     inputs = np.random.default_rng(0).normal(size=(1, 2, 8, 12, 4)).astype(np.float32)
-    alone = [networks_of([m], "torch", CPU)["coarse"](inputs) for m in models]
-    together = networks_of(models, backend, CPU)["coarse"](inputs)
+    alone = [networks_of([m], "torch", CPU)["coarse"](inputs, ()) for m in models]
+    together = networks_of(models, backend, CPU)["coarse"](inputs, ())
     assert np.abs(together - sum(alone) / 3).max() < EXACT
     assert np.abs(together - alone[0]).max() > 100 * EXACT
 
@@ -66,9 +66,9 @@ def test_models_that_answer_together_give_their_mean(backend: Backend, tmp_path:
 def test_torch_gives_tensors_for_tensors(tmp_path: Path) -> None:
     compute = networks_of([converted("unet3d", tmp_path)], "torch", CPU)["coarse"]
     inputs = torch.randn(1, 2, 8, 12, 4)
-    said = compute(inputs)
+    said = compute(inputs, ())
     assert isinstance(said, torch.Tensor)
-    assert np.array_equal(said.numpy(), compute(inputs.numpy()))
+    assert np.array_equal(said.numpy(), compute(inputs.numpy(), ()))
 
 
 def test_the_mean_of_one_is_itself() -> None:

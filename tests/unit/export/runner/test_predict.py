@@ -51,8 +51,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def both(bundle: Bundle, image: Volume) -> tuple[np.ndarray, np.ndarray]:
     """Label maps of the runner and of the package."""
     networks = torch_networks(bundle)
-    found = predict.segment(pipeline_of(bundle), networks, image.data.numpy(), image.grid)
-    return found, Predictor(bundle, CPU).predict(Case("x", image)).labels.data.numpy()
+    found = predict.segment(pipeline_of(bundle), networks, image.data, image.grid)
+    return found, Predictor(bundle, CPU).predict(Case("x", image)).labels.data
 
 
 def stage(name: str, **changes: object) -> dict[str, object]:
@@ -194,13 +194,13 @@ def test_a_scan_that_cannot_fit_is_refused(name: str, what: str, monkeypatch: py
     """Before anything as large as that is made."""
     bundle = untrained(MADE[name], SCHEMA)
     image = Volume(tiny_case(1)[0].data, Grid.from_spacing((24, 20, 16), (20, 20, 30)))
-    scan_bytes = image.data.numel() * (4 + 4)
+    scan_bytes = image.data.size * (4 + 4)
     monkeypatch.setattr(predict.os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": scan_bytes}.get)
     with pytest.raises(ScanError, match=rf"^{what} .* this machine has 0.0 GB; is the scan's spacing right"):
-        predict.segment(pipeline_of(bundle), torch_networks(bundle), image.data.numpy(), image.grid)
+        predict.segment(pipeline_of(bundle), torch_networks(bundle), image.data, image.grid)
     monkeypatch.setattr(predict.os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": scan_bytes - 1}.get)
     with pytest.raises(ScanError, match=r"^a scan of \(24, 20, 16\) voxels needs"):
-        predict.segment(pipeline_of(bundle), {}, image.data.numpy(), image.grid)
+        predict.segment(pipeline_of(bundle), {}, image.data, image.grid)
 
 
 def test_the_number_of_channels_is_checked() -> None:
@@ -225,11 +225,11 @@ def test_scans_are_compared_with_those_of_the_training() -> None:
     bundle = replace(untrained(tiny_recipe(together=True), SCHEMA), domain=DOMAIN)
     image, told = tiny_case(1)[0], []
     networks, pipeline = torch_networks(bundle), pipeline_of(bundle)
-    predict.segment(pipeline, networks, image.data.numpy(), image.grid, told.append)
+    predict.segment(pipeline, networks, image.data, image.grid, told.append)
     assert tuple(told) == Predictor(bundle, CPU).predict(Case("x", image)).notes
     assert [note.split(" measures")[0] for note in told] == ["the body in it"]
     with pytest.raises(ScanError, match=r"^the scan is not in the unit"):
-        predict.segment(pipeline, networks, image.data.numpy() + 150, image.grid)
+        predict.segment(pipeline, networks, image.data + 150, image.grid)
 
 
 def test_parts_of_organs_where_training_never_had_them_are_taken_out() -> None:
@@ -256,4 +256,4 @@ def test_numbers_that_overflow_are_no_answer() -> None:
 
     networks = torch_networks(bundle) | {"fine": overflowing}
     with pytest.raises(ModelError, match="stage 'fine' answered with numbers that are not finite"):
-        predict.segment(pipeline_of(bundle), networks, image.data.numpy(), image.grid)
+        predict.segment(pipeline_of(bundle), networks, image.data, image.grid)

@@ -36,7 +36,7 @@ def values(dtype: type = np.int16) -> np.ndarray:
 def test_reads_what_the_package_reads(tmp_path: Path, dtype: type, name: str) -> None:
     path = save(tmp_path / name, values(dtype))
     found, expected = scan.read([path]), read_image(path)
-    assert np.array_equal(found.voxels, expected.data.numpy())
+    assert np.array_equal(found.voxels, expected.data)
     assert found.voxels.dtype.isnative
     assert found.grid.same_as(expected.grid, tolerance_vox=1e-9)
 
