@@ -22,6 +22,7 @@ from limited import untrained as limited_bundle
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
 from untrained import untrained_bundle, valid_bundle
 from zoomseg.backends.device import fast_bfloat16
+from zoomseg.backends.torch_costs import TorchCosts
 from zoomseg.backends.torch_networks import build_network
 from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
@@ -55,7 +56,8 @@ def valid_view() -> StageView:
 
 
 def work() -> StageWork:
-    return StageWork(weightless, channels=3, image_channels=1, classes=3, compute=weightless())
+    counted = TorchCosts(weightless, 3).activation_bytes
+    return StageWork(counted, channels=3, image_channels=1, classes=3, compute=weightless())
 
 
 def weightless() -> nn.Module:
@@ -89,23 +91,6 @@ def test_what_is_no_amount_of_memory(text: str) -> None:
         memory_limits.parse_bytes(text)
 
 
-def test_what_is_alive_at_once_is_counted_by_hand() -> None:
-    """Of three 1x1x1 convolutions no more than two maps are alive: 4 and 8 channels are the most."""
-
-    class Chain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.parts = nn.Sequential(nn.Conv3d(1, 4, 1), nn.Conv3d(4, 8, 1), nn.Conv3d(8, 3, 1))
-
-        def forward(self, x_BCIJK: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return (self.parts(x_BCIJK),)
-
-    shown = StageWork(lambda: Chain().to("meta"), channels=1, image_channels=1, classes=3, compute=Chain())
-    found = memory_limits.activation_bytes(shown, (8, 8, 8))
-    # The input is held by the caller; the convolution's 4 channels go once its 8 are made.
-    assert found == 4 * 8**3 * ((1 + 4 + 8) + 3)
-
-
 def needs(seen: StageView, shown: StageWork | None = None, whole: bool = False, together: int = 1) -> int:
     return memory_limits.stage_bytes(seen, shown or work(), whole, together)
 
@@ -116,7 +101,7 @@ def test_more_classes_more_voxels_more_tiles_and_a_kept_answer_need_more() -> No
     assert needs(view(), many) > base + 97 * 4 * 64 * 64 * 16
     assert needs(view(), whole=True) > base + 2 * 3 * 4 * 64**3
     assert needs(view((64, 64, 64))) > base
-    tile = 4 * 2 * 3 * 32 * 32 * 16 + memory_limits.activation_bytes(work(), (32, 32, 16))
+    tile = 4 * 2 * 3 * 32 * 32 * 16 + work().activation_bytes((32, 32, 16)) + 4 * 3 * 32 * 32 * 16
     assert needs(view(), together=3) == pytest.approx(base + 1.3 * 2 * tile, abs=2)
 
 
@@ -216,16 +201,6 @@ def test_a_tile_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert held.fit(seen, tiles.work(), False, 3 * MB) == first
     assert tiles.measured == once
     assert len(set(once)) == len(once) > 1
-
-
-def test_a_tile_is_counted_once() -> None:
-    built: list[nn.Module] = []
-    shown = replace(work(), weightless=lambda: built.append(weightless()) or built[-1])
-    first = memory_limits.activation_bytes(shown, (32, 32, 16))
-    assert memory_limits.activation_bytes(shown, (32, 32, 16)) == first
-    assert len(built) == 1
-    memory_limits.activation_bytes(shown, (16, 16, 16))
-    assert len(built) == 2
 
 
 def test_others_are_awaited_before_a_new_tile_is_measured_and_for_nothing_else(

@@ -268,9 +268,7 @@ def test_what_an_overwritten_stage_would_have_erased_is_erased() -> None:
 def test_an_answer_that_is_overwritten_is_not_entered(monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[str] = []
 
-    def fuse(
-        kind: str, fused: fusion.FusedLabelMap, inputs: list[fusion.FusionInput], atlas: object
-    ) -> None:
+    def fuse(kind: str, fused: fusion.FusedLabelMap, inputs: list[fusion.FusionInput], atlas: object) -> None:
         entered.extend(f"{found.prediction.source} {kind}" for found in inputs)
 
     monkeypatch.setattr(fusion, "fuse", fuse)

@@ -197,12 +197,3 @@ def test_heads_of_training_count_in_training_only() -> None:
         module.eval(), (1, 16, 16, 16)
     )
     assert extra == 8**3 * 6 * 2
-
-
-def test_what_runs_while_the_counter_is_paused_does_not_count() -> None:
-    module = nn.Conv3d(2, 3, 1)
-    counter = networks.FlopCounter(module)
-    module(torch.zeros(1, 2, 4, 4, 4))
-    with counter.paused():
-        module(torch.zeros(1, 2, 8, 8, 8))
-    assert counter.take() == 2 * 4**3 * 2 * 3
