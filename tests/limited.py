@@ -19,8 +19,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -31,13 +31,14 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import Volume
 from zoomseg.inference.memory_limits import MemoryLimits
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.resource_usage import highest_ram_mb
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
-from zoomseg.pipeline.sliding_window import TileProgress
+from zoomseg.pipeline.sliding_window import StageNetwork, TileProgress
 
 SCHEMA = LabelSchema.consecutive([f"organ {n}" for n in range(40)])
 BUNDLED = Path(bundle.__file__).parents[1] / "models" / "abdomen-ct"
@@ -69,8 +70,8 @@ def predictor(model: str, precision: str, workspace: int) -> Predictor:
     return made
 
 
-def hungry(network: Callable[..., Tensor], workspace: int, x_BCIJK: Tensor, tiles: object) -> Tensor:
-    taken = torch.ones(x_BCIJK[:, 0].numel() * workspace, dtype=torch.uint8)
+def hungry(network: StageNetwork, workspace: int, x_BCIJK: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
+    taken = np.ones(x_BCIJK[:, 0].size * workspace, dtype=np.uint8)
     answer = network(x_BCIJK, tiles)
     del taken
     return answer
@@ -79,7 +80,7 @@ def hungry(network: Callable[..., Tensor], workspace: int, x_BCIJK: Tensor, tile
 def scan() -> Volume:
     """160 x 160 x 128 voxels of 1 mm, 16 bits each."""
     shape = (160, 160, 128)
-    noise = torch.randint(-500, 500, shape, dtype=torch.int16, generator=torch.Generator().manual_seed(0))
+    noise = np.random.default_rng(0).integers(-500, 500, shape, dtype=np.int16)
     return Volume(noise[None], Grid.from_spacing(shape, (1.0, 1.0, 1.0)))
 
 

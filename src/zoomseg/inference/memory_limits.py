@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zoomseg.backends.device import HOARDED, Device, give_back_memory, keep_memory, trim_memory
+from zoomseg.core.arrays import Array
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid, Index3
 from zoomseg.core.memory import UNITS, free_ram, spoken, used_ram
@@ -77,7 +79,7 @@ class StageWork:
     """That the network reads: image and priors."""
     image_channels: int
     classes: int
-    compute: Callable[[Tensor], object]
+    compute: Callable[[Array], object]
     """A batch of tiles ``[B, channels, *tile]`` through all that answers for the stage."""
     _alive: dict[Index3, int] = field(default_factory=dict, init=False, compare=False)
     """Of the maps, by tile (see ``activation_bytes``)."""
@@ -221,7 +223,8 @@ class MemoryLimits:
             self._used_ram()  # what is freed goes back first: taken up again it would not count
 
             def compute() -> None:
-                work.compute(torch.zeros(step.together, work.channels, *step.tile))
+                tiles = np.zeros((step.together, work.channels, *step.tile), dtype=np.float32)
+                work.compute(self.device.put(tiles))
 
             self._measured[key] = rise(compute)
         return self._measured[key]

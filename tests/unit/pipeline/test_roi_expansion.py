@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case
@@ -41,10 +39,10 @@ def scan() -> stage_input.PreparedScan:
 def gathered(view: stage_input.StageView, *voxels: tuple[int, int, int]) -> UncertaintyEstimator:
     """Of a left kidney in these voxels alone."""
     estimator = UncertaintyEstimator(SCHEMA.names, view.region, roi_expansion.open_sides_of(view, scan()))
-    probabilities = torch.zeros(3, *view.grid.shape)
+    probabilities = np.zeros((3, *view.grid.shape), dtype=np.float32)
     probabilities[0] = 1.0
     for at in voxels:
-        probabilities[(slice(None), *at)] = torch.tensor([0.0, 1.0, 0.0])
+        probabilities[(slice(None), *at)] = [0.0, 1.0, 0.0]
     estimator.add(probabilities, view.grid.box)
     return estimator
 
@@ -90,23 +88,24 @@ def test_a_crop_of_fixed_shape_is_taken_of_a_larger_box() -> None:
     assert wider.region.voxels == 16**3
 
 
-def answer(classes: Tensor) -> Tensor:
-    return torch.nn.functional.one_hot(classes, 3).movedim(-1, 1).float().clamp(0.0001, 0.9998)
+def answer(classes: np.ndarray) -> np.ndarray:
+    certain = np.stack([classes == c for c in range(3)], axis=1).astype(np.float32)
+    return certain.clip(0.0001, 0.9998)
 
 
 def drive(farther: bool, keep: bool, fine: StageNetwork | None = None) -> Prediction:
     """A coarse stage that sees but the first bright plane, of the left kidney, and a fine one that finds both
     kidneys where it is asked."""
 
-    def half(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        bright = (x_BCIJK[:, 0] > 0.55).long()
+    def half(x_BCIJK: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
+        bright = (x_BCIJK[:, 0] > 0.55).astype(int)
         for found in bright:
-            first = int(found.amax(dim=(1, 2)).argmax())
+            first = int(found.max(axis=(1, 2)).argmax())
             found[first + 1 :] = 0
         return answer(bright)
 
-    def all_of_it(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        return answer((x_BCIJK[:, 0] > 0.55).long() + (x_BCIJK[:, 0] > 0.75).long())
+    def all_of_it(x_BCIJK: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
+        return answer((x_BCIJK[:, 0] > 0.55).astype(int) + (x_BCIJK[:, 0] > 0.75))
 
     roi = DilatedForeground(kind="dilated_foreground", of="coarse", radius_vox=1.0)
     recipe = RECIPE.model_copy(update={"stages": (COARSE, FINE.model_copy(update={"roi": roi}))})
@@ -137,9 +136,9 @@ def test_there_is_no_third_time() -> None:
     """A network that finds an organ everywhere is asked twice."""
     asked = []
 
-    def everywhere(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+    def everywhere(x_BCIJK: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
         asked.extend(tiles)
-        return answer(torch.ones_like(x_BCIJK[:, 0]).long())
+        return answer(np.ones_like(x_BCIJK[:, 0]))
 
     result = drive(True, True, everywhere)
     assert result.records[1].widened == ("left kidney",)
@@ -148,8 +147,8 @@ def test_there_is_no_third_time() -> None:
 
 
 def test_nothing_is_computed_twice_where_nothing_touches() -> None:
-    def nothing(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        return answer(torch.zeros_like(x_BCIJK[:, 0]).long())
+    def nothing(x_BCIJK: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
+        return answer(np.zeros_like(x_BCIJK[:, 0]))
 
     once, watched = drive(False, True, nothing), drive(True, True, nothing)
     assert watched.records[1].tiles == once.records[1].tiles

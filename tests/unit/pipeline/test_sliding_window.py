@@ -7,8 +7,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.arrays import to_numpy
@@ -28,9 +26,15 @@ STAGE = RECIPE.stages[1].model_copy(update={"inputs": (ImageInput(),)})
 CLOSED = ((False, False),) * 3
 
 
-def bright(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-    logits = torch.stack([0.4 - x_BCIJK[:, 0], x_BCIJK[:, 0] - 0.4, 0 * x_BCIJK[:, 0]], dim=1)
-    return (4 * logits).softmax(dim=1)
+def softmax(logits_BCIJK: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", over="ignore"):
+        likely = np.exp(logits_BCIJK - logits_BCIJK.max(axis=1, keepdims=True))
+        return likely / likely.sum(axis=1, keepdims=True)
+
+
+def bright(x_BCIJK: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
+    image = x_BCIJK[:, 0]
+    return softmax(4 * np.stack([0.4 - image, image - 0.4, 0 * image], axis=1))
 
 
 def test_a_prediction_entered_slab_by_slab_is_that_which_is_kept() -> None:
@@ -38,7 +42,7 @@ def test_a_prediction_entered_slab_by_slab_is_that_which_is_kept() -> None:
     region = Region(scan.grid, Box((2, 0, 1), (22, 20, 15)))
     view = stage_input.StageView(STAGE, scan.grid, region)
     gathered, told = [], []
-    fused = FusedLabelMap.blank(scan.grid, SCHEMA, torch.empty(0))
+    fused = FusedLabelMap.blank(scan.grid, SCHEMA, np.empty(0))
     for whole in (True, False):
         window = SlidingWindow(view, scan, {}, SCHEMA.names, bright, CPU, on_progress=told.append)
         estimator = UncertaintyEstimator(SCHEMA.names, region, CLOSED)
@@ -63,17 +67,17 @@ def test_numbers_that_overflow_are_no_answer(number: float, whole: bool) -> None
     scan = stage_input.prepare(Case("a", tiny_case(0)[0]), RECIPE)
     region = Region(scan.grid, scan.grid.box)
 
-    def overflowing(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        logits = torch.zeros(len(x_BCIJK), 3, *x_BCIJK.shape[2:])
+    def overflowing(x_BCIJK: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
+        logits = np.zeros((len(x_BCIJK), 3, *x_BCIJK.shape[2:]), dtype=np.float32)
         logits[-1, 1 if number > 0 else slice(None), 3, 4, 5] = number
-        return logits.softmax(dim=1)
+        return softmax(logits)
 
     window = SlidingWindow(
         stage_input.StageView(STAGE, scan.grid, region), scan, {}, SCHEMA.names, overflowing, CPU
     )
     estimator, fused = (
         UncertaintyEstimator(SCHEMA.names, region, CLOSED),
-        FusedLabelMap.blank(scan.grid, SCHEMA, torch.empty(0)),
+        FusedLabelMap.blank(scan.grid, SCHEMA, np.empty(0)),
     )
     take = window.predict if whole else partial(window.fuse_into, fused)
     with pytest.raises(ModelError, match="stage 'fine' answered with numbers that are not finite"):
