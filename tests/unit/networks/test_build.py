@@ -22,22 +22,6 @@ def residual(**changes: object) -> ResEncUNet:
     return ResEncUNet.model_validate(given | changes)
 
 
-@pytest.mark.parametrize(("levels", "halo"), [(2, 8), (3, 20), (4, 44)])
-def test_valid_halo_by_levels(levels: int, halo: int) -> None:
-    # Counted by hand from a lowest level of 9 voxels for four levels: 132 in, 44 out.
-    spec = UNet3D(channels=(2,) * levels)
-    assert network_shapes.halo(spec, "valid") == (halo,) * 3
-    assert network_shapes.halo(spec, "same") == (0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("shape", "expected"),
-    [((132, 132, 116), (44, 44, 28)), ((92, 92, 92), (4, 4, 4)), ((100, 92, 140), (12, 4, 52))],
-)
-def test_output_shape_of_the_valid_net(shape: tuple[int, int, int], expected: tuple[int, int, int]) -> None:
-    assert network_shapes.check_input_shape(UNet3D(), "valid", shape) == expected
-
-
 @pytest.mark.parametrize("levels", [2, 3])
 def test_valid_shapes_are_exactly_those_the_module_can_take(levels: int) -> None:
     """Every size up to a limit: allowed if and only if the module gives the predicted shape."""
@@ -115,19 +99,6 @@ def test_parameters_counts_only_what_learns() -> None:
     assert networks.parameters(module) == 8
     module.bias.requires_grad_(False)
     assert networks.parameters(module) == 6
-
-
-@pytest.mark.parametrize(("plane", "axis"), [("sagittal", 0), ("coronal", 1), ("axial", 2)])
-def test_a_plane_needs_nothing_of_the_axis_across_it(plane: str, axis: int) -> None:
-    spec = UNet2D.model_validate({"plane": plane, "channels": (2, 2, 2, 2)})
-    assert network_shapes.divisor(spec) == tuple(1 if a == axis else 8 for a in range(3))
-    assert network_shapes.halo(spec, "valid") == tuple(0 if a == axis else 44 for a in range(3))
-    shape = [96, 96, 96]
-    shape[axis] = 7
-    assert network_shapes.check_input_shape(spec, "same", (shape[0], shape[1], shape[2])) == tuple(shape)
-    shape[axis - 1] = 97
-    with pytest.raises(RecipeError, match=rf"axis {'ijk'[axis - 1]}: 97 \(nearest: 96 or 104\)"):
-        network_shapes.check_input_shape(spec, "same", (shape[0], shape[1], shape[2]))
 
 
 @pytest.mark.parametrize(
