@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
@@ -164,7 +165,7 @@ def trained(data: Dataset, recipe: Recipe, device: Device, out: Path) -> Bundle:
 def apart(one: Bundle, two: Bundle) -> float:
     """The largest difference between weights."""
     return max(
-        float((weight - two.weights[stage][name].cpu()).abs().max())
+        float(np.abs(weight - two.weights[stage][name]).max())
         for stage, weights in one.weights.items()
         for name, weight in weights.items()
     )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zoomseg.backends.cpu import Network
-from zoomseg.backends.torch_networks import build_network
+from zoomseg.backends.torch_networks import build_network, state_dict
 from zoomseg.core.labels import LabelSchema
 from zoomseg.export.package import manifest
 from zoomseg.export.runner.pipeline import Pipeline, parse
@@ -49,7 +49,7 @@ def torch_networks(bundle: Bundle) -> dict[str, Network]:
     def network(name: str) -> Network:
         stage = next(s for s in bundle.recipe.stages if s.name == name)
         module = build_network(stage, bundle.recipe, bundle.schema, len(bundle.channel_names)).eval()
-        module.load_state_dict(dict(bundle.weights[name]))
+        module.load_state_dict(state_dict(bundle, name))
 
         def compute(inputs: FloatArray) -> FloatArray:
             with torch.inference_mode():

@@ -217,7 +217,10 @@ def _decided(data: Path, out: Path, processes: Processes) -> None:
     with mock.patch.object(loop, "STEPS_PER_EPOCH", 1):
         training_run.start(open_dataset(data), out, wish, CPU, Silent(), processes)
         made = training_run.resume(open_dataset(data), out, CPU, Silent(), epochs=5, processes=processes)
-    save_file(made.weights["fine"], out.with_name(f"job-{processes.rank}.safetensors"))
+    save_file(
+        {n: torch.from_numpy(w) for n, w in made.weights["fine"].items()},
+        out.with_name(f"job-{processes.rank}.safetensors"),
+    )
 
 
 def _refused(data: Path, out: Path, processes: Processes) -> None:

@@ -214,8 +214,7 @@ class AtlasLibrary:
         """
         manifest = _read_manifest(folder)
         try:
-            found = read_tensors(folder, manifest.file, manifest.sha256, MANIFEST)
-            tensors = {name: tensor.numpy() for name, tensor in found.items()}
+            tensors = read_tensors(folder, manifest.file, manifest.sha256, MANIFEST)
         except ValueError as error:
             raise _damaged(folder, str(error)) from error
         try:

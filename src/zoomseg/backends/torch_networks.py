@@ -48,11 +48,16 @@ def trained_network(bundle: Bundle, stage: Stage) -> nn.Module:
     check_tile(stage)
     module = weightless(bundle, stage)  # what the recipe asks for takes no memory before there are weights
     try:  # assigned: a copy would be held twice
-        module.load_state_dict(dict(bundle.weights[stage.name]), assign=True)
+        module.load_state_dict(state_dict(bundle, stage.name), assign=True)
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
         raise ModelError(f"weights of stage '{stage.name}' do not fit its network ({detail})") from error
     return module.float()
+
+
+def state_dict(bundle: Bundle, stage: str) -> dict[str, Tensor]:
+    """A stage's weights as torch has them; both share the memory."""
+    return {name: torch.from_numpy(np.asarray(values)) for name, values in bundle.weights[stage].items()}
 
 
 def weightless(bundle: Bundle, stage: Stage) -> nn.Module:

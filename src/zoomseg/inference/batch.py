@@ -16,8 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.core.volume import Volume
@@ -157,7 +155,7 @@ class _Batch:
 
     def _do(self, reading: Future[_Read]) -> None:
         """One scan, to where the next one's turn comes."""
-        with ResourceMonitor(self.predictor.device.place) as meter:
+        with ResourceMonitor(self.predictor.device) as meter:
             began = time.perf_counter()
             read = reading.result()
             waited = time.perf_counter() - began
@@ -282,8 +280,8 @@ def why(error: Exception) -> str:
 
 def _out_of_memory(error: Exception) -> bool:
     """Torch has its own error for a full GPU, and none for a full machine."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return full or "can't allocate memory" in str(error)
 
 
 def _in_background(work: Callable[[], T]) -> Future[T]:

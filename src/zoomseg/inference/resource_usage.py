@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
-import torch
+
+from zoomseg.backends.device import Device
 
 PERIOD_SECONDS = 0.1
 """Pause between two looks, as in the FLARE challenge."""
@@ -60,24 +61,27 @@ class ResourceUsage:
 
 
 class ResourceMonitor:
-    """``with Meter(place) as meter: ...``; then ``meter.usage``. A thread looks every ``period`` seconds."""
+    """``with ResourceMonitor(device) as monitor: ...``; then ``monitor.usage``. A thread looks every
+    ``period`` seconds."""
 
     def __init__(
         self,
-        place: torch.device,
+        device: Device,
         probe: Callable[[], ResourceSample] | None = None,
         period: float = PERIOD_SECONDS,
     ) -> None:
-        self._place = place
-        self._probe = probe or (lambda: take_reading(place))
+        self._device = device
+        self._probe = probe or (lambda: take_reading(device))
         self._period = period
         self._readings: list[ResourceSample] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="zoomseg-meter", daemon=True)
 
     def __enter__(self) -> ResourceMonitor:
-        if _on_gpu(self._place):
-            torch.cuda.reset_peak_memory_stats(self._place)
+        if _is_used_gpu(self._device):
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._device.place)
         self._readings.append(self._probe())
         self._thread.start()
         return self
@@ -126,17 +130,17 @@ def _area(curve: Sequence[tuple[float, float]]) -> float:
     return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(curve))
 
 
-def take_reading(place: torch.device) -> ResourceSample:
-    """This process, now; GPU memory of ``place``."""
+def take_reading(device: Device) -> ResourceSample:
+    """This process, now; GPU memory of ``device``."""
     process = psutil.Process()
     cpu = process.cpu_times()
-    gpu = _on_gpu(place)
+    allocated, highest = _gpu_mb(device)
     return ResourceSample(
         time.perf_counter(),
         process.memory_info().rss / _MB,
         highest_ram_mb(),
-        torch.cuda.memory_allocated(place) / _MB if gpu else 0.0,
-        torch.cuda.max_memory_allocated(place) / _MB if gpu else 0.0,
+        allocated,
+        highest,
         cpu.user + cpu.system,
     )
 
@@ -217,5 +221,19 @@ class _Watcher:
         self.highest = max(self.highest, psutil.Process().memory_info().rss)
 
 
-def _on_gpu(place: torch.device) -> bool:
-    return place.type == "cuda" and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+def _gpu_mb(device: Device) -> tuple[float, float]:
+    """Memory of tensors on the GPU, now and at its peak."""
+    if not _is_used_gpu(device):
+        return 0.0, 0.0
+    import torch
+
+    place = device.place
+    return torch.cuda.memory_allocated(place) / _MB, torch.cuda.max_memory_allocated(place) / _MB
+
+
+def _is_used_gpu(device: Device) -> bool:
+    if not device.is_gpu:
+        return False
+    import torch
+
+    return torch.cuda.is_initialized()  # type: ignore[no-untyped-call, no-any-return]

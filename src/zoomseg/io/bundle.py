@@ -24,12 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors import torch as safetensors
-from torch import Tensor
+from safetensors import numpy as safetensors
 
+from zoomseg.core.arrays import AnyNumpy, to_numpy
 from zoomseg.core.errors import LabelError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io.calibration import Calibration
@@ -55,7 +55,7 @@ COME_WITH_ZOOMSEG = Path(__file__).parents[1] / "models"
 ABDOMEN_CT = "abdomen-ct"
 """The model that predicts where none is named."""
 
-_INTEGER_TYPES = (torch.int64, torch.int32)
+_INTEGER_TYPES = (np.int64, np.int32)
 _SHOWN_ITEMS = 12
 
 
@@ -86,7 +86,8 @@ class Bundle:
     recipe: Recipe
     schema: LabelSchema
     channel_names: tuple[str, ...]
-    weights: Mapping[str, Mapping[str, Tensor]]
+    weights: Mapping[str, Mapping[str, AnyNumpy]]
+    """Torch tensors may be given: they become arrays of the same memory."""
     provenance: Mapping[str, JSON]
     folder: Path | None = None
     """Where it was read from."""
@@ -107,8 +108,10 @@ class Bundle:
             json.dumps(dict(self.provenance), allow_nan=False)
         except (ValueError, TypeError) as error:  # now, and not where results are written
             raise ModelError(f"the model's provenance cannot be written as JSON ({error})") from error
-        for stage, tensors in self.weights.items():
+        arrays = {s: {name: to_numpy(t) for name, t in ts.items()} for s, ts in self.weights.items()}
+        for stage, tensors in arrays.items():
             _check_tensors(stage, tensors)
+        object.__setattr__(self, "weights", arrays)
 
 
 class _Labels(BaseModel):
@@ -321,11 +324,11 @@ def _write_graph(path: Path, stage: str, graph: NetworkGraph, weights: _Weights)
     )
 
 
-def _write_weights(path: Path, stage: str, tensors: Mapping[str, Tensor], half: bool) -> _Weights:
-    # Cloned, because safetensors refuses tensors that share memory.
-    stored = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+def _write_weights(path: Path, stage: str, tensors: Mapping[str, AnyNumpy], half: bool) -> _Weights:
+    stored = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
     if half:
-        stored = {name: t.half() if t.is_floating_point() else t for name, t in stored.items()}
+        with np.errstate(over="ignore"):  # what does not fit is refused
+            stored = {name: t.astype(np.float16) if _is_real(t) else t for name, t in stored.items()}
         _check_tensors(stage, stored)
     content = safetensors.save(stored)
     digest = hashlib.sha256(content).hexdigest()
@@ -386,7 +389,7 @@ def _checked_graphs(path: Path, manifest: _Manifest) -> dict[str, NetworkFiles]:
         raise _damaged(path, str(error)) from error
 
 
-def read_tensors(folder: Path, file: str, sha256: str, manifest: str) -> dict[str, Tensor]:
+def read_tensors(folder: Path, file: str, sha256: str, manifest: str) -> dict[str, AnyNumpy]:
     """A safetensors file, only if it is the one that the file ``manifest`` beside it names.
 
     Raises:
@@ -399,24 +402,28 @@ def read_tensors(folder: Path, file: str, sha256: str, manifest: str) -> dict[st
         raise ValueError(f"{file}: {reason_of(error)}") from error
 
 
-def _read_weights(path: Path, stage: str, entry: _Weights) -> dict[str, Tensor]:
+def _read_weights(path: Path, stage: str, entry: _Weights) -> dict[str, AnyNumpy]:
     try:
         tensors = read_tensors(path, entry.file, entry.sha256, "model.json")
     except ValueError as error:
         raise _damaged(path, str(error)) from error
     _check_tensors(stage, tensors)
-    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    return {name: np.array(t, np.float32) if _is_real(t) else np.array(t) for name, t in tensors.items()}
 
 
-def _check_tensors(stage: str, tensors: Mapping[str, Tensor]) -> None:
+def _is_real(tensor: AnyNumpy) -> bool:
+    return np.issubdtype(tensor.dtype, np.floating)
+
+
+def _check_tensors(stage: str, tensors: Mapping[str, AnyNumpy]) -> None:
     if not tensors:
         raise ModelError(f"stage '{stage}' of the model has no weights")
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() and tensor.dtype not in _INTEGER_TYPES:
+        if not _is_real(tensor) and tensor.dtype not in _INTEGER_TYPES:
             raise ModelError(
                 f"weight '{name}' of stage '{stage}' has type {tensor.dtype}; allowed: real numbers"
             )
-        if not bool(torch.isfinite(tensor).all()):
+        if not bool(np.isfinite(tensor).all()):
             raise ModelError(f"weight '{name}' of stage '{stage}' is not finite; the model cannot be used")
 
 
@@ -442,7 +449,7 @@ def _model_card(bundle: Bundle, with_atlases: bool) -> str:
     }
     origin = "\n".join(f"- {_plain(key)}: {_brief(value)}" for key, value in known.items())
     about = "\n".join(text for text in (recipe.description, recipe.source) if text)
-    parameters = sum(t.numel() for tensors in bundle.weights.values() for t in tensors.values())
+    parameters = sum(t.size for tensors in bundle.weights.values() for t in tensors.values())
     return f"""# {_plain(recipe.name)}
 
 A ZoomSeg model: finds {len(schema.names)} structures in scans with the channels

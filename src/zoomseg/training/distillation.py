@@ -100,7 +100,7 @@ def _digest(model: Bundle) -> str:
     for stage, tensors in sorted(model.weights.items()):
         for name, tensor in sorted(tensors.items()):
             sha.update(f"{stage}/{name}".encode())
-            sha.update(tensor.contiguous().numpy().tobytes())
+            sha.update(tensor.tobytes())
     return sha.hexdigest()
 
 

@@ -189,7 +189,7 @@ def _match_stage(
     pieces: dict[str, TransferredTensor] = {}
     for key, tensor in shapes.items():
         old = model.weights[stage.name].get(key)
-        piece = None if old is None else _piece(key, tensor, old, growing)
+        piece = None if old is None else _piece(key, tensor, torch.from_numpy(old), growing)
         if piece is not None:
             pieces[key] = piece
     if not any(_is_shared(key, shapes[key], growing) for key in pieces):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from zoomseg.backends.device import Device
 from zoomseg.backends.torch_networks import build_network, check_tile
+from zoomseg.core.arrays import to_numpy
 from zoomseg.core.errors import RecipeError, TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError, stop_signals
 from zoomseg.core.labels import LabelSchema
@@ -476,7 +477,7 @@ class _Run:
             recipe,
             self.dataset.schema,
             self.dataset.channel_names,
-            {name: {k: v.detach().cpu() for k, v in w.items()} for name, w in weights.items()},
+            {name: {k: to_numpy(v) for k, v in w.items()} for name, w in weights.items()},
             self._provenance(complete=unit is None),
             domain=self.settings.domain,
         )

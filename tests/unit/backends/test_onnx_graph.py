@@ -92,7 +92,7 @@ def test_weights_are_in_their_own_file_alone(half: bool, tmp_path: Path) -> None
     whole = onnx.load(files.graph)
     for tensor in whole.graph.initializer:  # batch norms included: nothing was folded
         name = tensor.name.removeprefix("network.").removesuffix(".stored")
-        assert np.array_equal(onnx.numpy_helper.to_array(tensor), model.weights["coarse"][name].numpy())
+        assert np.array_equal(onnx.numpy_helper.to_array(tensor), model.weights["coarse"][name])
     assert len(whole.graph.initializer) == sum(
         not name.endswith("num_batches_tracked") for name in model.weights["coarse"]
     )

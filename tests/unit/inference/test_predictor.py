@@ -13,7 +13,7 @@ from torch import nn
 from tiny import CPU, SCHEMA, retrained, tiny_case, tiny_recipe
 from untrained import untrained_bundle
 from zoomseg.anatomy.positions import OrganPlaces
-from zoomseg.backends.torch_networks import as_network, build_network, trained_network
+from zoomseg.backends.torch_networks import as_network, build_network, state_dict, trained_network
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError, ScanError
 from zoomseg.core.geometry import Box, Grid, Orientation
@@ -531,7 +531,7 @@ class TestPredictor:
         bundle = untrained_bundle(3)
         modules = {s.name: build_network(s, bundle.recipe, SCHEMA, 1) for s in bundle.recipe.stages}
         for name, module in modules.items():
-            module.load_state_dict(dict(bundle.weights[name]))
+            module.load_state_dict(state_dict(bundle, name))
         networks = {name: as_network(module.eval(), CPU) for name, module in modules.items()}
         expected = Cascade(bundle.recipe, SCHEMA, by_name(networks), CPU).run(case())
         found = Predictor(bundle, CPU).predict(case())

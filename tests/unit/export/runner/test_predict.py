@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from lattices import oriented
 from packaged import pipeline_of, torch_networks, untrained
@@ -142,7 +141,7 @@ def test_a_region_that_cuts_an_organ_is_widened(name: str) -> None:
     """The first stage finds a few voxels; the second one what it likes wherever it is asked."""
     bundle = untrained(recipe(stage("first", fusion="none", grid=SHAPE), WIDENED[name]), SCHEMA, seed=2)
     first = dict(bundle.weights["first"])
-    first["heads.0.bias"] = first["heads.0.bias"] + torch.tensor([3.0, 0.0, 0.0])
+    first["heads.0.bias"] = first["heads.0.bias"] + np.float32([3.0, 0.0, 0.0])
     bundle = replace(bundle, weights={**bundle.weights, "first": first})
     grid = Grid.from_spacing((48, 40, 32), (3, 3, 4), (-72, -60, -64))
     image = Volume(phantom_case(4, grid).image.data * 0.3, grid)
@@ -176,7 +175,7 @@ def test_when_the_first_stage_finds_nothing(on_missing: str) -> None:
     made = MADE["two that compete, one with auto-context"].model_copy(update={"on_missing": on_missing})
     bundle = untrained(made, SCHEMA, seed=1)
     first = dict(bundle.weights["first"])
-    first["heads.0.bias"] = torch.tensor([50.0, 0.0, 0.0])
+    first["heads.0.bias"] = np.float32([50.0, 0.0, 0.0])
     silent = replace(bundle, weights={**bundle.weights, "first": first})
     found, expected = both(silent, tiny_case(1)[0])
     assert len(np.unique(expected)) > 1
