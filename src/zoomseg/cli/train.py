@@ -203,16 +203,11 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
 
 def _convert(out: Path) -> None:
     """Write its networks as ONNX graphs, too: a model without them is complete, and slower on CPUs."""
+    from zoomseg.backends.onnx_graph import write_graphs
     from zoomseg.core.errors import ModelError
 
     try:
-        from zoomseg.backends.onnx_graph import write_graphs
-
         write_graphs(out)
-    except ImportError as error:
-        reason = f"{error.name} is not installed: pip install 'zoomseg[export]'"
     except ModelError as error:
-        reason = str(error)
-    else:
-        return
-    click.echo(f"note: not converted to ONNX, so the model predicts with torch alone ({reason})", err=True)
+        note = f"note: not converted to ONNX, so the model predicts with torch alone ({error})"
+        click.echo(note, err=True)

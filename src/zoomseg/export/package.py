@@ -22,8 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from zoomseg.backends.onnx_graph import to_onnx
 from zoomseg.backends.torch_networks import trained_network
-from zoomseg.core.errors import OutputError, RecipeError, ZoomSegError
+from zoomseg.core.errors import OutputError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.export.runner.pipeline import CHECKSUM, FORMAT, MANIFEST
 from zoomseg.io.bundle import Bundle
@@ -76,10 +77,6 @@ sys.exit(main(Path(__file__).parent, sys.argv[1:]))
 NOTICE = "For research. Not a medical device; not for diagnosis or treatment. Look at every result."
 
 
-class ExportError(ZoomSegError):
-    """What is needed to export is not installed."""
-
-
 def export(bundle: Bundle, path: Path, half: bool = False) -> None:
     """Write ``bundle`` as a package to ``path``; the file is either the old one or the whole new one.
 
@@ -89,7 +86,6 @@ def export(bundle: Bundle, path: Path, half: bool = False) -> None:
     Raises:
         RecipeError: the runner cannot do what a stage asks for.
         ModelError: the weights do not fit the networks, or not into float16.
-        ExportError: onnx or onnxscript is not installed.
         OutputError: ``path`` cannot be written.
     """
     refuse(bundle.recipe)
@@ -124,13 +120,6 @@ def refuse(recipe: Recipe) -> None:
 
 
 def _network(bundle: Bundle, stage: Stage, half: bool) -> bytes:
-    try:
-        from zoomseg.backends.onnx_graph import to_onnx
-    except ImportError as error:
-        raise ExportError(
-            f"exporting needs {error.name}, which is not installed; install it with: "
-            "pip install 'zoomseg[export]'"
-        ) from error
     read = input_channels(stage, bundle.recipe, bundle.schema, len(bundle.channel_names))
     return to_onnx(trained_network(bundle, stage), read, stage.grid.tile, half)
 

@@ -17,7 +17,7 @@ from tiny import SCHEMA, tiny_recipe
 from zoomseg.backends import onnx_graph
 from zoomseg.core.errors import ModelError, OutputError, RecipeError
 from zoomseg.export import package
-from zoomseg.export.package import ExportError, export, manifest, refuse, resolved
+from zoomseg.export.package import export, manifest, refuse, resolved
 from zoomseg.io.bundle import Bundle
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import load, names
@@ -143,12 +143,3 @@ def test_weights_of_another_network_are_refused(bundle: Bundle, tmp_path: Path) 
     with pytest.raises(ModelError, match="stage 'fine' do not fit"):
         export(other, tmp_path / "model.zip")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_is_missing_to_export_is_one_line(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.delitem(sys.modules, "zoomseg.backends.onnx_graph")
-    with pytest.raises(ExportError, match=r"exporting needs onnx, .* pip install 'zoomseg\[export\]'$"):
-        export(bundle, tmp_path / "model.zip")
