@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from zoomseg.cli.main import COMMANDS
+from zoomseg.core.geometry import Grid
+from zoomseg.datasets.phantom import phantom_case
+from zoomseg.io.scans import write_image
 
 HEAVY = {
     "SimpleITK",
@@ -75,7 +80,17 @@ def test_prediction_does_not_wait_for_what_it_does_not_use() -> None:
     loaded = imported_by(
         "from zoomseg.cli.main import main; main(['predict', 'nowhere.nii.gz', '-o', 'nowhere'])"
     )
-    assert loaded == {"nibabel", "numpy", "pydantic", "scipy", "torch"}
+    assert loaded == {"nibabel", "numpy", "pydantic", "scipy"}
+
+
+def test_on_a_cpu_a_model_with_graphs_predicts_without_torch(tmp_path: Path) -> None:
+    scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"
+    write_image(scan, phantom_case(0, Grid.from_spacing((48, 40, 40), (7.0, 7.0, 7.0))).image)
+    arguments = ["predict", str(scan), "-o", str(out), "-m", "abdomen-ct", "--device", "cpu", "--any-scan"]
+    loaded = imported_by(f"from zoomseg.cli.main import main; main({arguments!r})")
+    assert "torch" not in loaded
+    assert json.loads((out / "run.json").read_text())["backend"] == "openvino"
+    assert (out / "scan.nii.gz").is_file()
 
 
 def test_a_heavy_import_is_noticed() -> None:
