@@ -325,7 +325,7 @@ def _write_graph(path: Path, stage: str, graph: NetworkGraph, weights: _Weights)
 
 
 def _write_weights(path: Path, stage: str, tensors: Mapping[str, AnyNumpy], half: bool) -> _Weights:
-    stored = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
+    stored = {name: np.ascontiguousarray(t).reshape(t.shape) for name, t in tensors.items()}
     if half:
         with np.errstate(over="ignore"):  # what does not fit is refused
             stored = {name: t.astype(np.float16) if _is_real(t) else t for name, t in stored.items()}

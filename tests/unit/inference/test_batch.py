@@ -182,7 +182,7 @@ def test_headers_are_judged_while_a_network_with_valid_padding_computes(
     def admit(*given: Any, keep: bool) -> None:
         ends = time.monotonic() + PATIENCE
         while True:
-            made._works["coarse"]._alive.clear()
+            made._costs["coarse"]._alive.clear()
             judge(*given, keep=keep)
             if computed.acquire(blocking=False):
                 return

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from zoomseg.backends.device import trim_memory
+from zoomseg.backends.device import Device, trim_memory
 from zoomseg.inference import resource_usage
 from zoomseg.inference.resource_usage import (
     ResourceMonitor,
@@ -21,7 +21,7 @@ from zoomseg.inference.resource_usage import (
     used,
 )
 
-CPU = torch.device("cpu")
+CPU = Device("cpu")
 IDLE = ResourceSample(0.0, 100.0, 500.0, 0.0, 0.0, 7.0)
 
 
@@ -125,11 +125,11 @@ def test_a_reading_of_this_process() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_memory_is_what_tensors_hold() -> None:
-    place = torch.device("cuda")
-    torch.zeros(1, device=place)
-    before = take_reading(place).vram_mb
-    with ResourceMonitor(place, period=0.01) as resource_usage:
-        block = torch.zeros(64 * 1024**2, dtype=torch.uint8, device=place)
+    device = Device("cuda:0")
+    torch.zeros(1, device=device.place)
+    before = take_reading(device).vram_mb
+    with ResourceMonitor(device, period=0.01) as resource_usage:
+        block = torch.zeros(64 * 1024**2, dtype=torch.uint8, device=device.place)
         time.sleep(0.2)
         del block
     assert resource_usage.usage.peak_vram_mb - before == pytest.approx(64, abs=0.01)
@@ -143,7 +143,7 @@ def test_the_gpu_asked_is_the_one_that_computes(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(device))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * 1024**2 * device.index)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * 1024**2 * device.index)
-    with ResourceMonitor(place, period=3600.0) as resource_usage:
+    with ResourceMonitor(Device("cuda:1"), period=3600.0) as resource_usage:
         assert asked == [place]
         time.sleep(0.05)
     assert asked == [place]  # the peak is of all that the meter saw

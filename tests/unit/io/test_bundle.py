@@ -352,7 +352,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "weights boolean": (
         lambda p: replace_weights(p, safetensors_bytes({"w": torch.tensor([True])})),
-        "torch.bool",
+        "has type bool; allowed: real numbers",
     ),
 }
 
