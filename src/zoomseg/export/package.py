@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zoomseg.backends.onnx_graph import to_onnx
+from zoomseg.backends import onnx_graph
 from zoomseg.backends.torch_networks import trained_network
 from zoomseg.core.errors import OutputError, RecipeError
 from zoomseg.core.labels import LabelSchema
@@ -121,7 +121,7 @@ def refuse(recipe: Recipe) -> None:
 
 def _network(bundle: Bundle, stage: Stage, half: bool) -> bytes:
     read = input_channels(stage, bundle.recipe, bundle.schema, len(bundle.channel_names))
-    return to_onnx(trained_network(bundle, stage), read, stage.grid.tile, half)
+    return onnx_graph.to_onnx(trained_network(bundle, stage), read, stage.grid.tile, half)
 
 
 def _file(stage: str) -> str:
