@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +24,7 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import Dim
 
-from zoomseg.backends.torch_costs import TorchCosts
+from zoomseg.backends.networks import costs_of
 from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Index3
 from zoomseg.io import bundle as bundles
@@ -33,7 +33,7 @@ from zoomseg.pipeline.inputs import input_channels
 from zoomseg.recipe import graph as stages
 from zoomseg.recipe import network_shapes
 from zoomseg.recipe.network_shapes import Padding
-from zoomseg.recipe.spec import NetworkSpec, Stage
+from zoomseg.recipe.spec import NetworkSpec
 
 INPUTS, PROBABILITIES = "inputs", "probabilities"
 STORED_TYPES = {
@@ -93,7 +93,7 @@ def write_graphs(folder: Path) -> None:
         OutputError: no permission, full disk; the model is still usable.
     """
     model = bundles.load(folder)
-    files = bundles.weights_files(folder)
+    files, costs = bundles.weights_files(folder), costs_of(model, "torch")
     graphs: dict[str, bundles.NetworkGraph] = {}
     for stage in model.recipe.stages:
         read = input_channels(stage, model.recipe, model.schema, len(model.channel_names))
@@ -104,15 +104,9 @@ def write_graphs(folder: Path) -> None:
             line = str(error).strip().splitlines()[-1]
             raise ModelError(f"stage '{stage.name}' of {folder} has no ONNX form ({line})") from error
         content = _with_weights_in(files[stage.name], architecture)
-        costs = TorchCosts(partial(_shapes_of, stage, read, classes), read)
-        tile = stage.grid.tile
-        graphs[stage.name] = bundles.NetworkGraph(content, costs.flops(tile), costs.activation_bytes(tile))
+        own, tile = costs[stage.name], stage.grid.tile
+        graphs[stage.name] = bundles.NetworkGraph(content, own.flops(tile), own.activation_bytes(tile))
     bundles.store_graphs(folder, graphs)
-
-
-def _shapes_of(stage: Stage, channels: int, classes: int) -> nn.Module:
-    with networks.without_memory():
-        return networks.build(stage.network, channels, classes, stage.grid.padding).eval()
 
 
 @lru_cache(maxsize=16)

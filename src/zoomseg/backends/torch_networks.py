@@ -57,7 +57,7 @@ def trained_network(bundle: Bundle, stage: Stage) -> nn.Module:
 
 def state_dict(bundle: Bundle, stage: str) -> dict[str, Tensor]:
     """A stage's weights as torch has them; both share the memory."""
-    return {name: torch.from_numpy(np.asarray(values)) for name, values in bundle.weights[stage].items()}
+    return {name: torch.from_numpy(values) for name, values in bundle.weights[stage].items()}
 
 
 def weightless(bundle: Bundle, stage: Stage) -> nn.Module:

@@ -37,7 +37,7 @@ from zoomseg.recipe.spec import Recipe
 TRAINED = ("data_set", "date", "seconds", "device", "seed", "zoomseg")
 """What a run tells of its model's provenance; not the names of the cases."""
 
-OnResult = Callable[[Sequence[OrganRow]], None]
+OnOrgans = Callable[[Sequence[OrganRow]], None]
 """Gets the rows of a scan."""
 
 
@@ -50,7 +50,7 @@ def segment_to_folder(
     on_progress: OnScanProgress = batch.ignore_progress,
     ahead: bool = True,
     beside: ExtraOutputs = LABELS_ALONE,
-    on_organs: OnResult | None = None,
+    on_organs: OnOrgans | None = None,
     notes: Sequence[str] = (),
 ) -> tuple[Failed, ...]:
     """Segment scans into ``out`` with ``summary.csv``, ``review.csv`` and ``run.json``; the failed ones are

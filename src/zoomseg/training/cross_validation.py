@@ -105,7 +105,7 @@ def begin(
     write_text_atomic(out / "recipe.yaml", dump(recipe))
     asked = CrossValidationRecord(
         channels=dataset.channel_names,
-        labels=dict(zip(dataset.schema.names, dataset.schema.values, strict=True)),
+        labels=record.fixed_by(dataset)["labels"],
         cases=cases.train,
         folds=count,
         seconds=wish.seconds,

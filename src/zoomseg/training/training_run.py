@@ -188,7 +188,7 @@ def _as_published(
 def _record_of(dataset: Dataset, request: TrainingRequest, decided: _Decided) -> record.TrainingRecord:
     return record.TrainingRecord(
         channels=dataset.channel_names,
-        labels=dict(zip(dataset.schema.names, dataset.schema.values, strict=True)),
+        labels=record.fixed_by(dataset)["labels"],
         recipe=decided.recipe.model_dump(mode="json"),
         train=decided.split.train,
         validation=decided.split.validation,
