@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoomseg.backends.cpu import FloatArray, Network, Precision, usable_threads
+
+if TYPE_CHECKING:
+    import openvino
 
 
 def load(graph: Path | bytes, precision: Precision = "fastest", threads: int | None = None) -> Network:
@@ -21,15 +26,13 @@ def load(graph: Path | bytes, precision: Precision = "fastest", threads: int | N
     Raises:
         Exception: what OpenVINO says of a graph that it cannot read; its errors share no base.
     """
-    import openvino
-
     settings: dict[str, str | int] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": usable_threads() if threads is None else threads,
     }
     if precision == "float32":  # otherwise bfloat16, where the CPU has it
         settings["INFERENCE_PRECISION_HINT"] = "f32"
-    core = openvino.Core()
+    core = _core()
     request = core.compile_model(core.read_model(graph), "CPU", settings).create_infer_request()
 
     def compute(inputs: FloatArray) -> FloatArray:
@@ -37,3 +40,13 @@ def load(graph: Path | bytes, precision: Precision = "fastest", threads: int | N
         return out
 
     return compute
+
+
+@functools.cache
+def _core() -> openvino.Core:
+    """One for the process. OpenVINO's CPU plugin gives signal handlers a stack of its own as long as it
+    lives; of several that go in the order in which they came, the stack that is left is no memory any more,
+    and the next signal (Ctrl-C) ends the process with a segmentation fault."""
+    import openvino
+
+    return openvino.Core()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,3 +47,21 @@ def test_settings(
     monkeypatch.setattr(openvino_network, "usable_threads", lambda: 5)
     openvino_network.load(doubling(), **given)
     assert seen == [{"PERFORMANCE_HINT": "LATENCY", **settings}]
+
+
+def test_signals_find_a_stack_when_networks_go_in_the_order_they_came() -> None:
+    script = (
+        "import signal\n"
+        "from converted import doubling\n"
+        "from zoomseg.backends.openvino_network import load\n"
+        "first, second = load(doubling()), load(doubling())\n"
+        "del first\n"
+        "del second\n"
+        "signal.signal(signal.SIGTERM, lambda number, frame: print('heard'))\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+    )
+    tests = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | tests
+    )
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
