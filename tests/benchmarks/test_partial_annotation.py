@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import tiny_dataset
+from helpers.tiny_dataset import tiny_dataset
 from zoomseg.core.errors import DatasetError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.metrics import OrganScore

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiny import tiny_case
-from untrained import untrained_bundle
+from helpers.tiny_dataset import tiny_case
+from helpers.untrained_models import untrained_bundle
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
 from zoomseg.networks.build import multiply_adds

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pytest
 
 from browser import chromium
-from served import server_process
-from tiny import tiny_case
-from untrained import untrained_bundle
+from helpers.servers import server_process
+from helpers.tiny_dataset import tiny_case
+from helpers.untrained_models import untrained_bundle
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
 

@@ -22,9 +22,9 @@ import pydicom
 import SimpleITK as sitk  # noqa: N813
 import yaml
 
-import dicoms
-from tiny import SCHEMA, tiny_case, tiny_dataset, tiny_recipe
-from untrained import untrained_bundle
+from helpers import dicom_series
+from helpers.tiny_dataset import SCHEMA, tiny_case, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
 from zoomseg.export.package import export
@@ -84,11 +84,11 @@ class Samples:
         """A CT series: file name to object."""
         values = np.random.default_rng(0).integers(900, 1200, SERIES_SHAPE).astype(np.uint16)
         values[2:6, 4:12, 5:15] = 1150
-        objects = dicoms.stack(values)
+        objects = dicom_series.stack(values)
         for number, one in enumerate(objects):
-            one.SOPInstanceUID = f"{dicoms.SERIES_UID}.{number + 1}"
+            one.SOPInstanceUID = f"{dicom_series.SERIES_UID}.{number + 1}"
             one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID
-        dicoms.write(self.root / "series", objects)
+        dicom_series.write(self.root / "series", objects)
         return {file.name: file.read_bytes() for file in sorted((self.root / "series").iterdir())}
 
     @cached_property

@@ -20,8 +20,8 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from shrunk import shrunk  # noqa: E402
-from tiny import CPU, tiny_dataset  # noqa: E402
+from helpers.small_recipes import shrunk  # noqa: E402
+from helpers.tiny_dataset import CPU, tiny_dataset  # noqa: E402
 from zoomseg.atlas import register  # noqa: E402
 from zoomseg.atlas.register import Warp  # noqa: E402
 from zoomseg.core.resample import affine_coordinates  # noqa: E402

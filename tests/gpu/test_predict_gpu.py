@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tiny import CPU, tiny_case
-from untrained import untrained_bundle
+from helpers.tiny_dataset import CPU, tiny_case
+from helpers.untrained_models import untrained_bundle
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.inference.memory_limits import MemoryLimits

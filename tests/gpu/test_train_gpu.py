@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny import CPU, retrained, tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import CPU, retrained, tiny_dataset, tiny_recipe
 from zoomseg.backends.device import Device
 from zoomseg.recipe.spec import Augmentation
 from zoomseg.training import loop

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lattices import SIGNED_PERMUTATIONS, boxes_in, grids, indices, shapes, spacings
+from helpers.grids import SIGNED_PERMUTATIONS, boxes_in, grids, indices, shapes, spacings
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume

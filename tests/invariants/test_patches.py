@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lattices import indices, oriented, ramp
+from helpers.grids import indices, oriented, ramp
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.core.resample import resample_data

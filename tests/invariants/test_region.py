@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lattices import boxes_in, grids, indices, masks
+from helpers.grids import boxes_in, grids, indices, masks
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.region import Region, bounding_box
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from lattices import SIGNED_PERMUTATIONS, boxes_in, grids, interior, oriented, ramp, shapes, spacings
+from helpers.grids import SIGNED_PERMUTATIONS, boxes_in, grids, interior, oriented, ramp, shapes, spacings
 from zoomseg.core.arrays import Array, to_numpy
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.resample import (

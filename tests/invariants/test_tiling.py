@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lattices import boxes_in, masks, shapes
+from helpers.grids import boxes_in, masks, shapes
 from zoomseg.core.arrays import Array, namespace
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region

@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from matplotlib.path import Path as Polygon
 
-import dciodvfy
+from helpers import dciodvfy
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom.read.series_discovery import the_series

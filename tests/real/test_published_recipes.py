@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import retrained
+from helpers.tiny_dataset import retrained
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.datasets.layouts import open_dataset

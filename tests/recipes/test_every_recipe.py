@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shrunk import shrunk
-from tiny import CPU, tiny_case, tiny_dataset
+from helpers.small_recipes import shrunk
+from helpers.tiny_dataset import CPU, tiny_case, tiny_dataset
 from zoomseg.core.case import Case
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference.predictor import Predictor

@@ -8,8 +8,8 @@ import functools
 import numpy as np
 import pytest
 
-from lattices import oriented, rotation
-from tiny import CPU
+from helpers.grids import oriented, rotation
+from helpers.tiny_dataset import CPU
 from zoomseg.core.case import Case
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.volume import LabelMap, Volume

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiny import CPU, tiny_case, tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import CPU, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.core.case import Case
 from zoomseg.core.errors import TrainingError
 from zoomseg.core.volume import LabelMap

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from shrunk import shrunk
-from tiny import CPU, tiny_dataset
+from helpers.small_recipes import shrunk
+from helpers.tiny_dataset import CPU, tiny_dataset
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.networks import build as networks
 from zoomseg.recipe import graph, load, network_shapes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import zoomseg
-from tiny import tiny_case, tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import tiny_case, tiny_dataset, tiny_recipe
 from zoomseg import api
 from zoomseg.core.errors import GeometryError, LabelError, MemoryLimitError, ModelError, ScanError
 from zoomseg.core.geometry import Grid

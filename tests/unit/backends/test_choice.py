@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from untrained import untrained_bundle
+from helpers.untrained_models import untrained_bundle
 from zoomseg.backends import choice
 from zoomseg.backends.choice import Choice, choose
 from zoomseg.backends.compilers import BackendError

@@ -7,7 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from converted import doubling
+from helpers.onnx_models import doubling
 from zoomseg.backends import compilers
 from zoomseg.backends.compilers import COMPILERS, BackendError, Compiler
 

@@ -11,8 +11,8 @@ import onnx
 import pytest
 import torch
 
-from converted import KINDS, converted
-from tiny import CPU
+from helpers.onnx_models import KINDS, converted
+from helpers.tiny_dataset import CPU
 from zoomseg.backends.choice import BACKENDS, Backend
 from zoomseg.backends.networks import mean, networks_of
 from zoomseg.core.errors import ModelError

@@ -13,8 +13,8 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from converted import KINDS, converted, one_stage
-from packaged import lived
+from helpers.export_packages import lived
+from helpers.onnx_models import KINDS, converted, one_stage
 from zoomseg.backends import onnx_graph
 from zoomseg.backends.onnx_graph import to_onnx, write_graphs
 from zoomseg.core.errors import ModelError

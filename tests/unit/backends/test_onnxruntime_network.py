@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from converted import doubling
+from helpers.onnx_models import doubling
 from zoomseg.backends import onnxruntime_network
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import openvino
 import pytest
 
-from converted import doubling
+from helpers.onnx_models import doubling
 from zoomseg.backends import openvino_network
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny import CPU
-from untrained import untrained_bundle
+from helpers.tiny_dataset import CPU
+from helpers.untrained_models import untrained_bundle
 from zoomseg.backends.torch_networks import as_network, check_tile, ready_network, trained_network, weightless
 from zoomseg.core.errors import ModelError, RecipeError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import tiny_dataset, tiny_recipe
 from zoomseg.cli.main import main
 from zoomseg.recipe.load import dump
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dicoms import ramp, stack, write
-from drawn import drawn_on
+from helpers.dicom_annotations import drawn_on
+from helpers.dicom_series import ramp, stack, write
 from zoomseg.cli.check import show_findings
 from zoomseg.cli.main import main
 from zoomseg.datasets.audit import Finding

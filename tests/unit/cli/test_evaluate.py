@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from label_files import LIVER, SPLEEN, organs, save, save_description
+from helpers.label_files import LIVER, SPLEEN, organs, save, save_description
 from zoomseg.cli.main import main
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from packaged import untrained
-from tiny import SCHEMA, tiny_recipe
+from helpers.export_packages import untrained
+from helpers.tiny_dataset import SCHEMA, tiny_recipe
 from zoomseg.backends import onnx_graph
 from zoomseg.cli.main import main
 from zoomseg.io import bundle

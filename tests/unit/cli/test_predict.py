@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 
-from label_files import save_description
-from tiny import CPU, tiny_case, tiny_dataset, tiny_recipe
+from helpers.label_files import save_description
+from helpers.tiny_dataset import CPU, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.cli.main import main
 from zoomseg.core.volume import LabelMap
 from zoomseg.io import scans

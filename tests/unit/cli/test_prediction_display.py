@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tiny import SCHEMA, tiny_case
+from helpers.tiny_dataset import SCHEMA, tiny_case
 from zoomseg.cli import prediction_display
 from zoomseg.cli.prediction_display import PredictionDisplay
 from zoomseg.core.volume import LabelMap

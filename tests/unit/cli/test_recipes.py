@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tiny import tiny_dataset
+from helpers.tiny_dataset import tiny_dataset
 from zoomseg.cli.main import main
 from zoomseg.recipe import load
 from zoomseg.recipe.spec import Recipe

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tiny import SCHEMA, tiny_case, tiny_dataset, tiny_recipe
-from untrained import untrained_bundle
+from helpers.tiny_dataset import SCHEMA, tiny_case, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import INTERRUPTED
 from zoomseg.core.interrupts import GO_ON, ONE_WISH_SECONDS, SAVING, STOPPING
 from zoomseg.io import bundle

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import tiny_dataset, tiny_recipe
 from zoomseg.cli.main import main
 from zoomseg.cli.study import ABLATIONS
 from zoomseg.core.interrupts import InterruptedTrainingError

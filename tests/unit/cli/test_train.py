@@ -17,8 +17,8 @@ import click
 import numpy as np
 import pytest
 
-from tiny import tiny_case, tiny_dataset, tiny_recipe
-from untrained import untrained_bundle
+from helpers.tiny_dataset import tiny_case, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.backends import onnx_graph
 from zoomseg.cli import train
 from zoomseg.cli.main import main

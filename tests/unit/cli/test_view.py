@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from tiny import tiny_case
+from helpers.tiny_dataset import tiny_case
 from zoomseg.cli.main import main
 from zoomseg.io.scans import write_image, write_labels
 from zoomseg.serve import server

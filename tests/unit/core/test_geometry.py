@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lattices import oriented
+from helpers.grids import oriented
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import GEOMETRY_TOLERANCE_VOX, Box, Grid, Orientation
 

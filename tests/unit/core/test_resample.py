@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from lattices import oriented
+from helpers.grids import oriented
 from zoomseg.core.arrays import Array
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid, Orientation

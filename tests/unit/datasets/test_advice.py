@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from label_files import save
+from helpers.label_files import save
 from zoomseg.datasets.advice import Advice, advise, hounsfield
 from zoomseg.datasets.layouts import open_dataset
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dicoms import Array, ramp, stack, write
+from helpers.dicom_series import Array, ramp, stack, write
 from zoomseg.core.errors import DatasetError, OutputError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap

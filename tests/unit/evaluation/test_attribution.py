@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from lattices import oriented
+from helpers.grids import oriented
 from zoomseg.core.errors import GeometryError, ScanError
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.labels import IGNORE, LabelSchema

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from label_files import AFFINE, LIVER, SPLEEN, organs, save, save_description, save_scan
+from helpers.label_files import AFFINE, LIVER, SPLEEN, organs, save, save_description, save_scan
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import open_dataset

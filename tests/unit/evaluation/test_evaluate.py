@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from label_files import AFFINE, LIVER, SPLEEN, box, organs, save, save_description, save_scan
-from tiny import tiny_recipe
+from helpers.label_files import AFFINE, LIVER, SPLEEN, box, organs, save, save_description, save_scan
+from helpers.tiny_dataset import tiny_recipe
 from zoomseg.core.errors import GeometryError, OutputError, ScanError
 from zoomseg.evaluation.case_matching import Pairs, find_pairs
 from zoomseg.evaluation.evaluate import evaluate, write_all

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import tiny_recipe
+from helpers.tiny_dataset import tiny_recipe
 from zoomseg.evaluation.provenance import Origin, read_origin
 from zoomseg.recipe.load import dump
 

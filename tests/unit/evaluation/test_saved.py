@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from label_files import LIVER, SPLEEN, organs, save, save_description, save_scan
+from helpers.label_files import LIVER, SPLEEN, organs, save, save_description, save_scan
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.evaluation.attribution import Attribution
 from zoomseg.evaluation.evaluate import evaluate, write_metrics

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiny import CPU, tiny_dataset
+from helpers.tiny_dataset import CPU, tiny_dataset
 from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, RecipeError
 from zoomseg.core.geometry import Box, Grid, Orientation

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from packaged import untrained
-from tiny import SCHEMA, tiny_recipe
+from helpers.export_packages import untrained
+from helpers.tiny_dataset import SCHEMA, tiny_recipe
 from zoomseg.backends import onnx_graph
 from zoomseg.core.errors import ModelError, OutputError, RecipeError
 from zoomseg.export import package

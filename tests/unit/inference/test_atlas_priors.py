@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from shrunk import shrunk_with_atlas
-from tiny import CPU, tiny_case, tiny_dataset
+from helpers.small_recipes import shrunk_with_atlas
+from helpers.tiny_dataset import CPU, tiny_case, tiny_dataset
 from zoomseg.atlas import register as registration
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ModelError

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from tiny import CPU, SCHEMA, tiny_case
-from untrained import predictor, valid_bundle
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_case
+from helpers.untrained_models import predictor, valid_bundle
 from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.core.volume import LabelMap, Volume

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiny import CPU, tiny_case
-from untrained import untrained_bundle
+from helpers.tiny_dataset import CPU, tiny_case
+from helpers.untrained_models import untrained_bundle
 from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError, ModelError, ZoomSegError
 from zoomseg.inference.load import load_predictor, ready_predictor

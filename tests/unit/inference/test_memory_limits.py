@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import nn
 
-from limited import BUNDLED
-from limited import untrained as limited_bundle
-from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
-from untrained import untrained_bundle, valid_bundle
+from helpers.limited_prediction import BUNDLED
+from helpers.limited_prediction import untrained as limited_bundle
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_recipe
+from helpers.untrained_models import untrained_bundle, valid_bundle
 from zoomseg.backends.device import fast_bfloat16
 from zoomseg.backends.torch_costs import TorchCosts
 from zoomseg.backends.torch_networks import build_network
@@ -360,7 +360,7 @@ def test_a_prediction_stays_within_a_hard_limit(model: str, precision: str, work
     the way was passed. A little above, the tiles are smaller than the recipe's, and the peak is below."""
 
     def run(*ram: int) -> dict[str, Any]:
-        script = Path(__file__).parents[2] / "limited.py"
+        script = Path(__file__).parents[2] / "helpers" / "limited_prediction.py"
         command = [sys.executable, script, model, precision, str(workspace), *map(str, ram)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found: dict[str, Any] = json.loads(done.stdout)

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tiny import CPU, tiny_case
-from untrained import predictor, untrained_bundle
+from helpers.tiny_dataset import CPU, tiny_case
+from helpers.untrained_models import predictor, untrained_bundle
 from zoomseg.core.case import Case
 from zoomseg.core.errors import LabelError, OutputError
 from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from known_networks import by_name, case, mean_of, with_stages
-from tiny import CPU, SCHEMA, retrained, tiny_recipe
-from untrained import untrained_bundle
+from helpers.known_networks import by_name, case, mean_of, with_stages
+from helpers.tiny_dataset import CPU, SCHEMA, retrained, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.anatomy.positions import OrganPlaces
 from zoomseg.backends.torch_networks import as_network, build_network, state_dict, trained_network
 from zoomseg.core.case import Case

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from block_scans import CT, GRID, MR, SCHEMA, changed, scan, trained
+from helpers.block_scans import CT, GRID, MR, SCHEMA, changed, scan, trained
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Orientation
 from zoomseg.core.volume import Volume

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lattices import grids, indices, masks, oriented
-from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
-from untrained import predictor, untrained_bundle
+from helpers.grids import grids, indices, masks, oriented
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_recipe
+from helpers.untrained_models import predictor, untrained_bundle
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.region import Region

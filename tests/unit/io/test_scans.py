@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from tests import dicoms
 
+from helpers import dicom_series
 from zoomseg.core.errors import LabelError, OutputError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
@@ -564,10 +564,12 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_dicom_series_are_cases_and_refused_ones_fail_when_they_are_read(tmp_path: Path) -> None:
-    slices = dicoms.stack(dicoms.ramp(9), BitsStored=12, HighBit=11)
-    dicoms.write(tmp_path / "whole", slices[:3] + slices[4:])
-    gone = dicoms.stack(dicoms.ramp(), SeriesInstanceUID="1.9", SeriesNumber=8, PixelSpacing=[0, 0])
-    dicoms.write(tmp_path / "broken", gone)
+    slices = dicom_series.stack(dicom_series.ramp(9), BitsStored=12, HighBit=11)
+    dicom_series.write(tmp_path / "whole", slices[:3] + slices[4:])
+    gone = dicom_series.stack(
+        dicom_series.ramp(), SeriesInstanceUID="1.9", SeriesNumber=8, PixelSpacing=[0, 0]
+    )
+    dicom_series.write(tmp_path / "broken", gone)
     notes: list[str] = []
     good, bad = find_scans(tmp_path, notes.append)
     assert (good.id, bad.id) == (f"{tmp_path.name}_4", f"{tmp_path.name}_8")
@@ -593,20 +595,20 @@ def test_one_scan_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_path_of_one_dicom_series_is_an_image(tmp_path: Path) -> None:
-    folder = dicoms.write(tmp_path / "ct", dicoms.stack(dicoms.ramp()))
+    folder = dicom_series.write(tmp_path / "ct", dicom_series.stack(dicom_series.ramp()))
     image = read_image(folder)
     assert image.grid == read_grid(folder)
     assert int(image.data[0, 2, 3, 4]) == 4 * 42 + 3 * 7 + 2 - 1024
     file = next(folder.iterdir())
     with pytest.raises(ScanError, match="a single image, no volume"):
         read_image(file)
-    dicoms.write(tmp_path / "mr", dicoms.stack(dicoms.ramp(), SeriesInstanceUID="1.9"))
+    dicom_series.write(tmp_path / "mr", dicom_series.stack(dicom_series.ramp(), SeriesInstanceUID="1.9"))
     with pytest.raises(ScanError, match="2 DICOM volumes"):
         read_image(tmp_path)
 
 
 def test_a_folder_with_nifti_is_not_searched_for_dicom(tmp_path: Path) -> None:
-    dicoms.write(tmp_path, dicoms.stack(dicoms.ramp()))
+    dicom_series.write(tmp_path, dicom_series.stack(dicom_series.ramp()))
     touch(tmp_path, "a.nii.gz")
     notes: list[str] = []
     assert find_scans(tmp_path, notes.append) == [ScanInput("a", (tmp_path / "a.nii.gz",))]

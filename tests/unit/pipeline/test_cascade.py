@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from known_networks import (
+from helpers.known_networks import (
     COARSE,
     FINE,
     RECIPE,
@@ -23,7 +23,7 @@ from known_networks import (
     thresholds,
     with_stages,
 )
-from tiny import CPU, SCHEMA
+from helpers.tiny_dataset import CPU, SCHEMA
 from zoomseg.backends.torch_networks import as_network
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Orientation

@@ -14,7 +14,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lattices import SIGNED_PERMUTATIONS, boxes_in, indices, oriented
+from helpers.grids import SIGNED_PERMUTATIONS, boxes_in, indices, oriented
 from zoomseg.core.arrays import Array, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid

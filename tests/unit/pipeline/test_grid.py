@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lattices import oriented
+from helpers.grids import oriented
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.pipeline.grid import stage_grid
 from zoomseg.recipe.spec import Downsample, FixedShape, FixedSpacing

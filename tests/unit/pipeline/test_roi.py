@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
 
-from lattices import indices, oriented
+from helpers.grids import indices, oriented
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import LabelError
 from zoomseg.core.geometry import Box, Grid

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ModelError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tiny import SCHEMA, tiny_case, tiny_recipe
+from helpers.tiny_dataset import SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import MemoryLimitError, ScanError
 from zoomseg.core.geometry import Box, Grid

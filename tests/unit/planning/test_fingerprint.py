@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiny import SCHEMA, tiny_dataset
+from helpers.tiny_dataset import SCHEMA, tiny_dataset
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Grid, Index3
 from zoomseg.core.volume import LabelMap, Volume

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from tiny import CPU
+from helpers.tiny_dataset import CPU
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema

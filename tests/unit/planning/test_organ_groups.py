@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiny import CPU, small_plan
+from helpers.tiny_dataset import CPU, small_plan
 from zoomseg.core.case import Case
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tiny import tiny_recipe
+from helpers.tiny_dataset import tiny_recipe
 from zoomseg.core.labels import LabelSchema
 from zoomseg.planning.fingerprint import Fingerprint, Organ
 from zoomseg.planning.rationale import (

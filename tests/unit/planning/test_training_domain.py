@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from block_scans import CT, GRID, SCHEMA, scan, trained
-from tiny import tiny_dataset
+from helpers.block_scans import CT, GRID, SCHEMA, scan, trained
+from helpers.tiny_dataset import tiny_dataset
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.training_domain import MAX_CASES
 from zoomseg.planning import training_domain

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tiny import tiny_recipe
+from helpers.tiny_dataset import tiny_recipe
 from zoomseg.core.errors import RecipeError
 from zoomseg.recipe import load
 

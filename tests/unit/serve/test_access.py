@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from served import serving
+from helpers.servers import serving
 from zoomseg.serve.access import access, needs_token
 
 TOKEN = "correct-horse-battery-staple"

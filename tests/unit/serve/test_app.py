@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from served import Server, noise, scan_bytes, serving
+from helpers.servers import Server, noise, scan_bytes, serving
 
 
 @pytest.fixture

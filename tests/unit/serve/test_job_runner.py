@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import served
-from served import ScriptedWorker, serving
+from helpers import servers
+from helpers.servers import ScriptedWorker, serving
 from zoomseg.io.files import write_json_atomic
 from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import Jobs, State
@@ -69,7 +69,7 @@ def test_notes_are_kept_with_the_job_when_it_finishes(tmp_path: Path) -> None:
 def test_a_job_without_a_run_json_finishes_without_notes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served, "write_results", lambda out, case: out.mkdir())
+    monkeypatch.setattr(servers, "write_results", lambda out, case: out.mkdir())
     with serving(tmp_path) as server:
         server.go.set()
         assert server.wait(server.post(b"good"), "finished")["notes"] == []

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from served import write_results
-from tiny import tiny_case
+from helpers.servers import write_results
+from helpers.tiny_dataset import tiny_case
 from zoomseg.anatomy.colours import organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.io.files import write_json_atomic

@@ -10,9 +10,9 @@ import httpx
 import psutil
 import pytest
 
-from served import server_process
-from tiny import tiny_case
-from untrained import untrained_bundle
+from helpers.servers import server_process
+from helpers.tiny_dataset import tiny_case
+from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import ModelError, ZoomSegError
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from served import noise
+from helpers.servers import noise
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.serve.upload import PIECE_BYTES, receive
 

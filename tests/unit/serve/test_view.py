@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from served import LOCAL
-from tiny import tiny_case
+from helpers.servers import LOCAL
+from helpers.tiny_dataset import tiny_case
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.volume import LabelMap

@@ -13,8 +13,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tiny import tiny_case
-from untrained import untrained_bundle
+from helpers.tiny_dataset import tiny_case
+from helpers.untrained_models import untrained_bundle
 from zoomseg.backends.device import resolve
 from zoomseg.core.case import Case
 from zoomseg.inference.predictor import Predictor

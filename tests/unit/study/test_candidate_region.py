@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.atlas.library import AtlasLibrary
 from zoomseg.atlas.register import LibraryMissingError, RegistrationError
 from zoomseg.core.case import StagePrediction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tiny import tiny_recipe
+from helpers.tiny_dataset import tiny_recipe
 from zoomseg.core.errors import RecipeError
 from zoomseg.recipe import graph
 from zoomseg.recipe.network_shapes import check_input_shape

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
-from untrained import untrained_bundle
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import ScanError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference.predictor import Predictor

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.atlas.library import AtlasLibrary
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import DatasetError, TrainingError

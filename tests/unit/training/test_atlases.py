@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from shrunk import shrunk_with_atlas
-from tiny import tiny_dataset
+from helpers.small_recipes import shrunk_with_atlas
+from helpers.tiny_dataset import tiny_dataset
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.datasets.layouts import Dataset

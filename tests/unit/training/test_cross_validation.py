@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import CPU, tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import CPU, tiny_dataset, tiny_recipe
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle

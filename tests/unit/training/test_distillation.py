@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import CPU, retrained, tiny_dataset, tiny_recipe
-from untrained import untrained_bundle
+from helpers.tiny_dataset import CPU, retrained, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.backends.torch_networks import ready_network
 from zoomseg.core.errors import ModelError
 from zoomseg.core.labels import IGNORE, LabelSchema

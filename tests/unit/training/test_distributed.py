@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import together
-from tiny import tiny_dataset
+from helpers import distributed_tasks
+from helpers.tiny_dataset import tiny_dataset
 from zoomseg.core.errors import TrainingError
 from zoomseg.training.distributed import ALONE, Processes, joined
 
-STEPS, BATCH, WORLD = together.STEPS, together.BATCH, together.WORLD
+STEPS, BATCH, WORLD = distributed_tasks.STEPS, distributed_tasks.BATCH, distributed_tasks.WORLD
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes left what they did."""
     out = tmp_path_factory.mktemp("two")
-    codes = together.start(data, out)
+    codes = distributed_tasks.start(data, out)
     assert codes == [2, 3], "the last task ends both"
     return out
 
@@ -39,7 +39,7 @@ def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one")
     for apart in (True, False):
-        together.training(data, out / f"run-{apart}", apart)
+        distributed_tasks.training(data, out / f"run-{apart}", apart)
     return out
 
 
@@ -71,9 +71,9 @@ def test_numbers_are_exchanged(two: Path) -> None:
         assert found["anywhere"].tolist() == [True, False]
 
 
-@pytest.mark.parametrize("index", range(len(together.LOSSES)))
+@pytest.mark.parametrize("index", range(len(distributed_tasks.LOSSES)))
 def test_losses_and_their_gradients_are_those_of_the_whole_batch(two: Path, index: int) -> None:
-    whole = together.loss_gradients(ALONE)
+    whole = distributed_tasks.loss_gradients(ALONE)
     for rank, found in enumerate(per_rank(two, "losses")):
         assert float(found[f"{index}"]) == pytest.approx(float(whole[f"{index}"]), rel=1e-6)
         expected = whole[f"{index}/gradient"][rank::WORLD]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
-from untrained import untrained_bundle
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.backends.torch_networks import build_network, state_dict
 from zoomseg.core.errors import ModelError
 from zoomseg.core.interrupts import InterruptedTrainingError

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import CPU, retrained, tiny_case, tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import CPU, retrained, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, RecipeError, TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tiny import tiny_recipe
+from helpers.tiny_dataset import tiny_recipe
 from zoomseg.core.errors import TrainingError
 from zoomseg.training.out_of_fold import group_runs, split_in_halves
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import tiny_recipe
+from helpers.tiny_dataset import tiny_recipe
 from zoomseg.core.errors import TrainingError
 from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.training import record

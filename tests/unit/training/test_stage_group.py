@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import CPU, retrained, tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import CPU, retrained, tiny_dataset, tiny_recipe
 from zoomseg.backends.device import Device
 from zoomseg.core.labels import IGNORE
 from zoomseg.datasets.layouts import Dataset

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tiny import CPU, small_plan, tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import CPU, small_plan, tiny_dataset, tiny_recipe
 from zoomseg.core.errors import DatasetError, ModelError, OutputError, RecipeError, ScanError, TrainingError
 from zoomseg.core.volume import Volume
 from zoomseg.datasets.layouts import Dataset, open_dataset

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tiny import CPU, tiny_dataset
-from untrained import untrained_bundle
+from helpers.tiny_dataset import CPU, tiny_dataset
+from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import ScanError
 from zoomseg.io import bundle
 from zoomseg.training.validation import validate

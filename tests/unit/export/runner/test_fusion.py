@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from lattices import oriented
+from helpers.grids import oriented
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.export.runner import fusion, resample

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lattices import SIGNED_PERMUTATIONS, oriented
-from packaged import pipeline_of, untrained
-from tiny import SCHEMA, tiny_recipe
+from helpers.export_packages import pipeline_of, untrained
+from helpers.grids import SIGNED_PERMUTATIONS, oriented
+from helpers.tiny_dataset import SCHEMA, tiny_recipe
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Box
 from zoomseg.core.volume import Volume

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from packaged import untrained
-from tiny import CPU, SCHEMA, tiny_case, tiny_recipe
+from helpers.export_packages import untrained
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_recipe
 from zoomseg.backends import compilers
 from zoomseg.core.case import Case
 from zoomseg.export.package import export

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from packaged import untrained
-from tiny import SCHEMA, tiny_recipe
+from helpers.export_packages import untrained
+from helpers.tiny_dataset import SCHEMA, tiny_recipe
 from zoomseg.core.errors import ModelError
 from zoomseg.export.package import manifest
 from zoomseg.export.runner import pipeline

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lattices import oriented
-from packaged import pipeline_of, torch_networks, untrained
-from shrunk import shrunk
-from tiny import CPU, SCHEMA, tiny_case, tiny_dataset, tiny_recipe
+from helpers.export_packages import pipeline_of, torch_networks, untrained
+from helpers.grids import oriented
+from helpers.small_recipes import shrunk
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.anatomy.positions import OrganPlaces
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ModelError, ScanError

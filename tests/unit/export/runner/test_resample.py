@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lattices import indices, oriented
+from helpers.grids import indices, oriented
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.resample import nearest_index, resample_data
 from zoomseg.export.runner import resample

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lattices import oriented
+from helpers.grids import oriented
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.export.runner import scan

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from packaged import pipeline_of, untrained
-from tiny import SCHEMA, tiny_recipe
+from helpers.export_packages import pipeline_of, untrained
+from helpers.tiny_dataset import SCHEMA, tiny_recipe
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.export.runner.region import Region
 from zoomseg.export.runner.widen import widened

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from dicoms import item, ramp, stack, write
+from helpers.dicom_series import item, ramp, stack, write
 from zoomseg.io.dicom import patient
 from zoomseg.io.dicom.read.series_discovery import the_series
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.dicoms import ramp, stack, write
-
+from helpers.dicom_series import ramp, stack, write
 from zoomseg.io.dicom.read.series_discovery import the_series
 
 

@@ -10,9 +10,9 @@ import pydicom
 import pytest
 from pydicom.uid import MRImageStorage
 
-import dciodvfy
-from dicoms import item, ramp, stack, write
-from drawn import ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
+from helpers import dciodvfy
+from helpers.dicom_annotations import ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
+from helpers.dicom_series import item, ramp, stack, write
 from zoomseg.io.dicom.read.series_discovery import the_series
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.write.rtstruct import write_rtstruct

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.interpolate import BSpline
 
-from lattices import rotation
+from helpers.grids import rotation
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Grid, Vector3
 from zoomseg.core.labels import IGNORE, LabelSchema

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import SCHEMA, tiny_case, tiny_recipe
+from helpers.tiny_dataset import SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box
 from zoomseg.core.labels import IGNORE

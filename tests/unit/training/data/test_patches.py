@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import SCHEMA, tiny_case, tiny_recipe
+from helpers.tiny_dataset import SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.labels import IGNORE

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny import CPU, SCHEMA, tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.core.errors import TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.datasets.layouts import Dataset

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.dicoms import ramp, stack, write
 
+from helpers.dicom_series import ramp, stack, write
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.archive import opening
 from zoomseg.io.dicom.read.series_discovery import find_series, the_series

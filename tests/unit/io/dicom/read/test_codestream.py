@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pydicom.encaps import generate_frames
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
-from tests.dicoms import image
 
+from helpers.dicom_series import image
 from zoomseg.io.dicom.read.codestream import frame_size
 
 BASELINE = (

@@ -10,8 +10,8 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.decoders import JPEGLSLosslessDecoder
 from pydicom.uid import JPEGLSLossless
-from tests.dicoms import ramp, stack, write
 
+from helpers.dicom_series import ramp, stack, write
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.series_discovery import the_series
 from zoomseg.io.dicom.read.voxels import read_volume

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless
-from tests.dicoms import AXIAL, Array, image, item, multi_frame, ramp, stack, write
 
+from helpers.dicom_series import AXIAL, Array, image, item, multi_frame, ramp, stack, write
 from zoomseg.io.dicom.read.series_discovery import find_series, the_series
 from zoomseg.io.dicom.read.voxels import read_volume
 

@@ -11,8 +11,8 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, MRImageStorage, RLELossless
-from tests.dicoms import AXIAL, Array, image, item, multi_frame, ramp, stack, write
 
+from helpers.dicom_series import AXIAL, Array, image, item, multi_frame, ramp, stack, write
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.series_discovery import Found, find_series, holds_dicom, the_series
 from zoomseg.io.dicom.read.voxels import read_volume

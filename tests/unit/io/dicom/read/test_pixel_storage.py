@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom.uid import RLELossless
-from tests.dicoms import image, ramp, stack, write
 
+from helpers.dicom_series import image, ramp, stack, write
 from zoomseg.io.dicom.read.pixel_storage import Pixels
 from zoomseg.io.dicom.read.series_discovery import find_series, the_series
 

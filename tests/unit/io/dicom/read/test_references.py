@@ -9,8 +9,8 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from dicoms import ramp, stack, write
-from drawn import drawn_on
+from helpers.dicom_annotations import drawn_on
+from helpers.dicom_series import ramp, stack, write
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.archive import Source
 from zoomseg.io.dicom.read.references import series_of

@@ -12,8 +12,8 @@ from pydicom.uid import (
     RTStructureSetStorage,
     SecondaryCaptureImageStorage,
 )
-from tests.dicoms import image, ramp, stack, write
 
+from helpers.dicom_series import image, ramp, stack, write
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.series_discovery import Found, Refused, case_names, find_series, the_series
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedCTImageStorage, MRImageStorage
-from tests.dicoms import CORONAL, Array, image, item, multi_frame, ramp, stack, write
 
+from helpers.dicom_series import CORONAL, Array, image, item, multi_frame, ramp, stack, write
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.archive import Source, opening
 from zoomseg.io.dicom.read.object_header import PHASES, Image, StoredSlice, read_object

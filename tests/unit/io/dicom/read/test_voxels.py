@@ -17,8 +17,8 @@ from pydicom.uid import (
     MRImageStorage,
     RLELossless,
 )
-from tests.dicoms import AXIAL, CORONAL, SAGITTAL, Array, image, item, multi_frame, ramp, stack, write
 
+from helpers.dicom_series import AXIAL, CORONAL, SAGITTAL, Array, image, item, multi_frame, ramp, stack, write
 from zoomseg.core.errors import ScanError
 from zoomseg.core.volume import Volume
 from zoomseg.io.dicom.read.series_discovery import the_series

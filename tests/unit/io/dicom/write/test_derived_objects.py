@@ -14,8 +14,8 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage, DeflatedExplicitVRLittleEndian
 
-import dicoms
-from drawn import ORGANS, ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
+from helpers import dicom_series
+from helpers.dicom_annotations import ORGANS, ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
 from zoomseg.anatomy.codes import Code
 from zoomseg.core.errors import GeometryError, OutputError, ScanError
 from zoomseg.core.geometry import Grid
@@ -142,8 +142,9 @@ def test_what_refers_to_slices_of_others_is_never_written(
 
 def test_slices_keep_what_their_own_headers_say(tmp_path: Path) -> None:
     """So that whatever puts them together wrongly is found out: here a hand that does."""
+    values = dicom_series.ramp(9, 12, 16)
     mine, other = (
-        the_series(dicoms.write(tmp_path / name, dicoms.stack(dicoms.ramp(9, 12, 16), PatientID=name))).series
+        the_series(dicom_series.write(tmp_path / name, dicom_series.stack(values, PatientID=name))).series
         for name in ("p1", "p2")
     )
     derived_objects.require_one_identity(mine)
@@ -159,8 +160,8 @@ def test_what_a_series_lacks_that_objects_must_name_is_told(tmp_path: Path) -> N
         "of it has one made up, and archives and viewers do not put it with the images",
         "it has slices without SOPInstanceUID; a SEG or RTSTRUCT does not refer to these",
     )
-    lost = dicoms.stack(dicoms.ramp(), StudyInstanceUID=None)
-    lacking, note = the_series(dicoms.write(tmp_path, lost)).series.notes
+    lost = dicom_series.stack(dicom_series.ramp(), StudyInstanceUID=None)
+    lacking, note = the_series(dicom_series.write(tmp_path, lost)).series.notes
     assert lacking == ("its headers lack StudyInstanceUID; images of several studies could not be told apart")
     assert note.startswith("it lacks a valid StudyInstanceUID; a SEG or RTSTRUCT of it has one made up")
 
@@ -267,7 +268,7 @@ def test_labels_must_lie_where_the_series_does() -> None:
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path, dataset = tmp_path / "a.dcm", dicoms.stack(dicoms.ramp(1))[0]
+    path, dataset = tmp_path / "a.dcm", dicom_series.stack(dicom_series.ramp(1))[0]
     derived_objects.save(dataset, path)
     before = path.read_bytes()
     dataset["PixelData"]._value = 5  # the last element: most of the file has been written
@@ -289,7 +290,7 @@ def saved(path: Path, dataset: Dataset) -> Path:
 
 @pytest.fixture
 def image() -> Dataset:
-    return dicoms.stack(dicoms.ramp(1))[0]
+    return dicom_series.stack(dicom_series.ramp(1))[0]
 
 
 def refused(path: Path, kinds: dict[str, str]) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from dicoms import stack, write
-from drawn import drawn_on
-from tiny import SCHEMA, tiny_case
-from untrained import predictor, untrained_bundle
+from helpers.dicom_annotations import drawn_on
+from helpers.dicom_series import stack, write
+from helpers.tiny_dataset import SCHEMA, tiny_case
+from helpers.untrained_models import predictor, untrained_bundle
 from zoomseg.cli.main import main
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.core.volume import LabelMap

@@ -16,7 +16,7 @@ import pytest
 from matplotlib.path import Path as Polygon
 from pydicom.dataset import Dataset
 
-from drawn import ORGANS, ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
+from helpers.dicom_annotations import ORGANS, ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
 from zoomseg.anatomy.colours import organ_colour
 from zoomseg.core.errors import GeometryError, LabelError, ScanError
 from zoomseg.core.geometry import Grid

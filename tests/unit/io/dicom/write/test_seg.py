@@ -17,7 +17,7 @@ from pydicom.encaps import encapsulate
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless
 
-from drawn import ORGANS, ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
+from helpers.dicom_annotations import ORGANS, ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
 from zoomseg.anatomy.colours import organ_colour
 from zoomseg.core.errors import GeometryError, ScanError
 from zoomseg.core.geometry import Grid

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "other_device.py"
+SCRIPT = Path(__file__).parents[1] / "helpers" / "simulated_device.py"
 
 
 def test_another_device_computes_what_the_cpu_does(tmp_path: Path) -> None:

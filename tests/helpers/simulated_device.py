@@ -1,7 +1,7 @@
 """A second device, for machines without one: CPU memory under another name, into which nothing comes but by a
 copy. An operation on tensors of both fails, as it does between a GPU and the CPU; results are the CPU's.
 
-    python tests/other_device.py FOLDER
+    python tests/helpers/simulated_device.py FOLDER
 
 trains and predicts on it and on the CPU, and prints how far apart they are. A process of its own: torch knows
 one such device at most, and never forgets it.
@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny import CPU, retrained, tiny_case, tiny_dataset, tiny_recipe
-from untrained import untrained_bundle
+from helpers.tiny_dataset import CPU, retrained, tiny_case, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.datasets.layouts import Dataset

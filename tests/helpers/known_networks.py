@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from tiny import tiny_case, tiny_recipe
+from helpers.tiny_dataset import tiny_case, tiny_recipe
 from zoomseg.core.case import Case
 from zoomseg.core.tiling import Tile
 from zoomseg.pipeline.sliding_window import StageNetwork, StageNetworkOf

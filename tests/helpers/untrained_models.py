@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tiny import CPU, SCHEMA, tiny_recipe
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_recipe
 from zoomseg.backends.torch_networks import build_network
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle

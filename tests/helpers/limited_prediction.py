@@ -1,6 +1,6 @@
 """A prediction under a limit, in a process that the system ends if it takes much more.
 
-    python limited.py MODEL PRECISION WORKSPACE [RAM]
+    python limited_prediction.py MODEL PRECISION WORKSPACE [RAM]
 
 MODEL is ``untrained`` (40 classes) or ``bundled``; PRECISION ``float32`` or ``bfloat16``; WORKSPACE bytes a
 voxel of a tile that every network takes beside its own, as another processor's libraries might. Without RAM
@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny import tiny_recipe
+from helpers.tiny_dataset import tiny_recipe
 from zoomseg.backends.device import HOARDED, Device, keep_memory
 from zoomseg.backends.torch_networks import build_network
 from zoomseg.core.case import Case

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tiny import CPU, retrained, tiny_recipe
+from helpers.tiny_dataset import CPU, retrained, tiny_recipe
 from zoomseg.core.errors import TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.labels import IGNORE

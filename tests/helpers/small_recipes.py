@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tiny import CPU
+from helpers.tiny_dataset import CPU
 from zoomseg.core.geometry import Index3
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.planning import fingerprint, plan

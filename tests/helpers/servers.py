@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 from fastapi.testclient import TestClient
 
-from tiny import tiny_case
+from helpers.tiny_dataset import tiny_case
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_image, write_labels
 from zoomseg.serve.access import Access, access

@@ -1,0 +1,1 @@
+"""What tests of several rooms share: small data sets, models, recipes, files and servers."""
