@@ -1,4 +1,4 @@
-"""The files of the pages: our own, and NiiVue, which comes with the package ipyniivue."""
+"""The files of the pages: our own, and NiiVue, which is installed with them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ STATIC = Path(__file__).parent / "static"
 
 
 def niivue_file() -> Path:
-    """The front end of ipyniivue: one JavaScript module with NiiVue in it. The package is not imported.
+    """The front end of ipyniivue: one JavaScript module with NiiVue in it, which the build put beside the
+    package (``hatch_build.py``).
 
     Raises:
-        ZoomSegError: ipyniivue is not installed, or has no such file.
+        ZoomSegError: it is not there.
     """
-    found = importlib.util.find_spec("ipyniivue")
-    if found is not None and found.origin is not None:
-        file = Path(found.origin).parent / "static" / "widget.js"
+    found = importlib.util.find_spec("zoomseg_niivue")
+    folders = found.submodule_search_locations if found is not None else None
+    for folder in folders or ():
+        file = Path(folder) / "niivue.js"
         if file.is_file():
             return file
-    raise ZoomSegError("the viewer NiiVue is missing; install it: pip install 'ipyniivue>=2.4.4,<2.5'")
+    raise ZoomSegError(
+        "the viewer NiiVue is missing, which an installed ZoomSeg has beside it; install ZoomSeg again: "
+        "pip install --force-reinstall zoomseg"
+    )
 
 
 def add_pages(app: FastAPI, page: str) -> None:

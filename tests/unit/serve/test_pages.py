@@ -47,5 +47,5 @@ def test_the_viewer_is_niivue_as_its_host_expects_it() -> None:
 
 def test_a_viewer_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ZoomSegError, match="pip install 'ipyniivue"):
+    with pytest.raises(ZoomSegError, match="pip install --force-reinstall zoomseg"):
         pages.niivue_file()
