@@ -26,5 +26,5 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         for end, name in TAKEN.items():
             found = [file for file in distribution.files or () if str(file).endswith(end)]
             if len(found) != 1:
-                raise RuntimeError(f"ipyniivue {distribution.version} has {len(found)} files '{end}', not one")
+                raise RuntimeError(f"ipyniivue has {len(found)} files '{end}', not one")
             included[str(found[0].locate())] = f"zoomseg_niivue/{name}"
