@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import surface_distance
 
-from zoomseg.core.geometry import Vector3
+from zoomseg.core.geometry import Grid, Vector3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.evaluation.metrics import score
 from zoomseg.io.scans import read_label_values
@@ -42,7 +42,8 @@ def resized(path: Path) -> tuple[Classes, Vector3]:
 
 
 def ours(prediction: Classes, reference: Classes, spacing_mm: Vector3, schema: LabelSchema) -> Scores:
-    rows = score(prediction, reference, spacing_mm, schema, TOLERANCE_MM)
+    grid = Grid.from_spacing(reference.shape, spacing_mm)
+    rows = score(prediction, reference, grid, schema, TOLERANCE_MM)
     return np.array([(row.dice, row.nsd, row.hd95_mm) for row in rows])
 
 

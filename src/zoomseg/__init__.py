@@ -65,13 +65,17 @@ def train(
 
     Raises:
         DatasetError, ModelError, RecipeError, TrainingError: what is wrong, in one line.
+        MissingPackageError: of the base installation, which cannot train.
     """
+    from zoomseg.core.extras import require
+
+    require("torch", "training")
     from zoomseg.api import train_model
     from zoomseg.training.training_run import TrainingRequest
 
     initial = None if init is None else Path(init)
-    job = TrainingRequest(recipe, seconds, epochs, folds, fold, seed, initial)
-    return train_model(Path(dataset), Path(out), job, resume, device)
+    request = TrainingRequest(recipe, seconds, epochs, folds, fold, seed, initial)
+    return train_model(Path(dataset), Path(out), request, resume, device)
 
 
 def evaluate(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoomseg.backends.device import Device, resolve
 from zoomseg.core.case import Case, StagePrediction
@@ -19,8 +20,9 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_scan, reading_bytes, the_scan
-from zoomseg.training import training_run as jobs
-from zoomseg.training.log import Silent
+
+if TYPE_CHECKING:
+    from zoomseg.training.training_run import TrainingRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +85,13 @@ def _ready(trained: bundle.Bundle, device: Device) -> Model:
     return Model(ready_predictor(trained, device))
 
 
-def train_model(dataset: Path, out: Path, job: jobs.TrainingRequest, resume: bool, device: str) -> Model:
+def train_model(dataset: Path, out: Path, request: TrainingRequest, resume: bool, device: str) -> Model:
+    from zoomseg.training import training_run
+    from zoomseg.training.log import Silent
+
     data, where = open_dataset(dataset), resolve(device)
     if resume:
-        trained = jobs.resume(data, out, where, Silent(), job.seconds, job.epochs)
+        trained = training_run.resume(data, out, where, Silent(), request.seconds, request.epochs)
     else:
-        trained = jobs.start(data, out, job, where, Silent())
+        trained = training_run.start(data, out, request, where, Silent())
     return _ready(trained, where)

@@ -139,7 +139,7 @@ class AtlasLibrary:
 
         Raises:
             RegistrationError: no atlas could be registered.
-            LibraryMissingError: the registration library is not installed.
+            MissingPackageError: the registration library is not installed.
         """
         atlases = self.chosen(exclude)
         if not atlases:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from zoomseg.core.errors import GeometryError, ZoomSegError
+from zoomseg.core.extras import missing
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.resample import Float32Array, sample_linear, sample_nearest
 from zoomseg.core.volume import LabelMap, Volume
@@ -39,10 +40,6 @@ _DEFORMABLE = {"syn_metric": "CC", "syn_sampling": 2, "reg_iterations": (60, 10,
 
 class RegistrationError(ZoomSegError):
     """One scan could not be registered to another."""
-
-
-class LibraryMissingError(ZoomSegError):
-    """The registration library is not installed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +86,7 @@ def register(fixed: Volume, moving: Volume, kind: Literal["affine", "deformable"
     Runs on one thread, whatever torch may use: only then do two runs give the same bits.
 
     Raises:
-        LibraryMissingError: ANTs is not installed.
+        MissingPackageError: ANTs is not installed.
         RegistrationError: it finds no transform between these two scans.
     """
     ants = library()
@@ -108,7 +105,7 @@ def library() -> Any:
     """ANTsPy, imported when first needed.
 
     Raises:
-        LibraryMissingError: it is not installed.
+        MissingPackageError: it is not installed.
     """
     # Read once, when the library first runs a filter. It has no other switch, and on more threads
     # than one its sums, and with them its results, differ from run to run.
@@ -116,10 +113,7 @@ def library() -> Any:
     try:
         import ants
     except ImportError as error:
-        raise LibraryMissingError(
-            "atlas priors need the registration library ANTsPy, which is not installed; "
-            "install it with: pip install 'zoomseg[atlas]'"
-        ) from error
+        raise missing("ants", "an atlas prior") from error
     return ants
 
 

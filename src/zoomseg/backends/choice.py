@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from zoomseg.backends.compilers import COMPILERS, BackendError, Compiler, installed
+from zoomseg.backends.compilers import COMPILERS, BackendError, Compiler
 from zoomseg.backends.device import cuda_is_available
 from zoomseg.core.errors import ModelError, quoted
+from zoomseg.core.extras import installed
 from zoomseg.io.bundle import Bundle
 
 Backend: TypeAlias = Compiler | Literal["torch"]

@@ -3,7 +3,6 @@ them all. No torch."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -11,6 +10,7 @@ from zoomseg.backends.cpu import Network, Precision
 from zoomseg.backends.onnxruntime_network import load as load_onnxruntime
 from zoomseg.backends.openvino_network import load as load_openvino
 from zoomseg.core.errors import ZoomSegError
+from zoomseg.core.extras import installed
 
 Compiler: TypeAlias = Literal["openvino", "onnxruntime"]
 COMPILERS: tuple[Compiler, ...] = ("openvino", "onnxruntime")
@@ -33,10 +33,6 @@ def choose(name: str) -> Compiler:
         missing = " or ".join(wanted)
         raise BackendError(f"{missing} is needed to run the networks; install it: pip install {wanted[0]}")
     return found[0]
-
-
-def installed(library: str) -> bool:
-    return importlib.util.find_spec(library) is not None
 
 
 def load(

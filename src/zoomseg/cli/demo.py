@@ -58,8 +58,10 @@ def command(out: Path) -> int:
     from rich.console import Console
 
     from zoomseg.cli.evaluate import score_table
+    from zoomseg.core.extras import require
     from zoomseg.core.interrupts import GO_ON, ending
 
+    require("torch", "zoomseg demo")
     with ending(lambda: GO_ON):
         scores = run(out, Demo(), Console(stderr=True))
     Console().print(score_table(scores))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
 from zoomseg.core.errors import INTERRUPTED, ZoomSegError
+from zoomseg.core.extras import explained
 from zoomseg.core.interrupts import answering
 
 COMMANDS = {
@@ -58,9 +60,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with answering():
             code = cli.main(args=arguments, standalone_mode=False)
+    except ModuleNotFoundError as error:
+        command = next((a for a in (sys.argv[1:] if arguments is None else arguments) if a in COMMANDS), "")
+        missing = explained(error, f"zoomseg {command}".strip())
+        if missing is None:
+            raise
+        _end(missing)
     except ZoomSegError as error:
-        click.echo(f"zoomseg: {error}", err=True)
-        sys.exit(error.exit_code)
+        _end(error)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -68,3 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("zoomseg: interrupted", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(error: ZoomSegError) -> NoReturn:
+    click.echo(f"zoomseg: {error}", err=True)
+    sys.exit(error.exit_code)

@@ -32,6 +32,22 @@ def components(mask: Mask) -> npt.NDArray[np.unsignedinteger]:
     return _components(mask, 26)[0]
 
 
+def filled_by_slice(mask: Mask) -> Mask:
+    """``mask [I, J, K]`` with what lies within it in each slice across K: what cannot be reached from the
+    slice's border over faces."""
+    return np.stack([~reaching_border(~mask[:, :, k]) for k in range(mask.shape[2])], axis=2)
+
+
+def reaching_border(mask: Mask) -> Mask:
+    """Of ``mask [I, J]``, the parts connected over faces that touch its border."""
+    import cc3d
+
+    padded = np.pad(mask, 1, constant_values=True)  # joins all of them
+    parts = cc3d.connected_components(padded, connectivity=4)
+    outer: Mask = parts[1:-1, 1:-1] == parts[0, 0]
+    return outer
+
+
 def _components(
     mask: Mask, connectivity: Literal[6, 18, 26]
 ) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64]]:

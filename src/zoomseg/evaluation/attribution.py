@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from zoomseg.core.errors import GeometryError, ScanError
 from zoomseg.core.geometry import Grid, Orientation, Vector3
 from zoomseg.core.labels import IGNORE
+from zoomseg.core.region import class_boxes
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.evaluation.metrics import Mask, distance_to, union_box
+from zoomseg.evaluation.metrics import Mask, box_around, distance_to
 from zoomseg.inference import stage_outputs
 from zoomseg.inference.stage_outputs import CaseStageOutputs
 from zoomseg.io.scans import check_same_grid, read_label_values
@@ -143,13 +143,14 @@ def attribute_case(
     stages = _Stages(folder, case, stage_outputs.read(folder, case), reference.grid)
     drawn = reference.data
     said = np.where(drawn == IGNORE, np.uint8(0), prediction.data)
-    boxes = [ndimage.find_objects(classes, max_label=IGNORE) for classes in (said, drawn)]
+    wanted = range(1, 1 + len(reference.schema.names))
+    boxes = [class_boxes(classes, wanted) for classes in (said, drawn)]
     out: dict[str, Attribution] = {}
     for answering, together in stages.groups(organs):
         region, spacing_mm = stages.region(answering), stages.spacing_mm(answering)
         for organ in together:
             c = reference.schema.class_of(organ)
-            box = union_box(*(found[c - 1] for found in boxes))
+            box = box_around(found.get(c) for found in boxes).slices
             place = Place(None if region is None else region[box], stages.found(answering, organ), spacing_mm)
             out[organ] = attribute(said[box] == c, drawn[box] == c, reference.grid.spacing_mm, place)
     return out

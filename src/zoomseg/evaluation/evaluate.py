@@ -14,7 +14,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.attribution import LOSSES, NOTHING, attribute_case, read_region
 from zoomseg.evaluation.case_matching import Pair, Pairs, find_pairs, unmatched
-from zoomseg.evaluation.figures import overlay
+from zoomseg.evaluation.figures import overlay, without_figures
 from zoomseg.evaluation.html_report import Picture, render
 from zoomseg.evaluation.metrics import OrganScore, score
 from zoomseg.evaluation.provenance import read_origin
@@ -75,7 +75,8 @@ def evaluate(
     cases, failures = _score_all(pairs, tolerance_mm, on_progress)
     if not cases:
         raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
-    warnings = (*pairs.warnings, *_header_notes(pairs), *_copies(cases), *_without_stages(pairs))
+    found = (*_header_notes(pairs), *_copies(cases), *_without_stages(pairs), *without_figures())
+    warnings = (*pairs.warnings, *found)
     evaluation = Evaluation(pairs.organs, tolerance_mm, tuple(cases), tuple(failures), warnings)
     source = reference.root if isinstance(reference, Dataset) else reference
     origin = read_origin(predictions)
@@ -101,7 +102,8 @@ def write_all(
     """
     write_metrics(out / "metrics.csv", evaluation)
     write_json_atomic(out / "summary.json", evaluation.as_json())
-    page = render(evaluation, _pictures(evaluation, pairs), training_log, provenance, recipe)
+    pictures = [] if without_figures() else _pictures(evaluation, pairs)
+    page = render(evaluation, pictures, training_log, provenance, recipe)
     write_text_atomic(out / "report.html", page)
 
 

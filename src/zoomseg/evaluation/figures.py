@@ -1,6 +1,7 @@
 """The report's pictures as PNG bytes: Dice by organ, contours in three planes, training curves.
 
-Figures are made without pyplot, so drawing keeps no global state and needs no display.
+Figures are made without pyplot, so drawing keeps no global state and needs no display. matplotlib is
+imported by what draws, as the base installation has none.
 """
 
 from __future__ import annotations
@@ -8,20 +9,18 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 
+from zoomseg.core.extras import how_to_install, installed
 from zoomseg.core.geometry import Index3, Vector3
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Mask = npt.NDArray[np.bool_]
 
@@ -64,7 +63,23 @@ PLANES = (
 )
 
 
+def without_figures() -> tuple[str, ...]:
+    """Why nothing can be drawn here; nothing where it can."""
+    if installed("matplotlib"):
+        return ()
+    return (f"no pictures, as matplotlib is not installed: {how_to_install('matplotlib')}",)
+
+
+def _figure(width: float, height: float, **options: Any) -> Figure:
+    """In inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), **options)
+
+
 def _png(figure: Figure, dpi: int) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)
     out = io.BytesIO()
     # Without the version of matplotlib, equal figures are equal files.
@@ -89,7 +104,7 @@ def overlay(
     """
     centre = _centre(reference if reference.any() else prediction)
     window = _window(_in_planes(prediction | reference, centre), spacing_mm)
-    figure = Figure(figsize=(12, 8.5), facecolor=_DARK)
+    figure = _figure(12, 8.5, facecolor=_DARK)
     # Room for the titles above, the legend below and the letters of direction around each panel.
     axes = figure.subplots(
         2,
@@ -158,6 +173,8 @@ def _slice(array: npt.NDArray[Any], plane: _Plane, at: int) -> npt.NDArray[Any]:
 
 
 def _prepare(panel: Axes, plane: _Plane, view: tuple[tuple[float, float], tuple[float, float]]) -> None:
+    from matplotlib.patheffects import withStroke
+
     panel.set_facecolor("black")
     panel.set_xticks([])
     panel.set_yticks([])
@@ -217,6 +234,8 @@ def _contour(panel: Axes, mask: Mask, spacing: tuple[float, float], colour: str,
 
 
 def _draw_difference(panel: Axes, prediction: Mask, reference: Mask, spacing: tuple[float, float]) -> None:
+    from matplotlib.colors import to_rgb
+
     colours = np.zeros((*prediction.shape, 4))
     for mask, colour, opacity in (
         (prediction & reference, AGREEMENT_COLOUR, 0.4),
@@ -231,6 +250,9 @@ def _draw_difference(panel: Axes, prediction: Mask, reference: Mask, spacing: tu
 
 
 def _legend(figure: Figure, region: bool) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     entries: list[Artist] = [
         Patch(color=REFERENCE_COLOUR, label="reference (below: missed)"),
         Patch(color=PREDICTION_COLOUR, label="prediction (below: too much)"),
@@ -251,6 +273,10 @@ def _legend(figure: Figure, region: bool) -> None:
 # --- plots ----------------------------------------------------------------------------------------
 
 
+def _plot(height: float) -> Figure:
+    return _figure(9.5, height, facecolor="white", layout="constrained")
+
+
 def _plain(axes: Axes) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -267,7 +293,7 @@ def _literal(name: str) -> str:
 def dice_by_organ(dice: Mapping[str, Sequence[float]]) -> bytes:
     """Box plot of Dice per organ, every case a dot; organs without a case are left empty."""
     names = list(dice)
-    figure = Figure(figsize=(9.5, 0.9 + 0.42 * len(names)), facecolor="white", layout="constrained")
+    figure = _plot(0.9 + 0.42 * len(names))
     axes = figure.subplots()
     _plain(axes)
     rows = np.arange(len(names))[::-1]
@@ -303,7 +329,7 @@ def losses_by_organ(losses: Mapping[str, Sequence[float]], parts: Mapping[str, s
     names = list(losses)
     known = np.array([losses[name] for name in names], dtype=float)
     values = np.nan_to_num(known)
-    figure = Figure(figsize=(9.5, 1.5 + 0.42 * len(names)), facecolor="white", layout="constrained")
+    figure = _plot(1.5 + 0.42 * len(names))
     axes = figure.subplots()
     _plain(axes)
     rows, done = np.arange(len(names))[::-1], np.zeros(len(names))
@@ -338,8 +364,7 @@ def differences_by_organ(
 ) -> bytes:
     """Per organ a dot with its interval for each of ``lines`` (by name, then organ), beside a line at 0."""
     step = 0.26
-    height = 1.2 + len(organs) * (0.2 + step * len(lines))
-    figure = Figure(figsize=(9.5, height), facecolor="white", layout="constrained")
+    figure = _plot(1.2 + len(organs) * (0.2 + step * len(lines)))
     axes = figure.subplots()
     _plain(axes)
     rows = -np.arange(len(organs)) * (0.2 + step * len(lines)) / (0.2 + step)
@@ -375,7 +400,7 @@ class Curve:
 
 def training_curves(curves: Sequence[Curve]) -> bytes:
     """Loss and Dice over training steps, one line per curve."""
-    figure = Figure(figsize=(9.5, 3.6), facecolor="white", layout="constrained")
+    figure = _plot(3.6)
     left, right = figure.subplots(1, 2)
     for axes, metric in ((left, "loss"), (right, "dice")):
         _plain(axes)

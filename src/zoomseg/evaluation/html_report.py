@@ -17,7 +17,13 @@ from markupsafe import Markup
 
 from zoomseg.core.errors import DatasetError
 from zoomseg.evaluation.attribution import BOUNDARY_MM, LOSSES
-from zoomseg.evaluation.figures import Curve, dice_by_organ, losses_by_organ, training_curves
+from zoomseg.evaluation.figures import (
+    Curve,
+    dice_by_organ,
+    losses_by_organ,
+    training_curves,
+    without_figures,
+)
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation
 
@@ -59,17 +65,18 @@ def render(
     """
     dice = {organ: [s.dice for s in evaluation.scores_of(organ)] for organ in evaluation.organs}
     curves = read_curves(training_log) if training_log is not None else []
+    drawn = not without_figures()
     return page(
         "report.html",
         provenance or {},
         evaluation=evaluation,
         mean=evaluation.mean,
         rows=evaluation.summary,
-        dice_plot=dice_by_organ(dice),
-        loss_plot=_loss_plot(evaluation) if evaluation.attributed else None,
+        dice_plot=dice_by_organ(dice) if drawn else None,
+        loss_plot=_loss_plot(evaluation) if drawn and evaluation.attributed else None,
         boundary_mm=BOUNDARY_MM,
         pictures=pictures,
-        training_plot=training_curves(curves) if curves else None,
+        training_plot=training_curves(curves) if drawn and curves else None,
         recipe=recipe,
     )
 

@@ -42,6 +42,7 @@ CARRIED = (
     "backends/openvino_network.py",
     "core/arrays.py",
     "core/errors.py",
+    "core/extras.py",
     "core/geometry.py",
     "core/labels.py",
     "core/morphology.py",

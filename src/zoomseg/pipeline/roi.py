@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-from scipy import ndimage
 
 from zoomseg.core.arrays import AnyNumpy, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.memory import require_ram_of
-from zoomseg.core.morphology import Mask, dilated, largest_component
+from zoomseg.core.morphology import Mask, dilated, filled_by_slice, largest_component
 from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.resample import resample_data
 from zoomseg.core.volume import Volume
@@ -68,10 +67,7 @@ def body_mask(image: Volume, grid: Grid, threshold: float) -> Region | None:
     mask: Mask = to_numpy(resample_data(first, image.grid, grid)[0, ...] > level)
     if not mask.any():
         return None
-    mask = largest_component(mask, connectivity=6)
-    for k in range(mask.shape[2]):
-        mask[:, :, k] = ndimage.binary_fill_holes(mask[:, :, k])
-    return Region.of_mask(grid, mask)
+    return Region.of_mask(grid, filled_by_slice(largest_component(mask, connectivity=6)))
 
 
 def foreground(prior: StagePrediction, labels: tuple[str, ...] | None = None) -> Mask:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoomseg.atlas.register import LibraryMissingError
 from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ZoomSegError
+from zoomseg.core.extras import MissingPackageError
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.scans import read_image, write_labels
 from zoomseg.pipeline import fusion, stage_input
@@ -20,7 +20,7 @@ def segment_by_atlas(trainings: Trainings, fold: int, ids: Sequence[str], out: P
     that failed, one line each.
 
     Raises:
-        LibraryMissingError: the registration library is not installed.
+        MissingPackageError: the registration library is not installed.
         OutputError: ``out`` cannot be written.
     """
     prior_of = trainings.atlas_of(fold)
@@ -35,7 +35,7 @@ def segment_by_atlas(trainings: Trainings, fold: int, ids: Sequence[str], out: P
             labels = LabelMap(to_numpy(fused.labels), fused.grid, fused.schema)
             labels = labels.reoriented(scan.orientation.inverse)
             write_labels(out / f"{files.id}.nii.gz", labels, like=files.images[0])
-        except (OutputError, LibraryMissingError):
+        except (OutputError, MissingPackageError):
             raise
         except ZoomSegError as error:
             problems.append(f"{files.id}: {error}")

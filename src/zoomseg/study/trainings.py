@@ -130,7 +130,7 @@ class Trainings:
 
         Raises:
             RecipeError: the study's recipe has no atlas.
-            LibraryMissingError: the registration library is not installed.
+            MissingPackageError: the registration library is not installed.
             DatasetError: no training case is annotated completely.
         """
         return atlases.of_library(self._atlases(fold), self.registered, self.watch.say)

@@ -27,7 +27,7 @@ def collect(
     drawn would be a vote for background.
 
     Raises:
-        LibraryMissingError: the registration library is not installed.
+        MissingPackageError: the registration library is not installed.
         DatasetError: no case is annotated completely.
         InterruptedTrainingError: ``stop`` was set.
     """

@@ -8,8 +8,9 @@ from safetensors.numpy import load, save
 from zoomseg.atlas import register as registration
 from zoomseg.atlas.fuse import fuse
 from zoomseg.atlas.library import Atlas, AtlasLibrary, atlas_grid
-from zoomseg.atlas.register import LibraryMissingError, RegistrationError, Warp
+from zoomseg.atlas.register import RegistrationError, Warp
 from zoomseg.core.errors import DatasetError, LabelError, ModelError
+from zoomseg.core.extras import MissingPackageError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.resample import affine_coordinates
@@ -245,10 +246,10 @@ def test_a_missing_library_is_no_failing_atlas(
     library: AtlasLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def register(fixed: Volume, moving: Volume, kind: str) -> Warp:
-        raise LibraryMissingError("install it")
+        raise MissingPackageError("install it")
 
     monkeypatch.setattr(registration, "register", register)
-    with pytest.raises(LibraryMissingError):
+    with pytest.raises(MissingPackageError):
         library.prior(case(9)[1])
 
 

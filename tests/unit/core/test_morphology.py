@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from zoomseg.core.morphology import dilated, largest_component, without_islands
+from zoomseg.core.morphology import dilated, filled_by_slice, largest_component, without_islands
 
 
 @pytest.mark.parametrize(("connectivity", "order"), [(6, 1), (18, 2), (26, 3)])
@@ -53,3 +53,12 @@ def test_dilation_is_by_a_ball(radius: float) -> None:
     assert mask.any()
     expected = ndimage.distance_transform_edt(~mask) <= radius
     assert np.array_equal(dilated(mask, radius), expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 1.0])
+def test_slices_are_filled_as_scipy_fills_them(share: float) -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1, 3), (7, 1, 2), (12, 15, 6)):
+        mask = rng.random(shape) < share
+        expected = np.stack([ndimage.binary_fill_holes(one) for one in np.moveaxis(mask, 2, 0)], axis=2)
+        assert np.array_equal(filled_by_slice(mask), expected)

@@ -11,9 +11,10 @@ import pytest
 
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.atlas.library import AtlasLibrary
-from zoomseg.atlas.register import LibraryMissingError, RegistrationError
+from zoomseg.atlas.register import RegistrationError
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import DatasetError, RecipeError
+from zoomseg.core.extras import MissingPackageError
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
 from zoomseg.datasets.layouts import Dataset
@@ -129,8 +130,8 @@ def test_a_scan_that_cannot_be_registered_is_named_a_missing_library_stops(
         "case_1: no transform",
         "case_2: no transform",
     ]
-    monkeypatch.setattr(AtlasLibrary, "prior", refusing(LibraryMissingError("install it")))
-    with pytest.raises(LibraryMissingError, match="install it"):
+    monkeypatch.setattr(AtlasLibrary, "prior", refusing(MissingPackageError("install it")))
+    with pytest.raises(MissingPackageError, match="install it"):
         segment_by_atlas(opened, 0, ["case_1"], out)
 
 

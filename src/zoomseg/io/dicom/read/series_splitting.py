@@ -14,7 +14,6 @@ from itertools import compress, pairwise
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import KDTree
 
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import FloatArray
@@ -54,14 +53,19 @@ slice to slice."""
 def by_geometry(slices: Sequence[StoredSlice]) -> list[list[StoredSlice]]:
     """Slices of one size, voxel size and orientation each, in the order of their first ones."""
     features = np.array([_features(one) for one in slices])
-    tree, placed = KDTree(features), np.zeros(len(slices), dtype=bool)
+    # Sorted by the number in which they differ most, so that only few are compared, however many there are.
+    telling = features[:, np.ptp(features, axis=0).argmax()]
+    order, placed = np.argsort(telling), np.zeros(len(slices), dtype=bool)
     groups: list[list[StoredSlice]] = []
     for first, feature in enumerate(features):
-        if not placed[first]:
-            alike = np.sort(tree.query_ball_point(feature, 1, p=np.inf))
-            members = alike[~placed[alike]]
-            placed[members] = True
-            groups.append([slices[i] for i in members])
+        if placed[first]:
+            continue
+        low, high = np.searchsorted(telling, telling[first] + np.array([-1, 1]), sorter=order)
+        near = order[low : high + 1]
+        near = near[~placed[near]]
+        members = np.sort(near[(np.abs(features[near] - feature) <= 1).all(axis=1)])
+        placed[members] = True
+        groups.append([slices[i] for i in members])
     return groups
 
 

@@ -12,9 +12,9 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import edt
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import FloatArray
@@ -25,6 +25,9 @@ InSlice = npt.NDArray[np.int64]
 
 MAX_STEP_MM = 10.0
 """Contours further apart are not interpolated between."""
+
+ROUNDING = 1e-6
+"""Relative error of distances, which are float32, and above which a mean of two lies inside."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +98,8 @@ def _weighted(
     i, j = np.unravel_index(np.concatenate([before, after]), shape)
     low, size = (int(i.min()), int(j.min())), (int(np.ptp(i)) + 1, int(np.ptp(j)) + 1)
     distances = [_signed_distance(voxels, shape, low, size, spacing_mm[:2]) for voxels in (before, after)]
-    mean = (1 - weight) * distances[0] + weight * distances[1]
-    row, column = np.nonzero(mean > 1e-6 * float(spacing_mm[:2].min()))  # rounding makes no voxel
+    parts = (1 - weight) * distances[0], weight * distances[1]
+    row, column = np.nonzero(sum(parts) > ROUNDING * sum(map(np.abs, parts)))
     return (row + low[0]) * shape[1] + column + low[1]
 
 
@@ -108,6 +111,6 @@ def _signed_distance(
     i, j = np.unravel_index(voxels, shape)
     mask = np.zeros((size[0] + 2, size[1] + 2), dtype=bool)
     mask[i - low[0] + 1, j - low[1] + 1] = True
-    inside, outside = (ndimage.distance_transform_edt(part, sampling=spacing) for part in (mask, ~mask))
+    inside, outside = (edt.edt(part, anisotropy=tuple(spacing)) for part in (mask, ~mask))
     signed: FloatArray = (inside - outside)[1:-1, 1:-1]
     return signed

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from zoomseg.core.geometry import FloatArray
+from zoomseg.core.morphology import reaching_border
 from zoomseg.core.volume import Volume
 from zoomseg.io.dicom.read.archive import opening
 from zoomseg.io.dicom.read.decoding import AnyArray, stored_values
@@ -82,7 +82,7 @@ class _Intensities:
             low, high = one.pixels.padding
             mask = ((raw >= low) & (raw <= high)) | ((values >= low) & (values <= high))
             if one.padding_may_be_scanned:
-                mask = _reaching_edge(mask)
+                mask = reaching_border(mask)  # reconstructions are round: the corners were not scanned
             if mask.any():
                 self.unscanned[k] = mask
         if one.pixels.inverted:
@@ -107,15 +107,6 @@ class _Intensities:
         for k, mask in self.unscanned.items():
             self.voxels[k][mask] = low
         return float(low)
-
-
-def _reaching_edge(mask: Mask) -> Mask:
-    """Of ``[rows, columns]``, the connected parts that touch an edge: reconstructions are round, so that what
-    was not scanned lies in the corners."""
-    parts, _ = ndimage.label(mask)
-    edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
-    out: Mask = mask & np.isin(parts, edge[edge > 0])
-    return out
 
 
 def _cleaned(raw: AnyArray, pixels: Pixels) -> AnyArray:

@@ -1,0 +1,45 @@
+"""What is missing is named, with what brings it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+
+import pytest
+
+from zoomseg.core import extras
+from zoomseg.core.extras import EXTRAS, MissingPackageError, explained, how_to_install, installed, require
+
+OTHER_NAMES = {"ants": "antspyx", "gdcm": "python-gdcm", "tensorboardX": "tensorboardx"}
+"""Of packages that are not called as their modules are."""
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    found: dict[str, set[str]] = {}
+    for line in importlib.metadata.requires("zoomseg") or ():
+        match = re.fullmatch(r"([\w-]+)\S*; extra == '([\w-]+)'", line)
+        if match:
+            found.setdefault(match[2], set()).add(match[1].lower())
+    expected = {extra: {OTHER_NAMES.get(m, m) for m in modules} for extra, modules in EXTRAS.items()}
+    assert found == expected
+
+
+def test_what_is_there_is_not_refused() -> None:
+    assert installed("numpy")
+    require("numpy", "everything")
+
+
+def test_what_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "installed", lambda module: False)
+    with pytest.raises(
+        MissingPackageError,
+        match=r"^training needs torch, which is not installed: pip install 'zoomseg\[train\]'$",
+    ):
+        require("torch", "training")
+
+
+def test_a_failed_import_is_explained_where_an_extra_brings_the_module() -> None:
+    found = explained(ModuleNotFoundError(name="torch.nn"), "zoomseg train")
+    assert str(found) == f"zoomseg train needs torch, which is not installed: {how_to_install('torch')}"
+    assert explained(ModuleNotFoundError(name="nowhere"), "zoomseg train") is None
+    assert explained(ModuleNotFoundError("without a name"), "zoomseg train") is None
