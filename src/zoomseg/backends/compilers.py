@@ -21,20 +21,6 @@ class BackendError(ZoomSegError):
     """Nothing is there that could compute a network, or it refuses the network."""
 
 
-def choose(name: str) -> Compiler:
-    """``name``, or for ``auto`` the first of the libraries that is installed.
-
-    Raises:
-        BackendError: it is not installed, or none is.
-    """
-    wanted = [compiler for compiler in COMPILERS if name in ("auto", compiler)]
-    found = [compiler for compiler in wanted if installed(compiler)]
-    if not found:
-        missing = " or ".join(wanted)
-        raise BackendError(f"{missing} is needed to run the networks; install it: pip install {wanted[0]}")
-    return found[0]
-
-
 def installed(library: str) -> bool:
     return importlib.util.find_spec(library) is not None
 

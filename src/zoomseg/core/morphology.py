@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import cc3d
 import numpy as np
 import numpy.typing as npt
 
@@ -36,8 +37,6 @@ def _components(
     mask: Mask, connectivity: Literal[6, 18, 26]
 ) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64]]:
     """Every voxel's component, from 1, and their numbers of voxels; what is not set is none."""
-    import cc3d  # here, as packages of exported models carry this module without the library
-
     components = cc3d.connected_components(mask, connectivity=connectivity)
     sizes = cc3d.statistics(components)["voxel_counts"].astype(np.int64)
     sizes[0] = 0
