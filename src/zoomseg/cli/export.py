@@ -16,11 +16,13 @@ def command(model: Path, out: Path, half: bool) -> None:
 
     The zip holds the model, and those modules of ZoomSeg that predict with it. `python FILE.zip
     SCAN.nii.gz -o LABELS.nii.gz` runs it wherever a few libraries are installed: the command names them, as
-    does README.txt in the zip. Recipes with atlas priors cannot be exported.
+    does README.txt in the zip. A model without ONNX graphs gets them first, which takes PyTorch, as does
+    --half. Recipes with atlas priors cannot be exported.
     """
     from zoomseg.core.interrupts import ending
     from zoomseg.export.package import export, pip_line
 
     with ending(lambda: f"{out} was not written"):
         export(model, out, half)
-    click.echo(f"{out} written ({out.stat().st_size / 1e6:.1f} MB); it needs Python 3.11 and: {pip_line()}")
+    size = f"{out.stat().st_size / 1e6:.1f} MB"
+    click.echo(f"{out} written ({size}); it needs Python 3.11 or newer, and: {pip_line()}")

@@ -52,7 +52,7 @@ def test_settings(
 def test_signals_find_a_stack_when_networks_go_in_the_order_they_came() -> None:
     script = (
         "import signal\n"
-        "from converted import doubling\n"
+        "from helpers.onnx_models import doubling\n"
         "from zoomseg.backends.openvino_network import load\n"
         "first, second = load(doubling()), load(doubling())\n"
         "del first\n"
