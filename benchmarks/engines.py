@@ -29,7 +29,6 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from zoomseg.backends.device import Device, resolve
-from zoomseg.backends.onnx_graph import to_onnx
 from zoomseg.backends.torch_networks import as_network, trained_network
 from zoomseg.core.case import Case
 from zoomseg.core.tiling import Tile
@@ -72,6 +71,23 @@ def tiles_of(model: bundle.Bundle, scan: Path) -> list[Array]:
 
     Cascade(model.recipe, model.schema, network, device).run(Case(scan.name, read_image(scan)))
     return seen
+
+
+class Probabilities(torch.nn.Module):
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_BCIJK: Tensor) -> Tensor:
+        logits: Tensor = self.network(x_BCIJK)[0]
+        return logits.softmax(dim=1)
+
+
+def to_onnx(network: torch.nn.Module, tile: Tensor, path: Path) -> None:
+    """For tiles of this shape alone, with the weights inside, as what makes eight bits of them wants it."""
+    torch.onnx.export(
+        Probabilities(network).eval(), (tile,), path, dynamo=True, input_names=["inputs"], external_data=False
+    )
 
 
 def spread(tiles: Sequence[Array], count: int) -> list[Array]:
@@ -163,7 +179,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         network = Path(name) / "float32.onnx"
         channels, tile = compared[0].shape[1], model.recipe.stages[-1].grid.tile
-        network.write_bytes(to_onnx(module, channels, tile))
+        to_onnx(module, torch.zeros(1, channels, *tile), network)
         eight = in_eight_bits(network, Path(name), calibrating)
         engines: dict[str, Callable[[], Engine]] = {
             "PyTorch | float32": lambda: of_torch(module, None),

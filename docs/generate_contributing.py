@@ -20,8 +20,6 @@ from zoomseg.recipe import spec
 
 PAGE = ROOT / "CONTRIBUTING.md"
 SOURCE = ROOT / "src" / "zoomseg"
-RUNNER = "export/runner/"
-"""What exported packages run; it knows recipes as JSON."""
 
 
 @dataclass(frozen=True)
@@ -161,13 +159,11 @@ def kind_lines() -> Iterator[str]:
     """A paragraph for each key."""
     for key in KEYS:
         found = of_key(key, places())
-        own = [place for place in found if not place.module.startswith(RUNNER)]
         lines = {
             "declare": f"`recipe/spec.py`, in `{key.union}`",
             "compute": f"`{key.module}`",
-            "mypy points at": _listed(place for place in own if place.match),
-            "look at": _listed(place for place in own if not place.match),
-            "exported packages": _listed(place for place in found if place.module.startswith(RUNNER)),
+            "mypy points at": _listed(place for place in found if place.match),
+            "look at": _listed(place for place in found if not place.match),
             "explain": f"`docs/concepts/stages.md`, *{key.section}*",
             "test": f"`{key.test}`",
         }

@@ -1,7 +1,6 @@
 """A model as one zip, and the zip run on a scan: python export_package.py [MODEL] [SCAN] [ZIP] [LABELS]
 
-Writing needs ``pip install 'zoomseg[export]'``; running needs numpy, scipy, nibabel, and OpenVINO or ONNX
-Runtime.
+Running it needs a few libraries, which README.txt in the zip names, and neither ZoomSeg nor PyTorch.
 """
 
 import subprocess
@@ -9,7 +8,6 @@ import sys
 from pathlib import Path
 
 from zoomseg.export.package import export
-from zoomseg.io import bundle
 
 DEFAULTS = (
     "zoomseg-demo/model",
@@ -20,7 +18,7 @@ DEFAULTS = (
 
 
 def main(model: str, scan: str, package: str, out: str) -> None:
-    export(bundle.load(Path(model)), Path(package))
+    export(model, Path(package))
     print(f"{package}: {Path(package).stat().st_size / 1e6:.1f} MB")
     # On another machine: python model.zip scan.nii.gz -o labels.nii.gz
     subprocess.run([sys.executable, package, scan, "-o", out], check=True)

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 
 import zoomseg
-from helpers.export_packages import untrained
 from helpers.tiny_dataset import SCHEMA, small_plan, tiny_case, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained
 from zoomseg.cli.demo import HELD_OUT_SEED
 from zoomseg.cli.main import main
 from zoomseg.io import bundle

@@ -382,16 +382,16 @@ def _package(making: _Making) -> _Command:
     m, members = making.m, dict(making.samples.package)
     data = {name: content for name, content in members.items() if not name.endswith(".py")}
     # Whatever is changed in the manifest is refused by its checksum.
-    way = m.pick(("manifest", "manifest", "network", "missing", *("zip",) * 4))
+    way = m.pick(("manifest", "manifest", "changed", "missing", *("zip",) * 4))
     if way == "manifest":
-        members["pipeline.json"] = json_changed(m, json.loads(members["pipeline.json"]))
+        members["model/model.json"] = json_changed(m, json.loads(members["model/model.json"]))
     elif way == "zip":
         members = data
     else:
         name = m.pick(sorted(data))
         m.note(f"{name}: {way}")
         changed = damaged(m, members.pop(name))
-        if way == "network":
+        if way == "changed":
             members[name] = changed
     path = making.given / "package.zip"
     path.write_bytes(zip_changed(m, members) if way == "zip" else packed(members))

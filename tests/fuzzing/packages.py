@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoomseg.export.runner.main import main as run
+from zoomseg.export.run import main as run
 
 
 def main(arguments: Sequence[str]) -> int:

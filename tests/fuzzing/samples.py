@@ -135,7 +135,7 @@ class Samples:
     @cached_property
     def package(self) -> dict[str, bytes]:
         """What is in ``model`` as one zip: member to content."""
-        export(bundle.load(self.model), self.root / "package.zip")
+        export(self.model, self.root / "package.zip")
         with zipfile.ZipFile(self.root / "package.zip") as archive:
             return {name: archive.read(name) for name in archive.namelist()}
 

@@ -71,7 +71,8 @@ def packed(members: Mapping[str, bytes] | list[tuple[str, bytes]], comment: byte
 def _info(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
     info.filename = name  # zipfile would cut it at a NUL and turn separators
-    info.compress_type = zipfile.ZIP_DEFLATED
+    stored = name.startswith("model/")  # as packages of models have it, which nothing else is read from
+    info.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
     return info
 
 

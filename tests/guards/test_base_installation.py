@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,12 +17,12 @@ import pytest
 
 from helpers.dicom_series import ramp, stack
 from helpers.dicom_series import write as write_series
+from helpers.environments import alone, made, uv
 from helpers.tiny_dataset import tiny_dataset
 from zoomseg.core.geometry import Grid
 from zoomseg.datasets.phantom import phantom_case
 from zoomseg.io.scans import write_image
 
-ROOT = Path(__file__).parents[2]
 LIMIT_MB = 400
 FORMATS = ("--dicom-seg", "--rtstruct", "--seg-nrrd", "--any-scan")
 ABSENT = ("SimpleITK", "blosc2", "gdcm", "matplotlib", "onnx", "pandas", "scipy", "tensorboardX", "torch")
@@ -33,21 +32,8 @@ ABSENT = ("SimpleITK", "blosc2", "gdcm", "matplotlib", "onnx", "pandas", "scipy"
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the wheel of this source tree."""
     folder = tmp_path_factory.mktemp("base")
-    uv = os.environ.get("UV") or shutil.which("uv")
-    if uv is None:
-        pytest.skip("uv is not there")
-
-    def run(*arguments: str) -> None:
-        place = {**os.environ, "VIRTUAL_ENV": str(folder / "env")}
-        done = subprocess.run([uv, *arguments], cwd=ROOT, env=place, capture_output=True, text=True)
-        if re.search(r"dns error|client error|network", done.stderr):
-            pytest.skip("no package index can be reached")
-        assert done.returncode == 0, done.stderr
-
-    run("build", "--wheel", "--out-dir", str(folder))
-    run("venv", str(folder / "env"))
-    run("pip", "install", "--no-compile", *map(str, folder.glob("*.whl")))
-    return folder / "env"
+    uv("build", "--wheel", "--out-dir", folder, environment=folder / "env")
+    return made(folder, *folder.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +46,6 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def zoomseg(environment: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [environment / "bin" / "zoomseg", *map(str, arguments)]
     return subprocess.run(command, cwd=environment, env=alone(), capture_output=True, text=True)
-
-
-def alone() -> dict[str, str]:
-    """The variables of a shell in which no Python was set up."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
 """A kind of a recipe that was declared and then forgotten is pointed at.
 
 mypy (``exhaustive-match``) points at a ``match`` without it, ``tests/docs`` at documentation without it.
-Here is the rest: no ``match`` hides it in a wildcard, a test names it, and exported packages carry it out or
-are refused.
+Here is the rest: no ``match`` hides it in a wildcard, and a test names it.
 """
 
 from __future__ import annotations
@@ -13,32 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from generate_contributing import KEYS, ROOT, RUNNER, Key, of_key, places
-from zoomseg.export.package import FUSIONS
-
-REFUSED = {
-    "roi": {"probability_times_atlas"},
-    "fusion": {"none", "replace_times_atlas", "majority_vote"},
-}
-"""What a package's runner has no case for. ``export.package.refuse`` refuses it, but for ``none``: such a
-stage is not entered into the label map at all."""
+from generate_contributing import KEYS, ROOT, Key, of_key, places
 
 
 def hidden(key: Key, source: Path | None = None) -> list[str]:
     """Functions whose ``match`` on this key's kinds has a case for all the rest."""
     found = of_key(key, places() if source is None else places(source))
-    return [p.function for p in found if p.match and p.wildcard and not p.module.startswith(RUNNER)]
+    return [p.function for p in found if p.match and p.wildcard]
 
 
 def untested(kinds: Mapping[str, str], text: str) -> list[str]:
     """Kinds of which a test file names neither the class nor the word."""
     return [kind for kind, name in kinds.items() if not re.search(rf"\b{name or kind}\b|\"{kind}\"", text)]
-
-
-def not_in_packages(key: Key) -> set[str]:
-    """Kinds that no ``match`` of the runner has a case for."""
-    found = (p for p in of_key(key, places()) if p.match and p.module.startswith(RUNNER))
-    return set(key.kinds) - {name for place in found for name in place.names}
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
@@ -66,14 +51,3 @@ def test_a_kind_without_a_test_is_noticed() -> None:
     kinds = {"box": "BoxAround", "body_mask": "BodyMask", "paste": ""}
     assert untested(kinds, "BodyMasks, a box, and a pasted one") == ["box", "body_mask", "paste"]
     assert untested(kinds, 'BodyMask(), {"kind": "box"}, fuse("paste")') == []
-
-
-@pytest.mark.parametrize("name", ["intensity", "roi", "grid", "fusion"])
-def test_packages_carry_out_every_kind_that_is_not_refused(name: str) -> None:
-    (key,) = (key for key in KEYS if key.name == name)
-    assert not_in_packages(key) == REFUSED.get(name, set())
-
-
-def test_fusions_that_packages_have_no_case_for_are_refused() -> None:
-    (key,) = (key for key in KEYS if key.name == "fusion")
-    assert set(FUSIONS) == set(key.kinds) - REFUSED["fusion"] | {"none"}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from onnx import TensorProto, helper
 
-from helpers.export_packages import untrained
 from helpers.tiny_dataset import SCHEMA, tiny_recipe
+from helpers.untrained_models import untrained
 from zoomseg.backends.onnx_graph import write_graphs
 from zoomseg.core.geometry import Index3
 from zoomseg.io import bundle

@@ -1,11 +1,13 @@
-"""A predictor that needs no training: the tiny recipe with the weights it starts from."""
+"""Models that need no training: the tiny recipe, or any, with the weights it starts from."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_recipe
 from zoomseg.backends.torch_networks import build_network
+from zoomseg.core.labels import LabelSchema
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle
 from zoomseg.recipe.spec import Recipe, UNet3D
@@ -32,3 +34,23 @@ def _with_first_weights(recipe: Recipe, seed: int) -> Bundle:
 
 def predictor(seed: int = 0) -> Predictor:
     return Predictor(untrained_bundle(seed), CPU)
+
+
+def lived(module: nn.Module) -> nn.Module:
+    """``module`` with batch norms that have seen something, as those of trained networks have."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm3d):
+            part.running_mean.normal_()  # type: ignore[union-attr, operator]
+            part.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr, operator]
+    return module.eval()
+
+
+def untrained(
+    recipe: Recipe, schema: LabelSchema, channels: tuple[str, ...] = ("CT",), seed: int = 0
+) -> Bundle:
+    """Of any recipe, with batch norms as trained networks have them."""
+    torch.manual_seed(seed)
+    modules = {s.name: lived(build_network(s, recipe, schema, len(channels))) for s in recipe.stages}
+    return Bundle(
+        recipe, schema, channels, {name: m.state_dict() for name, m in modules.items()}, {"seed": seed}
+    )

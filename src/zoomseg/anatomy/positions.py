@@ -8,7 +8,7 @@ sure of itself: neither its size nor its probability gives it away, its place do
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.geometry import Grid, Sides, Vector3
+from zoomseg.core.morphology import Components
 
 SAMPLED_MM = 3.0
 """Places are taken from voxels about so far apart; what is smaller is of no account here."""
@@ -39,8 +40,6 @@ height."""
 Classes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
-Components = Callable[[Mask], npt.NDArray[np.integer]]
-"""Connected components of a mask, numbered from 1."""
 Span = tuple[float, float]
 Bounds = tuple[float | None, float | None]
 """Lowest and highest; None: no bound is known."""
@@ -203,7 +202,6 @@ def misplaced(
     grid: Grid,
     names: Sequence[str],
     known: Mapping[str, OrganPlaces],
-    components: Components,
 ) -> dict[int, Misplaced]:
     """Find parts of organs that lie out of place in a label map ``[I, J, K]``, and take out of it (in place)
     those of organs that also have a part where they belong: that one is the organ. Where there is none, the
@@ -223,7 +221,7 @@ def misplaced(
         around = _around(names[c - 1], by_name, known)
         if around is None or around.reach_mm(found.place) == 0:
             continue
-        own = _take_out(classes[found.box], grid, found.box, c, around, components)
+        own = _take_out(classes[found.box], grid, found.box, c, around)
         if own is not None:
             out[c] = own
     return out
@@ -280,25 +278,17 @@ def _take_out(
     box: tuple[slice, slice, slice],
     c: int,
     around: _Around,
-    components: Components,
 ) -> Misplaced | None:
     """In ``box`` of a label map, of which ``part_of`` is a view."""
-    numbered = components(part_of == c)
-    where = np.nonzero(numbered)
-    number = numbered[where]
-    order = np.argsort(number, kind="stable")
-    index = np.stack(where, axis=1)[order] + [side.start for side in box]
-    numbers, first, voxels = np.unique(number[order], return_index=True, return_counts=True)
-    low, high = grid.box_mm(np.minimum.reduceat(index, first), np.maximum.reduceat(index, first) + 1)
-    distance = around.distance_mm(low, high)
+    parts, start = Components.of(part_of == c), np.array([side.start for side in box])
+    distance = around.distance_mm(*grid.box_mm(start + parts.low, start + parts.high))
     out = distance > 0
     if not out.any():
         return None
     alone = bool(out.all())
     if not alone:
-        gone = np.isin(number, numbers[out])
-        part_of[tuple(axis[gone] for axis in where)] = 0
-    found = zip(voxels[out].tolist(), distance[out].tolist(), strict=True)
+        part_of[parts.those(out)] = 0
+    found = zip(parts.voxels[out].tolist(), distance[out].tolist(), strict=True)
     return Misplaced(tuple(Part(n, n * grid.voxel_volume_ml, mm) for n, mm in found), alone)
 
 

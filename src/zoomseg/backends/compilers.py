@@ -10,7 +10,6 @@ from zoomseg.backends.cpu import Network, Precision
 from zoomseg.backends.onnxruntime_network import load as load_onnxruntime
 from zoomseg.backends.openvino_network import load as load_openvino
 from zoomseg.core.errors import ZoomSegError
-from zoomseg.core.extras import installed
 
 Compiler: TypeAlias = Literal["openvino", "onnxruntime"]
 COMPILERS: tuple[Compiler, ...] = ("openvino", "onnxruntime")
@@ -19,20 +18,6 @@ COMPILERS: tuple[Compiler, ...] = ("openvino", "onnxruntime")
 
 class BackendError(ZoomSegError):
     """Nothing is there that could compute a network, or it refuses the network."""
-
-
-def choose(name: str) -> Compiler:
-    """``name``, or for ``auto`` the first of the libraries that is installed.
-
-    Raises:
-        BackendError: it is not installed, or none is.
-    """
-    wanted = [compiler for compiler in COMPILERS if name in ("auto", compiler)]
-    found = [compiler for compiler in wanted if installed(compiler)]
-    if not found:
-        missing = " or ".join(wanted)
-        raise BackendError(f"{missing} is needed to run the networks; install it: pip install {wanted[0]}")
-    return found[0]
 
 
 def load(

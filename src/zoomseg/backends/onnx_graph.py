@@ -1,8 +1,8 @@
 """A stage's network as ONNX: image and priors of one tile in, probabilities out.
 
-Two forms: ``to_onnx``, whole, for a package that runs by itself; and ``write_graphs``, beside a model's
-weights, which the graph does not hold but names: every weight is a tensor that lies in the safetensors file
-of the stage, at its place there (ONNX external data), so that weights exist once.
+The graph stands beside the model's weights, which it does not hold but names: every weight is a tensor that
+lies in the safetensors file of the stage, at its place there (ONNX external data), so that weights exist
+once.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import Dim
@@ -61,24 +60,6 @@ class _Answer(nn.Module):
 
 _PREFIX = "network."
 """Of the names of weights in a graph, after the attribute of ``_Answer``."""
-
-
-def to_onnx(network: nn.Module, channels: int, tile: Index3, half: bool = False) -> bytes:
-    """``network`` for inputs ``[1, channels, *tile]`` of type float32, as an ONNX model whose output is the
-    probabilities ``[1, classes, ...]``. The network is put into evaluation mode.
-
-    Args:
-        half: store the weights as float16. Runtimes make them float32 again when they load the model.
-
-    Raises:
-        ModelError: a weight does not fit in float16.
-    """
-    model = _exported(network, (1, channels, *tile))
-    if half:
-        _store_half(model)
-    onnx.checker.check_model(model)
-    content: bytes = model.SerializeToString()
-    return content
 
 
 def write_graphs(folder: Path) -> None:
@@ -194,8 +175,8 @@ def _header(file: Path) -> tuple[int, Mapping[str, Any]]:
         return 8 + length, json.loads(stream.read(length))
 
 
-def _exported(network: nn.Module, shape: tuple[int, ...], opened: _Shapes | None = None) -> ModelProto:
-    """Traced for an input of ``shape``; with ``opened``, for all shapes that it stands for, not optimised."""
+def _exported(network: nn.Module, shape: tuple[int, ...], opened: _Shapes) -> ModelProto:
+    """Traced with an input of ``shape``, for all shapes that ``opened`` stands for; not optimised."""
     with _silent():
         program = torch.onnx.export(
             _Answer(network).eval(),
@@ -205,7 +186,7 @@ def _exported(network: nn.Module, shape: tuple[int, ...], opened: _Shapes | None
             input_names=[INPUTS],
             output_names=[PROBABILITIES],
             dynamic_shapes=opened,
-            optimize=opened is None,
+            optimize=False,
         )
     assert program is not None  # only the older exporter, which is not used, returns nothing
     model = program.model_proto
@@ -233,23 +214,6 @@ def _forget_origin(model: ModelProto) -> None:
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-
-
-def _store_half(model: ModelProto) -> None:
-    """Every float32 weight becomes a float16 one that is cast back."""
-    casts = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        with np.errstate(over="ignore"):
-            values = numpy_helper.to_array(tensor).astype(np.float16)
-        if not np.isfinite(values).all():
-            raise ModelError(
-                f"weight '{tensor.name}' does not fit in half precision; export it without --half"
-            )
-        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-        casts.append(_cast_to_float32(tensor))
-    _put_first(casts, model)
 
 
 def _cast_to_float32(tensor: TensorProto) -> onnx.NodeProto:

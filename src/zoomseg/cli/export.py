@@ -14,14 +14,15 @@ import click
 def command(model: Path, out: Path, half: bool) -> None:
     """Write the model folder MODEL as one zip that segments scans without ZoomSeg and without PyTorch.
 
-    The zip holds the whole pipeline: pre-processing, all stages as ONNX networks, fusion and
-    post-processing. `python FILE.zip SCAN.nii.gz -o LABELS.nii.gz` runs it wherever numpy, scipy, nibabel and
-    openvino or onnxruntime are installed. Recipes with atlas priors or a majority vote cannot be exported.
+    The zip holds the model, and those modules of ZoomSeg that predict with it. `python FILE.zip
+    SCAN.nii.gz -o LABELS.nii.gz` runs it wherever a few libraries are installed: the command names them, as
+    does README.txt in the zip. A model without ONNX graphs gets them first, which takes PyTorch, as does
+    --half. Recipes with atlas priors cannot be exported.
     """
     from zoomseg.core.interrupts import ending
-    from zoomseg.export.package import export
-    from zoomseg.io import bundle
+    from zoomseg.export.package import export, pip_line
 
     with ending(lambda: f"{out} was not written"):
-        export(bundle.load(model), out, half)
-    click.echo(f"{out} written ({out.stat().st_size / 1e6:.1f} MB)")
+        export(model, out, half)
+    size = f"{out.stat().st_size / 1e6:.1f} MB"
+    click.echo(f"{out} written ({size}); it needs Python 3.11 or newer, and: {pip_line()}")

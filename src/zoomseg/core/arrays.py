@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
@@ -19,8 +20,6 @@ AnyNumpy = npt.NDArray[Any]
 
 def namespace(array: Array) -> Any:
     """The array API functions of what an array is made with."""
-    import array_api_compat  # here, as packages of exported models carry this module without the library
-
     return array_api_compat.array_namespace(array)
 
 

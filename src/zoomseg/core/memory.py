@@ -5,7 +5,7 @@ process is in leave, what its resource limits allow. Swap counts for nothing: wo
 from __future__ import annotations
 
 import math
-import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 import psutil
 
 from zoomseg.core.errors import MemoryLimitError
+
+if sys.platform != "win32":
+    import resource
 
 if TYPE_CHECKING:
     from zoomseg.core.geometry import Index3
@@ -90,7 +93,9 @@ def require_ram_of(shape: Index3, voxel_bytes: int, what: str) -> None:
 
 
 def _own_rooms() -> Iterator[int]:
-    """By ``ulimit``: of address space, and of data."""
+    """By ``ulimit``: of address space, and of data. Windows has none."""
+    if sys.platform == "win32":
+        return
     now = psutil.Process().memory_info()
     for kind, used in ((resource.RLIMIT_AS, now.vms), (resource.RLIMIT_DATA, getattr(now, "data", now.vms))):
         soft, _ = resource.getrlimit(kind)

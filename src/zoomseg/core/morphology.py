@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
+import cc3d
 import numpy as np
 import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The connected components of a mask ``[I, J, K]``. Component ``n`` (from 0) has ``voxels[n]`` voxels,
+    and ``low[n]`` to ``high[n]`` (``[3]``, the latter excluded) is the smallest box around it."""
+
+    numbered: npt.NDArray[np.unsignedinteger]
+    """``[I, J, K]``: every voxel's component, plus one; 0 for those that are not set."""
+    voxels: npt.NDArray[np.int64]
+    low: npt.NDArray[np.int64]
+    high: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, mask: Mask, connectivity: Literal[6, 18, 26] = 26) -> Components:
+        numbered = cc3d.connected_components(mask, connectivity=connectivity)
+        found = cc3d.statistics(numbered, no_slice_conversion=True)
+        boxes = found["bounding_boxes"][1:].astype(np.int64)
+        return cls(numbered, found["voxel_counts"][1:].astype(np.int64), boxes[:, ::2], boxes[:, 1::2] + 1)
+
+    def those(self, chosen: npt.NDArray[np.bool_]) -> Mask:
+        """The voxels of these components."""
+        mask: Mask = np.concatenate([[False], chosen])[self.numbered]
+        return mask
+
+
 def largest_component(mask: Mask, connectivity: Literal[6, 18, 26] = 26) -> Mask:
     """The largest connected component of ``mask [I, J, K]``; of equally large ones the first in memory.
     Nothing stays nothing."""
-    components, sizes = _components(mask, connectivity)
-    largest: Mask = components == int(np.argmax(sizes)) if sizes.any() else np.zeros_like(mask)
+    found = Components.of(mask, connectivity)
+    if not len(found.voxels):
+        return np.zeros_like(mask)
+    largest: Mask = found.numbered == 1 + int(np.argmax(found.voxels))
     return largest
 
 
 def without_islands(mask: Mask, below: float) -> Mask:
     """``mask [I, J, K]`` without its connected components (26 neighbours) of fewer than ``below`` times the
     voxels of the largest."""
-    components, sizes = _components(mask, 26)
-    kept: Mask = ((sizes >= below * sizes.max()) & (sizes > 0))[components]
-    return kept
-
-
-def components(mask: Mask) -> npt.NDArray[np.unsignedinteger]:
-    """Every voxel's connected component (26 neighbours), from 1; 0 for those that are not set."""
-    return _components(mask, 26)[0]
+    found = Components.of(mask)
+    return found.those(found.voxels >= below * found.voxels.max(initial=0))
 
 
 def filled_by_slice(mask: Mask) -> Mask:
@@ -40,24 +62,10 @@ def filled_by_slice(mask: Mask) -> Mask:
 
 def reaching_border(mask: Mask) -> Mask:
     """Of ``mask [I, J]``, the parts connected over faces that touch its border."""
-    import cc3d
-
     padded = np.pad(mask, 1, constant_values=True)  # joins all of them
     parts = cc3d.connected_components(padded, connectivity=4)
     outer: Mask = parts[1:-1, 1:-1] == parts[0, 0]
     return outer
-
-
-def _components(
-    mask: Mask, connectivity: Literal[6, 18, 26]
-) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64]]:
-    """Every voxel's component, from 1, and their numbers of voxels; what is not set is none."""
-    import cc3d  # here, as packages of exported models carry this module without the library
-
-    components = cc3d.connected_components(mask, connectivity=connectivity)
-    sizes = cc3d.statistics(components)["voxel_counts"].astype(np.int64)
-    sizes[0] = 0
-    return components, sizes
 
 
 def dilated(mask: Mask, radius_vox: float) -> Mask:

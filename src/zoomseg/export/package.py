@@ -1,111 +1,101 @@
-"""A trained model as one zip that runs without torch and without ZoomSeg.
+"""A trained model as one zip that runs without torch and without an installed ZoomSeg.
 
 ```
 __main__.py               python FILE.zip SCAN.nii.gz -o LABELS.nii.gz
-pipeline.json             recipe, labels, channels, networks and their SHA-256, provenance
-pipeline.sha256           that of pipeline.json
-networks/<stage>.onnx     tile in, probabilities out
-zoomseg/                  the runner, and the modules of ZoomSeg that it uses, as they are
-README.txt
+README.txt                how to run it, and the labels
+model/                    the model folder as it is (see ``io.bundle``)
+model.sha256              that of model/model.json, which has those of the other files
+zoomseg/                  the modules of ZoomSeg that ``export.run`` imports, as they are
 ```
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import importlib.resources
-import json
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from zoomseg.backends import onnx_graph
-from zoomseg.backends.torch_networks import trained_network
+from zoomseg.backends.compilers import COMPILERS
 from zoomseg.core.errors import OutputError, RecipeError
-from zoomseg.core.labels import LabelSchema
-from zoomseg.export.runner.pipeline import CHECKSUM, FORMAT, MANIFEST
+from zoomseg.export import run
+from zoomseg.export.modules import SOURCE, distributions, needed_by
+from zoomseg.io import bundle as bundles
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.files import atomic_path, writable_directory
-from zoomseg.pipeline import inputs
-from zoomseg.pipeline.inputs import input_channels
-from zoomseg.recipe import graph, network_shapes
-from zoomseg.recipe.spec import BoxAround, InputSpec, PriorInput, Recipe, Stage
-
-RUNNER = "export/runner"
-CARRIED = (
-    "backends/compilers.py",
-    "backends/cpu.py",
-    "backends/onnxruntime_network.py",
-    "backends/openvino_network.py",
-    "core/arrays.py",
-    "core/errors.py",
-    "core/extras.py",
-    "core/geometry.py",
-    "core/labels.py",
-    "core/morphology.py",
-    "core/resample.py",
-    "anatomy/positions.py",
-    "core/sides.py",
-    "core/tiling.py",
-    "core/widening.py",
-    "core/window.py",
-    "io/files.py",
-    "io/header_limits.py",
-    "io/nifti_header.py",
-    "io/training_domain.py",
-)
-"""Modules of the package that the runner imports; what it uses of them needs numpy, nibabel and what computes
-networks."""
-
-FUSIONS = ("none", "replace_in_roi", "paste", "most_probable")
-"""What the runner can do."""
+from zoomseg.io.files import atomic_path, writable_directory, writing
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import Recipe
 
 MAIN = """\
+import importlib.util
 import sys
 from pathlib import Path
 
 if sys.version_info < (3, 11):
     sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 
-from zoomseg.export.runner.main import main
+NEEDED = {needed}
+COMPILERS = {compilers}
 
-sys.exit(main(Path(__file__).parent, sys.argv[1:]))
+archive = Path(__file__).parent
+missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+if not any(importlib.util.find_spec(name) for name in COMPILERS):
+    missing.append(COMPILERS[0])
+if missing:
+    names = " ".join(missing)
+    print(f"{{archive.name}}: needs what is not installed; install: pip install {{names}}", file=sys.stderr)
+    sys.exit(2)
+
+from zoomseg.export.run import main
+
+sys.exit(main(archive, sys.argv[1:]))
 """
 
 NOTICE = "For research. Not a medical device; not for diagnosis or treatment. Look at every result."
 
 
-def export(bundle: Bundle, path: Path, half: bool = False) -> None:
-    """Write ``bundle`` as a package to ``path``; the file is either the old one or the whole new one.
+def export(model: str | Path, path: Path, half: bool = False) -> None:
+    """Write a model as a package to ``path``; the file is either the old one or the whole new one.
+
+    The same model gives the same bytes. Needs torch and onnx only where the model has no ONNX graphs yet,
+    or with ``half``.
 
     Args:
+        model: as in ``io.bundle.find``.
         half: store the weights as float16.
 
     Raises:
-        RecipeError: the runner cannot do what a stage asks for.
-        ModelError: the weights do not fit the networks, or not into float16.
+        RecipeError: a stage needs an atlas.
+        ModelError: no such model, a damaged one, or its weights do not fit into float16.
         OutputError: ``path`` cannot be written.
     """
+    bundle = bundles.load(model)
     refuse(bundle.recipe)
     if path.suffix.lower() != ".zip":
         raise OutputError(f"{path}: a package is a zip file; give it a name that ends in .zip")
     writable_directory(path.parent)
-    models = {stage.name: _network(bundle, stage, half) for stage in bundle.recipe.stages}
-    with atomic_path(path) as partial, zipfile.ZipFile(partial, "w") as archive:
-        for name, text in _texts(bundle, models):
-            _add(archive, name, text.encode(), zipfile.ZIP_DEFLATED)
-        for stage, model in models.items():
-            _add(archive, _file(stage), model, zipfile.ZIP_STORED)  # weights do not get smaller
+    with _ready(bundle, half) as ready, atomic_path(path) as partial:
+        _pack(ready, partial)
+
+
+def libraries() -> dict[str, str]:
+    """What a package needs beside what computes its networks: name in Python -> name for pip."""
+    return distributions(needed_by(run.__name__).libraries)
+
+
+def pip_line() -> str:
+    """The command that installs what a package needs."""
+    return f"pip install {' '.join(sorted(libraries().values()))} {COMPILERS[0]}"
 
 
 def refuse(recipe: Recipe) -> None:
-    """Refuse a recipe that the runner cannot carry out.
+    """Refuse a recipe that a package cannot carry out.
 
     Raises:
-        RecipeError: names the stage, what it asks for and what is possible.
+        RecipeError: names the stage and what it asks for.
     """
     for stage in recipe.stages:
         if graph.uses_atlas(stage):
@@ -113,94 +103,70 @@ def refuse(recipe: Recipe) -> None:
                 f"stage '{stage.name}' needs an atlas prior, which a package cannot make; "
                 "only recipes without atlas can be exported: use 'zoomseg predict'"
             )
-        if stage.fusion not in FUSIONS:
-            raise RecipeError(
-                f"stage '{stage.name}', fusion '{stage.fusion}' cannot be exported; allowed: "
-                f"{', '.join(FUSIONS)}: use 'zoomseg predict'"
-            )
 
 
-def _network(bundle: Bundle, stage: Stage, half: bool) -> bytes:
-    read = input_channels(stage, bundle.recipe, bundle.schema, len(bundle.channel_names))
-    return onnx_graph.to_onnx(trained_network(bundle, stage), read, stage.grid.tile, half)
+@contextmanager
+def _ready(bundle: Bundle, half: bool) -> Iterator[Bundle]:
+    """The model with a graph of every stage, and its weights as asked for: itself, or a copy while it is
+    packed."""
+    if not half and _has_graphs(bundle):
+        yield bundle
+        return
+    with tempfile.TemporaryDirectory(prefix="zoomseg-") as name:
+        folder = Path(name)
+        _copy(bundle, folder)
+        if half:
+            bundles.save(bundle, folder, half)  # graphs of weights that are stored so already stay
+        if not _has_graphs(bundles.load(folder)):
+            from zoomseg.backends.onnx_graph import write_graphs  # with torch
+
+            write_graphs(folder)
+        yield bundles.load(folder)
 
 
-def _file(stage: str) -> str:
-    return f"networks/{stage}.onnx"
+def _has_graphs(bundle: Bundle) -> bool:
+    return all(stage.name in bundle.graphs for stage in bundle.recipe.stages)
 
 
-def _texts(bundle: Bundle, models: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
-    """Everything in a package but the networks: name and content."""
-    yield "__main__.py", MAIN
-    yield "README.txt", _readme(bundle)
-    text = json.dumps(manifest(bundle, models), indent=1, ensure_ascii=False)
-    yield MANIFEST, text
-    yield CHECKSUM, f"{hashlib.sha256(text.encode()).hexdigest()}  {MANIFEST}\n"
-    package = importlib.resources.files("zoomseg")
-    runner = sorted(f.name for f in (package / RUNNER).iterdir() if f.name.endswith(".py"))
-    for name in (*CARRIED, *(f"{RUNNER}/{file}" for file in runner)):
-        yield f"zoomseg/{name}", (package / name).read_text(encoding="utf-8")
-    for folder in ("", "anatomy/", "backends/", "core/", "io/", "export/"):
-        yield f"zoomseg/{folder}__init__.py", ""
+def _files(bundle: Bundle) -> dict[str, Path]:
+    """Of a model from disk, by their names in its folder. A training leaves more there."""
+    assert bundle.folder is not None  # of ``bundles.load``
+    folder = bundle.folder
+    weights = bundles.weights_files(folder).values()
+    graphs = (network.graph for network in bundle.graphs.values())
+    files = (folder / "model.json", folder / "README.md", *weights, *graphs)
+    return {file.relative_to(folder).as_posix(): file for file in sorted(files) if file.is_file()}
 
 
-def _add(archive: zipfile.ZipFile, name: str, content: bytes, compression: int) -> None:
+def _copy(bundle: Bundle, folder: Path) -> None:
+    for name, file in _files(bundle).items():
+        with writing(folder / name):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / name)
+
+
+def _pack(bundle: Bundle, path: Path) -> None:
+    model = _files(bundle)
+    needed = MAIN.format(needed=repr(libraries()), compilers=repr(COMPILERS))
+    with zipfile.ZipFile(path, "w") as archive:
+        _add(archive, "__main__.py", needed.encode())
+        _add(archive, "README.txt", _readme(bundle).encode())
+        digest = hashlib.sha256(model["model.json"].read_bytes()).hexdigest()
+        _add(archive, run.CHECKSUM, f"{digest}  {run.MANIFEST}\n".encode())
+        for file in needed_by(run.__name__).modules.values():
+            _add(archive, file.relative_to(SOURCE).as_posix(), file.read_bytes())
+        for name, file in model.items():  # weights do not get smaller, and what is unpacked may not grow
+            _add(archive, f"{run.MODEL}/{name}", file.read_bytes(), zipfile.ZIP_STORED)
+
+
+def _add(
+    archive: zipfile.ZipFile, name: str, content: bytes, compression: int = zipfile.ZIP_DEFLATED
+) -> None:
     """Without the time of day, so that the same model gives the same file."""
     entry = zipfile.ZipInfo(name)
     entry.compress_type = compression
     entry.external_attr = 0o644 << 16
     archive.writestr(entry, content)
-
-
-def manifest(bundle: Bundle, models: Mapping[str, bytes]) -> dict[str, Any]:
-    """``pipeline.json``: all that the runner needs, and where the model came from."""
-    recipe = resolved(bundle.recipe, bundle.schema)
-    return {
-        "format": FORMAT,
-        "zoomseg": importlib.metadata.version("zoomseg"),
-        "notice": NOTICE,
-        "recipe": recipe.model_dump(mode="json"),
-        "labels": {"names": bundle.schema.names, "values": bundle.schema.values},
-        "channel_names": bundle.channel_names,
-        "networks": {
-            stage.name: {
-                "file": _file(stage.name),
-                "sha256": hashlib.sha256(models[stage.name]).hexdigest(),
-                "halo": network_shapes.halo(stage.network, stage.grid.padding),
-            }
-            for stage in recipe.stages
-        },
-        "provenance": dict(bundle.provenance),
-        "training_domain": None if bundle.domain is None else asdict(bundle.domain),
-    }
-
-
-def resolved(recipe: Recipe, schema: LabelSchema) -> Recipe:
-    """The recipe with every label named, so that a reader need not know what ``all`` means where."""
-
-    def named(stage: Stage) -> Stage:
-        roi = stage.roi
-        if isinstance(roi, BoxAround) and isinstance(roi.labels, str):
-            roi = roi.model_copy(update={"labels": graph.prior_labels(recipe, roi.of, schema)})
-        seen: list[InputSpec] = []
-        for source in stage.inputs:
-            if isinstance(source, PriorInput):
-                names = inputs.prior_names(source, graph.prior_labels(recipe, source.of, schema))
-                seen.append(source.model_copy(update={"labels": names}))
-            else:
-                seen.append(source)
-        labels = graph.resolve_labels(stage, schema)
-        return stage.model_copy(update={"roi": roi, "inputs": tuple(seen), "labels": labels})
-
-    stages = tuple(named(stage) for stage in recipe.stages)
-    update: dict[str, object] = {
-        "stages": stages,
-        "largest_component": schema.select(recipe.largest_component),
-    }
-    if recipe.islands is not None:
-        labels = schema.select(recipe.islands.labels)
-        update["islands"] = recipe.islands.model_copy(update={"labels": labels})
-    return recipe.model_copy(update=update)
 
 
 def _readme(bundle: Bundle) -> str:
@@ -211,14 +177,15 @@ def _readme(bundle: Bundle) -> str:
 {NOTICE}
 Its errors are unknown on scans unlike those it was trained on.
 
-    pip install numpy scipy nibabel openvino        (or onnxruntime in place of openvino)
+    {pip_line()}
     python FILE.zip SCAN.nii.gz -o LABELS.nii.gz
 
-Python 3.11 or newer. SCAN is a 3-D NIfTI file in any orientation, one file per channel:
-{", ".join(bundle.channel_names)}. LABELS lies on the scan's own grid and holds these values:
+Python 3.11 or newer; onnxruntime may take the place of openvino. SCAN is a NIfTI file in any orientation,
+one file per channel: {", ".join(bundle.channel_names)}. LABELS lies on the scan's own grid and holds these
+values:
 
 {labels}
 
-pipeline.json holds the recipe with every number, the labels, and how the model was made.
-networks/*.onnx take one tile of a stage ("inputs") and give its probabilities, background first.
+"python FILE.zip --help" lists the options. model/model.json holds the recipe with every number, the labels,
+and how the model was made. The folder model can be unpacked and used with 'zoomseg predict -m'.
 """

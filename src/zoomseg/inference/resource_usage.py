@@ -7,7 +7,6 @@ differs from machine to machine.
 
 from __future__ import annotations
 
-import resource
 import sys
 import threading
 import time
@@ -20,6 +19,9 @@ from types import TracebackType
 import psutil
 
 from zoomseg.backends.device import Device
+
+if sys.platform != "win32":
+    import resource
 
 PERIOD_SECONDS = 0.1
 """Pause between two looks, as in the FLARE challenge."""
@@ -155,6 +157,8 @@ def _counted_mb() -> float:
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage says on Linux may be a peak of the process that started this one
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / _MB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (_MB if sys.platform == "darwin" else 1024)
 

@@ -329,7 +329,9 @@ def _write_weights(path: Path, stage: str, tensors: Mapping[str, AnyNumpy], half
     if half:
         with np.errstate(over="ignore"):  # what does not fit is refused
             stored = {name: t.astype(np.float16) if _is_real(t) else t for name, t in stored.items()}
-        _check_tensors(stage, stored)
+        large = next((name for name, t in stored.items() if not bool(np.isfinite(t).all())), None)
+        if large is not None:
+            raise ModelError(f"weight '{large}' of stage '{stage}' is too large for half precision")
     content = safetensors.save(stored)
     digest = hashlib.sha256(content).hexdigest()
     file = f"weights/{stage}-{digest[:12]}.safetensors"

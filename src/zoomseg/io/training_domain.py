@@ -1,6 +1,6 @@
 """Whether a scan is like those that a model was trained on: its modality, its intensities, the size of the
 body in it. Networks find organs in anything; a scan that is plainly something else is refused, one that is
-merely unlike is segmented with a warning, and less confidence. Plain numpy: exported models carry it.
+merely unlike is segmented with a warning, and less confidence.
 
 Intensities are compared as distributions: the distance of two scans is the first Wasserstein distance, taken
 as the mean difference of their quantiles. How far apart scans of one kind lie is seen in training: the
@@ -10,14 +10,13 @@ largest distance of a case to the one nearest to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.anatomy.positions import Bounds, OrganPlaces, Span
+from zoomseg.anatomy.positions import OrganPlaces, Span
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid, Orientation
 
@@ -245,28 +244,3 @@ def _unlike_section(domain: TrainingDomain, seen: Features) -> tuple[str, float]
         "it the same part of the body, of a patient of the same size, and a scan of all of it?",
         1 / ratio,
     )
-
-
-def domain_from_json(data: Mapping[str, Any]) -> TrainingDomain:
-    """Of an exported package's JSON."""
-    organs = {
-        name: OrganPlaces(
-            None if organ["volume_ml"] is None else _span(organ["volume_ml"]),
-            {other: (_bounds(x), _bounds(y), _bounds(z)) for other, (x, y, z) in organ["offsets_mm"].items()},
-        )
-        for name, organ in data["organs"].items()
-    }
-    rows = tuple(tuple(row) for row in data["intensities"])
-    return TrainingDomain(
-        data["modality"], rows, _span(data["darkest"]), _span(data["cross_section_cm2"]), organs
-    )
-
-
-def _span(ends: Sequence[float]) -> Span:
-    low, high = ends
-    return float(low), float(high)
-
-
-def _bounds(ends: Sequence[float | None]) -> Bounds:
-    low, high = (None if end is None else float(end) for end in ends)
-    return low, high

@@ -240,7 +240,8 @@ class _Run:
         window = SlidingWindow(
             fitting, self.scan, self.priors, labels, network, cascade.device, together, self.on_progress
         )
-        estimator = UncertaintyEstimator(labels, view.region, roi_expansion.open_sides_of(view, self.scan))
+        sides = roi_expansion.open_sides(view.grid, self.scan.grid)
+        estimator = UncertaintyEstimator(labels, view.region, sides)
         prediction = None
         if whole:
             prediction = window.predict(estimator)

@@ -24,7 +24,7 @@ from zoomseg.core.arrays import Array, beside, memory_order, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.morphology import Mask, components
+from zoomseg.core.morphology import Mask
 from zoomseg.core.region import Region, class_boxes
 from zoomseg.core.resample import axiswise, contract, linear_weights, nearest_index, resample_data
 from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
@@ -310,7 +310,7 @@ def take_out_misplaced(fused: FusedLabelMap, known: Mapping[str, OrganPlaces]) -
     """Take parts of organs that lie far from where training had them out of the label map; by organ, what was
     found (see ``anatomy.positions``)."""
     data, names = to_numpy(fused.labels), fused.schema.names
-    found = misplaced(data, fused.grid, names, known, components)
+    found = misplaced(data, fused.grid, names, known)
     if found:
         fused.labels[...] = beside(data, fused.labels)
     return {names[c - 1]: own for c, own in found.items()}

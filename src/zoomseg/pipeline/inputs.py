@@ -10,12 +10,11 @@ import numpy as np
 
 from zoomseg.core.arrays import AnyNumpy, Array, beside, namespace
 from zoomseg.core.case import StagePrediction
-from zoomseg.core.errors import RecipeError
+from zoomseg.core.errors import RecipeError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.resample import resample_data
 from zoomseg.core.volume import Volume
-from zoomseg.core.window import check_within, line
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import (
     AtlasInput,
@@ -92,6 +91,29 @@ def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
             return Normalisation(lower, upper, shift, scale_)
 
 
+def line(
+    lower: float,
+    upper: float,
+    output: Sequence[float],
+    inner: Sequence[float] | None,
+    inner_share: float,
+) -> tuple[float, float, float]:
+    """Shift, scale and gain, so that ``(x - shift) * scale``, and ``gain`` for each of the intensities
+    ``inner`` that lie below x, lead from ``lower`` to ``upper`` through ``output``.
+
+    Args:
+        inner: the part of the window that gets ``inner_share`` (above 0, below 1) of the output; None: none
+            does, and the gain is zero.
+    """
+    height, whole = output[1] - output[0], upper - lower
+    scale, gain = height / whole, 0.0
+    if inner is not None:
+        width = inner[1] - inner[0]
+        scale = (1 - inner_share) * height / (whole - width)
+        gain = inner_share * height / width - scale
+    return lower - output[0] / scale, scale, gain
+
+
 def check_seen(spec: IntensitySpec, image: Volume, name: str) -> None:
     """Refuse a scan of which the recipe's window shows nothing; several channels count as one.
 
@@ -100,6 +122,21 @@ def check_seen(spec: IntensitySpec, image: Volume, name: str) -> None:
     """
     if isinstance(spec, Window):
         check_within(spec.lower, spec.upper, float(image.data.min()), float(image.data.max()), name)
+
+
+def check_within(lower: float, upper: float, lowest: float, highest: float, name: str) -> None:
+    """Refuse a scan of which a window shows nothing: air alone, or numbers of another unit. A network sees it
+    as one grey, in which it finds what it likes.
+
+    Raises:
+        ScanError: the scan's ``lowest`` and ``highest`` intensity lie on one side of the window.
+    """
+    if lowest < upper and highest > lower:
+        return
+    raise ScanError(
+        f"no voxel of {name} lies inside the window that the model sees, {lower:g} to {upper:g}: they run "
+        f"from {lowest:g} to {highest:g}; is there a body in the scan, and is its unit the model's (CT: HU)?"
+    )
 
 
 def _moments(channel: AnyNumpy, spec: ZScore) -> tuple[float, float, float, float]:

@@ -1,28 +1,41 @@
-"""A region that cut an organ, widened where it did (``core.widening``)."""
+"""A region that cut an organ, expanded where it did.
+
+An earlier stage placed the region; where it overlooked a part of an organ, the next stage finds the organ up
+to the end of the region. One look farther is cheap beside a cut organ; a second is not taken, so that a
+network that finds organs everywhere comes to an end.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-from zoomseg.core import widening
+import numpy as np
+
+from zoomseg.core.geometry import Box, Grid, Index3
+from zoomseg.core.morphology import Mask, dilated
 from zoomseg.core.region import Region
-from zoomseg.core.widening import OpenSides
 from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline.stage_input import PreparedScan, StageView
-from zoomseg.pipeline.uncertainty import Uncertainty, UncertaintyEstimator
+from zoomseg.pipeline.uncertainty import Indices, OpenSides, Uncertainty, UncertaintyEstimator
 from zoomseg.recipe.spec import BoxAround, DilatedForeground, FixedShape, ProbabilityTimesAtlas
 
+MARGIN_MM = 20.0
+"""How far beyond the region's end the stage looks the second time."""
+LEAST_VOXELS = 20
+LEAST_SHARE = 0.01
+"""Of an organ's voxels, as many must lie at the region's end: single ones lie there by chance."""
 
-def open_sides_of(view: StageView, scan: PreparedScan) -> OpenSides:
-    """Beyond which sides of the stage's grid the scan goes on."""
-    return widening.open_sides(view.grid, scan.grid)
+Sides = tuple[tuple[bool, bool], ...]
 
 
 def cut_organs(view: StageView, uncertainty: Mapping[str, Uncertainty]) -> tuple[str, ...]:
     """The organs that the region may have cut; none where it is not another stage that placed it."""
     if not isinstance(view.stage.roi, BoxAround | DilatedForeground | ProbabilityTimesAtlas):
         return ()
-    return tuple(name for name, s in uncertainty.items() if widening.is_cut(s.voxels, s.at_end))
+    return tuple(
+        name for name, s in uncertainty.items() if s.at_end >= max(LEAST_VOXELS, LEAST_SHARE * s.voxels)
+    )
 
 
 def expanded(
@@ -32,10 +45,59 @@ def expanded(
     at, region = estimator.at_end(organs), view.region
     if isinstance(view.stage.grid, FixedShape):
         box = scan.grid.box_of(view.grid, region.box)
-        box = widening.grown(box, widening.sides_at(at, region.box), scan.grid)
+        box = grown(box, sides_at(at, region.box), scan.grid)
         grid = grids.stage_grid(view.stage.grid, scan.grid, box)
         return StageView(view.stage, grid, Region.whole(grid))
-    old = region.mask
-    box, mask = widening.extended(region.box, old, at, view.grid)
-    new = Region(view.grid, box, mask)
-    return StageView(view.stage, view.grid, new)
+    box, mask = extended(region.box, region.mask, at, view.grid)
+    return StageView(view.stage, view.grid, Region(view.grid, box, mask))
+
+
+def open_sides(grid: Grid, scan: Grid) -> OpenSides:
+    """Beyond which sides of a grid, parallel to the scan's, the scan goes on by a voxel of it or more."""
+    box = scan.box_of(grid, grid.box)
+    low = [start > 0 for start in box.start]
+    high = [stop < size for stop, size in zip(box.stop, scan.shape, strict=True)]
+    return ((low[0], high[0]), (low[1], high[1]), (low[2], high[2]))
+
+
+def sides_at(at: Indices, box: Box) -> Sides:
+    """Which sides of a box these voxels lie at."""
+    low, high = (at == np.array(box.start)).any(axis=0), (at == np.array(box.stop) - 1).any(axis=0)
+    return tuple((bool(a), bool(b)) for a, b in zip(low, high, strict=True))
+
+
+def grown(box: Box, sides: Sides, grid: Grid) -> Box:
+    """The box of ``grid`` with a margin on these sides, as far as the grid goes."""
+    margin = _margin(grid)
+    start = tuple(a - m * low for a, m, (low, _) in zip(box.start, margin, sides, strict=True))
+    stop = tuple(b + m * high for b, m, (_, high) in zip(box.stop, margin, sides, strict=True))
+    return Box(start, stop).intersect(grid.box)  # type: ignore[arg-type]
+
+
+def extended(box: Box, mask: Mask | None, at: Indices, grid: Grid) -> tuple[Box, Mask | None]:
+    """A region of ``grid`` and what lies beyond these voxels at its end: box and mask."""
+    if mask is None:
+        return grown(box, sides_at(at, box), grid), None
+    return _with_balls(box, mask, at, grid)
+
+
+def _margin(grid: Grid) -> Index3:
+    # A hundredth of a voxel is forgiven: headers have spacings that are off in the seventh digit.
+    i, j, k = (math.ceil(MARGIN_MM / s - 0.01) for s in grid.spacing_mm)
+    return (i, j, k)
+
+
+def _with_balls(box: Box, mask: Mask, at: Indices, grid: Grid) -> tuple[Box, Mask]:
+    """The region and all that is no farther than the margin from these voxels. In voxels, by the finest
+    axis's size: farther along the others."""
+    reach = max(_margin(grid))
+    low, high = at.min(axis=0).tolist(), (at.max(axis=0) + 1).tolist()
+    near = Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+    near = near.expand((reach, reach, reach)).intersect(grid.box)
+    seeds = np.zeros(near.shape, dtype=bool)
+    seeds[tuple((at - np.array(near.start)).T)] = True
+    wide = box.union(near)
+    out = np.zeros(wide.shape, dtype=bool)
+    out[box.relative_to(wide.start).slices] = mask
+    out[near.relative_to(wide.start).slices] |= dilated(seeds, reach)
+    return wide, out

@@ -15,12 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.core import widening
 from zoomseg.core.arrays import Array, beside, memory_order, namespace, to_numpy
-from zoomseg.core.geometry import Box
+from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.morphology import Mask
 from zoomseg.core.region import Region
-from zoomseg.core.widening import OpenSides
 from zoomseg.pipeline.fusion import contenders
 
 UNSURE = 0.75
@@ -32,6 +30,11 @@ ROUNDING = 1e-3
 CACHED_VOXELS = 2**16
 """So many are gathered from at once: what one pass over them leaves, the next one finds in the processor's
 cache."""
+
+OpenSides = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
+"""Beyond which sides of a grid (low and high, by axis) the scan goes on."""
+Indices = npt.NDArray[np.int64]
+"""Of voxels, ``[N, 3]``."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +146,11 @@ class UncertaintyEstimator:
             )
         return found
 
-    def at_end(self, organs: Iterable[str]) -> npt.NDArray[np.int64]:
+    def at_end(self, organs: Iterable[str]) -> Indices:
         """Where these organs reach the region's end: indices ``[N, 3]`` of its grid."""
         channels = [self._labels.index(name) + 1 for name in organs]
         found = np.concatenate([np.zeros((0, 4), dtype=np.int64), *self._at_end])
-        at: npt.NDArray[np.int64] = found[np.isin(found[:, 0], channels), 1:]
+        at: Indices = found[np.isin(found[:, 0], channels), 1:]
         return at
 
 
@@ -156,5 +159,26 @@ def region_ends(region: Region, box: Box, open_sides: OpenSides) -> Mask | None:
     None if the region has no such end at all."""
     if region.mask is None and region.box == region.grid.box and not any(itertools.chain(*open_sides)):
         return None
-    wide = to_numpy(region.mask_in(box.expand((1, 1, 1))))
-    return widening.region_ends(wide, box, region.grid.shape, open_sides)
+    wide = box.expand((1, 1, 1))
+    mask = to_numpy(region.mask_in(wide))
+    _close_sides(mask, wide, region.grid.shape, open_sides)
+    middle = mask[1:-1, 1:-1, 1:-1]
+    whole = middle.copy()
+    for axis in range(3):
+        for shift in (0, 2):
+            part = [slice(1, -1)] * 3
+            part[axis] = slice(shift, shift + box.shape[axis])
+            whole &= mask[tuple(part)]
+    ends: Mask = middle & ~whole
+    return ends
+
+
+def _close_sides(mask: Mask, box: Box, shape: Index3, open_sides: OpenSides) -> None:
+    """Beyond the grid, the region goes on as at the grid's last plane; beyond open sides it has an end."""
+    for axis, (low, high) in enumerate(open_sides):
+        planes = np.moveaxis(mask, axis, 0)
+        first, last = -box.start[axis], shape[axis] - 1 - box.start[axis]
+        if first > 0 and not low:
+            planes[:first] = planes[first]
+        if last < len(planes) - 1 and not high:
+            planes[last + 1 :] = planes[last]

@@ -17,7 +17,6 @@ from zoomseg.anatomy.positions import (
     usual_volume,
 )
 from zoomseg.core.geometry import Grid, Orientation
-from zoomseg.core.morphology import components
 
 NAMES = ("liver", "spleen", "stomach")
 GRID = Grid.from_spacing((100, 80, 120), (3.0, 3.0, 5.0), (-150.0, -120.0, -300.0))
@@ -116,10 +115,10 @@ def test_where_the_scan_cuts_an_organ_off_no_bound_is_learned() -> None:
     block(long, 3, (45, 40, 108), 8)  # above, apart
     expected = long.copy()
     learned = learn([{"liver": place[1], "spleen": place[2], "stomach": cut}] * 5, NAMES)
-    assert misplaced(long, GRID, NAMES, learned, components) == {}
+    assert misplaced(long, GRID, NAMES, learned) == {}
     assert (long == expected).all()
     whole = learn([{"liver": place[1], "spleen": place[2], "stomach": place[3]}] * 5, NAMES)
-    assert set(misplaced(long, GRID, NAMES, whole, components)) == {3}
+    assert set(misplaced(long, GRID, NAMES, whole)) == {3}
 
 
 def test_the_largest_volume_is_that_of_any_case() -> None:
@@ -136,7 +135,7 @@ def test_many_specks_are_no_matter() -> None:
     specks = np.random.default_rng(0).random((100, 80, 60)) < 0.02
     classes[:, :, :60][specks] = 3
     began = time.process_time()
-    found = misplaced(classes, GRID, NAMES, known(), components)
+    found = misplaced(classes, GRID, NAMES, known())
     assert time.process_time() - began < 2
     assert len(found[3].parts) > 5000
     assert not classes[:, :, :40].any()
@@ -157,7 +156,7 @@ def test_a_part_far_away_is_taken_out_whichever_way_the_scan_is_stored(turned: O
     grid = turned.grid(GRID)
     axes = [axis for axis in range(3) if turned.flip[axis]]
     stored = np.ascontiguousarray(np.flip(classes.transpose(turned.order), axes))
-    found = misplaced(stored, grid, NAMES, known(), components)
+    found = misplaced(stored, grid, NAMES, known())
     assert (stored == np.flip(expected.transpose(turned.order), axes)).all()
     assert set(found) == {3}
     assert not found[3].alone
@@ -170,7 +169,7 @@ def test_a_part_far_away_is_taken_out_whichever_way_the_scan_is_stored(turned: O
 
 def test_an_organ_that_lies_elsewhere_as_a_whole_stays_and_is_told_of() -> None:
     classes = body(stomach=(45, 40, 10))
-    found = misplaced(classes, GRID, NAMES, known(), components)
+    found = misplaced(classes, GRID, NAMES, known())
     assert (classes == body(stomach=(45, 40, 10))).all()
     assert found[3].alone
 
@@ -179,7 +178,7 @@ def test_an_organ_that_lies_elsewhere_as_a_whole_stays_and_is_told_of() -> None:
 def test_what_lies_as_in_training_or_within_the_margin_is_left_alone(up: int) -> None:
     """Training saw it up to 15 mm higher; 30 mm more are forgiven."""
     classes = body((45, 40, 90 + up))
-    assert misplaced(classes, GRID, NAMES, known(), components) == {}
+    assert misplaced(classes, GRID, NAMES, known()) == {}
     assert (classes == body((45, 40, 90 + up))).all()
 
 
@@ -187,7 +186,7 @@ def test_a_part_that_hangs_together_with_the_organ_is_never_cut() -> None:
     classes = body()
     classes[48:50, 44:46, 5:95] = 3
     before = classes.copy()
-    assert misplaced(classes, GRID, NAMES, known(), components) == {}
+    assert misplaced(classes, GRID, NAMES, known()) == {}
     assert (classes == before).all()
 
 
@@ -195,7 +194,7 @@ def test_nothing_is_said_by_fewer_than_two_anchors() -> None:
     classes = body()
     classes[classes == 2] = 0
     block(classes, 3, (45, 40, 10), 6)
-    assert misplaced(classes, GRID, NAMES, known(), components) == {}
+    assert misplaced(classes, GRID, NAMES, known()) == {}
 
 
 def test_an_organ_of_an_impossible_size_is_no_anchor() -> None:
@@ -204,7 +203,7 @@ def test_an_organ_of_an_impossible_size_is_no_anchor() -> None:
     classes[classes == 2] = 0
     block(classes, 2, (20, 30, 20), 2)
     block(classes, 3, (45, 40, 10), 6)
-    found = misplaced(classes, GRID, NAMES, known(), components)
+    found = misplaced(classes, GRID, NAMES, known())
     assert set(found) == {2}  # it is itself in no place for a spleen
     assert (classes == 3).sum() == 1000 + 216
 

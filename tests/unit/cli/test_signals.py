@@ -144,7 +144,7 @@ def commands(room: Path, out: Path) -> dict[str, tuple[str, str, list[str], str]
         "study": ("zoomseg.study.run", "_scored", ["study", data, "-o", o, *study], GO_ON),
         "export": (
             "zoomseg.export.package",
-            "_network",
+            "_pack",
             ["export", model, "-o", f"{o}/x.zip"],
             f"{o}/x.zip was not written",
         ),

@@ -1,145 +1,136 @@
-"""What is in a package, and which recipes cannot become one."""
+"""What is in a package, and which models cannot become one."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors import numpy as safetensors
 
-from helpers.export_packages import untrained
 from helpers.tiny_dataset import SCHEMA, tiny_recipe
-from zoomseg.backends import onnx_graph
+from helpers.untrained_models import untrained
+from zoomseg.backends.onnx_graph import write_graphs
 from zoomseg.core.errors import ModelError, OutputError, RecipeError
-from zoomseg.export import package
-from zoomseg.export.package import export, manifest, refuse, resolved
+from zoomseg.export import run
+from zoomseg.export.modules import SOURCE, needed_by
+from zoomseg.export.package import export, libraries, pip_line, refuse
+from zoomseg.io import bundle as bundles
 from zoomseg.io.bundle import Bundle
-from zoomseg.recipe import graph
 from zoomseg.recipe.load import load, names
-from zoomseg.recipe.spec import BoxAround, PriorInput, Recipe
-
-SOURCE = Path(package.__file__).parents[1]
+from zoomseg.recipe.spec import Recipe
 
 
-@pytest.fixture
-def bundle(monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """A model whose networks take no time."""
-    monkeypatch.setattr(onnx_graph, "to_onnx", lambda module, *_: type(module).__name__.encode())
+@pytest.fixture(scope="module")
+def model() -> Bundle:
     return untrained(tiny_recipe(together=True), SCHEMA)
 
 
-def test_everything_is_in_it_and_carried_as_it_is(bundle: Bundle, tmp_path: Path) -> None:
-    export(bundle, tmp_path / "new" / "model.zip")
-    with zipfile.ZipFile(tmp_path / "new" / "model.zip") as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    assert files["networks/coarse.onnx"] == files["networks/fine.onnx"] == b"ResEncUNet"
-    for name, content in files.items():
-        if name.endswith(".py") and name != "__main__.py":
-            assert content in (b"", (SOURCE.parent / name).read_bytes()), name
+@pytest.fixture(scope="module")
+def folder(model: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With ONNX graphs, and what a training leaves beside a model."""
+    path = tmp_path_factory.mktemp("trained")
+    bundles.save(model, path)
+    write_graphs(path)
+    (path / "checkpoint.pt").write_bytes(b"large")
+    return path
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_model_and_modules_are_in_it_as_they_are(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "new" / "model.zip")
+    files = contents(tmp_path / "new" / "model.zip")
+    modules = {file.relative_to(SOURCE).as_posix(): file for file in needed_by(run.__name__).modules.values()}
+    weights = {f"model/weights/{file.name}": file for file in (folder / "weights").iterdir()}
+    assert len(weights) == 4
+    own = {"model/model.json": folder / "model.json", "model/README.md": folder / "README.md"}
+    as_it_is = modules | weights | own
+    assert set(files) == {"__main__.py", "README.txt", "model.sha256"} | set(as_it_is)
+    for name, file in as_it_is.items():
+        assert files[name] == file.read_bytes(), name
+    digest = hashlib.sha256(files["model/model.json"]).hexdigest()
+    assert files["model.sha256"].decode() == f"{digest}  model/model.json\n"
+
+
+def test_the_readme_says_what_it_needs_and_what_it_finds(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "model.zip")
+    files = contents(tmp_path / "model.zip")
     readme = files["README.txt"].decode()
     assert "not for diagnosis" in readme
     assert "     7  right kidney" in readme
-    data = json.loads(files["pipeline.json"])
-    assert data["provenance"] == {"seed": 0}
-    assert "not for diagnosis" in data["notice"]
-    assert data["labels"] == {"names": list(SCHEMA.names), "values": [3, 7]}
-    digest = hashlib.sha256(files["pipeline.json"]).hexdigest()
-    assert files["pipeline.sha256"].decode() == f"{digest}  pipeline.json\n"
+    assert pip_line() in readme
+    assert pip_line() == f"pip install {' '.join(sorted(libraries().values()))} openvino"
+    assert {"numpy", "nibabel", "pydantic", "pyyaml"} < set(libraries().values())
+    assert not {"torch", "onnx", "pydicom", "click"} & set(libraries().values())
+    assert repr(libraries()) in files["__main__.py"].decode()
 
 
-def test_the_same_model_gives_the_same_file(bundle: Bundle, tmp_path: Path) -> None:
+def test_the_same_model_gives_the_same_file(folder: Path, tmp_path: Path) -> None:
     for name in ("a.zip", "b.zip"):
-        export(bundle, tmp_path / name)
+        export(folder, tmp_path / name)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
-def test_carried_modules_import_nothing_that_is_not_carried() -> None:
-    runner = sorted(p.relative_to(SOURCE).as_posix() for p in (SOURCE / package.RUNNER).glob("*.py"))
-    carried = {*package.CARRIED, *runner}
-    allowed = {"numpy", "scipy", "nibabel", "openvino", "onnxruntime", *sys.stdlib_module_names}
-    allowed |= {"array_api_compat", "cc3d"}  # inside functions that the runner does not call
-    for file in carried:
-        for module in imported(SOURCE / file):
-            if module.startswith("zoomseg."):
-                place = module.removeprefix("zoomseg.").replace(".", "/")
-                assert place + ".py" in carried or place == package.RUNNER, f"{file} imports {module}"
-            else:
-                assert module.split(".")[0] in allowed, f"{file} imports {module}"
+def test_a_model_without_graphs_gets_them_in_the_package(model: Bundle, folder: Path, tmp_path: Path) -> None:
+    bundles.save(model, tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "model.zip")
+    assert not list((tmp_path / "model").rglob("*.onnx"))  # the model itself is left as it was
+    export(folder, tmp_path / "other.zip")
+    assert contents(tmp_path / "model.zip") == contents(tmp_path / "other.zip")
 
 
-def imported(path: Path) -> list[str]:
-    """All that a module may ever import: what is meant for type checkers alone is not."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    branches = [node for node in tree.body if isinstance(node, ast.If)]
-    checked = [branch for branch in branches if ast.unparse(branch.test) == "TYPE_CHECKING"]
-    skipped = {id(node) for branch in checked for node in ast.walk(branch)}
-    nodes = [node for node in ast.walk(tree) if id(node) not in skipped]
-    plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    return plain + [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+def test_half_stays_half(folder: Path, model: Bundle, tmp_path: Path) -> None:
+    export(folder, tmp_path / "half.zip", half=True)
+    bundles.save(model, tmp_path / "stored", half=True)
+    export(tmp_path / "stored", tmp_path / "again.zip")  # without being asked
+    for name in ("half.zip", "again.zip"):
+        files = contents(tmp_path / name)
+        found = {n: safetensors.load(c) for n, c in files.items() if n.endswith(".safetensors")}
+        assert len(found) == 2
+        real = [t for tensors in found.values() for t in tensors.values() if t.dtype.kind == "f"]
+        assert {t.dtype for t in real} == {np.dtype(np.float16)}
+        named = json.loads(files["model/model.json"])["weights"].values()
+        assert {f"model/{entry['file']}" for entry in named} == set(found)
 
 
-def test_every_label_is_named() -> None:
-    whole = load("flare22-whole-volume")
-    assert isinstance(whole, Recipe)
-    labels = [name for stage in whole.stages if stage.labels != "all" for name in stage.labels]
-    schema = type(SCHEMA).consecutive(dict.fromkeys(labels))
-    made = resolved(graph.expand(whole, schema), schema)
-    for stage in made.stages:
-        assert isinstance(stage.labels, tuple)
-        assert not isinstance(stage.roi, BoxAround) or isinstance(stage.roi.labels, tuple)
-        assert all(isinstance(s.labels, tuple) for s in stage.inputs if isinstance(s, PriorInput))
-    refined = next(stage for stage in made.stages if stage.name.startswith("refine-"))
-    assert isinstance(refined.roi, BoxAround)
-    assert refined.roi.labels == refined.labels
-
-
-def test_halos_are_in_the_manifest(bundle: Bundle) -> None:
-    valid = {"kind": "unet3d", "channels": (4, 8)}
-    recipe = bundle.recipe
-    first = recipe.stages[0]
-    made = type(first).model_validate(
-        first.model_dump()
-        | {
-            "grid": first.grid.model_dump() | {"padding": "valid", "tile": (24, 24, 24)},
-            "network": valid,
-        }
-    )
-    changed = untrained(recipe.model_copy(update={"stages": (made, recipe.stages[1])}), SCHEMA)
-    found = manifest(changed, {"coarse": b"", "fine": b""})["networks"]
-    assert (found["coarse"]["halo"], found["fine"]["halo"]) == ((8, 8, 8), (0, 0, 0))
-
-
-REFUSED = {"valindria2018-small-organs": "atlas prior", "zhou2016-2d-vote": "fusion 'majority_vote'"}
+def test_a_weight_that_half_cannot_hold_is_refused(model: Bundle, tmp_path: Path) -> None:
+    fine = {**model.weights["fine"], "heads.0.bias": np.float32([1e6, 0, 0])}
+    bundles.save(replace(model, weights={**model.weights, "fine": fine}), tmp_path / "model")
+    with pytest.raises(ModelError, match=r"'heads.0.bias' of stage 'fine' is too large for half precision"):
+        export(tmp_path / "model", tmp_path / "model.zip", half=True)
+    assert not (tmp_path / "model.zip").exists()
 
 
 @pytest.mark.parametrize("name", names())
-def test_which_shipped_recipes_can_be_exported(name: str) -> None:
+def test_only_shipped_recipes_with_an_atlas_cannot_be_exported(name: str) -> None:
     recipe = load(name)
     if not isinstance(recipe, Recipe):
-        return  # planned from the data; never with an atlas or a vote
-    if name not in REFUSED:
+        return  # planned from the data; never with an atlas
+    if name != "valindria2018-small-organs":
         refuse(recipe)
         return
-    with pytest.raises(RecipeError, match=REFUSED[name]) as error:
+    with pytest.raises(RecipeError, match=r"needs an atlas prior.*use 'zoomseg predict'") as error:
         refuse(recipe)
-    assert "use 'zoomseg predict'" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_another_suffix_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_another_suffix_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"ends in \.zip"):
-        export(bundle, tmp_path / "model.onnx")
+        export(folder, tmp_path / "model.onnx")
 
 
-def test_weights_of_another_network_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    other = Bundle(
-        bundle.recipe, SCHEMA, ("CT",), {**bundle.weights, "fine": {"x": torch.zeros(1)}}, bundle.provenance
-    )
-    with pytest.raises(ModelError, match="stage 'fine' do not fit"):
-        export(other, tmp_path / "model.zip")
-    assert list(tmp_path.iterdir()) == []
+def test_weights_of_another_network_are_refused(model: Bundle, tmp_path: Path) -> None:
+    other = replace(model, weights={**model.weights, "fine": {"x": torch.zeros(1)}})
+    bundles.save(other, tmp_path / "model")
+    with pytest.raises(ModelError, match="does not fit its network"):
+        export(tmp_path / "model", tmp_path / "model.zip")
+    assert not (tmp_path / "model.zip").exists()

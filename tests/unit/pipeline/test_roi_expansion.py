@@ -13,16 +13,17 @@ from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import Volume
-from zoomseg.pipeline import roi_expansion, stage_input
+from zoomseg.pipeline import stage_input
 from zoomseg.pipeline.cascade import Cascade, Prediction
-from zoomseg.pipeline.roi_expansion import cut_organs, expanded
+from zoomseg.pipeline.roi_expansion import cut_organs, expanded, extended, grown, open_sides, sides_at
 from zoomseg.pipeline.sliding_window import StageNetwork
-from zoomseg.pipeline.uncertainty import Uncertainty, UncertaintyEstimator
+from zoomseg.pipeline.uncertainty import OpenSides, Uncertainty, UncertaintyEstimator
 from zoomseg.recipe.spec import BodyMask, DilatedForeground, FixedShape
 
 RECIPE = tiny_recipe(together=True)
 COARSE, FINE = RECIPE.stages
 GRID = Grid.from_spacing((40, 40, 40), (4.0, 4.0, 4.0))
+CLOSED: OpenSides = ((False, False),) * 3
 
 
 def view_of(region: Region) -> stage_input.StageView:
@@ -38,7 +39,7 @@ def scan() -> stage_input.PreparedScan:
 
 def gathered(view: stage_input.StageView, *voxels: tuple[int, int, int]) -> UncertaintyEstimator:
     """Of a left kidney in these voxels alone."""
-    estimator = UncertaintyEstimator(SCHEMA.names, view.region, roi_expansion.open_sides_of(view, scan()))
+    estimator = UncertaintyEstimator(SCHEMA.names, view.region, open_sides(view.grid, scan().grid))
     probabilities = np.zeros((3, *view.grid.shape), dtype=np.float32)
     probabilities[0] = 1.0
     for at in voxels:
@@ -153,3 +154,24 @@ def test_nothing_is_computed_twice_where_nothing_touches() -> None:
     once, watched = drive(False, True, nothing), drive(True, True, nothing)
     assert watched.records[1].tiles == once.records[1].tiles
     assert watched.records[1].widened == ()
+
+
+def test_beyond_which_sides_the_scan_goes_on() -> None:
+    scan = Grid.from_spacing((20, 20, 20), (1.0, 1.0, 1.0))
+    assert open_sides(scan.with_spacing((3.0, 3.0, 3.0)), scan) == CLOSED
+    crop = scan.crop(Box((0, 3, 5), (20, 20, 15))).with_shape((4, 4, 4))
+    assert open_sides(crop, scan) == ((False, False), (True, False), (True, True))
+
+
+def test_a_box_grows_only_on_the_sides_touched_and_no_farther_than_the_grid() -> None:
+    box, at = Box((10, 2, 10), (30, 30, 30)), np.array([[10, 15, 15], [20, 2, 29]])
+    assert sides_at(at, box) == ((True, False), (True, False), (False, True))
+    expected = Box((5, 0, 10), (30, 30, 35))  # 20 mm are 5 voxels
+    assert grown(box, sides_at(at, box), GRID) == expected
+    assert extended(box, None, at, GRID) == (expected, None)
+
+
+def test_spacings_off_in_the_seventh_digit_do_not_add_a_voxel() -> None:
+    grid = Grid.from_spacing((40, 40, 40), (3.9999999, 4.0000001, 4.0))
+    grew = grown(Box((10, 10, 10), (30, 30, 30)), ((True, True),) * 3, grid)
+    assert grew == Box((5, 5, 5), (35, 35, 35))

@@ -12,9 +12,8 @@ import torch
 from zoomseg.core.arrays import Array
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
-from zoomseg.core.widening import OpenSides
 from zoomseg.pipeline import uncertainty
-from zoomseg.pipeline.uncertainty import Uncertainty, UncertaintyEstimator, region_ends
+from zoomseg.pipeline.uncertainty import OpenSides, Uncertainty, UncertaintyEstimator, region_ends
 
 CLOSED: OpenSides = ((False, False),) * 3
 LABELS = ("liver", "spleen")

@@ -1,1 +1,0 @@
-"""What an exported zip runs: the cascade in numpy, without torch."""

@@ -1,0 +1,38 @@
+"""Python environments of their own, without anything of the one that runs the tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def uv(*arguments: str | Path, environment: Path) -> None:
+    """Run uv for this environment, from the source tree; without it, or an index, the test is skipped."""
+    found = os.environ.get("UV") or shutil.which("uv")
+    if found is None:
+        pytest.skip("uv is not there")
+    place = {**os.environ, "VIRTUAL_ENV": str(environment)}
+    done = subprocess.run([found, *arguments], cwd=ROOT, env=place, capture_output=True, text=True)
+    if re.search(r"dns error|client error|network", done.stderr):
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+
+
+def made(folder: Path, *installed: str | Path) -> Path:
+    """An environment in ``folder / "env"`` with what pip would install by these names."""
+    environment = folder / "env"
+    uv("venv", environment, environment=environment)
+    uv("pip", "install", "--no-compile", *installed, environment=environment)
+    return environment
+
+
+def alone() -> dict[str, str]:
+    """The variables of a shell in which no Python was set up."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
