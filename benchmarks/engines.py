@@ -58,9 +58,10 @@ def tiles_of(model: bundle.Bundle, scan: Path) -> list[Array]:
     device, last = resolve("cpu"), model.recipe.stages[-1]
     seen: list[Array] = []
 
-    def look_on(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        seen.extend(x.numpy()[None].copy() for x in x_BCIJK)
-        answer = torch.zeros(len(x_BCIJK), 1 + len(model.schema.names), *x_BCIJK.shape[2:])
+    def look_on(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
+        seen.extend(x[None].copy() for x in x_BCIJK)
+        shape = (len(x_BCIJK), 1 + len(model.schema.names), *x_BCIJK.shape[2:])
+        answer = np.zeros(shape, dtype=np.float32)
         answer[:, 0] = 1
         return answer
 

@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from zoomseg.backends.compilers import COMPILERS
@@ -81,6 +82,7 @@ def export(model: str | Path, path: Path, half: bool = False) -> None:
         _pack(ready, partial)
 
 
+@cache
 def libraries() -> dict[str, str]:
     """What a package needs beside what computes its networks: name in Python -> name for pip."""
     return distributions(needed_by(run.__name__).libraries)

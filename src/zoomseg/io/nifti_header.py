@@ -1,5 +1,5 @@
 """What a NIfTI header says, and the header that a result on its grid gets. By nibabel's classes, but not by
-its rules: these are written out here, as programs differ in them. Exported models carry this module.
+its rules: these are written out here, as programs differ in them.
 
 Source: the NIfTI-1 standard, https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h.
 """

@@ -92,7 +92,8 @@ def test_it_runs_with_nothing_but_what_is_in_it(
     assert ended == f"0 {archive / 'zoomseg' / '__init__.py'}"
     assert set(libraries.split()) & FOREIGN == set()
     assert set(modules.split()) == set(needed_by(runner.__name__).modules)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.nii.gz", "scan.nii.gz"]
+    left = {path.name for path in tmp_path.iterdir()} - {".ses"}  # of ONNX Runtime
+    assert left == {"labels.nii.gz", "scan.nii.gz"}
     values, grid = read_label_values(tmp_path / "labels.nii.gz")
     image, _ = tiny_case(9)
     expected = Predictor(model, CPU).predict(Case("x", image)).labels
