@@ -144,4 +144,6 @@ def test_hooks_run_in_the_projects_own_environment() -> None:
 
 
 def test_the_wheel_holds_the_package_alone() -> None:
-    assert SETTINGS["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["src/zoomseg"]}
+    """And what the hook takes from another (``hatch_build.py``)."""
+    expected = {"packages": ["src/zoomseg"], "hooks": {"custom": {}}}
+    assert SETTINGS["tool"]["hatch"]["build"]["targets"]["wheel"] == expected
