@@ -10,12 +10,12 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Index3, Orientation, Vector3
 from zoomseg.core.morphology import largest_component
+from zoomseg.core.region import class_boxes
 from zoomseg.datasets.advice import Advice, advise, hounsfield
 from zoomseg.datasets.layouts import Dataset
 
@@ -239,16 +239,15 @@ def _organs_in(case: Case) -> dict[str, _Seen]:
     classes, spacing = labels.data, np.array(labels.grid.spacing_mm)
     darkest = float(image.min())
     found: dict[str, _Seen] = {}
-    for number, box in enumerate(ndimage.find_objects(classes), start=1):
-        name = labels.schema.names[number - 1]
-        if box is None or (case.annotated is not None and name not in case.annotated):
-            continue
-        low, high = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
-        inside = classes[box] == number
+    names = labels.schema.names
+    drawn = [n for n, name in enumerate(names, start=1) if case.annotated is None or name in case.annotated]
+    for number, box in class_boxes(classes, drawn).items():
+        low, high = np.array(box.start), np.array(box.stop)
+        inside = classes[box.slices] == number
         voxels = int(np.count_nonzero(inside))
-        intensities = image[box][inside]
+        intensities = image[box.slices][inside]
         across = np.average(np.arange(low[0], high[0]) + 0.5, weights=inside.sum(axis=(1, 2)))
-        found[name] = _Seen(
+        found[names[number - 1]] = _Seen(
             voxels * labels.grid.voxel_volume_ml,
             as_vector((high - low) * spacing),
             as_vector((low + high) / 2 / np.array(classes.shape)),
