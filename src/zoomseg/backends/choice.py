@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from zoomseg.backends.compilers import COMPILERS, BackendError, Compiler
-from zoomseg.backends.device import cuda_is_available
+from zoomseg.backends.device import cuda_is_available, has_gpu_driver
 from zoomseg.core.errors import ModelError, quoted
-from zoomseg.core.extras import installed
+from zoomseg.core.extras import how_to_install, installed
 from zoomseg.io.bundle import Bundle
 
 Backend: TypeAlias = Compiler | Literal["torch"]
@@ -19,8 +19,8 @@ BACKENDS: tuple[Backend, ...] = (*get_args(Compiler), "torch")
 @dataclass(frozen=True)
 class Choice:
     backend: Backend
-    reason: str
-    """For people: why this one."""
+    note: str = ""
+    """What whoever chose ``auto`` should know."""
 
 
 def choose(name: str, device: str, models: Sequence[Bundle]) -> Choice:
@@ -40,7 +40,8 @@ def choose(name: str, device: str, models: Sequence[Bundle]) -> Choice:
         device == "auto" and name in ("auto", "torch") and cuda_is_available()
     )
     if name == "auto":
-        return _fastest(on_gpu, models)
+        found = _fastest(on_gpu, models)
+        return found if device == "auto" else Choice(found.backend)
     if name == "torch":
         return _torch("it was asked for")
     if on_gpu:
@@ -51,7 +52,7 @@ def choose(name: str, device: str, models: Sequence[Bundle]) -> Choice:
     lacking = _without_graphs(models)
     if lacking is not None:
         raise ModelError(f"model {lacking} has no ONNX graphs, which backend '{name}' needs; use torch")
-    return Choice(compiler, "it was asked for")
+    return Choice(compiler)
 
 
 def _fastest(on_gpu: bool, models: Sequence[Bundle]) -> Choice:
@@ -62,16 +63,24 @@ def _fastest(on_gpu: bool, models: Sequence[Bundle]) -> Choice:
         return _torch(f"model {lacking} has no ONNX graphs")
     for compiler in COMPILERS:
         if installed(compiler):
-            return Choice(compiler, "the fastest of what is installed on a CPU")
+            return Choice(compiler, _idle_gpu())
     return _torch(f"neither {' nor '.join(COMPILERS)} is installed")
+
+
+def _idle_gpu() -> str:
+    """What is missing to use a GPU that is there, if anything is."""
+    if installed("torch") or not has_gpu_driver():
+        return ""
+    lacking = "PyTorch, which would use it, is not installed"
+    return f"a GPU seems to be here, and {lacking}: {how_to_install('torch')}"
 
 
 def _torch(reason: str) -> Choice:
     if not installed("torch"):
         others = "" if reason == "it was asked for" else f" ({reason})"
-        instead = "openvino" if reason.startswith("neither") else "torch"
-        raise BackendError(f"torch is needed{others}, and not installed; install: pip install {instead}")
-    return Choice("torch", reason)
+        instead = "pip install openvino" if reason.startswith("neither") else how_to_install("torch")
+        raise BackendError(f"torch is needed{others}, and not installed; install: {instead}")
+    return Choice("torch")
 
 
 def _without_graphs(models: Sequence[Bundle]) -> str | None:

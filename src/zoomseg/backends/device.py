@@ -154,14 +154,14 @@ def resolve(name: str) -> Device:
 def cuda_is_available() -> bool:
     """Whether torch has a GPU to compute on. Torch, which takes seconds to load, is asked only where there is
     a driver."""
-    if importlib.util.find_spec("torch") is None or not _has_cuda_driver():
+    if importlib.util.find_spec("torch") is None or not has_gpu_driver():
         return False
     import torch
 
     return torch.cuda.is_available()
 
 
-def _has_cuda_driver() -> bool:
+def has_gpu_driver() -> bool:
     try:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:

@@ -37,7 +37,7 @@ def load_predictor(
         max_vram: the same of GPU memory.
         any_scan: whether scans that are plainly unlike those of the training are segmented, too.
         backend: what computes the networks: ``auto``, or one of ``backends.choice.BACKENDS``.
-        on_warning: is told of every atlas that is dropped.
+        on_warning: is told of every atlas that is dropped, and of a GPU that lies idle.
         on_registration: registration takes many seconds for each atlas.
 
     Raises:
@@ -73,9 +73,11 @@ def ready_predictor(
 ) -> Predictor:
     """``load_predictor`` of models that are in memory."""
     name = device if isinstance(device, str) else device.kind
-    chosen = choose(backend, name, (model, *others)).backend
+    chosen = choose(backend, name, (model, *others))
+    if chosen.note:
+        on_warning(chosen.note)
     if isinstance(device, str):
-        device = devices.resolve(device if chosen == "torch" else "cpu")
+        device = devices.resolve(device if chosen.backend == "torch" else "cpu")
     atlas_of = atlas_priors.of_model(model, on_warning, on_registration)
     limits = MemoryLimits(device, max_ram, max_vram)
-    return Predictor(model, device, atlas_of, limits, others, any_scan, chosen)
+    return Predictor(model, device, atlas_of, limits, others, any_scan, chosen.backend)

@@ -35,7 +35,7 @@ def test_a_gpu_has_data_beside_its_networks_and_others_to_make_batches(
 
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(device_module, "_has_cuda_driver", lambda: True)
+    monkeypatch.setattr(device_module, "has_gpu_driver", lambda: True)
 
 
 @pytest.mark.parametrize("name", ["tpu", "cudas", "cuda:one", "cuda:-1", "cpu:0", ""])
