@@ -26,7 +26,7 @@ MAX_REMARK_BYTES = 1 << 16
 """Of what is never looked at: comments, keys with values, unknown fields."""
 
 INT = r"\d{1,10}"
-REAL = r"[-+]?(?:\d{1,40}\.?\d{0,40}|\.\d{1,40})(?:[eE][-+]?\d{1,2})?"
+REAL = r"[-+]?(?:\d{1,40}\.?\d{0,40}|\.\d{1,40})(?:[eE](?:\+?\d{1,2}|-\d{1,3}))?"
 UNKNOWN = rf"{REAL}|nan"
 TRUTH = r"true|false|0|1"
 VECTOR = rf"\(\s*{REAL}(?:\s*,\s*{REAL}){{0,7}}\s*\)"

@@ -33,12 +33,12 @@ def read_voxels(path: Path, header: ItkHeader) -> AnyArray:
         file.seek(place.begin)
         _skip_lines(file, place.skip_lines)
         match place.packing:
-            case "text" | "hex":
+            case "text":
                 file.seek(place.skip_bytes, os.SEEK_CUR)
-                text = file.read().decode("ascii")
-                if place.packing == "text":
-                    return _from_text(path, header, text)
-                stream: Any = io.BytesIO(bytes.fromhex(text))
+                return _from_text(path, header, file)
+            case "hex":
+                file.seek(place.skip_bytes, os.SEEK_CUR)
+                stream: Any = io.BytesIO(bytes.fromhex(file.read().decode("ascii")))
             case "raw":
                 from_end = place.skip_bytes < 0
                 file.seek(-size if from_end else place.skip_bytes, os.SEEK_END if from_end else os.SEEK_CUR)
@@ -50,10 +50,14 @@ def read_voxels(path: Path, header: ItkHeader) -> AnyArray:
 
 
 def text_bytes(header: ItkHeader) -> int:
-    """How much memory reading takes beside the voxels: text is read as a whole."""
-    if header.place.packing not in ("text", "hex"):
-        return 0
-    return 2 * header.place.file.stat().st_size + 8 * math.prod(header.shape)
+    """How much memory reading takes beside the voxels, where they are written in digits."""
+    match header.place.packing:
+        case "text":
+            return 8 * math.prod(header.shape)
+        case "hex":
+            return 2 * header.place.file.stat().st_size
+        case _:
+            return 0
 
 
 def _skip_lines(file: BinaryIO, count: int) -> None:
@@ -75,11 +79,10 @@ def _inflated(file: BinaryIO, place: Place) -> Any:
     return inflate.Inflated(file, igzip_lib.DECOMP_ZLIB if zlib else igzip_lib.DECOMP_GZIP)
 
 
-def _from_text(path: Path, header: ItkHeader, text: str) -> AnyArray:
+def _from_text(path: Path, header: ItkHeader, file: BinaryIO) -> AnyArray:
     """Numbers with white space between."""
     count, dtype = math.prod(header.shape), header.dtype.newbyteorder("=")
-    wide = np.dtype(f"{dtype.kind}8")
-    found = np.fromstring(text, wide, count, sep=" ")
+    found = np.fromfile(file, f"{dtype.kind}8", count, sep=" ")
     if found.size < count:
         raise ScanError(f"{path}: truncated; {found.size} of {count} voxels are there")
     values = found.astype(dtype)

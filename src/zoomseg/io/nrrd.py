@@ -249,7 +249,9 @@ def _in_world(path: Path, fields: dict[str, str], domain: Sequence[int]) -> tupl
     if not ("space" in fields or "space dimension" in fields):
         raise ScanError(f"{path}: the header gives a place in space, but not which space; repair the header")
     if int(fields.get("space dimension", len(domain))) != len(domain):
-        raise ScanError(f"{path}: {len(domain)} axes lie in a space of {fields['space dimension']} dimensions")
+        raise ScanError(
+            f"{path}: {len(domain)} axes lie in a space of {fields['space dimension']} dimensions"
+        )
     signs = np.array([*_PATIENT.get(fields.get("space", "").lower(), (1, 1)), 1])
     said = _by_axis(path, fields, "space directions", "none")
     unsized = "space directions" not in fields

@@ -1,4 +1,4 @@
-"""No header of a NRRD or MetaImage file reaches ITK unchecked: its parsers end the process at some."""
+"""What headers of NRRD and MetaImage files say, and what no header may say."""
 
 from __future__ import annotations
 
@@ -368,11 +368,13 @@ for path in sys.argv[1:]:
 
 
 def test_no_mutated_header_ends_the_process(tmp_path: Path) -> None:
-    """In a process of its own, as ITK's end would be ours."""
+    """In a process of its own, whose end would be ours."""
     rng = random.Random(0)
     files = []
     for n in range(300):
-        write, fields, known = rng.choice([(nrrd, NRRD, nrrd_format.FIELDS), (meta, META, metaimage_format.FIELDS)])
+        write, fields, known = rng.choice(
+            [(nrrd, NRRD, nrrd_format.FIELDS), (meta, META, metaimage_format.FIELDS)]
+        )
         changed = {
             name: rng.choice([*ODD, *fields.values()])
             for name in rng.sample(sorted(known), rng.choice([1, 2]))
