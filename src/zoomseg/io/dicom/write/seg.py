@@ -33,8 +33,10 @@ from pydicom.valuerep import format_number_as_ds
 from zoomseg.anatomy.codes import PRIVATE_SCHEME, Code, coded, short_text
 from zoomseg.anatomy.colours import organ_colour
 from zoomseg.core.errors import ScanError
+from zoomseg.core.extras import how_to_install
 from zoomseg.core.geometry import GEOMETRY_TOLERANCE_VOX, FloatArray, Grid
 from zoomseg.core.volume import LabelMap
+from zoomseg.io.dicom.read.pixel_storage import lacks_gdcm
 from zoomseg.io.dicom.read.references import require_drawn_on
 from zoomseg.io.dicom.read.structures import Indices, Structures, unused_name
 from zoomseg.io.dicom.series import DicomSeries
@@ -388,7 +390,8 @@ def _decoded(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
     except (NotImplementedError, ValueError):
         readable = False
     if not readable:
-        raise ScanError(f"{path}: its frames are stored as {way}, which is not read; {todo}")
+        install = f"{how_to_install('gdcm')}, or " if lacks_gdcm(syntax) else ""
+        raise ScanError(f"{path}: its frames are stored as {way}, which is not read; {install}{todo}")
     try:
         yield from iter_pixels(dataset, raw=True)
     except Exception as error:  # decoders of hostile bytes fail in any way they like

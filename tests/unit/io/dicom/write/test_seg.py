@@ -14,8 +14,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders import JPEGLosslessSV1Decoder
 from pydicom.sr.codedict import codes
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, JPEGLosslessSV1, RLELossless
 
 from helpers.dicom_annotations import ORGANS, ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
 from zoomseg.anatomy.colours import organ_colour
@@ -411,6 +412,21 @@ def test_frames_stored_in_a_way_that_is_not_read_are_refused_by_its_name(
     assert text.startswith(f"{written}: its frames")
     assert all(part in text for part in (f"stored as {way}", why, "convert it to an uncompressed file"))
     assert "damaged, truncated" not in text
+
+
+def test_without_gdcm_its_extra_is_named(
+    written: Path, series: DicomSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lossless(dataset: Dataset) -> None:
+        dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+        dataset.PixelData = encapsulate([b"x"] * dataset.NumberOfFrames)
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = True
+
+    path = spoiled(written, lossless)
+    monkeypatch.delitem(JPEGLosslessSV1Decoder._available, "gdcm")
+    with pytest.raises(ScanError, match=r"is not read; pip install 'zoomseg\[dicom-extra\]', or convert it"):
+        read_seg(path, series)
 
 
 def test_the_order_of_bytes_is_not_guessed(written: Path, series: DicomSeries) -> None:
