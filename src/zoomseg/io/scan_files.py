@@ -98,7 +98,7 @@ def find_scans(
     count from 0000; every other file is a case of its own.
 
     A folder without such files, a zip or a DICOM file is searched for DICOM series, folders and zips in it
-    included. Each is a case (see ``io.dicom.read.series_discovery.case_names``); those that cannot be used,
+    included. Each is a case (see ``io.dicom.read.series_names.case_names``); those that cannot be used,
     too.
 
     Args:
@@ -163,7 +163,8 @@ def _dicom_beside(folder: Path) -> bool:
 
 
 def _dicom_scans(path: Path, on_note: Callable[[str], None]) -> list[ScanInput]:
-    from zoomseg.io.dicom.read.series_discovery import case_names, find_series
+    from zoomseg.io.dicom.read.series_discovery import find_series
+    from zoomseg.io.dicom.read.series_names import case_names
 
     found = find_series(path)
     names = case_names(path, found)
