@@ -45,7 +45,7 @@ COMMANDS = (
         "zoomseg.cli.training_display",
         "zoomseg.cli.prediction_display",
     ),
-    *("zoomseg.export.run", "fuzzing.packages", "SimpleITK"),
+    *("zoomseg.export.run", "fuzzing.packages"),
 )
 """Modules that commands import, so that a new child need not."""
 

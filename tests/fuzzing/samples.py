@@ -33,7 +33,7 @@ from zoomseg.io.dicom.read.series_discovery import the_series
 from zoomseg.io.dicom.write.rtstruct import write_rtstruct
 from zoomseg.io.dicom.write.seg import write_seg
 from zoomseg.io.files import write_json_atomic
-from zoomseg.io.scans import itk_image, write_image, write_labels
+from zoomseg.io.scans import write_array, write_image, write_labels
 from zoomseg.recipe import load
 
 CASES = 2
@@ -72,9 +72,10 @@ class Samples:
         first, second = nib.Nifti1Image(voxels, affine), nib.Nifti2Image(voxels, affine)
         first.set_qform(affine, code=1)
         found = {"nifti1": {"scan.nii": first.to_bytes()}, "nifti2": {"scan.nii": second.to_bytes()}}
-        short = itk_image(voxels.astype(np.int16), image.grid)
-        for kind, packed in (("nrrd", True), ("mha", True), ("mhd", False)):
-            sitk.WriteImage(short, str(folder / f"scan.{kind}"), useCompression=packed)
+        for kind in ("nrrd", "mha"):
+            write_array(folder / f"scan.{kind}", voxels.astype(np.int16), image.grid)
+        sitk.WriteImage(sitk.ReadImage(str(folder / "scan.mha")), str(folder / "scan.mhd"))
+        for kind in ("nrrd", "mha", "mhd"):
             found[kind] = {f"scan.{kind}": (folder / f"scan.{kind}").read_bytes()}
         found["mhd"]["scan.raw"] = (folder / "scan.raw").read_bytes()
         return found

@@ -76,7 +76,7 @@ def test_the_help_of_every_command_is_light(command: str) -> None:
 
 
 def test_prediction_does_not_wait_for_what_it_does_not_use() -> None:
-    """SimpleITK is for NRRD and MHA, blosc2 and TensorBoard for training, the others for reports."""
+    """blosc2 and TensorBoard are for training, the others for reports."""
     loaded = imported_by(
         "from zoomseg.cli.main import main; main(['predict', 'nowhere.nii.gz', '-o', 'nowhere'])"
     )

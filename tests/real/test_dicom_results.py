@@ -19,10 +19,12 @@ from matplotlib.path import Path as Polygon
 from helpers import dciodvfy
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
+from zoomseg.io.dicom.read.rtstruct import read_rtstruct
+from zoomseg.io.dicom.read.seg import read_seg
 from zoomseg.io.dicom.read.series_discovery import the_series
 from zoomseg.io.dicom.series import DicomSeries
-from zoomseg.io.dicom.write.rtstruct import read_rtstruct, write_rtstruct
-from zoomseg.io.dicom.write.seg import read_seg, write_seg
+from zoomseg.io.dicom.write.rtstruct import write_rtstruct
+from zoomseg.io.dicom.write.seg import write_seg
 
 DATA = os.environ.get("ZOOMSEG_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="ZOOMSEG_DATA is not set: no real data on this machine")

@@ -19,12 +19,13 @@ from zoomseg.anatomy.codes import short_text
 from zoomseg.core.errors import DatasetError, LabelError, OutputError, ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.sides import name_meaning, name_tokens
+from zoomseg.io.dicom.read import rtstruct, seg
 from zoomseg.io.dicom.read.object_header import Other
 from zoomseg.io.dicom.read.references import series_of
-from zoomseg.io.dicom.read.series_discovery import Found, Stack, case_names, find_series
+from zoomseg.io.dicom.read.series_discovery import Found, Stack, find_series
+from zoomseg.io.dicom.read.series_names import case_names
 from zoomseg.io.dicom.read.structures import Indices, Structures
 from zoomseg.io.dicom.read.voxels import read_volume
-from zoomseg.io.dicom.write import rtstruct, seg
 from zoomseg.io.files import reading, writable_directory, write_json_atomic
 from zoomseg.io.scans import write_array, write_labels
 

@@ -73,9 +73,8 @@ def why_unreadable(path: Path) -> str | None:
 
 
 def reason_of(error: Exception) -> str:
-    """The telling end of a library's message in one line; ITK puts source lines and addresses before it."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.split(r"\[nrrd\] |ITK ERROR: \w+\(0x\w+\): ", text)[-1][:160]
+    """A library's message in one line."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:160]
 
 
 @contextmanager

@@ -252,18 +252,23 @@ def _disagreements(grids: dict[str, Grid], fields: Any, unit: float) -> Iterator
 
 
 def read_voxels(path: Path, header: NiftiHeader, stream: BinaryIO) -> AnyArray:
-    """Voxels as stored, in the machine's byte order, first axis fastest. No more is read, or inflated, than
-    the header promises, whatever else the file holds.
+    """Voxels as stored (see ``filled``), of a stream that begins with their header."""
+    stream.seek(header.offset)
+    return filled(path, header.shape, header.dtype, stream)
+
+
+def filled(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any) -> AnyArray:
+    """Voxels as stored, from where a stream stands, in the machine's byte order, first axis fastest. No more
+    is read, or inflated, than the header promises, whatever else the file holds.
 
     Raises:
         ScanError: fewer are there.
     """
-    raw = np.empty(header.shape, header.dtype, order="F")
+    raw = np.empty(shape, dtype, order="F")
     view = raw.reshape(-1, order="F").view(np.uint8).data
-    stream.seek(header.offset)
     done = 0
     while done < len(view):
-        count = stream.readinto(view[done : done + _PIECE_BYTES])  # type: ignore[attr-defined]
+        count = stream.readinto(view[done : done + _PIECE_BYTES])
         if not count:
             raise ScanError(f"{path}: truncated; {done} of {len(view)} bytes of voxels are there")
         done += count

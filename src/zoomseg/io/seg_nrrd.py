@@ -5,8 +5,6 @@ nor colours; viewers take them from a colour table beside it.
 Source: https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html (and ``colors``).
 """
 
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -18,8 +16,8 @@ from zoomseg.core.geometry import Box
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import class_boxes
 from zoomseg.core.volume import LabelMap
-from zoomseg.io.files import atomic_path, reason_of, writable_directory, write_text_atomic
-from zoomseg.io.scans import itk_image
+from zoomseg.io import nrrd
+from zoomseg.io.files import atomic_path, writable_directory, write_text_atomic
 
 SUFFIX = ".seg.nrrd"
 COLOUR_TABLE = "labels.ctbl"
@@ -41,22 +39,15 @@ def write_segmentation(path: Path, labels: LabelMap, organs: Iterable[str] | Non
         OutputError: another suffix, or the file cannot be written.
         LabelError: an organ that the schema does not know.
     """
-    import SimpleITK as sitk  # noqa: N813
-
     if not path.name.endswith(SUFFIX):
         raise OutputError(f"{path}: a segmentation for 3D Slicer must be called <name>{SUFFIX}")
     chosen = labels.schema.names if organs is None else labels.schema.select(organs)
     classes = labels.data
     boxes = class_boxes(classes, (labels.schema.class_of(organ) for organ in chosen))
-    image = itk_image(labels.schema.decode(classes), labels.grid)
-    for key, value in _header(labels.schema, chosen, boxes):
-        image.SetMetaData(key, value)
+    keys = _header(labels.schema, chosen, boxes)
     writable_directory(path.parent)
     with atomic_path(path) as partial:
-        try:
-            sitk.WriteImage(image, str(partial), useCompression=True)
-        except RuntimeError as error:
-            raise OutputError(f"{path}: cannot be written ({reason_of(error)})") from error
+        nrrd.save(partial, labels.schema.decode(classes), labels.grid, keys)
 
 
 def _header(schema: LabelSchema, organs: Iterable[str], boxes: dict[int, Box]) -> Iterator[tuple[str, str]]:

@@ -8,9 +8,11 @@ from typing import BinaryIO, Literal
 
 from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.decoders.gdcm import DECODER_DEPENDENCIES as GDCM_SYNTAXES
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from zoomseg.core.errors import ScanError
+from zoomseg.core.extras import how_to_install
 from zoomseg.io.dicom.read.archive import Source
 from zoomseg.io.dicom.tags import number, text
 
@@ -102,7 +104,17 @@ def read_pixels(
 
 
 def unread_syntax(uid: UID) -> str:
-    return f"its transfer syntax {uid.name[:64]} is not read; convert it to an uncompressed DICOM file"
+    """Why voxels of a transfer syntax are not read, and what helps."""
+    name, todo = uid.name[:64], "convert it to an uncompressed DICOM file"
+    if lacks_gdcm(uid):
+        install = how_to_install("gdcm")
+        return f"its transfer syntax {name} is read by GDCM, which is not installed: {install}, or {todo}"
+    return f"its transfer syntax {name} is not read; {todo}"
+
+
+def lacks_gdcm(uid: UID) -> bool:
+    """Whether GDCM would read a transfer syntax, and is not there."""
+    return uid in GDCM_SYNTAXES and "gdcm" not in get_decoder(uid).available_plugins
 
 
 def _has_decoder(uid: UID) -> bool:

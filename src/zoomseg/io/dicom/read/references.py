@@ -14,15 +14,11 @@ from pydicom.dataset import Dataset
 from zoomseg.anatomy.codes import short_text
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.archive import Source
+from zoomseg.io.dicom.read.derived_objects import MAX_OBJECT_BYTES
 from zoomseg.io.dicom.read.series_discovery import Stack
 from zoomseg.io.dicom.series import DicomSeries, plain
 from zoomseg.io.dicom.tags import text
-from zoomseg.io.dicom.write.derived_objects import (
-    MAX_OBJECT_BYTES,
-    frame_of_reference_uid,
-    series_uid,
-    study_uid,
-)
+from zoomseg.io.dicom.uids import frame_of_reference_uid, series_uid, study_uid
 from zoomseg.io.files import reading
 
 _TAGS = (

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from zoomseg.io.dicom.read.object_header import (
 from zoomseg.io.dicom.read.series_splitting import at_one_place, by_geometry, by_identity, by_phase
 from zoomseg.io.dicom.read.slice_geometry import Placement, is_complete, place
 from zoomseg.io.dicom.series import DicomSeries
-from zoomseg.io.dicom.write.derived_objects import notes_on_identity
+from zoomseg.io.dicom.uids import notes_on_identity
 from zoomseg.io.header_limits import MAX_VOXELS
 
 LOOKED_AT = 1000
@@ -133,17 +133,13 @@ def find_series(path: Path, objects: Container[str] = ()) -> Found:
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder")
     met = _read_objects(path, objects)
-    volumes = [
-        volume
-        for uid, images in met.images.items()
-        for volume in _of_series(path, images, met.damaged.get(uid, []))
-    ]
-    stacks = [stack for some, _, _ in volumes for stack in some]
+    stacks, refused, left_out = _all_volumes(path, met)
     lost, lone = _without_images(met)
-    refused = [refusal for _, some, _ in volumes for refusal in some] + lost
+    refused += lost
     notes = [f"{path}: {_count(number, kind)} left out" for kind, number in sorted(met.others.items())]
-    notes += [note for _, _, some in volumes for note in some]
-    notes += _stray_notes(path, met.strays) if volumes or lost or lone else []
+    notes += left_out
+    if met.images or lost or lone:
+        notes += _stray_notes(path, met.strays)
     if not (stacks or refused or met.wanted) and (lone or notes):
         raise ScanError(lone[0].reason if lone else _no_volume(path, notes))
     notes += [f"{broken.reason}; left out" for broken in lone]
@@ -223,6 +219,17 @@ def _no_volume(path: Path, notes: Sequence[str]) -> str:
 
 _Volumes = tuple[list[Stack], list[Refused], list[str]]
 """Volumes, what is refused, and notes on what was left out."""
+
+
+def _all_volumes(path: Path, met: _Objects) -> _Volumes:
+    """What becomes of all images."""
+    stacks, refused, notes = [], [], []
+    for uid, images in met.images.items():
+        for made, failed, left_out in _of_series(path, images, met.damaged.get(uid, [])):
+            stacks += made
+            refused += failed
+            notes += left_out
+    return stacks, refused, notes
 
 
 def _of_series(path: Path, images: list[Image], broken: list[Damaged]) -> list[_Volumes]:
@@ -355,50 +362,3 @@ def _value_notes(stored: Sequence[StoredSlice], modality: str) -> list[str]:
             "pixel padding has a value that tissue may have; taken as padding only up from a slice's edge"
         )
     return notes
-
-
-# --- names ----------------------------------------------------------------------------------------
-
-
-def base_name(path: Path) -> str:
-    """``a/knee`` -> ``knee``, ``knee.zip`` -> ``knee``."""
-    name = path.resolve().name
-    return Path(name).stem if is_zip(path) or path.suffix.lower() in (".dcm", ".ima") else name
-
-
-def case_names(path: Path, found: Found) -> tuple[str, ...]:
-    """A name for each of ``found``'s stacks, then for each refused series; all different.
-
-    A single series is called like the folder or zip. Of several, each has its series number behind that.
-    Where several studies lie in one folder, each is called like the folder or zip in it that holds it.
-    """
-    series = [(s.series.study_uid, s.series.number, tuple(p.source for p in s.stored)) for s in found.stacks]
-    series += [(r.study_uid, r.number, r.sources) for r in found.refused]
-    several = len({study for study, _, _ in series}) > 1
-    plain = [_entry(path, sources) if several else base_name(path) for _, _, sources in series]
-    often = Counter(plain)
-    wanted = [
-        name if often[name] == 1 else f"{name}_{number if number is not None else 'x'}"
-        for name, (_, number, _) in zip(plain, series, strict=True)
-    ]
-    return tuple(_all_different(wanted))
-
-
-def _all_different(wanted: Sequence[str]) -> Iterator[str]:
-    """Names; those that are there several times are numbered."""
-    often, taken = Counter(wanted), set(wanted)
-    numbers: dict[str, Iterator[int]] = defaultdict(lambda: count(1))
-    for name in wanted:
-        if often[name] == 1:
-            yield name
-            continue
-        new = next(n for number in numbers[name] if (n := f"{name}_{number}") not in taken)
-        taken.add(new)
-        yield new
-
-
-def _entry(path: Path, sources: Iterable[Source]) -> str:
-    """The folder or zip directly in ``path`` that holds all ``sources``; else ``path`` itself."""
-    entries = {s.path.relative_to(path).parts[0] for s in sources} if path.is_dir() else set()
-    entry = path / entries.pop() if len(entries) == 1 else path
-    return base_name(entry) if entry.is_dir() or is_zip(entry) else base_name(path)

@@ -1,14 +1,13 @@
-"""RTSTRUCT: label maps as contours in patient coordinates, slice by slice, and back.
+"""RTSTRUCT: label maps as contours in patient coordinates, slice by slice.
 
 Contours are closed and planar, in LPS+ millimetres, one polygon per connected part in a slice; holes are cut
-out by keyholes (see ``io.dicom.contours``, which also says how several contours in a slice are read).
+out by keyholes (see ``io.dicom.contours``).
 """
 
 # mypy: allow-untyped-calls
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -20,35 +19,15 @@ from pydicom.uid import UID, ImplicitVRLittleEndian, RTStructureSetStorage
 
 from zoomseg.anatomy.codes import coded, short_text
 from zoomseg.anatomy.colours import organ_colour
-from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.core.volume import LabelMap
-from zoomseg.io.dicom.contours import MAX_IN_SLICE, drawn_mask, outlines, xor_mask
-from zoomseg.io.dicom.read.references import require_drawn_on
-from zoomseg.io.dicom.read.slice_interpolation import InSlice, between
-from zoomseg.io.dicom.read.structures import Indices, Structures, unused_name
+from zoomseg.io.dicom import coordinates, uids
+from zoomseg.io.dicom.contours import outlines
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.write import derived_objects
-from zoomseg.io.files import reading
 
-KINDS = {str(RTStructureSetStorage): "RTSTRUCT"}
-"""SOP classes that are read."""
-
-PLANE_TOLERANCE = 0.2
-"""A contour whose points lie further than so many slice distances off a slice is refused."""
-
-MAX_STRUCTURES = 2_000
-MAX_CONTOURS = 500_000
-MAX_POINTS = 2_000_000
-"""More points in one contour are refused."""
-
-_XOR = "CLOSEDPLANAR_XOR"
-_CLOSED = ("CLOSED_PLANAR", _XOR)
 _CONTOUR_DATA = Tag("ContourData")
 _DECIMALS = 4  # a ten-thousandth of a millimetre; with it every coordinate fits into sixteen characters
-
-
-# --- writing --------------------------------------------------------------------------------------
 
 
 def write_rtstruct(path: Path, labels: LabelMap, series: DicomSeries, model: str, version: str = "") -> bool:
@@ -104,7 +83,7 @@ def _header(series: DicomSeries, model: str, version: str) -> Dataset:
     dataset.StructureSetDescription = "Organs found by a neural network, not reviewed"
     dataset.StructureSetDate, dataset.StructureSetTime = dataset.SeriesDate, dataset.SeriesTime
     dataset.ApprovalStatus = "UNAPPROVED"
-    dataset.FrameOfReferenceUID = derived_objects.frame_of_reference_uid(series)
+    dataset.FrameOfReferenceUID = uids.frame_of_reference_uid(series)
     dataset.PositionReferenceIndicator = ""
     dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(series)]
     return dataset
@@ -112,15 +91,15 @@ def _header(series: DicomSeries, model: str, version: str) -> Dataset:
 
 def _frame_of_reference(series: DicomSeries) -> Dataset:
     images, study, frame = Dataset(), Dataset(), Dataset()
-    frame.FrameOfReferenceUID = derived_objects.frame_of_reference_uid(series)
-    images.SeriesInstanceUID = derived_objects.series_uid(series)
+    frame.FrameOfReferenceUID = uids.frame_of_reference_uid(series)
+    images.SeriesInstanceUID = uids.series_uid(series)
     images.ContourImageSequence = derived_objects.instance_items(series)
     if not images.ContourImageSequence:  # rather no reference than one that is empty
         return frame
     study.ReferencedSOPClassUID = UID(
         "1.2.840.10008.3.1.2.3.1"
     )  # a retired class, but the field must be there
-    study.ReferencedSOPInstanceUID = derived_objects.study_uid(series)
+    study.ReferencedSOPInstanceUID = uids.study_uid(series)
     study.RTReferencedSeriesSequence = [images]
     frame.RTReferencedStudySequence = [study]
     return frame
@@ -129,7 +108,7 @@ def _frame_of_reference(series: DicomSeries) -> Dataset:
 def _roi(number: int, name: str, series: DicomSeries, model: str) -> Dataset:
     roi = Dataset()
     roi.ROINumber = number
-    roi.ReferencedFrameOfReferenceUID = derived_objects.frame_of_reference_uid(series)
+    roi.ReferencedFrameOfReferenceUID = uids.frame_of_reference_uid(series)
     roi.ROIName = short_text(name)
     roi.ROIGenerationAlgorithm = "AUTOMATIC"
     roi.ROIGenerationDescription = short_text(f"ZoomSeg {model}")
@@ -168,7 +147,7 @@ def _contour(number: int, polygon: FloatArray, k: int, grid: Grid, reference: Da
     contour.ContourNumber = number
     contour.ContourGeometricType = "CLOSED_PLANAR"
     contour.NumberOfContourPoints = len(polygon)
-    points = derived_objects.lps(grid.world(np.column_stack([polygon, np.full(len(polygon), k)])))
+    points = coordinates.lps(grid.world(np.column_stack([polygon, np.full(len(polygon), k)])))
     # Adding zero makes -0.0 a plain zero.
     text = [f"{c:.{_DECIMALS}f}" for c in (points.round(_DECIMALS) + 0.0).ravel().tolist()]
     # Converted already: pydicom would check a million numbers one by one.
@@ -176,159 +155,3 @@ def _contour(number: int, polygon: FloatArray, k: int, grid: Grid, reference: Da
     if reference is not None:
         contour.ContourImageSequence = [reference]
     return contour
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-
-def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
-    """The closed contours of an RTSTRUCT that was drawn on ``series``, as voxels whose centres lie within,
-    and what lies between contours on every second, third ... slice (see
-    ``io.dicom.read.slice_interpolation``).
-
-    A structure that cannot be read is left out with a note that names it, and so is one without closed
-    contours (points, open lines); what lies beyond the series is cut.
-
-    Raises:
-        ScanError: unreadable, no RTSTRUCT, drawn on another patient or series, or no structure can be read.
-    """
-    path = Path(path)
-    dataset = derived_objects.read_object(path, KINDS)
-    with reading(path, "DICOM"):
-        notes = list(require_drawn_on(path, dataset, series))
-        rois, unnumbered = _rois(path, dataset)
-        drawn, ownerless = _by_number(dataset.get("ROIContourSequence") or [], "ReferencedROINumber")
-        if ownerless:  # the number comes last in an item
-            raise ScanError(f"{path}: damaged, truncated or not DICOM (contours without a number)")
-        lost = len(drawn.keys() - rois.keys())
-        notes += [f"structures without a number left out: {unnumbered}"] if unnumbered else []
-        notes += [f"contours of structures that it does not name left out: {lost}"] if lost else []
-        voxels: dict[str, Indices] = {}
-        wrong: list[str] = []
-        for number, items in rois.items():
-            name = unused_name(str(items[0].get("ROIName", "")), voxels)
-            try:
-                with reading(path, "DICOM"):
-                    found, said = _structure(path, name, items, drawn.get(number, []), series)
-            except ScanError as error:
-                wrong.append(str(error).removeprefix(f"{path}: "))
-                notes.append(f"structure '{name}' left out: {wrong[-1]}")
-                continue
-            notes += said
-            if found.size:
-                voxels[name] = found
-            else:
-                notes.append(f"structure '{name}' has no closed contour within the series")
-        if wrong and not voxels:
-            raise ScanError(f"{path}: {wrong[0]}")
-        return Structures(series.grid, voxels, tuple(notes))
-
-
-def _rois(path: Path, dataset: Dataset) -> tuple[dict[int, list[Dataset]], int]:
-    """As ``_by_number``, of what is said of structures."""
-    rois = dataset.get("StructureSetROISequence", [])
-    if not 1 <= len(rois) <= MAX_STRUCTURES:
-        raise ScanError(f"{path}: names {len(rois)} structures; 1 to {MAX_STRUCTURES} are read")
-    return _by_number(rois, "ROINumber")
-
-
-def _by_number(items: Iterable[Dataset], keyword: str) -> tuple[dict[int, list[Dataset]], int]:
-    """Items by the number of the structure they belong to, and how many have none. That several have one
-    number is a fault of that structure alone."""
-    found: dict[int, list[Dataset]] = {}
-    without = 0
-    for item in items:
-        try:
-            found.setdefault(int(item[keyword].value), []).append(item)
-        except Exception:  # parsers of hostile bytes fail in any way they like
-            without += 1
-    return found, without
-
-
-def _structure(
-    path: Path, name: str, rois: Sequence[Dataset], drawn: Sequence[Dataset], series: DicomSeries
-) -> tuple[Indices, list[str]]:
-    """A structure's voxels, and what is to be said of them."""
-    if len(rois) > 1 or len(drawn) > 1:
-        raise ScanError(f"'{name}' has the number of another structure, or contours in two places")
-    derived_objects.require_frame(path, str(rois[0].get("ReferencedFrameOfReferenceUID", "")), series)
-    if not drawn:
-        return np.empty(0, dtype=np.int64), []
-    return _voxels(name, drawn[0], series.grid)
-
-
-def _voxels(name: str, roi: Dataset, grid: Grid) -> tuple[Indices, list[str]]:
-    slices: dict[int, list[FloatArray]] = {}
-    closed, skipped = _closed_contours(name, roi)
-    exclusive = any(kind == _XOR for kind, _ in closed)
-    for _, points in closed:
-        index = grid.index(derived_objects.lps(points))
-        k = _plane(name, index[:, 2])
-        if 0 <= k < grid.shape[2]:
-            slices.setdefault(k, []).append(index[:, :2])
-    if max(map(len, slices.values()), default=0) > MAX_IN_SLICE:
-        raise ScanError(f"'{name}' has more than {MAX_IN_SLICE} contours in a slice")
-    drawn, notes = _filled(name, slices, grid.shape[:2], exclusive)
-    if closed and skipped:
-        notes.append(f"structure '{name}' has contours that are no closed ones; left out: {skipped}")
-    found = between(name, drawn, grid.shape[:2], np.array(grid.spacing_mm))
-    parts = [at * grid.shape[2] + k for k, at in (*drawn.items(), *found.voxels.items())]
-    return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *parts])), [*notes, *found.notes]
-
-
-def _filled(
-    name: str, slices: Mapping[int, Sequence[FloatArray]], shape: tuple[int, int], exclusive: bool
-) -> tuple[dict[int, InSlice], list[str]]:
-    """Voxels that the contours of each slice surround. Where one is to be combined by exclusive or, all are:
-    the standard has no mixture (PS3.3 C.8.8.6.1)."""
-    if exclusive:
-        return {k: np.flatnonzero(xor_mask(polygons, shape)) for k, polygons in slices.items()}, []
-    found, copies, overlapping = {}, 0, 0
-    for k, polygons in slices.items():
-        drawn = drawn_mask(polygons, shape)
-        found[k] = np.flatnonzero(drawn.mask)
-        copies, overlapping = copies + drawn.copies, overlapping + drawn.overlapping
-    notes = [f"structure '{name}' repeats contours; copies left out: {copies}"] if copies else []
-    if overlapping:
-        notes.append(f"contours of structure '{name}' overlap; put together in slices: {overlapping}")
-    return found, notes
-
-
-def _plane(name: str, k: FloatArray) -> int:
-    """The slice that a contour lies in; far ones are all alike beyond the series."""
-    nearest = float(np.rint(np.clip(np.median(k), -2, 2**20)))
-    off = float(np.abs(k - np.median(k)).max()), abs(float(np.clip(np.median(k), -2, 2**20)) - nearest)
-    if max(off) > PLANE_TOLERANCE:
-        raise ScanError(
-            f"a contour of '{name}' lies across or between the slices of the series; give the series that it "
-            "was drawn on"
-        )
-    return int(nearest)
-
-
-def _closed_contours(name: str, roi: Dataset) -> tuple[list[tuple[str, FloatArray]], int]:
-    """Kind, and points ``[N, 3]`` in LPS+ millimetres; and how many contours surround nothing: points, open
-    lines, less than three points."""
-    found: list[tuple[str, FloatArray]] = []
-    contours = roi.get("ContourSequence") or []
-    if len(contours) > MAX_CONTOURS:
-        raise ScanError(f"'{name}' has {len(contours)} contours; at most {MAX_CONTOURS} are read")
-    for contour in contours:
-        kind = str(contour.get("ContourGeometricType"))
-        if kind not in _CLOSED:
-            continue
-        numbers = _numbers(contour)
-        if numbers.size % 3 or numbers.size > 3 * MAX_POINTS or not np.isfinite(numbers).all():
-            raise ScanError(f"a contour of '{name}' has {numbers.size} coordinates that make no points")
-        if numbers.size >= 9:
-            found.append((kind, numbers.reshape(-1, 3)))
-    return found, len(contours) - len(found)
-
-
-def _numbers(contour: Dataset) -> FloatArray:
-    """The contour's coordinates; of what pydicom has not looked at yet, without its checks of each number."""
-    raw = contour.get_item(_CONTOUR_DATA)
-    value = None if raw is None else raw.value
-    if isinstance(value, bytes):
-        return np.array(value.decode("ascii").strip(" \0").split("\\"), dtype=np.float64)
-    return np.array(contour.get("ContourData") or [], dtype=np.float64)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels.decoders import JPEGLSLosslessDecoder
-from pydicom.uid import JPEGLSLossless
+from pydicom.pixels.decoders import JPEGLosslessSV1Decoder, JPEGLSLosslessDecoder
+from pydicom.uid import JPEGLosslessSV1, JPEGLSLossless
 
 from helpers.dicom_series import ramp, stack, write
 from zoomseg.core.errors import ScanError
-from zoomseg.io.dicom.read.series_discovery import the_series
+from zoomseg.io.dicom.read.series_discovery import find_series, the_series
 from zoomseg.io.dicom.read.voxels import read_volume
 
 SLICES = np.random.default_rng(0).integers(0, 200, (3, 32, 40)).astype(np.uint16)
@@ -50,6 +50,41 @@ def test_damaged_jpeg_ls_is_read_by_none(tmp_path: Path, keep: int) -> None:
 
     with pytest.raises(ScanError, match="voxels cannot be decoded"):
         read_volume(the_series(write(tmp_path, stack(SLICES), damage)))
+
+
+def in_syntax(folder: Path, syntax: str) -> Path:
+    """A series whose files GDCM has compressed."""
+    gdcm = pytest.importorskip("gdcm")
+    write(folder, stack(SLICES, BitsStored=12, HighBit=11))
+    for file in folder.iterdir():
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(file))
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFileName(str(file))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+    return folder
+
+
+def test_lossless_jpeg_is_read_with_gdcm(tmp_path: Path) -> None:
+    found = read_volume(the_series(in_syntax(tmp_path, JPEGLosslessSV1))).data[0].transpose(2, 1, 0)
+    assert (found == SLICES.astype(int) - 1024).all()
+
+
+def test_without_gdcm_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = in_syntax(tmp_path, JPEGLosslessSV1)
+    monkeypatch.delitem(JPEGLosslessSV1Decoder._available, "gdcm")
+    (refused,) = find_series(folder).refused
+    assert "\n" not in refused.reason
+    assert "its transfer syntax JPEG Lossless, Non-Hierarchical, First-Order Prediction" in refused.reason
+    assert refused.reason.endswith(
+        "read by GDCM, which is not installed: pip install 'zoomseg[dicom-extra]', or convert it to an "
+        "uncompressed DICOM file"
+    )
 
 
 def test_a_missing_frame_is_named(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from helpers.dicom_series import ramp, stack, write
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.archive import Source
 from zoomseg.io.dicom.read.references import series_of
+from zoomseg.io.dicom.read.rtstruct import read_rtstruct
+from zoomseg.io.dicom.read.seg import read_seg
 from zoomseg.io.dicom.read.series_discovery import Stack, the_series
 from zoomseg.io.dicom.read.structures import Structures
-from zoomseg.io.dicom.write.rtstruct import read_rtstruct, write_rtstruct
-from zoomseg.io.dicom.write.seg import read_seg, write_seg
+from zoomseg.io.dicom.write.rtstruct import write_rtstruct
+from zoomseg.io.dicom.write.seg import write_seg
 
 KINDS = ("seg", "rtstruct")
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy import ndimage
 
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.slice_interpolation import MAX_STEP_MM, Between, between
@@ -94,3 +95,26 @@ def test_where_neighbours_lie_apart_nothing_is_made_up() -> None:
     )
     nothing = np.empty(0, dtype=np.int64)
     assert not found({0: disc(8), 2: nothing, 4: disc(8)}).voxels
+
+
+def signed_distance(voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """In double precision."""
+    mask = np.zeros(SHAPE, dtype=bool)
+    mask.flat[voxels] = True
+    spacing = tuple(SPACING[:2])
+    inside: npt.NDArray[np.float64] = ndimage.distance_transform_edt(mask, spacing)
+    return inside - ndimage.distance_transform_edt(~mask, spacing)
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_single_precision_decides_as_double_precision_does(step: int) -> None:
+    """Also where the mean of two distances is zero, which is outside."""
+    ties = 0
+    for radius in (3.0, 4.5, 6.0, 7.25):
+        before, after = disc(radius, (15.0, 16.0)), disc(radius, (15.0, 16.0 + 0.8 * 4))
+        result = found({0: before, step: after, 2 * step: before})
+        for k in range(1, step):
+            mean = (1 - k / step) * signed_distance(before) + k / step * signed_distance(after)
+            ties += int((np.abs(mean) < 1e-9).sum())
+            assert np.array_equal(result.voxels[k], np.flatnonzero(mean > 1e-9))
+    assert ties > 10

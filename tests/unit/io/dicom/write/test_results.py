@@ -21,10 +21,10 @@ from zoomseg.inference.batch import ExtraOutputs
 from zoomseg.inference.outputs import segment_to_folder
 from zoomseg.io import bundle
 from zoomseg.io.dicom.read.archive import Source
+from zoomseg.io.dicom.read.rtstruct import read_rtstruct
+from zoomseg.io.dicom.read.seg import read_seg
 from zoomseg.io.dicom.read.series_discovery import Refused
 from zoomseg.io.dicom.write.results import DicomResult, require_series, write_results
-from zoomseg.io.dicom.write.rtstruct import read_rtstruct
-from zoomseg.io.dicom.write.seg import read_seg
 from zoomseg.io.scans import ScanInput, find_scans, write_image
 
 BOTH = (DicomResult.SEG, DicomResult.RTSTRUCT)

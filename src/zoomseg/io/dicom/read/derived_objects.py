@@ -1,0 +1,60 @@
+"""Files of SEG and RTSTRUCT objects: that they are what is wanted, of a credible size, and in whose frame of
+reference they were drawn."""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from zoomseg.anatomy.codes import short_text
+from zoomseg.core.errors import ScanError
+from zoomseg.io.dicom.read.archive import BoundedReader
+from zoomseg.io.dicom.series import DicomSeries
+from zoomseg.io.dicom.uids import valid_uid
+from zoomseg.io.files import reading
+
+MAX_OBJECT_BYTES = 4 * 1024**3
+"""A larger SEG or RTSTRUCT is refused."""
+
+
+def read_object(path: Path, kinds: Mapping[str, str]) -> Dataset:
+    """A DICOM file of one of the SOP classes ``kinds`` (UID to name).
+
+    Raises:
+        ScanError: unreadable, too large, packed in a way that hides its size, or something else.
+    """
+    with reading(path, "DICOM"):
+        if path.stat().st_size > MAX_OBJECT_BYTES:
+            raise ScanError(f"{path}: larger than {MAX_OBJECT_BYTES} bytes; no SEG or RTSTRUCT is")
+        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+        if syntax == DeflatedExplicitVRLittleEndian:
+            raise ScanError(f"{path}: is deflated as a whole; write it uncompressed (dcmconv +te)")
+        with BoundedReader(io.FileIO(path), path.stat().st_size) as stream:
+            found = pydicom.dcmread(stream)
+        kind = str(found.get("SOPClassUID", ""))
+        if kind not in kinds:
+            what = short_text(UID(kind).name) or "of no kind"
+            raise ScanError(f"{path}: is {what}; a {' or '.join(kinds.values())} is needed")
+        return found
+
+
+def require_frame(path: Path, frame_of_reference: str, series: DicomSeries) -> None:
+    """Refuse what was drawn in another coordinate system. Where either does not say, geometry has to tell.
+
+    Raises:
+        ScanError: the frames of reference differ.
+    """
+    mine = valid_uid(series.frame_of_reference_uid)
+    if mine and frame_of_reference and mine != frame_of_reference:
+        raise ScanError(
+            f"{path}: drawn in frame of reference {short_text(frame_of_reference)}, but series "
+            f"'{series.description}' lies in {mine}; give the series that it was drawn on"
+        )

@@ -1,0 +1,59 @@
+"""UIDs of a series that objects made of it name: its own, or ones made up where files lost theirs."""
+
+from __future__ import annotations
+
+import re
+
+from pydicom.uid import generate_uid
+
+from zoomseg.io.dicom.series import DicomSeries
+
+_UID = r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+"
+
+
+def study_uid(series: DicomSeries) -> str:
+    """The series' study; for files that lost it, one that is the same for all that is made of them."""
+    return valid_uid(series.study_uid) or _derived_uid(series, "study")
+
+
+def series_uid(series: DicomSeries) -> str:
+    """The series' own UID, or as ``study_uid``."""
+    return valid_uid(series.series_uid) or _derived_uid(series, "series")
+
+
+def frame_of_reference_uid(series: DicomSeries) -> str:
+    """What positions of the series are relative to, or as ``study_uid``."""
+    return valid_uid(series.frame_of_reference_uid) or _derived_uid(series, "frame of reference")
+
+
+def valid_uid(uid: str | None) -> str:
+    """The UID, or nothing where it is none: a writer would refuse it, or a reader the whole file."""
+    return uid if uid and len(uid) <= 64 and re.fullmatch(_UID, uid) else ""
+
+
+def _derived_uid(series: DicomSeries, what: str) -> str:
+    known = [series.study_uid, series.series_uid, series.frame_of_reference_uid]
+    uids = [uid for uid in (*known, *series.slice_uids) if uid]
+    # Files may have lost all of them: without the rest, all such patients would have one study.
+    rest = (series.patient, series.grid.shape, series.grid.affine.tolist())
+    return str(generate_uid(entropy_srcs=[what, *uids, repr(rest)]))
+
+
+def notes_on_identity(series: DicomSeries) -> tuple[str, ...]:
+    """What a series lacks that objects made of it must name, one line; nothing if it lacks none."""
+    uids = {
+        "StudyInstanceUID": series.study_uid,
+        "SeriesInstanceUID": series.series_uid,
+        "FrameOfReferenceUID": series.frame_of_reference_uid,
+    }
+    lacking = [keyword for keyword, uid in uids.items() if not valid_uid(uid)]
+    notes = []
+    if lacking:
+        what = " and ".join(lacking)
+        notes.append(
+            f"it lacks a valid {what}; a SEG or RTSTRUCT of it has one made up, and archives and viewers do "
+            "not put it with the images"
+        )
+    if any(s is not None and not valid_uid(s.sop_uid) for s in series.slices):
+        notes.append("it has slices without SOPInstanceUID; a SEG or RTSTRUCT does not refer to these")
+    return tuple(notes)

@@ -1,0 +1,65 @@
+"""Label maps and images written as files, in the format that the suffix names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoomseg.core.errors import OutputError
+from zoomseg.core.geometry import Grid
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.io import metaimage, nifti, nifti_header, nrrd
+from zoomseg.io.files import atomic_path, reading
+from zoomseg.io.nifti_header import AnyArray
+from zoomseg.io.scan_files import SCAN_SUFFIXES, scan_suffix
+from zoomseg.io.voxel_checks import check_same_grid
+
+
+def write_labels(path: Path, labels: LabelMap, like: Path | None = None) -> None:
+    """Write a label map with the schema's file values, in the format that the suffix names.
+
+    Args:
+        like: the scan it belongs to. If both are NIfTI, its geometry fields are copied verbatim, so
+            that every other program sees exactly the same grid, by whichever rules.
+
+    Raises:
+        OutputError: unsupported suffix, or the file cannot be written.
+        ScanError: ``like`` lies on another grid.
+    """
+    write_array(path, labels.schema.decode(labels.data), labels.grid, like)
+
+
+def write_image(path: Path, image: Volume) -> None:
+    """Write intensities as float32: 3-D for one channel, 4-D NIfTI with channels last for several."""
+    data = image.data.astype(np.float32)
+    write_array(path, data[0] if image.channels == 1 else np.moveaxis(data, 0, -1), image.grid)
+
+
+def write_array(path: Path, array: AnyArray, grid: Grid, like: Path | None = None) -> None:
+    """Write ``[I, J, K]`` (NIfTI also ``[I, J, K, C]``) on ``grid``, atomically, by suffix."""
+    path = Path(path)
+    suffix = scan_suffix(path)
+    if suffix is None or suffix == ".mhd":
+        allowed = ", ".join(s for s in SCAN_SUFFIXES if s != ".mhd")
+        raise OutputError(f"{path}: cannot write this format; supported are {allowed}")
+    if suffix in (".nii", ".nii.gz"):
+        image = nifti_header.image(array, grid, None if like is None else _geometry_of(Path(like), grid))
+        with atomic_path(path) as partial:
+            nifti.save(image, partial, compressed=suffix == ".nii.gz")
+        return
+    if array.ndim != 3:
+        raise OutputError(f"{path}: several channels can only be written as .nii or .nii.gz")
+    with atomic_path(path) as partial:
+        (nrrd if suffix == ".nrrd" else metaimage).save(partial, array, grid)
+
+
+def _geometry_of(scan: Path, grid: Grid) -> Any:
+    """The header's fields of a NIfTI scan, whose geometry its label map shall have; None of other formats."""
+    if scan_suffix(scan) not in (".nii", ".nii.gz"):
+        return None
+    with reading(scan, "an image"):
+        header = nifti.header(scan, axes=4)
+    check_same_grid(header.grid, grid, scan, Path("the result"))
+    return header.fields
