@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoomseg.backends.device import Device
-from zoomseg.core.errors import ModelError, TrainingError
+from zoomseg.core.errors import ModelError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
@@ -128,14 +128,7 @@ def reopen(
         TrainingError: there is none, it is damaged, or it was of other cases, labels or channels.
     """
     known = record.read_cross_validation(out)
-    cases = training_run.choose_split(dataset, TrainingRequest()).train
-    stored = known.model_dump(mode="json")
-    for key, value in {**record.fixed_by(dataset), "cases": list(cases)}.items():
-        if stored[key] != value:
-            raise TrainingError(
-                f"data set '{dataset.name}' has other {key} than when the cross-validation in {out} began; "
-                "restore them, or train into another folder"
-            )
+    known.require_same_data(dataset, out)
     if seconds is None and epochs is None:
         seconds, epochs = known.seconds, known.epochs
     init = None if known.init is None else Path(known.init)
