@@ -24,7 +24,7 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
-from zoomseg.training import fine_tuning, record, training_run
+from zoomseg.training import fine_tuning, loop, record, training_run
 from zoomseg.training.log import Observer
 from zoomseg.training.record import CrossValidationRecord
 from zoomseg.training.training_run import TrainingRequest
@@ -61,6 +61,8 @@ class CrossValidation:
         if (folder / "model.json").is_file():
             model = bundle.load(folder)
             if model.provenance.get("complete") is True:
+                if not model.graphs:  # stopped before they were written
+                    loop.convert(folder, observer)
                 return model
         observer.message(f"fold {fold} (of 0 to {self.count - 1})")
         if (folder / "training" / "job.json").is_file():
