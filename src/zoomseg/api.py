@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoomseg.backends.device import Device, resolve
+from zoomseg.backends.device import resolve
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
@@ -78,11 +78,7 @@ class Model:
 
 
 def load_model(path: Path, device: str) -> Model:
-    return _ready(bundle.load(path), resolve(device))
-
-
-def _ready(trained: bundle.Bundle, device: Device) -> Model:
-    return Model(ready_predictor(trained, device))
+    return Model(ready_predictor(bundle.load(path), resolve(device)))
 
 
 def train_model(dataset: Path, out: Path, request: TrainingRequest, resume: bool, device: str) -> Model:
@@ -91,7 +87,7 @@ def train_model(dataset: Path, out: Path, request: TrainingRequest, resume: bool
 
     data, where = open_dataset(dataset), resolve(device)
     if resume:
-        trained = training_run.resume(data, out, where, Silent(), request.seconds, request.epochs)
+        training_run.resume(data, out, where, Silent(), request.seconds, request.epochs)
     else:
-        trained = training_run.start(data, out, request, where, Silent())
-    return _ready(trained, where)
+        training_run.start(data, out, request, where, Silent())
+    return Model(ready_predictor(bundle.load(out), where))

@@ -45,6 +45,10 @@ def test_a_loaded_model_predicts_files_and_volumes_alike(trained: Path, tmp_path
     assert np.allclose(total, np.ones_like(total), atol=1e-3)
 
 
+def test_a_model_trained_from_python_has_its_graphs(trained: Path) -> None:
+    assert set(bundle.load(trained).graphs) == {"coarse", "fine"}
+
+
 def test_notes_are_results_and_warnings(trained: Path, tmp_path: Path) -> None:
     model, (image, _) = zoomseg.load(trained, device="cpu"), tiny_case(7)
     wide = Grid.from_spacing(image.grid.shape, (6.0, 6.0, 3.0))

@@ -9,10 +9,12 @@ import numpy as np
 from zoomseg.backends import compilers, graph_check
 from zoomseg.backends.choice import Backend
 from zoomseg.backends.compilers import Compiler
-from zoomseg.backends.cpu import FloatArray, Network, Precision
+from zoomseg.backends.cpu import Network, Precision
 from zoomseg.backends.device import Device
 from zoomseg.backends.network_costs import CountedTile, NetworkCosts
+from zoomseg.core.arrays import Array
 from zoomseg.core.errors import ModelError
+from zoomseg.core.tiling import Tile
 from zoomseg.io.bundle import Bundle, NetworkFiles
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.sliding_window import StageNetwork
@@ -39,10 +41,15 @@ def networks_of(
     """
     names = [stage.name for stage in models[0].recipe.stages]
     if backend == "torch":
-        return {name: _in_torch(models, name, device) for name in names}
+        from zoomseg.backends.torch_networks import as_network, ready_network
+
+        return {
+            name: mean([as_network(ready_network(model, name, device), device) for model in models])
+            for name in names
+        }
     precision: Precision = "fastest" if device.bfloat16 else "float32"
     return {
-        name: _for_tiles(mean([_compiled(model, name, backend, precision, threads) for model in models]))
+        name: mean([_for_tiles(_compiled(model, name, backend, precision, threads)) for model in models])
         for name in names
     }
 
@@ -67,17 +74,17 @@ def _costs(model: Bundle, stage: Stage, backend: Backend) -> NetworkCosts:
     return TorchCosts(lambda: weightless(model, stage).eval(), channels)
 
 
-def mean(networks: Sequence[Network]) -> Network:
+def mean(networks: Sequence[StageNetwork]) -> StageNetwork:
     """What several networks say together: the mean of their probabilities."""
     first, *others = networks
     if not others:
         return first
 
-    def compute(inputs: FloatArray) -> FloatArray:
-        answer = first(inputs)
+    def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
+        answer = first(x_BCIJK, tiles)
         for other in others:
-            answer += other(inputs)
-        answer /= np.float32(len(networks))
+            answer += other(x_BCIJK, tiles)
+        answer /= len(networks)
         return answer
 
     return compute
@@ -98,10 +105,3 @@ def _check(files: NetworkFiles, model: Bundle, stage: str) -> None:
         graph_check.check(files.graph.read_bytes(), files.weights.name, files.weights.stat().st_size)
     except (ValueError, OSError) as error:
         raise ModelError(f"model {model.folder}, stage '{stage}': {error}; get it anew") from error
-
-
-def _in_torch(models: Sequence[Bundle], stage: str, device: Device) -> StageNetwork:
-    from zoomseg.backends.torch_networks import as_network, ready_network
-
-    first, *others = (ready_network(model, stage, device) for model in models)
-    return as_network(first, device, *others)

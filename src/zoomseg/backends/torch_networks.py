@@ -72,16 +72,13 @@ def ready_network(bundle: Bundle, name: str, device: Device) -> nn.Module:
     return networks.laid_out(stage.network, trained_network(bundle, stage).to(device.place)).eval()
 
 
-def as_network(module: nn.Module, device: Device, *others: nn.Module) -> StageNetwork:
-    """A trained module as what ``SlidingWindow`` drives; of several, their mean probabilities."""
+def as_network(module: nn.Module, device: Device) -> StageNetwork:
+    """A trained module as what ``SlidingWindow`` drives."""
 
     def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
-        with torch.inference_mode(), device.autocast():
-            data = torch.as_tensor(x_BCIJK, device=device.place)
-            answer = _softmax(module(data)[0].float())
-            for other in others:
-                answer += _softmax(other(data)[0].float())
-            answer /= 1 + len(others)
+        # Not inference mode, whose tensors ``backends.networks.mean`` could not add to in place.
+        with torch.no_grad(), device.autocast():
+            answer = _softmax(module(torch.as_tensor(x_BCIJK, device=device.place))[0].float())
         return to_numpy(answer) if isinstance(x_BCIJK, np.ndarray) else answer
 
     return compute

@@ -136,11 +136,9 @@ def command(
         return 0
     click.echo(f"Model: {out}")
     held_back = model.provenance["validation_cases"]
-    status = 0
     if isinstance(held_back, list) and held_back:
-        status = _validate(dataset, out, tuple(str(i) for i in held_back), device)
-    _convert(out)
-    return status
+        return _validate(dataset, out, tuple(str(i) for i in held_back), device)
+    return 0
 
 
 def _train_all(dataset: Path, out: Path, count: int | None, wish: TrainingRequest, device: str) -> int:
@@ -176,7 +174,6 @@ def _train_all(dataset: Path, out: Path, count: int | None, wish: TrainingReques
         if read_scores(folder / "validation", len(held_back)) is None:
             click.echo(f"Model: {folder}")
             worst = max(worst, _validate(dataset, folder, held_back, device))
-            _convert(folder)
     scores = gather([folder / "validation" for folder in trained.folders], data, out / "validation")
     click.echo(
         f"All {trained.count} folds: mean Dice {scores.mean['dice']:.3f} of {len(scores.cases)} cases; "
@@ -199,15 +196,3 @@ def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str)
     report = out / validation.FOLDER / "report.html"
     click.echo(f"Validation: mean Dice {found.scores.mean['dice']:.3f}; {report}")
     return 1 if found.failed else 0
-
-
-def _convert(out: Path) -> None:
-    """Write its networks as ONNX graphs, too: a model without them is complete, and slower on CPUs."""
-    from zoomseg.backends.onnx_graph import write_graphs
-    from zoomseg.core.errors import ModelError
-
-    try:
-        write_graphs(out)
-    except ModelError as error:
-        note = f"note: not converted to ONNX, so the model predicts with torch alone ({error})"
-        click.echo(note, err=True)

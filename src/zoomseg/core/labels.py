@@ -58,6 +58,11 @@ class LabelSchema:
         return cls(names, tuple(range(1, len(names) + 1)))
 
     @property
+    def value_of(self) -> dict[str, int]:
+        """Each label's value in files."""
+        return dict(zip(self.names, self.values, strict=True))
+
+    @property
     def classes(self) -> int:
         """Number of classes, background included."""
         return len(self.names) + 1

@@ -113,7 +113,7 @@ def _labels(dataset: Dataset) -> Iterator[Advice]:
     unnamed = set(schema.unnamed)
     if not unnamed:
         return
-    values = dict(zip(schema.names, schema.values, strict=True))
+    values = schema.value_of
     written: dict[str, int] = {BACKGROUND: 0}
     for name, value in list(values.items())[:SHOWN]:
         written[f"NAME OF {value}" if name in unnamed else name] = value

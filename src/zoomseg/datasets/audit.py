@@ -306,15 +306,14 @@ def _audit_labels(dataset: Dataset, case: CaseFiles, path: Path, image: Grid | N
     facts.label_hash = hashlib.blake2b(
         np.ascontiguousarray(values, np.int32).data, digest_size=16
     ).hexdigest()
-    value_of = dict(zip(schema.names, schema.values, strict=True))
-    facts.present = frozenset(name for name, value in value_of.items() if value in found)
+    facts.present = frozenset(name for name, value in schema.value_of.items() if value in found)
     sketched = [n for n in schema.names if n in facts.present and not _annotates(case, n)]
     if sketched:
         message = f"{name}: has voxels of {', '.join(sketched)}, not listed as annotated in this case"
         facts.add("warning", "drawn_unannotated", f"{message}; they are not used")
     for left, right in schema.left_right:
         if {left, right} <= facts.present:
-            x = [_centre_x_mm(values == value_of[name], grid) for name in (left, right)]
+            x = [_centre_x_mm(values == schema.value_of[name], grid) for name in (left, right)]
             facts.offsets_mm[left, right] = x[1] - x[0]
 
 
@@ -476,11 +475,10 @@ def _description(dataset: Dataset, kept: Iterable[CaseFiles]) -> dict[str, objec
     source = read_description(dataset.root) or {}
     texts = {key: value for key, value in source.items() if isinstance(value, str)}
     kept = list(kept)
-    labels = dict(zip(dataset.schema.names, dataset.schema.values, strict=True))
     written: dict[str, object] = {
         "name": dataset.name,
         "channel_names": {str(c): name for c, name in enumerate(dataset.channel_names)},
-        "labels": {"background": 0, **labels},
+        "labels": {"background": 0, **dataset.schema.value_of},
         "numTraining": len(kept),
         "file_ending": ".nii.gz",
     }

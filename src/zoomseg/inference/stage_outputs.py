@@ -173,7 +173,7 @@ def region_of(prior: StagePrediction | None, grid: Grid) -> AnyNumpy:
 
 
 def describe(recipe: Recipe, schema: LabelSchema, priors: Mapping[str, StagePrediction]) -> CaseStageOutputs:
-    values = dict(zip(schema.names, schema.values, strict=True))
+    values = schema.value_of
     stages = tuple(
         StageOutput(
             name=stage.name,

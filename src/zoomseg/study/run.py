@@ -209,7 +209,7 @@ def _predictor(model: Bundle, fold: int, trainings: Trainings) -> Predictor:
 
 def _name_labels(out: Path, organs: Sequence[str], schema: LabelSchema) -> None:
     """What the label values of the predictions mean; only what is predicted is scored."""
-    values = dict(zip(schema.names, schema.values, strict=True))
+    values = schema.value_of
     writable_directory(out)
     write_json_atomic(out / "labels.json", {"labels": {BACKGROUND: 0} | {o: values[o] for o in organs}})
 

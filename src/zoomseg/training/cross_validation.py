@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoomseg.backends.device import Device
-from zoomseg.core.errors import ModelError, TrainingError
+from zoomseg.core.errors import ModelError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
-from zoomseg.training import fine_tuning, record, training_run
+from zoomseg.training import fine_tuning, loop, record, training_run
 from zoomseg.training.log import Observer
 from zoomseg.training.record import CrossValidationRecord
 from zoomseg.training.training_run import TrainingRequest
@@ -61,6 +61,8 @@ class CrossValidation:
         if (folder / "model.json").is_file():
             model = bundle.load(folder)
             if model.provenance.get("complete") is True:
+                if not model.graphs:  # stopped before they were written
+                    loop.convert(folder, observer)
                 return model
         observer.message(f"fold {fold} (of 0 to {self.count - 1})")
         if (folder / "training" / "job.json").is_file():
@@ -128,14 +130,7 @@ def reopen(
         TrainingError: there is none, it is damaged, or it was of other cases, labels or channels.
     """
     known = record.read_cross_validation(out)
-    cases = training_run.choose_split(dataset, TrainingRequest()).train
-    stored = known.model_dump(mode="json")
-    for key, value in {**record.fixed_by(dataset), "cases": list(cases)}.items():
-        if stored[key] != value:
-            raise TrainingError(
-                f"data set '{dataset.name}' has other {key} than when the cross-validation in {out} began; "
-                "restore them, or train into another folder"
-            )
+    known.require_same_data(dataset, out)
     if seconds is None and epochs is None:
         seconds, epochs = known.seconds, known.epochs
     init = None if known.init is None else Path(known.init)

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from zoomseg.backends.device import Device
+from zoomseg.backends.networks import mean
 from zoomseg.backends.torch_networks import as_network, ready_network
 from zoomseg.core.errors import ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
@@ -38,11 +39,10 @@ class Teachers:
     def networks(self, stages: Sequence[str], device: Device) -> dict[str, StageNetwork]:
         """By stage name, what the teachers say together: the mean of their probabilities, frozen networks in
         evaluation mode, on the training's device and in its precision."""
-        out: dict[str, StageNetwork] = {}
-        for name in stages:
-            first, *rest = (ready_network(model, name, device) for model in self.models)
-            out[name] = as_network(first, device, *rest)
-        return out
+        return {
+            name: mean([as_network(ready_network(model, name, device), device) for model in self.models])
+            for name in stages
+        }
 
     @cached_property
     def digests(self) -> tuple[str, ...]:

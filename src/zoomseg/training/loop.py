@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from zoomseg.backends.device import Device
 from zoomseg.backends.torch_networks import build_network, check_tile
 from zoomseg.core.arrays import to_numpy
-from zoomseg.core.errors import RecipeError, TrainingError
+from zoomseg.core.errors import ModelError, RecipeError, TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError, stop_signals
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import Dataset
@@ -100,8 +100,8 @@ def train(
 ) -> bundle.Bundle:
     """Train every stage of ``recipe`` and write the model to ``out``.
 
-    ``out`` is a usable model after every checkpoint; ``out/training`` holds the checkpoint,
-    ``metrics.csv`` and TensorBoard events.
+    ``out`` is a usable model after every checkpoint, and has its ONNX graphs at the end; ``out/training``
+    holds the checkpoint, ``metrics.csv`` and TensorBoard events.
 
     Raises:
         TrainingError: nothing to train on, losses that stay NaN, a checkpoint of another run, a GPU without
@@ -117,6 +117,21 @@ def train(
             f"the memory of {settings.device.place} ran out; end what else uses it and go on with --resume, "
             "or train anew with a smaller batch or patch (zoomseg recipes default --for DATASET -o FILE)"
         ) from error
+
+
+def convert(out: Path, observer: Observer) -> None:
+    """Write the networks of the model in ``out`` as ONNX graphs. A model without them is complete, and slower
+    on CPUs: the observer is told why it has none.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    try:
+        from zoomseg.backends import onnx_graph  # takes seconds, and training needs it at the end alone
+
+        onnx_graph.write_graphs(out)
+    except (ModelError, ModuleNotFoundError) as error:
+        observer.message(f"note: not converted to ONNX, so the model predicts with torch alone ({error})")
 
 
 class _Run:
@@ -210,6 +225,7 @@ class _Run:
         model = self._save_model()
         if self.processes.first:
             shutil.rmtree(self.cache, ignore_errors=True)
+            convert(self.out, self.observer)
         self.processes.agree(0.0)  # none returns before the first one has written the model
         return model
 

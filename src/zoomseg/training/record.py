@@ -33,12 +33,38 @@ class _Record(BaseModel):
     init: str | None = None
     teachers: tuple[str, ...] = ()
 
+    def require_same_data(self, dataset: Dataset, out: Path) -> None:
+        """Refuse another data set than the one that the training in ``out`` began with.
+
+        Raises:
+            TrainingError: other channels, labels or cases.
+        """
+        for key, value in fixed_by(dataset).items():
+            trained = self.model_dump(mode="json")[key]
+            if trained != value:
+                raise TrainingError(
+                    f"data set '{dataset.name}' has {key} {value}, but {out} was trained with {trained}"
+                )
+        changed = self._changed_cases(dataset)
+        if changed:
+            raise TrainingError(
+                f"data set '{dataset.name}' has other cases than {out} was trained with ({min(changed)})"
+            )
+
+    def _changed_cases(self, dataset: Dataset) -> set[str]:
+        """Cases that the training cannot go on without, or with."""
+        raise NotImplementedError
+
 
 class CrossValidationRecord(_Record):
     """``folds.json``; ``cases`` are the ids of all that are labelled."""
 
     cases: tuple[str, ...]
     folds: Annotated[int, Field(ge=2)]
+
+    def _changed_cases(self, dataset: Dataset) -> set[str]:
+        """All that are labelled are shared out among the folds."""
+        return set(self.cases) ^ {case.id for case in dataset.cases if case.labels is not None}
 
 
 class TrainingRecord(_Record):
@@ -50,23 +76,8 @@ class TrainingRecord(_Record):
     registered: str | None = None
     training_domain: TrainingDomain | None = None
 
-    def require_same_data(self, dataset: Dataset, out: Path) -> None:
-        """Refuse another data set than the one that the model in ``out`` was trained on.
-
-        Raises:
-            TrainingError: other channels or labels, or a case is missing.
-        """
-        for key, value in fixed_by(dataset).items():
-            trained = self.model_dump(mode="json")[key]
-            if trained != value:
-                raise TrainingError(
-                    f"data set '{dataset.name}' has {key} {value}, but {out} was trained with {trained}"
-                )
-        missing = {*self.train, *self.validation} - set(dataset.ids)
-        if missing:
-            raise TrainingError(
-                f"data set '{dataset.name}' lacks case {min(missing)}, which {out} was trained with"
-            )
+    def _changed_cases(self, dataset: Dataset) -> set[str]:
+        return {*self.train, *self.validation} - set(dataset.ids)
 
     def resolved_recipe(self, out: Path) -> Recipe:
         """The recipe, checked.
@@ -86,9 +97,7 @@ _AnyRecord = TypeVar("_AnyRecord", bound=_Record)
 
 def fixed_by(dataset: Dataset) -> dict[str, Any]:
     """What a network's inputs and outputs mean: a resumed training must find it unchanged."""
-    schema = dataset.schema
-    labels = dict(zip(schema.names, schema.values, strict=True))
-    return {"channels": list(dataset.channel_names), "labels": labels}
+    return {"channels": list(dataset.channel_names), "labels": dataset.schema.value_of}
 
 
 def write(record: _Record, file: Path) -> None:

@@ -16,6 +16,7 @@ from helpers.tiny_dataset import CPU
 from zoomseg.backends.choice import BACKENDS, Backend
 from zoomseg.backends.networks import mean, networks_of
 from zoomseg.core.errors import ModelError
+from zoomseg.core.tiling import Tile
 from zoomseg.io.bundle import Bundle, NetworkFiles
 from zoomseg.recipe import network_shapes
 
@@ -72,7 +73,7 @@ def test_torch_gives_tensors_for_tensors(tmp_path: Path) -> None:
 
 
 def test_the_mean_of_one_is_itself() -> None:
-    def network(inputs: np.ndarray) -> np.ndarray:
+    def network(inputs: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
         return inputs
 
     assert mean([network]) is network

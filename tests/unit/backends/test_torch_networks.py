@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from helpers.tiny_dataset import CPU
 from helpers.untrained_models import untrained_bundle
+from zoomseg.backends.networks import mean
 from zoomseg.backends.torch_networks import as_network, check_tile, ready_network, trained_network, weightless
+from zoomseg.core.arrays import Array
 from zoomseg.core.errors import ModelError, RecipeError
 
 
@@ -26,9 +29,10 @@ class Linear(nn.Module):
         return (torch.cat([torch.zeros_like(x_BCIJK), self.slope * x_BCIJK], dim=1),)
 
 
-def test_several_networks_give_the_mean_of_their_probabilities() -> None:
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_several_networks_give_the_mean_of_their_probabilities(kind: Callable[[Array], Array]) -> None:
     x_BCIJK = np.array([-2.0, 0.0, 3.0], dtype=np.float32).reshape(1, 1, 3, 1, 1)
-    found = as_network(Linear(1.0), CPU, Linear(-2.0), Linear(0.5))(x_BCIJK, ())
+    found = mean([as_network(Linear(slope), CPU) for slope in (1.0, -2.0, 0.5)])(kind(x_BCIJK), ())
     second = sum(1 / (1 + np.exp(-slope * x_BCIJK)) for slope in (1.0, -2.0, 0.5)) / 3
     np.testing.assert_allclose(found, np.concatenate([1 - second, second], axis=1), rtol=0, atol=1e-6)
 

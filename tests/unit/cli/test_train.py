@@ -19,12 +19,10 @@ import pytest
 
 from helpers.tiny_dataset import tiny_case, tiny_dataset, tiny_recipe
 from helpers.untrained_models import untrained_bundle
-from zoomseg.backends import onnx_graph
-from zoomseg.cli import train
 from zoomseg.cli.main import main
 from zoomseg.cli.train import parse_duration
 from zoomseg.core.case import Case
-from zoomseg.core.errors import GeometryError, ModelError
+from zoomseg.core.errors import GeometryError
 from zoomseg.core.volume import Volume
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
@@ -75,20 +73,6 @@ def test_trains_and_scores_the_fold_kept_back(data: Path, recipe: Path, tmp_path
     page = (out / "validation" / "report.html").read_text()
     assert "no prediction for" not in page
     assert "Where Dice is lost" in page
-
-
-def test_a_model_that_cannot_be_converted_is_complete_and_told_of(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = "stage 'fine' has no ONNX form"
-
-    def failing(folder: Path) -> None:
-        raise ModelError(said)
-
-    monkeypatch.setattr(onnx_graph, "write_graphs", failing)
-    train._convert(Path("model"))
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"note: not converted to ONNX, so the model predicts with torch alone ({said})"
 
 
 def test_default_recipe_is_planned_and_kept_with_its_numbers(data: Path, tmp_path: Path) -> None:

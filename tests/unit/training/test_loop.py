@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from helpers.tiny_dataset import CPU, retrained, tiny_case, tiny_dataset, tiny_recipe
+from zoomseg.backends import onnx_graph
 from zoomseg.core.case import Case
-from zoomseg.core.errors import OutputError, RecipeError, TrainingError
+from zoomseg.core.errors import ModelError, OutputError, RecipeError, TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference.predictor import Predictor
@@ -86,6 +87,35 @@ def test_learns_and_the_model_predicts(data: Dataset, tmp_path: Path, together: 
         (split, stage) for split in ("train", "validation") for stage in ("coarse", "fine")
     }
     assert not (tmp_path / "m" / "training" / "cache").exists()
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ModelError("stage 'fine' has no ONNX form"), ModuleNotFoundError("No module named 'onnx'")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_model_that_cannot_be_converted_is_complete_and_told_of(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(folder: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(onnx_graph, "write_graphs", failing)
+    observer, recipe = Listening(), tiny_recipe(together=True, iterations=2)
+    loop.train(data, SPLIT, recipe, tmp_path, Settings(CPU), observer)
+    model = bundle.load(tmp_path)
+    assert model.provenance["complete"] is True
+    assert model.graphs == {}
+    note = f"note: not converted to ONNX, so the model predicts with torch alone ({error})"
+    assert observer.messages == [note]
 
 
 def test_same_seed_same_weights_other_seed_others(data: Dataset, tmp_path: Path) -> None:
