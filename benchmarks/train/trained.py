@@ -37,11 +37,11 @@ def describe(folder: Path) -> dict[str, object]:
 
 
 def count_steps(log: Path) -> int:
-    """A unit's last row is of the validation at its end, and so of its last step."""
+    """A group's last row is of the validation at its end, and so of its last step."""
     last: dict[str, int] = {}
     with log.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            last[row["unit"]] = max(last.get(row["unit"], 0), int(row["step"]))
+            last[row["group"]] = max(last.get(row["group"], 0), int(row["step"]))
     return sum(last.values())
 
 

@@ -81,7 +81,7 @@ def test_a_gpu_is_watched_from_its_first_steps_on(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(utilisation, "PERIOD_SECONDS", 0.1)
     log = tmp_path / "metrics.csv"
-    training = f"sleep 1; printf 'unit,step\\n0,1\\n' > {log}; sleep 1"
+    training = f"sleep 1; printf 'group,step\\n0,1\\n' > {log}; sleep 1"
     samples = utilisation.watched(["sh", "-c", training], log)
     assert set(samples) == {utilisation.Sample(87.0, 1234.0, "NVIDIA H200")}
     assert 2 <= len(samples) <= 11

@@ -39,7 +39,7 @@ def test_where_each_stage_looks(recipe: Recipe) -> None:
     assert first.roi == BodyMask()
     assert second.roi == DilatedForeground(of="stage1", radius_vox=3)
     assert recipe.prior_from == "predictions"
-    assert [unit.trained for unit in graph.training_units(recipe)] == [("stage1",), ("stage2",)]
+    assert [group.trained for group in graph.training_groups(recipe)] == [("stage1",), ("stage2",)]
     assert graph.ancestors(recipe, "stage2") == ("stage1",)
 
 

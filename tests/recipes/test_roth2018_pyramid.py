@@ -47,7 +47,7 @@ def test_levels(recipe: Recipe) -> None:
     assert [g.factor for g in grids if isinstance(g, Downsample)] == [(4, 4, 4), (2, 2, 2)]  # ds_1 = 2^S
     assert recipe.stages[0].inputs == (ImageInput(),)
     assert recipe.stages[1].inputs == (ImageInput(), PriorInput(of="level1"))
-    assert [unit.trained for unit in graph.training_units(recipe)] == [("level1", "level2")]
+    assert [group.trained for group in graph.training_groups(recipe)] == [("level1", "level2")]
     for stage in recipe.stages:
         assert stage.network == UNet3D(channels=(64, 128, 256, 512))
         assert stage.grid.padding == "same"
@@ -88,9 +88,9 @@ def pyramid(data: Dataset, levels: int) -> Recipe:
 
 def one_batch(recipe: Recipe, data: Dataset, out: Path, names: tuple[str, ...]) -> tuple[StageGroup, Batch]:
     run = loop._Run(data, loop.Split(data.ids, ()), recipe, out, loop.Settings(CPU), Silent())
-    unit = run._unit(0, names)
-    source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
-    return unit, source.draw(3, np.random.default_rng(1))
+    group = run._group(0, names)
+    source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
+    return group, source.draw(3, np.random.default_rng(1))
 
 
 @pytest.mark.parametrize("levels", [2, 3])
@@ -113,12 +113,12 @@ def test_the_lowest_level_learns_from_the_highest_loss_alone(
     """Through every upsampling and crop between them: autograd against a finite difference."""
     recipe = pyramid(data, levels)
     names = tuple(s.name for s in recipe.stages)
-    unit, batch = one_batch(recipe, data, tmp_path, names)
+    group, batch = one_batch(recipe, data, tmp_path, names)
 
     def loss() -> torch.Tensor:
-        return unit.forward(batch, unit.modules)[0]["level2"]
+        return group.forward(batch, group.modules)[0]["level2"]
 
-    weights = list(unit.modules[names[0]].parameters())
+    weights = list(group.modules[names[0]].parameters())
     gradient = torch.autograd.grad(loss(), weights)
     length = float(torch.sqrt(sum((g.square().sum() for g in gradient), torch.zeros(()))))
     assert length > 0
@@ -137,15 +137,15 @@ def test_the_lowest_level_learns_from_the_highest_loss_alone(
 def test_trained_separately_no_gradient_reaches_the_lower_level(data: Dataset, tmp_path: Path) -> None:
     """The ablation's switch: an empty ``train_together``."""
     recipe = pyramid(data, 2).model_copy(update={"train_together": ()})
-    assert [unit.trained for unit in graph.training_units(recipe)] == [("level1",), ("level2",)]
+    assert [group.trained for group in graph.training_groups(recipe)] == [("level1",), ("level2",)]
     run = loop._Run(data, loop.Split(data.ids, ()), recipe, tmp_path, loop.Settings(CPU), Silent())
-    run.finished |= run._unit(0, ("level1",)).finished()
-    unit = run._unit(1, ("level2",))
-    source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
-    losses, _ = unit.forward(source.draw(3, np.random.default_rng(1)), unit.modules)
+    run.finished |= run._group(0, ("level1",)).finished()
+    group = run._group(1, ("level2",))
+    source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
+    losses, _ = group.forward(source.draw(3, np.random.default_rng(1)), group.modules)
     assert losses.keys() == {"level2"}
     losses["level2"].backward()
-    assert all(p.grad is None for p in unit.modules["level1"].parameters())
+    assert all(p.grad is None for p in group.modules["level1"].parameters())
     assert any(
-        float(p.grad.abs().max()) > 0 for p in unit.modules["level2"].parameters() if p.grad is not None
+        float(p.grad.abs().max()) > 0 for p in group.modules["level2"].parameters() if p.grad is not None
     )

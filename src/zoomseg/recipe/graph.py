@@ -34,7 +34,7 @@ Reading = TypeVar("Reading", RoiSpec, InputSpec)
 
 
 @dataclass(frozen=True)
-class TrainingUnit:
+class TrainingGroup:
     """Stages trained at once, by name, in the recipe's order; one, unless they are trained end to end."""
 
     trained: tuple[str, ...]
@@ -327,8 +327,8 @@ def ancestors(recipe: Recipe, name: str) -> tuple[str, ...]:
     return tuple(stage.name for stage in recipe.stages if stage.name in wanted)
 
 
-def training_units(recipe: Recipe) -> tuple[TrainingUnit, ...]:
+def training_groups(recipe: Recipe) -> tuple[TrainingGroup, ...]:
     """What is trained one after the other: each stage alone, or its ``train_together`` group."""
     group_of = {name: group for group in recipe.train_together for name in group}
-    units = [TrainingUnit(group_of.get(stage.name, (stage.name,))) for stage in recipe.stages]
-    return tuple(dict.fromkeys(units))
+    groups = [TrainingGroup(group_of.get(stage.name, (stage.name,))) for stage in recipe.stages]
+    return tuple(dict.fromkeys(groups))

@@ -14,21 +14,21 @@ Steps = Mapping[str, int]
 
 
 def read_steps(log: Path) -> dict[str, int]:
-    """The last steps in a training's ``metrics.csv``. The log has a unit's very last step where held-out
+    """The last steps in a training's ``metrics.csv``. The log has a group's very last step where held-out
     cases are validated, as in a study; where none of them shows the stage anything, up to 9 fewer."""
     stages: dict[int, list[str]] = {}
     last: dict[int, int] = {}
     try:
         with log.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                unit, stage, step = int(row["unit"]), row["stage"], int(row["step"])
-                names = stages.setdefault(unit, [])
+                group, stage, step = int(row["group"]), row["stage"], int(row["step"])
+                names = stages.setdefault(group, [])
                 if stage not in names:
                     names.append(stage)
-                last[unit] = max(step, last.get(unit, 0))
+                last[group] = max(step, last.get(group, 0))
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return {}
-    return {" + ".join(names): last[unit] for unit, names in stages.items()}
+    return {" + ".join(names): last[group] for group, names in stages.items()}
 
 
 def mean_steps(folds: Sequence[Steps]) -> dict[str, int]:

@@ -34,14 +34,14 @@ Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a run stands: the unit in training, steps and seconds spent in it."""
+    """Where a run stands: the group in training, steps and seconds spent in it."""
 
-    unit: Annotated[int, Field(ge=0)]
+    group: Annotated[int, Field(ge=0)]
     step: Annotated[int, Field(ge=0, le=2**40)]
     elapsed: Seconds
-    """Seconds of training in this unit."""
+    """Seconds of training in this group."""
     spent: Seconds
-    """Seconds of the whole run before this unit's first step."""
+    """Seconds of the whole run before this group's first step."""
     fingerprint: str
     """Hash of recipe, cases and seed: a run is only resumed as itself."""
 

@@ -17,14 +17,14 @@ from tensorboardX.summary import scalar
 
 from zoomseg.io.files import atomic_path, writing
 
-_FIXED = ("unit", "step", "seconds", "progress", "learning_rate", "split", "stage", "loss", "dice")
+_FIXED = ("group", "step", "seconds", "progress", "learning_rate", "split", "stage", "loss", "dice")
 
 
 @dataclass(frozen=True)
 class Row:
     """One stage's loss and Dice on patches. ``split`` is ``train`` (running) or ``validation``."""
 
-    unit: int
+    group: int
     step: int
     seconds: float
     progress: float
@@ -110,7 +110,7 @@ class Log:
             OutputError: full disk.
         """
         values = [
-            row.unit,
+            row.group,
             row.step,
             f"{row.seconds:.2f}",
             f"{row.progress:.5f}",

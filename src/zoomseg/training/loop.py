@@ -1,6 +1,6 @@
-"""The visible training loop: units of stages in order, each a plain loop over steps.
+"""The visible training loop: groups of stages in order, each a plain loop over steps.
 
-Every step's randomness comes from (seed, unit, step) alone, so a resumed run repeats exactly what an
+Every step's randomness comes from (seed, group, step) alone, so a resumed run repeats exactly what an
 uninterrupted one would have done.
 """
 
@@ -59,10 +59,10 @@ STEPS_PER_EPOCH = 100
 LOG_EVERY_STEPS = 10
 CHECKPOINT_EVERY_SECONDS = 60.0
 VALIDATIONS = 10
-"""Validations per unit, evenly spread over its progress."""
+"""Validations per group, evenly spread over its progress."""
 VALIDATION_PATCHES = 8
 LEAST_SHARE = 0.02
-"""Part of the time budget that every unit gets, however long its preparation took."""
+"""Part of the time budget that every group gets, however long its preparation took."""
 BAD_STEPS_ALLOWED = 10
 """Consecutive steps without a finite loss before training gives up."""
 
@@ -174,13 +174,13 @@ class _Run:
             _check_shapes(stage, self.processes.world)
             read = input_channels(stage, recipe, dataset.schema, len(dataset.channel_names))
             require_room(stage, read, self.schemas[stage.name].classes, settings.device)
-        for unit in graph.training_units(recipe):
-            for name in self._shown(unit.trained):
-                lead = graph.stage_of(recipe, unit.trained[-1])
+        for group in graph.training_groups(recipe):
+            for name in self._shown(group.trained):
+                lead = graph.stage_of(recipe, group.trained[-1])
                 augmentation.check_flips(lead.training.augmentation, self.schemas[name], dataset.schema)
 
     def _shown(self, trained: tuple[str, ...]) -> tuple[str, ...]:
-        """Stages whose labels a patch of this unit carries, as targets or as priors; its augmentation
+        """Stages whose labels a patch of this group carries, as targets or as priors; its augmentation
         must suit them all."""
         names = set(trained)
         for name in trained:
@@ -209,19 +209,19 @@ class _Run:
         if atlas_priors.uses_atlas(self.recipe) and self.processes.first:
             self.atlas_of = self._atlas()
         all_labels = self.dataset.schema.names
-        resume_at = (resumed.unit, resumed.step) if resumed else None
+        resume_at = (resumed.group, resumed.step) if resumed else None
         with ExitStack() as closed:
             log: Log | None = None
             for index, part in enumerate(self.parts):
-                unit = self._unit(index, part.trained)
-                if resumed is not None and index <= resumed.unit:
-                    self._restore(unit, resumed)
-                if resumed is None or index >= resumed.unit:
+                group = self._group(index, part.trained)
+                if resumed is not None and index <= resumed.group:
+                    self._restore(group, resumed)
+                if resumed is None or index >= resumed.group:
                     if log is None and self.processes.first:  # a checkpoint that is refused changes no file
                         log = closed.enter_context(Log(self.folder, all_labels, resume_at))
-                    self._train_unit(unit, log)
+                    self._train_group(group, log)
                 done = self.finished if part.half is None else self.copies[part.half]
-                done.update(unit.finished())
+                done.update(group.finished())
         model = self._save_model()
         if self.processes.first:
             shutil.rmtree(self.cache, ignore_errors=True)
@@ -229,10 +229,10 @@ class _Run:
         self.processes.agree(0.0)  # none returns before the first one has written the model
         return model
 
-    # --- units ------------------------------------------------------------------------------------
+    # --- groups ------------------------------------------------------------------------------------
 
-    def _unit(self, index: int, trained: tuple[str, ...]) -> StageGroup:
-        """Fresh networks and optimiser of one unit; initial weights depend on the seed and unit alone."""
+    def _group(self, index: int, trained: tuple[str, ...]) -> StageGroup:
+        """Fresh networks and optimiser of one group; initial weights depend on the seed and group alone."""
         torch.manual_seed(self.settings.seed * 1000 + index)
         needed = set(trained)
         if self.recipe.prior_from == "live":
@@ -267,14 +267,14 @@ class _Run:
         library.reduced().save(writable_directory(self.out / atlas_priors.FOLDER))
         registered = self.settings.registered or self.cache / "registered"
         prior_of = atlases.of_library(library, registered, self.observer.message)
-        # First, so that the time it takes is known when units share what is left.
+        # First, so that the time it takes is known when groups share what is left.
         ids = (*self.split.train, *self.split.validation)
         atlases.prepare_all(prior_of, self.dataset, ids, self.recipe, self.observer, self.stop)
         return prior_of
 
     def _resume_point(self) -> checkpoint.TrainingProgress | None:
         progress = self._checkpointed()
-        place = -1.0 if progress is None else progress.unit + progress.step / 2**32
+        place = -1.0 if progress is None else progress.group + progress.step / 2**32
         if self.processes.anywhere(self.processes.agree(place) != place):
             raise TrainingError(
                 f"not all {self.processes.world} processes see the same checkpoint in {self.folder}; "
@@ -291,105 +291,107 @@ class _Run:
                 f"{self.out} was trained with another recipe, seed, choice of cases or teachers; "
                 "resume with the same ones, or train into a new folder"
             )
-        if progress.unit >= len(self.parts):
+        if progress.group >= len(self.parts):
             raise TrainingError(
-                f"checkpoint {self.checkpoint} is of training unit {progress.unit}, this recipe has "
+                f"checkpoint {self.checkpoint} is of training group {progress.group}, this recipe has "
                 f"{len(self.parts)}; train anew without --resume"
             )
         self.already_spent = progress.spent + progress.elapsed
         return progress
 
-    def _restore(self, unit: StageGroup, progress: checkpoint.TrainingProgress) -> None:
-        """Bring a unit back to where the checkpoint left it; earlier units come from their own file."""
-        path = self.checkpoint if unit.index == progress.unit else self._unit_file(unit.index)
-        own = {name: unit.modules[name] for name in unit.trained}
-        checkpoint.restore(path, own, unit.moving, unit.optimiser)
-        if unit.index == progress.unit:
-            unit.step, unit.elapsed, unit.spent = progress.step, progress.elapsed, progress.spent
+    def _restore(self, group: StageGroup, progress: checkpoint.TrainingProgress) -> None:
+        """Bring a group back to where the checkpoint left it; earlier groups come from their own file."""
+        path = self.checkpoint if group.index == progress.group else self._group_file(group.index)
+        own = {name: group.modules[name] for name in group.trained}
+        checkpoint.restore(path, own, group.moving, group.optimiser)
+        if group.index == progress.group:
+            group.step, group.elapsed, group.spent = progress.step, progress.elapsed, progress.spent
 
-    def _unit_file(self, index: int) -> Path:
-        return self.folder / f"unit-{index}.safetensors"
+    def _group_file(self, index: int) -> Path:
+        return self.folder / f"group-{index}.safetensors"
 
-    # --- one unit ---------------------------------------------------------------------------------
+    # --- one group ---------------------------------------------------------------------------------
 
-    def _train_unit(self, unit: StageGroup, log: Log | None) -> None:
-        packs = self._pack(unit)
-        unit.take_over()
-        validation = self._validation_batches(unit, packs)
-        source, device = self._source(unit, packs), self.settings.device
-        if unit.step == 0:
-            unit.spent = self.processes.agree(self.spent)
+    def _train_group(self, group: StageGroup, log: Log | None) -> None:
+        packs = self._pack(group)
+        group.take_over()
+        validation = self._validation_batches(group, packs)
+        source, device = self._source(group, packs), self.settings.device
+        if group.step == 0:
+            group.spent = self.processes.agree(self.spent)
         if self.settings.seconds is not None:
-            unit.length = TrainingLength(None, self.processes.agree(self._unit_seconds(unit)))
+            group.length = TrainingLength(None, self.processes.agree(self._group_seconds(group)))
 
         def batch_of(step: int) -> Batch:
-            rng = np.random.default_rng([self.settings.seed, unit.index, step])
-            make = partial(source.draw, unit.lead.training.batch, rng, self.processes.share)
+            rng = np.random.default_rng([self.settings.seed, group.index, step])
+            make = partial(source.draw, group.lead.training.batch, rng, self.processes.share)
             return on_side_stream(make, device.place)
 
-        with closing(prefetched(batch_of, unit.step, device.batches_ahead)) as batches, device.tuned():
-            self._loop(unit, batches, validation, log)
-        self._save(unit)
+        with closing(prefetched(batch_of, group.step, device.batches_ahead)) as batches, device.tuned():
+            self._loop(group, batches, validation, log)
+        self._save(group)
         if self.processes.first:
-            write_bytes_atomic(self._unit_file(unit.index), self.checkpoint.read_bytes())
+            write_bytes_atomic(self._group_file(group.index), self.checkpoint.read_bytes())
 
-    def _source(self, unit: StageGroup, packs: PackedCases) -> PatchSource:
+    def _source(self, group: StageGroup, packs: PackedCases) -> PatchSource:
         """Of training patches, on the device, where the data lies as far as there is room."""
         device, cases = self.settings.device, itertools.chain(*packs.train.values())
         held = load_to_device(cases, device.place, device.room_for_data)
-        return PatchSource(self.recipe, unit.stages, packs.train, self.schemas, place=device.place, held=held)
+        return PatchSource(
+            self.recipe, group.stages, packs.train, self.schemas, place=device.place, held=held
+        )
 
-    def _unit_seconds(self, unit: StageGroup) -> float:
-        """This unit's part of what the budget still holds at its first step."""
+    def _group_seconds(self, group: StageGroup) -> float:
+        """This group's part of what the budget still holds at its first step."""
         assert self.settings.seconds is not None
-        shares = [part.share for part in self.parts[unit.index :]]
-        part = (self.settings.seconds - unit.spent) * shares[0] / sum(shares)
+        shares = [part.share for part in self.parts[group.index :]]
+        part = (self.settings.seconds - group.spent) * shares[0] / sum(shares)
         least = LEAST_SHARE * self.settings.seconds
         if part >= least:
             return part
-        if unit.index == 0:
+        if group.index == 0:
             raise TrainingError(
                 f"the time budget of {self.settings.seconds:.0f} s was used up by preparing the data "
-                f"({unit.spent:.0f} s); give more time"
+                f"({group.spent:.0f} s); give more time"
             )
-        # What earlier units learned must not be lost because their predictions took long.
+        # What earlier groups learned must not be lost because their predictions took long.
         self.observer.message(
-            f"preparing stage '{unit.lead.name}' took what the time budget had left; "
+            f"preparing stage '{group.lead.name}' took what the time budget had left; "
             f"it is trained for {least:.0f} s all the same"
         )
         return least
 
     def _loop(
-        self, unit: StageGroup, batches: Iterator[Batch], validation: tuple[Batch, ...], log: Log | None
+        self, group: StageGroup, batches: Iterator[Batch], validation: tuple[Batch, ...], log: Log | None
     ) -> None:
-        dice = {n: RunningDice(self.schemas[n].classes, 0.95) for n in unit.trained}
-        validated = math.floor(unit.progress * VALIDATIONS)
+        dice = {n: RunningDice(self.schemas[n].classes, 0.95) for n in group.trained}
+        validated = math.floor(group.progress * VALIDATIONS)
         saved, bad = time.monotonic(), 0
-        began = time.monotonic() - unit.elapsed
-        while unit.progress < 1.0:
+        began = time.monotonic() - group.elapsed
+        while group.progress < 1.0:
             batch = next(batches)
-            losses = unit.learn(batch, dice, measure=unit.step % LOG_EVERY_STEPS == 0)
+            losses = group.learn(batch, dice, measure=group.step % LOG_EVERY_STEPS == 0)
             bad = 0 if losses is not None else bad + 1
             if losses is None:
-                self._report_bad(unit, batch, bad)
-            unit.step += 1
-            unit.elapsed = self.processes.agree(time.monotonic() - began)
-            if losses is not None and (unit.step - 1) % LOG_EVERY_STEPS == 0:
-                self._tell(unit, losses, dice, log, "train")
-            if math.floor(unit.progress * VALIDATIONS) > validated:
-                validated = math.floor(unit.progress * VALIDATIONS)
-                self._validate(unit, validation, log)
-                unit.elapsed = self.processes.agree(time.monotonic() - began)
+                self._report_bad(group, batch, bad)
+            group.step += 1
+            group.elapsed = self.processes.agree(time.monotonic() - began)
+            if losses is not None and (group.step - 1) % LOG_EVERY_STEPS == 0:
+                self._tell(group, losses, dice, log, "train")
+            if math.floor(group.progress * VALIDATIONS) > validated:
+                validated = math.floor(group.progress * VALIDATIONS)
+                self._validate(group, validation, log)
+                group.elapsed = self.processes.agree(time.monotonic() - began)
             if self.processes.anywhere(self.stop.is_set()):
-                self._save(unit)
-                self.processes.agree(unit.step)  # none ends before the first one has saved
-                raise InterruptedTrainingError(f"stopped at step {unit.step}; go on with --resume")
+                self._save(group)
+                self.processes.agree(group.step)  # none ends before the first one has saved
+                raise InterruptedTrainingError(f"stopped at step {group.step}; go on with --resume")
             if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
-                self._save(unit)
+                self._save(group)
                 saved = time.monotonic()
 
-    def _pack(self, unit: StageGroup) -> PackedCases:
-        part = self.parts[unit.index]
+    def _pack(self, group: StageGroup) -> PackedCases:
+        part = self.parts[group.index]
         validation = self.split.validation if part.half is None else ()
         preparation = Preprocessing(
             self.dataset,
@@ -401,9 +403,9 @@ class _Run:
             self.observer,
             self.atlas_of,
         )
-        prepare = partial(preparation.packs, unit, self._taught_by(part), validation, self._answering)
+        prepare = partial(preparation.packs, group, self._taught_by(part), validation, self._answering)
         return shared_cases.shared_between_processes(
-            prepare, unit.index, self.cache, self.processes, self.stop
+            prepare, group.index, self.cache, self.processes, self.stop
         )
 
     def _taught_by(self, part: GroupRun) -> tuple[str, ...]:
@@ -418,26 +420,26 @@ class _Run:
                 return self.finished | self.copies[1 - half]
         return self.finished
 
-    def _validation_batches(self, unit: StageGroup, packs: PackedCases) -> tuple[Batch, ...]:
+    def _validation_batches(self, group: StageGroup, packs: PackedCases) -> tuple[Batch, ...]:
         """The same unaugmented patches every time."""
-        if not self.processes.first or not packs.validation[unit.lead.name]:
+        if not self.processes.first or not packs.validation[group.lead.name]:
             return ()
-        source = PatchSource(self.recipe, unit.stages, packs.validation, self.schemas, augmented=False)
-        rng = np.random.default_rng([self.settings.seed, unit.index, 0])
+        source = PatchSource(self.recipe, group.stages, packs.validation, self.schemas, augmented=False)
+        rng = np.random.default_rng([self.settings.seed, group.index, 0])
         return tuple(source.draw(1, rng) for _ in range(VALIDATION_PATCHES))
 
     # --- telling and saving -----------------------------------------------------------------------
 
-    def _validate(self, unit: StageGroup, batches: tuple[Batch, ...], log: Log | None) -> None:
+    def _validate(self, group: StageGroup, batches: tuple[Batch, ...], log: Log | None) -> None:
         """Loss and Dice of the averaged weights on the fixed patches, where there are any."""
         if not batches:
             return
-        dice = {n: RunningDice(self.schemas[n].classes, 1.0) for n in unit.trained}
-        self._tell(unit, unit.judge(batches, dice), dice, log, "validation")
+        dice = {n: RunningDice(self.schemas[n].classes, 1.0) for n in group.trained}
+        self._tell(group, group.judge(batches, dice), dice, log, "validation")
 
     def _tell(
         self,
-        unit: StageGroup,
+        group: StageGroup,
         losses: Mapping[str, float],
         dice: Mapping[str, RunningDice],
         log: Log | None,
@@ -445,24 +447,24 @@ class _Run:
     ) -> None:
         if log is None:
             return
-        for name in unit.trained:
+        for name in group.trained:
             row = Row(
-                unit.index,
-                unit.step,
-                unit.elapsed,
-                unit.progress,
-                unit.learning_rate,
+                group.index,
+                group.step,
+                group.elapsed,
+                group.progress,
+                group.learning_rate,
                 split,
-                self.parts[unit.index].row_name(name),
+                self.parts[group.index].row_name(name),
                 losses[name],
                 dice[name].by_label(self.labels[name]),
             )
             log.write(row)
-            self.observer.row(row, unit.length.remaining_seconds(unit.step, unit.elapsed))
+            self.observer.row(row, group.length.remaining_seconds(group.step, group.elapsed))
 
-    def _report_bad(self, unit: StageGroup, batch: Batch, consecutive: int) -> None:
+    def _report_bad(self, group: StageGroup, batch: Batch, consecutive: int) -> None:
         cases = ", ".join(dict.fromkeys(batch.cases))
-        text = f"step {unit.step}: loss or gradient is not finite; cases {cases}; step skipped"
+        text = f"step {group.step}: loss or gradient is not finite; cases {cases}; step skipped"
         self.observer.message(text)
         if consecutive >= BAD_STEPS_ALLOWED:
             raise TrainingError(
@@ -470,22 +472,22 @@ class _Run:
                 "check these scans (zoomseg check) or lower the learning rate"
             )
 
-    def _save(self, unit: StageGroup) -> None:
+    def _save(self, group: StageGroup) -> None:
         """Checkpoint first, then the model: a kill between the two loses neither."""
         if not self.processes.first:
             return
         progress = checkpoint.TrainingProgress(
-            unit.index, unit.step, unit.elapsed, unit.spent, self.fingerprint
+            group.index, group.step, group.elapsed, group.spent, self.fingerprint
         )
-        own = {name: unit.modules[name] for name in unit.trained}
-        checkpoint.save(self.checkpoint, progress, own, unit.moving, unit.optimiser)
-        self._save_model(unit)
+        own = {name: group.modules[name] for name in group.trained}
+        checkpoint.save(self.checkpoint, progress, own, group.moving, group.optimiser)
+        self._save_model(group)
 
-    def _save_model(self, unit: StageGroup | None = None) -> bundle.Bundle:
+    def _save_model(self, group: StageGroup | None = None) -> bundle.Bundle:
         """Write the stages that have learned something so far as a model of their own."""
         weights: dict[str, Mapping[str, Tensor]] = {n: m.state_dict() for n, m in self.finished.items()}
-        if unit is not None and self.parts[unit.index].half is None:
-            weights |= unit.averaged
+        if group is not None and self.parts[group.index].half is None:
+            weights |= group.averaged
         stages = tuple(s for s in self.recipe.stages if s.name in weights)
         groups = tuple(g for g in self.recipe.train_together if set(g) <= set(weights))
         recipe = self.recipe.model_copy(update={"stages": stages, "train_together": groups})
@@ -494,7 +496,7 @@ class _Run:
             self.dataset.schema,
             self.dataset.channel_names,
             {name: {k: to_numpy(v) for k, v in w.items()} for name, w in weights.items()},
-            self._provenance(complete=unit is None),
+            self._provenance(complete=group is None),
             domain=self.settings.domain,
         )
         if self.processes.first:

@@ -1,4 +1,4 @@
-"""What is trained, one after the other: a recipe's units, and the copies that out-of-fold priors need."""
+"""What is trained, one after the other: a recipe's groups, and the copies that out-of-fold priors need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoomseg.recipe.spec import Recipe
 
 @dataclass(frozen=True)
 class GroupRun:
-    """One training of a unit's stages: on all training cases, or, so that training cases can be answered for
+    """One training of a group's stages: on all training cases, or, so that training cases can be answered for
     by networks that did not see them, on one half of these. ``share`` is its part of the time budget
     relative to the other parts."""
 
@@ -25,16 +25,16 @@ class GroupRun:
 
 
 def group_runs(recipe: Recipe) -> tuple[GroupRun, ...]:
-    """Every unit, and with ``prior_from: out_of_fold`` two copies of those that later ones read, which share
-    the unit's time."""
-    units = graph.training_units(recipe)
+    """Every group, and with ``prior_from: out_of_fold`` two copies of those that later ones read, which share
+    the group's time."""
+    groups = graph.training_groups(recipe)
     out: list[GroupRun] = []
-    for n, unit in enumerate(units):
-        later = {name for u in units[n + 1 :] for s in u.trained for name in graph.ancestors(recipe, s)}
-        copied = recipe.prior_from == "out_of_fold" and not later.isdisjoint(unit.trained)
+    for n, group in enumerate(groups):
+        later = {name for u in groups[n + 1 :] for s in u.trained for name in graph.ancestors(recipe, s)}
+        copied = recipe.prior_from == "out_of_fold" and not later.isdisjoint(group.trained)
         halves = (None, 0, 1) if copied else (None,)
-        share = graph.stage_of(recipe, unit.trained[-1]).training.budget_share
-        out += [GroupRun(unit.trained, half, share / len(halves)) for half in halves]
+        share = graph.stage_of(recipe, group.trained[-1]).training.budget_share
+        out += [GroupRun(group.trained, half, share / len(halves)) for half in halves]
     return tuple(out)
 
 

@@ -34,7 +34,7 @@ from zoomseg.training.schedule import learning_rate_factor
 class StageGroup:
     """Stages that run in one step; those in ``trained`` learn, the others are finished.
 
-    ``index`` is the unit's place in the run; ``labels`` are those that every stage of the recipe
+    ``index`` is the group's place in the run; ``labels`` are those that every stage of the recipe
     predicts; ``moving`` are moving averages of the trained stages' state dicts, none with an ``ema_decay`` of
     0; ``teachers``, where there are any, say by stage what they find in a patch.
     """
@@ -67,7 +67,7 @@ class StageGroup:
         processes: Processes = ALONE,
         teachers: Mapping[str, StageNetwork] = MappingProxyType({}),
     ) -> StageGroup:
-        """A unit before its first step: averaged weights are the modules' own."""
+        """A group before its first step: averaged weights are the modules' own."""
         training = stages[-1].training
         parameters = [p for name in trained for p in modules[name].parameters()]
         moving = {name: _copy(modules[name].state_dict()) for name in trained if training.ema_decay > 0}
@@ -88,7 +88,7 @@ class StageGroup:
 
     @property
     def lead(self) -> Stage:
-        """The last stage: its training section holds for the whole unit."""
+        """The last stage: its training section holds for the whole group."""
         return self.stages[-1]
 
     @property

@@ -7,7 +7,7 @@ import pytest
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.recipe import graph
-from zoomseg.recipe.graph import TrainingUnit
+from zoomseg.recipe.graph import TrainingGroup
 from zoomseg.recipe.spec import ATLAS, BoxAround, PriorInput, Recipe
 
 SCHEMA = LabelSchema(
@@ -99,7 +99,7 @@ def test_groups_without_a_gradient_are_refused(groups: list[list[str]], line: st
         graph.validate(recipe(*stages, train_together=groups))
 
 
-def test_training_units_keep_groups_whole_and_in_order() -> None:
+def test_training_groups_stay_whole_and_in_order() -> None:
     stages = (
         stage("one"),
         stage("two", inputs=reads("one")),
@@ -107,13 +107,13 @@ def test_training_units_keep_groups_whole_and_in_order() -> None:
         stage("four"),
     )
     alone = recipe(*stages)
-    assert [u.trained for u in graph.training_units(alone)] == [("one",), ("two",), ("three",), ("four",)]
+    assert [u.trained for u in graph.training_groups(alone)] == [("one",), ("two",), ("three",), ("four",)]
     grouped = recipe(*stages, train_together=[["two", "three"]])
     graph.validate(grouped)
-    assert graph.training_units(grouped) == (
-        TrainingUnit(("one",)),
-        TrainingUnit(("two", "three")),
-        TrainingUnit(("four",)),
+    assert graph.training_groups(grouped) == (
+        TrainingGroup(("one",)),
+        TrainingGroup(("two", "three")),
+        TrainingGroup(("four",)),
     )
 
 

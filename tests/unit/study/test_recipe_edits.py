@@ -53,7 +53,7 @@ def test_overlap_of_one_stage() -> None:
 
 def test_trained_apart() -> None:
     assert changed(TINY, recipe_edits.trained_apart(TINY)) == {"train_together"}
-    assert len(graph.training_units(recipe_edits.trained_apart(TINY))) == 2
+    assert len(graph.training_groups(recipe_edits.trained_apart(TINY))) == 2
 
 
 def test_chain_goes_from_left_to_right() -> None:

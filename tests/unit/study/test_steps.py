@@ -11,11 +11,11 @@ from zoomseg.training.log import Log, Row
 
 
 def logged(folder: Path, *rows: tuple[int, int, str, str]) -> Path:
-    """A log of (unit, step, split, stage), as a training writes it."""
+    """A log of (group, step, split, stage), as a training writes it."""
     folder.mkdir()
     with Log(folder, ("liver",), None) as log:
-        for unit, step, split, stage in rows:
-            log.write(Row(unit, step, 1.0, 0.5, 1e-3, split, stage, 0.7, {"liver": 0.5}))
+        for group, step, split, stage in rows:
+            log.write(Row(group, step, 1.0, 0.5, 1e-3, split, stage, 0.7, {"liver": 0.5}))
     return folder / "metrics.csv"
 
 
@@ -35,7 +35,7 @@ def test_units_count_once_and_to_their_last_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "unit,step\n0,1\n", "unit,step,stage\n0,many,a\n", "unit,step,stage\n0"]
+    "text", ["", "group,step\n0,1\n", "group,step,stage\n0,many,a\n", "group,step,stage\n0"]
 )
 def test_a_log_that_cannot_be_read_knows_no_steps(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.csv").write_text(text)

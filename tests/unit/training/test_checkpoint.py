@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoomseg.core.errors import OutputError, TrainingError
 from zoomseg.training import checkpoint
 
-PROGRESS = checkpoint.TrainingProgress(unit=1, step=42, elapsed=3.5, spent=10.25, fingerprint="abc")
+PROGRESS = checkpoint.TrainingProgress(group=1, step=42, elapsed=3.5, spent=10.25, fingerprint="abc")
 
 
 State = tuple[dict[str, nn.Module], dict[str, dict[str, Tensor]], torch.optim.AdamW]
@@ -129,8 +129,8 @@ def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays(
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"unit": -1}, "unit: Input should be greater than or equal to 0"),
-        ({"unit": 1.5}, "unit: Input should be a valid integer"),
+        ({"group": -1}, "group: Input should be greater than or equal to 0"),
+        ({"group": 1.5}, "group: Input should be a valid integer"),
         ({"step": -5}, "step: Input should be greater"),
         ({"step": 10**30}, "step: Input should be less"),
         ({"elapsed": float("nan")}, "elapsed: Input should be"),

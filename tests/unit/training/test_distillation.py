@@ -48,14 +48,14 @@ def drawn(
     data: Dataset, recipe: Recipe, teachers: distillation.Teachers | None, out: Path
 ) -> tuple[StageGroup, Batch]:
     run = loop._Run(data, SPLIT, recipe, out, Settings(CPU, teachers=teachers), Silent())
-    unit = run._unit(0, ("coarse", "fine"))
-    source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
-    return unit, source.draw(2, np.random.default_rng(0))
+    group = run._group(0, ("coarse", "fine"))
+    source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
+    return group, source.draw(2, np.random.default_rng(0))
 
 
-def learn(unit: StageGroup, batch: Batch) -> dict[str, float]:
-    losses = unit.learn(batch, {name: RunningDice(3, 1.0) for name in unit.trained}, measure=True)
-    unit.step += 1
+def learn(group: StageGroup, batch: Batch) -> dict[str, float]:
+    losses = group.learn(batch, {name: RunningDice(3, 1.0) for name in group.trained}, measure=True)
+    group.step += 1
     assert losses is not None
     return losses
 
@@ -71,13 +71,13 @@ def test_teachers_say_the_mean_of_their_probabilities(data: Dataset, tmp_path: P
 
 def test_loss_is_half_the_references_and_half_the_teachers(data: Dataset, tmp_path: Path) -> None:
     """The teachers see what the student does, its own coarse answer as a prior included."""
-    unit, batch = drawn(data, tiny_recipe(together=True), two_teachers(data, tmp_path), tmp_path / "m")
+    group, batch = drawn(data, tiny_recipe(together=True), two_teachers(data, tmp_path), tmp_path / "m")
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    for name, module in unit.modules.items():
+    for name, module in group.modules.items():
         module.register_forward_hook(lambda _, x, out, name=name: seen.update({name: (x[0], out[0])}))
-    both = unit.forward(batch, unit.modules)[0]
-    networks, unit.teachers = unit.teachers, {}
-    hard = unit.forward(batch, unit.modules)[0]
+    both = group.forward(batch, group.modules)[0]
+    networks, group.teachers = group.teachers, {}
+    hard = group.forward(batch, group.modules)[0]
     assert seen["fine"][0].shape[1] == 1 + 2
     for name, (x, logits) in seen.items():
         soft = loss.soft_cross_entropy(logits, networks[name](x, ()).clone(), batch.stages[name].target_BIJK)
@@ -86,28 +86,28 @@ def test_loss_is_half_the_references_and_half_the_teachers(data: Dataset, tmp_pa
 
 def test_no_gradient_flows_through_the_teachers(data: Dataset, tmp_path: Path) -> None:
     """With their answers as constants, the coarse network's gradient from the fine loss is the same."""
-    unit, batch = drawn(data, tiny_recipe(together=True), two_teachers(data, tmp_path), tmp_path / "m")
-    weight = unit.modules["coarse"].heads[0].weight
+    group, batch = drawn(data, tiny_recipe(together=True), two_teachers(data, tmp_path), tmp_path / "m")
+    weight = group.modules["coarse"].heads[0].weight
     said: list[torch.Tensor] = []
-    asked = unit.teachers["fine"]
+    asked = group.teachers["fine"]
 
     def remembered(x_BCIJK: torch.Tensor, tiles: tuple[Tile, ...]) -> torch.Tensor:
         said.append(asked(x_BCIJK.detach(), tiles).clone())
         return said[0]
 
-    (found,) = torch.autograd.grad(unit.forward(batch, unit.modules)[0]["fine"], weight)
-    unit.teachers = {**unit.teachers, "fine": remembered}
-    (wanted,) = torch.autograd.grad(unit.forward(batch, unit.modules)[0]["fine"], weight)
+    (found,) = torch.autograd.grad(group.forward(batch, group.modules)[0]["fine"], weight)
+    group.teachers = {**group.teachers, "fine": remembered}
+    (wanted,) = torch.autograd.grad(group.forward(batch, group.modules)[0]["fine"], weight)
     assert len(said) == 1
     torch.testing.assert_close(found, wanted)
 
 
 def test_without_a_learning_rate_nothing_changes(data: Dataset, tmp_path: Path) -> None:
     teachers = two_teachers(data, tmp_path)
-    unit, batch = drawn(data, tiny_recipe(together=True, lr=1e-60), teachers, tmp_path / "m")
-    before = {n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in unit.modules.items()}
-    learn(unit, batch)
-    for name, module in unit.modules.items():
+    group, batch = drawn(data, tiny_recipe(together=True, lr=1e-60), teachers, tmp_path / "m")
+    before = {n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in group.modules.items()}
+    learn(group, batch)
+    for name, module in group.modules.items():
         assert all(torch.equal(before[name][k], v) for k, v in module.state_dict().items())
 
 
@@ -121,14 +121,14 @@ def test_a_student_comes_to_say_what_its_teachers_say(data: Dataset, tmp_path: P
     recipe = taught_alone(tiny_recipe(together=False, iterations=80, lr=1e-2))
     teachers = distillation.load([saved(tmp_path / "t", decided(untrained_bundle(11)))], data, recipe)
     run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, teachers=teachers), Silent())
-    unit = run._unit(0, ("coarse",))
-    source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
+    group = run._group(0, ("coarse",))
+    source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     batch = source.draw(2, np.random.default_rng(0))
     seen = batch.stages["coarse"]
-    q = unit.teachers["coarse"](seen.image_BCIJK, ()).clone()
+    q = group.teachers["coarse"](seen.image_BCIJK, ()).clone()
     counts = seen.target_BIJK != IGNORE
     entropy = float(-(q * q.log()).sum(dim=1)[counts].mean())
-    excess = [learn(unit, batch)["coarse"] - entropy / 2 for _ in range(80)]
+    excess = [learn(group, batch)["coarse"] - entropy / 2 for _ in range(80)]
     assert min(excess) >= 0
     assert excess[-1] < 0.1 * excess[0]
 

@@ -48,8 +48,8 @@ def per_rank(folder: Path, name: str) -> list[dict[str, Tensor]]:
 
 
 def last_weights(run: Path) -> dict[str, Tensor]:
-    """Of every unit, the last weights and the averaged ones."""
-    files = sorted((run / "training").glob("unit-*.safetensors"))
+    """Of every group, the last weights and the averaged ones."""
+    files = sorted((run / "training").glob("group-*.safetensors"))
     assert files
     found = {f"{file.stem}/{key}": value for file in files for key, value in load_file(file).items()}
     return {key: value for key, value in found.items() if "/optimiser/" not in key}

@@ -80,18 +80,18 @@ def test_with_the_same_labels_the_first_answer_is_the_old_models(data: Dataset, 
     taken = fine_tuning.match("old", old, recipe, data.schema, 1)
     settings = loop.Settings(CPU, seed=4, init=taken)
     run = loop._Run(data, loop.Split(data.ids, ()), recipe, tmp_path / "m", settings, Silent())
-    unit = run._unit(0, ("coarse", "fine"))
+    group = run._group(0, ("coarse", "fine"))
     before = {stage.name: build_network(stage, old.recipe, SCHEMA, 1) for stage in old.recipe.stages}
     for name, module in before.items():
         module.load_state_dict(state_dict(old, name))
-    source = loop.PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
+    source = loop.PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     batch = source.draw(2, np.random.default_rng(0))
-    expected, found = unit.forward(batch, before), unit.forward(batch, unit.modules)
+    expected, found = group.forward(batch, before), group.forward(batch, group.modules)
     for name in ("coarse", "fine"):
         assert torch.equal(found[0][name], expected[0][name])
         assert torch.equal(found[1][name], expected[1][name])
-        assert unit.averaged[name].keys() == old.weights[name].keys()
-        assert all(np.array_equal(unit.averaged[name][k], v) for k, v in old.weights[name].items())
+        assert group.averaged[name].keys() == old.weights[name].keys()
+        assert all(np.array_equal(group.averaged[name][k], v) for k, v in old.weights[name].items())
 
 
 def test_rows_follow_their_labels_into_another_order_and_new_ones_stay_new() -> None:
@@ -219,7 +219,7 @@ def test_fine_tuning_to_other_labels_from_start_to_end(model: Path, tmp_path: Pa
 def test_resumed_fine_tuning_needs_the_model_no_more(
     data: Dataset, model: Path, tmp_path: Path, kill_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before its first step, or within its first unit: what follows starts from the model, too."""
+    """Killed before its first step, or within its first group: what follows starts from the model, too."""
     recipe = tmp_path / "r.yaml"
     recipe.write_text(dump(tiny_recipe(together=False, iterations=4)))
     wish = TrainingRequest(str(recipe), init=model)

@@ -16,8 +16,8 @@ from zoomseg.training.log import Log, Row, RunningDice
 LABELS = ("liver", "spleen")
 
 
-def row(unit: int, step: int, **dice: float) -> Row:
-    return Row(unit, step, 1.5 * step, step / 100, 1e-3, "train", "coarse", 0.5, dice)
+def row(group: int, step: int, **dice: float) -> Row:
+    return Row(group, step, 1.5 * step, step / 100, 1e-3, "train", "coarse", 0.5, dice)
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -56,11 +56,11 @@ def test_a_new_run_starts_a_new_file(tmp_path: Path) -> None:
 
 def test_a_resumed_run_drops_rows_that_will_be_written_again(tmp_path: Path) -> None:
     with Log(tmp_path, LABELS, None) as log:
-        for unit, step in [(0, 10), (0, 90), (1, 10), (1, 20), (1, 30)]:
-            log.write(row(unit, step, liver=0.5))
+        for group, step in [(0, 10), (0, 90), (1, 10), (1, 20), (1, 30)]:
+            log.write(row(group, step, liver=0.5))
     with Log(tmp_path, LABELS, (1, 20)) as log:
         log.write(row(1, 30, liver=0.9))
-    kept = [(r["unit"], r["step"], float(r["dice"])) for r in rows_of(tmp_path)]
+    kept = [(r["group"], r["step"], float(r["dice"])) for r in rows_of(tmp_path)]
     assert kept == [("0", "10", 0.5), ("0", "90", 0.5), ("1", "10", 0.5), ("1", "20", 0.5), ("1", "30", 0.9)]
 
 

@@ -151,7 +151,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU, resume=True), Silent())
     assert_same(whole, resumed)
     with (tmp_path / "cut" / "training" / "metrics.csv").open(newline="") as file:
-        steps = [(r["unit"], int(r["step"])) for r in csv.DictReader(file) if r["split"] == "train"]
+        steps = [(r["group"], int(r["step"])) for r in csv.DictReader(file) if r["split"] == "train"]
     assert sorted(set(steps)) == [(str(u), s) for u in range(1 if together else 2) for s in range(1, 15)]
 
 
@@ -168,14 +168,14 @@ def test_out_of_fold_priors_come_from_the_copy_that_did_not_see_the_case(
 
     def spy(
         self: Preprocessing,
-        unit: StageGroup,
+        group: StageGroup,
         train: Sequence[str],
         validation: Sequence[str],
         finished: Finished,
         stop: threading.Event,
     ) -> PackedCases:
         prepared.append((train, validation, finished))
-        return packs(self, unit, train, validation, finished, stop)
+        return packs(self, group, train, validation, finished, stop)
 
     monkeypatch.setattr(Preprocessing, "packs", spy)
     run = loop._Run(data, split, out_of_fold_recipe(2), tmp_path / "m", Settings(CPU), Silent())
@@ -210,7 +210,7 @@ def test_out_of_fold_training_resumes_in_any_part(
 
     class StopIn(Recorder):
         def row(self, row: Row, remaining_seconds: float | None) -> None:
-            if (row.unit, row.step) == (kill_in, 2):
+            if (row.group, row.step) == (kill_in, 2):
                 stop.set()
 
     run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopIn())
@@ -264,13 +264,13 @@ def test_loss_that_is_not_finite_names_the_cases_and_gives_up(
 def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path) -> None:
     recipe = tiny_recipe(together=True)
     run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
-    unit = run._unit(0, ("coarse", "fine"))
-    source = loop.PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
+    group = run._group(0, ("coarse", "fine"))
+    source = loop.PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     batch = source.draw(1, np.random.default_rng(0))
     batch.stages["fine"].image_BCIJK[0, 0, 0, 0, 0] = float("inf")
-    before = {k: v.clone() for k, v in unit.modules["fine"].state_dict().items()}
-    assert unit.learn(batch, {}, measure=False) is None
-    after = unit.modules["fine"].state_dict()
+    before = {k: v.clone() for k, v in group.modules["fine"].state_dict().items()}
+    assert group.learn(batch, {}, measure=False) is None
+    after = group.modules["fine"].state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 

@@ -30,15 +30,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def drawn(data: Dataset, recipe: Recipe, out: Path) -> tuple[StageGroup, Batch]:
     """Both stages of a recipe, trained together, and a batch for them."""
     run = loop._Run(data, SPLIT, recipe, out, Settings(CPU), Silent())
-    unit = run._unit(0, ("coarse", "fine"))
-    source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
-    return unit, source.draw(2, np.random.default_rng(0))
+    group = run._group(0, ("coarse", "fine"))
+    source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
+    return group, source.draw(2, np.random.default_rng(0))
 
 
-def learn(unit: StageGroup, batch: Batch) -> dict[str, float] | None:
-    dice = {name: RunningDice(3, 1.0) for name in unit.trained}
-    losses = unit.learn(batch, dice, measure=True)
-    unit.step += 1
+def learn(group: StageGroup, batch: Batch) -> dict[str, float] | None:
+    dice = {name: RunningDice(3, 1.0) for name in group.trained}
+    losses = group.learn(batch, dice, measure=True)
+    group.step += 1
     return losses
 
 
@@ -47,9 +47,9 @@ def test_end_to_end_gradient_reaches_the_coarse_network_from_the_fine_loss_alone
 ) -> None:
     """Autograd through softmax, resampling and crop against a finite difference of the fine loss."""
     recipe = tiny_recipe(together=True)
-    unit, batch = drawn(data, recipe, tmp_path / "m")
-    weight = unit.modules["coarse"].heads[0].weight
-    fine = unit.forward(batch, unit.modules)[0]["fine"]
+    group, batch = drawn(data, recipe, tmp_path / "m")
+    weight = group.modules["coarse"].heads[0].weight
+    fine = group.forward(batch, group.modules)[0]["fine"]
     (gradient,) = torch.autograd.grad(fine, weight)
     assert float(gradient.abs().max()) > 0
     at = int(gradient.abs().argmax())
@@ -57,44 +57,44 @@ def test_end_to_end_gradient_reaches_the_coarse_network_from_the_fine_loss_alone
     for delta in (1e-2, -1e-2):
         with torch.no_grad():
             weight.view(-1)[at] += delta
-            values.append(float(unit.forward(batch, unit.modules)[0]["fine"]))
+            values.append(float(group.forward(batch, group.modules)[0]["fine"]))
             weight.view(-1)[at] -= delta
     assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(gradient.view(-1)[at]), rel=0.03)
 
 
 def test_averaged_weights_follow_the_last_ones_by_the_decay(data: Dataset, tmp_path: Path) -> None:
-    unit, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
+    group, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
     key = "heads.0.weight"
     for step in range(3):
-        before = unit.averaged["fine"][key].clone()
-        assert learn(unit, batch) is not None
+        before = group.averaged["fine"][key].clone()
+        assert learn(group, batch) is not None
         decay = min(0.9, (1 + step) / (10 + step))  # early steps are forgotten faster
-        last = unit.modules["fine"].state_dict()[key]
-        assert torch.allclose(unit.averaged["fine"][key], decay * before + (1 - decay) * last, atol=1e-6)
-        assert not torch.equal(unit.averaged["fine"][key], last)
+        last = group.modules["fine"].state_dict()[key]
+        assert torch.allclose(group.averaged["fine"][key], decay * before + (1 - decay) * last, atol=1e-6)
+        assert not torch.equal(group.averaged["fine"][key], last)
 
 
 def test_without_decay_the_last_weights_are_kept(data: Dataset, tmp_path: Path) -> None:
-    unit, batch = drawn(data, retrained(tiny_recipe(together=True), ema_decay=0.0), tmp_path / "m")
-    learn(unit, batch)
-    learn(unit, batch)
-    for name in unit.trained:
-        for key, value in unit.modules[name].state_dict().items():
-            assert torch.equal(unit.averaged[name][key], value)
+    group, batch = drawn(data, retrained(tiny_recipe(together=True), ema_decay=0.0), tmp_path / "m")
+    learn(group, batch)
+    learn(group, batch)
+    for name in group.trained:
+        for key, value in group.modules[name].state_dict().items():
+            assert torch.equal(group.averaged[name][key], value)
 
 
 def test_a_step_follows_the_schedule_and_lowers_the_loss(data: Dataset, tmp_path: Path) -> None:
-    unit, batch = drawn(data, tiny_recipe(together=True, iterations=40), tmp_path / "m")
-    first = learn(unit, batch)
+    group, batch = drawn(data, tiny_recipe(together=True, iterations=40), tmp_path / "m")
+    first = learn(group, batch)
     rates = []
     for _ in range(15):
-        last = learn(unit, batch)
-        rates.append(unit.optimiser.param_groups[0]["lr"])
+        last = learn(group, batch)
+        rates.append(group.optimiser.param_groups[0]["lr"])
     assert first is not None
     assert last is not None
-    assert all(last[name] < first[name] for name in unit.trained)
+    assert all(last[name] < first[name] for name in group.trained)
     assert rates == sorted(rates, reverse=True)  # half a cosine, down
-    assert rates[-1] < rates[0] < unit.lead.training.optimiser.lr
+    assert rates[-1] < rates[0] < group.lead.training.optimiser.lr
 
 
 @pytest.mark.parametrize(
@@ -135,26 +135,26 @@ def test_adamw_forgets_gradients_by_its_betas() -> None:
 
 
 def test_judging_changes_no_weight_and_uses_the_averaged_ones(data: Dataset, tmp_path: Path) -> None:
-    unit, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
-    learn(unit, batch)
-    before = {k: v.clone() for k, v in unit.modules["fine"].state_dict().items()}
-    dice = {name: RunningDice(3, 1.0) for name in unit.trained}
-    judged = unit.judge((batch,), dice)
-    assert all(torch.equal(before[k], v) for k, v in unit.modules["fine"].state_dict().items())
-    for name in unit.trained:
-        unit.modules[name].load_state_dict(unit.averaged[name])
-        unit.modules[name].eval()
+    group, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
+    learn(group, batch)
+    before = {k: v.clone() for k, v in group.modules["fine"].state_dict().items()}
+    dice = {name: RunningDice(3, 1.0) for name in group.trained}
+    judged = group.judge((batch,), dice)
+    assert all(torch.equal(before[k], v) for k, v in group.modules["fine"].state_dict().items())
+    for name in group.trained:
+        group.modules[name].load_state_dict(group.averaged[name])
+        group.modules[name].eval()
     with torch.no_grad():
-        losses, _ = unit.forward(batch, unit.modules)
-    for name in unit.trained:
+        losses, _ = group.forward(batch, group.modules)
+    for name in group.trained:
         assert judged[name] == pytest.approx(float(losses[name]), rel=1e-5)
 
 
 def test_finished_networks_are_averaged_and_frozen(data: Dataset, tmp_path: Path) -> None:
-    unit, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
-    learn(unit, batch)
-    averaged = {k: v.clone() for k, v in unit.averaged["coarse"].items()}
-    module = unit.finished()["coarse"]
+    group, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
+    learn(group, batch)
+    averaged = {k: v.clone() for k, v in group.averaged["coarse"].items()}
+    module = group.finished()["coarse"]
     assert not module.training
     assert not any(p.requires_grad for p in module.parameters())
     assert all(torch.equal(averaged[k], v) for k, v in module.state_dict().items())
@@ -192,9 +192,9 @@ def test_no_bfloat16_on_a_cpu_where_feature_maps_are_two_voxels_long(
     recipe = recipe.model_copy(update={"stages": (coarse,)})
     device = Device("cpu", bfloat16=True)
     run = loop._Run(data, SPLIT, recipe, tmp_path, Settings(device), Silent())
-    unit = run._unit(0, ("coarse",))
-    source = PatchSource(recipe, unit.stages, run._pack(unit).train, run.schemas)
+    group = run._group(0, ("coarse",))
+    source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     seen: list[torch.dtype] = []
-    unit.modules["coarse"].heads[0].register_forward_hook(lambda m, i, out: seen.append(out.dtype))
-    learn(unit, source.draw(2, np.random.default_rng(0)))
+    group.modules["coarse"].heads[0].register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+    learn(group, source.draw(2, np.random.default_rng(0)))
     assert seen == [torch.bfloat16 if half else torch.float32]

@@ -333,8 +333,8 @@ def test_what_the_data_set_leaves_unsaid_is_told_of(tmp_path: Path, recipe: str,
     wanted = recipe if kind == "concrete" else small_plan(tmp_path / "p.yaml")
     training_run.start(data, tmp_path / "m", TrainingRequest(wanted), CPU, Listening())
     labels = [text for text in heard if text.startswith("label names: label_3, label_7: no name of an organ")]
-    units = [text for text in heard if 'if it is CT, write "channel_names": {"0": "CT"} into' in text]
-    assert (len(labels), len(units)) == (1, kind == "planned")
+    groups = [text for text in heard if 'if it is CT, write "channel_names": {"0": "CT"} into' in text]
+    assert (len(labels), len(groups)) == (1, kind == "planned")
 
 
 WITH_SPLEEN = {"background": 0, "left kidney": 3, "right kidney": 7, "spleen": 9}

@@ -1,4 +1,4 @@
-"""Every case of a training unit made ready, one after the other, before the unit's first step."""
+"""Every case of a training group made ready, one after the other, before the group's first step."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class PackedCases:
 
 @dataclass(frozen=True, eq=False)
 class Preprocessing:
-    """What all units of a run have in common. ``labels`` are those that every stage predicts, ``cache``
+    """What all groups of a run have in common. ``labels`` are those that every stage predicts, ``cache``
     the folder that packed cases are written to."""
 
     dataset: Dataset
@@ -72,13 +72,13 @@ class Preprocessing:
 
     def packs(
         self,
-        unit: StageGroup,
+        group: StageGroup,
         train: Sequence[str],
         validation: Sequence[str],
         finished: Finished,
         stop: threading.Event,
     ) -> PackedCases:
-        """Sample every case on the grids of the unit's stages.
+        """Sample every case on the grids of the group's stages.
 
         Stages trained apart from those they follow look where these, finished, found something;
         stages that run together look where the reference says. A case in which none of the labels that are
@@ -90,41 +90,41 @@ class Preprocessing:
         """
         ids = [*train, *validation]
         kept: dict[str, dict[str, packed_cases.PackedCase]] = {}
-        learned = {label for name in unit.trained for label in self.labels[name]}
+        learned = {label for name in group.trained for label in self.labels[name]}
         drawn = {case.id: case.annotated for case in self.dataset.cases}
         for done, case_id in enumerate(ids):
             if stop.is_set():
                 raise InterruptedTrainingError("stopped while preparing the data; go on with --resume")
-            self.observer.preparing(unit.lead.name, done, len(ids))
+            self.observer.preparing(group.lead.name, done, len(ids))
             if learned.isdisjoint(learned if (own := drawn[case_id]) is None else own):
                 self.observer.message(
-                    f"{case_id}: no label of stage '{unit.lead.name}' is annotated; left out"
+                    f"{case_id}: no label of stage '{group.lead.name}' is annotated; left out"
                 )
                 continue
-            packed = self._pack_case(unit, case_id, finished(case_id), len(kept))
+            packed = self._pack_case(group, case_id, finished(case_id), len(kept))
             if packed is None:
-                self.observer.message(f"{case_id}: stage '{unit.lead.name}' has nowhere to look; left out")
+                self.observer.message(f"{case_id}: stage '{group.lead.name}' has nowhere to look; left out")
             else:
                 kept[case_id] = packed
-        self.observer.preparing(unit.lead.name, len(ids), len(ids))
+        self.observer.preparing(group.lead.name, len(ids), len(ids))
         if not any(i in kept for i in train):
-            raise TrainingError(f"stage '{unit.lead.name}' has nowhere to look in any training case")
+            raise TrainingError(f"stage '{group.lead.name}' has nowhere to look in any training case")
         parts = [
-            {s.name: [kept[i][s.name] for i in part if i in kept] for s in unit.stages}
+            {s.name: [kept[i][s.name] for i in part if i in kept] for s in group.stages}
             for part in (train, validation)
         ]
         return PackedCases(*parts)
 
     def _pack_case(
-        self, unit: StageGroup, case_id: str, finished: Mapping[str, nn.Module], number: int
+        self, group: StageGroup, case_id: str, finished: Mapping[str, nn.Module], number: int
     ) -> dict[str, packed_cases.PackedCase] | None:
         case = next(case for case in self.dataset.cases if case.id == case_id)
         scan = stage_input.prepare(self.dataset.load(case), self.recipe)
-        priors = self._priors(unit, scan, finished)
-        live = {s.name for s in unit.stages}
+        priors = self._priors(group, scan, finished)
+        live = {s.name for s in group.stages}
         out: dict[str, packed_cases.PackedCase] = {}
-        for stage in unit.stages:
-            rng = np.random.default_rng([self.seed, unit.index, number])
+        for stage in group.stages:
+            rng = np.random.default_rng([self.seed, group.index, number])
             specs = tuple(
                 spec for spec in stage.inputs if not (spec.kind == "prior" and spec.of in live)
             )  # live priors are computed in every step, not stored
@@ -137,11 +137,11 @@ class Preprocessing:
         return out
 
     def _priors(
-        self, unit: StageGroup, scan: stage_input.PreparedScan, finished: Mapping[str, nn.Module]
+        self, group: StageGroup, scan: stage_input.PreparedScan, finished: Mapping[str, nn.Module]
     ) -> dict[str, StagePrediction]:
-        """What the unit's stages read: the reference for those that run together, the answers of the
+        """What the group's stages read: the reference for those that run together, the answers of the
         finished stages that they follow."""
-        together = tuple(s.name for s in unit.stages)
+        together = tuple(s.name for s in group.stages)
         read = {name for stage in together for name in graph.ancestors(self.recipe, stage)}
         priors = packed_cases.reference_priors(self.recipe, together, scan)
         looking = [s for s in self.recipe.stages if s.name in read or s.name in together]

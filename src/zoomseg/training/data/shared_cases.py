@@ -29,18 +29,18 @@ _META = "packed"
 
 def shared_between_processes(
     prepare: Callable[[threading.Event], PackedCases],
-    unit: int,
+    group: int,
     folder: Path,
     processes: Processes,
     stop: threading.Event,
 ) -> PackedCases:
-    """A unit's cases, made by the first process and read by the others, which need none to validate on.
+    """A group's cases, made by the first process and read by the others, which need none to validate on.
 
     Raises:
         InterruptedTrainingError: ``stop`` was set.
         TrainingError: the first process ended.
     """
-    names = folder / f"unit-{unit}.json"
+    names = folder / f"group-{group}.json"
     if not processes.first:
         processes.wait_for_first(stop)
         files: dict[str, list[str]] = json.loads(names.read_text(encoding="utf-8"))

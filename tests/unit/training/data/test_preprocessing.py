@@ -1,4 +1,4 @@
-"""Cases made ready for a unit: who looks at them first, where nobody finds anything, stopping."""
+"""Cases made ready for a group: who looks at them first, where nobody finds anything, stopping."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def prepared(
 ) -> PackedCases:
     run = loop._Run(data, Split(IDS, ("case_2",)), recipe, out, Settings(CPU), watch)
     run.finished |= finished
-    unit = run._unit(index, (recipe.stages[index].name,))
+    group = run._group(index, (recipe.stages[index].name,))
     preparation = Preprocessing(data, recipe, run.labels, run.cache, 0, CPU, watch, None)
-    return preparation.packs(unit, IDS, ("case_2",), lambda case: finished, threading.Event())
+    return preparation.packs(group, IDS, ("case_2",), lambda case: finished, threading.Event())
 
 
 def test_a_stage_trained_apart_looks_where_the_finished_one_found_something(
@@ -127,9 +127,9 @@ def test_a_label_that_no_case_teaches_is_refused(data: Dataset) -> None:
 
 def test_stopping_is_possible_between_cases(data: Dataset, tmp_path: Path) -> None:
     run = loop._Run(data, Split(IDS, ()), tiny_recipe(True), tmp_path, Settings(CPU), Silent())
-    unit = run._unit(0, ("coarse", "fine"))
+    group = run._group(0, ("coarse", "fine"))
     preparation = Preprocessing(data, run.recipe, run.labels, run.cache, 0, CPU, Silent(), None)
     stop = threading.Event()
     stop.set()
     with pytest.raises(InterruptedTrainingError, match="--resume"):
-        preparation.packs(unit, IDS, (), lambda case: {}, stop)
+        preparation.packs(group, IDS, (), lambda case: {}, stop)

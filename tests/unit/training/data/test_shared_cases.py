@@ -140,7 +140,9 @@ def test_others_get_the_training_cases_of_each_stage_in_order(tmp_path: Path) ->
         return made
 
     def told() -> None:
-        assert (tmp_path / "unit-3.json").is_file(), "the others would go on before there is anything to read"
+        assert (tmp_path / "group-3.json").is_file(), (
+            "the others would go on with nothing to read"
+        )
         log.append("told")
 
     assert (
@@ -180,7 +182,7 @@ def test_alone_nothing_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [TrainingError("the first ended"), InterruptedTrainingError("stopped")])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_waiting_in_vain_ends_it(rank: int, error: Exception, tmp_path: Path) -> None:
-    (tmp_path / "unit-0.json").write_text(json.dumps({"fine": []}))  # of an earlier start
+    (tmp_path / "group-0.json").write_text(json.dumps({"fine": []}))  # of an earlier start
 
     def fail() -> None:
         raise error
