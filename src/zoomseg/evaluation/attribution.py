@@ -142,9 +142,9 @@ def attribute_case(
     """
     stages = _Stages(folder, case, stage_outputs.read(folder, case), reference.grid)
     drawn = reference.data
-    said = np.where(drawn == IGNORE, np.uint8(0), prediction.data)
+    predicted = np.where(drawn == IGNORE, np.uint8(0), prediction.data)
     wanted = range(1, 1 + len(reference.schema.names))
-    boxes = [class_boxes(classes, wanted) for classes in (said, drawn)]
+    boxes = [class_boxes(classes, wanted) for classes in (predicted, drawn)]
     out: dict[str, Attribution] = {}
     for answering, together in stages.groups(organs):
         region, spacing_mm = stages.region(answering), stages.spacing_mm(answering)
@@ -152,7 +152,7 @@ def attribute_case(
             c = reference.schema.class_of(organ)
             box = box_around(found.get(c) for found in boxes).slices
             place = Place(None if region is None else region[box], stages.found(answering, organ), spacing_mm)
-            out[organ] = attribute(said[box] == c, drawn[box] == c, reference.grid.spacing_mm, place)
+            out[organ] = attribute(predicted[box] == c, drawn[box] == c, reference.grid.spacing_mm, place)
     return out
 
 

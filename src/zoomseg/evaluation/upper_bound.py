@@ -198,9 +198,9 @@ class _Part:
     outside: Mapping[str, float]
 
 
-def _part(stage: Stage, prior: StagePrediction | None, reference: LabelMap) -> _Part:
-    sampled = through_grid(reference, stage, prior)
-    inside = _inside(reference.grid, stage, prior)
+def _part(stage: Stage, prediction: StagePrediction | None, reference: LabelMap) -> _Part:
+    sampled = through_grid(reference, stage, prediction)
+    inside = _inside(reference.grid, stage, prediction)
     drawn, kept = (_voxels(x, reference.schema) for x in (reference.data, reference.data[inside]))
     return _Part(
         dice(sampled, reference),
@@ -217,11 +217,11 @@ def _voxels(classes: Classes, schema: LabelSchema) -> dict[str, int]:
 def dice(found: Classes, reference: LabelMap) -> dict[str, float]:
     """Dice of class indices ``[I, J, K]`` for every organ that the reference has."""
     same = found[found == reference.data]
-    said, drawn, both = (_voxels(x, reference.schema) for x in (found, reference.data, same))
-    return {name: 2 * both[name] / (said[name] + count) for name, count in drawn.items() if count}
+    ours, theirs, both = (_voxels(x, reference.schema) for x in (found, reference.data, same))
+    return {name: 2 * both[name] / (ours[name] + count) for name, count in theirs.items() if count}
 
 
-def through_grid(reference: LabelMap, stage: Stage, prior: StagePrediction | None) -> Classes:
+def through_grid(reference: LabelMap, stage: Stage, prediction: StagePrediction | None) -> Classes:
     """Class indices of the stage's labels, from the scan to the stage's grid and back, the region left
     aside. A grid of a fixed shape goes on beyond its region with the voxels that it has there."""
     scan = reference.grid
@@ -231,8 +231,8 @@ def through_grid(reference: LabelMap, stage: Stage, prior: StagePrediction | Non
     organs = bounding_box(np.isin(reference.data, wanted))
     if organs is None:
         return to_numpy(fused.labels)
-    grid = stage_grid(stage.grid, scan) if prior is None else prior.region.grid
-    # A ring of background around the organs: a prior's edge goes on beyond its grid.
+    grid = stage_grid(stage.grid, scan) if prediction is None else prediction.region.grid
+    # A ring of background around the organs: a prediction's edge goes on beyond its grid.
     box = grid.box_of(scan, organs).expand((2, 2, 2)).intersect(_reach(grid, stage, scan))
     near = grid.crop(box)
     certain = StagePrediction(
@@ -249,11 +249,11 @@ def _reach(grid: Grid, stage: Stage, scan: Grid) -> Box:
     return grid.box
 
 
-def _inside(scan: Grid, stage: Stage, prior: StagePrediction | None) -> Mask:
+def _inside(scan: Grid, stage: Stage, prediction: StagePrediction | None) -> Mask:
     """Bool ``[I, J, K]``: the scan's voxels in the region that the stage answers for."""
-    if prior is None:  # it had nowhere to look
+    if prediction is None:  # it had nowhere to look
         return np.zeros(scan.shape, dtype=np.bool_)
-    return prior.region.on(scan).mask_in(scan.box)
+    return prediction.region.on(scan).mask_in(scan.box)
 
 
 # --- what is told ---------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def forget(out: Path, case: str) -> None:
 
 
 def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Prediction) -> None:
-    """Write what the stages of an expanded recipe said; ``result`` has their priors, ``grid`` is the scan's.
+    """Write what the stages of an expanded recipe predicted, which ``result`` has; ``grid`` is the scan's.
     One stage after the other is brought to it, so that no more than two maps are held.
 
     Raises:
@@ -139,40 +139,42 @@ def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Predic
     orientation = Orientation.to_canonical(grid)
     canonical, back = orientation.grid(grid), orientation.inverse
     for stage in recipe.stages:
-        prior = result.stages.get(stage.name)
-        labels = label_map(stage, prior, canonical, result.schema).reoriented(back)
+        prediction = result.stages.get(stage.name)
+        labels = label_map(stage, prediction, canonical, result.schema).reoriented(back)
         write_labels(labels_path(folder, scan.id, stage.name), labels, like=scan.paths[0])
         if not isinstance(stage.roi, WholeVolume):
-            region = Volume(region_of(prior, canonical)[None], canonical).reoriented(back)
+            region = Volume(region_of(prediction, canonical)[None], canonical).reoriented(back)
             path = region_path(folder, scan.id, stage.name)
             write_array(path, region.data[0], region.grid, scan.paths[0])
     kept = describe(recipe, result.schema, result.stages)
     write_json_atomic(json_path(folder, scan.id), kept.model_dump(mode="json"))
 
 
-def label_map(stage: Stage, prior: StagePrediction | None, grid: Grid, schema: LabelSchema) -> LabelMap:
+def label_map(stage: Stage, prediction: StagePrediction | None, grid: Grid, schema: LabelSchema) -> LabelMap:
     """What a stage's answer makes of a blank map on the scan's canonical ``grid``: its argmax inside its
     region, whatever its ``fusion`` does with it. None: it had nowhere to look."""
-    like = np.empty(0) if prior is None else prior.probabilities
+    like = np.empty(0) if prediction is None else prediction.probabilities
     fused = fusion.FusedLabelMap.blank(grid, schema, like)
-    if prior is not None:
-        fusion.replace_in_roi(fused, prior, stage.argmax_on)
+    if prediction is not None:
+        fusion.replace_in_roi(fused, prediction, stage.argmax_on)
     return LabelMap(to_numpy(fused.labels), grid, schema)
 
 
-def region_of(prior: StagePrediction | None, grid: Grid) -> AnyNumpy:
+def region_of(prediction: StagePrediction | None, grid: Grid) -> AnyNumpy:
     """``[I, J, K]`` uint8: 1 where the stage's answer reaches voxels of the scan's canonical ``grid``."""
     out = np.zeros(grid.shape[::-1], dtype=np.uint8).transpose()
-    if prior is None:
+    if prediction is None:
         return out
-    box = grid.box_of(prior.region.grid, prior.region.box).intersect(grid.box)
+    box = grid.box_of(prediction.region.grid, prediction.region.box).intersect(grid.box)
     for block in fusion.blocks(box):
         part = grid.crop(block)
-        out[block.slices] = prior.region.on(part).mask_in(part.box)
+        out[block.slices] = prediction.region.on(part).mask_in(part.box)
     return out
 
 
-def describe(recipe: Recipe, schema: LabelSchema, priors: Mapping[str, StagePrediction]) -> CaseStageOutputs:
+def describe(
+    recipe: Recipe, schema: LabelSchema, predictions: Mapping[str, StagePrediction]
+) -> CaseStageOutputs:
     values = schema.value_of
     stages = tuple(
         StageOutput(
@@ -180,7 +182,7 @@ def describe(recipe: Recipe, schema: LabelSchema, priors: Mapping[str, StagePred
             labels={name: values[name] for name in graph.resolve_labels(stage, schema)},
             everywhere=isinstance(stage.roi, WholeVolume),
             placed_by=_placed_by(stage),
-            spacing_mm=priors[stage.name].grid.spacing_mm if stage.name in priors else None,
+            spacing_mm=predictions[stage.name].grid.spacing_mm if stage.name in predictions else None,
         )
         for stage in recipe.stages
     )

@@ -35,7 +35,7 @@ def find_region(
     spec: RoiSpec,
     grid: Grid,
     image: Volume,
-    priors: Mapping[str, StagePrediction],
+    predictions: Mapping[str, StagePrediction],
     on_missing: Literal["whole_volume", "empty"],
 ) -> Region | None:
     """Dispatch on the kind. ``image`` holds the scan's own intensities (HU for CT)."""
@@ -45,14 +45,16 @@ def find_region(
         case BodyMask():
             found = body_mask(image, grid, spec.threshold)
         case DilatedForeground():
-            found = dilated_foreground(priors[spec.of], grid, spec.radius_vox, spec.threshold)
+            found = dilated_foreground(predictions[spec.of], grid, spec.radius_vox, spec.threshold)
         case BoxAround():
-            prior = priors[spec.of]
-            found = box_around(foreground(prior, _names(spec, prior)), prior.grid, grid, spec.margin_mm)
+            prediction = predictions[spec.of]
+            seen = foreground(prediction, _names(spec, prediction))
+            found = box_around(seen, prediction.grid, grid, spec.margin_mm)
         case ProbabilityTimesAtlas():
-            prior = priors[spec.of]
-            likely = probability_times_atlas(prior, priors[ATLAS], _names(spec, prior)) > spec.threshold
-            found = box_around(likely, prior.grid, grid, spec.margin_mm)
+            prediction = predictions[spec.of]
+            names = _names(spec, prediction)
+            likely = probability_times_atlas(prediction, predictions[ATLAS], names) > spec.threshold
+            found = box_around(likely, prediction.grid, grid, spec.margin_mm)
     if found is None and on_missing == "whole_volume":
         return Region.whole(grid)
     return found
@@ -70,25 +72,25 @@ def body_mask(image: Volume, grid: Grid, threshold: float) -> Region | None:
     return Region.of_mask(grid, filled_by_slice(largest_component(mask, connectivity=6)))
 
 
-def foreground(prior: StagePrediction, labels: tuple[str, ...] | None = None) -> Mask:
-    """Bool mask ``[I, J, K]`` on the prior's grid: where it answers, and its argmax is one of ``labels``
+def foreground(prediction: StagePrediction, labels: tuple[str, ...] | None = None) -> Mask:
+    """Bool mask ``[I, J, K]`` on the prediction's grid: where it answers, and its argmax is one of ``labels``
     (default any)."""
-    winner = to_numpy(namespace(prior.probabilities).argmax(prior.probabilities, axis=0))
+    winner = to_numpy(namespace(prediction.probabilities).argmax(prediction.probabilities, axis=0))
     if labels is None:
-        return (winner > 0) & prior.answered
-    found: Mask = np.isin(winner, [prior.channel(name) for name in labels]) & prior.answered
+        return (winner > 0) & prediction.answered
+    found: Mask = np.isin(winner, [prediction.channel(name) for name in labels]) & prediction.answered
     return found
 
 
 def dilated_foreground(
-    prior: StagePrediction, grid: Grid, radius_vox: float, threshold: float | None = None
+    prediction: StagePrediction, grid: Grid, radius_vox: float, threshold: float | None = None
 ) -> Region | None:
     """All predicted foreground, and what is foreground with a probability over ``threshold``, dilated by a
     ball of ``radius_vox`` voxels of ``grid``. Roth et al. 2018, Section 2.2 (r = 3, no threshold)."""
-    seen = foreground(prior)
+    seen = foreground(prediction)
     if threshold is not None:
-        seen |= to_numpy(prior.probabilities[0, ...] < 1 - threshold) & prior.answered
-    found = _moved(seen, prior.grid, grid)
+        seen |= to_numpy(prediction.probabilities[0, ...] < 1 - threshold) & prediction.answered
+    found = _moved(seen, prediction.grid, grid)
     if found is None:
         return None
     reach = math.floor(radius_vox)
@@ -112,19 +114,19 @@ def _moved(mask: Mask, source: Grid, grid: Grid) -> Region | None:
     return Region(grid, moved.box, out)
 
 
-def _names(spec: BoxAround | ProbabilityTimesAtlas, prior: StagePrediction) -> tuple[str, ...]:
-    return prior.labels if isinstance(spec.labels, str) else spec.labels
+def _names(spec: BoxAround | ProbabilityTimesAtlas, prediction: StagePrediction) -> tuple[str, ...]:
+    return prediction.labels if isinstance(spec.labels, str) else spec.labels
 
 
 def probability_times_atlas(
-    prior: StagePrediction, atlas: StagePrediction, labels: tuple[str, ...]
+    prediction: StagePrediction, atlas: StagePrediction, labels: tuple[str, ...]
 ) -> AnyNumpy:
-    """Probability times atlas prior of every label, summed over ``labels``: ``[I, J, K]`` on the prior's
-    grid, zero where the prior does not answer. Valindria et al. 2018, Section 2.2."""
-    own = to_numpy(prior.probabilities)[[prior.channel(name) for name in labels]]
+    """Probability times atlas prior of every label, summed over ``labels``: ``[I, J, K]`` on the prediction's
+    grid, zero where the prediction does not answer. Valindria et al. 2018, Section 2.2."""
+    own = to_numpy(prediction.probabilities)[[prediction.channel(name) for name in labels]]
     shares = atlas.probabilities[[atlas.channel(name) for name in labels]]
-    likely: AnyNumpy = (own * to_numpy(resample_data(shares, atlas.grid, prior.grid))).sum(axis=0)
-    return likely * prior.answered
+    likely: AnyNumpy = (own * to_numpy(resample_data(shares, atlas.grid, prediction.grid))).sum(axis=0)
+    return likely * prediction.answered
 
 
 def box_around(mask: Mask, source: Grid, grid: Grid, margin_mm: float) -> Region | None:

@@ -54,7 +54,7 @@ class Point:
 
 
 def coverage(
-    prior: StagePrediction,
+    prediction: StagePrediction,
     reference: LabelMap,
     schema: LabelSchema,
     radii_vox: Sequence[int],
@@ -64,14 +64,14 @@ def coverage(
     the share of all other voxels of the stage's grid that it holds, too.
 
     Args:
-        prior: the stage's answer; its region lies on the grid on which everything is counted.
+        prediction: the stage's answer; its region lies on the grid on which everything is counted.
         reference: on the same scan, canonical axes.
     """
-    grid = prior.region.grid
+    grid = prediction.region.grid
     truth = stage_labels(reference, schema.names, grid)
     out: dict[str, list[tuple[float, float]]] = {}
     for radius in radii_vox:
-        region = dilated_foreground(prior, grid, radius)
+        region = dilated_foreground(prediction, grid, radius)
         inside = None if region is None else region.mask_in(grid.box)
         for organ in organs:
             own = truth == schema.class_of(organ)
@@ -126,12 +126,12 @@ def _case_coverage(study: RegionCurve, trainings: Trainings, fold: int) -> Calla
         if known is not None:
             return known
         case = trainings.dataset.load(files[case_id])
-        prior = predictor.predict(Case(case.id, case.image)).stages.get(study.stage)
+        prediction = predictor.predict(Case(case.id, case.image)).stages.get(study.stage)
         scan = stage_input.prepare(case, model.recipe)
-        if prior is None or scan.labels is None:
+        if prediction is None or scan.labels is None:
             raise ScanError(f"stage '{study.stage}' had nowhere to look in case {case_id}")
-        drawn = [n for n in prior.labels if case.annotated is None or n in case.annotated]
-        result = coverage(prior, scan.labels, model.schema, study.radii_vox, drawn)
+        drawn = [n for n in prediction.labels if case.annotated is None or n in case.annotated]
+        result = coverage(prediction, scan.labels, model.schema, study.radii_vox, drawn)
         write_json_atomic(file, {organ: [list(v) for v in values] for organ, values in result.items()})
         return result
 
