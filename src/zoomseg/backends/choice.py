@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from zoomseg.backends.compilers import COMPILERS, BackendError, Compiler
-from zoomseg.backends.device import cuda_is_available, has_gpu_driver
+from zoomseg.backends.device import check_name, cuda_is_available, has_gpu_driver
 from zoomseg.core.errors import ModelError, quoted
 from zoomseg.core.extras import how_to_install, installed
 from zoomseg.io.bundle import Bundle
@@ -33,9 +33,11 @@ def choose(name: str, device: str, models: Sequence[Bundle]) -> Choice:
     Raises:
         BackendError: unknown, not installed, or it does not compute on this device.
         ModelError: it needs ONNX graphs, which a model lacks.
+        ZoomSegError: no device has such a name.
     """
     if name not in ("auto", *BACKENDS):
         raise BackendError(f"unknown backend '{quoted(name)}'; allowed: auto, {', '.join(BACKENDS)}")
+    check_name(device)
     on_gpu = device.startswith("cuda") or (
         device == "auto" and name in ("auto", "torch") and cuda_is_available()
     )

@@ -127,19 +127,28 @@ class Device:
         return int(psutil.virtual_memory().total)
 
 
+def check_name(name: str) -> None:
+    """Refuse what is no device's name, be it there or not.
+
+    Raises:
+        ZoomSegError: it is none.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name):
+        raise ZoomSegError(f"unknown device '{name}'; allowed: auto, cpu, cuda, cuda:N")
+
+
 def resolve(name: str) -> Device:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` to a device that is there.
 
     Raises:
         ZoomSegError: no such device on this machine.
     """
+    check_name(name)
     if name == "auto":
         name = "cuda" if cuda_is_available() else "cpu"
     if name == "cpu":
         keep_memory()
         return Device("cpu", fast_bfloat16())
-    if not re.fullmatch(r"cuda(:\d{1,4})?", name):
-        raise ZoomSegError(f"unknown device '{name}'; allowed: auto, cpu, cuda, cuda:N")
     if not cuda_is_available():
         raise ZoomSegError(f"device '{name}' was asked for, but no CUDA GPU is usable here; use --device cpu")
     import torch

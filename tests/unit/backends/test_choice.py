@@ -12,7 +12,7 @@ from helpers.untrained_models import untrained_bundle
 from zoomseg.backends import choice
 from zoomseg.backends.choice import Choice, choose
 from zoomseg.backends.compilers import BackendError
-from zoomseg.core.errors import ModelError
+from zoomseg.core.errors import ModelError, ZoomSegError
 from zoomseg.io.bundle import NetworkFiles
 
 BARE = untrained_bundle()
@@ -102,6 +102,12 @@ def test_what_is_refused_says_what_to_install(
     with pytest.raises(BackendError, match=message) as error:
         choose(name, device, [MODEL])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["auto", "openvino", "torch"])
+def test_no_backend_takes_a_device_that_does_not_exist(name: str) -> None:
+    with pytest.raises(ZoomSegError, match="unknown device 'tpu'; allowed: auto, cpu, cuda, cuda:N"):
+        choose(name, "tpu", [MODEL])
 
 
 def test_a_model_without_graphs_and_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
