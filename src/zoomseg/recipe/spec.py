@@ -276,9 +276,12 @@ class UNet2D(Spec):
     channels: ChannelsPerLevel = (64, 128, 256, 512)
 
 
+ResidualFCNActivation = Literal["relu6", "leaky_relu"]
+
+
 class ResidualFCN(Spec):
     """Residual FCN of DLTK (Pawlowski et al. 2017), as Valindria et al. 2018 use it: residual units, strided
-    down-sampling, batch norm, leaky ReLU; the decoder adds linear upsampling to a projected skip."""
+    down-sampling, batch norm; the decoder adds linear upsampling to a projected skip."""
 
     kind: Literal["residual_fcn"] = "residual_fcn"
     channels: ChannelsPerLevel = (16, 32, 64, 128)
@@ -286,6 +289,8 @@ class ResidualFCN(Spec):
     """One per scale."""
     units: Blocks = 1
     """Residual units per scale."""
+    activation: ResidualFCNActivation = "leaky_relu"
+    """``relu6``: between 0 and 6, DLTK's since release 0.2.0; ``leaky_relu``: of slope 0.1, as in 0.1.1."""
 
     @model_validator(mode="after")
     def _same_length(self) -> ResidualFCN:
