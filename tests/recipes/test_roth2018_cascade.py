@@ -25,6 +25,7 @@ from zoomseg.recipe.spec import (
     WeightedCrossEntropy,
     Window,
 )
+from zoomseg.study.recipe_edits import overlap
 
 
 @pytest.fixture(scope="module")
@@ -91,23 +92,50 @@ def test_a_tile_of_132x132x116_answers_44x44x28_with_19_million_parameters(recip
         assert 19.05e6 < networks.parameters(module) < 19.09e6
 
 
-def rate(stage: Stage, step: tuple[int, int, int]) -> float:
-    """How many tiles answer for a voxel in the middle of a large region, on average.
+def irregular(shape: tuple[int, int, int]) -> Region:
+    """Two slanted ellipsoids and a thin tube between them, as organs lie: no side of it is flat."""
+    i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    one = ((i - 70) / 55) ** 2 + ((j - 60 - 0.2 * k) / 40) ** 2 + ((k - 50) / 37) ** 2 < 1
+    other = ((i - 150) / 31) ** 2 + ((j - 90) / 47) ** 2 + ((k - 95 + 0.1 * i) / 29) ** 2 < 1
+    tube = (j - 75 - 0.1 * i) ** 2 + (k - 66) ** 2 < 20
+    box, mask = Box((0, 0, 0), shape), one | other | (tube & (i > 60) & (i < 160))
+    return Region(Grid(shape, np.eye(4)), box, mask)
 
-    The region is exactly tiled by tiles ``step`` voxels apart, the middle a whole number of steps.
-    """
-    inner = network_shapes.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile)
-    shape = tuple(n + 12 * s for n, s in zip(inner, step, strict=True))
-    region = Region.whole(Grid(shape, np.eye(4)))  # type: ignore[arg-type]
+
+def answers(stage: Stage, region: Region) -> np.ndarray:
+    """How many tiles answer for each voxel of the region."""
     halo = network_shapes.halo(stage.network, stage.grid.padding)
-    tiling = cover(region, stage.grid.tile, halo, stage.grid.overlap)
-    middle = Box(*(tuple(n * s for s in step) for n in (4, 8)))  # type: ignore[arg-type]
-    return sum(tile.inner.intersect(middle).voxels for tile in tiling.tiles) / middle.voxels
+    tiling = cover(region, stage.grid.tile, halo, stage.grid.overlap, stage.grid.placement)
+    count = np.zeros(region.grid.shape, dtype=np.int64)
+    for tile in tiling.tiles:
+        assert region.touches(tile.inner)
+        count[tile.inner.intersect(region.grid.box).slices] += 1
+    return count[region.mask_in(region.grid.box)]
 
 
-def test_stage_2_samples_each_voxel_four_times(recipe: Recipe) -> None:
-    """Section 2.4: non-overlapping tiles first, then a 4x higher sampling rate."""
+def test_each_stage_answers_every_voxel_as_often_as_the_paper_says(recipe: Recipe) -> None:
+    """Section 2.4: non-overlapping tiles first, then a 4x higher sampling rate (R of equation 5)."""
+    region = irregular((203, 157, 131))
     first, second = recipe.stages
-    assert rate(first, (44, 44, 28)) == 1
-    assert rate(second, (28, 28, 17)) == pytest.approx((44 / 28) ** 2 * 28 / 17)
-    assert rate(second, (28, 28, 17)) == pytest.approx(4, rel=0.02)
+    assert np.array_equal(np.unique(answers(first, region)), [1])
+    assert np.array_equal(np.unique(answers(second, region)), [4])
+
+
+def test_tiles_stand_on_the_scan_s_own_lattice(recipe: Recipe) -> None:
+    """Fig. 5: 44 x 44 x 28 voxels, wherever C2 lies; the released code begins at the first voxel."""
+    region = irregular((203, 157, 131))
+    (side_by_side,) = (s for s in overlap("stage2", 0.0)(recipe).stages if s.name == "stage2")
+    halo = network_shapes.halo(side_by_side.network, side_by_side.grid.padding)
+    assert side_by_side.grid.placement == "lattice"
+    tiling = cover(region, side_by_side.grid.tile, halo, side_by_side.grid.overlap, "lattice")
+    starts = np.array([tile.inner.start for tile in tiling.tiles])
+    assert not (starts % (44, 44, 28)).any()
+    assert np.array_equal(np.unique(answers(side_by_side, region)), [1])
+
+
+def test_an_even_spread_answers_more_often(recipe: Recipe) -> None:
+    """What other recipes do: tiles stay inside the region's box, and share what is left over."""
+    region = irregular((203, 157, 131))
+    first = recipe.stages[0]
+    spread = first.model_copy(update={"grid": first.grid.model_copy(update={"placement": "spread"})})
+    assert 1.2 < answers(spread, region).mean() < 2

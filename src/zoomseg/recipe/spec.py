@@ -166,12 +166,16 @@ RoiSpec = Annotated[
 
 class _Tiled(Spec):
     """``tile`` is the network's INPUT shape; with ``valid`` padding its output is smaller.
-    ``overlap`` is the share of the output tile that neighbours have in common along each axis
-    (0 = side by side; 0.5 samples each voxel 8 times)."""
+    ``overlap`` is the share of the output tile that neighbours have in common along every axis, or along
+    I, J and K (0 = side by side; 0.5 samples each voxel 8 times)."""
 
     tile: Shape
     padding: Literal["same", "valid"] = "same"
-    overlap: Overlap = 0.0
+    overlap: Overlap | tuple[Overlap, Overlap, Overlap] = 0.0
+    placement: Literal["spread", "lattice"] = "spread"
+    """``spread``: tiles evenly over the region, which they do not leave: they share ``overlap`` or more.
+    ``lattice``: tiles at multiples of one step from the grid's first voxel, so that each voxel is sampled
+    equally often where the step divides the output tile (Roth et al. 2018, Fig. 5 and Section 2.4)."""
 
 
 class Downsample(_Tiled):
