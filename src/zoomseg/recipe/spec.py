@@ -584,6 +584,9 @@ class Recipe(Spec):
     predecessors change while they learn."""
     on_missing: Literal["whole_volume", "empty"] = "whole_volume"
     """What a region of an organ that was not found becomes."""
+    roi_expansion: bool = True
+    """Whether a stage is computed again, once, where the region that earlier stages gave it may have cut an
+    organ: in a region that goes on there. No published method here does that."""
     atlas: AtlasSpec | None = None
     largest_component: tuple[LabelName, ...] | Literal["all"] = ()
     """Labels of which only the largest connected component is kept in the end."""

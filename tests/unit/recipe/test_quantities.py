@@ -85,7 +85,11 @@ def test_no_number_of_any_recipe_may_be_absurd(name: str) -> None:
         ),
         (("training", "augmentation", "elastic_grid_vox"), 1e-12, "expected a number from 1 to 4096"),
         (("training", "optimiser", "betas"), [0.9, 1], r"betas\[1\]: got 1, expected a number < 1"),
-        (("inputs", 0, "channel"), "x", r"inputs\[0\].channel: got 'x', expected a whole number from 0 to 999 or all"),
+        (
+            ("inputs", 0, "channel"),
+            "x",
+            r"inputs\[0\].channel: got 'x', expected a whole number from 0 to 999 or all",
+        ),
         (
             ("inputs", 0, "channel"),
             -1,
