@@ -176,8 +176,8 @@ def test_a_name_belongs_to_the_module_last_named() -> None:
     ("line", "missing"),
     [
         ("`roi.kind: body_mask`", []),
-        ("`stage2.grid.overlap: 0.36`, `rotation_deg: [5, 5, 5]`, `lr`", []),
-        ("`stage1.grid.overlap: 0.36`", ["stage1.grid.overlap: 0.36"]),
+        ("`stage2.grid.overlap: [0.5, 0.5, 0]`, `rotation_deg: [5, 5, 5]`, `lr`", []),
+        ("`stage1.grid.overlap: [0.5, 0.5, 0]`", ["stage1.grid.overlap: [0.5, 0.5, 0]"]),
         ("`inputs: {kind: image}`", []),
         ("`inputs: {kind: prior}`", ["inputs: {kind: prior}"]),
         ("`kernel_size`", ["kernel_size"]),

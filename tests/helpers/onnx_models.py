@@ -24,6 +24,11 @@ KINDS: dict[str, tuple[spec.NetworkSpec, Padding, Index3]] = {
         "same",
         (16, 8, 6),
     ),
+    "residual_fcn-relu6": (
+        spec.ResidualFCN(channels=(4, 8), strides=((1, 1, 1), (2, 2, 2)), activation="relu6"),
+        "same",
+        (8, 6, 4),
+    ),
     "resunet_aspp": (spec.ResUNetASPP(channels=(4, 4), dilations=(1, 2)), "same", (12, 8, 8)),
     "resenc_unet": (
         spec.ResEncUNet(

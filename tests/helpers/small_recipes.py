@@ -75,10 +75,11 @@ def _network(stage: spec.Stage) -> tuple[spec.NetworkSpec, Index3, Index3]:
                 (thin[0], thin[1], thin[2]),
                 (slab[0], slab[1], slab[2]),
             )
-        case spec.ResidualFCN():
+        case spec.ResidualFCN(activation=activation):
             strides = ((1, 1, 1), (2, 2, 2))
             side = 8 if stage.roi.kind == "whole_volume" else 4
-            return spec.ResidualFCN(channels=(4, 8), strides=strides), (side,) * 3, (8, 8, 8)
+            small = spec.ResidualFCN(channels=(4, 8), strides=strides, activation=activation)
+            return small, (side,) * 3, (8, 8, 8)
         case spec.ResUNetASPP():
             network = spec.ResUNetASPP(channels=(4, 4, 4, 4), dilations=(1, 2))
             return network, (32, 32, 32), (32, 32, 32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from helpers.grids import boxes_in, masks, shapes
 from zoomseg.core.arrays import Array, namespace
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import Tile, TileAggregator, Tiling, cover, importance_map
+from zoomseg.core.tiling import Placement, Tile, TileAggregator, Tiling, cover, importance_map
 
 
 @st.composite
-def tilings(draw: st.DrawFn) -> tuple[Region, Tiling, tuple[int, int, int], tuple[int, int, int], float]:
-    """A region (with or without mask), its tiling, the tile's and the halo's size, the overlap."""
+def tilings(
+    draw: st.DrawFn,
+) -> tuple[Region, Tiling, tuple[int, int, int], tuple[int, int, int], float, Placement]:
+    """A region (with or without mask), its tiling, the tile's and the halo's size, overlap, placement."""
     grid = Grid(draw(shapes(1, 16)), np.eye(4))
     box = draw(boxes_in(grid.shape))
     region = Region(grid, box, draw(st.one_of(st.none(), masks(box.shape))))
@@ -28,7 +31,8 @@ def tilings(draw: st.DrawFn) -> tuple[Region, Tiling, tuple[int, int, int], tupl
     inner = draw(shapes(1, 9))
     tile = tuple(n + 2 * h for n, h in zip(inner, halo, strict=True))
     overlap = draw(st.sampled_from([0.0, 0.25, 0.5, 0.8]))
-    return region, cover(region, tile, halo, overlap), tile, halo, overlap
+    placement: Placement = draw(st.sampled_from(get_args(Placement)))
+    return region, cover(region, tile, halo, overlap, placement), tile, halo, overlap, placement
 
 
 def answered(tiling: Tiling, box: Box) -> np.ndarray:
@@ -60,9 +64,9 @@ def test_every_voxel_of_the_region_is_answered(case: tuple) -> None:
 
 @given(tilings())
 def test_every_tile_is_needed(case: tuple) -> None:
-    region, tiling, tile, halo, overlap = case
+    region, tiling, tile, halo, overlap, placement = case
     assert all(region.touches(t.inner) for t in tiling.tiles)
-    everywhere = cover(Region(region.grid, region.box), tile, halo, overlap)
+    everywhere = cover(Region(region.grid, region.box), tile, halo, overlap, placement)
     assert everywhere.skipped == 0
     assert (answered(everywhere, region.box) > 0).all()
     assert tiling.skipped == max(0, len(everywhere.tiles) - len(tiling.tiles))
@@ -79,7 +83,7 @@ def test_rows_come_in_order_and_hold_every_tile(case: tuple) -> None:
 
 @given(tilings())
 def test_tiles_have_the_size_the_network_reads(case: tuple) -> None:
-    _, tiling, tile, halo, _ = case
+    _, tiling, tile, halo, *_ = case
     for t in tiling.tiles:
         assert t.outer.shape == tile
         assert t.inner.expand(halo) == t.outer
@@ -88,7 +92,7 @@ def test_tiles_have_the_size_the_network_reads(case: tuple) -> None:
 
 @given(tilings())
 def test_neighbours_share_the_overlap_they_were_asked_for(case: tuple) -> None:
-    region, _, tile, halo, overlap = case
+    region, _, tile, halo, overlap, _ = case
     tiling = cover(Region(region.grid, region.box), tile, halo, overlap)
     for axis in range(3):
         size = tiling.tiles[0].inner.shape[axis]
@@ -98,6 +102,16 @@ def test_neighbours_share_the_overlap_they_were_asked_for(case: tuple) -> None:
         if len(starts) > 1:  # no tile reaches further than the box asks for
             assert starts[0] == region.box.start[axis]
             assert starts[-1] + size == region.box.stop[axis]
+
+
+@given(tilings(), st.sampled_from([1, 2, 4]))
+def test_a_lattice_answers_every_voxel_of_the_region_equally_often(case: tuple, rate: int) -> None:
+    """Where the step divides the tile, whatever the region's shape: ``rate`` times per axis."""
+    region, _, tile, halo, *_ = case
+    wide = tuple(2 * h + rate * (n - 2 * h) for n, h in zip(tile, halo, strict=True))
+    tiling = cover(region, wide, halo, (rate - 1) / rate, "lattice")
+    count = answered(tiling, region.box)[region.mask_in(region.box)]
+    assert (count == rate**3).all()
 
 
 both = pytest.mark.parametrize("make", [np.asarray, torch.asarray], ids=["numpy", "torch"])

@@ -18,20 +18,23 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.arrays import Array, namespace, zeros_beside
 from zoomseg.core.errors import GeometryError
-from zoomseg.core.geometry import Box, Index3
+from zoomseg.core.geometry import Box, Index3, Vector3
 
 if TYPE_CHECKING:
     from zoomseg.core.region import Region
 
 Mask = npt.NDArray[np.bool_]
 Float32Array = npt.NDArray[np.float32]
+Placement = Literal["spread", "lattice"]
+"""``spread``: evenly over the region, from its first voxel to its last. ``lattice``: at multiples of one step
+from the grid's first voxel, wherever the region lies; tiles at its ends reach beyond it."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,17 @@ class Tiling:
             yield k, tuple(row)
 
 
-def cover(region: Region, tile: Index3, halo: Index3, overlap: float) -> Tiling:
+def cover(
+    region: Region,
+    tile: Index3,
+    halo: Index3,
+    overlap: float | Vector3,
+    placement: Placement = "spread",
+) -> Tiling:
     """Tiles of input shape ``tile`` whose inner boxes (``tile - 2 * halo``) cover ``region``.
+
+    Args:
+        overlap: share of the inner box that neighbours have in common, along all axes or each.
 
     Raises:
         GeometryError: the halo leaves nothing of the tile, or no voxel belongs to the region.
@@ -79,13 +91,26 @@ def cover(region: Region, tile: Index3, halo: Index3, overlap: float) -> Tiling:
         raise GeometryError(
             f"the region holds no voxel of a grid of shape {region.grid.shape}: it is smaller than its voxels"
         )
-    tiles = tuple(place(region.box, region.mask, region.grid.shape, inner, halo, overlap))
+    shares = overlap if isinstance(overlap, tuple) else (overlap, overlap, overlap)
+    tiles = tuple(place(region.box, region.mask, region.grid.shape, inner, halo, shares, placement))
     box = region.box
+    first_indices = starts if placement == "spread" else lattice_starts
     whole = math.prod(
-        len(starts(low, high, size, overlap))
-        for low, high, size in zip(box.start, box.stop, inner, strict=True)
+        len(first_indices(low, high, size, share))
+        for low, high, size, share in zip(box.start, box.stop, inner, shares, strict=True)
     )
     return Tiling(tiles, max(0, whole - len(tiles)))
+
+
+def step_of(size: int, overlap: float) -> int:
+    """From one tile's first index to the next one's, at most."""
+    return max(1, math.floor(size * (1 - overlap)))
+
+
+def lattice_starts(low: int, high: int, size: int, overlap: float) -> range:
+    """First indices of the tiles at multiples of the step that touch ``[low, high)``."""
+    step = step_of(size, overlap)
+    return range(((low - size) // step + 1) * step, high, step)
 
 
 def starts(low: int, high: int, size: int, overlap: float) -> list[int]:
@@ -94,7 +119,7 @@ def starts(low: int, high: int, size: int, overlap: float) -> list[int]:
     length = high - low
     if length <= size:
         return [low - (size - length) // 2]
-    step = max(1, math.floor(size * (1 - overlap)))
+    step = step_of(size, overlap)
     count = math.ceil((length - size) / step) + 1
     return [low + round(n * (length - size) / (count - 1)) for n in range(count)]
 
@@ -110,8 +135,21 @@ def _spread(low: int, occupied: Mask, size: int, overlap: float, scan: int) -> I
             yield min(max(start, 0), scan - size) if size <= scan else start
 
 
+def _on_lattice(low: int, occupied: Mask, size: int, overlap: float) -> Iterator[int]:
+    """First indices of the lattice's tiles that touch what is occupied of the indices from ``low`` on."""
+    for start in lattice_starts(low, low + len(occupied), size, overlap):
+        if occupied[max(0, start - low) : start - low + size].any():
+            yield start
+
+
 def place(
-    box: Box, mask: Mask | None, scan: Index3, inner: Index3, halo: Index3, overlap: float
+    box: Box,
+    mask: Mask | None,
+    scan: Index3,
+    inner: Index3,
+    halo: Index3,
+    overlap: Vector3,
+    placement: Placement = "spread",
 ) -> Iterator[Tile]:
     """Tiles that cover what belongs of ``box`` (all of it, or ``mask`` of its shape): rows in k, in every row
     columns in i, in every column tiles in j.
@@ -124,9 +162,14 @@ def place(
 
     def along(axis: int, part: Mask) -> Iterator[tuple[int, slice]]:
         here = np.asarray(part.any(axis=tuple(a for a in range(3) if a != axis)))
-        for start in _spread(box.start[axis], here, inner[axis], overlap, scan[axis]):
-            first = start - box.start[axis]
-            yield start, slice(max(0, first), first + inner[axis])
+        low, size, share = box.start[axis], inner[axis], overlap[axis]
+        if placement == "spread":
+            found = _spread(low, here, size, share, scan[axis])
+        else:
+            found = _on_lattice(low, here, size, share)
+        for start in found:
+            first = start - low
+            yield start, slice(max(0, first), first + size)
 
     for k, planes in along(2, occupied):
         row = occupied[:, :, planes]

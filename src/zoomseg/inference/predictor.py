@@ -119,7 +119,6 @@ class Predictor:
             self.device,
             self._atlas_of,
             fit,
-            expand_roi=True,
             organ_places=None if known is None else known.organs,
         )
         result = cascade.run(case, organs, keep, on_progress)

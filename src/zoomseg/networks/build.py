@@ -84,7 +84,7 @@ def _module(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Pa
                 spec.deep_supervision,
             )
         case specs.ResidualFCN():
-            return ResidualFCN(in_channels, classes, spec.channels, spec.strides, spec.units)
+            return ResidualFCN(in_channels, classes, spec.channels, spec.strides, spec.units, spec.activation)
         case specs.ResUNetASPP():
             return ResUNetASPP(in_channels, classes, spec.channels, spec.dilations)
 

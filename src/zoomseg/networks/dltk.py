@@ -1,9 +1,11 @@
 """The residual FCN of DLTK (Pawlowski et al. 2017), as Valindria et al. 2018 use it.
 
 Written after ``dltk/networks/segmentation/fcn.py``, ``dltk/core/residual_unit.py`` and
-``dltk/core/upsample.py`` of the released toolkit. Like there, convolutions have no bias and the leaky ReLU a
-slope of 0.1; scale 0 is the first convolution alone. Other than there: weights are He-normal, and linear
-upsampling repeats the border (there it fades towards zero), so that what is constant stays so.
+``dltk/core/upsample.py`` of the released toolkit (0.2.1). Like there, convolutions have no bias, residual
+units clip at 0 and 6 (ReLU6), and scale 0 is the first convolution alone; the network of release 0.1.1
+(``dltk/models/segmentation/fcn.py``) had leaky ReLUs of slope 0.1 instead. Other than there: weights are
+He-normal, and linear upsampling repeats the border (there it fades towards zero), so that what is constant
+stays so.
 
 Shape suffixes: B batch, C channels (L of the lower scale, S of the skip), I J K voxels.
 """
@@ -17,18 +19,30 @@ from torch import Tensor, nn
 
 from zoomseg.core.geometry import Index3
 from zoomseg.networks.blocks import initialise, upsample
+from zoomseg.recipe.spec import ResidualFCNActivation
 
-SLOPE = 0.1
+SLOPES: dict[ResidualFCNActivation, float] = {"relu6": 0.0, "leaky_relu": 0.1}
+"""Of the negative side."""
 
 
-def _pre_activated(channels_in: int, channels_out: int, stride: Index3 = (1, 1, 1)) -> nn.Sequential:
-    """Batch norm, leaky ReLU, 3x3x3 convolution; a strided axis has a kernel of twice the stride, so that
+def _activation(name: ResidualFCNActivation) -> nn.Module:
+    match name:
+        case "relu6":
+            return nn.ReLU6(inplace=True)
+        case "leaky_relu":
+            return nn.LeakyReLU(SLOPES[name], inplace=True)
+
+
+def _pre_activated(
+    channels_in: int, channels_out: int, activation: ResidualFCNActivation, stride: Index3 = (1, 1, 1)
+) -> nn.Sequential:
+    """Batch norm, activation, 3x3x3 convolution; a strided axis has a kernel of twice the stride, so that
     all voxels count alike, and is ``stride`` times shorter."""
     k_i, k_j, k_k = (2 * s if s > 1 else 3 for s in stride)
     p_i, p_j, p_k = ((s + 1) // 2 for s in stride)
     return nn.Sequential(
         nn.BatchNorm3d(channels_in),
-        nn.LeakyReLU(SLOPE, inplace=True),
+        _activation(activation),
         nn.Conv3d(channels_in, channels_out, (k_i, k_j, k_k), stride, (p_i, p_j, p_k), bias=False),
     )
 
@@ -40,10 +54,16 @@ class ResidualUnit(nn.Module):
     more than the output, a 3x3x3 convolution projects it.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, stride: Index3 = (1, 1, 1)) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        activation: ResidualFCNActivation,
+        stride: Index3 = (1, 1, 1),
+    ) -> None:
         super().__init__()
-        self.first = _pre_activated(channels_in, channels_out, stride)
-        self.second = _pre_activated(channels_out, channels_out)
+        self.first = _pre_activated(channels_in, channels_out, activation, stride)
+        self.second = _pre_activated(channels_out, channels_out, activation)
         self.pool = nn.MaxPool3d(stride, stride)
         lacking = max(0, channels_out - channels_in)
         self.zeros = (lacking // 2, lacking - lacking // 2)
@@ -93,21 +113,22 @@ class ResidualFCN(nn.Module):
         channels: tuple[int, ...],
         strides: tuple[Index3, ...],
         units: int,
+        activation: ResidualFCNActivation,
     ) -> None:
         super().__init__()
         self.first = nn.Conv3d(in_channels, channels[0], 3, strides[0], 1, bias=False)
         self.first_stride = strides[0]
         self.encoder = nn.ModuleList()
         for (before, after), stride in zip(itertools.pairwise(channels), strides[1:], strict=True):
-            rest = (ResidualUnit(after, after) for _ in range(units - 1))
-            self.encoder.append(nn.Sequential(ResidualUnit(before, after, stride), *rest))
+            rest = (ResidualUnit(after, after, activation) for _ in range(units - 1))
+            self.encoder.append(nn.Sequential(ResidualUnit(before, after, activation, stride), *rest))
         below = (*(classes for _ in channels[2:]), channels[-1])
         self.upscore = nn.ModuleList(
             UpScore(low, skip, classes, stride)
             for low, skip, stride in zip(below, channels[:-1], strides[1:], strict=True)
         )
         self.last = nn.Conv3d(classes, classes, 1, bias=False)
-        initialise(self, slope=SLOPE)
+        initialise(self, slope=SLOPES[activation])
 
     def forward(self, x_BCIJK: Tensor) -> tuple[Tensor, ...]:
         """Logits ``[B, classes, I, J, K]`` in a 1-tuple."""

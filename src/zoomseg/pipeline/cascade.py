@@ -98,8 +98,6 @@ class Cascade:
     device: ComputeDevice
     atlas_of: AtlasPriorOf | None = None
     fit: FitTiles = as_planned
-    expand_roi: bool = False
-    """Whether a stage is computed again, once, where its region may have cut an organ."""
     organ_places: Mapping[str, OrganPlaces] | None = None
     """Where training had the organs; parts far from there are taken out."""
 
@@ -250,8 +248,10 @@ class _Run:
         return _Pass(view, estimator.uncertainty(), estimator, prediction, window.record)
 
     def _expanded(self, done: _Pass, labels: tuple[str, ...], whole: bool) -> _Pass:
-        """The same, computed again in a wider region where the region may have cut organs."""
-        cut = roi_expansion.cut_organs(done.view, done.found) if self.cascade.expand_roi else ()
+        """The same, computed again in a wider region where the region may have cut organs, if the recipe
+        asks for that."""
+        wanted = self.cascade.recipe.roi_expansion
+        cut = roi_expansion.cut_organs(done.view, done.found) if wanted else ()
         if not cut:
             return done
         view, first = roi_expansion.expanded(done.view, self.scan, done.estimator, cut), done.record

@@ -110,7 +110,7 @@ class SlidingWindow:
         self._tell = on_progress
         spec = view.stage.grid
         halo = network_shapes.halo(view.stage.network, spec.padding)
-        self.tiling = cover(view.region, spec.tile, halo, spec.overlap)
+        self.tiling = cover(view.region, spec.tile, halo, spec.overlap, spec.placement)
         self._reader = stage_input.InputReader(view, scan, priors, self.tiling.outer)
         # Where the region ends inside the scan, one voxel of certain background is added: a prior's edge
         # goes on beyond its grid, and beyond the region the stage said nothing.
@@ -122,7 +122,7 @@ class SlidingWindow:
         """Probabilities ``[C, I, J, planes]``, one slab after the other, together on ``grid``; each is to be
         used before the next is asked for."""
         spec, answered = self.view.stage.grid, self.tiling.tiles[0].inner.shape
-        shared = spec.overlap > 0 and spec.padding == "same"
+        shared = spec.overlap not in (0, (0, 0, 0)) and spec.padding == "same"
         weights = importance_map(answered) if shared else np.ones(answered, dtype=np.float32)
         classes, asked = 1 + len(self.labels), self.view.region.box
         stitcher = TileAggregator(classes, self.box, self._device.put(weights), asked)

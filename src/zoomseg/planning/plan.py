@@ -108,6 +108,7 @@ def plan(
         stages=tuple(draft.stage for draft in chosen.drafts),
         train_together=(("coarse", "fine"),) if len(chosen.drafts) == 2 else (),
         prior_from="live",
+        roi_expansion=True,
         islands=islands,
     )
     finest_mm = chosen.drafts[-1].mm

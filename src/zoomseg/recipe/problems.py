@@ -144,13 +144,14 @@ def _bound_of(limits: Mapping[str, Any]) -> str:
 
 
 def _bounds(path: Path, root: type[BaseModel], data: Mapping[Any, Any]) -> str:
-    """The limits that the field at ``path`` declares; empty for members of lists."""
+    """The limits that the field at ``path`` declares, for itself or for a number that it may be beside other
+    things; empty for members of lists."""
     if not path or not isinstance(path[-1], str):
         return ""
     field = _model_at(path[:-1], root, data).model_fields[path[-1]]
-    return _bound_of(
-        {key: getattr(item, key) for item in field.metadata for key in _SIGNS if hasattr(item, key)}
-    )
+    members = (part for union in get_args(field.annotation) for part in getattr(union, "__metadata__", ()))
+    items = (*field.metadata, *(item for member in members for item in member.metadata))
+    return _bound_of({key: getattr(item, key) for item in items for key in _SIGNS if hasattr(item, key)})
 
 
 def _annotation_at(path: Path, root: type[BaseModel], data: object) -> Any:

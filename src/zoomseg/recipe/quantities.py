@@ -44,7 +44,7 @@ NeighbourhoodVox = Annotated[int, Field(ge=0, le=4)]
 AngleDeg = Annotated[float, Field(ge=0, le=180)]
 
 Overlap = Annotated[float, Field(ge=0, le=0.9)]
-"""Each voxel is computed 1 / (1 - overlap)^3 times: a thousand times at 0.9."""
+"""With the same along all axes, each voxel is computed 1 / (1 - overlap)^3 times: a thousand times at 0.9."""
 
 # --- networks -------------------------------------------------------------------------------------
 

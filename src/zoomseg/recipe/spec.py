@@ -166,12 +166,16 @@ RoiSpec = Annotated[
 
 class _Tiled(Spec):
     """``tile`` is the network's INPUT shape; with ``valid`` padding its output is smaller.
-    ``overlap`` is the share of the output tile that neighbours have in common along each axis
-    (0 = side by side; 0.5 samples each voxel 8 times)."""
+    ``overlap`` is the share of the output tile that neighbours have in common along every axis, or along
+    I, J and K (0 = side by side; 0.5 samples each voxel 8 times)."""
 
     tile: Shape
     padding: Literal["same", "valid"] = "same"
-    overlap: Overlap = 0.0
+    overlap: Overlap | tuple[Overlap, Overlap, Overlap] = 0.0
+    placement: Literal["spread", "lattice"] = "spread"
+    """``spread``: tiles evenly over the region, which they do not leave: they share ``overlap`` or more.
+    ``lattice``: tiles at multiples of one step from the grid's first voxel, so that each voxel is sampled
+    equally often where the step divides the output tile (Roth et al. 2018, Fig. 5 and Section 2.4)."""
 
 
 class Downsample(_Tiled):
@@ -276,9 +280,12 @@ class UNet2D(Spec):
     channels: ChannelsPerLevel = (64, 128, 256, 512)
 
 
+ResidualFCNActivation = Literal["relu6", "leaky_relu"]
+
+
 class ResidualFCN(Spec):
     """Residual FCN of DLTK (Pawlowski et al. 2017), as Valindria et al. 2018 use it: residual units, strided
-    down-sampling, batch norm, leaky ReLU; the decoder adds linear upsampling to a projected skip."""
+    down-sampling, batch norm; the decoder adds linear upsampling to a projected skip."""
 
     kind: Literal["residual_fcn"] = "residual_fcn"
     channels: ChannelsPerLevel = (16, 32, 64, 128)
@@ -286,6 +293,8 @@ class ResidualFCN(Spec):
     """One per scale."""
     units: Blocks = 1
     """Residual units per scale."""
+    activation: ResidualFCNActivation = "leaky_relu"
+    """``relu6``: between 0 and 6, DLTK's since release 0.2.0; ``leaky_relu``: of slope 0.1, as in 0.1.1."""
 
     @model_validator(mode="after")
     def _same_length(self) -> ResidualFCN:
@@ -575,6 +584,9 @@ class Recipe(Spec):
     predecessors change while they learn."""
     on_missing: Literal["whole_volume", "empty"] = "whole_volume"
     """What a region of an organ that was not found becomes."""
+    roi_expansion: bool = True
+    """Whether a stage is computed again, once, where the region that earlier stages gave it may have cut an
+    organ: in a region that goes on there. No published method here does that."""
     atlas: AtlasSpec | None = None
     largest_component: tuple[LabelName, ...] | Literal["all"] = ()
     """Labels of which only the largest connected component is kept in the end."""

@@ -11,7 +11,7 @@ from zoomseg.core.arrays import Array, namespace
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import Tile, TileAggregator, cover, importance_map, place
+from zoomseg.core.tiling import Tile, TileAggregator, cover, importance_map, lattice_starts, place
 
 GRID = Grid.from_spacing((10, 10, 10), (1.0, 1.0, 1.0))
 
@@ -38,6 +38,38 @@ def starts(low: int, high: int, size: int, overlap: float) -> list[int]:
 )
 def test_tiles_are_spread_evenly(low: int, high: int, size: int, overlap: float, expected: list[int]) -> None:
     assert starts(low, high, size, overlap) == expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "size", "overlap", "expected"),
+    [
+        (0, 10, 5, 0.0, [0, 5]),
+        (3, 13, 5, 0.0, [0, 5, 10]),  # where the region begins does not matter
+        (5, 10, 5, 0.0, [5]),
+        (0, 12, 5, 0.0, [0, 5, 10]),  # the last one reaches beyond
+        (0, 8, 4, 0.5, [-2, 0, 2, 4, 6]),  # the first one, too: the first voxel has two answers as well
+        (7, 8, 4, 0.5, [4, 6]),
+        (0, 2, 4, 0.75, [-3, -2, -1, 0, 1]),
+    ],
+)
+def test_tiles_of_a_lattice_stand_at_multiples_of_the_step(
+    low: int, high: int, size: int, overlap: float, expected: list[int]
+) -> None:
+    assert list(lattice_starts(low, high, size, overlap)) == expected
+    grid = Grid.from_spacing((high, 1, 1), (1.0, 1.0, 1.0))
+    region = Region(grid, Box((low, 0, 0), (high, 1, 1)))
+    tiling = cover(region, (size, 1, 1), (0, 0, 0), (overlap, 0.0, 0.0), "lattice")
+    assert [tile.inner.start[0] for tile in tiling.tiles] == expected
+
+
+def test_of_a_lattice_only_tiles_that_touch_the_region_are_computed() -> None:
+    mask = np.zeros((10, 10, 10), dtype=np.bool_)
+    mask[:, :, :5] = True
+    mask[4:8, 3, 5:] = True
+    tiling = cover(Region(GRID, GRID.box, mask), (5, 5, 5), (0, 0, 0), 0.0, "lattice")
+    rows = {k: [t.inner.start[:2] for t in row] for k, row in tiling.rows}
+    assert rows == {0: [(0, 0), (0, 5), (5, 0), (5, 5)], 5: [(0, 0), (5, 0)]}
+    assert tiling.skipped == 2
 
 
 def test_halo_surrounds_what_is_answered() -> None:
@@ -92,13 +124,13 @@ def test_tiles_stand_where_the_mask_is_inside_the_scan_with_their_halo() -> None
     box = Box((10, 0, 0), (30, 4, 4))
     mask = np.zeros(box.shape, dtype=bool)
     mask[0] = mask[-1] = True
-    tiles = list(place(box, mask, (30, 4, 4), (4, 4, 4), (1, 0, 2), 0.5))
+    tiles = list(place(box, mask, (30, 4, 4), (4, 4, 4), (1, 0, 2), (0.5, 0.5, 0.5)))
     assert [tile.inner.start for tile in tiles] == [(9, 0, 0), (26, 0, 0)]
     assert tiles[0].outer == Box((8, 0, -2), (14, 4, 6))
 
 
 def test_without_a_mask_all_of_the_box_is_covered() -> None:
-    tiles = list(place(Box((0, 0, 0), (8, 4, 4)), None, (8, 4, 4), (4, 4, 4), (0, 0, 0), 0.0))
+    tiles = list(place(Box((0, 0, 0), (8, 4, 4)), None, (8, 4, 4), (4, 4, 4), (0, 0, 0), (0.0, 0.0, 0.0)))
     assert [tile.inner.start for tile in tiles] == [(0, 0, 0), (4, 0, 0)]
 
 

@@ -61,7 +61,8 @@ def stage(name: str, grid: GridSpec = SAME, **more: object) -> Stage:
 
 
 def recipe(*stages: Stage, **more: object) -> Recipe:
-    made = Recipe(name="r", intensity=Window(lower=0, upper=1), stages=stages, **more)  # type: ignore[arg-type]
+    keys = {"roi_expansion": False, **more}
+    made = Recipe(name="r", intensity=Window(lower=0, upper=1), stages=stages, **keys)  # type: ignore[arg-type]
     graph.validate(made)
     return graph.expand(made, SCHEMA)
 
@@ -138,6 +139,21 @@ class TestRegion:
         made = recipe(stage("coarse"), stage("fine", roi=self.AROUND_LIVER))
         _, spleen = measure(STRADDLING, made, CPU)
         assert (spleen.stage, spleen.dice, spleen.region, spleen.other) == ("fine", 1.0, 0.5, -0.5)
+
+    def test_a_region_that_cuts_an_organ_is_expanded_where_the_recipe_says_so(self) -> None:
+        """Of the spleen's 12 layers 4 lie in the liver's box, 32 voxels at its end."""
+        wide = case(
+            (LIVER, block((0, 8), (0, 4), (0, 8))),
+            (LIVER, block((0, 4), (4, 8), (0, 8))),
+            (SPLEEN, block((4, 16), (4, 8), (0, 8))),
+            size=24,
+        )
+        stages = (stage("coarse", fusion="none"), stage("fine", roi=self.AROUND_LIVER))
+        as_it_is = measure(wide, recipe(*stages, roi_expansion=False), CPU)[1]
+        assert (as_it_is.dice, as_it_is.region) == (2 * 4 / (12 + 4), 0.5)
+        assert as_it_is.outside == pytest.approx(2 / 3)
+        expanded = measure(wide, recipe(*stages, roi_expansion=True), CPU)[1]
+        assert (expanded.dice, expanded.region, expanded.outside) == (1.0, 0.0, 0.0)
 
     def test_one_voxel_of_margin_brings_one_more_layer(self) -> None:
         around = self.AROUND_LIVER.model_copy(update={"margin_mm": 1})

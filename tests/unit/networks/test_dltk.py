@@ -50,12 +50,37 @@ def test_further_units_of_a_scale_keep_its_shape() -> None:
 def test_no_convolution_has_a_bias() -> None:
     module = module_of(SMALL)
     assert [m for m in module.modules() if isinstance(m, nn.Conv3d) and m.bias is not None] == []
-    slopes = {m.negative_slope for m in module.modules() if isinstance(m, nn.LeakyReLU)}
-    assert slopes == {0.1}
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        ("relu6", [0.0, 0.0, 3.0, 6.0]),  # tf.nn.relu6, the default of releases 0.2.0 and 0.2.1
+        ("leaky_relu", [-0.2, -0.1, 3.0, 8.0]),  # relu_leakiness=0.1 of release 0.1.1
+    ],
+)
+def test_what_a_residual_unit_s_activation_lets_through(
+    activation: specs.ResidualFCNActivation, expected: list[float]
+) -> None:
+    """Batch norm of a new unit leaves its input as it is (but for its epsilon), the convolution copies it."""
+    first = ResidualUnit(1, 1, activation).eval().first
+    conv = first[2]
+    assert isinstance(conv, nn.Conv3d)
+    nn.init.dirac_(conv.weight)
+    x = torch.tensor([-2.0, -1.0, 3.0, 8.0]).reshape(1, 1, 4, 1, 1)
+    with torch.no_grad():
+        assert first(x).flatten().tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_models_saved_before_the_activation_had_a_key_keep_theirs() -> None:
+    saved = {"kind": "residual_fcn", "channels": [4, 8], "strides": [[1, 1, 1], [2, 2, 2]], "units": 1}
+    spec = specs.ResidualFCN.model_validate(saved)
+    slopes = [m.negative_slope for m in module_of(spec).modules() if isinstance(m, nn.LeakyReLU)]
+    assert slopes == [0.1, 0.1]
 
 
 def test_a_wider_unit_adds_its_pooled_input_amid_zeros() -> None:
-    unit = ResidualUnit(2, 5, (2, 1, 2))
+    unit = ResidualUnit(2, 5, "relu6", (2, 1, 2))
     last = unit.second[2]
     assert isinstance(last, nn.Conv3d)
     nn.init.zeros_(last.weight)
@@ -66,7 +91,7 @@ def test_a_wider_unit_adds_its_pooled_input_amid_zeros() -> None:
 
 
 def test_a_narrower_unit_projects_its_input() -> None:
-    unit = ResidualUnit(4, 2)
+    unit = ResidualUnit(4, 2, "relu6")
     assert isinstance(unit.project, nn.Conv3d)
     last = unit.second[2]
     assert isinstance(last, nn.Conv3d)
@@ -78,7 +103,7 @@ def test_a_narrower_unit_projects_its_input() -> None:
 @pytest.mark.parametrize("stride", [2, 3, 4])
 def test_a_strided_kernel_sees_all_voxels_alike(stride: int) -> None:
     """Twice the stride wide: with weights of one, each voxel inside counts in two answers per axis."""
-    conv = ResidualUnit(1, 1, (stride, stride, stride)).first[2]
+    conv = ResidualUnit(1, 1, "relu6", (stride, stride, stride)).first[2]
     assert isinstance(conv, nn.Conv3d)
     nn.init.ones_(conv.weight)
     x = torch.zeros(1, 1, *(4 * stride,) * 3, requires_grad=True)

@@ -109,12 +109,11 @@ def drive(farther: bool, keep: bool, fine: StageNetwork | None = None) -> Predic
         return answer((x_BCIJK[:, 0] > 0.55).astype(int) + (x_BCIJK[:, 0] > 0.75))
 
     roi = DilatedForeground(kind="dilated_foreground", of="coarse", radius_vox=1.0)
-    recipe = RECIPE.model_copy(update={"stages": (COARSE, FINE.model_copy(update={"roi": roi}))})
+    stages = (COARSE, FINE.model_copy(update={"roi": roi}))
+    recipe = RECIPE.model_copy(update={"stages": stages, "roi_expansion": farther})
     networks = {"coarse": half, "fine": fine or all_of_it}
     case = Case("a", tiny_case(0)[0])
-    return Cascade(recipe, SCHEMA, lambda view: networks[view.stage.name], CPU, expand_roi=farther).run(
-        case, keep=keep
-    )
+    return Cascade(recipe, SCHEMA, lambda view: networks[view.stage.name], CPU).run(case, keep=keep)
 
 
 @pytest.mark.parametrize("keep", [True, False])

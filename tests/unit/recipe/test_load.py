@@ -38,6 +38,19 @@ def test_the_shipped_recipes() -> None:
     assert isinstance(load.load("roth2018-cascade"), Recipe)
 
 
+@pytest.mark.parametrize("name", [name for name in load.names() if name != "default"])
+def test_no_published_method_expands_a_region(name: str) -> None:
+    recipe = load.load(name)
+    assert isinstance(recipe, Recipe)
+    assert not recipe.roi_expansion
+
+
+def test_a_recipe_of_before_the_key_expands_regions() -> None:
+    """As every saved model did then."""
+    recipe = load.load("roth2018-cascade")
+    assert Recipe.model_validate(recipe.model_dump(exclude={"roi_expansion"})).roi_expansion
+
+
 def test_dump_fills_defaults_in_and_starts_mappings_with_their_kind() -> None:
     data = yaml.safe_load(load.dump(load.load("roth2018-cascade")))
     assert data["stages"][0]["inputs"] == [{"kind": "image", "channel": "all"}]

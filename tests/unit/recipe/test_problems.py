@@ -93,7 +93,7 @@ FINE = ("stages", 1)
         (put(*FINE, "grid", "tile", 1, to=0), "stage 'stage2', grid.tile[1]: got 0, expected a number >= 1"),
         (
             put(*FINE, "grid", "overlap", to=1),
-            "stage 'stage2', grid.overlap: got 1, expected a number from 0 to 0.9",
+            "stage 'stage2', grid.overlap: got 1, expected a number from 0 to 0.9 or a list",
         ),
         (
             put(*FINE, "grid", to={"kind": "shape", "shape": [8, 8, 0], "tile": [8, 8, 8]}),
@@ -107,7 +107,7 @@ FINE = ("stages", 1)
         (put(*FINE, "labels", to="liver"), "stage 'stage2', labels: got 'liver', expected a list or all"),
         (
             put(*FINE, "inputs", 0, "channel", to="x"),
-            "stage 'stage2', inputs[0].channel: got 'x', expected a whole number or all",
+            "stage 'stage2', inputs[0].channel: got 'x', expected a whole number from 0 to 999 or all",
         ),
         (
             put(*FINE, "training", "batch", to=1.5),

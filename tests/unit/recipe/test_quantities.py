@@ -62,7 +62,11 @@ def test_no_number_of_any_recipe_may_be_absurd(name: str) -> None:
         (("grid", "mm", 0), 1e-12, r"grid.mm\[0\]: got 1e-12, expected a number >= 0.0001"),
         (("grid", "mm", 0), 1e6, r"grid.mm\[0\]: got 1000000.0, expected a number <= 1000"),
         (("grid", "tile", 0), 5000, r"grid.tile\[0\]: got 5000, expected a number <= 4096"),
-        (("grid", "overlap"), 0.999999, "grid.overlap: got 0.999999, expected a number from 0 to 0.9"),
+        (
+            ("grid", "overlap"),
+            0.999999,
+            "grid.overlap: got 0.999999, expected a number from 0 to 0.9 or a list",
+        ),
         (
             ("roi", "radius_vox"),
             2**63,
@@ -81,7 +85,11 @@ def test_no_number_of_any_recipe_may_be_absurd(name: str) -> None:
         ),
         (("training", "augmentation", "elastic_grid_vox"), 1e-12, "expected a number from 1 to 4096"),
         (("training", "optimiser", "betas"), [0.9, 1], r"betas\[1\]: got 1, expected a number < 1"),
-        (("inputs", 0, "channel"), "x", r"inputs\[0\].channel: got 'x', expected a whole number or all"),
+        (
+            ("inputs", 0, "channel"),
+            "x",
+            r"inputs\[0\].channel: got 'x', expected a whole number from 0 to 999 or all",
+        ),
         (
             ("inputs", 0, "channel"),
             -1,
