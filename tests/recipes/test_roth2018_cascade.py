@@ -62,7 +62,7 @@ def test_how_both_stages_learn(recipe: Recipe) -> None:
         assert training.iterations == iterations
         assert training.batch == 1
         assert training.sampler == UniformInRegion()
-        assert training.loss == WeightedCrossEntropy()
+        assert training.loss == WeightedCrossEntropy(normalisation="weights")
         assert training.mask_loss
         assert training.optimiser == SGD(lr=1e-3, momentum=0.99, nesterov=False, weight_decay=0)
         assert training.schedule == StepDecay(every=30_000, factor=0.1)

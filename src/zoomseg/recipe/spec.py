@@ -349,6 +349,11 @@ class WeightedCrossEntropy(Spec):
     region (Roth et al. 2018, equations 3 and 4)."""
 
     kind: Literal["weighted_cross_entropy"] = "weighted_cross_entropy"
+    normalisation: Literal["voxels", "weights"] = "voxels"
+    """What the weighted sum over a patch is divided by: its N voxels that count (equation 4), or the sum of
+    their weights (``softmax_loss_layer.cpp`` of the authors' released code, and PyTorch's cross-entropy).
+    Background has a small weight, so that the second gives larger gradients where a patch has little else:
+    learning rates of the one do not suit the other."""
 
 
 class DiceCrossEntropy(Spec):

@@ -140,9 +140,7 @@ def test_others_get_the_training_cases_of_each_stage_in_order(tmp_path: Path) ->
         return made
 
     def told() -> None:
-        assert (tmp_path / "group-3.json").is_file(), (
-            "the others would go on with nothing to read"
-        )
+        assert (tmp_path / "group-3.json").is_file(), "the others would go on with nothing to read"
         log.append("told")
 
     assert (
