@@ -76,6 +76,9 @@ class Window(Spec):
     output: tuple[NormalisedIntensity, NormalisedIntensity] = (0.0, 1.0)
     inner: tuple[Intensity, Intensity] | None = None
     inner_share: InnerShare = 0.6
+    zero_mean: bool = False
+    """Afterwards, the mean inside of a stage's region is subtracted, channel by channel (``ZERO_MEAN`` in the
+    released ``deploy_cascade.py`` of Roth et al. 2018)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Window:
@@ -502,6 +505,8 @@ class Stage(Spec):
     name: Name
     roi: RoiSpec = WholeVolume()
     grid: GridSpec
+    intensity: IntensitySpec | None = None
+    """How this stage's network sees intensities; None: as the recipe says."""
     inputs: Annotated[tuple[InputSpec, ...], Field(min_length=1, max_length=1000)] = (ImageInput(),)
     network: NetworkSpec
     training: Training
@@ -568,6 +573,7 @@ class Recipe(Spec):
     description: Text = ""
     source: Text = ""
     intensity: IntensitySpec
+    """Of all stages that have none of their own, of the atlas, and of the comparison with training scans."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=1000)]
     train_together: tuple[tuple[str, ...], ...] = ()
     """Groups of stages trained end to end: gradients flow from a stage into those whose priors it reads."""
