@@ -51,7 +51,9 @@ def test_where_each_stage_looks(recipe: Recipe) -> None:
 
 
 def test_what_both_stages_share(recipe: Recipe) -> None:
-    assert recipe.intensity == Window(lower=-500, upper=500, output=(0, 1))
+    first, second = (graph.intensity_of(recipe, stage) for stage in recipe.stages)
+    assert first == Window(lower=-500, upper=500, output=(0, 1), zero_mean=True)
+    assert second == Window(lower=-2000, upper=3000, output=(-1, 1))
     for stage in recipe.stages:
         assert isinstance(stage.grid, Downsample)
         assert stage.grid.factor == (2, 2, 2)
@@ -69,7 +71,7 @@ def test_how_both_stages_learn(recipe: Recipe) -> None:
         assert training.iterations == iterations
         assert training.batch == 1
         assert training.sampler == UniformInRegion()
-        assert training.loss == WeightedCrossEntropy()
+        assert training.loss == WeightedCrossEntropy(normalisation="weights")
         assert training.mask_loss
         assert training.optimiser == SGD(lr=1e-3, momentum=0.99, nesterov=False, weight_decay=0)
         assert training.schedule == StepDecay(every=30_000, factor=0.1)

@@ -35,7 +35,8 @@ STATISTICS_VOXELS = 1_000_000
 @dataclass(frozen=True)
 class Normalisation:
     """Per channel: clip to ``[lower, upper]``, then ``(x - shift) * scale``, and, of the intensities
-    ``inner`` that lie below x, ``gain`` for each."""
+    ``inner`` that lie below x, ``gain`` for each. With ``zero_mean``, what is shown to a network has the mean
+    inside of its region subtracted: ``stage_input`` knows the region."""
 
     lower: tuple[float, ...]
     upper: tuple[float, ...]
@@ -43,6 +44,7 @@ class Normalisation:
     scale: tuple[float, ...]
     inner: tuple[float, float] | None = None
     gain: float = 0.0
+    zero_mean: bool = False
 
     def apply(self, data: Array) -> Array:
         """``[C, I, J, K]`` of the scan's own unit to normalised float32."""
@@ -68,7 +70,7 @@ class Normalisation:
         """That of some of the channels."""
         rows = (self.lower, self.upper, self.shift, self.scale)
         lower, upper, shift, scale = (tuple(row[c] for c in channels) for row in rows)
-        return Normalisation(lower, upper, shift, scale, self.inner, self.gain)
+        return Normalisation(lower, upper, shift, scale, self.inner, self.gain, self.zero_mean)
 
 
 def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
@@ -84,6 +86,7 @@ def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
                 (slope,) * n,
                 spec.inner,
                 gain,
+                spec.zero_mean,
             )
         case ZScore():
             rows = [_moments(channel, spec) for channel in image.data]
@@ -206,6 +209,11 @@ def priors_on(specs: Sequence[InputSpec], priors: Mapping[str, StagePrediction],
 def window_of(spec: IntensitySpec) -> tuple[float, float] | None:
     """The fixed window that a recipe shows its networks, if it has one."""
     return (spec.lower, spec.upper) if isinstance(spec, Window) else None
+
+
+def limits_of(spec: IntensitySpec) -> tuple[float, float] | None:
+    """Between which numbers a network sees every image, if that is fixed."""
+    return spec.output if isinstance(spec, Window) and not spec.zero_mean else None
 
 
 def input_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> int:

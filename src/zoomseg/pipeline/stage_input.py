@@ -6,12 +6,12 @@ stage looks and on which grid; ``read`` gives the network's input for a box of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from zoomseg.core.arrays import AnyNumpy, Array, namespace
+from zoomseg.core.arrays import AnyNumpy, Array, beside, namespace
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.memory import require_ram_of
@@ -20,7 +20,7 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline import inputs, roi
 from zoomseg.pipeline.inputs import Normalisation
-from zoomseg.recipe.spec import BodyMask, FixedShape, InputSpec, Recipe, Stage, WholeVolume
+from zoomseg.recipe.spec import BodyMask, FixedShape, Recipe, Stage, WholeVolume
 
 _CHANNEL_BYTES = 4
 """Of a voxel: the least that a stage reads is one channel of float32."""
@@ -38,6 +38,8 @@ class PreparedScan:
     labels: LabelMap | None
     orientation: Orientation
     """How the scan's own axes become canonical; its inverse brings labels back."""
+    of_stages: Mapping[str, Normalisation] = field(default_factory=dict)
+    """By name, of the stages that see intensities in a way of their own."""
     annotated: frozenset[str] | None = None
     """The labels that were drawn in it; None means all of them. ``labels`` holds no others."""
 
@@ -47,9 +49,13 @@ class PreparedScan:
         normal = Volume(self.normalisation.apply(self.raw.data), self.raw.grid)
         return normal.reoriented(self.orientation)
 
-    def image_on(self, grid: Grid, specs: Sequence[InputSpec]) -> Array:
-        """The image channels ``[C, *grid.shape]`` that a stage with these inputs sees, normalised."""
-        return inputs.image_on(specs, self.raw, self.normalisation, grid)
+    def normalisation_of(self, stage: Stage) -> Normalisation:
+        """As a stage sees the scan, but for the mean that may still have to be subtracted."""
+        return self.of_stages.get(stage.name, self.normalisation)
+
+    def image_on(self, grid: Grid, stage: Stage) -> Array:
+        """The image channels ``[C, *grid.shape]`` that a stage sees, normalised; see ``normalisation_of``."""
+        return inputs.image_on(stage.inputs, self.raw, self.normalisation_of(stage), grid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +79,18 @@ def prepare(case: Case, recipe: Recipe, put: Callable[[AnyNumpy], Array] = as_it
         put: brings voxels to where they are computed with.
 
     Raises:
-        ScanError: the model's window shows nothing of the scan.
+        ScanError: one of the model's windows shows nothing of the scan.
     """
     orientation = Orientation.to_canonical(case.image.grid)
     labels = None if case.labels is None else _drawn(case.labels, case.annotated).reoriented(orientation)
-    inputs.check_seen(recipe.intensity, case.image, case.id)
+    own = {stage.name: stage.intensity for stage in recipe.stages if stage.intensity is not None}
+    for spec in (recipe.intensity, *own.values()):
+        inputs.check_seen(spec, case.image, case.id)
     normalisation = inputs.normalisation(recipe.intensity, case.image)
+    of_stages = {name: inputs.normalisation(spec, case.image) for name, spec in own.items()}
     raw = Volume(put(case.image.data), case.image.grid)
     grid = orientation.grid(case.image.grid)
-    return PreparedScan(case.id, raw, normalisation, grid, labels, orientation, case.annotated)
+    return PreparedScan(case.id, raw, normalisation, grid, labels, orientation, of_stages, case.annotated)
 
 
 def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
@@ -128,6 +137,25 @@ def background_prediction(stage: Stage, scan: PreparedScan, labels: tuple[str, .
     return StagePrediction(probabilities, grid, labels, Region.whole(grid), stage.name)
 
 
+def image_in(view: StageView, scan: PreparedScan, box: Box) -> Array:
+    """The image channels ``[C, *box.shape]`` as the stage's network sees them."""
+    image = scan.image_on(view.grid.crop(box), view.stage)
+    if scan.normalisation_of(view.stage).zero_mean:
+        image -= _mean_in_region(view, scan)
+    return image
+
+
+def _mean_in_region(view: StageView, scan: PreparedScan) -> Array:
+    """``[C, 1, 1, 1]``, over the voxels of the stage's grid that lie in its region."""
+    region = view.region
+    image = scan.image_on(view.grid.crop(region.box), view.stage)
+    xp = namespace(image)
+    inside = xp.astype(beside(region.mask_in(region.box), image), image.dtype)
+    total = xp.sum(image * inside, axis=(1, 2, 3), keepdims=True)
+    mean: Array = total / xp.sum(inside)
+    return mean
+
+
 def read(view: StageView, scan: PreparedScan, priors: Mapping[str, StagePrediction], box: Box) -> Array:
     """The network's input ``[C, *box.shape]``; beyond the scan its edge voxels go on."""
     return InputReader(view, scan, priors, box).read(box)
@@ -142,7 +170,7 @@ class InputReader:
     ) -> None:
         self._view = view
         self._start = box.start
-        self._image = scan.image_on(view.grid.crop(box), view.stage.inputs)
+        self._image = image_in(view, scan, box)
         read = {spec.of for spec in inputs.prior_specs(view.stage.inputs)}
         self._priors = {name: priors[name].beside(self._image) for name in read}
 

@@ -22,6 +22,7 @@ from zoomseg.recipe.spec import (
     BoxAround,
     DilatedForeground,
     InputSpec,
+    IntensitySpec,
     PriorInput,
     ProbabilityTimesAtlas,
     Recipe,
@@ -316,6 +317,11 @@ def stage_of(recipe: Recipe, name: str) -> Stage:
             return stage
     known = ", ".join(stage.name for stage in recipe.stages)
     raise RecipeError(f"recipe '{recipe.name}' has no stage '{name}'; allowed: {known}")
+
+
+def intensity_of(recipe: Recipe, stage: Stage) -> IntensitySpec:
+    """How a stage's network sees intensities: its own way, or the recipe's."""
+    return recipe.intensity if stage.intensity is None else stage.intensity
 
 
 def ancestors(recipe: Recipe, name: str) -> tuple[str, ...]:

@@ -76,6 +76,9 @@ class Window(Spec):
     output: tuple[NormalisedIntensity, NormalisedIntensity] = (0.0, 1.0)
     inner: tuple[Intensity, Intensity] | None = None
     inner_share: InnerShare = 0.6
+    zero_mean: bool = False
+    """Afterwards, the mean inside of a stage's region is subtracted, channel by channel (``ZERO_MEAN`` in the
+    released ``deploy_cascade.py`` of Roth et al. 2018)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Window:
@@ -358,6 +361,11 @@ class WeightedCrossEntropy(Spec):
     region (Roth et al. 2018, equations 3 and 4)."""
 
     kind: Literal["weighted_cross_entropy"] = "weighted_cross_entropy"
+    normalisation: Literal["voxels", "weights"] = "voxels"
+    """What the weighted sum over a patch is divided by: its N voxels that count (equation 4), or the sum of
+    their weights (``softmax_loss_layer.cpp`` of the authors' released code, and PyTorch's cross-entropy).
+    Background has a small weight, so that the second gives larger gradients where a patch has little else:
+    learning rates of the one do not suit the other."""
 
 
 class DiceCrossEntropy(Spec):
@@ -506,6 +514,8 @@ class Stage(Spec):
     name: Name
     roi: RoiSpec = WholeVolume()
     grid: GridSpec
+    intensity: IntensitySpec | None = None
+    """How this stage's network sees intensities; None: as the recipe says."""
     inputs: Annotated[tuple[InputSpec, ...], Field(min_length=1, max_length=1000)] = (ImageInput(),)
     network: NetworkSpec
     training: Training
@@ -572,6 +582,7 @@ class Recipe(Spec):
     description: Text = ""
     source: Text = ""
     intensity: IntensitySpec
+    """Of all stages that have none of their own, of the atlas, and of the comparison with training scans."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=1000)]
     train_together: tuple[tuple[str, ...], ...] = ()
     """Groups of stages trained end to end: gradients flow from a stage into those whose priors it reads."""

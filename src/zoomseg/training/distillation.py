@@ -148,6 +148,7 @@ def _seen(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> d
     grid = stage.grid.model_dump(mode="json", exclude={"tile", "overlap", "padding"})
     return {
         "labels": ", ".join(graph.resolve_labels(stage, schema)),
+        "intensity": graph.intensity_of(recipe, stage).model_dump(mode="json"),
         "grid": grid,
         "region": stage.roi.model_dump(mode="json"),
         "inputs": ", ".join(

@@ -141,7 +141,9 @@ def _level(
         return logits_BCIJK.sum() * 0.0  # nothing counts: zero, with a gradient of zero
     match spec:
         case WeightedCrossEntropy():
-            return weighted_cross_entropy(logits_BCIJK, target_BIJK, counts_BC, total)
+            return weighted_cross_entropy(
+                logits_BCIJK, target_BIJK, counts_BC, total, by_weights=spec.normalisation == "weights"
+            )
         case DiceCrossEntropy():
             balance = (1 - progress) * spec.class_balance
             entropy = balanced_cross_entropy(logits_BCIJK, target_BIJK, counts_BC, balance, counted, total)
@@ -159,12 +161,23 @@ def class_weights(counts_C: Tensor) -> Tensor:
 
 
 def weighted_cross_entropy(
-    logits_BCIJK: Tensor, target_BIJK: Tensor, counts_BC: Tensor, total: Total = all_here
+    logits_BCIJK: Tensor,
+    target_BIJK: Tensor,
+    counts_BC: Tensor,
+    total: Total = all_here,
+    by_weights: bool = False,
 ) -> Tensor:
-    """-1/N sum_k lambda_k sum_{x in S_k} log p_k(x) (Roth et al. 2018, equation 4)."""
+    """-1/N sum_k lambda_k sum_{x in S_k} log p_k(x) (Roth et al. 2018, equation 4).
+
+    Args:
+        by_weights: N is the sum of the voxels' lambdas, as in the authors' released layer, not their number.
+    """
     weights = class_weights(total(counts_BC.sum(dim=0))).to(logits_BCIJK.device)
     cost = F.cross_entropy(logits_BCIJK, target_BIJK, weights, ignore_index=IGNORE, reduction="sum")
-    return total(cost) / total((target_BIJK != IGNORE).sum())
+    counts = target_BIJK != IGNORE
+    weighed = total(weights[target_BIJK[counts]].sum() if by_weights else counts.sum())
+    # A patch of nothing but a class that fills its region has no weight, and no cost.
+    return total(cost) / weighed.clamp_min(1e-12)
 
 
 def balanced_cross_entropy(

@@ -23,6 +23,7 @@ from zoomseg.recipe.spec import (
     RoiSpec,
     Stage,
     WholeVolume,
+    Window,
     ZScore,
 )
 
@@ -79,7 +80,7 @@ def test_scans_of_any_orientation_become_ras_and_labels_go_back(affine: np.ndarr
     assert np.array_equal(directions, np.diag(np.diag(directions)))
     assert (np.diag(directions) > 0).all()
     shown = scan.image.data
-    on_grid = scan.image_on(scan.grid, RECIPE.stages[0].inputs)
+    on_grid = scan.image_on(scan.grid, RECIPE.stages[0])
     for axis in range(3):
         expected = scan.normalisation.of([axis]).apply(coordinate(scan.grid, axis)[None])[0]
         assert np.array_equal(shown[axis], expected)
@@ -110,6 +111,46 @@ def test_a_scan_of_air_alone_is_refused_by_a_recipe_with_a_window() -> None:
     )  # one channel shows something
     moments = RECIPE.model_copy(update={"intensity": ZScore()})
     stage_input.prepare(Case("a", Volume(air, grid)), moments)
+
+
+def in_stage(stage: Stage, recipe: Recipe, intensity: Window | None) -> Recipe:
+    """The recipe in which this stage sees intensities so."""
+    own = stage.model_copy(update={"intensity": intensity})
+    return recipe.model_copy(update={"stages": (own, *recipe.stages[1:])})
+
+
+def test_a_stage_may_see_intensities_in_its_own_way() -> None:
+    grid = Grid.from_spacing((4, 1, 1), (4.0, 4.0, 4.0))
+    values = np.array([-150.0, 25.0, 200.0, 1000.0]).reshape(1, 4, 1, 1)
+    wide = Window(lower=-1000, upper=1000, output=(-1, 1))
+    recipe = in_stage(COARSE, RECIPE, wide)
+    scan = stage_input.prepare(Case("a", Volume(values, grid)), recipe)
+    first, second = (scan.image_on(grid, stage)[0].flatten().tolist() for stage in recipe.stages)
+    assert first == pytest.approx([-0.15, 0.025, 0.2, 1])
+    assert second == pytest.approx([0, 0.5, 1, 1])
+
+
+def test_a_scan_that_one_stage_s_window_shows_nothing_of_is_refused() -> None:
+    grid = Grid.from_spacing((2, 1, 1), (4.0, 4.0, 4.0))
+    image = Volume(np.array([0.0, 100.0]).reshape(1, 2, 1, 1), grid)
+    stage_input.prepare(Case("a", image), in_stage(COARSE, RECIPE, Window(lower=50, upper=90)))
+    with pytest.raises(ScanError, match="inside the window that the model sees, 500 to 900"):
+        stage_input.prepare(Case("a", image), in_stage(COARSE, RECIPE, Window(lower=500, upper=900)))
+
+
+def test_zero_mean_subtracts_the_mean_inside_the_region() -> None:
+    grid = Grid.from_spacing((4, 1, 1), (1.0, 1.0, 1.0))
+    values = np.array([-500.0, 0.0, 500.0, 900.0]).reshape(1, 4, 1, 1)
+    recipe = in_stage(COARSE, RECIPE, Window(lower=-500, upper=500, zero_mean=True))
+    scan = stage_input.prepare(Case("a", Volume(values, grid)), recipe)
+    mask = np.array([True, False, True]).reshape(3, 1, 1)
+    region = Region(grid, Box((1, 0, 0), (4, 1, 1)), mask)
+    seen = stage_input.StageView(recipe.stages[0], grid, region)
+    # In the region lie 0 and 900 HU: 0.5 and 1.
+    whole = stage_input.read(seen, scan, {}, grid.box)
+    assert whole.flatten().tolist() == pytest.approx([-0.75, -0.25, 0.25, 0.25])
+    part = stage_input.read(seen, scan, {}, Box((2, 0, 0), (3, 1, 1)))
+    assert part.flatten().tolist() == pytest.approx([0.25])
 
 
 def test_a_whole_volume_is_seen_whole_on_the_stage_grid() -> None:

@@ -10,7 +10,13 @@ from zoomseg.recipe.spec import DiceCrossEntropy, LossSpec, SoftDice, WeightedCr
 from zoomseg.training import loss
 
 COUNTS = torch.tensor([[6, 2, 0]])
-LOSSES = [WeightedCrossEntropy(), DiceCrossEntropy(), DiceCrossEntropy(class_balance=0.5), SoftDice()]
+LOSSES = [
+    WeightedCrossEntropy(),
+    WeightedCrossEntropy(normalisation="weights"),
+    DiceCrossEntropy(),
+    DiceCrossEntropy(class_balance=0.5),
+    SoftDice(),
+]
 
 
 def line(classes: list[int]) -> torch.Tensor:
@@ -36,6 +42,26 @@ class TestWeightedCrossEntropy:
         value = loss.weighted_cross_entropy(torch.zeros(1, 3, 4, 1, 1), target, COUNTS)
         expected = (2 * 0.125 + 0.375 + 0.5) * math.log(3) / 4
         assert float(value) == pytest.approx(expected)
+
+    def test_divided_by_weights_it_is_the_released_layer_s_and_torch_s(self) -> None:
+        target = line([0, 0, 1, 2]).long()
+        logits = torch.randn(1, 3, 4, 1, 1, generator=torch.Generator().manual_seed(0))
+        spec = WeightedCrossEntropy(normalisation="weights")
+        value = loss.compute(spec, [logits], target.byte(), COUNTS)
+        weights = torch.tensor([0.125, 0.375, 0.5])
+        own = torch.nn.functional.cross_entropy(logits, target, weights, reduction="mean")
+        assert float(value) == pytest.approx(float(own))
+        by_voxels = loss.compute(WeightedCrossEntropy(), [logits], target.byte(), COUNTS)
+        assert float(value / by_voxels) == pytest.approx(4 / (2 * 0.125 + 0.375 + 0.5))
+
+    def test_a_patch_without_weight_costs_nothing(self) -> None:
+        # A region of background alone: lambda_0 = (1 - 1) / (K - 1).
+        spec, counts = WeightedCrossEntropy(normalisation="weights"), torch.tensor([[4, 0, 0]])
+        logits = torch.zeros(1, 3, 4, 1, 1, requires_grad=True)
+        value = loss.compute(spec, [logits], line([0, 0, 0, 0]), counts)
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert float(value.detach()) == 0
+        assert not bool(gradient.any())
 
     def test_counts_of_a_batch_are_summed(self) -> None:
         target, logits = line([0, 1]).long(), torch.zeros(1, 3, 2, 1, 1)

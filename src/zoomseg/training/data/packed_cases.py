@@ -146,7 +146,7 @@ def pack(
     patch = stage.training.patch
     box = seen.region.box.expand(patch).intersect(seen.grid.box)
     grid = seen.grid.crop(box)
-    image = to_numpy(scan.image_on(grid, stage.inputs)).astype(np.float16)
+    image = to_numpy(stage_input.image_in(seen, scan, box)).astype(np.float16)
     target = stage_labels(scan.labels, labels, grid)
     inside = seen.region.mask_in(box)
     if stage.training.mask_loss:

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from zoomseg.core.geometry import FloatArray, Grid, Index3, Vector3
 from zoomseg.core.labels import IGNORE, LabelSchema
-from zoomseg.recipe.spec import Augmentation, Recipe, Stage, Window
+from zoomseg.pipeline.inputs import limits_of
+from zoomseg.recipe import graph
+from zoomseg.recipe.spec import Augmentation, Recipe, Stage
 from zoomseg.training.data import augmentation
 from zoomseg.training.data.packed_cases import NOTHING_HELD, OnDevice, PackedCase
 from zoomseg.training.data.sampler import Draw, Sampler
@@ -101,7 +103,7 @@ class PatchSource:
         lead, training = packs[self._lead.name], self._lead.training
         self._sampler = Sampler(training.sampler, [p.candidates for p in lead], [p.counts for p in lead])
         self._augmentation = training.augmentation if augmented else Augmentation()
-        self._limits = recipe.intensity.output if isinstance(recipe.intensity, Window) else None
+        self._limits = {s.name: limits_of(graph.intensity_of(recipe, s)) for s in stages}
 
     def draw(self, size: int, rng: np.random.Generator, share: slice = slice(None)) -> Batch:
         """``size`` patches, of which those of ``share`` are made. All randomness comes from ``rng``: equal
@@ -183,7 +185,7 @@ class PatchSource:
         image, target = packed.image_at(coordinates, self._held), packed.labels_at(coordinates, self._held)
         if tone.organs > 0:
             image = augmentation.brighten_organs(image, target, tone.organ_factors(self._names[stage.name]))
-        image = augmentation.apply_intensity(image, tone, self._limits)
+        image = augmentation.apply_intensity(image, tone, self._limits[stage.name])
         if beyond is not None:
             target.masked_fill_(beyond, IGNORE)
         if change.mirrored:
