@@ -90,7 +90,6 @@ _ORGANS: Mapping[str, tuple[str, str]] = {
     "kidney cyst": ("367643001", "Cyst"),
     # Pelvis
     "urinary bladder": ("89837001", "Bladder"),
-    "bladder": ("89837001", "Bladder"),
     "prostate": ("41216001", "Prostate"),
     "uterus": ("35039007", "Uterus"),
     "ovary": ("15497006", "Ovary"),
@@ -100,8 +99,6 @@ _ORGANS: Mapping[str, tuple[str, str]] = {
     "aorta": ("15825003", "Aorta"),
     "abdominal aorta": ("7832008", "Abdominal aorta"),
     "inferior vena cava": ("64131007", "Inferior vena cava"),
-    "ivc": ("64131007", "Inferior vena cava"),
-    "postcava": ("64131007", "Inferior vena cava"),
     "superior vena cava": ("48345005", "Superior vena cava"),
     "portal vein": ("32764006", "Portal vein"),
     "splenic vein": ("35819009", "Splenic vein"),

@@ -58,7 +58,6 @@ _ORGANS: Mapping[str, RGB] = {
     "kidney cyst": (120, 210, 230),
     # Pelvis
     "urinary bladder": (236, 208, 110),
-    "bladder": (236, 208, 110),
     "prostate": (216, 136, 120),
     "uterus": (222, 122, 150),
     "ovary": (238, 168, 190),
@@ -68,8 +67,6 @@ _ORGANS: Mapping[str, RGB] = {
     "aorta": (224, 68, 58),
     "abdominal aorta": (224, 68, 58),
     "inferior vena cava": (54, 108, 206),
-    "ivc": (54, 108, 206),
-    "postcava": (54, 108, 206),
     "superior vena cava": (78, 124, 214),
     "portal vein": (104, 140, 222),
     "splenic vein": (126, 150, 226),

@@ -1,4 +1,8 @@
-"""Organs by name, however a data set spells it, so that tables of what is known of organs find them."""
+"""Organs by name, however a data set spells it: the one table of synonyms and abbreviations.
+
+Spellings are those of BTCV, FLARE 2022, AMOS (``arota`` included), TotalSegmentator, CHAOS and VISCERAL, and
+of the papers that abbreviate them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from zoomseg.core.labels import LabelSchema
 from zoomseg.core.sides import name_tokens, side_word
 
 Row = TypeVar("Row")
@@ -28,13 +33,66 @@ _SAME: Mapping[str, str] = {
 _SILENT = {"gland", "muscle", "of", "the", "and", "structure", "organ"}
 
 
-def organ_words(name: str) -> frozenset[str]:
-    """The words of an organ's name that tell it from others, in one spelling: ``right_kidney``,
-    ``RightKidney`` and ``kidney R`` are alike."""
+_SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "adrenal": ("ag",),
+    "aorta": ("aor", "arota"),
+    "duodenum": ("duo",),
+    "esophagus": ("eso", "oes"),
+    "gallbladder": ("gb", "gbl"),
+    "inferior vena cava": ("ivc", "postcava", "post cava", "inferior vena cava ivc"),
+    "kidney": ("kid", "ki"),
+    "left adrenal": ("lag", "left adrenal lag"),
+    "left kidney": ("lk", "lki", "lkid"),
+    "liver": ("liv",),
+    "pancreas": ("pan",),
+    "portal vein and splenic vein": ("veins", "portal and splenic veins", "portal veins and splenic veins"),
+    "rectus abdominis": ("muscle body of rectus abdominis",),
+    "right adrenal": ("rag", "right adrenal rag"),
+    "right kidney": ("rk", "rki", "rkid"),
+    "spleen": ("spl",),
+    "stomach": ("sto",),
+    "superior vena cava": ("svc",),
+    "urinary bladder": ("bladder", "bla"),
+    "vertebra L1": ("first lumbar vertebra", "lumbar vertebra 1"),
+}
+"""An organ -> other whole names of it; those of a paired organ hold for either side."""
+_ADRENALS: Mapping[str, str] = {"rad": "right adrenal", "lad": "left adrenal"}
+"""What a data set means that has both; alone, LAD is the left anterior descending artery."""
+
+
+def _words(name: str) -> frozenset[str]:
+    """The words of a name that tell it from others, each in one spelling."""
     tokens = [t for token in name_tokens(name) for t in (side_word(token) or _SAME.get(token, token)).split()]
     if "gallbladder" in tokens and "bladder" in tokens:  # "gall bladder"
         tokens.remove("bladder")
     return frozenset(t for t in tokens if t not in _SILENT)
+
+
+_MEANING = {_words(other): _words(organ) for organ, others in _SYNONYMS.items() for other in others}
+
+
+def organ_words(name: str) -> frozenset[str]:
+    """The words of an organ's name that tell it from others, in one spelling: ``right_kidney``,
+    ``RightKidney``, ``kidney R`` and ``RK`` are alike, and so are ``IVC`` and ``postcava``."""
+    words = _words(name)
+    sides = words.intersection(_SIDES)
+    return _MEANING.get(words) or _MEANING.get(words - sides, words - sides) | sides
+
+
+def label_of(organ: str, schema: LabelSchema) -> str | None:
+    """The label of a data set that means ``organ``: as ``LabelSchema.find`` finds it, else by its synonyms;
+    None if there is none."""
+    spelled = schema.find(organ)
+    if spelled is not None:
+        return spelled
+    wanted = organ_words(organ)
+    if not wanted:  # "muscle": nothing is told from anything else
+        return None
+    meanings = dict(zip(schema.names, schema.names, strict=True))
+    adrenals = {n: _ADRENALS[n.lower()] for n in schema.names if n.lower() in _ADRENALS}
+    if len(adrenals) == len(_ADRENALS):
+        meanings |= adrenals
+    return next((name for name, meaning in meanings.items() if organ_words(meaning) == wanted), None)
 
 
 @dataclass(frozen=True)

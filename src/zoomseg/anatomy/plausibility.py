@@ -29,11 +29,8 @@ _RIGHT_OF: tuple[tuple[str, str], ...] = (
 _ABOVE: tuple[tuple[str, str], ...] = (
     ("liver", "kidney"),
     ("spleen", "urinary bladder"),
-    ("spleen", "bladder"),
     ("kidney", "urinary bladder"),
-    ("kidney", "bladder"),
     ("liver", "urinary bladder"),
-    ("liver", "bladder"),
     ("heart", "kidney"),
     ("lung", "kidney"),
     ("brain", "heart"),

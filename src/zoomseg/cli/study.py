@@ -65,6 +65,28 @@ ABLATIONS = (
 @click.option(
     "--init", type=click.Path(path_type=Path), help="Model to fine-tune (roth2018-finetune, which needs it)."
 )
+@click.option(
+    "-r",
+    "--recipe",
+    metavar="RECIPE",
+    help="Recipe with stages of the same names in place of the paper's: a name or a file.",
+)
+@click.option(
+    "--small",
+    metavar="ORGAN,...",
+    help="Organs that get a stage each and are tabulated; else all (valindria2018).",
+)
+@click.option("--atlases", type=click.IntRange(1, 1000), help="Atlases per scan, in place of the recipe's.")
+@click.option(
+    "--split",
+    type=click.Path(path_type=Path),
+    help="JSON with lists train, validation and test, or nnU-Net's splits_final.json, in place of folds.",
+)
+@click.option(
+    "--test",
+    type=click.Path(path_type=Path),
+    help="Data set that every row is scored on, too; not trained on.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of folds and trainings."
@@ -79,6 +101,11 @@ def command(
     coarser: float,
     narrower: float,
     init: Path | None,
+    recipe: str | None,
+    small: str | None,
+    atlases: int | None,
+    split: Path | None,
+    test: Path | None,
     device: str,
     seed: int,
 ) -> int:
@@ -86,7 +113,8 @@ def command(
 
     All trainings have the same budget and the same folds. Writes table.csv, table.md and report.html (Dice
     and NSD per organ, box plots, paired Wilcoxon tests), and says where the paper's order of rows is found
-    again. May be stopped at any moment: the same command goes on.
+    again; with --test, or a test list in --split, the same of these cases into OUT/test. May be stopped at
+    any moment: the same command goes on.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -109,7 +137,10 @@ def command(
         return TrainingDisplay(notes)
 
     study = STUDIES[ablation]
-    settings = Settings(time_budget, folds, fold, seed, coarser, narrower, init)
+    organs = tuple(organ.strip() for organ in (small or "").split(",") if organ.strip())
+    settings = Settings(
+        time_budget, folds, fold, seed, coarser, narrower, init, recipe, organs, atlases, split, test
+    )
     watch = Watch(say, display)
     trainings = open_trainings(study, open_dataset(dataset), out, settings, resolve(device), watch)
     with ending(lambda: GO_ON):
@@ -120,4 +151,6 @@ def command(
     for problem in failed:
         notes.print(f"[red]failed:[/] {escape(problem)}", highlight=False, soft_wrap=True)
     click.echo(f"Table: {out / 'table.md'}; report: {out / 'report.html'}")
+    if trainings.unseen is not None:
+        click.echo(f"Of the test cases: {out / 'test' / 'table.md'}; {out / 'test' / 'report.html'}")
     return 1 if failed else 0

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from zoomseg.anatomy.organ_names import label_of
 from zoomseg.core.errors import LabelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.recipe.quantities import MAX_NAME
@@ -117,9 +118,9 @@ def uses_atlas(stage: Stage) -> bool:
 
 
 def fit(recipe: Recipe, schema: LabelSchema) -> tuple[Recipe, tuple[str, ...]]:
-    """A published recipe made to suit a data set's labels: its label names become the data set's spelling
-    (``right_kidney``, ``Kidney Right``), labels that the data set lacks are dropped, and stages left without
-    any label with them. Also says what was dropped, one line each.
+    """A published recipe made to suit a data set's labels: its label names become the data set's, whatever
+    their spelling (``right_kidney``, ``Kidney Right``, ``RK``), labels that the data set lacks are dropped,
+    and stages left without any label with them. Also says what was dropped, one line each.
 
     Raises:
         RecipeError: no stage is left.
@@ -169,7 +170,7 @@ def _spelled(
     """Names in the schema's spelling, and those that it lacks."""
     if isinstance(labels, str):
         return labels, ()
-    known = {name: name if name in schema.groups else schema.find(name) for name in labels}
+    known = {name: name if name in schema.groups else label_of(name, schema) for name in labels}
     return tuple(own for own in known.values() if own), tuple(name for name, own in known.items() if not own)
 
 

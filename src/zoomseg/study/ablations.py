@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from zoomseg.anatomy.organ_names import label_of
 from zoomseg.core.labels import LabelSchema
 from zoomseg.study.recipe_edits import (
     Edit,
@@ -88,24 +89,19 @@ class RegionCurve:
 
 # --- organs of the papers in a data set -----------------------------------------------------------
 
-ALIASES: Mapping[str, tuple[str, ...]] = {
+PROXIES: Mapping[str, tuple[str, ...]] = {
     "artery": ("aorta",),
-    "vein": ("portal vein", "portal vein and splenic vein", "portal and splenic vein"),
-    "gallbladder": ("gall bladder",),
-    "bladder": ("urinary bladder",),
-    "esophagus": ("oesophagus",),
-    "inferior vena cava": ("IVC", "postcava"),
-    "right adrenal gland": ("right adrenal",),
-    "left adrenal gland": ("left adrenal",),
+    "vein": ("portal vein", "portal vein and splenic vein"),
 }
-"""A paper's organ -> what data sets call it. The gastric surgery data of Roth et al. label the arteries
-around the stomach, of which the aorta is the largest, and the portal vein with its branches."""
+"""A paper's organ -> what of a data set comes nearest to it, though it is not the same. The gastric surgery
+data of Roth et al. label the arteries around the stomach, of which the aorta is the largest, and the portal
+vein with its branches."""
 
 
 def find_organ(paper: str, schema: LabelSchema) -> str | None:
     """The data set's label for a paper's organ, or None."""
-    names = (paper, *ALIASES.get(paper, ()))
-    return next((own for own in map(schema.find, names) if own is not None), None)
+    names = (paper, *PROXIES.get(paper, ()))
+    return next((own for own in (label_of(name, schema) for name in names) if own is not None), None)
 
 
 # --- what the papers published --------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from zoomseg.core.arrays import to_numpy
@@ -10,14 +9,15 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.core.extras import MissingPackageError
 from zoomseg.core.volume import LabelMap
+from zoomseg.datasets.layouts import Dataset
 from zoomseg.io.scans import read_image, write_labels
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.study.trainings import Trainings
 
 
-def segment_by_atlas(trainings: Trainings, fold: int, ids: Sequence[str], out: Path) -> list[str]:
-    """Label maps ``out/<case>.nii.gz`` of what the atlas prior alone finds most probable. Returns the cases
-    that failed, one line each.
+def segment_by_atlas(trainings: Trainings, fold: int, scans: Dataset, out: Path) -> list[str]:
+    """Label maps ``out/<case>.nii.gz`` of all ``scans``: what the atlas prior alone finds most probable.
+    Returns the cases that failed, one line each.
 
     Raises:
         MissingPackageError: the registration library is not installed.
@@ -25,9 +25,9 @@ def segment_by_atlas(trainings: Trainings, fold: int, ids: Sequence[str], out: P
     """
     prior_of = trainings.atlas_of(fold)
     problems: list[str] = []
-    for number, files in enumerate(trainings.dataset.subset(ids).cases, start=1):
+    for number, files in enumerate(scans.cases, start=1):
         try:
-            image = read_image(files.images, channels_last=trainings.dataset.channels_last(files))
+            image = read_image(files.images, channels_last=scans.channels_last(files))
             scan = stage_input.prepare(Case(files.id, image), trainings.recipe)
             atlas = prior_of(scan)
             fused = fusion.FusedLabelMap.blank(scan.grid, trainings.dataset.schema, atlas.probabilities)
@@ -39,5 +39,5 @@ def segment_by_atlas(trainings: Trainings, fold: int, ids: Sequence[str], out: P
             raise
         except ZoomSegError as error:
             problems.append(f"{files.id}: {error}")
-        trainings.watch.say(f"fused {number} of {len(ids)}: {files.id}")
+        trainings.watch.say(f"fused {number} of {len(scans.cases)}: {files.id}")
     return problems

@@ -127,6 +127,38 @@ def shipped(name_or_path: str) -> Recipe:
     return recipe
 
 
+def with_small_organs(organs: tuple[str, ...]) -> Edit:
+    """Stages that are one per label are there for these organs only.
+
+    Raises:
+        RecipeError: the recipe has no such stage.
+    """
+
+    def apply(recipe: Recipe) -> Recipe:
+        if not any(stage.per_label for stage in recipe.stages):
+            raise RecipeError(f"recipe '{recipe.name}' has no stage per label; small organs need one")
+        change = {"labels": organs}
+        return on_stages(lambda s: s.model_copy(update=change) if s.per_label else s)(recipe)
+
+    return apply
+
+
+def with_atlases(number: int) -> Edit:
+    """The atlas prior is made of so many atlases.
+
+    Raises:
+        RecipeError: the recipe has no atlas prior.
+    """
+
+    def apply(recipe: Recipe) -> Recipe:
+        if recipe.atlas is None:
+            raise RecipeError(f"recipe '{recipe.name}' has no atlas prior")
+        atlas = recipe.atlas.model_copy(update={"number": number})
+        return recipe.model_copy(update={"atlas": atlas})
+
+    return apply
+
+
 # --- to make a study small ------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ OUT/study.json                               what was asked for
 OUT/runs/<training>/fold-<n>/                a model with its training, as `zoomseg train` writes it
 OUT/rows/<row>/fold-<n>/predictions/, metrics.csv, summary.json, report.html
 OUT/table.csv, table.md, report.html         rewritten as rows are finished
+OUT/rows/<row>/test/, OUT/test/table.csv ... the same of the test cases, if there are any
 ```
 
 Whatever is finished on disk is not done again, so that a study may be stopped at any moment.
@@ -21,6 +22,7 @@ from pathlib import Path
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
+from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.evaluate import evaluate
 from zoomseg.evaluation.result import Evaluation
 from zoomseg.evaluation.saved import pool, read_scores
@@ -61,25 +63,45 @@ def run_ablation(study: Ablation, trainings: Trainings) -> Outcome:
         ZoomSegError: not one row could be carried out; why the first could not.
     """
     done: list[RowResult] = []
+    tested: list[RowResult] = []
     failed: list[str] = []
     left_out: list[tuple[Row, ZoomSegError]] = []
     for number, row in enumerate(study.rows, start=1):
         trainings.watch.say(f"row {number} of {len(study.rows)}: {row.name}")
         try:
-            parts = [_scored(row, fold, trainings, failed) for fold in trainings.folds]
+            parts = [_held_back(row, fold, trainings, failed) for fold in trainings.folds]
+            on_unseen = _on_unseen(row, trainings, failed)
         except (InterruptedTrainingError, OutputError):
             raise
         except ZoomSegError as error:  # hours of other rows must not be lost with it
             trainings.watch.say(f"row '{row.name}' is left out: {error}")
             left_out.append((row, error))
             continue
-        done.append(RowResult(row, pool(parts), training_steps(trainings, row.training)))
+        steps = training_steps(trainings, row.training)
+        done.append(RowResult(row, pool(parts), steps))
+        if on_unseen is not None:
+            tested.append(RowResult(row, on_unseen, steps, unseen=True))
+            _tabulate(study, trainings, tested, left_out)
         _tabulate(study, trainings, done, left_out)
     if not done:
         raise left_out[0][1]
-    page, rows = _tabulate(study, trainings, done, left_out)
-    write_report(trainings.out, page, rows)
+    rows = _report(study, trainings, done, left_out)
+    _report(study, trainings, tested, left_out)
     return Outcome(tuple(rows), (*failed, *(f"row '{row.name}': {error}" for row, error in left_out)))
+
+
+def _report(
+    study: Ablation,
+    trainings: Trainings,
+    done: Sequence[RowResult],
+    left_out: Sequence[tuple[Row, ZoomSegError]],
+) -> list[RowResult]:
+    """The table of either kind of cases once more, with its plots."""
+    if not done:
+        return []
+    page, rows = _tabulate(study, trainings, done, left_out)
+    write_report(_table_folder(trainings, rows), page, rows)
+    return rows
 
 
 def _tabulate(
@@ -88,10 +110,22 @@ def _tabulate(
     done: Sequence[RowResult],
     left_out: Sequence[tuple[Row, ZoomSegError]],
 ) -> tuple[Page, list[RowResult]]:
-    rows = on_common_organs(done)
+    rows = on_common_organs(done, trainings.small)
     about = [*notes(trainings, _unscored(done, rows)), *_steps_told(rows, len(trainings.folds))]
+    if done and done[0].unseen and trainings.unseen is not None:
+        about.insert(1, _told_of_unseen(trainings, trainings.unseen))
     about += [f"Row '{row.name}' is left out: {error}" for row, error in left_out]
-    return write_table(trainings.out, study, rows, trainings.dataset.schema, about), rows
+    folder = _table_folder(trainings, done)
+    return write_table(folder, study, rows, trainings.dataset.schema, about), rows
+
+
+def _table_folder(trainings: Trainings, rows: Sequence[RowResult]) -> Path:
+    return writable_directory(trainings.out / "test") if rows and rows[0].unseen else trainings.out
+
+
+def _told_of_unseen(trainings: Trainings, unseen: Dataset) -> str:
+    fold = f", by the models of fold {trainings.folds[0]}" if trainings.count > 1 else ""
+    return f"Scored here: {len(unseen.cases)} cases of '{unseen.name}', neither trained nor held back{fold}."
 
 
 def _steps_told(rows: Sequence[RowResult], folds: int) -> list[str]:
@@ -122,6 +156,9 @@ def notes(trainings: Trainings, unscored: Sequence[str] = ()) -> list[str]:
         "share its time.",
         f"Data set '{trainings.dataset.name}', {part}.",
         *(["Atlas priors were made before the trainings' time began."] if trainings.recipe.atlas else []),
+        *([f"Recipe '{s.recipe}' in place of the paper's."] if s.recipe is not None else []),
+        *([f"Atlases: {s.atlases}."] if s.atlases is not None else []),
+        *([f"Tabulated: {', '.join(trainings.small)}."] if trainings.small else []),
         *([f"Made smaller: {'; '.join(smaller)}."] if smaller else []),
         *([f"Not scored, as not every row predicts them: {', '.join(unscored)}."] if unscored else []),
         *([f"Fine-tuned from {s.init}."] if s.init is not None else []),
@@ -136,23 +173,38 @@ def _unscored(before: Sequence[RowResult], after: Sequence[RowResult]) -> list[s
 # --- one row on one fold --------------------------------------------------------------------------
 
 
-def _scored(row: Row, fold: int, trainings: Trainings, failed: list[str]) -> Evaluation:
-    folder = trainings.out / "rows" / slug(row.name) / f"fold-{fold}"
-    held_back = trainings.split(fold).validation
-    found = read_scores(folder, len(held_back))
+def _held_back(row: Row, fold: int, trainings: Trainings, failed: list[str]) -> Evaluation:
+    cases = trainings.dataset.subset(trainings.split(fold).validation)
+    return _scored(row, fold, trainings, cases, f"fold-{fold}", failed)
+
+
+def _on_unseen(row: Row, trainings: Trainings, failed: list[str]) -> Evaluation | None:
+    """By the models of the first fold that is trained."""
+    if trainings.unseen is None:
+        return None
+    return _scored(row, trainings.folds[0], trainings, trainings.unseen, "test", failed)
+
+
+def _scored(
+    row: Row, fold: int, trainings: Trainings, reference: Dataset, part: str, failed: list[str]
+) -> Evaluation:
+    """The row's scores of the cases in ``reference``, in its folder ``part``."""
+    folder = trainings.out / "rows" / slug(row.name) / part
+    of = part.replace("-", " ")
+    where = f"{row.name}, {of}"
+    found = read_scores(folder, len(reference.cases))
     if found is not None:
         return found
     predictions = folder / "predictions"
-    problems = _predict(row, fold, trainings, held_back, predictions)
-    failed += [f"{row.name}, fold {fold}: {problem}" for problem in problems]
-    if len(problems) == len(held_back):
-        raise ScanError(f"row '{row.name}', fold {fold}: no case could be predicted; {problems[0]}")
-    trainings.watch.say(f"scoring {len(held_back) - len(problems)} cases")
-    reference = trainings.dataset.subset(held_back)
+    problems = _predict(row, fold, trainings, reference, predictions)
+    failed += [f"{where}: {problem}" for problem in problems]
+    if len(problems) == len(reference.cases):
+        raise ScanError(f"row '{row.name}', {of}: no case could be predicted; {problems[0]}")
+    trainings.watch.say(f"scoring {len(reference.cases) - len(problems)} cases")
     scores = evaluate(
         predictions, reference, folder, TOLERANCE_MM, provenance={"row": row.name, "fold": fold}
     )
-    failed += [f"{row.name}, fold {fold}: {failure.case}: {failure.reason}" for failure in scores.failures]
+    failed += [f"{where}: {failure.case}: {failure.reason}" for failure in scores.failures]
     # From the file, with its digits, so that a resumed study has exactly the same table.
     return read_scores(folder, len(scores.cases)) or scores
 
@@ -176,10 +228,10 @@ def predicted_organs(recipe: Recipe, schema: LabelSchema) -> tuple[str, ...]:
     return tuple(name for name in schema.names if name in found)
 
 
-def _predict(row: Row, fold: int, trainings: Trainings, ids: Sequence[str], out: Path) -> list[str]:
+def _predict(row: Row, fold: int, trainings: Trainings, cases: Dataset, out: Path) -> list[str]:
     """Predict the cases that have no prediction yet; returns those that failed, one line each."""
-    missing = [i for i in ids if not (out / f"{i}.nii.gz").is_file()]
-    if not missing:
+    missing = cases.subset(i for i in cases.ids if not (out / f"{i}.nii.gz").is_file())
+    if not missing.cases:
         return []
     if row.training is None:
         schema = trainings.dataset.schema
@@ -188,7 +240,7 @@ def _predict(row: Row, fold: int, trainings: Trainings, ids: Sequence[str], out:
     model = answering(trainings.model(row.training, fold), row.predict)
     organs = predicted_organs(model.recipe, model.schema)
     _name_labels(out, organs, model.schema)
-    scans = [ScanInput(case.id, case.images) for case in trainings.dataset.subset(missing).cases]
+    scans = [ScanInput(case.id, case.images) for case in missing.cases]
     numbers = itertools.count(1)
     problems: list[str] = []
 

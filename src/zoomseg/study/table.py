@@ -41,11 +41,13 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class RowResult:
-    """The scores of one row, the cases of all its folds together, and the steps of its training."""
+    """The scores of one row, the cases of all its folds together, and the steps of its training. ``unseen``
+    cases are of another set than those trained and held back."""
 
     row: Row
     evaluation: Evaluation
     steps: Steps = field(default_factory=dict)
+    unseen: bool = False
 
     @property
     def name(self) -> str:
@@ -71,9 +73,12 @@ class Line:
     steps: int | None
 
 
-def on_common_organs(results: Sequence[RowResult]) -> list[RowResult]:
-    """Rows compare over the organs that all of them predict, in the data set's order."""
+def on_common_organs(results: Sequence[RowResult], only: Sequence[str] = ()) -> list[RowResult]:
+    """Rows compare over the organs that all of them predict, in the data set's order; of these over those of
+    ``only``, if it has any."""
     common = set.intersection(*(set(r.evaluation.organs) for r in results)) if results else set()
+    if only:
+        common &= set(only)
     return [replace(r, evaluation=_restricted(r.evaluation, common)) for r in results]
 
 

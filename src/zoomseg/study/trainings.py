@@ -6,15 +6,17 @@ import json
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from zoomseg.anatomy.organ_names import label_of
 from zoomseg.atlas.library import MANIFEST, AtlasLibrary
 from zoomseg.backends.device import Device
 from zoomseg.core.errors import DatasetError, RecipeError, TrainingError
 from zoomseg.core.interrupts import GO_ON, InterruptedTrainingError
-from zoomseg.datasets.layouts import Dataset
+from zoomseg.core.labels import LabelSchema
+from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.inference import atlas_priors
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
@@ -24,7 +26,16 @@ from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import Recipe
 from zoomseg.study.ablations import Ablation, RegionCurve, Training
-from zoomseg.study.recipe_edits import coarser, narrower, shipped
+from zoomseg.study.recipe_edits import (
+    chain,
+    coarser,
+    narrower,
+    shipped,
+    unchanged,
+    with_atlases,
+    with_small_organs,
+)
+from zoomseg.study.split_file import CaseSplit, read_splits
 from zoomseg.training import atlases, fine_tuning, training_run
 from zoomseg.training.log import Observer, Silent
 from zoomseg.training.loop import Split
@@ -34,7 +45,10 @@ from zoomseg.training.loop import Split
 class Settings:
     """What the user chose. ``seconds`` is for each training; None: the recipe's own number of iterations.
 
-    ``folds`` None: the study's own scheme. With ``fold`` only that one is trained.
+    ``folds`` None: the study's own scheme. With ``fold`` only that one is trained. ``recipe`` None: the
+    study's own; ``atlases`` None: as many as it says. ``small`` are the organs that have a stage each, and
+    that are tabulated; none: all. ``split`` is a file as ``split_file`` reads it, in place of folds; ``test``
+    a data set of which nothing is trained.
     """
 
     seconds: float | None = None
@@ -44,6 +58,11 @@ class Settings:
     coarser: float = 1.0
     narrower: float = 1.0
     init: Path | None = None
+    recipe: str | None = None
+    small: tuple[str, ...] = ()
+    atlases: int | None = None
+    split: Path | None = None
+    test: Path | None = None
 
 
 def _silent() -> AbstractContextManager[Observer]:
@@ -58,18 +77,22 @@ class Watch:
     training: Callable[[], AbstractContextManager[Observer]] = _silent
 
 
-def chosen_folds(study: Ablation | RegionCurve, settings: Settings) -> tuple[int, tuple[int, ...]]:
-    """How many folds there are, and which of them are trained.
+def chosen_folds(
+    study: Ablation | RegionCurve, settings: Settings, splits: int = 0
+) -> tuple[int, tuple[int, ...]]:
+    """How many folds there are, and which of them are trained: all ``splits`` of a file, if there is one.
 
     Raises:
-        DatasetError: a fold that does not exist.
+        DatasetError: a fold that does not exist; a number of folds beside a file of them.
     """
-    count = study.folds if settings.folds is None else settings.folds
+    if splits and settings.folds is not None:
+        raise DatasetError(f"the split file has {splits} fold(s); leave --folds out")
+    count = splits or (study.folds if settings.folds is None else settings.folds)
     if settings.fold is not None:
         if not 0 <= settings.fold < count:
             raise DatasetError(f"fold must be 0 to {count - 1}, got {settings.fold}")
         return count, (settings.fold,)
-    if settings.folds is None and not study.pooled:
+    if settings.folds is None and not study.pooled and not splits:
         return count, (0,)
     return count, tuple(range(count))
 
@@ -89,8 +112,18 @@ class Trainings:
     """What all trainings start from."""
     count: int
     folds: tuple[int, ...]
+    splits: tuple[CaseSplit, ...] = ()
+    """Of a file, one per fold; none: folds are drawn."""
+    unseen: Dataset | None = None
+    """Labelled cases on which rows are scored, too; none of them is trained, and their labels have the names
+    of those of ``dataset``."""
+    small: tuple[str, ...] = ()
+    """The only labels that are tabulated, if there are any."""
 
     def split(self, fold: int) -> Split:
+        """A fold's training cases, and those held back."""
+        if self.splits:
+            return Split(self.splits[fold].train, self.splits[fold].validation)
         return training_run.choose_split(
             self.dataset, training_run.TrainingRequest(folds=self.count, fold=fold, seed=self.settings.seed)
         )
@@ -163,8 +196,9 @@ class Trainings:
         wish = training_run.TrainingRequest(
             str(file),
             settings.seconds,
-            folds=self.count,
-            fold=fold,
+            folds=None if self.splits else self.count,
+            fold=0 if self.splits else fold,
+            split=self.split(fold) if self.splits else None,
             seed=settings.seed,
             init=settings.init if training.fine_tuned else None,
             registered=self.registered,
@@ -195,30 +229,103 @@ def open_trainings(
 
     Raises:
         TrainingError: ``out`` holds another study; --init is missing, or given where it means nothing.
-        DatasetError: a fold that does not exist; the data set lacks the organs that the study is about.
+        DatasetError: a fold that does not exist; the data set lacks the organs that the study is about; a
+            split file or a test set that does not suit it.
+        RecipeError: the recipe has no numbers of its own, or lacks what ``settings`` change of it.
         OutputError: ``out`` cannot be written.
     """
-    count, folds = chosen_folds(study, settings)
+    splits = () if settings.split is None else read_splits(settings.split, dataset)
+    count, folds = chosen_folds(study, settings, len(splits))
+    unseen = _unseen(study, dataset, settings, splits[folds[0]] if splits else None)
     recipe = _recipe(study, settings, dataset)
     if isinstance(study, Ablation):
         _check_rows(study, recipe, dataset)
-    record = _record(study, dataset, settings, count)
+    record = _record(study, dataset, settings, count) | _chosen(settings, splits, unseen)
     file = out / "study.json"
     if file.exists():
         _check_same(file, record)
     writable_directory(out)
     write_json_atomic(file, record)
-    return Trainings(study, dataset, out, settings, device, watch or Watch(), recipe, count, folds)
+    small = _small(settings, dataset)
+    opened = Trainings(study, dataset, out, settings, device, watch or Watch(), recipe, count, folds)
+    return replace(opened, splits=splits, unseen=unseen, small=small)
+
+
+def _unseen(
+    study: Ablation | RegionCurve, dataset: Dataset, settings: Settings, split: CaseSplit | None
+) -> Dataset | None:
+    """The test list of the split file, or the test data set with the names that ``dataset`` has."""
+    listed = split.test if split else ()
+    if settings.test is None:
+        return dataset.subset(listed) if listed and isinstance(study, Ablation) else None
+    if isinstance(study, RegionCurve):
+        raise TrainingError(f"study '{study.name}' looks at training and held-out cases; leave --test out")
+    if listed:
+        raise DatasetError("the split file has a test list; leave it out, or --test")
+    if settings.test.resolve() == dataset.root.resolve():
+        raise DatasetError(f"{settings.test} is the data set that is trained on; --test needs another one")
+    return named_alike(open_dataset(settings.test), dataset)
+
+
+def named_alike(test: Dataset, dataset: Dataset) -> Dataset:
+    """The labelled cases of ``test``, its labels called as those of ``dataset`` that mean the same.
+
+    Raises:
+        DatasetError: no case is labelled, no label is in both, or other channels.
+    """
+    labelled = tuple(case for case in test.cases if case.labels is not None)
+    if not labelled:
+        raise DatasetError(f"test set '{test.name}' has no labelled case; nothing could be scored on it")
+    if len(test.channel_names) != len(dataset.channel_names):
+        raise DatasetError(
+            f"test set '{test.name}' has channels {', '.join(test.channel_names)}, the data set has "
+            f"{', '.join(dataset.channel_names)}"
+        )
+    called = {label_of(name, test.schema): name for name in reversed(dataset.schema.names)}
+    called.pop(None, None)
+    if not called:
+        raise DatasetError(
+            f"test set '{test.name}' has labels {', '.join(test.schema.names)}, the data set has "
+            f"{', '.join(dataset.schema.names)}; none is in both"
+        )
+    schema = LabelSchema(tuple(called.get(n, n) for n in test.schema.names), test.schema.values)
+    cases = tuple(
+        case
+        if case.annotated is None
+        else replace(case, annotated=frozenset(called.get(n, n) for n in case.annotated))
+        for case in labelled
+    )
+    return replace(test, schema=schema, cases=cases)
+
+
+def _small(settings: Settings, dataset: Dataset) -> tuple[str, ...]:
+    """The labels that are meant by the organs that the user named."""
+    found = {organ: label_of(organ, dataset.schema) for organ in settings.small}
+    lacking = [organ for organ, own in found.items() if own is None]
+    if lacking:
+        raise DatasetError(
+            f"data set '{dataset.name}' has no {', '.join(lacking)}; it has {', '.join(dataset.schema.names)}"
+        )
+    return tuple(own for own in found.values() if own is not None)
 
 
 def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset) -> Recipe:
     if study.recipe is not None:
         if settings.init is not None:
             raise TrainingError(f"study '{study.name}' starts from no model; leave --init out")
-        recipe = shipped(study.recipe)
-        return narrower(settings.narrower)(coarser(settings.coarser)(recipe))
+        recipe = shipped(settings.recipe or study.recipe)
+        return chain(
+            with_small_organs(_small(settings, dataset)) if settings.small else unchanged,
+            unchanged if settings.atlases is None else with_atlases(settings.atlases),
+            coarser(settings.coarser),
+            narrower(settings.narrower),
+        )(recipe)
     if settings.init is None:
         raise TrainingError(f"study '{study.name}' fine-tunes a model; give it with --init MODEL")
+    if settings.recipe is not None or settings.small or settings.atlases is not None:
+        raise TrainingError(
+            "the recipe is that of the model given with --init; leave --recipe, --small and --atlases out"
+        )
     if settings.coarser != 1 or settings.narrower != 1:
         raise TrainingError(
             "grids and networks are those of the model given with --init; leave --coarser and --narrower out"
@@ -262,6 +369,17 @@ def _record(
         "coarser": settings.coarser,
         "narrower": settings.narrower,
         "init": None if settings.init is None else str(settings.init),
+    }
+
+
+def _chosen(settings: Settings, splits: tuple[CaseSplit, ...], unseen: Dataset | None) -> dict[str, object]:
+    """Choices that a study need not make; None is what it is without."""
+    return {
+        "recipe": settings.recipe,
+        "small organs": list(settings.small) or None,
+        "atlases": settings.atlases,
+        "splits": [[list(s.train), list(s.validation)] for s in splits] or None,
+        "test set": None if unseen is None else [unseen.name, *unseen.ids],
     }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from zoomseg.anatomy.organ_names import label_of
 from zoomseg.core.errors import ModelError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
 from zoomseg.datasets.layouts import Dataset
@@ -268,7 +269,7 @@ def _common(ours: Sequence[Name], theirs: Sequence[Name]) -> Pairs:
     pairs: list[tuple[int, int]] = []
     for n, (source, label) in enumerate(ours):
         labels = dict.fromkeys(other for known, other in theirs if known == source and other != BACKGROUND)
-        found = LabelSchema.consecutive(labels).find(label) if labels and label != BACKGROUND else label
+        found = label_of(label, LabelSchema.consecutive(labels)) if labels and label != BACKGROUND else label
         if found is not None and (source, found) in theirs:
             pairs.append((n, theirs.index((source, found))))
     return [n for n, _ in pairs], [n for _, n in pairs]

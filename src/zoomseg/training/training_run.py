@@ -40,6 +40,7 @@ class TrainingRequest:
     model to start from; without ``recipe`` its own is taken, and without both the one called ``default``.
     ``registered`` is a folder in which registered atlases are kept for further trainings of the same cases;
     ``teachers`` are models, given as in ``io.bundle.find``, whose answers the new one learns as well.
+    ``split`` names the cases itself, in place of folds.
 
     Raises:
         TrainingError: a length or a seed that makes no sense.
@@ -54,6 +55,7 @@ class TrainingRequest:
     init: Path | None = None
     registered: Path | None = None
     teachers: tuple[str, ...] = ()
+    split: loop.Split | None = None
 
     def __post_init__(self) -> None:
         _check_numbers(self.seconds, self.epochs, self.seed)
@@ -254,7 +256,9 @@ def _recorded(
 
 
 def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
-    """All labelled cases for training, or all but one fold of them."""
+    """All labelled cases for training, all but one fold of them, or those that the request names."""
+    if request.split is not None:
+        return request.split
     labelled = [case.id for case in dataset.cases if case.labels is not None]
     if not labelled:
         raise DatasetError(

@@ -8,6 +8,7 @@ from zoomseg.core.errors import RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.recipe import graph
 from zoomseg.recipe.graph import TrainingGroup
+from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import ATLAS, BoxAround, PriorInput, Recipe
 
 SCHEMA = LabelSchema(
@@ -218,6 +219,23 @@ def test_label_names_become_the_data_set_s_spelling_wherever_they_stand() -> Non
     assert fitted.islands is not None
     assert fitted.islands.labels == ("Liver",)
     graph.validate_labels(graph.expand(fitted, FOUND), FOUND)
+
+
+def test_a_published_recipe_keeps_its_organs_in_any_spelling() -> None:
+    names = "Liver, RK, LK, Spleen, Pancreas, arota, postcava, RAG, LAG, gall bladder, Eso, Stomach, Duodenum"
+    abbreviated = LabelSchema.consecutive(names.split(", "))
+    published = load("flare22-whole-volume")
+    assert isinstance(published, Recipe)
+    fitted, notes = graph.fit(published, abbreviated)
+    assert notes == ()
+    assert [s.labels for s in fitted.stages] == [
+        "all",
+        ("Liver", "Spleen", "LK", "RK"),
+        ("Stomach", "Pancreas", "Duodenum"),
+        ("arota", "postcava"),
+        ("LAG", "RAG", "gall bladder", "Eso"),
+        ("LAG", "RAG", "gall bladder", "Eso"),
+    ]
 
 
 def test_labels_that_the_data_set_lacks_are_dropped_and_told() -> None:

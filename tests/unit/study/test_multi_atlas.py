@@ -110,7 +110,10 @@ def test_what_the_atlases_say_is_the_label_map(
     opened: Trainings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(AtlasLibrary, "prior", split_by_brightness)
-    assert segment_by_atlas(opened, 0, ["case_2"], writable_directory(tmp_path / "p")) == []
+    assert (
+        segment_by_atlas(opened, 0, opened.dataset.subset(["case_2"]), writable_directory(tmp_path / "p"))
+        == []
+    )
     case = opened.dataset.load(opened.dataset.cases[2])
     found = read_labels(tmp_path / "p" / "case_2.nii.gz", SCHEMA)
     assert found.grid.same_as(case.image.grid)
@@ -126,13 +129,13 @@ def test_a_scan_that_cannot_be_registered_is_named_a_missing_library_stops(
 ) -> None:
     out = writable_directory(tmp_path / "p")
     monkeypatch.setattr(AtlasLibrary, "prior", refusing(RegistrationError("no transform")))
-    assert segment_by_atlas(opened, 0, ["case_1", "case_2"], out) == [
+    assert segment_by_atlas(opened, 0, opened.dataset.subset(["case_1", "case_2"]), out) == [
         "case_1: no transform",
         "case_2: no transform",
     ]
     monkeypatch.setattr(AtlasLibrary, "prior", refusing(MissingPackageError("install it")))
     with pytest.raises(MissingPackageError, match="install it"):
-        segment_by_atlas(opened, 0, ["case_1"], out)
+        segment_by_atlas(opened, 0, opened.dataset.subset(["case_1"]), out)
 
 
 def test_networks_answer_times_the_atlas(

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
@@ -14,6 +15,7 @@ from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import ScanError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference.predictor import Predictor
+from zoomseg.io.scans import read_label_values
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump
 from zoomseg.study import run
@@ -180,6 +182,48 @@ def test_if_no_case_can_be_predicted_it_stops(
     other = Ablation("tiny", study.recipe, "", (other_row,), baseline="other", folds=2, pooled=True)
     with pytest.raises(ScanError, match="row 'other', fold 0: no case could be predicted; case_"):
         carried_out(other, data, done)
+
+
+def test_rows_are_scored_on_an_unseen_set_too(study: Ablation, data: Dataset, tmp_path: Path) -> None:
+    """Its labels are spelled in another way, with other values, and one more is there."""
+    root = tiny_dataset(tmp_path / "other", cases=2).root
+    described = json.loads((root / "dataset.json").read_text())
+    described["labels"] = {"background": 0, "RK": 7, "LK": 3, "spleen": 9}
+    (root / "dataset.json").write_text(json.dumps(described | {"name": "other"}))
+    trainings = open_trainings(study, data, tmp_path / "out", Settings(test=root), CPU)
+    outcome = run_ablation(study, trainings)
+    assert outcome.failed == ()
+    held_back, unseen = table(tmp_path / "out"), table(tmp_path / "out" / "test")
+    assert {line["cases"] for line in held_back.values()} == {"3"}
+    assert list(unseen) == [
+        (row, organ) for row in (COARSE.name, FINE.name) for organ in ("mean", *SCHEMA.names)
+    ]
+    scores = json.loads((tmp_path / "out/rows/fine/test/summary.json").read_text())
+    assert scores["cases"] == 2
+    for organ in SCHEMA.names:
+        assert float(unseen["fine", organ]["dice"]) == pytest.approx(
+            scores["organs"][organ]["dice"], abs=1e-5
+        )
+    # Cases 0 and 1 of both are the same scans: the first fold's model says the same of them.
+    both = sorted({"case_0", "case_1"} & set(trainings.split(0).validation))
+    assert both
+    for case in both:
+        ours, theirs = (
+            read_label_values(tmp_path / "out/rows/fine" / part / "predictions" / f"{case}.nii.gz")[0]
+            for part in ("fold-0", "test")
+        )
+        assert np.array_equal(ours, theirs)
+    text = (tmp_path / "out/test/table.md").read_text()
+    assert "Scored here: 2 cases of 'other', neither trained nor held back, by the models of fold 0." in text
+    assert (tmp_path / "out/test/report.html").is_file()
+
+
+def test_only_the_small_organs_are_tabulated(done: Path, study: Ablation, data: Dataset) -> None:
+    opened = open_trainings(study, data, done, Settings(), CPU)
+    run_ablation(study, replace(opened, small=("right kidney",)))
+    assert {organ for _, organ in table(done)} == {"mean", "right kidney"}
+    assert "Tabulated: right kidney." in (done / "table.md").read_text()
+    run_ablation(study, opened)
 
 
 def test_a_row_that_cannot_be_carried_out_is_left_out_and_named(

@@ -12,8 +12,9 @@ import torch
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.atlas.library import AtlasLibrary
 from zoomseg.core.case import StagePrediction
-from zoomseg.core.errors import DatasetError, TrainingError
+from zoomseg.core.errors import DatasetError, RecipeError, TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError
+from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
 from zoomseg.datasets.layouts import Dataset
@@ -22,7 +23,7 @@ from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import ATLAS, AtlasInput, AtlasSpec, ImageInput, Stage
 from zoomseg.study.ablations import Ablation, Row, Training
 from zoomseg.study.recipe_edits import chain, on_stages, only, unchanged, without_atlas
-from zoomseg.study.trainings import Settings, Trainings, chosen_folds, open_trainings
+from zoomseg.study.trainings import Settings, Trainings, chosen_folds, named_alike, open_trainings
 from zoomseg.training import training_run
 
 COARSE = Training("coarse", only("coarse"))
@@ -61,6 +62,69 @@ def test_folds(
     study: Ablation, settings: Settings, pooled: bool, expected: tuple[int, tuple[int, ...]]
 ) -> None:
     assert chosen_folds(replace(study, folds=5, pooled=pooled), settings) == expected
+
+
+def test_the_folds_of_a_split_file(study: Ablation) -> None:
+    assert chosen_folds(study, Settings(), 3) == (3, (0, 1, 2))
+    assert chosen_folds(study, Settings(fold=2), 3) == (3, (2,))
+    with pytest.raises(DatasetError, match="; leave --folds out"):
+        chosen_folds(study, Settings(folds=2), 3)
+
+
+def test_the_cases_of_a_split_file_are_trained_and_held_back(
+    study: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"train": ["case_3"], "validation": ["case_1"], "test": ["case_0"]}))
+    opened_ = opened(study, data, tmp_path / "out", Settings(split=file))
+    assert opened_.unseen is not None
+    assert opened_.unseen.ids == ("case_0",)
+    model = opened_.model(COARSE, 0)
+    assert model.provenance["training_cases"] == ["case_3"]
+    assert model.provenance["validation_cases"] == ["case_1"]
+    file.write_text(json.dumps({"train": ["case_2"], "validation": ["case_1"]}))
+    with pytest.raises(TrainingError, match="holds a study with splits"):
+        opened(study, data, tmp_path / "out", Settings(split=file))
+
+
+def test_a_test_set_s_labels_are_called_as_the_data_set_s(data: Dataset) -> None:
+    schema = LabelSchema(("RK", "spleen", "LK"), (1, 2, 5))
+    cases = (
+        replace(data.cases[0], annotated=frozenset(["RK", "spleen"])),
+        replace(data.cases[1], labels=None),
+    )
+    found = named_alike(replace(data, schema=schema, cases=cases), data)
+    assert found.schema == LabelSchema(("right kidney", "spleen", "left kidney"), (1, 2, 5))
+    assert found.ids == ("case_0",)
+    assert found.cases[0].annotated == frozenset(["right kidney", "spleen"])
+
+
+def test_test_sets_that_cannot_be_scored_are_refused(study: Ablation, data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="none is in both"):
+        named_alike(replace(data, schema=LabelSchema(("liver", "spleen"), (3, 7))), data)
+    with pytest.raises(DatasetError, match="has no labelled case"):
+        named_alike(replace(data, cases=()), data)
+    with pytest.raises(DatasetError, match="has channels T1, T2, the data set has CT"):
+        named_alike(replace(data, channel_names=("T1", "T2")), data)
+    with pytest.raises(DatasetError, match="is the data set that is trained on"):
+        opened(study, data, tmp_path / "out", Settings(test=data.root))
+
+
+def test_small_organs_and_atlases_change_the_recipe(study: Ablation, data: Dataset, tmp_path: Path) -> None:
+    per_label = on_stages(lambda s: s.model_copy(update={"labels": "all", "per_label": True}), "fine")
+    file = tmp_path / "other.yaml"
+    file.write_text(dump(per_label(tiny_recipe(together=False)).model_copy(update={"atlas": AtlasSpec()})))
+    settings = Settings(recipe=str(file), small=("RK",), atlases=4)
+    found = opened(study, data, tmp_path / "out", settings)
+    assert [s.labels for s in found.recipe.stages] == ["all", ("right kidney",)]
+    assert found.recipe.atlas == AtlasSpec(number=4)
+    assert found.small == ("right kidney",)
+    with pytest.raises(DatasetError, match="data set 'tiny' has no liver; it has left kidney, right kidney"):
+        opened(study, data, tmp_path / "other", Settings(recipe=str(file), small=("liver",)))
+    with pytest.raises(RecipeError, match="has no stage per label"):
+        opened(study, data, tmp_path / "other", Settings(small=("RK",)))
+    with pytest.raises(RecipeError, match="has no atlas prior"):
+        opened(study, data, tmp_path / "other", Settings(atlases=4))
 
 
 def test_a_fold_that_does_not_exist(study: Ablation) -> None:
