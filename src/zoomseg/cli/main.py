@@ -18,6 +18,7 @@ COMMANDS = {
     "recipes": "List the recipes, or print one resolved.",
     "ceiling": "Best Dice that a recipe permits: what its grids and regions lose, per organ.",
     "train": "Train a recipe on labelled scans.",
+    "stitch": "Join a scan acquired in overlapping stations, as whole-body MR is.",
     "predict": "Segment scans with a trained model.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
     "compare": "Two evaluations or more of the same cases: differences, intervals, paired tests.",

@@ -40,19 +40,29 @@ def write_image(path: Path, image: Volume) -> None:
 def write_array(path: Path, array: AnyArray, grid: Grid, like: Path | None = None) -> None:
     """Write ``[I, J, K]`` (NIfTI also ``[I, J, K, C]``) on ``grid``, atomically, by suffix."""
     path = Path(path)
-    suffix = scan_suffix(path)
-    if suffix is None or suffix == ".mhd":
-        allowed = ", ".join(s for s in SCAN_SUFFIXES if s != ".mhd")
-        raise OutputError(f"{path}: cannot write this format; supported are {allowed}")
+    suffix = written_suffix(path, array.ndim == 3)
     if suffix in (".nii", ".nii.gz"):
         image = nifti_header.image(array, grid, None if like is None else _geometry_of(Path(like), grid))
         with atomic_path(path) as partial:
             nifti.save(image, partial, compressed=suffix == ".nii.gz")
         return
-    if array.ndim != 3:
-        raise OutputError(f"{path}: several channels can only be written as .nii or .nii.gz")
     with atomic_path(path) as partial:
         (nrrd if suffix == ".nrrd" else metaimage).save(partial, array, grid)
+
+
+def written_suffix(path: Path, one_channel: bool = True) -> str:
+    """The suffix of a file to be written.
+
+    Raises:
+        OutputError: it is none that can be written, or not with several channels.
+    """
+    suffix = scan_suffix(path)
+    if suffix is None or suffix == ".mhd":
+        allowed = ", ".join(s for s in SCAN_SUFFIXES if s != ".mhd")
+        raise OutputError(f"{path}: cannot write this format; supported are {allowed}")
+    if not one_channel and suffix not in (".nii", ".nii.gz"):
+        raise OutputError(f"{path}: several channels can only be written as .nii or .nii.gz")
+    return suffix
 
 
 def _geometry_of(scan: Path, grid: Grid) -> Any:

@@ -40,7 +40,7 @@ from zoomseg.io.scan_files import (
     split_channel,
     the_scan,
 )
-from zoomseg.io.scan_writing import write_array, write_image, write_labels
+from zoomseg.io.scan_writing import write_array, write_image, write_labels, written_suffix
 from zoomseg.io.voxel_checks import check_same_grid, check_voxels, looks_like_labels
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ __all__ = [
     "write_array",
     "write_image",
     "write_labels",
+    "written_suffix",
 ]
 
 WHOLE_NUMBER_TOLERANCE = 1e-3

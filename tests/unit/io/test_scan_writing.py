@@ -19,6 +19,7 @@ from zoomseg.io.scans import (
     read_labels,
     write_image,
     write_labels,
+    written_suffix,
 )
 
 
@@ -99,3 +100,23 @@ def test_full_disk_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.Mon
         write_image(tmp_path / "a.nii.gz", image)
     assert (tmp_path / "a.nii.gz").read_bytes() == before
     assert os.listdir(tmp_path) == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("name", "one_channel", "says"),
+    [
+        ("a.png", True, "cannot write this format; supported are .nii.gz, .nii, .nrrd, .mha$"),
+        ("a.mhd", True, "cannot write this format"),
+        ("a.mha", False, "several channels can only be written as .nii or .nii.gz"),
+    ],
+)
+def test_a_suffix_that_cannot_be_written_is_refused_without_voxels(
+    name: str, one_channel: bool, says: str
+) -> None:
+    with pytest.raises(OutputError, match=says):
+        written_suffix(Path(name), one_channel)
+
+
+def test_a_suffix_that_can_be_written_is_given() -> None:
+    assert written_suffix(Path("a.NII.GZ"), one_channel=False) == ".nii.gz"
+    assert written_suffix(Path("a.mha")) == ".mha"
