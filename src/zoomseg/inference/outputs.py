@@ -26,6 +26,7 @@ from zoomseg.inference.batch import (
     result_path,
 )
 from zoomseg.inference.confidence import organ_rows_of
+from zoomseg.inference.efficiency import measures, summarise
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow, write_review, write_summary
 from zoomseg.io.dicom.write.results import require_series
@@ -77,6 +78,7 @@ def segment_to_folder(
     rows: list[OrganRow] = []
     run = _header(predictor, chosen, notes)
     failed: list[Failed] = []
+    costs: list[dict[str, float]] = []
     began = time.perf_counter()
 
     def settle(outcome: Outcome) -> None:
@@ -87,10 +89,12 @@ def segment_to_folder(
                 if on_organs is not None:
                     on_organs(found)
                 run["cases"][outcome.case] = _account(outcome)
+                costs.append(measures(outcome))
             case Failed():
                 failed.append(outcome)
                 run["cases"][outcome.case] = {"status": "failed", "error": outcome.reason}
         run["seconds"] = round(time.perf_counter() - began, 3)
+        run["efficiency"] = summarise(costs)
         write_summary(out / "summary.csv", rows)
         write_review(out / "review.csv", rows)
         write_json_atomic(out / "run.json", run)
@@ -148,6 +152,7 @@ def _header(predictor: Predictor, organs: tuple[str, ...], notes: Sequence[str])
         "backend": predictor.backend,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": 0.0,
+        "efficiency": {},
         "labels": {BACKGROUND: 0} | {name: schema.values[schema.names.index(name)] for name in organs},
         "notes": list(notes),
         "cases": {},
@@ -174,5 +179,5 @@ def _account(done: Segmented) -> dict[str, Any]:
         "seconds": {step: round(value, 3) for step, value in done.seconds.items()},
         "stages": [asdict(record) for record in done.result.records],
         "flops": sum(record.flops for record in done.result.records),
-        **{measure: round(value, 1) for measure, value in asdict(done.usage).items()},
+        **{measure: value for measure, value in measures(done).items() if measure != "seconds"},
     }

@@ -32,6 +32,7 @@ from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe
+from zoomseg.study import efficiency
 from zoomseg.study.ablations import Ablation, Row
 from zoomseg.study.multi_atlas import segment_by_atlas
 from zoomseg.study.recipe_edits import Edit
@@ -91,7 +92,9 @@ def _tabulate(
     rows = on_common_organs(done)
     about = [*notes(trainings, _unscored(done, rows)), *_steps_told(rows, len(trainings.folds))]
     about += [f"Row '{row.name}' is left out: {error}" for row, error in left_out]
-    return write_table(trainings.out, study, rows, trainings.dataset.schema, about), rows
+    took = efficiency.sheet({row.name: _folders(row.row, trainings) for row in rows})
+    sheets = () if took is None else (took,)
+    return write_table(trainings.out, study, rows, trainings.dataset.schema, about, sheets), rows
 
 
 def _steps_told(rows: Sequence[RowResult], folds: int) -> list[str]:
@@ -136,8 +139,16 @@ def _unscored(before: Sequence[RowResult], after: Sequence[RowResult]) -> list[s
 # --- one row on one fold --------------------------------------------------------------------------
 
 
+def _folder(row: Row, fold: int, trainings: Trainings) -> Path:
+    return trainings.out / "rows" / slug(row.name) / f"fold-{fold}"
+
+
+def _folders(row: Row, trainings: Trainings) -> list[Path]:
+    return [_folder(row, fold, trainings) for fold in trainings.folds]
+
+
 def _scored(row: Row, fold: int, trainings: Trainings, failed: list[str]) -> Evaluation:
-    folder = trainings.out / "rows" / slug(row.name) / f"fold-{fold}"
+    folder = _folder(row, fold, trainings)
     held_back = trainings.split(fold).validation
     found = read_scores(folder, len(held_back))
     if found is not None:
@@ -196,6 +207,8 @@ def _predict(row: Row, fold: int, trainings: Trainings, ids: Sequence[str], out:
         trainings.watch.say(f"predicted {next(numbers)} of {len(scans)}: {outcome.case}")
         if isinstance(outcome, Failed):
             problems.append(f"{outcome.case}: {outcome.reason}")
+        else:
+            efficiency.record(out.parent, outcome)
 
     segment(scans, out, _predictor(model, fold, trainings), settle, organs)
     return problems
