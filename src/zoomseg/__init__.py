@@ -83,12 +83,19 @@ def evaluate(
     reference: str | PathLike[str],
     out: str | PathLike[str],
     tolerance_mm: float = 1.0,
+    tolerance: str | None = None,
 ) -> Evaluation:
     """Score predictions against references; write ``metrics.csv``, ``summary.json``, ``report.html``.
 
+    Args:
+        tolerance: instead of ``tolerance_mm``, each organ's own: ``flare22``, or a table's path.
+
     Raises:
         DatasetError: nothing to score.
+        ScanError: no such table, or a damaged one.
     """
     from zoomseg.evaluation.evaluate import evaluate as score
+    from zoomseg.evaluation.tolerances import read_tolerances
 
-    return score(Path(predictions), Path(reference), Path(out), tolerance_mm)
+    rules = tolerance_mm if tolerance is None else read_tolerances(tolerance)
+    return score(Path(predictions), Path(reference), Path(out), rules)

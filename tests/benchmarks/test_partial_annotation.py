@@ -13,6 +13,7 @@ from zoomseg.core.errors import DatasetError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation
+from zoomseg.evaluation.tolerances import Tolerances
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -44,7 +45,7 @@ def scored(*dice: tuple[float, float]) -> Evaluation:
         )
         for n, own in enumerate(dice)
     ]
-    return Evaluation(ORGANS, 1.0, tuple(cases))
+    return Evaluation(ORGANS, Tolerances.same(1.0), tuple(cases))
 
 
 def test_the_table_has_every_organ_beside_the_cases_that_taught_it(data: Dataset) -> None:

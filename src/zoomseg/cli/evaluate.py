@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,11 +22,27 @@ if TYPE_CHECKING:
     "--tolerance-mm", type=float, default=1.0, show_default=True, help="Surface tolerance of the NSD."
 )
 @click.option(
+    "--tolerance",
+    "table",
+    metavar="TABLE",
+    help="Instead, each organ's own: flare22, the rule of the challenge FLARE 2022 (which also writes its "
+    "DSC_NSD.csv), or a file: CSV with the columns organ and mm, or YAML, `organ: mm`.",
+)
+@click.option(
     "--images",
     type=click.Path(path_type=Path),
     help="Folder or data set of scans to draw contours on; a data set given as REFERENCE has its own.",
 )
-def command(predictions: Path, reference: Path, out: Path, tolerance_mm: float, images: Path | None) -> int:
+@click.pass_context
+def command(
+    context: click.Context,
+    predictions: Path,
+    reference: Path,
+    out: Path,
+    tolerance_mm: float,
+    table: str | None,
+    images: Path | None,
+) -> int:
     """Score PREDICTIONS against REFERENCE: Dice, NSD, HD95, ASSD, volumes.
 
     PREDICTIONS is a folder of <case>.nii.gz. REFERENCE is a folder of label files with the same names,
@@ -39,7 +56,11 @@ def command(predictions: Path, reference: Path, out: Path, tolerance_mm: float, 
 
     from zoomseg.core.interrupts import ending
     from zoomseg.evaluation.evaluate import evaluate
+    from zoomseg.evaluation.tolerances import read_tolerances
 
+    if table is not None and context.get_parameter_source("tolerance_mm") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--tolerance and --tolerance-mm are two answers to one question; give one")
+    rules = tolerance_mm if table is None else read_tolerances(table)
     notes = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
@@ -51,7 +72,7 @@ def command(predictions: Path, reference: Path, out: Path, tolerance_mm: float, 
             bar.update(task, completed=done, total=total)
 
         with ending(lambda: f"{count[0]} of {count[1]} cases were scored, and nothing was written"):
-            evaluation = evaluate(predictions, reference, out, tolerance_mm, images=images, on_progress=step)
+            evaluation = evaluate(predictions, reference, out, rules, images=images, on_progress=step)
     for warning in evaluation.warnings:
         notes.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False, soft_wrap=True)
     for failure in evaluation.failures:
@@ -83,7 +104,7 @@ def score_table(evaluation: Evaluation) -> Table:
     for heading, footer in (
         ("Cases", ""),
         ("Dice", number(mean["dice"], 3)),
-        (f"NSD\n{evaluation.tolerance_mm:g} mm", number(mean["nsd"], 3)),
+        (f"NSD\n{evaluation.tolerances.name}", number(mean["nsd"], 3)),
         ("HD95\nmm", number(mean["hd95_mm"], 1)),
         ("ASSD\nmm", number(mean["assd_mm"], 2)),
         ("Missed", ""),

@@ -46,6 +46,12 @@ REVIEWED_FIRST = 3
     help="Also write slicer/<case>.seg.nrrd: a segmentation for 3D Slicer, with names and colours.",
 )
 @click.option(
+    "--probabilities",
+    metavar="ORGAN,...",
+    help="Also write probabilities/<case>-<organ>.nii.gz: the probability of these organs (or all) "
+    "at the scan's resolution, linearly interpolated. Takes more memory.",
+)
+@click.option(
     "--any-scan",
     is_flag=True,
     help="Also segment scans that are plainly unlike those of the training (another modality or unit); they "
@@ -67,6 +73,7 @@ def command(
     dicom_seg: bool,
     rtstruct: bool,
     seg_nrrd: bool,
+    probabilities: str | None,
     any_scan: bool,
     verbose: bool,
 ) -> int:
@@ -114,7 +121,9 @@ def command(
         on_warning=display.warn,
         on_registration=display.register,
     )
-    chosen = None if organs is None else predictor.bundle.schema.select(o.strip() for o in organs.split(","))
+    select = predictor.bundle.schema.select
+    chosen = None if organs is None else select(_listed(organs))
+    maps = () if probabilities is None else select(_listed(probabilities))
     writable_directory(out)
     rows: list[OrganRow] = []
     with display, ending(lambda: f"{display.settled} of {len(found)} scans done, in {out}"):
@@ -130,7 +139,7 @@ def command(
             display.settle,
             display.tell,
             ahead,
-            ExtraOutputs(keep_stages, dicom, seg_nrrd),
+            ExtraOutputs(keep_stages, dicom, seg_nrrd, maps),
             rows.extend,
             notes,
         )
@@ -142,3 +151,8 @@ def command(
     if not failed:
         return 0
     return 1 if len(failed) < len(found) else 2
+
+
+def _listed(organs: str) -> tuple[str, ...] | str:
+    """Names between commas, or all."""
+    return "all" if organs.strip() == "all" else tuple(organ.strip() for organ in organs.split(","))

@@ -24,6 +24,7 @@ from zoomseg.evaluation.figures import Interval, differences_by_organ
 from zoomseg.evaluation.html_report import p_value, page, signed
 from zoomseg.evaluation.result import METRICS, Evaluation
 from zoomseg.evaluation.saved import read_scores
+from zoomseg.evaluation.tolerances import FLARE22
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
 
 LEAST_PAIRS = 6
@@ -185,7 +186,7 @@ def compare(first: Evaluation, other: Evaluation, names: tuple[str, str], metric
     """Compare two evaluations over their common cases and organs.
 
     Raises:
-        DatasetError: fewer than 2 common cases, no common organ, or NSD at different tolerances.
+        DatasetError: fewer than 2 common cases, no common organ, or or scored by different rules.
     """
     cases = [[case.id for case in evaluation.cases] for evaluation in (first, other)]
     common = tuple(case for case in cases[0] if case in set(cases[1]))
@@ -194,10 +195,11 @@ def compare(first: Evaluation, other: Evaluation, names: tuple[str, str], metric
             f"{names[0]} has {len(cases[0])} cases and {names[1]} has {len(cases[1])}, {len(common)} of them "
             f"in both; at least {LEAST_CASES} are needed: evaluate both on the same cases"
         )
-    if metric == "nsd" and first.tolerance_mm != other.tolerance_mm:
+    rules = first.tolerances, other.tolerances
+    if rules[0] != rules[1] and (metric == "nsd" or FLARE22 in (rules[0].name, rules[1].name)):
         raise DatasetError(
-            f"NSD of {names[0]} is at {first.tolerance_mm:g} mm, that of {names[1]} at "
-            f"{other.tolerance_mm:g} mm; evaluate both with the same --tolerance-mm"
+            f"{names[0]} is scored at {rules[0].name}, {names[1]} at {rules[1].name}; evaluate both with the "
+            "same tolerance"
         )
     values = paired(first, other, metric)
     means = values.pop(MEAN)

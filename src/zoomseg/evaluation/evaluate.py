@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from zoomseg.core.errors import GeometryError, ScanError, ZoomSegError
+from zoomseg.anatomy.organ_names import organ_words
+from zoomseg.core.errors import DatasetError, ScanError, ZoomSegError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.attribution import LOSSES, NOTHING, attribute_case, read_region
@@ -19,6 +20,7 @@ from zoomseg.evaluation.html_report import Picture, render
 from zoomseg.evaluation.metrics import OrganScore, score
 from zoomseg.evaluation.provenance import read_origin
 from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
+from zoomseg.evaluation.tolerances import FLARE22, FLARE22_ORGANS, Tolerances
 from zoomseg.inference import stage_outputs
 from zoomseg.inference.batch import why
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
@@ -32,6 +34,9 @@ WORKERS = 2
 
 PICTURED_CASES = 6
 
+FLARE22_DIGITS = 4
+"""The challenge's script rounds to these."""
+
 OnCaseScored = Callable[[str, int, int], None]
 """Called with (case id, cases done, cases in all) after each case."""
 
@@ -40,7 +45,7 @@ def evaluate(
     predictions: Path,
     reference: Path | Dataset,
     out: Path,
-    tolerance_mm: float = 1.0,
+    tolerance_mm: float | Tolerances = 1.0,
     schema: LabelSchema | None = None,
     *,
     images: Path | Dataset | None = None,
@@ -55,7 +60,8 @@ def evaluate(
             (``inference.stage_outputs``), what is lost in Dice is attributed.
         reference: a folder of label files, or a data set (its folder, or all or a subset of it as an
             object); labels that were not drawn in a case are not scored in it.
-        tolerance_mm: how far apart surfaces may be and still agree in the NSD.
+        tolerance_mm: how far apart surfaces may be and still agree in the NSD; or each organ's own, of which
+            those that the table lacks have no NSD.
         schema: of the references, if no ``dataset.json`` or ``labels.json`` lies beside them.
         images: a folder or data set of scans to draw the contours on; by default the reference's own.
         training_log: the ``metrics.csv`` of the training that the report shall show.
@@ -66,18 +72,18 @@ def evaluate(
         ScanError: not a single case could be scored.
         OutputError: ``out`` cannot be written to.
     """
-    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
-        raise GeometryError(f"the tolerance must be 0 mm or more, got {tolerance_mm}")
+    rules = tolerance_mm if isinstance(tolerance_mm, Tolerances) else Tolerances.same(tolerance_mm)
     predictions, out = Path(predictions), Path(out)
     reference = reference if isinstance(reference, Dataset) else Path(reference)
     pairs = find_pairs(predictions, reference, schema, images)
+    missing = _without_tolerance(rules, pairs.organs)
     writable_directory(out)
-    cases, failures = _score_all(pairs, tolerance_mm, on_progress)
+    cases, failures = _score_all(pairs, rules, on_progress)
     if not cases:
         raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
-    found = (*_header_notes(pairs), *_copies(cases), *_without_stages(pairs), *without_figures())
+    found = (*missing, *_header_notes(pairs), *_copies(cases), *_without_stages(pairs), *without_figures())
     warnings = (*pairs.warnings, *found)
-    evaluation = Evaluation(pairs.organs, tolerance_mm, tuple(cases), tuple(failures), warnings)
+    evaluation = Evaluation(pairs.organs, rules, tuple(cases), tuple(failures), warnings)
     source = reference.root if isinstance(reference, Dataset) else reference
     origin = read_origin(predictions)
     sources = {"predictions": str(predictions), "reference": str(source)}
@@ -94,25 +100,28 @@ def write_all(
     training_log: Path | None = None,
     recipe: str = "",
 ) -> None:
-    """Write an evaluation of ``pairs`` as ``metrics.csv``, ``summary.json`` and ``report.html``; ``recipe``
-    is that of the predictions, as YAML.
+    """Write an evaluation of ``pairs`` as ``metrics.csv``, ``summary.json`` and ``report.html``, one by the
+    rule of FLARE 2022 also as the challenge's ``DSC_NSD.csv``; ``recipe`` is that of the predictions, as
+    YAML.
 
     Raises:
         OutputError: ``out`` cannot be written to.
     """
     write_metrics(out / "metrics.csv", evaluation)
     write_json_atomic(out / "summary.json", evaluation.as_json())
+    if evaluation.tolerances.name == FLARE22:
+        write_flare(out / "DSC_NSD.csv", evaluation)
     pictures = [] if without_figures() else _pictures(evaluation, pairs)
     page = render(evaluation, pictures, training_log, provenance, recipe)
     write_text_atomic(out / "report.html", page)
 
 
 def _score_all(
-    pairs: Pairs, tolerance_mm: float, on_progress: OnCaseScored | None
+    pairs: Pairs, rules: Tolerances, on_progress: OnCaseScored | None
 ) -> tuple[list[CaseResult], list[Failure]]:
     done: dict[str, CaseResult | Failure] = {}
     with ThreadPoolExecutor(WORKERS) as pool:
-        waiting = {pool.submit(_score_case, pairs, pair, tolerance_mm): pair for pair in pairs.pairs}
+        waiting = {pool.submit(_score_case, pairs, pair, rules): pair for pair in pairs.pairs}
         try:
             for future in as_completed(waiting):
                 case = waiting[future].id
@@ -142,6 +151,18 @@ def _without_stages(pairs: Pairs) -> list[str]:
     return unmatched("errors not attributed, as their stages were not kept", without if some else set())
 
 
+def _without_tolerance(rules: Tolerances, organs: Sequence[str]) -> list[str]:
+    """A warning of the organs that have no NSD.
+
+    Raises:
+        DatasetError: none has one.
+    """
+    missing = rules.without(organs)
+    if len(missing) == len(organs):
+        raise DatasetError(f"{rules.name} has no tolerance of any organ here: {', '.join(organs)}")
+    return unmatched(f"no NSD, as {rules.name} has no tolerance of them", set(missing))
+
+
 def _header_notes(pairs: Pairs) -> list[str]:
     """What was ambiguous in the headers of predictions and references, and which rule decided."""
     return header_notes_by_case({pair.id: (pair.prediction, pair.reference) for pair in pairs.pairs})
@@ -160,7 +181,7 @@ def _is_copy(case: CaseResult) -> bool:
     return bool(drawn) and min(drawn) == 1
 
 
-def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float) -> CaseResult | Failure:
+def _score_case(pairs: Pairs, pair: Pair, rules: Tolerances) -> CaseResult | Failure:
     try:
         prediction, reference = pairs.load(pair)
         scores = score(
@@ -168,7 +189,7 @@ def _score_case(pairs: Pairs, pair: Pair, tolerance_mm: float) -> CaseResult | F
             reference.data,
             reference.grid,
             pairs.drawn,
-            tolerance_mm,
+            rules,
             pair.organs,
         )
         stages = _stages_of(pair)
@@ -226,4 +247,23 @@ def write_metrics(path: Path, evaluation: Evaluation) -> None:
             values = [getattr(row, column) for column in SCORES]
             values += [told.region_recall, *(getattr(told, loss) for loss in LOSSES)]
             table.writerow([case.id, row.organ, *("" if math.isnan(v) else f"{v:.6g}" for v in values)])
+    write_text_atomic(path, text.getvalue())
+
+
+def write_flare(path: Path, evaluation: Evaluation) -> None:
+    """Write the scores as FLARE 2022's ``FLARE22_DSC_NSD_Eval.py`` does: a row per case by its file's name,
+    first the Dice and then the NSD of the challenge's organs, to four digits. What was not scored is empty.
+    """
+    known = {organ_words(organ): organ for organ in evaluation.organs}
+    columns = {flare: known.get(organ_words(organ), "") for flare, (organ, _) in FLARE22_ORGANS.items()}
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["Name", *(f"{flare}_{metric}" for metric in ("DSC", "NSD") for flare in columns)])
+    for case in evaluation.cases:
+        scores = {score.organ: score for score in case.scores}
+        found = [scores.get(organ) for organ in columns.values()]
+        values = [math.nan if s is None else s.dice for s in found]
+        values += [math.nan if s is None else s.nsd for s in found]
+        cells = ("" if math.isnan(v) else str(round(v, FLARE22_DIGITS)) for v in values)
+        table.writerow([f"{case.id}.nii.gz", *cells])
     write_text_atomic(path, text.getvalue())

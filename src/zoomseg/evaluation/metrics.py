@@ -8,14 +8,14 @@ and percentile over a surface is weighted by those areas. ASSD is the mean of th
 distances.
 
 An organ that neither map has is not scored (NaN). An organ that only one map has scores Dice = NSD = 0
-at infinite distance.
+at infinite distance. Rules that differ by organ are those of ``evaluation.tolerances``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from itertools import product
 
@@ -27,6 +27,7 @@ from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid, Vector3
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.core.region import class_boxes
+from zoomseg.evaluation.tolerances import OrganRule, Tolerances
 
 Mask = npt.NDArray[np.bool_]
 Classes = npt.NDArray[np.uint8]
@@ -87,11 +88,12 @@ def score(
     reference: Classes,
     grid: Grid,
     schema: LabelSchema,
-    tolerance_mm: float = 1.0,
+    tolerance_mm: float | Tolerances = 1.0,
     organs: Iterable[str] | str = "all",
 ) -> tuple[OrganScore, ...]:
     """Score two maps ``[I, J, K]`` of class indices on ``grid``, one row per organ in schema order. Volumes
-    are the grid's; distances and areas take its axes to stand at right angles.
+    are the grid's; distances and areas take its axes to stand at right angles. Slices, where an organ is
+    scored on those of the reference alone, are planes of constant k.
 
     Voxels whose reference is ``IGNORE`` count as background in both maps.
 
@@ -104,21 +106,25 @@ def score(
         raise GeometryError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
     if reference.shape != grid.shape:
         raise GeometryError(f"the maps have the shape {reference.shape}, their grid {grid.shape}")
-    if not tolerance_mm >= 0:
-        raise GeometryError(f"the tolerance must be 0 mm or more, got {tolerance_mm}")
+    rules = tolerance_mm if isinstance(tolerance_mm, Tolerances) else Tolerances.same(tolerance_mm)
     # Axes in the order of the reference's memory: scores are the same in any, and nothing is copied.
     axes = np.argsort([-abs(stride) for stride in reference.strides], kind="stable")
     prediction, reference = (np.ascontiguousarray(x.transpose(axes)) for x in (prediction, reference))
     i, j, k = (grid.spacing_mm[axis] for axis in axes)
+    slices = axes.tolist().index(2)
     classes = [schema.class_of(organ) for organ in schema.select(organs)]
     if (reference == IGNORE).any():
         prediction = np.where(reference == IGNORE, np.uint8(0), prediction)
     boxes = [class_boxes(labels, classes) for labels in (prediction, reference)]
     rows = []
     for c in classes:
-        box = box_around(found.get(c) for found in boxes).slices
-        masks = (prediction[box] == c, reference[box] == c)
-        rows.append(_score_organ(schema.names[c - 1], *masks, (i, j, k), grid.voxel_volume_ml, tolerance_mm))
+        box, organ = box_around(found.get(c) for found in boxes).slices, schema.names[c - 1]
+        masks, rule = (prediction[box] == c, reference[box] == c), rules.of(organ)
+        volumes = [int(np.count_nonzero(mask)) * grid.voxel_volume_ml for mask in masks]
+        if rule.reference_slices and volumes[1] > 0:
+            # Of a reference on one slice alone nothing is left, and nothing can be said.
+            masks, rule = _on_reference_slices(*masks, slices), replace(rule, neither=math.nan)
+        rows.append(OrganScore(organ, *_agreement(*masks, (i, j, k), rule), *volumes))
     return tuple(rows)
 
 
@@ -128,18 +134,27 @@ def box_around(boxes: Iterable[Box | None]) -> Box:
     return reduce(Box.union, there) if there else Box((0, 0, 0), (0, 0, 0))
 
 
-def _score_organ(
-    organ: str, prediction: Mask, reference: Mask, spacing_mm: Vector3, voxel_ml: float, tolerance_mm: float
-) -> OrganScore:
+def _on_reference_slices(prediction: Mask, reference: Mask, axis: int) -> tuple[Mask, Mask]:
+    """Both from the reference's lowest plane along an axis to the one below its highest."""
+    others = tuple(a for a in range(3) if a != axis)
+    planes = np.flatnonzero(reference.any(axis=others))
+    kept = (slice(None),) * axis + (slice(planes[0], planes[-1]),)
+    return prediction[kept], reference[kept]
+
+
+def _agreement(
+    prediction: Mask, reference: Mask, spacing_mm: Vector3, rule: OrganRule
+) -> tuple[float, float, float, float]:
+    """Dice, NSD, HD95 and ASSD of two masks."""
+    nothing = math.nan if math.isnan(rule.tolerance_mm) else 0.0
     predicted, drawn = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
-    volumes = (predicted * voxel_ml, drawn * voxel_ml)
     if predicted == 0 and drawn == 0:
-        return OrganScore(organ, math.nan, math.nan, math.nan, math.nan, *volumes)
+        return rule.neither, rule.neither + nothing, math.nan, math.nan
     if predicted == 0 or drawn == 0:
-        return OrganScore(organ, 0.0, 0.0, math.inf, math.inf, *volumes)
+        return 0.0, nothing, math.inf, math.inf
     dice = 2 * int(np.count_nonzero(prediction & reference)) / (predicted + drawn)
-    surface = surface_agreement(prediction, reference, spacing_mm, tolerance_mm)
-    return OrganScore(organ, dice, surface.nsd, surface.hd95_mm, surface.assd_mm, *volumes)
+    surface = surface_agreement(prediction, reference, spacing_mm, rule.tolerance_mm)
+    return dice, surface.nsd + nothing, surface.hd95_mm, surface.assd_mm
 
 
 # --- surfaces -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 
 from zoomseg.evaluation.attribution import LOSSES, NOTHING, Attribution
 from zoomseg.evaluation.metrics import OrganScore
+from zoomseg.evaluation.tolerances import Tolerances
 
 METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
 
@@ -23,7 +24,7 @@ class CaseResult:
 
     @property
     def mean_dice(self) -> float:
-        """Over the organs that either map has; NaN if there is none."""
+        """Over the organs that were scored; NaN if there is none."""
         return mean(score.dice for score in self.scores)
 
     @property
@@ -32,7 +33,7 @@ class CaseResult:
 
     @property
     def worst(self) -> OrganScore | None:
-        """The organ with the lowest Dice, of equals the largest; None if neither map has any organ."""
+        """The organ with the lowest Dice, of equals the largest; None if none was scored."""
         scored = [s for s in self.scores if not math.isnan(s.dice)]
         return min(scored, key=lambda s: (s.dice, -s.reference_ml - s.volume_ml), default=None)
 
@@ -47,7 +48,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class OrganSummary:
-    """One organ over all cases. ``cases`` counts those in which either map has it; distances are means
+    """One organ over all cases. ``cases`` counts those in which it was scored; distances are means
     over the cases in which both have it, region recalls and losses over those whose stages are known. What
     cannot be computed is NaN."""
 
@@ -81,7 +82,7 @@ class Evaluation:
     """All that ``evaluate`` found; ``organs`` are in schema order."""
 
     organs: tuple[str, ...]
-    tolerance_mm: float
+    tolerances: Tolerances
     cases: tuple[CaseResult, ...]
     failures: tuple[Failure, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -97,7 +98,7 @@ class Evaluation:
         return {metric: mean(getattr(row, metric) for row in rows) for metric in METRICS}
 
     def scores_of(self, organ: str) -> list[OrganScore]:
-        """Scores of one organ, in order of the cases, where either map has it."""
+        """Scores of one organ, in order of the cases, where it was scored."""
         found = (s for case in self.cases for s in case.scores if s.organ == organ)
         return [s for s in found if not math.isnan(s.dice)]
 
@@ -105,6 +106,14 @@ class Evaluation:
         """Of one organ, in order of the cases, where either map has it and its stages are known."""
         found = (case.attributions.get(organ, NOTHING) for case in self.cases)
         return [a for a in found if not math.isnan(a.lost_elsewhere)]
+
+    def _tolerance_mm(self) -> float | dict[str, float]:
+        """One for all, or by organ of those that have one."""
+        rules = self.tolerances
+        if not rules.organs:
+            return rules.others.tolerance_mm
+        without = rules.without(self.organs)
+        return {organ: rules.of(organ).tolerance_mm for organ in self.organs if organ not in without}
 
     @property
     def attributed(self) -> bool:
@@ -117,7 +126,8 @@ class Evaluation:
         return {
             "mean": {metric: _or_null(value) for metric, value in self.mean.items()},
             "organs": organs,
-            "tolerance_mm": self.tolerance_mm,
+            "tolerance_mm": self._tolerance_mm(),
+            "rule": self.tolerances.name,
             "cases": len(self.cases),
             "failed": {failure.case: failure.reason for failure in self.failures},
         }

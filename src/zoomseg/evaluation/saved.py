@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from zoomseg.core.errors import ScanError
+from zoomseg.core.errors import GeometryError, ScanError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.attribution import LOSSES, Attribution
 from zoomseg.evaluation.case_matching import Pairs, find_pairs
@@ -16,6 +16,7 @@ from zoomseg.evaluation.evaluate import SCORES, write_all
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.provenance import read_origin
 from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
+from zoomseg.evaluation.tolerances import FLARE22, FLARE22_TOLERANCES, Tolerances
 from zoomseg.io.files import parse_json, writable_directory
 
 
@@ -37,9 +38,18 @@ def read_scores(folder: Path, cases: int | None = None) -> Evaluation | None:
                     told.setdefault(case, {})[organ] = Attribution(**lost)
         results = tuple(CaseResult(case, tuple(rows), told.get(case, {})) for case, rows in scores.items())
         failed = tuple(Failure(str(case), str(why)) for case, why in summary.get("failed", {}).items())
-        return Evaluation(tuple(summary["organs"]), float(summary["tolerance_mm"]), results, failed)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error):
+        rules = _tolerances(summary["tolerance_mm"], summary.get("rule"))
+        return Evaluation(tuple(summary["organs"]), rules, results, failed)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error, GeometryError):
         return None
+
+
+def _tolerances(mm: object, rule: object) -> Tolerances:
+    if rule == FLARE22:
+        return FLARE22_TOLERANCES
+    if isinstance(mm, dict):
+        return Tolerances.by_organ(str(rule), {str(organ): float(own) for organ, own in mm.items()})
+    return Tolerances.same(float(str(mm)))
 
 
 def pool(parts: Sequence[Evaluation]) -> Evaluation:

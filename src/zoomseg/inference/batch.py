@@ -18,8 +18,9 @@ from typing import TypeVar
 
 from zoomseg.core.case import Case
 from zoomseg.core.errors import OutputError, ZoomSegError
+from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import Volume
-from zoomseg.inference import stage_outputs
+from zoomseg.inference import probability_maps, stage_outputs
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.resource_usage import ResourceMonitor, ResourceUsage
 from zoomseg.io.dicom.write.results import DicomResult, write_results
@@ -73,11 +74,24 @@ class ExtraOutputs:
     """Objects that refer to the slices, of scans that came as DICOM."""
     slicer: bool = False
     """A segmentation for 3D Slicer (see ``segmentation_path``)."""
+    probabilities: tuple[str, ...] = ()
+    """Organs whose probability maps are wanted (see ``inference.probability_maps``); the stages' answers are
+    then held as a whole."""
+
+    @property
+    def held(self) -> bool:
+        """Whether what the stages say is held as a whole."""
+        return self.stages or bool(self.probabilities)
+
+    def writing_bytes(self, grid: Grid) -> int:
+        """How much memory writing takes that the label map alone does not."""
+        return probability_maps.writing_bytes(grid) if self.probabilities else 0
 
     def paths(self, out: Path, scan: ScanInput, recipe: Recipe) -> list[Path]:
         """Every file that a scan may get."""
         found = list(stage_outputs.paths(out, scan.id, recipe)) if self.stages else []
         found += [kind.path(out, scan.id) for kind in self.dicom]
+        found += [probability_maps.path(out, scan.id, organ) for organ in self.probabilities]
         return found + ([segmentation_path(out, scan)] if self.slicer else [])
 
 
@@ -190,7 +204,8 @@ class _Batch:
             check_name(path)
         channels = self.predictor.channels
         if self.predictor.limits.any:
-            self.predictor.admit(*reading_bytes(scan, channels_last=channels > 1), keep=self.beside.stages)
+            grid, reading = reading_bytes(scan, channels_last=channels > 1)
+            self.predictor.admit(grid, reading + self.beside.writing_bytes(grid), keep=self.beside.held)
         return read_scan(scan, channels_last=channels > 1)
 
     def _compute(self, read: _Read, waited: float) -> _Computed | Failed:
@@ -205,7 +220,7 @@ class _Batch:
         result = _tried(
             scan,
             lambda: self.predictor.predict(
-                case, self.organs, keep=self.beside.stages, on_progress=tell, alone=self._await_others
+                case, self.organs, keep=self.beside.held, on_progress=tell, alone=self._await_others
             ),
         )
         if isinstance(result, Failed):
@@ -244,12 +259,23 @@ class _Batch:
             write_segmentation(segmentation_path(self.out, scan), result.labels, self.organs)
         if self.beside.stages:
             stage_outputs.write(self.out, scan, found.image.grid, self.predictor.bundle.recipe, result)
+        if self.beside.probabilities:
+            probability_maps.write(
+                self.out,
+                scan,
+                found.image.grid,
+                self.predictor.bundle.recipe,
+                result,
+                self.beside.probabilities,
+            )
         # Last: where it is, all is there.
         write_labels(path, result.labels, like=scan.paths[0])
         write = time.perf_counter() - began
         meter.end()
         seconds = found.seconds | {"write": write, "total": found.total + write}
-        return Segmented(scan.id, path, found.image, replace(result, stages={}), seconds, meter.usage)
+        return Segmented(
+            scan.id, path, found.image, replace(result, stages={}, atlas=None), seconds, meter.usage
+        )
 
 
 def _tried(scan: ScanInput, work: Callable[[], T]) -> T | Failed:

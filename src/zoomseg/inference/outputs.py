@@ -15,7 +15,7 @@ from typing import Any
 
 from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND
-from zoomseg.inference import batch
+from zoomseg.inference import batch, probability_maps
 from zoomseg.inference.batch import (
     LABELS_ALONE,
     ExtraOutputs,
@@ -26,12 +26,14 @@ from zoomseg.inference.batch import (
     result_path,
 )
 from zoomseg.inference.confidence import organ_rows_of
+from zoomseg.inference.efficiency import measures, summarise
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow, write_review, write_summary
 from zoomseg.io.dicom.write.results import require_series
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.io.seg_nrrd import write_colour_tables
+from zoomseg.pipeline.probability_map import require_probabilities
 from zoomseg.recipe.spec import Recipe
 
 TRAINED = ("data_set", "date", "seconds", "device", "seed", "zoomseg")
@@ -65,11 +67,15 @@ def segment_to_folder(
     Raises:
         OutputError: ``out`` cannot be written, or a result would overwrite a scan or another result.
         LabelError: an organ that the model does not know.
+        RecipeError: probability maps of a recipe whose stages vote.
         ScanError: DICOM objects of a scan that did not come as such.
     """
     scans = tuple(scans)
     require_series(scans, beside.dicom)
     schema = predictor.bundle.schema
+    if beside.probabilities:
+        require_probabilities(predictor.bundle.recipe)
+        beside = replace(beside, probabilities=schema.select(beside.probabilities))
     chosen = schema.names if organs is None else schema.select(organs)
     writable_directory(out)
     _spare_files(scans, out, predictor.bundle.recipe, beside)
@@ -77,6 +83,7 @@ def segment_to_folder(
     rows: list[OrganRow] = []
     run = _header(predictor, chosen, notes)
     failed: list[Failed] = []
+    costs: list[dict[str, float]] = []
     began = time.perf_counter()
 
     def settle(outcome: Outcome) -> None:
@@ -86,11 +93,13 @@ def segment_to_folder(
                 rows.extend(found)
                 if on_organs is not None:
                     on_organs(found)
-                run["cases"][outcome.case] = _account(outcome)
+                run["cases"][outcome.case] = _account(outcome, beside)
+                costs.append(measures(outcome))
             case Failed():
                 failed.append(outcome)
                 run["cases"][outcome.case] = {"status": "failed", "error": outcome.reason}
         run["seconds"] = round(time.perf_counter() - began, 3)
+        run["efficiency"] = summarise(costs)
         write_summary(out / "summary.csv", rows)
         write_review(out / "review.csv", rows)
         write_json_atomic(out / "run.json", run)
@@ -148,6 +157,7 @@ def _header(predictor: Predictor, organs: tuple[str, ...], notes: Sequence[str])
         "backend": predictor.backend,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": 0.0,
+        "efficiency": {},
         "labels": {BACKGROUND: 0} | {name: schema.values[schema.names.index(name)] for name in organs},
         "notes": list(notes),
         "cases": {},
@@ -167,12 +177,14 @@ def _summed_up(
     return rows, replace(done, seconds=seconds)
 
 
-def _account(done: Segmented) -> dict[str, Any]:
+def _account(done: Segmented, beside: ExtraOutputs) -> dict[str, Any]:
+    maps = {o: probability_maps.path(Path(), done.case, o).as_posix() for o in beside.probabilities}
     return {
         "status": "done",
         "notes": list(done.result.notes),
         "seconds": {step: round(value, 3) for step, value in done.seconds.items()},
         "stages": [asdict(record) for record in done.result.records],
+        "probabilities": maps,
         "flops": sum(record.flops for record in done.result.records),
-        **{measure: round(value, 1) for measure, value in asdict(done.usage).items()},
+        **{measure: value for measure, value in measures(done).items() if measure != "seconds"},
     }

@@ -46,6 +46,10 @@ class ResourceSample:
     """Since the meter began."""
     cpu_seconds: float
     """Used by all threads of the process since it began."""
+    machine_idle_seconds: float = 0.0
+    machine_cpu_seconds: float = 0.0
+    """Of all cores of the machine since it began: in which they had nothing to do, and these with those that
+    they spent on programs and the system."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,10 @@ class ResourceUsage:
     vram_area_mb_s: float
     """Area under the GPU-memory-time curve."""
     cpu_area_percent_s: float
-    """Area under the CPU-utilisation-time curve; one busy core is 100 %, two are 200 %."""
+    """Area under the CPU-utilisation-time curve of this process; one busy core is 100 %, two are 200 %."""
+    machine_cpu_area_percent_s: float
+    """The same of the whole machine, other programs and all: 100 % less the share in which its cores idled,
+    as the FLARE challenge measures it. All cores busy are 100 %."""
 
 
 class ResourceMonitor:
@@ -114,7 +121,8 @@ class ResourceMonitor:
 def used(readings: Sequence[ResourceSample]) -> ResourceUsage:
     """Areas (trapezoids between readings) and peaks of at least one reading, in order of time.
 
-    The CPU's area is exact: the system itself counts the time that its cores spent on the process.
+    The CPU's areas are exact: the system itself counts the time that its cores spent on the process, and
+    idled.
     """
     first, last = readings[0], readings[-1]
     # The system's own peak misses nothing between readings, but is this work's only if it rose meanwhile.
@@ -125,7 +133,15 @@ def used(readings: Sequence[ResourceSample]) -> ResourceUsage:
         ram_area_mb_s=_area([(r.seconds, r.ram_mb) for r in readings]),
         vram_area_mb_s=_area([(r.seconds, r.vram_mb) for r in readings]),
         cpu_area_percent_s=100 * (last.cpu_seconds - first.cpu_seconds),
+        machine_cpu_area_percent_s=100 * _busy_share(first, last) * (last.seconds - first.seconds),
     )
+
+
+def _busy_share(first: ResourceSample, last: ResourceSample) -> float:
+    """0 to 1, of the whole machine; 0 where its clock did not tick meanwhile."""
+    counted = last.machine_cpu_seconds - first.machine_cpu_seconds
+    idle = last.machine_idle_seconds - first.machine_idle_seconds
+    return 1 - idle / counted if counted > 0 else 0.0
 
 
 def _area(curve: Sequence[tuple[float, float]]) -> float:
@@ -135,7 +151,7 @@ def _area(curve: Sequence[tuple[float, float]]) -> float:
 def take_reading(device: Device) -> ResourceSample:
     """This process, now; GPU memory of ``device``."""
     process = psutil.Process()
-    cpu = process.cpu_times()
+    cpu, machine = process.cpu_times(), psutil.cpu_times()
     allocated, highest = _gpu_mb(device)
     return ResourceSample(
         time.perf_counter(),
@@ -144,6 +160,8 @@ def take_reading(device: Device) -> ResourceSample:
         allocated,
         highest,
         cpu.user + cpu.system,
+        machine.idle,
+        machine.user + machine.system + machine.idle,
     )
 
 

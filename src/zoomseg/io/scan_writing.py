@@ -37,12 +37,20 @@ def write_image(path: Path, image: Volume) -> None:
     write_array(path, data[0] if image.channels == 1 else np.moveaxis(data, 0, -1), image.grid)
 
 
-def write_array(path: Path, array: AnyArray, grid: Grid, like: Path | None = None) -> None:
-    """Write ``[I, J, K]`` (NIfTI also ``[I, J, K, C]``) on ``grid``, atomically, by suffix."""
+def write_array(
+    path: Path, array: AnyArray, grid: Grid, like: Path | None = None, scale: float | None = None
+) -> None:
+    """Write ``[I, J, K]`` (NIfTI also ``[I, J, K, C]``) on ``grid``, atomically, by suffix.
+
+    Args:
+        scale: what a stored value of one means, for the header of NIfTI alone.
+    """
     path = Path(path)
     suffix = written_suffix(path, array.ndim == 3)
     if suffix in (".nii", ".nii.gz"):
         image = nifti_header.image(array, grid, None if like is None else _geometry_of(Path(like), grid))
+        if scale is not None:
+            image.header.set_slope_inter(scale, 0)  # type: ignore[no-untyped-call]
         with atomic_path(path) as partial:
             nifti.save(image, partial, compressed=suffix == ".nii.gz")
         return

@@ -71,6 +71,8 @@ class Prediction:
     """0 to 1: how like the training scans the scan is (see ``inference.scan_likeness``)."""
     misplaced: tuple[str, ...] = ()
     """Organs that lie far from where training had them, and nowhere else."""
+    atlas: StagePrediction | None = None
+    """The scan's atlas prior, if the recipe has one and what stages predicted was to be kept."""
 
     @property
     def schema(self) -> LabelSchema:
@@ -145,6 +147,7 @@ class Cascade:
             clock.seconds,
             notes=notes,
             misplaced=misplaced,
+            atlas=priors.get(ATLAS) if keep else None,
         )
 
     def _clean(

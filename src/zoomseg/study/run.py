@@ -34,6 +34,7 @@ from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe
+from zoomseg.study import efficiency
 from zoomseg.study.ablations import Ablation, Row
 from zoomseg.study.multi_atlas import segment_by_atlas
 from zoomseg.study.recipe_edits import Edit
@@ -115,8 +116,12 @@ def _tabulate(
     if done and done[0].unseen and trainings.unseen is not None:
         about.insert(1, _told_of_unseen(trainings, trainings.unseen))
     about += [f"Row '{row.name}' is left out: {error}" for row, error in left_out]
-    folder = _table_folder(trainings, done)
-    return write_table(folder, study, rows, trainings.dataset.schema, about), rows
+    unseen = bool(rows) and rows[0].unseen
+    took = efficiency.sheet({row.name: _folders(row.row, trainings, unseen) for row in rows})
+    sheets = () if took is None else (took,)
+    return write_table(
+        _table_folder(trainings, rows), study, rows, trainings.dataset.schema, about, sheets
+    ), rows
 
 
 def _table_folder(trainings: Trainings, rows: Sequence[RowResult]) -> Path:
@@ -173,6 +178,15 @@ def _unscored(before: Sequence[RowResult], after: Sequence[RowResult]) -> list[s
 # --- one row on one fold --------------------------------------------------------------------------
 
 
+def _folder(row: Row, part: str, trainings: Trainings) -> Path:
+    return trainings.out / "rows" / slug(row.name) / part
+
+
+def _folders(row: Row, trainings: Trainings, unseen: bool) -> list[Path]:
+    parts = ["test"] if unseen else [f"fold-{fold}" for fold in trainings.folds]
+    return [_folder(row, part, trainings) for part in parts]
+
+
 def _held_back(row: Row, fold: int, trainings: Trainings, failed: list[str]) -> Evaluation:
     cases = trainings.dataset.subset(trainings.split(fold).validation)
     return _scored(row, fold, trainings, cases, f"fold-{fold}", failed)
@@ -189,7 +203,7 @@ def _scored(
     row: Row, fold: int, trainings: Trainings, reference: Dataset, part: str, failed: list[str]
 ) -> Evaluation:
     """The row's scores of the cases in ``reference``, in its folder ``part``."""
-    folder = trainings.out / "rows" / slug(row.name) / part
+    folder = _folder(row, part, trainings)
     of = part.replace("-", " ")
     where = f"{row.name}, {of}"
     found = read_scores(folder, len(reference.cases))
@@ -248,6 +262,8 @@ def _predict(row: Row, fold: int, trainings: Trainings, cases: Dataset, out: Pat
         trainings.watch.say(f"predicted {next(numbers)} of {len(scans)}: {outcome.case}")
         if isinstance(outcome, Failed):
             problems.append(f"{outcome.case}: {outcome.reason}")
+        else:
+            efficiency.record(out.parent, outcome)
 
     segment(scans, out, _predictor(model, fold, trainings), settle, organs)
     return problems

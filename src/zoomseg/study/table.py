@@ -195,7 +195,12 @@ def _change(values: Sequence[float]) -> str:
 
 
 def write_table(
-    out: Path, study: Ablation, results: Sequence[RowResult], schema: LabelSchema, notes: Iterable[str]
+    out: Path,
+    study: Ablation,
+    results: Sequence[RowResult],
+    schema: LabelSchema,
+    notes: Iterable[str],
+    sheets: Sequence[Sheet] = (),
 ) -> Page:
     """Write ``table.csv`` and ``table.md``; the page lacks the plots, which take seconds to draw."""
     table = lines(study, results, schema)
@@ -207,6 +212,7 @@ def write_table(
         [
             _sheet("Dice, the paper's in brackets", "dice", results, table, with_p=True),
             _sheet("NSD, the paper's in brackets", "nsd", results, table, with_p=False),
+            *sheets,
         ],
     )
     write_text_atomic(out / "table.md", markdown(page))
@@ -263,7 +269,7 @@ def _cells(name: str, own: Sequence[Line], metric: str, with_p: bool) -> tuple[s
 
 def _notes(study: Ablation, results: Sequence[RowResult], table: Sequence[Line]) -> list[str]:
     renamed = {line.paper_organ: line.organ for line in table if line.paper_organ not in ("", line.organ)}
-    tolerance = results[0].evaluation.tolerance_mm if results else 1.0
+    tolerance = results[0].evaluation.tolerances.name if results else "1 mm"
     beside = "; ".join(f"{paper} of the paper beside {own}" for paper, own in renamed.items())
     return [
         f"The paper's numbers: {study.source}. {study.note}".strip(),
@@ -273,5 +279,5 @@ def _notes(study: Ablation, results: Sequence[RowResult], table: Sequence[Line])
         f"p: two-sided Wilcoxon signed-rank test of the cases' mean Dice, paired by case, against the row "
         f"above and against '{study.baseline}'; none for fewer than {LEAST_PAIRS} cases. By organ: in "
         "table.csv.",
-        f"Means are over organs of the organs' means over cases. NSD at {tolerance:g} mm.",
+        f"Means are over organs of the organs' means over cases. NSD at {tolerance}.",
     ]

@@ -10,6 +10,7 @@ from zoomseg.cli.main import main
 from zoomseg.evaluation.evaluate import write_metrics
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation
+from zoomseg.evaluation.tolerances import Tolerances
 from zoomseg.io.files import write_json_atomic
 
 DICE = [0.90, 0.91, 0.92, 0.93, 0.94, 0.95]
@@ -29,7 +30,7 @@ def save(folder: Path, dice: dict[str, list[float]]) -> None:
         CaseResult(str(n), tuple(OrganScore(o, d[n], d[n], 1.0, 1.0, 1.0, 1.0) for o, d in dice.items()))
         for n in range(len(DICE))
     )
-    scores = Evaluation(tuple(dice), 1.0, cases)
+    scores = Evaluation(tuple(dice), Tolerances.same(1.0), cases)
     write_metrics(folder / "metrics.csv", scores)
     write_json_atomic(folder / "summary.json", scores.as_json())
 

@@ -88,3 +88,18 @@ def test_wrong_use_exits_with_two(arguments, message, capsys, tmp_path, monkeypa
 def test_impossible_tolerance_exits_with_two(folders, tmp_path, capsys):
     assert run(*folders, "-o", tmp_path / "out", "--tolerance-mm", "nan") == 2
     assert "the tolerance must be 0 mm or more, got nan" in capsys.readouterr().err
+
+
+def test_a_tolerance_for_each_organ(folders, tmp_path, capsys):
+    (tmp_path / "mine.csv").write_text("organ,mm\nliver,4\n")
+    assert run(*folders, "-o", tmp_path / "out", "--tolerance", tmp_path / "mine.csv") == 0
+    captured = capsys.readouterr()
+    assert "warning: no NSD, as mine.csv has no tolerance of them: spleen [left]" in captured.err
+    assert ["liver", "2", "1.000", "1.000", "0.0", "0.00", "0", "0"] in words(captured.out)
+    assert ["spleen", "[left]", "2", "1.000", "\N{EN DASH}", "0.0", "0.00", "0", "0"] in words(captured.out)
+
+
+def test_one_tolerance_or_a_table(folders, tmp_path, capsys):
+    options = ("--tolerance", "flare22", "--tolerance-mm", "1")
+    assert run(*folders, "-o", tmp_path / "out", *options) == 2
+    assert "give one" in capsys.readouterr().err

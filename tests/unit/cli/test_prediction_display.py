@@ -27,7 +27,7 @@ def a_scan(name: str = "a", vram_mb: float = 0.0) -> Segmented:
         StageRecord("fine [1]", (16, 16, 16), 5.0, 4.25, 12, 30, 0.2, 9_250_000_000_000),
     )
     seconds = {"read": 1.5, "waited": 0.25, "coarse": 3.0, "fine [1]": 5.0, "write": 0.5, "total": 10.04}
-    usage = ResourceUsage(1536.0, vram_mb, 0.0, 1234.5 if vram_mb else 0.0, 0.0)
+    usage = ResourceUsage(1536.0, vram_mb, 0.0, 1234.5 if vram_mb else 0.0, 0.0, 0.0)
     return Segmented(
         name, Path("a.nii.gz"), image, Prediction(name, labels, {}, {}, records, {}), seconds, usage
     )

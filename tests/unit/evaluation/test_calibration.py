@@ -10,6 +10,7 @@ import pytest
 from zoomseg.evaluation.calibration import Scored, calibrate, scored
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation
+from zoomseg.evaluation.tolerances import Tolerances
 from zoomseg.inference.confidence import estimated_dice
 
 
@@ -67,6 +68,8 @@ def score(organ: str, dice: float) -> OrganScore:
 
 def test_only_organs_with_promise_and_dice_are_learned_from() -> None:
     scores = [score("liver", 0.8), score("spleen", math.nan), score("aorta", 0.5)]
-    evaluation = Evaluation(("liver", "spleen", "aorta"), 1.0, (CaseResult("a", tuple(scores)),))
+    evaluation = Evaluation(
+        ("liver", "spleen", "aorta"), Tolerances.same(1.0), (CaseResult("a", tuple(scores)),)
+    )
     promised = {("a", "liver"): 0.9, ("a", "spleen"): 0.7, ("b", "aorta"): 0.4}
     assert scored(promised, evaluation) == [Scored("a", "liver", 0.9, 0.8)]

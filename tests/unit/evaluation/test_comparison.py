@@ -30,6 +30,7 @@ from zoomseg.evaluation.comparison import (
 from zoomseg.evaluation.evaluate import write_metrics
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation
+from zoomseg.evaluation.tolerances import Tolerances
 from zoomseg.io.files import write_json_atomic
 
 NAMES = ("old", "new")
@@ -50,7 +51,7 @@ def evaluation(tolerance_mm: float = 1.0, **dice: list[float]) -> Evaluation:
         )
         for n, values in enumerate(zip(*dice.values(), strict=True))
     )
-    return Evaluation(tuple(dice), tolerance_mm, cases)
+    return Evaluation(tuple(dice), Tolerances.same(tolerance_mm), cases)
 
 
 def save(folder: Path, scores: Evaluation) -> Path:
@@ -146,7 +147,7 @@ class TestCompare:
         case = other.cases[2]
         scores = (OrganScore("liver", 0.9, 0.9, 1.0, 1.0, 9.0, 11.0),)
         changed = (*other.cases[:2], CaseResult(case.id, scores), *other.cases[3:])
-        found = compare(evaluation(liver=LIVER), Evaluation(("liver",), 1.0, changed), NAMES)
+        found = compare(evaluation(liver=LIVER), Evaluation(("liver",), Tolerances.same(1.0), changed), NAMES)
         assert found.notes == ("references are not the same, by their organs' volumes, in: case_2",)
 
     @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ class TestCompare:
                 "old has 7 cases and new has 1, 1 of them in both; at least 2",
             ),
             (evaluation(aorta=LIVER), "dice", "old and new have no organ in common"),
-            (evaluation(2.0, liver=LIVER), "nsd", "NSD of old is at 1 mm, that of new at 2 mm"),
+            (evaluation(2.0, liver=LIVER), "nsd", "old is scored at 1 mm, new at 2 mm"),
         ],
     )
     def test_what_cannot_be_compared(self, other: Evaluation, metric: str, message: str) -> None:

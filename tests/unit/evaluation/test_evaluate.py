@@ -14,9 +14,11 @@ import pytest
 
 from helpers.label_files import AFFINE, LIVER, SPLEEN, box, organs, save, save_description, save_scan
 from helpers.tiny_dataset import tiny_recipe
-from zoomseg.core.errors import GeometryError, OutputError, ScanError
+from zoomseg.core.errors import DatasetError, GeometryError, OutputError, ScanError
 from zoomseg.evaluation.case_matching import Pairs, find_pairs
 from zoomseg.evaluation.evaluate import evaluate, write_all
+from zoomseg.evaluation.saved import read_scores
+from zoomseg.evaluation.tolerances import FLARE22_TOLERANCES, Tolerances
 from zoomseg.recipe.load import dump
 
 LARGER = box((2, 2, 2), (8, 8, 8))
@@ -80,7 +82,7 @@ def test_summary_and_report(folders, tmp_path):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["mean"]["dice"] == pytest.approx(((0.8 + 1 + 1) / 3 + 0.5) / 2)
     assert summary["organs"]["spleen"] | {"dice": 0.5, "cases": 2, "missed": 1} == summary["organs"]["spleen"]
-    assert summary["tolerance_mm"] == 2.0
+    assert (summary["tolerance_mm"], summary["rule"]) == (2.0, "2 mm")
     assert evaluation.as_json() == summary
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index("b — spleen") < page.index("a — liver")  # the worst case first
@@ -171,6 +173,50 @@ def test_unwritable_place_is_found_before_the_work(folders, tmp_path):
 def test_impossible_tolerance(folders, tmp_path, tolerance_mm):
     with pytest.raises(GeometryError, match="tolerance must be 0 mm or more"):
         evaluate(*folders, tmp_path / "out", tolerance_mm)
+
+
+def test_rule_of_flare(folders, tmp_path):
+    """Case c has no spleen in either map, which counts as 1; its CSV is the challenge's."""
+    evaluation = evaluate(*folders, tmp_path / "out", FLARE22_TOLERANCES)
+    spleen, _ = evaluation.summary
+    assert (spleen.organ, spleen.cases) == ("spleen", 3)
+    assert spleen.dice == pytest.approx((1 + 0 + 1) / 3)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["tolerance_mm"] == {
+        "liver": 5.0,
+        "spleen": 3.0,
+    }
+    assert read_scores(tmp_path / "out").tolerances == FLARE22_TOLERANCES
+    with (tmp_path / "out" / "DSC_NSD.csv").open(newline="") as file:
+        head, *lines = csv.reader(file)
+    assert (head[0], head[1], head[13], head[14], head[26]) == (
+        *("Name", "Liver_DSC", "LK_DSC", "Liver_NSD", "LK_NSD"),
+    )
+    scores = {line[0]: {key: cell for key, cell in zip(head, line, strict=True) if cell} for line in lines}
+    assert list(scores) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert scores["a.nii.gz"]["Liver_DSC"] == "0.8"
+    assert scores["b.nii.gz"] == {
+        "Name": "b.nii.gz",
+        "Liver_DSC": "1.0",
+        "Spleen_DSC": "0.0",
+        "Liver_NSD": "1.0",
+        "Spleen_NSD": "0.0",
+    }
+    assert "mean NSD at flare22" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_organs_without_a_tolerance_are_named(folders, tmp_path):
+    rules = Tolerances.by_organ("mine.csv", {"liver": 1.0, "aorta": 2.0})
+    evaluation = evaluate(*folders, tmp_path / "out", rules)
+    assert "no NSD, as mine.csv has no tolerance of them: spleen" in evaluation.warnings
+    spleen, liver = evaluation.summary
+    assert math.isnan(spleen.nsd)
+    assert spleen.dice == 0.5
+    assert liver.nsd > 0.9
+    assert not (tmp_path / "out" / "DSC_NSD.csv").exists()
+    assert read_scores(tmp_path / "out").tolerances == Tolerances.by_organ("mine.csv", {"liver": 1.0})
+    with pytest.raises(DatasetError, match=r"mine\.csv has no tolerance of any organ here: spleen, liver"):
+        evaluate(*folders, tmp_path / "none", Tolerances.by_organ("mine.csv", {"aorta": 2.0}))
+    assert not (tmp_path / "none").exists()
 
 
 def keep_stages(folder: Path, case: str, region: np.ndarray, coarse: np.ndarray) -> None:

@@ -14,6 +14,7 @@ from zoomseg.evaluation.attribution import Attribution
 from zoomseg.evaluation.html_report import Picture, number, read_curves, render, signed
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
+from zoomseg.evaluation.tolerances import Tolerances
 
 NASTY = "<script>alert('x')</script>"
 LIVER = OrganScore("liver", 0.9123, 0.8, 4.04, 1.234, 1510.0, 1500.0)
@@ -24,7 +25,7 @@ PNG = b"\x89PNG not really"
 
 
 def evaluation(**more: object) -> Evaluation:
-    return Evaluation(("liver", NASTY), 1.0, (CASE,), **more)
+    return Evaluation(("liver", NASTY), Tolerances.same(1.0), (CASE,), **more)
 
 
 class Text(HTMLParser):
@@ -89,7 +90,7 @@ def test_provenance_is_shown():
 
 def test_case_without_any_organ():
     empty = OrganScore("liver", math.nan, math.nan, math.nan, math.nan, 0.0, 0.0)
-    text = Text(render(Evaluation(("liver",), 1.0, (CaseResult("a", (empty,)),)), [])).text
+    text = Text(render(Evaluation(("liver",), Tolerances.same(1.0), (CaseResult("a", (empty,)),)), [])).text
     assert "No case has any of the organs." in text
     assert "liver 0 " + 6 * f"{DASH} " + "0 0" in text
 
@@ -97,7 +98,7 @@ def test_case_without_any_organ():
 def test_where_dice_is_lost():
     told = {"liver": Attribution(0.99874, 0.0, 0.0126, 0.075, 0.001)}
     case = CaseResult("case_1", (LIVER, MISSED), told)
-    text = Text(render(Evaluation(("liver", NASTY), 1.0, (case,)), [])).text
+    text = Text(render(Evaluation(("liver", NASTY), Tolerances.same(1.0), (case,)), [])).text
     assert "within 2 mm (or one voxel)" in text
     assert "liver 99.87 99.87 0.000 0.013 0.075 0.001" in text
     assert f"{NASTY} {DASH} {DASH} {DASH} {DASH} {DASH} {DASH}" in text

@@ -18,6 +18,7 @@ from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.evaluation import metrics
 from zoomseg.evaluation.metrics import neighbour_codes, score, surface_agreement, surface_areas
+from zoomseg.evaluation.tolerances import read_tolerances
 
 SPACING = (0.7, 1.3, 4.0)
 SCHEMA = LabelSchema(("liver", "spleen", "aorta"), (6, 1, 8))
@@ -275,3 +276,77 @@ class TestScore:
     def test_impossible_tolerance(self, tolerance_mm):
         with pytest.raises(GeometryError, match="tolerance must be 0 mm or more"):
             score(NOTHING, NOTHING, grid_of(NOTHING), SCHEMA, tolerance_mm)
+
+
+FLARE_SCHEMA = LabelSchema(("aorta", "liver", "portal vein"), (5, 1, 9))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+class TestRuleOfFlare:
+    """Beside the challenge's script, line by line; ``benchmarks/flare_metrics.py`` runs the script itself."""
+
+    def by_flare(self, prediction: np.ndarray, reference: np.ndarray, grid: Grid):
+        return score(prediction, reference, grid, FLARE_SCHEMA, read_tolerances("flare22"))
+
+    @given(seed=st.integers(0, 2**32 - 1), spacing_mm=st.sampled_from([(1.0, 1.0, 1.0), (0.5, 0.5, 2.5)]))
+    def test_random_shapes(self, seed, spacing_mm):
+        rng = np.random.default_rng(seed)
+        reference, prediction = np.zeros((2, 14, 12, 12), np.uint8)
+        for c, level in ((1, 0.5), (2, 0.7)):
+            drawn = np.pad(blob(rng, (14, 12, 7), 2.0, level), ((0, 0), (0, 0), (2, 3)))
+            reference[drawn] = c
+            prediction[np.roll(drawn, rng.integers(-2, 3, 3), axis=(0, 1, 2))] = c
+        aorta, liver, _ = self.by_flare(prediction, reference, grid_of(reference, spacing_mm))
+        slices = np.where(reference == 1)[2]
+        if slices.size and slices.min() < slices.max():
+            low, high = slices.min(), slices.max()
+            cut = [labels[:, :, low:high] == 1 for labels in (prediction, reference)]
+            assert [aorta.dice, aorta.nsd] == pytest.approx(theirs(*cut, spacing_mm, 2)[:2], rel=3e-7)
+        if (reference == 2).any():
+            whole = [labels == 2 for labels in (prediction, reference)]
+            assert [liver.dice, liver.nsd] == pytest.approx(theirs(*whole, spacing_mm, 5)[:2], rel=3e-7)
+
+    def test_in_the_order_of_any_memory(self):
+        rng = np.random.default_rng(3)
+        prediction, reference = (blob(rng, (9, 8, 7), 1.0, 0.6).astype(np.uint8) for _ in range(2))
+        grid = grid_of(reference)
+        fortran = self.by_flare(np.asfortranarray(prediction), np.asfortranarray(reference), grid)
+        assert fortran[0] == self.by_flare(prediction, reference, grid)[0]
+
+    def test_a_tube_beyond_the_reference_costs_nothing(self):
+        reference, prediction = np.zeros((2, 6, 6, 10), np.uint8)
+        reference[2:4, 2:4, 2:6] = 1
+        prediction[2:4, 2:4] = 1
+        aorta, *_ = self.by_flare(prediction, reference, grid_of(reference, (1.0, 1.0, 1.0)))
+        assert (aorta.dice, aorta.nsd) == (1.0, 1.0)
+        assert (aorta.volume_ml, aorta.reference_ml) == pytest.approx((0.04, 0.016))
+
+    def test_the_highest_slice_of_the_reference_is_left_out(self):
+        reference, prediction = np.zeros((2, 6, 6, 10), np.uint8)
+        reference[2:4, 2:4, 2:6] = 1
+        prediction[2:4, 2:4, 2:5] = 1
+        aorta, *_ = self.by_flare(prediction, reference, grid_of(reference))
+        assert aorta.dice == 1.0
+
+    def test_absent_organs(self):
+        """One where neither has it, none of either where one map has it; without a tolerance, no NSD."""
+        aorta, liver, vein = self.by_flare(NOTHING, NOTHING, grid_of(NOTHING))
+        assert (aorta.dice, aorta.nsd, liver.dice, liver.nsd) == (1.0, 1.0, 1.0, 1.0)
+        assert math.isnan(vein.dice)
+        found = NOTHING.copy()
+        found[0, 0, 0], found[1, 1, :] = 1, 3
+        for maps in ((found, NOTHING), (NOTHING, found)):
+            aorta, liver, vein = self.by_flare(*maps, grid_of(NOTHING))
+            assert (liver.dice, vein.dice) == (1.0, 0.0)
+            assert math.isnan(vein.nsd)
+        assert (self.by_flare(found, NOTHING, grid_of(NOTHING))[0].dice) == 0.0
+        assert self.by_flare(found, found, grid_of(NOTHING))[2].dice == 1.0
+        assert math.isnan(self.by_flare(found, found, grid_of(NOTHING))[2].nsd)
+
+    def test_of_a_tube_on_one_slice_nothing_can_be_said(self):
+        found = np.zeros((4, 4, 4), np.uint8)
+        found[1, 1, 2] = 1
+        for prediction in (found, np.zeros_like(found)):
+            aorta, *_ = self.by_flare(prediction, found, grid_of(found))
+            assert math.isnan(aorta.dice)
+            assert math.isnan(aorta.nsd)

@@ -10,6 +10,7 @@ import pytest
 from zoomseg.evaluation.attribution import Attribution
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation, Failure, mean, summarise
+from zoomseg.evaluation.tolerances import Tolerances
 
 NAN, INF = math.nan, math.inf
 BOTH = OrganScore("liver", 0.9, 0.8, 4.0, 1.0, 110.0, 100.0)
@@ -22,7 +23,7 @@ SPLEEN = OrganScore("spleen", 0.3, 0.2, 10.0, 5.0, 10.0, 20.0)
 
 def evaluation(*cases: tuple[OrganScore, ...]) -> Evaluation:
     results = tuple(CaseResult(f"case_{i}", scores) for i, scores in enumerate(cases))
-    return Evaluation(("liver", "spleen"), 1.0, results)
+    return Evaluation(("liver", "spleen"), Tolerances.same(1.0), results)
 
 
 def test_organ_that_only_one_map_has_lowers_dice_but_not_distances():
@@ -63,7 +64,12 @@ def test_mean_of_nothing():
 
 
 def test_json_has_null_where_there_is_no_number():
-    found = Evaluation(("liver", "spleen"), 2.0, (CaseResult("a", (MISSED,)),), (Failure("b", "is damaged"),))
+    found = Evaluation(
+        ("liver", "spleen"),
+        Tolerances.same(2.0),
+        (CaseResult("a", (MISSED,)),),
+        (Failure("b", "is damaged"),),
+    )
     data = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert data["mean"] == {"dice": 0.0, "nsd": 0.0, "hd95_mm": None, "assd_mm": None}
     assert data["organs"]["liver"]["missed"] == 1
@@ -89,7 +95,7 @@ def test_attributions_are_means_over_the_cases_that_have_any():
         Attribution(NAN, NAN, NAN, NAN, NAN),
     )
     cases = tuple(CaseResult(f"c{n}", (BOTH,), {"liver": a}) for n, a in enumerate(told))
-    found = Evaluation(("liver", "spleen"), 1.0, (*cases, CaseResult("d", (WORSE,))))
+    found = Evaluation(("liver", "spleen"), Tolerances.same(1.0), (*cases, CaseResult("d", (WORSE,))))
     liver, spleen = found.summary
     assert (liver.region_recall, liver.region_recall_worst) == (0.5, 0.25)
     assert liver.lost_coarse == pytest.approx(0.5 / 3)
@@ -98,5 +104,5 @@ def test_attributions_are_means_over_the_cases_that_have_any():
     assert liver.lost_elsewhere == pytest.approx(1 / 3)
     assert math.isnan(spleen.lost_elsewhere)
     assert found.attributed
-    assert not Evaluation(("liver",), 1.0, (CaseResult("d", (WORSE,)),)).attributed
+    assert not Evaluation(("liver",), Tolerances.same(1.0), (CaseResult("d", (WORSE,)),)).attributed
     assert found.as_json()["organs"]["spleen"]["region_recall"] is None  # type: ignore[index]

@@ -428,7 +428,7 @@ def test_scans_are_metered_in_turn_the_last_with_its_writing(
     """Meters that overlapped would count memory twice, and reset each other's peaks."""
 
     class Meter:
-        usage = ResourceUsage(0, 0, 0, 0, 0)
+        usage = ResourceUsage(0, 0, 0, 0, 0, 0)
 
         def __init__(self, place: torch.device) -> None:
             self.ended = False

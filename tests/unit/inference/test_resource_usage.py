@@ -27,9 +27,9 @@ IDLE = ResourceSample(0.0, 100.0, 500.0, 0.0, 0.0, 7.0)
 
 def test_areas_are_trapezoids_and_peaks_are_the_highest() -> None:
     readings = [
-        ResourceSample(10.0, 100.0, 100.0, 0.0, 0.0, 7.0),
-        ResourceSample(10.5, 300.0, 300.0, 64.0, 80.0, 7.5),
-        ResourceSample(12.5, 200.0, 340.0, 32.0, 96.0, 11.0),
+        ResourceSample(10.0, 100.0, 100.0, 0.0, 0.0, 7.0, 40.0, 100.0),
+        ResourceSample(10.5, 300.0, 300.0, 64.0, 80.0, 7.5, 41.0, 102.0),
+        ResourceSample(12.5, 200.0, 340.0, 32.0, 96.0, 11.0, 42.5, 110.0),
     ]
     assert used(readings) == ResourceUsage(
         peak_ram_mb=340.0,
@@ -37,6 +37,7 @@ def test_areas_are_trapezoids_and_peaks_are_the_highest() -> None:
         ram_area_mb_s=0.5 * 200 + 2 * 250,
         vram_area_mb_s=0.5 * 32 + 2 * 48,
         cpu_area_percent_s=400.0,
+        machine_cpu_area_percent_s=75 * 2.5,  # idle in 2.5 of 10 s of all cores
     )
 
 
@@ -46,14 +47,14 @@ def test_a_peak_of_earlier_work_does_not_count() -> None:
 
 
 def test_nothing_takes_nothing() -> None:
-    assert used([IDLE]) == ResourceUsage(100.0, 0.0, 0.0, 0.0, 0.0)
+    assert used([IDLE]) == ResourceUsage(100.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_looks_at_the_beginning_and_at_the_end() -> None:
     given = iter([IDLE, replace(IDLE, seconds=4.0, ram_mb=200.0, cpu_seconds=9.0)])
     with ResourceMonitor(CPU, lambda: next(given), period=3600.0) as resource_usage:
         pass
-    assert resource_usage.usage == ResourceUsage(200.0, 0.0, 600.0, 0.0, 200.0)
+    assert resource_usage.usage == ResourceUsage(200.0, 0.0, 600.0, 0.0, 200.0, 0.0)
 
 
 def test_ends_where_the_work_does_not_where_the_block_does() -> None:

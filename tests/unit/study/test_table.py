@@ -14,6 +14,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.evaluation.comparison import MEAN
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation
+from zoomseg.evaluation.tolerances import Tolerances
 from zoomseg.study.ablations import Ablation, Published, Row
 from zoomseg.study.table import (
     RowResult,
@@ -41,7 +42,7 @@ def scored(**dice: list[float]) -> Evaluation:
         )
         for n in range(count)
     )
-    return Evaluation(tuple(dice), 1.0, cases)
+    return Evaluation(tuple(dice), Tolerances.same(1.0), cases)
 
 
 def row(name: str, liver: float | None, artery: float = 0.5, mean: float | None = None) -> Row:
@@ -65,7 +66,7 @@ def test_the_test_is_scipys_signed_rank_over_shared_cases() -> None:
     assert expected == pytest.approx(0.03125)
     assert paired_p(a, b, "liver") == pytest.approx(expected)
     assert paired_p(a, b, MEAN) == pytest.approx(expected)
-    fewer = Evaluation(b.organs, 1.0, b.cases[1:])
+    fewer = Evaluation(b.organs, Tolerances.same(1.0), b.cases[1:])
     assert math.isnan(paired_p(a, fewer, "liver"))
     assert paired_p(a, a, "liver") == 1.0
 

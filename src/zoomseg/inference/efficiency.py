@@ -1,0 +1,33 @@
+"""The efficiency measures of scans, and what they come to over many: those of the FLARE challenge, and
+memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from zoomseg.inference.batch import Segmented
+
+PEAKS = ("peak_ram_mb", "peak_vram_mb")
+"""Measures of which a sum over cases says nothing."""
+
+Measures = Mapping[str, float]
+"""``seconds``, and the fields of ``ResourceUsage``."""
+
+
+def measures(done: Segmented) -> dict[str, float]:
+    """Of a scan; seconds are those that it takes alone."""
+    usage = {name: round(value, 1) for name, value in asdict(done.usage).items()}
+    return {"seconds": round(done.seconds["total"], 3), **usage}
+
+
+def summarise(cases: Sequence[Measures]) -> dict[str, dict[str, float]]:
+    """By measure ``total`` (of seconds and areas), ``mean`` and ``max`` over cases; empty without any."""
+    found: dict[str, dict[str, float]] = {}
+    for measure in cases[0] if cases else ():
+        values = [case[measure] for case in cases]
+        total = math.fsum(values)
+        found[measure] = {} if measure in PEAKS else {"total": round(total, 3)}
+        found[measure] |= {"mean": round(total / len(values), 3), "max": max(values)}
+    return found

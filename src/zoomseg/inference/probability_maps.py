@@ -1,0 +1,60 @@
+"""Probability maps of organs beside a scan's label map, on its own grid.
+
+```
+OUT/probabilities/<case>-<organ>.nii.gz
+```
+
+Bytes, of which the file's header says that 255 is a probability of one: programs show 0 to 1.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from zoomseg.core.geometry import Grid, Orientation
+from zoomseg.core.volume import Volume
+from zoomseg.io.files import writable_directory
+from zoomseg.io.scans import ScanInput, write_array
+from zoomseg.pipeline.cascade import Prediction
+from zoomseg.pipeline.fusion import BLOCK_VOXELS
+from zoomseg.pipeline.probability_map import LEVELS, probability_map
+from zoomseg.recipe.spec import Recipe
+
+FOLDER = "probabilities"
+
+COPIES = 3
+"""A map as it is made, turned as the scan is, and what the file's compression holds of it."""
+
+BLOCK_BYTES = 6 * 4 * BLOCK_VOXELS
+"""Of a block, in float32: what there was, what is interpolated along one axis after the other, and both
+compared."""
+
+
+def path(out: Path, case: str, organ: str) -> Path:
+    """Where the map of an organ goes; blanks and signs in its name become ``_``."""
+    return out / FOLDER / f"{case}-{re.sub(r'[^0-9A-Za-z]+', '_', organ).strip('_')}.nii.gz"
+
+
+def writing_bytes(grid: Grid) -> int:
+    """How much memory writing takes: one organ after the other, so that their number does not count."""
+    return COPIES * grid.box.voxels + min(BLOCK_BYTES, 6 * 4 * grid.box.voxels)
+
+
+def write(
+    out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Prediction, organs: tuple[str, ...]
+) -> None:
+    """Write the maps of organs, from what the stages of an expanded recipe predicted, which ``result`` has;
+    ``grid`` is the scan's.
+
+    Raises:
+        RecipeError: the stages vote.
+        OutputError: no permission, full disk.
+    """
+    writable_directory(out / FOLDER)
+    orientation = Orientation.to_canonical(grid)
+    canonical, back = orientation.grid(grid), orientation.inverse
+    for organ in organs:
+        shares = probability_map(organ, canonical, recipe, result.stages, result.atlas)
+        volume = Volume(shares[None], canonical).reoriented(back)
+        write_array(path(out, scan.id, organ), volume.data[0], volume.grid, scan.paths[0], scale=1 / LEVELS)

@@ -1,0 +1,125 @@
+"""The probability of an organ in every voxel of a scan, from what the stages predicted on their own grids.
+
+Stages enter in the recipe's order, as they enter the label map (``pipeline.fusion``), but with probabilities
+instead of labels: inside its region a stage's answer replaces what there was (``replace_in_roi``,
+``replace_times_atlas``); or it replaces all that was said of the organ (``paste``, ``most_probable``), and
+among stages that answer together the highest counts. Of votes (``majority_vote``) there is no probability.
+
+Block by block and organ by organ: no array of (classes x scan voxels) ever exists.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from zoomseg.core.arrays import to_numpy
+from zoomseg.core.case import StagePrediction
+from zoomseg.core.errors import RecipeError
+from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.resample import resample_data
+from zoomseg.pipeline.fusion import blocks, times_atlas
+from zoomseg.recipe.spec import FusionKind, Recipe
+
+LEVELS = 255
+"""A probability of one is stored as this. Networks compute with eight bits of precision where the processor
+is fast at it (bfloat16), so that steps of 1/255 lose little, and a map takes a fourth of float32's memory.
+NIfTI has no float16."""
+
+Shares = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """One or more stages that enter together."""
+
+    kind: FusionKind
+    predictions: tuple[StagePrediction, ...]
+
+
+def require_probabilities(recipe: Recipe) -> None:
+    """Whether an expanded recipe leaves any.
+
+    Raises:
+        RecipeError: stages vote, which leaves no probability.
+    """
+    voting = [stage.name for stage in recipe.stages if stage.fusion == "majority_vote"]
+    if voting:
+        raise RecipeError(
+            f"recipe '{recipe.name}' has no probability maps: its stages {', '.join(voting)} vote about "
+            "every voxel (majority_vote)"
+        )
+
+
+def probability_map(
+    organ: str,
+    grid: Grid,
+    recipe: Recipe,
+    stages: Mapping[str, StagePrediction],
+    atlas: StagePrediction | None = None,
+) -> npt.NDArray[np.uint8]:
+    """``[I, J, K]`` on the scan's canonical ``grid``: the probability of an organ times ``LEVELS``, linearly
+    interpolated. What is done to the finished label map (largest components, islands) is not done to it.
+
+    Args:
+        stages: what the stages predicted that had somewhere to look.
+        atlas: needed for ``replace_times_atlas``.
+
+    Raises:
+        RecipeError: the stages vote.
+    """
+    require_probabilities(recipe)
+    answers = tuple(_answers(recipe, stages, atlas))
+    out = np.zeros(grid.shape[::-1], dtype=np.uint8).transpose()
+    for block in blocks(grid.box):
+        shares = np.zeros(block.shape, dtype=np.float32)
+        for answer in answers:
+            _enter(shares, answer, organ, grid, block)
+        out[block.slices] = np.rint(np.clip(shares, 0, 1) * LEVELS)
+    return out
+
+
+def _answers(
+    recipe: Recipe, stages: Mapping[str, StagePrediction], atlas: StagePrediction | None
+) -> Iterator[_Answer]:
+    entering = [stage for stage in recipe.stages if stage.fusion != "none"]
+    for kind, group in itertools.groupby(entering, key=lambda stage: stage.fusion):
+        found = [stages[stage.name] for stage in group if stage.name in stages]
+        if kind == "replace_times_atlas" and found:
+            assert atlas is not None  # a recipe without one is refused
+            found = [times_atlas(one, atlas) for one in found]
+        if kind == "most_probable" and found:
+            yield _Answer(kind, tuple(found))
+        else:
+            yield from (_Answer(kind, (one,)) for one in found)
+
+
+def _enter(shares: Shares, answer: _Answer, organ: str, grid: Grid, block: Box) -> None:
+    """One answer into the probabilities of a block of the scan's grid, in place."""
+    replaces_all = answer.kind in ("replace_in_roi", "replace_times_atlas")
+    if not replaces_all:
+        if not any(organ in one.labels for one in answer.predictions):
+            return  # about other organs: what was said of this one stays
+        shares[...] = 0
+    for prediction in answer.predictions:
+        region = prediction.region
+        box = grid.box_of(region.grid, region.box).intersect(block)
+        if box.empty:
+            continue
+        part, view = grid.crop(box), shares[box.relative_to(block.start).slices]
+        asked = region.on(part).mask_in(part.box)
+        found = _of(organ, prediction, part)
+        np.copyto(view, found if replaces_all else np.maximum(view, found), where=asked)
+
+
+def _of(organ: str, prediction: StagePrediction, grid: Grid) -> Shares:
+    """A stage's probability of an organ ``[*grid.shape]``; zero of one that it does not know."""
+    if organ not in prediction.labels:
+        return np.zeros(grid.shape, dtype=np.float32)
+    own = prediction.probabilities[prediction.channel(organ)][None]
+    shares: Shares = to_numpy(resample_data(own, prediction.grid, grid, antialias=False)[0])
+    return shares.astype(np.float32, copy=False)
