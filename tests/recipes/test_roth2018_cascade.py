@@ -78,6 +78,7 @@ def test_how_both_stages_learn(recipe: Recipe) -> None:
         assert training.gradient_clip == training.ema_decay == 0
         happens = training.augmentation
         assert (happens.elastic_vox, happens.elastic_grid_vox) == (4, 32)
+        assert happens.elastic_distribution == "normal"  # Section 3.1
         assert (happens.rotation_deg, happens.translation_vox) == ((5, 5, 5), 20)
         assert (happens.probability, happens.flip_axes, happens.scale) == (1, (), (1, 1))
         assert (happens.noise, happens.brightness, happens.contrast, happens.blur_vox) == (0, 0, 0, 0)

@@ -450,7 +450,10 @@ class Augmentation(Spec):
     scale: Ratios = (1.0, 1.0)
     translation_vox: LengthVox = 0.0
     elastic_vox: LengthVox = 0.0
-    """Largest displacement of a B-spline control point, in voxels of the stage's grid."""
+    """Of a B-spline control point along each axis, in voxels of the stage's grid: the largest, or the
+    standard deviation where ``elastic_distribution`` is ``normal``."""
+    elastic_distribution: Literal["uniform", "normal"] = "uniform"
+    """``normal`` has no largest displacement (Cicek et al. 2016; Roth et al. 2018, Section 3.1)."""
     elastic_grid_vox: PitchVox = 32.0
     """Distance between control points, in voxels of the stage's grid."""
     flip_axes: Annotated[tuple[Literal["R", "A", "S"], ...], Field(max_length=3)] = ()

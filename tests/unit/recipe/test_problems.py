@@ -77,7 +77,7 @@ FINE = ("stages", 1)
         (
             put("extra", to=3),
             "unknown key 'extra' (allowed: name, description, source, intensity, stages, train_together, "
-            "prior_from, on_missing, atlas, largest_component, islands)",
+            "prior_from, on_missing, roi_expansion, atlas, largest_component, islands)",
         ),
         (
             put(*FINE, "roi", "kind", to="bodymask"),

@@ -35,7 +35,7 @@ SHORTEST_SCAN = 0.15
 @dataclass(frozen=True, eq=False)
 class Elastic:
     """Displacements ``[A, B, D, 3]`` (mm) of a cubic B-spline's control points, ``pitch_mm`` apart,
-    the lattice centred on local zero. Roth et al. 2018, Section 2.3."""
+    the lattice centred on local zero. Roth et al. 2018, Sections 2.3 and 3.1."""
 
     displacement_mm: npt.NDArray[np.float32]
     pitch_mm: Vector3
@@ -160,9 +160,20 @@ def draw_spatial(
     if spec.elastic_vox > 0 and rng.random() < spec.probability:
         pitch = cast("Vector3", tuple(spec.elastic_grid_vox * s for s in spacing_mm))
         counts = [2 * int(np.ceil(r / p)) + 3 for r, p in zip(reach_mm, pitch, strict=True)]
-        points = rng.uniform(-spec.elastic_vox, spec.elastic_vox, (*counts, 3)) * np.array(spacing_mm)
+        points = _draw_control_points(spec, (*counts, 3), rng) * np.array(spacing_mm)
         elastic = Elastic(points.astype(np.float32), pitch)
     return Spatial(matrix, cast("Vector3", tuple(shift.tolist())), elastic, bool(mirror[_AXES["R"]] < 0))
+
+
+def _draw_control_points(
+    spec: Augmentation, shape: tuple[int, ...], rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Displacements in voxels."""
+    match spec.elastic_distribution:
+        case "uniform":
+            return rng.uniform(-spec.elastic_vox, spec.elastic_vox, shape)
+        case "normal":
+            return rng.normal(0.0, spec.elastic_vox, shape)
 
 
 def draw_extent(

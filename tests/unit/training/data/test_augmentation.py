@@ -96,6 +96,19 @@ class TestElastic:
         assert (largest <= 4 * np.array(SPACING)).all()
         assert (largest > 1 * np.array(SPACING)).all()  # and yet it bends
 
+    def test_normal_control_points_have_the_standard_deviation_asked_for(self) -> None:
+        """Roth et al. 2018, Section 3.1: "a normal distribution with a standard deviation of 4"; the released
+        layer draws each component of each control point by itself."""
+        spec = Augmentation(elastic_vox=4, elastic_grid_vox=4, elastic_distribution="normal")
+        bent = draw(spec, 0).elastic
+        assert bent is not None
+        vox = (bent.displacement_mm / np.array(SPACING, np.float32)).reshape(-1, 3)
+        assert len(vox) > 1000
+        assert vox.std(axis=0) == pytest.approx([4, 4, 4], rel=0.1)
+        assert vox.mean(axis=0) == pytest.approx([0, 0, 0], abs=0.5)
+        assert (np.abs(vox) > 4).mean() == pytest.approx(0.317, abs=0.03)  # no largest displacement
+        assert np.abs(np.corrcoef(vox.T)[np.triu_indices(3, 1)]).max() < 0.1
+
 
 # --- one resample ---------------------------------------------------------------------------------
 
