@@ -465,12 +465,18 @@ class Augmentation(Spec):
     in the field of view."""
 
 
+STEPS_PER_EPOCH = 100
+"""Of a recipe that does not say."""
+
+
 class Training(Spec):
     patch: Shape
     """Input shape of the network in training."""
     batch: Batch = 1
     iterations: Iterations
     """Length of the published (or planned) schedule, used when neither time nor epochs are given."""
+    steps_per_epoch: Iterations = STEPS_PER_EPOCH
+    """What ``--epochs`` counts, whatever the size of the data set."""
     budget_share: PositiveShare = 1.0
     """Share of the time budget relative to the other training units."""
     sampler: SamplerSpec = ClassBalanced()
