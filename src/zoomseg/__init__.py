@@ -58,7 +58,8 @@ def train(
 
     Args:
         recipe: name or path; None: that of ``init``, else ``default``.
-        seconds: time budget; ``epochs`` of 100 steps instead; neither: the recipe's own length.
+        seconds: time budget; ``epochs`` as long as the recipe's (100 steps, if it does not say) instead;
+            neither: the recipe's own length.
         folds: keep fold ``fold`` of so many back for validation.
         init: folder of a model to fine-tune, also to other labels, with a tenth of the learning rate.
         resume: go on with the training that ``out`` holds.

@@ -210,15 +210,15 @@ def interrupted(data: Path, out: Path, processes: Processes) -> None:
 
 def _decided(data: Path, out: Path, processes: Processes) -> None:
     """Only the first process is told what to train; they go on for two more epochs of a step each."""
+    made = retrained(recipe(True), steps_per_epoch=1)
     path = out.with_name(f"recipe-{processes.rank}.yaml")
     if processes.first:
-        path.write_text(dump(recipe(True)))
+        path.write_text(dump(made))
     wish = TrainingRequest(str(path), folds=4, fold=2, seed=5)
-    with mock.patch.object(loop, "STEPS_PER_EPOCH", 1):
-        training_run.start(open_dataset(data), out, wish, CPU, Silent(), processes)
-        made = training_run.resume(open_dataset(data), out, CPU, Silent(), epochs=5, processes=processes)
+    training_run.start(open_dataset(data), out, wish, CPU, Silent(), processes)
+    model = training_run.resume(open_dataset(data), out, CPU, Silent(), epochs=5, processes=processes)
     save_file(
-        {n: torch.from_numpy(w) for n, w in made.weights["fine"].items()},
+        {n: torch.from_numpy(w) for n, w in model.weights["fine"].items()},
         out.with_name(f"job-{processes.rank}.safetensors"),
     )
 

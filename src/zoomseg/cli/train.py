@@ -47,7 +47,9 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     callback=parse_duration,
     help="How long it may take, e.g. 15m or 1h30m; the schedule fits itself to it.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Length in epochs of 100 steps.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Length in the recipe's epochs (steps_per_epoch, else 100)."
+)
 @click.option("--folds", type=click.IntRange(min=2), help="Split the cases into so many folds ...")
 @click.option(
     "--fold",

@@ -146,6 +146,20 @@ class BoxAround(Spec):
     of: str
     labels: Labels = "all"
     margin_mm: LengthMm = 20.0
+    reference_margin_mm: tuple[LengthMm, LengthMm] | None = None
+    """In training, the box lies around the reference instead, wherever stage ``of`` would put it: widened
+    along each axis by a length between these, another for every patch (the released data sets of Chen et al.
+    2022, FLARE). None: the box is that of prediction."""
+
+    @model_validator(mode="after")
+    def _margin_is_one_of_them(self) -> BoxAround:
+        if self.reference_margin_mm is not None:
+            low, high = self.reference_margin_mm
+            if not low <= self.margin_mm <= high:
+                raise ValueError(
+                    f"margin_mm ({self.margin_mm:g}) must lie in reference_margin_mm ({low:g} to {high:g})"
+                )
+        return self
 
 
 class ProbabilityTimesAtlas(Spec):
@@ -449,6 +463,9 @@ class Augmentation(Spec):
     """Largest rotation about the R, A and S axes."""
     scale: Ratios = (1.0, 1.0)
     translation_vox: LengthVox = 0.0
+    crop: Ratios = (1.0, 1.0)
+    """Of each axis of every patch, such a share is cut out at a random place, all from 1 on, and moved to the
+    middle; beyond it, its edge goes on (MONAI's ``RandScaleCrop``, before a transform of fixed size)."""
     elastic_vox: LengthVox = 0.0
     """Of a B-spline control point along each axis, in voxels of the stage's grid: the largest, or the
     standard deviation where ``elastic_distribution`` is ``normal``."""
@@ -462,6 +479,11 @@ class Augmentation(Spec):
     """Largest additive change, in units of the normalised image's standard deviation."""
     contrast: Strength = 0.0
     """Largest relative change of contrast: factor in [1 - contrast, 1 + contrast]."""
+    shift_intensity: Strength = 0.0
+    """Largest number that is added to the normalised image (MONAI's ``RandShiftIntensity``)."""
+    scale_intensity: Strength = 0.0
+    """Largest x of the factor in [1 - x, 1 + x] that the normalised image is multiplied by, counted from zero
+    (MONAI's ``RandScaleIntensity``)."""
     gamma: Ratios = (1.0, 1.0)
     organ_brightness: Share = 0.0
     """Largest relative change of each organ's own brightness: factor in [1 - x, 1 + x], counted from the
@@ -477,12 +499,18 @@ class Augmentation(Spec):
     in the field of view."""
 
 
+STEPS_PER_EPOCH = 100
+"""Of a recipe that does not say."""
+
+
 class Training(Spec):
     patch: Shape
     """Input shape of the network in training."""
     batch: Batch = 1
     iterations: Iterations
     """Length of the published (or planned) schedule, used when neither time nor epochs are given."""
+    steps_per_epoch: Iterations = STEPS_PER_EPOCH
+    """What ``--epochs`` counts, whatever the size of the data set."""
     budget_share: PositiveShare = 1.0
     """Share of the time budget relative to the other training units."""
     sampler: SamplerSpec = ClassBalanced()
@@ -529,6 +557,13 @@ class Stage(Spec):
     argmax_on: ArgmaxPlace = "scan_grid"
     """Where labels are decided: probabilities brought to the scan's grid (linear) first, or labels
     decided on the stage's grid and brought over (nearest)."""
+
+    @model_validator(mode="after")
+    def _reference_box_is_one_patch(self) -> Stage:
+        around_reference = isinstance(self.roi, BoxAround) and self.roi.reference_margin_mm is not None
+        if around_reference and not isinstance(self.grid, FixedShape):
+            raise ValueError("roi.reference_margin_mm needs a grid of kind shape, which fills the box")
+        return self
 
 
 class PatchFusion(Spec):

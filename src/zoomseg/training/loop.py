@@ -53,9 +53,6 @@ from zoomseg.training.log import Log, Observer, Row, RunningDice, Silent
 from zoomseg.training.out_of_fold import GroupRun, group_runs, split_in_halves
 from zoomseg.training.stage_group import StageGroup
 
-STEPS_PER_EPOCH = 100
-"""An epoch is a number of steps, whatever the size of the data set."""
-
 LOG_EVERY_STEPS = 10
 CHECKPOINT_EVERY_SECONDS = 60.0
 VALIDATIONS = 10
@@ -257,8 +254,8 @@ class _Run:
         )
 
     def _steps(self, stage: Stage) -> int:
-        epochs = self.settings.epochs
-        return stage.training.iterations if epochs is None else epochs * STEPS_PER_EPOCH
+        training, epochs = stage.training, self.settings.epochs
+        return training.iterations if epochs is None else epochs * training.steps_per_epoch
 
     def _atlas(self) -> AtlasPriorOf:
         """Atlases are the training cases. The model keeps those that are used for a scan which is none.

@@ -28,7 +28,7 @@ from zoomseg.planning.rationale import Plan, Reason
 from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import load
-from zoomseg.recipe.spec import PlannedRecipe, Recipe
+from zoomseg.recipe.spec import STEPS_PER_EPOCH, PlannedRecipe, Recipe
 from zoomseg.training import distillation, fine_tuning, loop, record
 from zoomseg.training.distributed import ALONE, Processes
 from zoomseg.training.log import Observer
@@ -339,7 +339,7 @@ def _length(request: TrainingRequest) -> TrainingLength | None:
     """What the user asked for, if anything."""
     if request.seconds is None and request.epochs is None:
         return None
-    steps = None if request.epochs is None else request.epochs * loop.STEPS_PER_EPOCH
+    steps = None if request.epochs is None else request.epochs * STEPS_PER_EPOCH
     return TrainingLength(steps, request.seconds)
 
 

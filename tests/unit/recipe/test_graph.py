@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.labels import LabelSchema
@@ -167,6 +168,18 @@ def test_labels_wanted_of_a_stage_must_be_predicted_by_it() -> None:
 
 
 # --- the atlas prior ------------------------------------------------------------------------------
+
+
+def test_a_reference_box_needs_a_grid_that_fills_it_and_a_finished_stage() -> None:
+    around = {"kind": "box", "of": "one", "reference_margin_mm": (10, 30)}
+    filling = {"kind": "shape", "shape": (16, 16, 16), "tile": (16, 16, 16)}
+    with pytest.raises(ValidationError, match="needs a grid of kind shape"):
+        recipe(stage("one"), stage("two", roi=around), prior_from="predictions")
+    boxed = recipe(stage("one"), stage("two", roi=around, grid=filling), prior_from="predictions")
+    graph.validate(boxed)
+    assert [graph.reference_boxed(s) for s in boxed.stages] == [False, True]
+    with pytest.raises(RecipeError, match=r"'two', roi\.reference_margin_mm: with prior_from: live"):
+        graph.validate(boxed.model_copy(update={"prior_from": "live"}))
 
 
 def test_who_uses_the_atlas_may_where_there_is_one() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from zoomseg.recipe.spec import DilatedForeground, ResEncUNet, Window, is_planned
+from zoomseg.recipe.spec import BoxAround, DilatedForeground, ResEncUNet, Window, is_planned
 
 
 def test_specs_are_values() -> None:
@@ -37,6 +37,14 @@ def test_an_empty_window_is_refused() -> None:
 def test_the_inner_part_of_a_window_is_in_it_and_not_all_of_it(inner: tuple[float, float]) -> None:
     with pytest.raises(ValidationError, match=r"must be a part of lower to upper \(0.0 to 100.0\)"):
         Window(lower=0, upper=100, inner=inner)
+
+
+def test_the_margin_of_prediction_is_one_of_training() -> None:
+    BoxAround(of="coarse", margin_mm=8, reference_margin_mm=(8, 30))
+    with pytest.raises(
+        ValidationError, match=r"margin_mm \(20\) must lie in reference_margin_mm \(30 to 40\)"
+    ):
+        BoxAround(of="coarse", reference_margin_mm=(30, 40))
 
 
 def test_planned_recipes_are_told_by_their_key() -> None:

@@ -353,3 +353,14 @@ def test_a_full_disk_ends_training_and_a_resumed_one_goes_on(
     left = [p.name for p in (tmp_path / "m").rglob("*") if p.is_file() and "cache" not in p.parts]
     assert not any("safetensors" in name for name in left)
     assert_same(whole, loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, resume=True), Silent()))
+
+
+def test_an_epoch_is_as_long_as_each_stage_says(data: Dataset, tmp_path: Path) -> None:
+    coarse, fine = tiny_recipe(together=False).stages
+    longer = fine.training.model_copy(update={"steps_per_epoch": 7})
+    recipe = tiny_recipe(together=False).model_copy(
+        update={"stages": (coarse, fine.model_copy(update={"training": longer}))}
+    )
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, epochs=3), Silent())
+    assert run._group(0, ("coarse",)).length.steps == 300
+    assert run._group(1, ("fine",)).length.steps == 21

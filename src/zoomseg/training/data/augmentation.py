@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -67,6 +67,9 @@ class Spatial:
     elastic: Elastic | None
     mirrored: bool
     """Whether left and right changed places, so that paired names must be swapped."""
+    shown_mm: tuple[FloatArray, FloatArray] | None = None
+    """First and last corner, from the pivot, of what is shown of the scan: beyond, its edge goes on.
+    None: all."""
 
     @classmethod
     def identity(cls) -> Spatial:
@@ -98,7 +101,22 @@ class Spatial:
         out = offset + axes[0][:, None, None, None] * matrix[:, 0]
         out = out + axes[1][None, :, None, None] * matrix[:, 1]
         out = out + axes[2][None, None, :, None] * matrix[:, 2]
-        return out if self.elastic is None else out + self.elastic.at(axes) @ matrix.T
+        if self.elastic is not None:
+            out = out + self.elastic.at(axes) @ matrix.T
+        if self.shown_mm is None:
+            return out
+        first, last = (np.asarray(pivot) + corner * per_mm for corner in self.shown_mm)
+        low, high = (torch.from_numpy(v.astype(np.float32)).to(place) for v in (first + 0.5, last - 0.5))
+        return out.clamp(torch.minimum(low, high), torch.maximum(low, high))
+
+    def stretched(self, shares: FloatArray) -> Spatial:
+        """That of the scan whose axes are longer by ``1 / shares`` about the pivot: a patch shows that part
+        of what it did."""
+        if (shares == 1).all():
+            return self
+        shift = cast("Vector3", tuple((np.array(self.shift_mm) * shares).tolist()))
+        shown = None if self.shown_mm is None else (self.shown_mm[0] * shares, self.shown_mm[1] * shares)
+        return replace(self, matrix=np.diag(shares) @ self.matrix, shift_mm=shift, shown_mm=shown)
 
     def local(self, offset_mm: FloatArray) -> FloatArray:
         """The local point that shows the scan point ``pivot + offset_mm``, bending and shift left aside
@@ -113,6 +131,8 @@ class Intensity:
 
     brightness: float = 0.0
     contrast: float = 1.0
+    shift: float = 0.0
+    scale: float = 1.0
     gamma: float = 1.0
     noise: float = 0.0
     blur_vox: float = 0.0
@@ -162,7 +182,14 @@ def draw_spatial(
         counts = [2 * int(np.ceil(r / p)) + 3 for r, p in zip(reach_mm, pitch, strict=True)]
         points = _draw_control_points(spec, (*counts, 3), rng) * np.array(spacing_mm)
         elastic = Elastic(points.astype(np.float32), pitch)
-    return Spatial(matrix, cast("Vector3", tuple(shift.tolist())), elastic, bool(mirror[_AXES["R"]] < 0))
+    shown = None
+    if spec.crop[0] < 1:
+        share = np.minimum(rng.uniform(*spec.crop, 3), 1)
+        half, whole = share * np.array(reach_mm), np.array(reach_mm)
+        middle = rng.uniform(-1, 1, 3) * (whole - half)
+        shift, shown = shift + middle, (middle - half, middle + half)
+    mirrored = bool(mirror[_AXES["R"]] < 0)
+    return Spatial(matrix, cast("Vector3", tuple(shift.tolist())), elastic, mirrored, shown)
 
 
 def _draw_control_points(
@@ -251,7 +278,13 @@ def draw_intensity(spec: Augmentation, rng: np.random.Generator) -> Intensity:
 
     bends = happens(spec.gamma[1] - spec.gamma[0])
 
+    # Drawn only where they are asked for, so that other recipes draw what they did.
+    shift = rng.uniform(-1, 1) * spec.shift_intensity if spec.shift_intensity and happens(1) else 0.0
+    scale = 1 + rng.uniform(-1, 1) * spec.scale_intensity if spec.scale_intensity and happens(1) else 1.0
+
     return Intensity(
+        shift=shift,
+        scale=scale,
         brightness=rng.uniform(-spec.brightness, spec.brightness) if happens(spec.brightness) else 0.0,
         contrast=1 + rng.uniform(-spec.contrast, spec.contrast) if happens(spec.contrast) else 1.0,
         gamma=float(np.exp(rng.uniform(*np.log(spec.gamma)))) if bends else 1.0,
@@ -282,6 +315,8 @@ def apply_intensity(image_CIJK: Tensor, change: Intensity, limits: tuple[float, 
     if change.contrast != 1 or change.brightness != 0:
         mean = out.mean(dim=axes, keepdim=True)
         out = (out - mean) * change.contrast + mean + change.brightness * spread
+    if change.shift != 0 or change.scale != 1:
+        out = (out + change.shift) * change.scale
     if change.gamma != 1:
         low = out.amin(dim=axes, keepdim=True)
         width = (out.amax(dim=axes, keepdim=True) - low).clamp_min(1e-6)

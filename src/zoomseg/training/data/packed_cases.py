@@ -23,11 +23,13 @@ from zoomseg.core.geometry import Box, Grid, Vector3
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.region import Region
 from zoomseg.core.resample import coordinates_box, sample_nearest
+from zoomseg.core.volume import LabelMap
 from zoomseg.io.cache import ChunkedArray, write_array
-from zoomseg.pipeline import inputs, stage_input
+from zoomseg.pipeline import grid as grids
+from zoomseg.pipeline import inputs, roi, stage_input
 from zoomseg.pipeline.reference import one_hot_labels, stage_labels
 from zoomseg.recipe import graph
-from zoomseg.recipe.spec import Recipe, Stage, WholeVolume
+from zoomseg.recipe.spec import BoxAround, FixedShape, Recipe, Stage, WholeVolume
 from zoomseg.training.data import sampler
 from zoomseg.training.data.warp import sample_linear
 
@@ -140,7 +142,7 @@ def pack(
     """Sample a labelled case for one stage and write it to ``folder``; None where the stage has
     nothing to look at."""
     assert scan.labels is not None
-    seen = stage_input.view(stage, recipe, scan, priors)
+    seen = _view(stage, recipe, scan, scan.labels, priors)
     if seen is None:
         return None
     patch = stage.training.patch
@@ -165,6 +167,31 @@ def pack(
         np.array([True, *(scan.annotated is None or name in scan.annotated for name in labels)]),
         _store_priors(stage, priors, stem, folder),
     )
+
+
+def _view(
+    stage: Stage,
+    recipe: Recipe,
+    scan: stage_input.PreparedScan,
+    reference: LabelMap,
+    priors: Mapping[str, StagePrediction],
+) -> stage_input.StageView | None:
+    """Where a stage looks in training: in the widest of its reference boxes, or as in prediction."""
+    match stage:
+        case Stage(
+            roi=BoxAround(of=of, labels=wanted, reference_margin_mm=(_, widest)), grid=FixedShape() as spec
+        ):
+            source = stage if wanted == "own" else graph.stage_of(recipe, of)
+            schema = reference.schema
+            names = graph.resolve_labels(source, schema) if isinstance(wanted, str) else wanted
+            mask = np.isin(reference.data, [schema.class_of(name) for name in names])
+            found = roi.box_around(mask, reference.grid, scan.grid, widest)
+            if found is None:
+                return None
+            grid = grids.stage_grid(spec, scan.grid, found.box)
+            return stage_input.StageView(stage, grid, Region.whole(grid))
+        case _:
+            return stage_input.view(stage, recipe, scan, priors)
 
 
 def _store_priors(

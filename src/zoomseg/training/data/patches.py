@@ -18,7 +18,7 @@ from zoomseg.core.geometry import FloatArray, Grid, Index3, Vector3
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.pipeline.inputs import limits_of
 from zoomseg.recipe import graph
-from zoomseg.recipe.spec import Augmentation, Recipe, Stage
+from zoomseg.recipe.spec import Augmentation, BoxAround, Recipe, Stage
 from zoomseg.training.data import augmentation
 from zoomseg.training.data.packed_cases import NOTHING_HELD, OnDevice, PackedCase
 from zoomseg.training.data.sampler import Draw, Sampler
@@ -102,6 +102,7 @@ class PatchSource:
         self._names = {name: schema.names for name, schema in schemas.items()}
         lead, training = packs[self._lead.name], self._lead.training
         self._sampler = Sampler(training.sampler, [p.candidates for p in lead], [p.counts for p in lead])
+        self._augmented = augmented
         self._augmentation = training.augmentation if augmented else Augmentation()
         self._limits = {s.name: limits_of(graph.intensity_of(recipe, s)) for s in stages}
 
@@ -125,6 +126,7 @@ class PatchSource:
         packs = self._packs_of(draw)
         lead, frame = packs[self._lead.name], packs[self._stages[0].name].grid
         spatial = augmentation.draw_spatial(self._augmentation, lead.spacing_mm, self._reach(packs), rng)
+        spatial = spatial.stretched(self._box_share(lead, rng))
         tone = augmentation.draw_intensity(self._augmentation, rng)
         extent = augmentation.draw_extent(
             self._augmentation,
@@ -133,6 +135,18 @@ class PatchSource:
             rng,
         )
         return _Changes(spatial, tone, extent)
+
+    def _box_share(self, lead: PackedCase, rng: np.random.Generator) -> FloatArray:
+        """Of the widest reference box, along each axis, the part that this patch shows: all of it, where
+        there is none, and without augmentation the part that has the margin of prediction."""
+        roi = self._lead.roi
+        if not isinstance(roi, BoxAround) or roi.reference_margin_mm is None:
+            return np.ones(3)
+        low, high = roi.reference_margin_mm
+        margin_mm = rng.uniform(low, high, 3) if self._augmented else np.full(3, roi.margin_mm)
+        extent_mm = np.array(lead.grid.extent_mm)
+        share: FloatArray = (extent_mm - 2 * (high - margin_mm)) / extent_mm
+        return share.clip(0.05)
 
     def _example(self, draw: Draw, changes: _Changes) -> dict[str, _Patch]:
         packs = self._packs_of(draw)

@@ -20,7 +20,7 @@ from zoomseg.pipeline import stage_input
 from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.pipeline.sliding_window import SlidingWindow
 from zoomseg.recipe import graph
-from zoomseg.recipe.spec import ATLAS, Recipe
+from zoomseg.recipe.spec import ATLAS, Recipe, WholeVolume
 from zoomseg.training.data import packed_cases
 from zoomseg.training.log import Observer
 from zoomseg.training.stage_group import StageGroup
@@ -80,9 +80,9 @@ class Preprocessing:
     ) -> PackedCases:
         """Sample every case on the grids of the group's stages.
 
-        Stages trained apart from those they follow look where these, finished, found something;
-        stages that run together look where the reference says. A case in which none of the labels that are
-        being learned is annotated has nothing to teach, and is left out.
+        Stages trained apart from those they follow look where these, finished, found something, or in their
+        reference boxes; stages that run together look where the reference says. A case in which none of the
+        labels that are being learned is annotated has nothing to teach, and is left out.
 
         Raises:
             InterruptedTrainingError: ``stop`` was set.
@@ -136,13 +136,24 @@ class Preprocessing:
             out[stage.name] = packed
         return out
 
+    def _without_reference_boxes(self, trained: Sequence[str]) -> Recipe:
+        """The recipe in which stages that are trained around the reference ask nobody where to look."""
+        stages = tuple(
+            stage.model_copy(update={"roi": WholeVolume()})
+            if stage.name in trained and graph.reference_boxed(stage)
+            else stage
+            for stage in self.recipe.stages
+        )
+        return self.recipe.model_copy(update={"stages": stages})
+
     def _priors(
         self, group: StageGroup, scan: stage_input.PreparedScan, finished: Mapping[str, nn.Module]
     ) -> dict[str, StagePrediction]:
         """What the group's stages read: the reference for those that run together, the answers of the
         finished stages that they follow."""
         together = tuple(s.name for s in group.stages)
-        read = {name for stage in together for name in graph.ancestors(self.recipe, stage)}
+        shown = self._without_reference_boxes(together)
+        read = {name for stage in together for name in graph.ancestors(shown, stage)}
         priors = packed_cases.reference_priors(self.recipe, together, scan)
         looking = [s for s in self.recipe.stages if s.name in read or s.name in together]
         if self.atlas_of is not None and any(graph.uses_atlas(stage) for stage in looking):

@@ -311,6 +311,20 @@ class TestIntensity:
         )
         assert out.std(dim=(1, 2, 3)).tolist() == pytest.approx((1.4 * picture().std(dim=(1, 2, 3))).tolist())
 
+    def test_shift_and_scale_are_monai_s(self) -> None:
+        image = torch.tensor([0.0, 0.25, 1.0]).reshape(1, 3, 1, 1)
+        out = augmentation.apply_intensity(image, replace(NEUTRAL, shift=0.1, scale=1.2), None)
+        assert out.flatten().tolist() == pytest.approx([0.12, 0.42, 1.32])
+        spec = Augmentation(shift_intensity=0.4, scale_intensity=0.3, probability=0.5)
+        drawn = [augmentation.draw_intensity(spec, np.random.default_rng(s)) for s in range(600)]
+        for middle, reach, values in (
+            (0, 0.4, [d.shift for d in drawn]),
+            (1, 0.3, [d.scale for d in drawn]),
+        ):
+            assert middle - reach <= min(values) < middle - 0.95 * reach
+            assert middle + 0.95 * reach < max(values) <= middle + reach
+            assert np.mean([v != middle for v in values]) == pytest.approx(0.5, abs=0.06)
+
     def test_gamma_bends_between_the_ends(self) -> None:
         image = torch.tensor([-1.0, 0.0, 1.0, 3.0]).reshape(1, 4, 1, 1)
         out = augmentation.apply_intensity(image, replace(NEUTRAL, gamma=2.0), None)
@@ -377,6 +391,43 @@ class TestIntensity:
     def test_nothing_asked_for_is_neutral(self) -> None:
         drawn = augmentation.draw_intensity(Augmentation(), np.random.default_rng(0))
         assert replace(drawn, seed=0) == NEUTRAL
+
+
+class TestCrop:
+    GRID = Grid.from_spacing((8, 8, 8), (2.0, 2.0, 2.0), (-7.0, -7.0, -7.0))
+    """A patch of 16 mm about local zero."""
+    MM, PIVOT = (2.0, 2.0, 2.0), np.full(3, 3.5)
+
+    def drawn(self, seed: int) -> augmentation.Spatial:
+        spec = Augmentation(crop=(0.5, 1.5))
+        return augmentation.draw_spatial(spec, self.MM, (8.0, 8.0, 8.0), np.random.default_rng(seed))
+
+    def test_what_is_cut_out_lies_in_the_middle_and_its_edge_goes_on(self) -> None:
+        for seed in range(50):
+            change = self.drawn(seed)
+            assert change.shown_mm is not None
+            first, last = ((corner + 8) / 2 for corner in change.shown_mm)  # in voxel edges of the patch
+            assert (first >= -1e-9).all()
+            assert (last <= 8 + 1e-9).all()
+            assert (last - first >= 4 - 1e-9).all()
+            found = change.coordinates(self.GRID, self.MM, self.PIVOT).numpy()
+            steps = np.arange(8) - 3.5
+            for axis, along in enumerate((found[:, 0, 0, 0], found[0, :, 0, 1], found[0, 0, :, 2])):
+                middle = (first[axis] + last[axis] - 1) / 2
+                wanted = np.clip(middle + steps, first[axis], last[axis] - 1)
+                assert along == pytest.approx(wanted, abs=1e-4)
+
+    def test_half_of_the_axes_stay_whole(self) -> None:
+        shown = [self.drawn(seed).shown_mm for seed in range(300)]
+        whole = [np.isclose(s[1] - s[0], 16) for s in shown if s is not None]
+        assert np.mean(whole) == pytest.approx(0.5, abs=0.06)
+
+    def test_a_stretched_change_shows_a_part_of_the_patch(self) -> None:
+        change = augmentation.Spatial.identity().stretched(np.array([1.0, 0.5, 0.25]))
+        found = change.coordinates(self.GRID, self.MM, self.PIVOT).numpy()
+        assert found[[0, -1], 0, 0, 0].tolist() == pytest.approx([0, 7])
+        assert found[0, [0, -1], 0, 1].tolist() == pytest.approx([1.75, 5.25])
+        assert found[0, 0, [0, -1], 2].tolist() == pytest.approx([2.625, 4.375])
 
 
 class TestOrganBrightness:

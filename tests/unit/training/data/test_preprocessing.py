@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from zoomseg.core.errors import TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError
+from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.recipe.spec import Recipe
+from zoomseg.recipe.spec import BoxAround, FixedShape, ImageInput, Recipe
 from zoomseg.training import loop
+from zoomseg.training.data.patches import PatchSource
 from zoomseg.training.data.preprocessing import PackedCases, Preprocessing, check_annotated
 from zoomseg.training.log import Silent
 from zoomseg.training.loop import Settings, Split
@@ -96,6 +98,51 @@ def test_a_case_where_nothing_was_found_is_named_and_left_out(data: Dataset, tmp
     assert watch.messages == [
         f"{case}: stage 'fine' has nowhere to look; left out" for case in (*IDS, "case_2")
     ]
+
+
+def reference_boxed(on_missing: str) -> Recipe:
+    """The fine stage without priors, in boxes around the reference."""
+    recipe = tiny_recipe(together=False)
+    coarse, fine = recipe.stages
+    grid = FixedShape(shape=(16, 16, 12), tile=(16, 16, 12))
+    roi = BoxAround(of="coarse", margin_mm=4, reference_margin_mm=(2, 6))
+    fine = fine.model_copy(update={"roi": roi, "grid": grid, "inputs": (ImageInput(),)})
+    return recipe.model_copy(update={"stages": (coarse, fine), "on_missing": on_missing})
+
+
+def test_a_reference_box_needs_nothing_that_was_found(data: Dataset, tmp_path: Path) -> None:
+    coarse, watch = Says(winner=0), Watch()
+    recipe = reference_boxed("empty")
+    packs = prepared(data, recipe, tmp_path, 1, {"coarse": coarse}, watch)
+    assert [p.case for p in packs.train["fine"]] == list(IDS)
+    assert coarse.calls == 0
+    assert not watch.messages
+    for packed in packs.train["fine"]:
+        labels = data.load(next(c for c in data.cases if c.id == packed.case)).labels
+        assert labels is not None
+        at = np.argwhere(labels.data > 0)
+        # In mm from the first organ voxel's edge to the last one's, and 6 mm on both sides, up to the scan's.
+        mm = np.abs(np.diag(labels.grid.affine)[:3])
+        margin = np.ceil(6 / mm).astype(int)
+        first = np.maximum(at.min(axis=0) - margin, 0)
+        last = np.minimum(at.max(axis=0) + 1 + margin, labels.grid.shape)
+        assert sorted(packed.grid.extent_mm) == pytest.approx(sorted((last - first) * mm))
+
+
+def test_patches_of_a_reference_box_have_margins_between_the_two(data: Dataset, tmp_path: Path) -> None:
+    recipe = reference_boxed("empty")
+    packs = prepared(data, recipe, tmp_path, 1, {}, Watch())
+    schemas = {"fine": LabelSchema.consecutive(SCHEMA.names)}
+    lead = packs.train["fine"][0]
+    extent = np.array(lead.grid.extent_mm)
+    source = PatchSource(recipe, recipe.stages[1:], packs.train, schemas)
+    shares = [source._box_share(lead, np.random.default_rng(seed)) for seed in range(200)]
+    removed_mm = (1 - np.array(shares)) * extent
+    assert 0 <= removed_mm.min() < 0.3
+    assert 7.7 < removed_mm.max() <= 8  # twice 6 - 2 mm
+    plain = PatchSource(recipe, recipe.stages[1:], packs.train, schemas, augmented=False)
+    share = plain._box_share(lead, np.random.default_rng(0))
+    assert ((1 - share) * extent).tolist() == pytest.approx([4, 4, 4])  # twice 6 - 4 mm
 
 
 def drawn_in(data: Dataset, drawn: dict[str, set[str]]) -> Dataset:
