@@ -39,7 +39,7 @@ from zoomseg.study.ablations import Ablation, Row
 from zoomseg.study.multi_atlas import segment_by_atlas
 from zoomseg.study.recipe_edits import Edit
 from zoomseg.study.report_page import Page
-from zoomseg.study.steps import told, training_steps
+from zoomseg.study.steps import paper_steps, told, training_steps
 from zoomseg.study.table import RowResult, on_common_organs, write_report, write_table
 from zoomseg.study.trainings import Trainings
 
@@ -79,9 +79,10 @@ def run_ablation(study: Ablation, trainings: Trainings) -> Outcome:
             left_out.append((row, error))
             continue
         steps = training_steps(trainings, row.training)
-        done.append(RowResult(row, pool(parts), steps))
+        full = paper_steps(trainings, row.training)
+        done.append(RowResult(row, pool(parts), steps, paper_steps=full))
         if on_unseen is not None:
-            tested.append(RowResult(row, on_unseen, steps, unseen=True))
+            tested.append(RowResult(row, on_unseen, steps, unseen=True, paper_steps=full))
             _tabulate(study, trainings, tested, left_out)
         _tabulate(study, trainings, done, left_out)
     if not done:

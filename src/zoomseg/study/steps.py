@@ -6,7 +6,9 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from zoomseg.recipe import graph
 from zoomseg.study.ablations import Training
+from zoomseg.study.recipe_edits import shipped
 from zoomseg.study.trainings import Trainings
 
 Steps = Mapping[str, int]
@@ -43,6 +45,19 @@ def training_steps(trainings: Trainings, training: Training | None) -> dict[str,
     if training is None:
         return {}
     return mean_steps([read_steps(trainings.steps_log(training, fold)) for fold in trainings.folds])
+
+
+def paper_steps(trainings: Trainings, training: Training | None) -> int | None:
+    """Of the shipped recipe on these labels, all stages together; None if there is no training, or the recipe
+    is that of a model to fine-tune."""
+    if training is None or trainings.study.recipe is None:
+        return None
+    schema = trainings.dataset.schema
+    own = trainings.settings.recipe is not None
+    start = shipped(trainings.study.recipe) if own else trainings.recipe
+    recipe = graph.expand(graph.fit(training.change(start), schema)[0], schema)
+    groups = graph.training_groups(recipe)
+    return sum(graph.stage_of(recipe, group.trained[0]).training.iterations for group in groups)
 
 
 def told(id: str, rows: Sequence[str], steps: Steps, folds: int) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,10 @@ from zoomseg.study.ablations import Ablation, Published, Row, find_organ
 from zoomseg.study.report_page import Page, Plot, Sheet, html, markdown
 from zoomseg.study.steps import Steps
 
+LEAST_CASES = 5
+"""For a verdict on the paper's order."""
+LEAST_SHARE_OF_STEPS = 0.1
+"""Of the paper's steps, for a verdict."""
 SHOWN_DIGITS = 3
 """Of Dice and NSD, as in the papers."""
 
@@ -29,7 +34,11 @@ COLUMNS = (
     "cases",
     "dice",
     "dice_sd",
+    "dice_median",
+    "dice_min",
+    "dice_max",
     "nsd",
+    "nsd_sd",
     "paper_organ",
     "paper_dice",
     "paper_nsd",
@@ -48,6 +57,13 @@ class RowResult:
     evaluation: Evaluation
     steps: Steps = field(default_factory=dict)
     unseen: bool = False
+    paper_steps: int | None = None
+    """Of the recipe as it is shipped, all stages together; None if there is no training, or no recipe."""
+
+    @property
+    def published(self) -> Published | None:
+        """What the paper has of such cases."""
+        return self.row.published_unseen if self.unseen else self.row.published
 
     @property
     def name(self) -> str:
@@ -57,14 +73,19 @@ class RowResult:
 @dataclass(frozen=True)
 class Line:
     """One organ of one row, or the mean over organs; NaN or None where something does not exist. ``steps``
-    are all of the row's training, also those of stages that the row does not ask."""
+    are all of the row's training, also those of stages that the row does not ask. What is spread are cases:
+    their Dice of the organ, or their means."""
 
     row: str
     organ: str
     cases: int
     dice: float
     dice_sd: float
+    dice_median: float
+    dice_min: float
+    dice_max: float
     nsd: float
+    nsd_sd: float
     paper_organ: str
     paper_dice: float
     paper_nsd: float
@@ -103,28 +124,44 @@ def _by_case(evaluation: Evaluation, organ: str) -> dict[str, float]:
     return {case: value for case, value in values.items() if not math.isnan(value)}
 
 
+def _nsd_by_case(evaluation: Evaluation, organ: str) -> list[float]:
+    """Of one organ, or each case's mean; NaN where neither map has it."""
+    return [mean(s.nsd for s in case.scores if organ in (MEAN, s.organ)) for case in evaluation.cases]
+
+
+def spread(values: Iterable[float]) -> tuple[float, float, float, float]:
+    """Sample standard deviation, median, minimum and maximum of the finite values; NaN for too few."""
+    found = [v for v in values if math.isfinite(v)]
+    deviation = statistics.stdev(found) if len(found) > 1 else math.nan
+    if not found:
+        return math.nan, math.nan, math.nan, math.nan
+    return deviation, statistics.median(found), min(found), max(found)
+
+
 def lines(study: Ablation, results: Sequence[RowResult], schema: LabelSchema) -> list[Line]:
     """The whole table, one row's organs after the other, each row's mean first."""
     baseline = next((r for r in results if r.name == study.baseline), None)
     out: list[Line] = []
     for above, result in zip([None, *results], results, strict=False):
         summary = {s.organ: s for s in result.evaluation.summary}
-        names = _paper_names(result.row.published, schema)
+        names = _paper_names(result.published, schema)
         for organ in (MEAN, *result.evaluation.organs):
             p_above, p_baseline = (
                 math.nan if other is None else paired_p(other.evaluation, result.evaluation, organ)
                 for other in (above, None if baseline is result else baseline)
             )
-            scores = (
-                (len(result.evaluation.cases), result.evaluation.mean["dice"], math.nan)
+            cases, own_dice, own_nsd = (
+                (len(result.evaluation.cases), result.evaluation.mean["dice"], result.evaluation.mean["nsd"])
                 if organ == MEAN
-                else (summary[organ].cases, summary[organ].dice, summary[organ].dice_sd)
+                else (summary[organ].cases, summary[organ].dice, summary[organ].nsd)
             )
-            nsd = result.evaluation.mean["nsd"] if organ == MEAN else summary[organ].nsd
+            spread_dice = spread(_by_case(result.evaluation, organ).values())
+            nsd_sd = spread(_nsd_by_case(result.evaluation, organ))[0]
+            scores = (cases, own_dice, *spread_dice, own_nsd, nsd_sd)
             paper = "" if organ == MEAN else names.get(organ, "")
-            dice, paper_nsd = _published(result.row.published, organ, paper)
+            dice, paper_nsd = _published(result.published, organ, paper)
             steps = sum(result.steps.values()) or None
-            known = (*scores, nsd, paper, dice, paper_nsd)
+            known = (*scores, paper, dice, paper_nsd)
             out.append(Line(result.name, organ, *known, p_above, p_baseline, steps))
     return out
 
@@ -152,29 +189,60 @@ def _published(published: Published | None, organ: str, paper: str) -> tuple[flo
 def findings(results: Sequence[RowResult], schema: LabelSchema) -> list[str]:
     """One sentence per pair of neighbouring rows that the paper published."""
     pairs = itertools.pairwise(results)
-    return [_finding(a, b, schema) for a, b in pairs if a.row.published and b.row.published]
+    return [_finding(a, b, schema) for a, b in pairs if a.published and b.published]
 
 
 def _finding(a: RowResult, b: RowResult, schema: LabelSchema) -> str:
     organs, paper = _compared(a, b, schema)
     own = [mean(s.dice for s in r.evaluation.summary if s.organ in organs) for r in (a, b)]
     p = paired_p(a.evaluation, b.evaluation, MEAN)
-    verdict = (
-        "reproduced" if _sign(own) == _sign(paper) else "not reproduced" if _sign(own) else "undecided: equal"
-    )
     significance = " (too few cases to test)" if math.isnan(p) else f" (p {equals(p)} over all organs)"
     return (
         f"{a.name} → {b.name}: Dice {_change(paper)} in the paper, {_change(own)} here{significance}; "
-        f"the paper's order is {verdict}."
+        f"the paper's order: {verdict(a, b, schema)}."
     )
+
+
+def verdict(a: RowResult, b: RowResult, schema: LabelSchema) -> str:
+    """Whether the paper's order of two rows is found again, or why nothing can be said."""
+    reason = _no_verdict(a, b, schema)
+    if reason is not None:
+        return f"no verdict, {reason}"
+    organs, paper = _compared(a, b, schema)
+    own = [mean(s.dice for s in r.evaluation.summary if s.organ in organs) for r in (a, b)]
+    if _sign(own) == _sign(paper):
+        return "reproduced"
+    return "not reproduced" if _sign(own) else "undecided, equal"
+
+
+def _no_verdict(a: RowResult, b: RowResult, schema: LabelSchema) -> str | None:
+    if not a.published or not b.published:
+        return "not in the paper's table"
+    if not _shared(a, schema):
+        return "no organ of the paper's is here"
+    fewest = min(len(r.evaluation.cases) for r in (a, b))
+    if fewest < LEAST_CASES:
+        return f"{fewest} case{'s' if fewest > 1 else ''}"
+    for result in (a, b):
+        steps = sum(result.steps.values())
+        if result.paper_steps is not None and steps < LEAST_SHARE_OF_STEPS * result.paper_steps:
+            return f"{steps} of the paper's {result.paper_steps} steps"
+    return None
+
+
+def _shared(result: RowResult, schema: LabelSchema) -> dict[str, str]:
+    """The row's organs that the paper has, too -> how it calls them."""
+    names = _paper_names(result.published, schema)
+    return {own: paper for own, paper in names.items() if own in result.evaluation.organs}
 
 
 def _compared(a: RowResult, b: RowResult, schema: LabelSchema) -> tuple[set[str], list[float]]:
     """The organs of the data set that the paper has, too, with the paper's means over these; where there is
     none, all organs and the paper's own means."""
-    names = _paper_names(a.row.published, schema)
-    shared = {own: paper for own, paper in names.items() if own in a.evaluation.organs}
-    tables = [r.row.published for r in (a, b) if r.row.published is not None]
+    shared = _shared(a, schema)
+    tables = [r.published for r in (a, b) if r.published is not None]
+    both = set.intersection(*(set(t.dice) for t in tables))
+    shared = {own: paper for own, paper in shared.items() if paper in both}
     if shared:
         return set(shared), [mean(t.dice[paper] for paper in shared.values()) for t in tables]
     return set(a.evaluation.organs), [math.nan if t.mean is None else t.mean for t in tables]
@@ -210,7 +278,10 @@ def write_table(
         findings(results, schema),
         [*_notes(study, results, table), *notes],
         [
-            _sheet("Dice, the paper's in brackets", "dice", results, table, with_p=True),
+            _order(
+                _sheet("Dice, the paper's in brackets", "dice", results, table, with_p=True), results, schema
+            ),
+            _spread_sheet(results, table),
             _sheet("NSD, the paper's in brackets", "nsd", results, table, with_p=False),
             *sheets,
         ],
@@ -258,6 +329,35 @@ def _sheet(
     return Sheet(title, ("row", "cases", *organs, *tests), tuple(rows))
 
 
+def _order(sheet: Sheet, results: Sequence[RowResult], schema: LabelSchema) -> Sheet:
+    """With a last column that says of each row whether it stands to the one above as in the paper."""
+    verdicts = ["", *(verdict(a, b, schema) for a, b in itertools.pairwise(results))]
+    rows = tuple((*row, text) for row, text in zip(sheet.rows, verdicts, strict=True))
+    return replace(sheet, head=(*sheet.head, "paper's order, row above"), rows=rows)
+
+
+def _spread_sheet(results: Sequence[RowResult], table: Sequence[Line]) -> Sheet:
+    """As the papers lay it out: a line each for mean, SD, median, minimum and maximum."""
+    rows = []
+    for result in results:
+        own = [line for line in table if line.row == result.name]
+        for title, column in _SPREAD:
+            rows.append((f"{result.name}: {title}", *(number(getattr(o, column), SHOWN_DIGITS) for o in own)))
+    organs = [line.organ for line in table if results and line.row == results[0].name]
+    return Sheet("Dice and NSD over cases", ("row", *organs), tuple(rows))
+
+
+_SPREAD = (
+    ("mean Dice", "dice"),
+    ("SD", "dice_sd"),
+    ("median", "dice_median"),
+    ("minimum", "dice_min"),
+    ("maximum", "dice_max"),
+    ("mean NSD", "nsd"),
+    ("SD of the NSD", "nsd_sd"),
+)
+
+
 def _cells(name: str, own: Sequence[Line], metric: str, with_p: bool) -> tuple[str, ...]:
     pairs = ((getattr(line, metric), getattr(line, f"paper_{metric}")) for line in own)
     scores = (
@@ -272,12 +372,19 @@ def _notes(study: Ablation, results: Sequence[RowResult], table: Sequence[Line])
     tolerance = results[0].evaluation.tolerances.name if results else "1 mm"
     beside = "; ".join(f"{paper} of the paper beside {own}" for paper, own in renamed.items())
     return [
-        f"The paper's numbers: {study.source}. {study.note}".strip(),
+        f"The paper's numbers: {_source(study, results)}. {study.note}".strip(),
         *([f"Organs matched by meaning: {beside}."] if beside else []),
-        "Where the paper has organs of this data set, an order of rows is judged over these; "
-        "else over the means of either.",
+        "An order of rows is judged over the organs that the paper has, too; not where there is none, for "
+        f"fewer than {LEAST_CASES} cases, or for less than a tenth of the paper's steps.",
         f"p: two-sided Wilcoxon signed-rank test of the cases' mean Dice, paired by case, against the row "
         f"above and against '{study.baseline}'; none for fewer than {LEAST_PAIRS} cases. By organ: in "
         "table.csv.",
-        f"Means are over organs of the organs' means over cases. NSD at {tolerance}.",
+        f"Means are over organs of the organs' means over cases; SD, median, minimum and maximum of the mean "
+        f"are of the cases' means. NSD at {tolerance}.",
     ]
+
+
+def _source(study: Ablation, results: Sequence[RowResult]) -> str:
+    if not results or not results[0].unseen:
+        return study.source
+    return study.source_unseen or "none of an unseen set"

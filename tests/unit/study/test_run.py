@@ -20,8 +20,9 @@ from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump
 from zoomseg.study import run
 from zoomseg.study.ablations import Ablation, Published, Row, Training
-from zoomseg.study.recipe_edits import chain, on_stages, only, unchanged
+from zoomseg.study.recipe_edits import chain, on_stages, only, trained_apart, unchanged
 from zoomseg.study.run import Outcome, answering, predicted_organs, run_ablation, slug
+from zoomseg.study.steps import paper_steps
 from zoomseg.study.trainings import Settings, Watch, open_trainings
 from zoomseg.training import training_run
 
@@ -216,6 +217,19 @@ def test_rows_are_scored_on_an_unseen_set_too(study: Ablation, data: Dataset, tm
     text = (tmp_path / "out/test/table.md").read_text()
     assert "Scored here: 2 cases of 'other', neither trained nor held back, by the models of fold 0." in text
     assert (tmp_path / "out/test/report.html").is_file()
+
+
+def test_the_steps_of_the_recipe_as_it_is_shipped(
+    done: Path, study: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    opened = open_trainings(study, data, done, Settings(), CPU)
+    assert paper_steps(opened, BOTH) == 4  # both stages at once
+    assert paper_steps(opened, Training("apart", trained_apart)) == 8
+    assert paper_steps(opened, None) is None
+    shorter = tmp_path / "short.yaml"
+    shorter.write_text(dump(tiny_recipe(together=True, iterations=2)))
+    others = open_trainings(study, data, tmp_path / "out", Settings(recipe=str(shorter)), CPU)
+    assert paper_steps(others, BOTH) == 4
 
 
 def test_only_the_small_organs_are_tabulated(done: Path, study: Ablation, data: Dataset) -> None:

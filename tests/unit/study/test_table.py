@@ -23,6 +23,7 @@ from zoomseg.study.table import (
     lines,
     on_common_organs,
     paired_p,
+    verdict,
     write_report,
     write_table,
 )
@@ -134,8 +135,8 @@ def test_rows_are_compared_over_the_organs_that_all_predict() -> None:
         ((0.6, 0.8), (LOW, HIGH), "reproduced"),
         ((0.8, 0.6), (LOW, HIGH), "not reproduced"),
         ((0.8, 0.6), (HIGH, LOW), "reproduced"),
-        ((0.6, 0.8), (LOW, LOW), "undecided: equal"),
-        ((0.6, 0.8), ([0.1] * 6, [0.1004] * 6), "undecided: equal"),
+        ((0.6, 0.8), (LOW, LOW), "undecided, equal"),
+        ((0.6, 0.8), ([0.1] * 6, [0.1004] * 6), "undecided, equal"),
         ((0.6, 0.8), ([0.1] * 6, [0.1006] * 6), "reproduced"),
     ],
 )
@@ -144,10 +145,10 @@ def test_the_papers_order(
 ) -> None:
     one, two = row("one", papers[0]), row("two", papers[1])
     (text,) = findings(results((one, scored(liver=own[0])), (two, scored(liver=own[1]))), SCHEMA)
-    assert text.endswith(f"the paper's order is {verdict}.")
+    assert text.endswith(f"the paper's order: {verdict}.")
 
 
-def test_an_order_is_judged_over_shared_organs_else_over_means() -> None:
+def test_an_order_is_judged_over_shared_organs_only() -> None:
     """The liver falls in both although the kidney, which the paper lacks, lifts the own mean."""
     one, two = row("one", 0.8, mean=0.1), row("two", 0.6, mean=0.9)
     kidney = {"left kidney": [0.0] * 6}, {"left kidney": [1.0] * 6}
@@ -158,12 +159,54 @@ def test_an_order_is_judged_over_shared_organs_else_over_means() -> None:
     assert "0.267 here (p = 0.031 over all organs);" in text
     (text,) = findings(results((one, scored(**kidney[0])), (two, scored(**kidney[1]))), SCHEMA)
     assert "Dice rises from 0.100 to 0.900 in the paper, rises from 0.000 to 1.000 here" in text
+    assert text.endswith("the paper's order: no verdict, no organ of the paper's is here.")
 
 
-def test_with_few_cases_the_verdict_says_so() -> None:
+def test_with_few_cases_there_is_no_test_and_then_no_verdict() -> None:
     one, two = row("one", 0.6), row("two", 0.8)
     (text,) = findings(results((one, scored(liver=LOW[:5])), (two, scored(liver=HIGH[:5]))), SCHEMA)
-    assert "here (too few cases to test); the paper's order is reproduced." in text
+    assert "here (too few cases to test); the paper's order: reproduced." in text
+    (text,) = findings(results((one, scored(liver=LOW[:4])), (two, scored(liver=HIGH[:4]))), SCHEMA)
+    assert text.endswith("the paper's order: no verdict, 4 cases.")
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [(99, "no verdict, 99 of the paper's 1000 steps"), (100, "reproduced")]
+)
+def test_with_few_steps_there_is_no_verdict(steps: int, said: str) -> None:
+    one, two = row("one", 0.6), row("two", 0.8)
+    made = [
+        RowResult(one, scored(liver=LOW)),  # the paper's, too, has no training
+        RowResult(two, scored(liver=HIGH), {"coarse": steps - 9, "fine": 9}, paper_steps=1000),
+    ]
+    assert verdict(made[0], made[1], SCHEMA) == said
+
+
+def test_rows_on_an_unseen_set_stand_beside_what_the_paper_has_of_one() -> None:
+    rows = [
+        Row(name, None, published=Published({"liver": 0.5}), published_unseen=unseen)
+        for name, unseen in (("one", Published({"liver": 0.9})), ("two", None))
+    ]
+    made = [RowResult(r, scored(liver=LOW), unseen=True) for r in rows]
+    one, two = (line for line in lines(study(*rows), made, SCHEMA) if line.organ == "liver")
+    assert one.paper_dice == 0.9
+    assert math.isnan(two.paper_dice)
+    assert verdict(made[0], made[1], SCHEMA) == "no verdict, not in the paper's table"
+    assert [r.published for r in results((rows[1], scored(liver=LOW)))] == [Published({"liver": 0.5})]
+
+
+def test_the_spread_is_over_cases() -> None:
+    first = row("one", None)
+    values = {"liver": [0.2, 0.8, 0.6], "aorta": [0.4, 0.6, math.nan]}
+    mean_, liver, aorta = lines(study(first), results((first, scored(**values))), SCHEMA)
+    assert (liver.dice_median, liver.dice_min, liver.dice_max) == (0.6, 0.2, 0.8)
+    assert liver.dice_sd == pytest.approx(0.305505)
+    assert liver.nsd_sd == pytest.approx(0.305505 / 2)
+    assert (aorta.dice_median, aorta.dice_min, aorta.dice_max) == (0.5, 0.4, 0.6)
+    # The cases' means: 0.3, 0.7 and 0.6, as the third has no aorta.
+    assert (mean_.dice_median, mean_.dice_min, mean_.dice_max) == pytest.approx((0.6, 0.3, 0.7))
+    assert mean_.dice_sd == pytest.approx(0.2081666)
+    assert mean_.nsd_sd == pytest.approx(0.2081666 / 2)
 
 
 def test_rows_that_the_paper_lacks_have_no_order() -> None:
@@ -177,9 +220,14 @@ def test_files(tmp_path: Path) -> None:
     page = write_table(tmp_path, study(one, two), made, SCHEMA, ["made in a test"])
     write_report(tmp_path, page, made)
     text = (tmp_path / "table.md").read_text()
-    assert "| row | cases | mean | liver | aorta | p, row above | p, baseline |" in text
-    assert "| one | 6 | 0.267 (0.550) | 0.267 (0.600) | 0.267 (0.400) | – | – |" in text  # noqa: RUF001
-    assert "| two | 6 | 0.404 | 0.542 (0.800) | 0.267 (0.500) | 0.031 | 0.031 |" in text
+    assert (
+        "| row | cases | mean | liver | aorta | p, row above | p, baseline | paper's order, row above |"
+        in text
+    )
+    assert "| one | 6 | 0.267 (0.550) | 0.267 (0.600) | 0.267 (0.400) | – | – |  |" in text  # noqa: RUF001
+    assert "| two | 6 | 0.404 | 0.542 (0.800) | 0.267 (0.500) | 0.031 | 0.031 | reproduced |" in text
+    assert "| two: maximum | 0.600 | 0.800 | 0.400 |" in text
+    assert "| one: SD | 0.108 | 0.108 | 0.108 |" in text
     assert "artery of the paper beside aorta" in text
     assert "Table 9" in text
     assert "made in a test" in text
