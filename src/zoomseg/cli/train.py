@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from zoomseg.datasets.layouts import Dataset
     from zoomseg.training.training_run import TrainingRequest
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
@@ -72,7 +73,14 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     metavar="MODEL",
     multiple=True,
     help="Learn also what this model says of every patch (distillation). Several teach together, as do the "
-    "folds of a cross-validation whose folder is given.",
+    "folds of a cross-validation whose folder is given. With --unlabelled they label its scans instead.",
+)
+@click.option(
+    "--unlabelled",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Learn also from these scans: --teacher labels them, or, without, the folds of a cross-validation "
+    "that is trained first, each as long as --time-budget or --epochs say; what is uncertain is left out.",
 )
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training of this folder stopped.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -93,6 +101,7 @@ def command(
     fold: int | None,
     init: Path | None,
     teachers: tuple[str, ...],
+    unlabelled: Path | None,
     resume: bool,
     device: str,
     seed: int,
@@ -110,7 +119,7 @@ def command(
     from zoomseg.core.interrupts import ending
     from zoomseg.datasets.layouts import open_dataset
     from zoomseg.io.bundle import models_in
-    from zoomseg.training import cross_validation, training_run
+    from zoomseg.training import cross_validation, self_training, training_run
     from zoomseg.training.distributed import joined
     from zoomseg.training.log import Silent
 
@@ -118,11 +127,18 @@ def command(
         raise click.UsageError("give --time-budget or --epochs, not both")
     if fold != 0 and folds is None and not resume:
         raise click.UsageError("--fold says which of --folds is kept back; give both")
+    if fold is None and unlabelled is not None:
+        raise click.UsageError("--unlabelled is for one model; give one --fold, or none")
     data = open_dataset(dataset)
     known = tuple(str(model) for teacher in teachers for model in models_in(teacher))
     if fold is None or (resume and cross_validation.is_begun(out)):
         wish = training_run.TrainingRequest(recipe, time_budget, epochs, seed=seed, init=init, teachers=known)
-        return _train_all(dataset, out, None if resume else folds, wish, device)
+        return _train_all(data, out, None if resume else folds, wish, device)
+    if unlabelled is not None or (resume and self_training.is_begun(out)):
+        wish = training_run.TrainingRequest(
+            recipe, time_budget, epochs, folds, fold, seed, init, teachers=known
+        )
+        return _train_with_unlabelled(data, out, None if resume else unlabelled, wish, device)
     with joined() as processes:
         where = devices.resolve(processes.device(device))
         shown = TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent())
@@ -139,30 +155,60 @@ def command(
     click.echo(f"Model: {out}")
     held_back = model.provenance["validation_cases"]
     if isinstance(held_back, list) and held_back:
-        return _validate(dataset, out, tuple(str(i) for i in held_back), device)
+        return _validate(data, out, tuple(str(i) for i in held_back), device)
     return 0
 
 
-def _train_all(dataset: Path, out: Path, count: int | None, wish: TrainingRequest, device: str) -> int:
+def _require_one_process(option: str, todo: str) -> None:
+    from zoomseg.core.errors import TrainingError
+    from zoomseg.training.distributed import joined
+
+    with joined() as processes:
+        if processes.world > 1:
+            raise TrainingError(f"{option} is for one process, {processes.world} were started; {todo}")
+
+
+def _train_with_unlabelled(
+    data: Dataset, out: Path, unlabelled: Path | None, wish: TrainingRequest, device: str
+) -> int:
+    """Teachers, unless they are given; their labels; the model. ``unlabelled`` None: the training that is
+    there goes on. What is finished is not done again."""
+    from rich.console import Console
+
+    from zoomseg.backends.device import resolve
+    from zoomseg.cli.training_display import TrainingDisplay
+    from zoomseg.core.interrupts import ending
+    from zoomseg.training import cross_validation, self_training
+
+    _require_one_process("--unlabelled", "start one")
+    if unlabelled is None:
+        run = self_training.reopen(data, out, wish.seconds, wish.epochs)
+    else:
+        run = self_training.begin(data, out, unlabelled, wish)
+    worst = 0
+    if not run.wish.teachers:
+        count = None if cross_validation.is_begun(run.folder) else run.folds
+        worst = _train_all(run.labelled, run.folder, count, run.teachers_wish, device)
+    with TrainingDisplay(Console(stderr=True)) as display, ending(lambda: "--resume goes on from here"):
+        run.label(resolve(device), display)
+        run.model(resolve(device), display)
+    click.echo(f"Model: {out}")
+    held_back = run.held_back
+    return max(worst, _validate(data, out, held_back, device)) if held_back else worst
+
+
+def _train_all(data: Dataset, out: Path, count: int | None, wish: TrainingRequest, device: str) -> int:
     """All folds, one after the other; ``count`` None: those of the cross-validation that is there. What is
     finished is not done again."""
     from rich.console import Console
 
     from zoomseg.backends.device import resolve
     from zoomseg.cli.training_display import TrainingDisplay
-    from zoomseg.core.errors import TrainingError
-    from zoomseg.datasets.layouts import open_dataset
     from zoomseg.evaluation.saved import gather, read_scores
     from zoomseg.training import cross_validation
-    from zoomseg.training.distributed import joined
 
-    with joined() as processes:
-        if processes.world > 1:
-            raise TrainingError(
-                f"--fold all is for one process, {processes.world} were started; give each fold a command of "
-                "its own, --fold 0, --fold 1, ..."
-            )
-    data, where, console = open_dataset(dataset), resolve(device), Console(stderr=True)
+    _require_one_process("--fold all", "give each fold a command of its own, --fold 0, --fold 1, ...")
+    where, console = resolve(device), Console(stderr=True)
     with TrainingDisplay(console) as display:
         if count is None:
             trained = cross_validation.reopen(data, out, wish.seconds, wish.epochs)
@@ -175,7 +221,7 @@ def _train_all(dataset: Path, out: Path, count: int | None, wish: TrainingReques
         held_back = trained.held_back(fold)
         if read_scores(folder / "validation", len(held_back)) is None:
             click.echo(f"Model: {folder}")
-            worst = max(worst, _validate(dataset, folder, held_back, device))
+            worst = max(worst, _validate(data, folder, held_back, device))
     scores = gather([folder / "validation" for folder in trained.folders], data, out / "validation")
     click.echo(
         f"All {trained.count} folds: mean Dice {scores.mean['dice']:.3f} of {len(scores.cases)} cases; "
@@ -184,15 +230,14 @@ def _train_all(dataset: Path, out: Path, count: int | None, wish: TrainingReques
     return worst
 
 
-def _validate(dataset: Path, out: Path, held_back: tuple[str, ...], device: str) -> int:
+def _validate(data: Dataset, out: Path, held_back: tuple[str, ...], device: str) -> int:
     """Validate a model and say how good it is; 1 if some cases could not be segmented."""
     from zoomseg.backends.device import resolve
     from zoomseg.core.interrupts import ending
-    from zoomseg.datasets.layouts import open_dataset
     from zoomseg.training import validation
 
     with ending(lambda: f"the model in {out} is complete, its validation is not; --resume validates it"):
-        found = validation.validate(open_dataset(dataset), out, held_back, resolve(device))
+        found = validation.validate(data, out, held_back, resolve(device))
     for case in found.failed:
         click.echo(f"failed: {case.case}: {case.reason}", err=True)
     report = out / validation.FOLDER / "report.html"

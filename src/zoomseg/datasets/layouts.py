@@ -59,12 +59,14 @@ LAYOUTS = "expected imagesTr/, labelsTr/, dataset.json (nnU-Net raw, Decathlon) 
 class CaseFiles:
     """Where a case lies. ``images`` are the expected files, one per channel in order (or one 4-D file for
     all); they need not exist, so that an audit can name what is missing. ``annotated`` names the labels
-    that were drawn in this case; None means all."""
+    that were drawn in this case; None means all. ``pseudo``: a model labelled it, nobody drew anything. Such
+    a case is learned from, but nothing is planned from it, it is never held back, and it is no atlas."""
 
     id: str
     images: tuple[Path, ...]
     labels: Path | None = None
     annotated: frozenset[str] | None = None
+    pseudo: bool = False
 
 
 @dataclass(frozen=True)

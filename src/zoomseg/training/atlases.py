@@ -24,7 +24,7 @@ def collect(
     dataset: Dataset, ids: Sequence[str], recipe: Recipe, observer: Observer, stop: threading.Event
 ) -> AtlasLibrary:
     """The cases ``ids`` as atlases, but for those in which not every label was drawn: there, what is not
-    drawn would be a vote for background.
+    drawn would be a vote for background. Nor is what a model labelled an atlas.
 
     Raises:
         MissingPackageError: the registration library is not installed.
@@ -35,7 +35,8 @@ def collect(
     registration_library()  # before minutes are spent on reading
     every = set(dataset.schema.names)
     files = {case.id: case for case in dataset.cases}
-    complete = [files[i] for i in ids if (drawn := files[i].annotated) is None or drawn >= every]
+    drawn = [files[i] for i in ids if not files[i].pseudo]
+    complete = [case for case in drawn if case.annotated is None or case.annotated >= every]
     if not complete:
         raise DatasetError("no training case is annotated completely; atlases need all labels")
     reading = _Step(ATLAS, "preparing the data", observer, stop)

@@ -502,10 +502,12 @@ class _Run:
 
     def _provenance(self, complete: bool) -> dict[str, bundle.JSON]:
         initial, teachers = self.settings.init, self.settings.teachers
+        pseudo: list[bundle.JSON] = [case.id for case in self.dataset.cases if case.pseudo]
         return {
             "data_set": self.dataset.name,
             "training_cases": list(self.split.train),
             "validation_cases": list(self.split.validation),
+            **({"pseudo_labelled_cases": pseudo} if pseudo else {}),
             "seed": self.settings.seed,
             "device": self.settings.device.name,
             "processes": self.processes.world,

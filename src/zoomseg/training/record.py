@@ -19,6 +19,9 @@ from zoomseg.recipe.spec import PlannedRecipe, Recipe
 FILE = Path("training", "job.json")
 """Of a training, in the model's folder."""
 
+UNLABELLED = "unlabelled.json"
+"""Of a training with unlabelled scans, in the model's folder."""
+
 
 class _Record(BaseModel):
     """``channels`` and ``labels`` are the data set's; the rest is as in a ``TrainingRequest``."""
@@ -64,6 +67,20 @@ class CrossValidationRecord(_Record):
 
     def _changed_cases(self, dataset: Dataset) -> set[str]:
         """All that are labelled are shared out among the folds."""
+        return set(self.cases) ^ {case.id for case in dataset.cases if case.labels is not None}
+
+
+class SelfTrainingRecord(_Record):
+    """``unlabelled.json``; ``cases`` are the ids of all that are labelled, ``unlabelled`` is the folder of
+    scans that are not."""
+
+    cases: tuple[str, ...]
+    unlabelled: str
+    recipe: str | None
+    folds: Annotated[int, Field(ge=2)] | None
+    fold: Annotated[int, Field(ge=0)]
+
+    def _changed_cases(self, dataset: Dataset) -> set[str]:
         return set(self.cases) ^ {case.id for case in dataset.cases if case.labels is not None}
 
 
@@ -124,6 +141,16 @@ def read_cross_validation(out: Path) -> CrossValidationRecord:
         TrainingError: there is none, or it is damaged.
     """
     return _read(CrossValidationRecord, out / FOLDS, f"there is no cross-validation to resume in {out}")
+
+
+def read_self_training(out: Path) -> SelfTrainingRecord:
+    """Of the training with unlabelled scans in ``out``.
+
+    Raises:
+        TrainingError: there is none, or it is damaged.
+    """
+    missing = f"there is no training with unlabelled scans to resume in {out}"
+    return _read(SelfTrainingRecord, out / UNLABELLED, missing)
 
 
 def _read(kind: type[_AnyRecord], file: Path, missing: str) -> _AnyRecord:

@@ -135,12 +135,13 @@ def _decide(
     initial = None if request.init is None else fine_tuning.load(request.init, dataset)
     wanted = wanted_recipe(request, initial)
     writable_directory(out / "training")  # before minutes are spent on planning
+    drawn = _drawn(dataset, split)
     if isinstance(wanted, PlannedRecipe):
         # Every process gets a patch at least.
         wanted = wanted.model_copy(update={"batch": max(wanted.batch, processes.world)})
-        recipe, seen = _planned(dataset, out, split, wanted, device, observer, request)
+        recipe, seen = _planned(dataset, out, drawn, wanted, device, observer, request)
     else:
-        recipe, seen = _as_published(dataset, split, wanted, device, observer)
+        recipe, seen = _as_published(dataset, drawn, wanted, device, observer)
     domain = training_domain.describe(seen, recipe.intensity, dataset.channel_names, dataset.schema.names)
     taken: fine_tuning.Transfer | None = None
     if request.init is not None and initial is not None:
@@ -256,21 +257,29 @@ def _recorded(
 
 
 def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
-    """All labelled cases for training, all but one fold of them, or those that the request names."""
+    """All labelled cases for training, all but one fold of them, or those that the request names;
+    pseudo-labelled ones are trained on, and in no fold."""
+    pseudo = tuple(case.id for case in dataset.cases if case.pseudo)
     if request.split is not None:
-        return request.split
-    labelled = [case.id for case in dataset.cases if case.labels is not None]
+        return replace(request.split, train=(*request.split.train, *pseudo))
+    labelled = [case.id for case in dataset.cases if case.labels is not None and not case.pseudo]
     if not labelled:
         raise DatasetError(
             f"data set '{dataset.name}' has no labelled case; zoomseg check says what is there"
         )
     if request.folds is None:
-        return loop.Split(tuple(labelled), ())
+        return loop.Split((*labelled, *pseudo), ())
     parts = folds(labelled, request.folds, request.seed)
     if not 0 <= request.fold < request.folds:
         raise DatasetError(f"fold must be 0 to {request.folds - 1}, got {request.fold}")
     validation = parts[request.fold]
-    return loop.Split(tuple(i for i in labelled if i not in validation), validation)
+    return loop.Split((*(i for i in labelled if i not in validation), *pseudo), validation)
+
+
+def _drawn(dataset: Dataset, split: loop.Split) -> loop.Split:
+    """Without the cases that a model labelled."""
+    pseudo = {case.id for case in dataset.cases if case.pseudo}
+    return loop.Split(tuple(i for i in split.train if i not in pseudo), split.validation)
 
 
 def resolve_recipe(

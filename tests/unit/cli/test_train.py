@@ -29,6 +29,7 @@ from zoomseg.io import bundle
 from zoomseg.io.scans import read_label_values, write_image, write_labels
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump
+from zoomseg.training import self_training
 
 
 @pytest.fixture(scope="module")
@@ -324,3 +325,51 @@ def test_a_student_says_who_taught_it(
     assert record["teachers"] == [str((tmp_path / "teacher").resolve())]
     shutil.rmtree(tmp_path / "teacher")
     assert "no model folder at" in refused(capfd, data, "-o", out, "--resume", "--device", "cpu")
+
+
+@pytest.fixture
+def unlabelled(tmp_path: Path) -> Path:
+    (tmp_path / "unlabelled").mkdir()
+    for seed in (10, 11):
+        write_image(tmp_path / "unlabelled" / f"new_{seed}.nii.gz", tiny_case(seed)[0])
+    return tmp_path / "unlabelled"
+
+
+def test_unlabelled_scans_are_labelled_by_a_first_round_and_learned_from(
+    data: Path,
+    unlabelled: Path,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Networks that learned for a moment are sure of little; here they need not be sure."""
+    monkeypatch.setattr(self_training, "LEAST_CONFIDENCE", 0.0)
+    out, how = tmp_path / "model", ("--folds", "2", "--device", "cpu")
+    recipe.write_text(dump(tiny_recipe(together=True, iterations=40)))
+    assert run("train", data, "-o", out, "-r", recipe, "--unlabelled", unlabelled, *how) == 0
+    model = bundle.load(out)
+    held_back = model.provenance["validation_cases"]
+    assert len(held_back) == 2  # type: ignore[arg-type]
+    assert set(model.provenance["pseudo_labelled_cases"]) <= {"new_10", "new_11"}  # type: ignore[arg-type]
+    assert model.provenance["pseudo_labelled_cases"]
+    for fold in range(2):
+        teacher = bundle.load(out / "teachers" / f"fold-{fold}")
+        assert teacher.calibration is not None
+        assert set(held_back).isdisjoint(teacher.provenance["training_cases"])  # type: ignore[arg-type]
+    assert json.loads((out / "validation" / "summary.json").read_text())["cases"] == 2
+    assert "of 2 unlabelled scans, organs to learn from: " in capfd.readouterr().err
+    before = (out / "teachers" / "fold-0" / "model.json").read_bytes()
+    assert run("train", data, "-o", out, "--resume", "--device", "cpu") == 0
+    assert (out / "teachers" / "fold-0" / "model.json").read_bytes() == before
+
+
+def test_a_training_with_unlabelled_scans_is_not_overwritten_and_is_of_one_fold(
+    data: Path, unlabelled: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "unlabelled.json").write_text("{}")
+    asked = (data, "-o", tmp_path / "m", "--unlabelled", unlabelled)
+    assert "already holds a training (unlabelled.json); give --resume" in refused(capfd, *asked)
+    assert "is damaged" in refused(capfd, data, "-o", tmp_path / "m", "--resume")
+    assert "--unlabelled is for one model" in refused(capfd, *asked, "--folds", "2", "--fold", "all")

@@ -48,6 +48,10 @@ def test_atlases_are_completely_annotated_cases(data: Dataset, recipe: Recipe) -
     some = replace(data, cases=(*partly[:3], data.cases[3]))
     library = atlases.collect(some, some.ids, recipe, Silent(), threading.Event())
     assert [atlas.id for atlas in library.atlases] == ["case_3"]
+    labelled = replace(data.cases[2], pseudo=True)
+    without = replace(data, cases=(*data.cases[:2], labelled, data.cases[3]))
+    library = atlases.collect(without, without.ids, recipe, Silent(), threading.Event())
+    assert [atlas.id for atlas in library.atlases] == ["case_0", "case_1", "case_3"]
     none = replace(data, cases=tuple(partly))
     with pytest.raises(DatasetError, match="annotated completely"):
         atlases.collect(none, none.ids, recipe, Silent(), threading.Event())

@@ -11,7 +11,7 @@ from helpers.tiny_dataset import tiny_recipe
 from zoomseg.core.errors import TrainingError
 from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.training import record
-from zoomseg.training.record import CrossValidationRecord, TrainingRecord
+from zoomseg.training.record import CrossValidationRecord, SelfTrainingRecord, TrainingRecord
 
 QUANTILES = tuple(float(n) for n in range(-90, 100, 10))
 RECORD = TrainingRecord(
@@ -30,6 +30,18 @@ RECORD = TrainingRecord(
 FOLDS = CrossValidationRecord(
     channels=("CT",), labels={"liver": 1}, seed=0, seconds=None, epochs=3, cases=("a", "b", "c"), folds=3
 )
+UNLABELLED = SelfTrainingRecord(
+    channels=("CT",),
+    labels={"liver": 1},
+    seed=2,
+    seconds=60.0,
+    epochs=None,
+    cases=("a", "b"),
+    unlabelled="/scans",
+    recipe=None,
+    folds=None,
+    fold=0,
+)
 
 
 @pytest.fixture
@@ -43,6 +55,8 @@ def test_there_and_back(tmp_path: Path, file: Path) -> None:
     assert record.read_training(tmp_path) == RECORD
     record.write(FOLDS, tmp_path / record.FOLDS)
     assert record.read_cross_validation(tmp_path) == FOLDS
+    record.write(UNLABELLED, tmp_path / record.UNLABELLED)
+    assert record.read_self_training(tmp_path) == UNLABELLED
     assert RECORD.resolved_recipe(tmp_path) == tiny_recipe(together=True)
 
 

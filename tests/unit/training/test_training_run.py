@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,33 @@ def test_folds_share_out_the_cases(data: Dataset) -> None:
     assert everything.validation == ()
     with pytest.raises(DatasetError, match="fold must be 0 to 1, got 5"):
         training_run.choose_split(data, TrainingRequest(folds=2, fold=5))
+
+
+def test_pseudo_labelled_cases_are_in_no_fold_and_nothing_is_planned_from_them(
+    data: Dataset, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = tuple(replace(case, pseudo=case.id == "case_2") for case in data.cases)
+    mixed = replace(data, cases=cases)
+    for fold in range(3):
+        split = training_run.choose_split(mixed, TrainingRequest(folds=3, fold=fold))
+        assert "case_2" not in split.validation
+        assert split.train[-1] == "case_2"
+    assert training_run.choose_split(mixed, TrainingRequest()).train == (
+        "case_0",
+        "case_1",
+        "case_3",
+        "case_2",
+    )
+    looked: list[str] = []
+    samples = training_domain.samples
+
+    def spied(dataset: Dataset, ids: tuple[str, ...], tell: object) -> object:
+        looked.extend(ids)
+        return samples(dataset, ids, tell)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training_run.training_domain, "samples", spied)
+    training_run.start(mixed, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
+    assert looked == ["case_0", "case_1", "case_3"]
 
 
 def test_unlabelled_cases_are_not_trained_on(tmp_path: Path) -> None:

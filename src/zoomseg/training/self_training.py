@@ -1,0 +1,338 @@
+"""Self-training: trained models label scans that nobody has labelled, and a new model learns from both (Lee
+2013, "Pseudo-Label", ICML workshop; a teacher and its student as in Xie et al. 2020, arXiv:1911.04252).
+
+```
+OUT/unlabelled.json     what was asked for; a resumed training reads it and decides nothing anew
+OUT/teachers/           the first round, unless teachers were given: a cross-validation of the labelled cases
+OUT/pseudo-labels/      <case>.nii.gz, and in pseudo-labels.json which organs of which case were kept
+OUT/                    the model that learned from both, as ``training.training_run`` writes it
+```
+
+An organ of a case is kept where its confidence, an estimate of its Dice that a cross-validation calibrates
+(``inference.confidence``), is high enough. The other organs of that case count as not annotated, so that
+nothing is learned of them there, neither that they are present nor that they are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from zoomseg.backends.device import Device
+from zoomseg.core.case import Case
+from zoomseg.core.errors import DatasetError, ModelError, TrainingError, ZoomSegError, quoted
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.volume import LabelMap
+from zoomseg.datasets.layouts import CaseFiles, Dataset
+from zoomseg.inference.confidence import organ_rows_of
+from zoomseg.inference.load import load_predictor
+from zoomseg.inference.predictor import Predictor
+from zoomseg.io import bundle
+from zoomseg.io.bundle import Bundle, first_problem
+from zoomseg.io.files import check_name, reason_of, writable_directory, write_json_atomic
+from zoomseg.io.scans import ScanInput, find_scans, read_scan, write_labels
+from zoomseg.pipeline.cascade import Prediction
+from zoomseg.training import record, training_run
+from zoomseg.training.distillation import Teachers
+from zoomseg.training.log import Observer
+from zoomseg.training.record import SelfTrainingRecord
+from zoomseg.training.training_run import TrainingRequest
+
+TEACHERS = "teachers"
+LABELS = "pseudo-labels"
+KEPT = "pseudo-labels.json"
+
+FOLDS = 5
+"""Of the first round; with fewer labelled cases, as many as there are."""
+
+LEAST_CONFIDENCE = 0.8
+"""Of an organ that is learned from."""
+
+
+class _Kept(BaseModel):
+    """One scan: its files, and the organs that were kept."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    images: tuple[str, ...]
+    organs: tuple[str, ...]
+
+
+class _KeptCases(BaseModel):
+    """``pseudo-labels.json``: by case, those that are done, also where nothing was kept."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    cases: dict[str, _Kept]
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """A training of ``dataset`` and the scans in ``unlabelled``. ``wish`` says how teachers and student are
+    trained; its teachers, if there are any, label the scans."""
+
+    dataset: Dataset
+    out: Path
+    unlabelled: Path
+    wish: TrainingRequest
+
+    @property
+    def folder(self) -> Path:
+        """Of the first round's models."""
+        return self.out / TEACHERS
+
+    @property
+    def held_back(self) -> tuple[str, ...]:
+        """The cases that the student is scored on."""
+        return training_run.choose_split(self.dataset, self.wish).validation
+
+    @cached_property
+    def labelled(self) -> Dataset:
+        """What the first round learns from: not what the student is scored on."""
+        return self.dataset.subset(training_run.choose_split(self.dataset, self.wish).train)
+
+    @property
+    def folds(self) -> int:
+        """How many models the first round trains."""
+        return min(FOLDS, len(self.labelled.cases))
+
+    @property
+    def teachers_wish(self) -> TrainingRequest:
+        """How the first round is trained."""
+        return replace(self.wish, folds=None, fold=0)
+
+    def label(self, device: Device, observer: Observer) -> None:
+        """Label the scans that are not yet done, unless the student has begun to learn. A scan that cannot be
+        used is named and left out.
+
+        Raises:
+            ModelError: a teacher is no model, or knows none of the data set's labels.
+            TrainingError: no organ of any scan was kept.
+            OutputError: labels cannot be written.
+        """
+        if (self.out / record.FILE).is_file():
+            return
+        scans, done = scans_in(self.unlabelled, self.dataset), _read_kept(self.out, self.dataset.schema)
+        todo = [scan for scan in scans if scan.id not in done]
+        if todo:
+            predictor = load_predictor(
+                self.wish.teachers or (self.folder,), device, on_warning=observer.message
+            )
+            self._tell_seen(observer)
+            writable_directory(self.out / LABELS)
+            for number, scan in enumerate(todo):
+                observer.preparing(LABELS, number, len(todo))
+                kept = _labelled(scan, predictor, self.dataset.schema, self.out / LABELS, observer)
+                done[scan.id] = _Kept(images=tuple(str(p.resolve()) for p in scan.paths), organs=kept)
+                write_json_atomic(self.out / LABELS / KEPT, _KeptCases(cases=done).model_dump(mode="json"))
+            observer.preparing(LABELS, len(todo), len(todo))
+        _tell_kept(done, self.dataset.schema, observer)
+
+    def model(self, device: Device, observer: Observer) -> Bundle:
+        """The student: trained, or gone on with.
+
+        Raises:
+            InterruptedTrainingError: stopped; the next call goes on.
+            ZoomSegError: as ``training.training_run.start`` and ``resume``.
+        """
+        data = extended(self.dataset, self.out)
+        if (self.out / record.FILE).is_file():
+            return training_run.resume(data, self.out, device, observer, self.wish.seconds, self.wish.epochs)
+        return training_run.start(data, self.out, replace(self.wish, teachers=()), device, observer)
+
+    def _tell_seen(self, observer: Observer) -> None:
+        """That teachers may know the cases that the student is scored on."""
+        held_back = self.held_back
+        models = tuple(bundle.load(model) for model in self.wish.teachers)
+        seen = Teachers(self.wish.teachers, models).seen(held_back, self.dataset)
+        if seen:
+            observer.message(
+                f"{len(seen)} of the {len(held_back)} cases kept back were among the teachers' training "
+                f"cases ({', '.join(seen[:3])}), so that scores on these will be too good"
+            )
+
+
+def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) -> SelfTraining:
+    """Write down what was asked for, once it can be done.
+
+    Raises:
+        ModelError: ``out`` already holds a training; a teacher is no model.
+        DatasetError: too few labelled cases; unlabelled scans that have a labelled case's name.
+        ScanError: there are no scans in ``unlabelled``.
+        OutputError: ``out`` cannot be written.
+    """
+    for file in (out / record.UNLABELLED, out / "model.json", out / record.FILE, out / bundle.FOLDS):
+        if file.exists():
+            raise ModelError(
+                f"{out} already holds a training ({file.name}); give --resume to go on with it, or another "
+                "folder"
+            )
+    scans_in(unlabelled, dataset)
+    teachers = tuple(str(bundle.find(model).resolve()) for model in wish.teachers)
+    run = SelfTraining(
+        dataset, out, unlabelled, replace(wish, recipe=_absolute(wish.recipe), teachers=teachers)
+    )
+    for model in teachers:
+        _require_known(bundle.load(model), dataset.schema)
+    if not teachers and len(run.labelled.cases) < 2:
+        raise DatasetError(
+            "the first round needs two labelled cases at least; label more, or give a --teacher"
+        )
+    writable_directory(out)
+    record.write(
+        SelfTrainingRecord(
+            channels=dataset.channel_names,
+            labels=record.fixed_by(dataset)["labels"],
+            cases=tuple(case.id for case in dataset.cases if case.labels is not None),
+            unlabelled=str(unlabelled.resolve()),
+            recipe=run.wish.recipe,
+            folds=wish.folds,
+            fold=wish.fold,
+            seconds=wish.seconds,
+            epochs=wish.epochs,
+            seed=wish.seed,
+            init=None if wish.init is None else str(wish.init.resolve()),
+            teachers=teachers,
+        ),
+        out / record.UNLABELLED,
+    )
+    return run
+
+
+def reopen(
+    dataset: Dataset, out: Path, seconds: float | None = None, epochs: int | None = None
+) -> SelfTraining:
+    """The training in ``out``; ``seconds`` or ``epochs`` replace the length of what is not finished.
+
+    Raises:
+        TrainingError: there is none, it is damaged, or it was of other cases, labels or channels.
+    """
+    known = record.read_self_training(out)
+    known.require_same_data(dataset, out)
+    if seconds is None and epochs is None:
+        seconds, epochs = known.seconds, known.epochs
+    init = None if known.init is None else Path(known.init)
+    wish = TrainingRequest(
+        known.recipe, seconds, epochs, known.folds, known.fold, known.seed, init, teachers=known.teachers
+    )
+    return SelfTraining(dataset, out, Path(known.unlabelled), wish)
+
+
+def is_begun(out: Path) -> bool:
+    """Whether a folder holds a training with unlabelled scans."""
+    return (out / record.UNLABELLED).is_file()
+
+
+def scans_in(folder: Path, dataset: Dataset) -> list[ScanInput]:
+    """The scans without labels.
+
+    Raises:
+        ScanError: there are none.
+        DatasetError: DICOM, or a name that a case of the data set has.
+    """
+    scans = find_scans(folder)
+    for scan in scans:
+        if scan.dicom is not None:
+            raise DatasetError(f"{folder}: unlabelled scans must be NIfTI, NRRD or MHA files, not DICOM")
+        if scan.id in dataset.ids:
+            raise DatasetError(
+                f"unlabelled scan '{quoted(scan.id)}' has the name of a case of data set '{dataset.name}'; "
+                "rename it, or take it out if it is the same scan"
+            )
+    return scans
+
+
+def extended(dataset: Dataset, out: Path) -> Dataset:
+    """The data set, and the scans of which some organ was kept.
+
+    Raises:
+        TrainingError: ``pseudo-labels.json`` is damaged.
+    """
+    added = [
+        CaseFiles(
+            id_,
+            tuple(Path(image) for image in kept.images),
+            out / LABELS / f"{id_}.nii.gz",
+            frozenset(kept.organs),
+            pseudo=True,
+        )
+        for id_, kept in _read_kept(out, dataset.schema).items()
+        if kept.organs
+    ]
+    return replace(dataset, cases=tuple(sorted((*dataset.cases, *added), key=lambda case: case.id)))
+
+
+def _absolute(recipe: str | None) -> str | None:
+    return str(Path(recipe).resolve()) if recipe is not None and Path(recipe).is_file() else recipe
+
+
+def _require_known(teacher: Bundle, schema: LabelSchema) -> None:
+    if not any(schema.find(name) for name in teacher.schema.names):
+        raise ModelError(
+            f"teacher {teacher.folder or teacher.recipe.name} knows none of the data set's labels (it has "
+            f"{', '.join(teacher.schema.names)})"
+        )
+
+
+def _labelled(
+    scan: ScanInput, predictor: Predictor, schema: LabelSchema, out: Path, observer: Observer
+) -> tuple[str, ...]:
+    """Label one scan; the organs that were kept."""
+    path = out / f"{scan.id}.nii.gz"
+    try:
+        check_name(path)
+        case = read_scan(scan, channels_last=predictor.channels > 1)
+        result = predictor.predict(case, keep=False)
+    except ZoomSegError as error:
+        observer.message(f"{scan.id}: not used ({error})")
+        return ()
+    labels, kept = _confident(case, result, predictor.bundle, schema)
+    if kept:
+        write_labels(path, labels)
+    return kept
+
+
+def _confident(
+    case: Case, result: Prediction, teacher: Bundle, schema: LabelSchema
+) -> tuple[LabelMap, tuple[str, ...]]:
+    """The label map with the confident organs alone, as classes of the data set, and their names."""
+    rows = organ_rows_of(case.id, result, case.image, teacher.calibration, domain=teacher.domain)
+    table = np.zeros(result.schema.classes, dtype=np.uint8)
+    kept = set()
+    for row in rows:
+        own = schema.find(row.organ)
+        if own is not None and row.confidence is not None and row.confidence >= LEAST_CONFIDENCE:
+            table[result.schema.class_of(row.organ)] = schema.class_of(own)
+            kept.add(own)
+    labels = LabelMap(table[result.labels.data], case.image.grid, schema)
+    return labels, tuple(name for name in schema.names if name in kept)
+
+
+def _read_kept(out: Path, schema: LabelSchema) -> dict[str, _Kept]:
+    file = out / LABELS / KEPT
+    try:
+        cases = _KeptCases.model_validate_json(file.read_bytes()).cases
+    except FileNotFoundError:
+        return {}
+    except (ValidationError, OSError) as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else reason_of(error)
+        raise TrainingError(f"{file} is damaged ({reason}); remove it to label the scans anew") from error
+    for id_, kept in cases.items():
+        if Path(id_).name != id_ or not set(kept.organs) <= set(schema.names):
+            raise TrainingError(f"{file} is damaged (case {quoted(id_)}); remove it to label the scans anew")
+    return dict(cases)
+
+
+def _tell_kept(done: dict[str, _Kept], schema: LabelSchema, observer: Observer) -> None:
+    counts = {name: sum(name in kept.organs for kept in done.values()) for name in schema.names}
+    if not any(counts.values()):
+        raise TrainingError(
+            f"of {len(done)} unlabelled scans, the teachers are sure of no organ (confidence below "
+            f"{LEAST_CONFIDENCE}); train them for longer, or train without --unlabelled"
+        )
+    told = ", ".join(f"{name} {count}" for name, count in counts.items())
+    observer.message(f"of {len(done)} unlabelled scans, organs to learn from: {told}")
