@@ -41,8 +41,6 @@ from zoomseg.study.steps import told, training_steps
 from zoomseg.study.table import RowResult, on_common_organs, write_report, write_table
 from zoomseg.study.trainings import Trainings
 
-TOLERANCE_MM = 1.0
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -92,7 +90,8 @@ def _tabulate(
     rows = on_common_organs(done)
     about = [*notes(trainings, _unscored(done, rows)), *_steps_told(rows, len(trainings.folds))]
     about += [f"Row '{row.name}' is left out: {error}" for row, error in left_out]
-    took = efficiency.sheet({row.name: _folders(row.row, trainings) for row in rows})
+    places = {r.name: trainings.out / "rows" / slug(r.name) for r in rows}
+    took = efficiency.sheet({name: sorted(place.glob("fold-*")) for name, place in places.items()})
     sheets = () if took is None else (took,)
     return write_table(trainings.out, study, rows, trainings.dataset.schema, about, sheets), rows
 
@@ -139,19 +138,11 @@ def _unscored(before: Sequence[RowResult], after: Sequence[RowResult]) -> list[s
 # --- one row on one fold --------------------------------------------------------------------------
 
 
-def _folder(row: Row, fold: int, trainings: Trainings) -> Path:
-    return trainings.out / "rows" / slug(row.name) / f"fold-{fold}"
-
-
-def _folders(row: Row, trainings: Trainings) -> list[Path]:
-    return [_folder(row, fold, trainings) for fold in trainings.folds]
-
-
 def _scored(row: Row, fold: int, trainings: Trainings, failed: list[str]) -> Evaluation:
-    folder = _folder(row, fold, trainings)
+    folder = trainings.out / "rows" / slug(row.name) / f"fold-{fold}"
     held_back = trainings.split(fold).validation
     found = read_scores(folder, len(held_back))
-    if found is not None:
+    if found is not None and found.tolerances == row.tolerances:
         return found
     predictions = folder / "predictions"
     problems = _predict(row, fold, trainings, held_back, predictions)
@@ -161,7 +152,7 @@ def _scored(row: Row, fold: int, trainings: Trainings, failed: list[str]) -> Eva
     trainings.watch.say(f"scoring {len(held_back) - len(problems)} cases")
     reference = trainings.dataset.subset(held_back)
     scores = evaluate(
-        predictions, reference, folder, TOLERANCE_MM, provenance={"row": row.name, "fold": fold}
+        predictions, reference, folder, row.tolerances, provenance={"row": row.name, "fold": fold}
     )
     failed += [f"{row.name}, fold {fold}: {failure.case}: {failure.reason}" for failure in scores.failures]
     # From the file, with its digits, so that a resumed study has exactly the same table.
