@@ -43,8 +43,6 @@ from zoomseg.study.steps import paper_steps, told, training_steps
 from zoomseg.study.table import RowResult, on_common_organs, write_report, write_table
 from zoomseg.study.trainings import Trainings
 
-TOLERANCE_MM = 1.0
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -120,9 +118,8 @@ def _tabulate(
     unseen = bool(rows) and rows[0].unseen
     took = efficiency.sheet({row.name: _folders(row.row, trainings, unseen) for row in rows})
     sheets = () if took is None else (took,)
-    return write_table(
-        _table_folder(trainings, rows), study, rows, trainings.dataset.schema, about, sheets
-    ), rows
+    folder = _table_folder(trainings, rows)
+    return write_table(folder, study, rows, trainings.dataset.schema, about, sheets), rows
 
 
 def _table_folder(trainings: Trainings, rows: Sequence[RowResult]) -> Path:
@@ -208,7 +205,7 @@ def _scored(
     of = part.replace("-", " ")
     where = f"{row.name}, {of}"
     found = read_scores(folder, len(reference.cases))
-    if found is not None:
+    if found is not None and found.tolerances == row.tolerances:
         return found
     predictions = folder / "predictions"
     problems = _predict(row, fold, trainings, reference, predictions)
@@ -217,7 +214,7 @@ def _scored(
         raise ScanError(f"row '{row.name}', {of}: no case could be predicted; {problems[0]}")
     trainings.watch.say(f"scoring {len(reference.cases) - len(problems)} cases")
     scores = evaluate(
-        predictions, reference, folder, TOLERANCE_MM, provenance={"row": row.name, "fold": fold}
+        predictions, reference, folder, row.tolerances, provenance={"row": row.name, "fold": fold}
     )
     failed += [f"{where}: {failure.case}: {failure.reason}" for failure in scores.failures]
     # From the file, with its digits, so that a resumed study has exactly the same table.

@@ -17,6 +17,7 @@ from zoomseg.core.errors import OutputError, RecipeError
 from zoomseg.core.geometry import Orientation
 from zoomseg.inference import probability_maps
 from zoomseg.inference.batch import ExtraOutputs
+from zoomseg.inference.memory_limits import MemoryLimits
 from zoomseg.inference.outputs import segment_to_folder
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.scans import ScanInput, write_image
@@ -88,3 +89,16 @@ def test_memory_does_not_grow_with_organs_and_holds_the_stages() -> None:
     assert one.held
     assert both.writing_bytes(grid) == one.writing_bytes(grid) > 3 * grid.box.voxels
     assert ExtraOutputs(stages=True).writing_bytes(grid) == 0
+
+
+def test_memory_is_asked_for_before_a_scan_is_read(
+    scan: ScanInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, bool]] = []
+    monkeypatch.setattr(Predictor, "admit", lambda self, grid, reading, keep: asked.append((reading, keep)))
+    limited = Predictor(untrained_bundle(), CPU, limits=MemoryLimits(CPU, ram=2**40))
+    for beside in (ExtraOutputs(), MAPS):
+        segment_to_folder([scan], tmp_path / "out", limited, beside=beside)
+    (without, kept), (with_maps, kept_with_maps) = asked
+    assert with_maps - without == MAPS.writing_bytes(tiny_case(1)[0].grid)
+    assert (kept, kept_with_maps) == (False, True)

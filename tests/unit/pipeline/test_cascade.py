@@ -238,8 +238,11 @@ def test_the_atlas_prior_has_its_say_where_a_stage_asks_for_it() -> None:
         return softmax(logits)
 
     recipe = chain(("a", fusing | NEAREST))
-    result = Cascade(recipe, SCHEMA, by_name({"a": unsure}), CPU, atlas_of=lambda scan: atlas).run(case())
+    cascade = Cascade(recipe, SCHEMA, by_name({"a": unsure}), CPU, atlas_of=lambda scan: atlas)
+    result = cascade.run(case())
     assert result.labels.data[::2, 0, 0].tolist() == [1] * 4 + [0] * 4 + [2] * 4
+    assert result.atlas is atlas  # from which probability maps are made
+    assert cascade.run(case(), keep=False).atlas is None
     assert list(result.stages) == ["a"]
     assert list(result.seconds) == ["prepare", ATLAS, "a", "fuse"]
 

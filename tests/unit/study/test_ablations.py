@@ -176,3 +176,13 @@ def test_small_organ_variants() -> None:
 )
 def test_organs_of_the_papers_in_a_data_set(paper: str, own: str | None) -> None:
     assert find_organ(paper, BTCV) == own
+
+
+def test_the_challenge_is_scored_by_its_own_rule_and_all_others_at_1_mm() -> None:
+    rules = {
+        name: {row.tolerances.name for row in a.rows}
+        for name, a in STUDIES.items()
+        if isinstance(a, Ablation)
+    }
+    assert rules.pop("flare22") == {"flare22"}
+    assert set.union(*rules.values()) == {"1 mm"}

@@ -14,11 +14,12 @@ from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
 from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import ScanError
 from zoomseg.datasets.layouts import Dataset
+from zoomseg.evaluation.tolerances import FLARE22_TOLERANCES
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.scans import read_label_values
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump
-from zoomseg.study import run
+from zoomseg.study import efficiency, run
 from zoomseg.study.ablations import Ablation, Published, Row, Training
 from zoomseg.study.recipe_edits import chain, on_stages, only, trained_apart, unchanged
 from zoomseg.study.run import Outcome, answering, predicted_organs, run_ablation, slug
@@ -250,6 +251,29 @@ def test_a_row_that_cannot_be_carried_out_is_left_out_and_named(
     assert "no stage 'nowhere'" in reason
     assert [r.name for r in outcome.rows] == [COARSE.name, FINE.name]
     assert "is left out" in (done / "table.md").read_text()
+
+
+def test_rows_are_scored_as_the_paper_scores(done: Path, study: Ablation, data: Dataset) -> None:
+    """And scored again where another rule scored them before, without predicting anew."""
+    flare = replace(study, rows=tuple(replace(row, tolerances=FLARE22_TOLERANCES) for row in study.rows))
+    summary = done / "rows" / "fine" / "fold-0" / "summary.json"
+    carried_out(flare, data, done)
+    assert json.loads(summary.read_text())["rule"] == "flare22"
+    assert "NSD at flare22." in (done / "table.md").read_text()
+    carried_out(study, data, done)
+    assert json.loads(summary.read_text())["rule"] == "1 mm"
+
+
+def test_what_the_predictions_took_is_in_the_table(done: Path) -> None:
+    text = (done / "table.md").read_text()
+    assert f"## {efficiency.TITLE}" in text
+    after = text.partition(efficiency.TITLE)[2]
+    assert [
+        line.split("|")[1:3] for line in after.splitlines() if line.startswith(("| coarse", "| fine"))
+    ] == [
+        [" coarse (first) ", " 3 "],
+        [" fine ", " 3 "],
+    ]
 
 
 def test_answering_keeps_the_weights_of_the_stages_left() -> None:
