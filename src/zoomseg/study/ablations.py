@@ -285,7 +285,7 @@ FLARE_ROWS = (
             },
             mean_nsd=0.9316,
         ),
-        FLARE22_TOLERANCES,
+        tolerances=FLARE22_TOLERANCES,
     ),
 )
 
