@@ -177,21 +177,18 @@ def _view(
     priors: Mapping[str, StagePrediction],
 ) -> stage_input.StageView | None:
     """Where a stage looks in training: in the widest of its reference boxes, or as in prediction."""
-    match stage:
-        case Stage(
-            roi=BoxAround(of=of, labels=wanted, reference_margin_mm=(_, widest)), grid=FixedShape() as spec
-        ):
-            source = stage if wanted == "own" else graph.stage_of(recipe, of)
-            schema = reference.schema
-            names = graph.resolve_labels(source, schema) if isinstance(wanted, str) else wanted
-            mask = np.isin(reference.data, [schema.class_of(name) for name in names])
-            found = roi.box_around(mask, reference.grid, scan.grid, widest)
-            if found is None:
-                return None
-            grid = grids.stage_grid(spec, scan.grid, found.box)
-            return stage_input.StageView(stage, grid, Region.whole(grid))
-        case _:
-            return stage_input.view(stage, recipe, scan, priors)
+    look, spec = stage.roi, stage.grid
+    if not (isinstance(look, BoxAround) and look.reference_margin_mm and isinstance(spec, FixedShape)):
+        return stage_input.view(stage, recipe, scan, priors)
+    source = stage if look.labels == "own" else graph.stage_of(recipe, look.of)
+    schema = reference.schema
+    names = graph.resolve_labels(source, schema) if isinstance(look.labels, str) else look.labels
+    mask = np.isin(reference.data, [schema.class_of(name) for name in names])
+    found = roi.box_around(mask, reference.grid, scan.grid, look.reference_margin_mm[1])
+    if found is None:
+        return None
+    grid = grids.stage_grid(spec, scan.grid, found.box)
+    return stage_input.StageView(stage, grid, Region.whole(grid))
 
 
 def _store_priors(
