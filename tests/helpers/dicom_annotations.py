@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pydicom
+from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
 from zoomseg.core.geometry import Grid
@@ -85,3 +88,12 @@ def drawn_on(grid: Grid) -> LabelMap:
     classes[10:, :, 3:][rng.random(classes[10:, :, 3:].shape) < 0.4] = 3
     classes[0, -1, -1] = 5
     return LabelMap(classes, grid, ORGANS)
+
+
+def spoiled(path: Path, change: Callable[[Dataset], None]) -> Path:
+    """A copy of a DICOM file, beside it, changed."""
+    dataset = pydicom.dcmread(path)
+    change(dataset)
+    out = path.with_name("spoiled.dcm")
+    dataset.save_as(out)
+    return out

@@ -105,3 +105,11 @@ def multi_frame(values: Array, frames: Sequence[dict[str, Any]], shared: dict[st
     dataset.SharedFunctionalGroupsSequence = [item(**{name: [of] for name, of in shared.items()})]
     dataset.PerFrameFunctionalGroupsSequence = [item(**{n: [of] for n, of in one.items()}) for one in frames]
     return dataset
+
+
+def numbered_series(folder: Path, number: int, study: str = "1.2.3", **tags: Any) -> Path:
+    """A series on disk, with numbers of its own."""
+    uid = f"1.2.3.{study}.{number}"
+    return write(
+        folder, stack(ramp(), SeriesNumber=number, SeriesInstanceUID=uid, StudyInstanceUID=study, **tags)
+    )

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import SimpleITK as sitk  # noqa: N813
 from hypothesis import strategies as st
 
+from zoomseg.core.errors import OutputError
 from zoomseg.core.geometry import Grid
+from zoomseg.io.itk_header import ItkHeader
+from zoomseg.io.itk_voxels import read_voxels
 
 NUMBERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -67,3 +73,66 @@ def swapped(path: Path, array: npt.NDArray[Any], little: bytes, big: bytes) -> P
     other = array.astype(array.dtype.newbyteorder(">")).tobytes(order="F")
     path.write_bytes(head.replace(little, big) + other)
     return path
+
+
+Drawn = tuple[str, Grid, int]
+"""Type of the voxels, where they lie, and the seed that draws them."""
+ANY_VOXELS = st.tuples(st.sampled_from(NUMBERS), grids(), st.integers(0, 2**32 - 1))
+STORED = ("raw", "packed", "big")
+
+
+@dataclass(frozen=True)
+class Format:
+    """One of the formats that ITK shares with this package, whose functions are under test."""
+
+    suffix: str
+    save: Callable[[Path, npt.NDArray[Any], Grid], None]
+    header: Callable[[Path], ItkHeader]
+    little: bytes
+    big: bytes
+    """How its header says either byte order."""
+
+    def check_written(self, folder: Path, drawn: Drawn) -> None:
+        """SimpleITK and this package read what is written."""
+        dtype, grid, seed = drawn
+        path, array = folder / f"a{self.suffix}", values(dtype, grid.shape, seed)
+        self.save(path, array, grid)
+        voxels, affine = read(path)
+        assert voxels.dtype == array.dtype
+        assert np.array_equal(voxels, array)
+        assert np.allclose(affine, grid.affine, rtol=0, atol=1e-9)
+        header = self.header(path)
+        assert np.array_equal(read_voxels(path, header), array)
+        assert np.allclose(header.grid.affine, grid.affine, rtol=0, atol=1e-12)
+
+    def check_read(self, folder: Path, drawn: Drawn, stored: str) -> None:
+        """What SimpleITK writes is read, stored in any of the ways ``STORED``."""
+        dtype, grid, seed = drawn
+        path, array = folder / f"a{self.suffix}", values(dtype, grid.shape, seed)
+        write(path, array, grid, stored == "packed")
+        if stored == "big" and array.itemsize > 1:
+            swapped(path, array, self.little, self.big)
+        theirs, affine = read(path)
+        header = self.header(path)
+        voxels = read_voxels(path, header)
+        assert voxels.dtype == array.dtype
+        assert voxels.dtype.isnative
+        assert np.array_equal(voxels, array)
+        assert np.array_equal(voxels, theirs)
+        assert header.shape == grid.shape
+        assert np.allclose(header.grid.affine, affine, rtol=0, atol=1e-9)
+
+    def check_equal_files(self, folder: Path) -> None:
+        """Equal images are equal files, in whatever order and byte order their voxels lie in memory."""
+        array, grid = values("int16", (3, 4, 5), 0), Grid.from_spacing((3, 4, 5), (1.0, 2.0, 3.0))
+        a, b = (folder / f"{name}{self.suffix}" for name in "ab")
+        self.save(a, array, grid)
+        self.save(b, np.asfortranarray(array).astype(">i2"), grid)
+        assert a.read_bytes() == b.read_bytes()
+
+    def check_refused(self, folder: Path, dtype: str) -> None:
+        """Numbers that the format has not are refused by their name."""
+        grid = Grid.from_spacing((3, 4, 5), (1.0, 1.0, 1.0))
+        told = rf"a\{self.suffix}: the format has no numbers of type {dtype}"
+        with pytest.raises(OutputError, match=told):
+            self.save(folder / f"a{self.suffix}", np.zeros((3, 4, 5), dtype), grid)

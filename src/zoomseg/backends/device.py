@@ -4,7 +4,6 @@ training, needs it."""
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ import psutil
 
 from zoomseg.core.arrays import AnyNumpy, Array, beside
 from zoomseg.core.errors import ZoomSegError
+from zoomseg.core.extras import installed
 
 if TYPE_CHECKING:
     import torch
@@ -163,7 +163,7 @@ def resolve(name: str) -> Device:
 def cuda_is_available() -> bool:
     """Whether torch has a GPU to compute on. Torch, which takes seconds to load, is asked only where there is
     a driver."""
-    if importlib.util.find_spec("torch") is None or not has_gpu_driver():
+    if not installed("torch") or not has_gpu_driver():
         return False
     import torch
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoomseg.backends.device import Device
-from zoomseg.core.errors import ModelError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
@@ -87,12 +86,7 @@ def begin(
         DatasetError: too few labelled cases for the folds.
         OutputError: ``out`` cannot be written.
     """
-    for file in (out / bundle.FOLDS, out / "model.json", out / "training" / "job.json"):
-        if file.exists():
-            raise ModelError(
-                f"{out} already holds a training ({file.name}); give --resume to go on with it, or another "
-                "folder"
-            )
+    record.require_free(out, bundle.FOLDS, "model.json", record.FILE)
     folds = CrossValidation(dataset, out, count, wish)
     folds.held_back(0)  # refuses more folds than cases
     cases = training_run.choose_split(dataset, TrainingRequest())
@@ -106,15 +100,9 @@ def begin(
         recipe = planned.recipe
     write_text_atomic(out / "recipe.yaml", dump(recipe))
     asked = CrossValidationRecord(
-        channels=dataset.channel_names,
-        labels=record.fixed_by(dataset)["labels"],
+        **training_run.recorded(dataset, wish),
         cases=cases.train,
         folds=count,
-        seconds=wish.seconds,
-        epochs=wish.epochs,
-        seed=wish.seed,
-        init=None if wish.init is None else str(wish.init.resolve()),
-        teachers=tuple(str(bundle.find(model).resolve()) for model in wish.teachers),
     )
     record.write(asked, out / bundle.FOLDS)
     return folds
@@ -131,8 +119,7 @@ def reopen(
     """
     known = record.read_cross_validation(out)
     known.require_same_data(dataset, out)
-    if seconds is None and epochs is None:
-        seconds, epochs = known.seconds, known.epochs
+    seconds, epochs = known.length(seconds, epochs)
     init = None if known.init is None else Path(known.init)
     wish = TrainingRequest(
         seconds=seconds, epochs=epochs, seed=known.seed, init=init, teachers=known.teachers

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from zoomseg.core.errors import TrainingError
+from zoomseg.core.errors import ModelError, TrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io.bundle import FOLDS, first_problem
 from zoomseg.io.files import reason_of, write_json_atomic
@@ -54,34 +54,37 @@ class _Record(BaseModel):
                 f"data set '{dataset.name}' has other cases than {out} was trained with ({min(changed)})"
             )
 
+    def length(self, seconds: float | None, epochs: int | None) -> tuple[float | None, int | None]:
+        """Seconds and epochs of what is not finished: those given, else those that it began with."""
+        return (self.seconds, self.epochs) if seconds is None and epochs is None else (seconds, epochs)
+
     def _changed_cases(self, dataset: Dataset) -> set[str]:
         """Cases that the training cannot go on without, or with."""
         raise NotImplementedError
 
 
-class CrossValidationRecord(_Record):
-    """``folds.json``; ``cases`` are the ids of all that are labelled."""
+class _OfAllLabelled(_Record):
+    """``cases`` are the ids of all that are labelled."""
 
     cases: tuple[str, ...]
-    folds: Annotated[int, Field(ge=2)]
 
     def _changed_cases(self, dataset: Dataset) -> set[str]:
-        """All that are labelled are shared out among the folds."""
         return set(self.cases) ^ {case.id for case in dataset.cases if case.labels is not None}
 
 
-class SelfTrainingRecord(_Record):
-    """``unlabelled.json``; ``cases`` are the ids of all that are labelled, ``unlabelled`` is the folder of
-    scans that are not."""
+class CrossValidationRecord(_OfAllLabelled):
+    """``folds.json``: the cases are shared out among the folds."""
 
-    cases: tuple[str, ...]
+    folds: Annotated[int, Field(ge=2)]
+
+
+class SelfTrainingRecord(_OfAllLabelled):
+    """``unlabelled.json``; ``unlabelled`` is the folder of scans that are not labelled."""
+
     unlabelled: str
     recipe: str | None
     folds: Annotated[int, Field(ge=2)] | None
     fold: Annotated[int, Field(ge=0)]
-
-    def _changed_cases(self, dataset: Dataset) -> set[str]:
-        return set(self.cases) ^ {case.id for case in dataset.cases if case.labels is not None}
 
 
 class TrainingRecord(_Record):
@@ -115,6 +118,23 @@ _AnyRecord = TypeVar("_AnyRecord", bound=_Record)
 def fixed_by(dataset: Dataset) -> dict[str, Any]:
     """What a network's inputs and outputs mean: a resumed training must find it unchanged."""
     return {"channels": list(dataset.channel_names), "labels": dataset.schema.value_of}
+
+
+def require_free(out: Path, *files: str | Path) -> None:
+    """Refuse a folder in which something was begun.
+
+    Args:
+        files: which tell of that, in the folder.
+
+    Raises:
+        ModelError: one of them is there.
+    """
+    there = next((out / file for file in files if (out / file).exists()), None)
+    if there is not None:
+        raise ModelError(
+            f"{out} already holds a training ({there.name}); give --resume to go on with it, or another "
+            "folder"
+        )
 
 
 def write(record: _Record, file: Path) -> None:

@@ -165,12 +165,7 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
         ScanError: there are no scans in ``unlabelled``.
         OutputError: ``out`` cannot be written.
     """
-    for file in (out / record.UNLABELLED, out / "model.json", out / record.FILE, out / bundle.FOLDS):
-        if file.exists():
-            raise ModelError(
-                f"{out} already holds a training ({file.name}); give --resume to go on with it, or another "
-                "folder"
-            )
+    record.require_free(out, record.UNLABELLED, "model.json", record.FILE, bundle.FOLDS)
     scans_in(unlabelled, dataset)
     teachers = tuple(str(bundle.find(model).resolve()) for model in wish.teachers)
     run = SelfTraining(
@@ -185,18 +180,12 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
     writable_directory(out)
     record.write(
         SelfTrainingRecord(
-            channels=dataset.channel_names,
-            labels=record.fixed_by(dataset)["labels"],
+            **training_run.recorded(dataset, run.wish),
             cases=tuple(case.id for case in dataset.cases if case.labels is not None),
             unlabelled=str(unlabelled.resolve()),
             recipe=run.wish.recipe,
             folds=wish.folds,
             fold=wish.fold,
-            seconds=wish.seconds,
-            epochs=wish.epochs,
-            seed=wish.seed,
-            init=None if wish.init is None else str(wish.init.resolve()),
-            teachers=teachers,
         ),
         out / record.UNLABELLED,
     )
@@ -213,8 +202,7 @@ def reopen(
     """
     known = record.read_self_training(out)
     known.require_same_data(dataset, out)
-    if seconds is None and epochs is None:
-        seconds, epochs = known.seconds, known.epochs
+    seconds, epochs = known.length(seconds, epochs)
     init = None if known.init is None else Path(known.init)
     wish = TrainingRequest(
         known.recipe, seconds, epochs, known.folds, known.fold, known.seed, init, teachers=known.teachers

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -190,19 +191,30 @@ def _as_published(
 
 def _record_of(dataset: Dataset, request: TrainingRequest, decided: _Decided) -> record.TrainingRecord:
     return record.TrainingRecord(
-        channels=dataset.channel_names,
-        labels=record.fixed_by(dataset)["labels"],
+        **recorded(dataset, request),
         recipe=decided.recipe.model_dump(mode="json"),
         train=decided.split.train,
         validation=decided.split.validation,
-        seed=request.seed,
-        seconds=request.seconds,
-        epochs=request.epochs,
-        init=None if request.init is None else str(request.init.resolve()),
         registered=None if request.registered is None else str(request.registered.resolve()),
-        teachers=tuple(str(bundle.find(model).resolve()) for model in request.teachers),
         training_domain=decided.domain,
     )
+
+
+def recorded(dataset: Dataset, request: TrainingRequest) -> dict[str, Any]:
+    """What every record says of a request; paths are made absolute.
+
+    Raises:
+        ModelError: a teacher is no model.
+    """
+    return {
+        "channels": dataset.channel_names,
+        "labels": dataset.schema.value_of,
+        "seed": request.seed,
+        "seconds": request.seconds,
+        "epochs": request.epochs,
+        "init": None if request.init is None else str(request.init.resolve()),
+        "teachers": tuple(str(bundle.find(model).resolve()) for model in request.teachers),
+    }
 
 
 def resume(
@@ -235,8 +247,7 @@ def _recorded(
     known = record.read_training(out)
     recipe = known.resolved_recipe(out)
     known.require_same_data(dataset, out)
-    if seconds is None and epochs is None:
-        seconds, epochs = known.seconds, known.epochs
+    seconds, epochs = known.length(seconds, epochs)
     _check_numbers(seconds, epochs, known.seed)
     taken: fine_tuning.Transfer | None = None
     if known.init is not None:

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from helpers.dicom_annotations import ORGANS, ORIENTATIONS, drawn_on, grid_of, series_on
+from helpers.dicom_annotations import ORGANS, ORIENTATIONS, drawn_on, grid_of, series_on, spoiled
 from zoomseg.core.errors import LabelError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
@@ -24,18 +24,6 @@ from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.write.rtstruct import write_rtstruct
 
 FloatArray = npt.NDArray[np.float64]
-
-
-@pytest.fixture
-def series() -> DicomSeries:
-    return series_on(grid_of("axial"))
-
-
-@pytest.fixture
-def written(tmp_path: Path, series: DicomSeries) -> Path:
-    path = tmp_path / "case.rtstruct.dcm"
-    assert write_rtstruct(path, drawn_on(series.grid), series, "abdomen-ct", "3")
-    return path
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -304,21 +292,13 @@ def _an_image(dataset: Dataset) -> None:
     ],
 )
 def test_bad_files_are_refused_in_one_line(
-    change: Callable[[Dataset], None], message: str, written: Path, series: DicomSeries
+    change: Callable[[Dataset], None], message: str, written_rtstruct: Path, series: DicomSeries
 ) -> None:
-    path = changed(written, change)
+    path = spoiled(written_rtstruct, change)
     with pytest.raises(ScanError, match=message) as error:
         read_rtstruct(path, series)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
-
-
-def changed(path: Path, change: Callable[[Dataset], None]) -> Path:
-    dataset = pydicom.dcmread(path)
-    change(dataset)
-    out = path.with_name("spoiled.dcm")
-    dataset.save_as(out)
-    return out
 
 
 ONE_BAD: dict[str, tuple[Callable[[Dataset], None], set[str], str]] = {
@@ -335,9 +315,13 @@ ONE_BAD: dict[str, tuple[Callable[[Dataset], None], set[str], str]] = {
 
 @pytest.mark.parametrize(("change", "lost", "message"), ONE_BAD.values(), ids=ONE_BAD.keys())
 def test_a_bad_structure_refuses_itself_alone(
-    change: Callable[[Dataset], None], lost: set[str], message: str, written: Path, series: DicomSeries
+    change: Callable[[Dataset], None],
+    lost: set[str],
+    message: str,
+    written_rtstruct: Path,
+    series: DicomSeries,
 ) -> None:
-    whole, path = read_rtstruct(written, series), changed(written, change)
+    whole, path = read_rtstruct(written_rtstruct, series), spoiled(written_rtstruct, change)
     found = read_rtstruct(path, series)
     assert set(found.names) == set(whole.names) - lost
     assert all(np.array_equal(found.voxels[name], whole.voxels[name]) for name in found.names)
@@ -359,16 +343,18 @@ def test_nothing_but_bad_structures_is_refused(tmp_path: Path, series: DicomSeri
     )
 
 
-def test_text_for_numbers_refuses_a_structure_and_a_cut_file_all(written: Path, series: DicomSeries) -> None:
-    data = written.read_bytes()
+def test_text_for_numbers_refuses_a_structure_and_a_cut_file_all(
+    written_rtstruct: Path, series: DicomSeries
+) -> None:
+    data = written_rtstruct.read_bytes()
     at = data.index(b"-2", data.index(b"CLOSED_PLANAR"))
-    written.write_bytes(data[:at] + b"xx" + data[at + 2 :])
-    found = read_rtstruct(written, series)
+    written_rtstruct.write_bytes(data[:at] + b"xx" + data[at + 2 :])
+    found = read_rtstruct(written_rtstruct, series)
     assert found.names == ("left kidney", "right_kidney", "my lesion")
     assert found.notes[0].startswith("structure 'liver' left out: damaged, truncated or not DICOM (")
-    written.write_bytes(data[: at + 40])
+    written_rtstruct.write_bytes(data[: at + 40])
     with pytest.raises(ScanError, match="damaged, truncated or not DICOM"):
-        read_rtstruct(written, series)
+        read_rtstruct(written_rtstruct, series)
 
 
 def test_more_contours_in_a_slice_than_are_compared_are_refused(

@@ -16,32 +16,12 @@ from pydicom.pixels.decoders import JPEGLosslessSV1Decoder
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, JPEGLosslessSV1, RLELossless
 
-from helpers.dicom_annotations import ORGANS, ORIENTATIONS, drawn_on, grid_of, series_on
+from helpers.dicom_annotations import ORGANS, ORIENTATIONS, drawn_on, grid_of, series_on, spoiled
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.io.dicom.read.seg import read_seg
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.write.seg import write_seg
-
-
-@pytest.fixture
-def series() -> DicomSeries:
-    return series_on(grid_of("axial"))
-
-
-@pytest.fixture
-def written(tmp_path: Path, series: DicomSeries) -> Path:
-    path = tmp_path / "case.seg.dcm"
-    assert write_seg(path, drawn_on(series.grid), series, "abdomen-ct", "3")
-    return path
-
-
-def spoiled(path: Path, change: Callable[[Dataset], None]) -> Path:
-    dataset = pydicom.dcmread(path)
-    change(dataset)
-    out = path.with_name("spoiled.dcm")
-    dataset.save_as(out)
-    return out
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -196,9 +176,9 @@ def _set(**values: object) -> Callable[[Dataset], None]:
     ],
 )
 def test_bad_files_are_refused_in_one_line(
-    change: Callable[[Dataset], None], message: str, written: Path, series: DicomSeries
+    change: Callable[[Dataset], None], message: str, written_seg: Path, series: DicomSeries
 ) -> None:
-    path = spoiled(written, change)
+    path = spoiled(written_seg, change)
     with pytest.raises(ScanError, match=message) as error:
         read_seg(path, series)
     assert "\n" not in str(error.value)
@@ -218,26 +198,26 @@ def test_bad_files_are_refused_in_one_line(
     ],
 )
 def test_frames_stored_in_a_way_that_is_not_read_are_refused_by_its_name(
-    syntax: str, way: str, why: str, written: Path, series: DicomSeries
+    syntax: str, way: str, why: str, written_seg: Path, series: DicomSeries
 ) -> None:
     def change(dataset: Dataset) -> None:
         dataset.PixelData = encapsulate([b"\1\2" * 40] * int(dataset.NumberOfFrames))
         dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
         dataset.file_meta.TransferSyntaxUID = UID(syntax)
 
-    dataset = pydicom.dcmread(written)
+    dataset = pydicom.dcmread(written_seg)
     change(dataset)
-    dataset.save_as(written, implicit_vr=False, little_endian=True)
+    dataset.save_as(written_seg, implicit_vr=False, little_endian=True)
     with pytest.raises(ScanError) as error:
-        read_seg(written, series)
+        read_seg(written_seg, series)
     text = str(error.value)
-    assert text.startswith(f"{written}: its frames")
+    assert text.startswith(f"{written_seg}: its frames")
     assert all(part in text for part in (f"stored as {way}", why, "convert it to an uncompressed file"))
     assert "damaged, truncated" not in text
 
 
 def test_without_gdcm_its_extra_is_named(
-    written: Path, series: DicomSeries, monkeypatch: pytest.MonkeyPatch
+    written_seg: Path, series: DicomSeries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lossless(dataset: Dataset) -> None:
         dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
@@ -245,25 +225,25 @@ def test_without_gdcm_its_extra_is_named(
         dataset["PixelData"].VR = "OB"
         dataset["PixelData"].is_undefined_length = True
 
-    path = spoiled(written, lossless)
+    path = spoiled(written_seg, lossless)
     monkeypatch.delitem(JPEGLosslessSV1Decoder._available, "gdcm")
     with pytest.raises(ScanError, match=r"is not read; pip install 'zoomseg\[dicom-extra\]', or convert it"):
         read_seg(path, series)
 
 
-def test_the_order_of_bytes_is_not_guessed(written: Path, series: DicomSeries) -> None:
-    dataset = pydicom.dcmread(written)
+def test_the_order_of_bytes_is_not_guessed(written_seg: Path, series: DicomSeries) -> None:
+    dataset = pydicom.dcmread(written_seg)
     dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
-    pydicom.dcmwrite(written, dataset, implicit_vr=False, little_endian=False, force_encoding=True)
+    pydicom.dcmwrite(written_seg, dataset, implicit_vr=False, little_endian=False, force_encoding=True)
     with pytest.raises(ScanError, match=r"stored as Explicit VR Big Endian \(.*\), which is not read"):
-        read_seg(written, series)
+        read_seg(written_seg, series)
 
 
-def test_files_that_are_no_dicom_are_refused(tmp_path: Path, series: DicomSeries, written: Path) -> None:
+def test_files_that_are_no_dicom_are_refused(tmp_path: Path, series: DicomSeries, written_seg: Path) -> None:
     text, cut, deflated = (tmp_path / name for name in ("text.dcm", "cut.dcm", "deflated.dcm"))
     text.write_text("segments")
-    cut.write_bytes(written.read_bytes()[:3000])
-    dataset = pydicom.dcmread(written)
+    cut.write_bytes(written_seg.read_bytes()[:3000])
+    dataset = pydicom.dcmread(written_seg)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     dataset.save_as(deflated)
     for path, message in (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydicom.uid import (
@@ -11,16 +10,9 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from helpers.dicom_series import image, ramp, stack, write
+from helpers.dicom_series import image, numbered_series, ramp, stack, write
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.series_discovery import find_series, the_series
-
-
-def series(folder: Path, number: int, study: str = "1.2.3", **tags: Any) -> Path:
-    uid = f"1.2.3.{study}.{number}"
-    return write(
-        folder, stack(ramp(), SeriesNumber=number, SeriesInstanceUID=uid, StudyInstanceUID=study, **tags)
-    )
 
 
 def test_what_a_series_says_of_itself(tmp_path: Path) -> None:
@@ -42,7 +34,7 @@ def test_what_a_series_says_of_itself(tmp_path: Path) -> None:
 
 
 def test_what_is_no_scan_is_left_out_by_name(tmp_path: Path) -> None:
-    series(tmp_path, 3)
+    numbered_series(tmp_path, 3)
     own = {"SeriesInstanceUID": "1.9"}
     for number in (1, 2):
         scout = image(ramp()[number], (0, 0, 0), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], **own)
@@ -76,8 +68,8 @@ def test_nothing_and_no_volume(tmp_path: Path) -> None:
 
 
 def test_one_volume_is_asked_for(tmp_path: Path) -> None:
-    series(tmp_path, 3)
-    series(tmp_path / "more", 4)
+    numbered_series(tmp_path, 3)
+    numbered_series(tmp_path / "more", 4)
     with pytest.raises(ScanError, match="2 DICOM volumes; give a folder or zip of one of them"):
         the_series(tmp_path)
 

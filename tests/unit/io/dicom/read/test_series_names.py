@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
-from helpers.dicom_series import ramp, stack, write
+from helpers.dicom_series import numbered_series, ramp, stack, write
 from zoomseg.io.dicom.read.series_discovery import Found, Refused, find_series
 from zoomseg.io.dicom.read.series_names import case_names
 
@@ -16,22 +15,15 @@ def names(path: Path) -> tuple[str, ...]:
     return case_names(path, find_series(path))
 
 
-def series(folder: Path, number: int, study: str = "1.2.3", **tags: Any) -> Path:
-    uid = f"1.2.3.{study}.{number}"
-    return write(
-        folder, stack(ramp(), SeriesNumber=number, SeriesInstanceUID=uid, StudyInstanceUID=study, **tags)
-    )
-
-
 def test_names(tmp_path: Path) -> None:
-    series(tmp_path / "one", 3)
+    numbered_series(tmp_path / "one", 3)
     assert names(tmp_path / "one") == ("one",)
-    series(tmp_path / "study" / "b", 7)
-    series(tmp_path / "study" / "a", 12)
+    numbered_series(tmp_path / "study" / "b", 7)
+    numbered_series(tmp_path / "study" / "a", 12)
     assert names(tmp_path / "study") == ("study_7", "study_12")
-    series(tmp_path / "all" / "anna", 2, "1.7")
-    series(tmp_path / "all" / "bert" / "x", 5, "1.8")
-    series(tmp_path / "all" / "bert" / "y", 6, "1.8")
+    numbered_series(tmp_path / "all" / "anna", 2, "1.7")
+    numbered_series(tmp_path / "all" / "bert" / "x", 5, "1.8")
+    numbered_series(tmp_path / "all" / "bert" / "y", 6, "1.8")
     assert names(tmp_path / "all") == ("anna", "bert_5", "bert_6")
     shutil.make_archive(str(tmp_path / "all" / "carl"), "zip", tmp_path / "one")
     assert names(tmp_path / "all") == ("carl", "anna", "bert_5", "bert_6")

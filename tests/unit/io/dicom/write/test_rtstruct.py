@@ -24,18 +24,6 @@ from zoomseg.io.dicom.write.rtstruct import write_rtstruct
 FloatArray = npt.NDArray[np.float64]
 
 
-@pytest.fixture
-def series() -> DicomSeries:
-    return series_on(grid_of("axial"))
-
-
-@pytest.fixture
-def written(tmp_path: Path, series: DicomSeries) -> Path:
-    path = tmp_path / "case.rtstruct.dcm"
-    assert write_rtstruct(path, drawn_on(series.grid), series, "abdomen-ct", "3")
-    return path
-
-
 def points_of(contour: Dataset) -> FloatArray:
     points = np.array([float(c) for c in contour.ContourData]).reshape(-1, 3)
     assert len(points) == contour.NumberOfContourPoints
@@ -96,9 +84,9 @@ def test_a_ball_s_contours_lie_within_half_a_voxel_of_it(orientation: str, tmp_p
         assert np.abs(off).max() < half
 
 
-def test_holes_are_cut_out_by_keyholes(written: Path, series: DicomSeries) -> None:
+def test_holes_are_cut_out_by_keyholes(written_rtstruct: Path, series: DicomSeries) -> None:
     """Slices with a hole have one polygon, and two of its edges are the same way there and back."""
-    dataset = pydicom.dcmread(written)
+    dataset = pydicom.dcmread(written_rtstruct)
     liver = dataset.ROIContourSequence[0].ContourSequence
     assert len(liver) == 5
     z = {round((points_of(c)[0, 2] - 103.0) / 2.5): points_of(c).round(3) for c in liver}
@@ -110,8 +98,8 @@ def test_holes_are_cut_out_by_keyholes(written: Path, series: DicomSeries) -> No
         assert area == pytest.approx((64 - 0.5 - holes * (9 - 0.5)) * 0.8 * 1.1, rel=1e-3)
 
 
-def test_structures_are_named_coded_and_coloured(written: Path) -> None:
-    dataset = pydicom.dcmread(written)
+def test_structures_are_named_coded_and_coloured(written_rtstruct: Path) -> None:
+    dataset = pydicom.dcmread(written_rtstruct)
     names = [str(roi.ROIName) for roi in dataset.StructureSetROISequence]
     assert names == ["liver", "left kidney", "right_kidney", "my lesion"]
     for name, roi, observation in zip(
@@ -127,8 +115,10 @@ def test_structures_are_named_coded_and_coloured(written: Path) -> None:
     assert dataset.ApprovalStatus == "UNAPPROVED"
 
 
-def test_it_belongs_to_the_study_and_refers_to_the_slices(written: Path, series: DicomSeries) -> None:
-    dataset = pydicom.dcmread(written)
+def test_it_belongs_to_the_study_and_refers_to_the_slices(
+    written_rtstruct: Path, series: DicomSeries
+) -> None:
+    dataset = pydicom.dcmread(written_rtstruct)
     assert (dataset.PatientID, dataset.StudyInstanceUID) == ("P1", series.study_uid)
     (frame,) = dataset.ReferencedFrameOfReferenceSequence
     assert frame.FrameOfReferenceUID == series.frame_of_reference_uid

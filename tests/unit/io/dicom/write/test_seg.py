@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import highdicom as hd
@@ -12,10 +11,16 @@ import numpy.typing as npt
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
-from helpers.dicom_annotations import ORGANS, ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
+from helpers.dicom_annotations import (
+    ORGANS,
+    ORIENTATIONS,
+    drawn_on,
+    grid_of,
+    interpolated,
+    series_on,
+)
 from zoomseg.anatomy.colours import organ_colour
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.volume import LabelMap
@@ -24,26 +29,6 @@ from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.write.seg import write_seg
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
-@pytest.fixture
-def series() -> DicomSeries:
-    return series_on(grid_of("axial"))
-
-
-@pytest.fixture
-def written(tmp_path: Path, series: DicomSeries) -> Path:
-    path = tmp_path / "case.seg.dcm"
-    assert write_seg(path, drawn_on(series.grid), series, "abdomen-ct", "3")
-    return path
-
-
-def spoiled(path: Path, change: Callable[[Dataset], None]) -> Path:
-    dataset = pydicom.dcmread(path)
-    change(dataset)
-    out = path.with_name("spoiled.dcm")
-    dataset.save_as(out)
-    return out
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -83,8 +68,8 @@ def test_highdicom_reads_the_labels_where_they_were(orientation: str, tmp_path: 
     assert (found == labels.data).all()
 
 
-def test_segments_are_coded_coloured_and_say_who_made_them(written: Path) -> None:
-    seg = hd.seg.segread(written)
+def test_segments_are_coded_coloured_and_say_who_made_them(written_seg: Path) -> None:
+    seg = hd.seg.segread(written_seg)
     liver, left, right, lesion = (seg.get_segment_description(n) for n in seg.segment_numbers)
     assert [s.segment_label for s in (liver, left, right, lesion)] == [
         *("liver", "left kidney", "right_kidney", "my lesion")
@@ -120,9 +105,9 @@ def rgb_of(stored: npt.NDArray[np.int_]) -> npt.NDArray[np.float64]:
 
 
 def test_it_belongs_to_the_patient_and_study_and_refers_to_the_slices(
-    written: Path, series: DicomSeries
+    written_seg: Path, series: DicomSeries
 ) -> None:
-    dataset = pydicom.dcmread(written)
+    dataset = pydicom.dcmread(written_seg)
     assert (dataset.PatientName, dataset.PatientID, dataset.StudyDate) == ("Doe^Jane", "P1", "20260102")
     assert dataset.StudyInstanceUID == series.study_uid
     assert dataset.SeriesInstanceUID != series.series_uid
