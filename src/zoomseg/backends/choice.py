@@ -42,10 +42,9 @@ def choose(name: str, device: str, models: Sequence[Bundle]) -> Choice:
         device == "auto" and name in ("auto", "torch") and cuda_is_available()
     )
     if name == "auto":
-        found = _fastest(on_gpu, models)
-        return found if device == "auto" else Choice(found.backend)
+        return Choice(_fastest(on_gpu, models), _idle_gpu() if device == "auto" else "")
     if name == "torch":
-        return _torch("it was asked for")
+        return Choice(_torch("it was asked for"))
     if on_gpu:
         raise BackendError(f"backend '{name}' computes on the CPU; use --device cpu, or torch for '{device}'")
     compiler = next(compiler for compiler in COMPILERS if compiler == name)
@@ -57,7 +56,7 @@ def choose(name: str, device: str, models: Sequence[Bundle]) -> Choice:
     return Choice(compiler)
 
 
-def _fastest(on_gpu: bool, models: Sequence[Bundle]) -> Choice:
+def _fastest(on_gpu: bool, models: Sequence[Bundle]) -> Backend:
     if on_gpu:
         return _torch("it computes on a GPU")
     lacking = _without_graphs(models)
@@ -65,7 +64,7 @@ def _fastest(on_gpu: bool, models: Sequence[Bundle]) -> Choice:
         return _torch(f"model {lacking} has no ONNX graphs")
     for compiler in COMPILERS:
         if installed(compiler):
-            return Choice(compiler, _idle_gpu())
+            return compiler
     return _torch(f"neither {' nor '.join(COMPILERS)} is installed")
 
 
@@ -77,12 +76,12 @@ def _idle_gpu() -> str:
     return f"a GPU seems to be here, and {lacking}: {how_to_install('torch')}"
 
 
-def _torch(reason: str) -> Choice:
+def _torch(reason: str) -> Backend:
     if not installed("torch"):
         others = "" if reason == "it was asked for" else f" ({reason})"
         instead = "pip install openvino" if reason.startswith("neither") else how_to_install("torch")
         raise BackendError(f"torch is needed{others}, and not installed; install: {instead}")
-    return Choice("torch")
+    return "torch"
 
 
 def _without_graphs(models: Sequence[Bundle]) -> str | None:

@@ -91,7 +91,7 @@ def validate(recipe: Recipe) -> None:
                     f"stage '{stage.name}', {reference.field}.of: '{reference.of}' becomes one stage per "
                     "label, so only a stage with per_label: true can read it"
                 )
-        if recipe.prior_from == "live" and reference_boxed(stage):
+        if recipe.prior_from == "live" and stage.reference_margin_mm is not None:
             raise RecipeError(
                 f"stage '{stage.name}', roi.reference_margin_mm: with prior_from: live, regions lie "
                 "around the reference as they are; allowed with: predictions, out_of_fold"
@@ -111,11 +111,6 @@ def validate(recipe: Recipe) -> None:
             raise RecipeError(f"train_together: stage '{name}' is named twice; allowed: once")
     for group in recipe.train_together:
         _validate_group(recipe, group)
-
-
-def reference_boxed(stage: Stage) -> bool:
-    """Whether a stage is trained in boxes around the reference."""
-    return isinstance(stage.roi, BoxAround) and stage.roi.reference_margin_mm is not None
 
 
 def uses_atlas(stage: Stage) -> bool:

@@ -558,10 +558,15 @@ class Stage(Spec):
     """Where labels are decided: probabilities brought to the scan's grid (linear) first, or labels
     decided on the stage's grid and brought over (nearest)."""
 
+    @property
+    def reference_margin_mm(self) -> tuple[float, float] | None:
+        """Of the boxes around the reference that the stage is trained in; None: it is trained where it looks
+        in prediction."""
+        return self.roi.reference_margin_mm if isinstance(self.roi, BoxAround) else None
+
     @model_validator(mode="after")
     def _reference_box_is_one_patch(self) -> Stage:
-        around_reference = isinstance(self.roi, BoxAround) and self.roi.reference_margin_mm is not None
-        if around_reference and not isinstance(self.grid, FixedShape):
+        if self.reference_margin_mm is not None and not isinstance(self.grid, FixedShape):
             raise ValueError("roi.reference_margin_mm needs a grid of kind shape, which fills the box")
         return self
 

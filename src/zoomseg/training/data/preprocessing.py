@@ -140,7 +140,7 @@ class Preprocessing:
         """The recipe in which stages that are trained around the reference ask nobody where to look."""
         stages = tuple(
             stage.model_copy(update={"roi": WholeVolume()})
-            if stage.name in trained and graph.reference_boxed(stage)
+            if stage.name in trained and stage.reference_margin_mm is not None
             else stage
             for stage in self.recipe.stages
         )
