@@ -177,7 +177,7 @@ def test_a_reference_box_needs_a_grid_that_fills_it_and_a_finished_stage() -> No
         recipe(stage("one"), stage("two", roi=around), prior_from="predictions")
     boxed = recipe(stage("one"), stage("two", roi=around, grid=filling), prior_from="predictions")
     graph.validate(boxed)
-    assert [graph.reference_boxed(s) for s in boxed.stages] == [False, True]
+    assert [s.reference_margin_mm is not None for s in boxed.stages] == [False, True]
     with pytest.raises(RecipeError, match=r"'two', roi\.reference_margin_mm: with prior_from: live"):
         graph.validate(boxed.model_copy(update={"prior_from": "live"}))
 
