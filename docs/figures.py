@@ -26,7 +26,7 @@ from matplotlib.patches import Patch, Rectangle
 from scipy import ndimage
 
 from layers import description, layers
-from zoomseg.anatomy.colours import organ_colours
+from zoomseg.anatomy.colours import organ_colour
 from zoomseg.core import tiling
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Grid, Index3
@@ -113,9 +113,8 @@ def _tint(panel: Axes, mask: Mask, grid: Grid, colour: str, opacity: float) -> N
 
 
 def _draw_labels(panel: Axes, labels: LabelMap, opacity: float = 0.6) -> None:
-    colours = organ_colours(labels.schema.names)
     for c, name in enumerate(labels.schema.names, start=1):
-        red, green, blue = colours[name]
+        red, green, blue = organ_colour(name)
         _tint(panel, labels.data == c, labels.grid, f"#{red:02x}{green:02x}{blue:02x}", opacity)
 
 

@@ -24,6 +24,11 @@ def indices(grid: Grid) -> np.ndarray:
     return np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), axis=-1)
 
 
+def centre_mm(grid: Grid) -> np.ndarray:
+    """World coordinates of the field of view's centre."""
+    return grid.world((np.array(grid.shape) - 1) / 2)
+
+
 def ramp(grid: Grid) -> Volume:
     """Float64, so that what is measured is the interpolation and not the storage."""
     return Volume(np.moveaxis(grid.world(indices(grid)), -1, 0).copy(), grid)

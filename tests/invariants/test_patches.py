@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.grids import indices, oriented, ramp
+from helpers.grids import centre_mm, indices, oriented, ramp
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.core.resample import resample_data
@@ -171,7 +171,7 @@ def test_however_a_patch_is_turned_the_drawn_voxel_is_in_its_middle(tmp_path: Pa
         shown = fine.image_BCIJK[0][:, *middle].numpy()
         # Half a voxel, as patches of even size have no middle voxel, and that turned and scaled.
         assert np.abs(grids["fine"].index(shown) - index).max() < 1.7
-        apart = coarse.grids[0].centre_mm - fine.grids[0].centre_mm
+        apart = centre_mm(coarse.grids[0]) - centre_mm(fine.grids[0])
         assert np.abs(apart).max() > 3, "the two patches have one middle: the test shows nothing"
 
 

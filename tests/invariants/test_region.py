@@ -86,12 +86,6 @@ def test_mask_in_and_of_mask_undo_each_other(region: Region) -> None:
     assert np.array_equal(again.mask_in(region.grid.box), whole)
 
 
-@given(regions(), st.data())
-def test_touches_agrees_with_the_mask(region: Region, data: st.DataObject) -> None:
-    box = data.draw(boxes_in(region.grid.shape)).shift(data.draw(st.tuples(*(st.integers(-3, 3),) * 3)))
-    assert region.touches(box) == bool(region.mask_in(box).any())
-
-
 def test_a_region_smaller_than_a_coarse_voxel_can_vanish_by_the_centre_rule() -> None:
     grid = Grid.from_spacing((8, 8, 8), (1.0, 1.0, 1.0))
     mask = np.zeros((8, 8, 8), dtype=np.bool_)

@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from helpers.grids import SIGNED_PERMUTATIONS, boxes_in, grids, interior, oriented, ramp, shapes, spacings
+from helpers.grids import (
+    SIGNED_PERMUTATIONS,
+    boxes_in,
+    centre_mm,
+    grids,
+    interior,
+    oriented,
+    ramp,
+    shapes,
+    spacings,
+)
 from zoomseg.core.arrays import Array, to_numpy
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.resample import (
@@ -115,7 +125,7 @@ def test_ramp_on_an_oblique_grid(
 ) -> None:
     turned = oriented(shape, spacing_mm, angles_deg=angles_deg).affine.copy()
     middle = turned[:3, :3] @ ((np.array(shape) - 1) / 2)
-    turned[:3, 3] = grid.centre_mm - middle
+    turned[:3, 3] = centre_mm(grid) - middle
     target = Grid(shape, turned)
     # antialias=False for when every angle is zero, and the axes parallel after all
     assert_ramp(moved(make, grid, target, antialias=False), grid, 0, POINTWISE_MM)
@@ -175,7 +185,7 @@ def test_axis_by_axis_and_point_by_point_agree(make: Make, source: Grid, target:
     data = make(np.random.default_rng(seed).random((2, *source.shape), dtype=np.float32))
     # Bring the target somewhere near the source, or only edge values would be compared.
     affine = target.affine.copy()
-    affine[:3, 3] += source.centre_mm - target.centre_mm
+    affine[:3, 3] += centre_mm(source) - centre_mm(target)
     target = Grid(target.shape, affine)
     points = affine_coordinates(target.to_index_of(source), target.shape)
     fast = resample_data(data, source, target, antialias=False)
@@ -189,7 +199,7 @@ def test_nearest_axis_by_axis_and_point_by_point_agree(
 ) -> None:
     labels = make(np.random.default_rng(seed).integers(1, 9, source.shape).astype(np.uint8))
     affine = target.affine.copy()
-    affine[:3, 3] += source.centre_mm - target.centre_mm
+    affine[:3, 3] += centre_mm(source) - centre_mm(target)
     target = Grid(target.shape, affine)
     points = affine_coordinates(target.to_index_of(source), target.shape)
     # Points within float32 noise of where the rounding turns may go either way.
@@ -238,7 +248,7 @@ def test_numpy_and_torch_agree(
     source: Grid, target: Grid, antialias: bool, outside: int | None, seed: int
 ) -> None:
     affine = target.affine.copy()
-    affine[:3, 3] += source.centre_mm - target.centre_mm
+    affine[:3, 3] += centre_mm(source) - centre_mm(target)
     target = Grid(target.shape, affine)
     data = np.random.default_rng(seed).integers(0, 200, (2, *source.shape)).astype(np.uint8)
     tensor = torch.from_numpy(data)
@@ -269,7 +279,7 @@ def test_gradient_along_parallel_axes(
 @given(grids(low=3, high=5, oblique=True), shapes(2, 4), st.integers(0, 1000))
 def test_gradient_on_an_oblique_grid(source: Grid, shape: tuple[int, int, int], seed: int) -> None:
     affine = oriented(shape, (1.3, 0.9, 2.0), angles_deg=(11.0, 23.0, -17.0)).affine.copy()
-    affine[:3, 3] = source.centre_mm - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    affine[:3, 3] = centre_mm(source) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     assert_gradient(source, Grid(shape, affine), False, seed, torch.float32, 0.5, 1e-3)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from zoomseg.anatomy.organ_names import find_organ, organ_words
 
@@ -20,11 +20,6 @@ def organ_colour(name: str) -> RGB:
         return _unlike_any(name)
     red, green, blue = found.row
     return (red * 4 // 5, green * 4 // 5, blue * 4 // 5) if found.side == "left" else found.row
-
-
-def organ_colours(names: Iterable[str]) -> dict[str, RGB]:
-    """Each organ's colour."""
-    return {name: organ_colour(name) for name in names}
 
 
 def _unlike_any(name: str) -> RGB:

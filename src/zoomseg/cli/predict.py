@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from zoomseg.cli.options import models_option
+
+if TYPE_CHECKING:
+    from zoomseg.inference.summary import OrganRow
+    from zoomseg.io.scans import ScanInput
 
 REVIEWED_FIRST = 3
 """So many of a batch's least certain organs are named at its end."""
@@ -90,26 +96,18 @@ def command(
     from rich.console import Console
 
     from zoomseg.cli.prediction_display import PredictionDisplay
-    from zoomseg.core.errors import ScanError, quoted
     from zoomseg.core.interrupts import ending
     from zoomseg.inference.batch import ExtraOutputs
     from zoomseg.inference.load import load_predictor
     from zoomseg.inference.memory_limits import parse_bytes
     from zoomseg.inference.outputs import segment_to_folder
-    from zoomseg.inference.summary import OrganRow, least_certain
     from zoomseg.io.dicom.write.results import DicomResult, require_series
     from zoomseg.io.files import writable_directory
-    from zoomseg.io.scans import find_scans
 
-    notes: list[str] = []
-    found = [scan for path in scans for scan in find_scans(path, notes.append)]
+    found, notes = _found(scans)
     wanted = [(DicomResult.SEG, dicom_seg), (DicomResult.RTSTRUCT, rtstruct)]
     dicom = tuple(kind for kind, asked in wanted if asked)
     require_series(found, dicom)
-    ids = [scan.id for scan in found]
-    twice = sorted({i for i in ids if ids.count(i) > 1})
-    if twice:
-        raise ScanError(f"two scans are called '{twice[0]}'; their results would overwrite each other")
     display = PredictionDisplay(Console(stderr=True), len(found), verbose)
     predictor = load_predictor(
         models,
@@ -143,14 +141,35 @@ def command(
             rows.extend,
             notes,
         )
-    click.echo(f"{len(found) - len(failed)} of {len(found)} scans written to {out}")
-    if len(found) - len(failed) > 1:
-        for row in least_certain(rows)[:REVIEWED_FIRST]:
-            what = f"{quoted(row.case)}, {row.organ}"
-            click.echo(f"review first: {what}: confidence {row.confidence:.2f}")
+    written = len(found) - len(failed)
+    click.echo(f"{written} of {len(found)} scans written to {out}")
+    if written > 1:
+        _say_least_certain(rows)
     if not failed:
         return 0
-    return 1 if len(failed) < len(found) else 2
+    return 1 if written else 2
+
+
+def _found(paths: Iterable[Path]) -> tuple[list[ScanInput], list[str]]:
+    """The scans in ``paths``, no two of one name, and notes on what else was there."""
+    from zoomseg.core.errors import ScanError
+    from zoomseg.io.scans import find_scans
+
+    notes: list[str] = []
+    found = [scan for path in paths for scan in find_scans(path, notes.append)]
+    ids = [scan.id for scan in found]
+    twice = sorted({i for i in ids if ids.count(i) > 1})
+    if twice:
+        raise ScanError(f"two scans are called '{twice[0]}'; their results would overwrite each other")
+    return found, notes
+
+
+def _say_least_certain(rows: Sequence[OrganRow]) -> None:
+    from zoomseg.core.errors import quoted
+    from zoomseg.inference.summary import least_certain
+
+    for row in least_certain(rows)[:REVIEWED_FIRST]:
+        click.echo(f"review first: {quoted(row.case)}, {row.organ}: confidence {row.confidence:.2f}")
 
 
 def _listed(organs: str) -> tuple[str, ...] | str:

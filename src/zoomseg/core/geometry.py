@@ -26,9 +26,6 @@ GEOMETRY_TOLERANCE_VOX = 1e-2
 """Two grids are the same if no voxel centre differs by more than this share of a voxel along any axis: a
 hundredth of a millimetre is nothing to a CT, and two voxels of a synchrotron's."""
 
-ORTHOGONALITY_TOLERANCE = 1e-3
-"""Largest cosine between two voxel axes of a grid without shear."""
-
 
 @dataclass(frozen=True)
 class Box:
@@ -145,16 +142,6 @@ class Grid:
     @property
     def box(self) -> Box:
         return Box((0, 0, 0), self.shape)
-
-    @property
-    def centre_mm(self) -> FloatArray:
-        return self.world((np.array(self.shape) - 1) / 2)
-
-    @property
-    def sheared(self) -> bool:
-        axes = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
-        cosines = axes.T @ axes - np.eye(3)
-        return bool(np.abs(cosines).max() > ORTHOGONALITY_TOLERANCE)
 
     def world(self, index: npt.ArrayLike) -> FloatArray:
         """World coordinates (mm) of (fractional) indices ``[..., 3]``."""

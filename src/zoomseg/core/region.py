@@ -51,13 +51,6 @@ class Region:
     def voxels(self) -> int:
         return self.box.voxels if self.mask is None else int(self.mask.sum())
 
-    def touches(self, box: Box) -> bool:
-        """Whether any voxel of the region lies in ``box``."""
-        common = self.box.intersect(box)
-        if common.empty:
-            return False
-        return self.mask is None or bool(self.mask[common.relative_to(self.box.start).slices].any())
-
     def mask_in(self, box: Box) -> Mask:
         """The region as a bool array of ``box``'s shape (False outside the region)."""
         out = np.zeros(box.shape, dtype=np.bool_)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ScanError, quoted
-from zoomseg.core.geometry import ORTHOGONALITY_TOLERANCE, Box, Grid, Index3, Orientation
+from zoomseg.core.geometry import Box, Grid, Index3, Orientation
 from zoomseg.core.memory import require_ram
 from zoomseg.core.resample import Float32Array, as_float, resample_data
 from zoomseg.core.volume import Volume
@@ -30,6 +30,9 @@ LEAST_OVERLAP = 100
 LEAST_CORRELATION = 0.5
 """Pearson's, of two stations' intensities in their overlap. Body against air alone correlates more than this;
 less is another channel, another patient, or a wrong position."""
+
+DIRECTION_TOLERANCE = 1e-3
+"""Largest difference of the direction cosines of two stations' axes."""
 
 FLOAT_BYTES = 4
 
@@ -92,7 +95,7 @@ def _check_alike(first: Case, other: Case) -> None:
     if first.modality != other.modality and None not in (first.modality, other.modality):
         raise ScanError(f"{names} are {first.modality} and {other.modality}; give stations of one scan")
     turned = np.linalg.inv(_directions(_canonical(first).grid)) @ _directions(_canonical(other).grid)
-    if np.abs(turned - np.eye(3)).max() > ORTHOGONALITY_TOLERANCE:
+    if np.abs(turned - np.eye(3)).max() > DIRECTION_TOLERANCE:
         raise ScanError(f"{names} differ in orientation: their axes are not parallel")
 
 

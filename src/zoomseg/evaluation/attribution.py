@@ -20,7 +20,7 @@ from zoomseg.core.geometry import Grid, Orientation, Vector3
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.region import class_boxes
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.evaluation.metrics import Mask, box_around, distance_to
+from zoomseg.evaluation.metrics import Mask, distance_to, union_of
 from zoomseg.inference import stage_outputs
 from zoomseg.inference.stage_outputs import CaseStageOutputs
 from zoomseg.io.scans import check_same_grid, read_label_values
@@ -150,7 +150,7 @@ def attribute_case(
         region, spacing_mm = stages.region(answering), stages.spacing_mm(answering)
         for organ in together:
             c = reference.schema.class_of(organ)
-            box = box_around(found.get(c) for found in boxes).slices
+            box = union_of(found.get(c) for found in boxes).slices
             place = Place(None if region is None else region[box], stages.found(answering, organ), spacing_mm)
             out[organ] = attribute(predicted[box] == c, drawn[box] == c, reference.grid.spacing_mm, place)
     return out

@@ -118,7 +118,7 @@ def score(
     boxes = [class_boxes(labels, classes) for labels in (prediction, reference)]
     rows = []
     for c in classes:
-        box, organ = box_around(found.get(c) for found in boxes).slices, schema.names[c - 1]
+        box, organ = union_of(found.get(c) for found in boxes).slices, schema.names[c - 1]
         masks, rule = (prediction[box] == c, reference[box] == c), rules.of(organ)
         volumes = [int(np.count_nonzero(mask)) * grid.voxel_volume_ml for mask in masks]
         if rule.reference_slices and volumes[1] > 0:
@@ -128,7 +128,7 @@ def score(
     return tuple(rows)
 
 
-def box_around(boxes: Iterable[Box | None]) -> Box:
+def union_of(boxes: Iterable[Box | None]) -> Box:
     """Smallest box around those that there are; an empty one where there are none."""
     there = [box for box in boxes if box is not None]
     return reduce(Box.union, there) if there else Box((0, 0, 0), (0, 0, 0))

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from zoomseg.anatomy.colours import organ_colour, organ_colours
+from zoomseg.anatomy.colours import organ_colour
 
 ABDOMEN = ("spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta")
 ABDOMEN += ("inferior vena cava", "portal vein and splenic vein", "pancreas")
@@ -15,9 +15,7 @@ HEAD_AND_NECK = ("Brainstem", "SpinalCord", "RightParotid", "LeftParotid", "Esop
 
 @pytest.mark.parametrize("names", [ABDOMEN, HEAD_AND_NECK])
 def test_organs_of_one_model_are_told_apart(names: tuple[str, ...]) -> None:
-    found = organ_colours(names)
-    assert tuple(found) == names
-    for one, other in itertools.combinations(found.values(), 2):
+    for one, other in itertools.combinations(map(organ_colour, names), 2):
         assert math.dist(one, other) > 40
 
 

@@ -56,14 +56,6 @@ def test_bounding_box_is_tight() -> None:
     assert bounding_box(np.ones((2, 3, 4), dtype=np.bool_)) == Box((0, 0, 0), (2, 3, 4))
 
 
-def test_touches_asks_the_mask_not_the_box() -> None:
-    region = Region(GRID, BOX, one_voxel((1, 1, 1), (2, 2, 2)))
-    assert region.touches(Box((2, 3, 4), (9, 9, 9)))
-    assert not region.touches(Box((0, 0, 0), (2, 9, 9)))
-    assert not region.touches(Box((4, 4, 4), (5, 5, 5)))
-    assert Region(GRID, BOX).touches(Box((0, 0, 0), (2, 9, 9)))
-
-
 def test_mask_in_places_the_region_in_any_box() -> None:
     region = Region(GRID, BOX, one_voxel((1, 0, 1), (2, 2, 2)))
     assert np.array_equal(region.mask_in(GRID.box), one_voxel((2, 2, 4)))

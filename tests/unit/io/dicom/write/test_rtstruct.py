@@ -14,6 +14,7 @@ from matplotlib.path import Path as Polygon
 from pydicom.dataset import Dataset
 
 from helpers.dicom_annotations import ORGANS, ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
+from helpers.grids import centre_mm
 from zoomseg.anatomy.colours import organ_colour
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.labels import LabelSchema
@@ -68,7 +69,7 @@ def test_filled_contours_are_the_organs_voxel_by_voxel(orientation: str, tmp_pat
 def test_a_ball_s_contours_lie_within_half_a_voxel_of_it(orientation: str, tmp_path: Path) -> None:
     grid = grid_of(orientation, shape=(40, 30, 11))
     voxels = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1)
-    distance = np.linalg.norm(grid.world(voxels) - grid.centre_mm, axis=-1)
+    distance = np.linalg.norm(grid.world(voxels) - centre_mm(grid), axis=-1)
     ball = LabelMap((distance < 12).astype(np.uint8), grid, LabelSchema.consecutive(["liver"]))
     path = tmp_path / "case.rtstruct.dcm"
     write_rtstruct(path, ball, series_on(grid), "abdomen-ct")
@@ -76,7 +77,7 @@ def test_a_ball_s_contours_lie_within_half_a_voxel_of_it(orientation: str, tmp_p
     assert len(contours) == int(ball.data.any(axis=0).any(axis=0).sum())
     half = math.hypot(0.8, 1.1) / 2
     for contour in contours:
-        from_centre = points_of(contour) * (-1, -1, 1) - grid.centre_mm
+        from_centre = points_of(contour) * (-1, -1, 1) - centre_mm(grid)
         across = grid.affine[:3, 2] / grid.spacing_mm[2]
         height = from_centre @ across
         radius = np.sqrt(144 - height[0] ** 2)
