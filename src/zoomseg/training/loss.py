@@ -174,8 +174,8 @@ def weighted_cross_entropy(
     """
     weights = class_weights(total(counts_BC.sum(dim=0))).to(logits_BCIJK.device)
     cost = F.cross_entropy(logits_BCIJK, target_BIJK, weights, ignore_index=IGNORE, reduction="sum")
-    counts = target_BIJK != IGNORE
-    weighed = total(weights[target_BIJK[counts]].sum() if by_weights else counts.sum())
+    voxels_C = voxels_by_class(target_BIJK, len(weights))
+    weighed = total((weights * voxels_C).sum() if by_weights else voxels_C.sum())
     # A patch of nothing but a class that fills its region has no weight, and no cost.
     return total(cost) / weighed.clamp_min(1e-12)
 
@@ -202,9 +202,14 @@ def balanced_cross_entropy(
     if balance:
         counts_C = total(counts_BC.sum(dim=0)).clamp_min(1).to(logits_BCIJK.device)
         weights = (counts_C.sum() / counts_C) ** balance
-        weighed = total(weights[target_BIJK[target_BIJK != IGNORE]].sum())
+        weighed = total((weights * voxels_by_class(target_BIJK, len(weights))).sum())
     cost = F.cross_entropy(logits_BCIJK, target_BIJK, weights, ignore_index=IGNORE, reduction="sum")
     return total(cost) / weighed
+
+
+def voxels_by_class(target_BIJK: Tensor, classes: int) -> Tensor:
+    """``[classes]``, without those that do not count. Choosing these by a mask first takes ten times as long."""
+    return torch.bincount(target_BIJK.flatten(), minlength=IGNORE + 1)[:classes]
 
 
 def soft_dice(logits_BCIJK: Tensor, target_BIJK: Tensor, total: Total = all_here) -> tuple[Tensor, Tensor]:

@@ -143,8 +143,8 @@ class StageGroup:
         progress: float = 1.0,
         total: loss.Total = loss.all_here,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of the trained stages at this progress of the training, and probabilities
-        ``[B, C, I, J, K]`` of all, low to high.
+        """Losses of the trained stages at this progress of the training, and logits ``[B, C, I, J, K]`` of
+        all, low to high.
 
         A stage's probabilities reach the stages after it with their gradient, where both are trained.
         """
@@ -167,7 +167,7 @@ class StageGroup:
                     losses[stage.name] = loss.distilled(
                         losses[stage.name], logits[0], taught_BCIJK, target, total
                     )
-            answers[stage.name] = logits[0].float().softmax(dim=1)
+            answers[stage.name] = logits[0].float()
         return losses, answers
 
     def judge(self, batches: tuple[Batch, ...], dice: Mapping[str, RunningDice]) -> dict[str, float]:
@@ -227,7 +227,7 @@ class StageGroup:
         for spec in inputs.prior_specs(stage.inputs):
             labels = self.labels[spec.of]
             if spec.of in answers:
-                chosen = inputs.select_prior(spec, answers[spec.of], labels)
+                chosen = inputs.select_prior(spec, answers[spec.of].softmax(dim=1), labels)
                 low = batch.stages[spec.of].grids
                 middle = _middle(low[0].shape, tuple(chosen.shape[2:]))
                 moved = [
@@ -266,7 +266,7 @@ class _AveragedWeights(nn.Module):
 
 
 def overlaps(
-    probabilities_BCIJK: Tensor, target_BIJK: Tensor, annotated_BC: Tensor | None = None
+    logits_BCIJK: Tensor, target_BIJK: Tensor, annotated_BC: Tensor | None = None
 ) -> tuple[list[float], list[float]]:
     """Per class: voxels where the argmax and the target agree, and both sizes summed. An organ that is found
     where it is not annotated counts as background, as its voxels do in the target.
@@ -274,10 +274,10 @@ def overlaps(
     Args:
         annotated_BC: which classes are annotated in the patches' cases; None: all.
     """
-    classes = probabilities_BCIJK.shape[1]
-    target = _answered(target_BIJK, tuple(probabilities_BCIJK.shape[2:])).to(probabilities_BCIJK.device)
+    classes = logits_BCIJK.shape[1]
+    target = _answered(target_BIJK, tuple(logits_BCIJK.shape[2:])).to(logits_BCIJK.device)
     counts = target != IGNORE
-    found_BIJK = probabilities_BCIJK.argmax(dim=1)
+    found_BIJK = logits_BCIJK.argmax(dim=1)
     if annotated_BC is not None:
         known = annotated_BC.to(found_BIJK.device).gather(1, found_BIJK.flatten(1))
         found_BIJK = found_BIJK * known.view_as(found_BIJK)
