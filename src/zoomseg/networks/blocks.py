@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoomseg.core.geometry import Index3
+from zoomseg.networks import channels_last
 
 LEAKY_SLOPE = 0.01
 
@@ -85,6 +87,19 @@ class ConvNormAct(nn.Sequential):
         if slope is not None:
             layers.append(nn.LeakyReLU(slope, inplace=True))
         super().__init__(*layers)
+        self._slope = slope
+
+    def forward(self, x_BCIJK: Tensor) -> Tensor:
+        return self.norm_and_activation(self[0](x_BCIJK))
+
+    def norm_and_activation(self, x_BCIJK: Tensor) -> Tensor:
+        """What follows the convolution."""
+        norm, *activation = list(self)[1:]
+        if isinstance(norm, nn.InstanceNorm3d) and channels_last.applies(x_BCIJK):
+            return channels_last.norm_and_activation(x_BCIJK, norm, self._slope)
+        for layer in (norm, *activation):
+            x_BCIJK = layer(x_BCIJK)
+        return x_BCIJK
 
 
 class ResidualBlock(nn.Module):
@@ -115,7 +130,17 @@ class ResidualBlock(nn.Module):
         self.activation = nn.LeakyReLU(slope, inplace=True)
 
     def forward(self, x_BCIJK: Tensor) -> Tensor:
-        out: Tensor = self.activation(self.second(self.first(x_BCIJK)) + self.skip(x_BCIJK))
+        out: Tensor = self.activation(self.second(self.first(x_BCIJK)) + self._skipped(x_BCIJK))
+        return out
+
+    def _skipped(self, x_BCIJK: Tensor) -> Tensor:
+        pool, *projection = self.skip or (None,)
+        if projection and channels_last.applies(x_BCIJK):
+            assert isinstance(pool, nn.AvgPool3d)
+            projected = cast(ConvNormAct, projection[0])
+            pooled = channels_last.averaged_and_projected(x_BCIJK, pool, cast(nn.Conv3d, projected[0]))
+            return projected.norm_and_activation(pooled)
+        out: Tensor = self.skip(x_BCIJK)
         return out
 
 
@@ -132,6 +157,14 @@ def initialise(module: nn.Module, slope: float) -> None:
             continue
         if part.bias is not None:
             nn.init.zeros_(part.bias)
+
+
+def transposed(x_BCIJK: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
+    """Upsampling by a transposed convolution whose kernel is its stride."""
+    if channels_last.applies(x_BCIJK):
+        return channels_last.upsampled(x_BCIJK, layer)
+    out: Tensor = layer(x_BCIJK)
+    return out
 
 
 def concatenate(up_BCIJK: Tensor, skip_BSIJK: Tensor) -> Tensor:

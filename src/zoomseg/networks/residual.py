@@ -5,6 +5,8 @@ Shape suffixes: B batch, C channels, I J K voxels.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from zoomseg.core.geometry import Index3
@@ -14,6 +16,7 @@ from zoomseg.networks.blocks import (
     ResidualBlock,
     concatenate,
     initialise,
+    transposed,
     upsample,
 )
 
@@ -68,7 +71,8 @@ class ResEncUNet(nn.Module):
         answering = len(self.heads) if self.training else 1
         logits: list[Tensor] = []
         for level in reversed(range(len(self.decoder))):
-            x = self.decoder[level](concatenate(self.up[level](x), skips[level]))
+            up = transposed(x, cast(nn.ConvTranspose3d, self.up[level]))
+            x = self.decoder[level](concatenate(up, skips[level]))
             if level < answering:
                 logits.insert(0, self.heads[level](x))
         return (upsample(logits[0], self.stem_stride), *logits[1:])

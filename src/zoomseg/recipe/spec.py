@@ -431,7 +431,7 @@ OptimiserSpec = Annotated[SGD | AdamW, Field(discriminator="kind")]
 
 
 class StepDecay(Spec):
-    """Learning rate times ``factor`` every ``every`` iterations."""
+    """Learning rate times ``factor`` every ``every`` iterations, however long the training is."""
 
     kind: Literal["step"] = "step"
     every: Iterations

@@ -33,6 +33,7 @@ from zoomseg.inference import atlas_priors
 from zoomseg.io import bundle
 from zoomseg.io.files import writable_directory, write_bytes_atomic
 from zoomseg.io.training_domain import TrainingDomain
+from zoomseg.networks.build import laid_out
 from zoomseg.pipeline import inputs
 from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.pipeline.inputs import input_channels
@@ -243,7 +244,9 @@ class _Run:
                 module = build_network(stage, self.recipe, self.dataset.schema, channels)
                 if self.settings.init is not None:
                     self.settings.init.apply(stage.name, module)
-                modules[stage.name] = module.to(self.settings.device.place)
+                device = self.settings.device
+                fast = device.bfloat16 and not device.is_gpu
+                modules[stage.name] = laid_out(stage.network, module.to(device.place), fast)
             else:
                 modules[stage.name] = self.finished[stage.name]
         length = TrainingLength(self._steps(stages[-1]), None)

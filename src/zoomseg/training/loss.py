@@ -208,7 +208,8 @@ def balanced_cross_entropy(
 
 
 def voxels_by_class(target_BIJK: Tensor, classes: int) -> Tensor:
-    """``[classes]``, without those that do not count. Choosing these by a mask first takes ten times as long."""
+    """``[classes]``, without those that do not count. To choose these by a mask first takes ten times as
+    long."""
     return torch.bincount(target_BIJK.flatten(), minlength=IGNORE + 1)[:classes]
 
 

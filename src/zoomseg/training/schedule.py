@@ -7,12 +7,16 @@ import math
 from zoomseg.recipe.spec import Cosine, Polynomial, ScheduleSpec, StepDecay
 
 
-def learning_rate_factor(spec: ScheduleSpec, progress: float, iterations: int) -> float:
-    """Factor on the optimiser's learning rate at ``progress`` (0 to 1) of a schedule that was written
-    for ``iterations`` steps: a shorter training runs through all of it, faster."""
+def learning_rate_factor(spec: ScheduleSpec, progress: float, step: int) -> float:
+    """Factor on the optimiser's learning rate after ``step`` steps, at ``progress`` (0 to 1) of the training.
+
+    A shorter training than the recipe's runs through all of a cosine or polynomial, faster. Of a step decay
+    it is the first part: run through in a fortieth of the steps, six decays by ten leave the learning rate
+    too low to learn anything after the first few hundred.
+    """
     match spec:
         case StepDecay():
-            return float(spec.factor ** math.floor(progress * iterations / spec.every))
+            return float(spec.factor ** (step // spec.every))
         case Cosine():
             warm = _warm_up(spec.warmup_share, progress)
             rest = (progress - spec.warmup_share) / (1 - spec.warmup_share)

@@ -103,9 +103,7 @@ class StageGroup:
     @property
     def learning_rate(self) -> float:
         training = self.lead.training
-        return training.optimiser.lr * learning_rate_factor(
-            training.schedule, self.progress, training.iterations
-        )
+        return training.optimiser.lr * learning_rate_factor(training.schedule, self.progress, self.step)
 
     def learn(self, batch: Batch, dice: Mapping[str, RunningDice], measure: bool) -> dict[str, float] | None:
         """One update; None, and no update, where the loss or its gradient is not finite.
@@ -155,7 +153,7 @@ class StageGroup:
             x_BCIJK = self._assemble(stage, data, batch, answers)
             learning = stage.name in self.trained and modules[stage.name].training
             with torch.set_grad_enabled(learning), self._autocast(stage):
-                logits = modules[stage.name](x_BCIJK)
+                logits = [level.contiguous() for level in modules[stage.name](x_BCIJK)]
             if stage.name in self.trained:
                 target = _answered(data.target_BIJK.to(self.device.place), tuple(logits[0].shape[2:]))
                 losses[stage.name] = loss.compute(
@@ -303,7 +301,12 @@ def _optimiser(spec: OptimiserSpec, parameters: list[nn.Parameter]) -> torch.opt
             )
         case AdamW():
             return torch.optim.AdamW(
-                parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
+                parameters,
+                lr=spec.lr,
+                betas=spec.betas,
+                eps=spec.eps,
+                weight_decay=spec.weight_decay,
+                fused=True,  # one kernel in place of many small ones
             )
 
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules follow progress, whatever measures it."""
+"""Learning rates by the progress of a training, or by its steps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from zoomseg.training.schedule import learning_rate_factor
 def test_step_decay_falls_at_the_published_iterations() -> None:
     spec = StepDecay(every=30_000, factor=0.1)
     steps = (0, 29_999, 30_001, 60_001, 199_999)
-    at = [learning_rate_factor(spec, step / 200_000, 200_000) for step in steps]
+    at = [learning_rate_factor(spec, step / 200_000, step) for step in steps]
     assert at == pytest.approx([1, 1, 0.1, 0.01, 1e-6])
 
 
-def test_step_decay_runs_through_under_a_time_budget() -> None:
-    """Progress, not the number of steps done, decides: 90 % of 200 000 is past the sixth decay."""
-    assert learning_rate_factor(StepDecay(every=30_000), 0.9, 200_000) == pytest.approx(1e-6)
+def test_step_decay_counts_steps_also_under_a_time_budget() -> None:
+    """A training of an hour is the first part of one of days."""
+    assert learning_rate_factor(StepDecay(every=30_000), 0.9, 5_000) == 1
+    assert learning_rate_factor(StepDecay(every=1200, factor=0.5), 0.2, 2_400) == 0.25
 
 
 def test_cosine_warms_up_and_ends_at_zero() -> None:

@@ -1,0 +1,96 @@
+"""Layers on channels that lie last: gradients against finite differences, values against torch's modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zoomseg.networks import channels_last
+from zoomseg.networks.build import laid_out
+from zoomseg.networks.residual import ResEncUNet
+from zoomseg.recipe.spec import ResEncUNet as ResEncUNetSpec
+
+LAST = torch.channels_last_3d
+ONE, TWO, THREE = (1, 1, 1), (2, 2, 2), (3, 3, 3)
+
+
+def maps(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+    return values.contiguous(memory_format=LAST).requires_grad_()
+
+
+@pytest.mark.parametrize("voxels", [(3, 2, 3), (10, 10, 10)], ids=["few", "many"])
+@pytest.mark.parametrize("slope", [None, 0.01])
+def test_norm_and_activation_equal_the_modules_and_so_do_gradients(
+    voxels: tuple[int, int, int], slope: float | None
+) -> None:
+    assert (voxels == (10, 10, 10)) == (voxels[0] ** 3 >= channels_last.FEW_VOXELS)
+    norm = nn.InstanceNorm3d(4, affine=True, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 0.5, -2.0, 3.0]))
+        norm.bias.copy_(torch.tensor([0.0, 1.0, -1.0, 0.3]))
+    x = maps(2, 4, *voxels)
+    expected = norm(x) if slope is None else nn.functional.leaky_relu(norm(x), slope)
+    found = channels_last.norm_and_activation(x, norm, slope)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    weights = torch.randn(found.shape, dtype=torch.float64)
+    wanted = (x, norm.weight, norm.bias)
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), wanted),
+        torch.autograd.grad((expected * weights).sum(), wanted),
+        strict=True,
+    ):
+        # Sums over voxels are added up in float32.
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_upsampling_equals_the_transposed_convolution() -> None:
+    layer = nn.ConvTranspose3d(3, 2, (2, 1, 2), stride=(2, 1, 2), dtype=torch.float64)
+    x = maps(2, 3, 2, 3, 2)
+    assert torch.allclose(channels_last.upsampled(x, layer), layer(x), rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda *_: channels_last.upsampled(x, layer), (x, layer.weight, layer.bias)
+    )
+
+
+def test_pooling_and_projection_are_one_convolution() -> None:
+    pool, layer = nn.AvgPool3d((2, 1, 2)), nn.Conv3d(3, 2, 1, bias=False, dtype=torch.float64)
+    x = maps(2, 3, 4, 3, 2)
+    found = channels_last.averaged_and_projected(x, pool, layer)
+    assert torch.allclose(found, layer(pool(x)), rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda *_: channels_last.averaged_and_projected(x, pool, layer), (x, layer.weight)
+    )
+
+
+def test_it_is_for_bfloat16_with_channels_last_alone() -> None:
+    assert channels_last.applies(maps(1, 4, 3, 3, 3, dtype=torch.bfloat16))
+    assert not channels_last.applies(maps(1, 4, 3, 3, 3, dtype=torch.float32))
+    assert not channels_last.applies(torch.zeros(1, 4, 3, 3, 3, dtype=torch.bfloat16))
+
+
+def test_a_network_laid_out_for_it_says_and_learns_the_same() -> None:
+    """As near as bfloat16 comes to float32: the same network in its usual order is as far off."""
+    spec = ResEncUNetSpec(
+        channels=(8, 16, 24), strides=(ONE, TWO, TWO), kernels=(THREE,) * 3, blocks=(1, 1, 2)
+    )
+    x, target = torch.randn(2, 3, 16, 16, 16), torch.randn(2, 4, 16, 16, 16)
+
+    def learned(bfloat16: bool, last: bool) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        module = ResEncUNet(3, 4, spec.channels, spec.strides, spec.kernels, spec.blocks, False)
+        laid_out(spec, module, last)
+        assert module.stem[0].weight.is_contiguous(memory_format=LAST) == last
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            logits = module(x)[0].float()
+        ((logits - target) ** 2).mean().backward()
+        gradients = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
+        return logits.detach(), torch.cat(gradients)
+
+    exact, usual, found = (learned(*how) for how in [(False, False), (True, False), (True, True)])
+    for reference, before, now in zip(exact, usual, found, strict=True):
+        error = (now - reference).norm() / reference.norm()
+        assert 0 < error < 1.2 * (before - reference).norm() / reference.norm()
+        assert error < 0.1
