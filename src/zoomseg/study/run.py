@@ -42,6 +42,7 @@ from zoomseg.study.report_page import Page
 from zoomseg.study.steps import paper_steps, told, training_steps
 from zoomseg.study.table import RowResult, on_common_organs, write_report, write_table
 from zoomseg.study.trainings import Trainings
+from zoomseg.training import self_training
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,15 @@ def notes(trainings: Trainings, unscored: Sequence[str] = ()) -> list[str]:
         *([f"Made smaller: {'; '.join(smaller)}."] if smaller else []),
         *([f"Not scored, as not every row predicts them: {', '.join(unscored)}."] if unscored else []),
         *([f"Fine-tuned from {s.init}."] if s.init is not None else []),
+        *([_told_of_unlabelled(s.unlabelled)] if s.unlabelled is not None else []),
     ]
+
+
+def _told_of_unlabelled(folder: Path) -> str:
+    return (
+        f"Unlabelled scans: {folder}. The models that label them, {self_training.FOLDS} at most, are trained "
+        "first, each as long as the others."
+    )
 
 
 def _unscored(before: Sequence[RowResult], after: Sequence[RowResult]) -> list[str]:
