@@ -24,8 +24,10 @@ from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.evaluate import evaluate
+from zoomseg.evaluation.flare_efficiency import write_efficiency
 from zoomseg.evaluation.result import Evaluation
 from zoomseg.evaluation.saved import pool, read_scores
+from zoomseg.evaluation.tolerances import FLARE22
 from zoomseg.inference import atlas_priors
 from zoomseg.inference.batch import Failed, Segmented, segment
 from zoomseg.inference.predictor import Predictor
@@ -226,6 +228,8 @@ def _scored(
         predictions, reference, folder, row.tolerances, provenance={"row": row.name, "fold": fold}
     )
     failed += [f"{where}: {failure.case}: {failure.reason}" for failure in scores.failures]
+    if row.tolerances.name == FLARE22:
+        write_efficiency(folder, efficiency.read(folder), (case.id for case in scores.cases))
     # From the file, with its digits, so that a resumed study has exactly the same table.
     return read_scores(folder, len(scores.cases)) or scores
 
