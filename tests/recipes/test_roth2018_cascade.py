@@ -43,8 +43,8 @@ def recipe() -> Recipe:
 
 def test_where_each_stage_looks(recipe: Recipe) -> None:
     first, second = recipe.stages
-    assert first.roi == BodyMask()
-    assert second.roi == DilatedForeground(of="stage1", radius_vox=3)
+    assert first.roi == BodyMask(include_reference=True)
+    assert second.roi == DilatedForeground(of="stage1", radius_vox=3, include_reference=True)
     assert recipe.prior_from == "predictions"
     assert [group.trained for group in graph.training_groups(recipe)] == [("stage1",), ("stage2",)]
     assert graph.ancestors(recipe, "stage2") == ("stage1",)

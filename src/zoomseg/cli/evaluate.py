@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     "table",
     metavar="TABLE",
     help="Instead, each organ's own: flare22, the rule of the challenge FLARE 2022 (which also writes its "
-    "DSC_NSD.csv), or a file: CSV with the columns organ and mm, or YAML, `organ: mm`.",
+    "DSC_NSD.csv, and, where the predictions' run.json is, its Efficiency.csv), or a file: CSV with the "
+    "columns organ and mm, or YAML, `organ: mm`.",
 )
 @click.option(
     "--images",

@@ -19,6 +19,7 @@ ABLATIONS = (
     "roth2018-pyramid",
     "valindria2018",
     "flare22",
+    "flare22-unlabelled",
     "roth2018-finetune",
 )
 """Typed here, too, as ``--help`` must not wait for the package that defines them; a test compares."""
@@ -87,6 +88,12 @@ ABLATIONS = (
     type=click.Path(path_type=Path),
     help="Data set that every row is scored on, too; not trained on.",
 )
+@click.option(
+    "--unlabelled",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Scans that nobody has labelled (flare22-unlabelled, which needs them).",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of folds and trainings."
@@ -106,6 +113,7 @@ def command(
     atlases: int | None,
     split: Path | None,
     test: Path | None,
+    unlabelled: Path | None,
     device: str,
     seed: int,
 ) -> int:
@@ -136,18 +144,31 @@ def command(
     def display() -> AbstractContextManager[Observer]:
         return TrainingDisplay(notes)
 
-    study = STUDIES[ablation]
     organs = tuple(organ.strip() for organ in (small or "").split(",") if organ.strip())
     settings = Settings(
-        time_budget, folds, fold, seed, coarser, narrower, init, recipe, organs, atlases, split, test
+        time_budget,
+        folds,
+        fold,
+        seed,
+        coarser,
+        narrower,
+        init,
+        recipe,
+        organs,
+        atlases,
+        split,
+        test,
+        unlabelled,
     )
     watch = Watch(say, display)
-    trainings = open_trainings(study, open_dataset(dataset), out, settings, resolve(device), watch)
+    trainings = open_trainings(
+        STUDIES[ablation], open_dataset(dataset), out, settings, resolve(device), watch
+    )
     with ending(lambda: GO_ON):
-        if isinstance(study, RegionCurve):
-            failed = run_curve(study, trainings)[1]
+        if isinstance(trainings.study, RegionCurve):
+            failed = run_curve(trainings.study, trainings)[1]
         else:
-            failed = run_ablation(study, trainings).failed
+            failed = run_ablation(trainings.study, trainings).failed
     for problem in failed:
         notes.print(f"[red]failed:[/] {escape(problem)}", highlight=False, soft_wrap=True)
     click.echo(f"Table: {out / 'table.md'}; report: {out / 'report.html'}")

@@ -12,7 +12,9 @@ import click
 
 if TYPE_CHECKING:
     from zoomseg.datasets.layouts import Dataset
+    from zoomseg.evaluation.result import Evaluation
     from zoomseg.training.training_run import TrainingRequest
+    from zoomseg.training.validation import Validation
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
@@ -178,23 +180,24 @@ def _train_with_unlabelled(
     from zoomseg.backends.device import resolve
     from zoomseg.cli.training_display import TrainingDisplay
     from zoomseg.core.interrupts import ending
-    from zoomseg.training import cross_validation, self_training
+    from zoomseg.training import self_training
 
     _require_one_process("--unlabelled", "start one")
     if unlabelled is None:
         run = self_training.reopen(data, out, wish.seconds, wish.epochs)
     else:
         run = self_training.begin(data, out, unlabelled, wish)
-    worst = 0
-    if not run.wish.teachers:
-        count = None if cross_validation.is_begun(run.folder) else run.folds
-        worst = _train_all(run.labelled, run.folder, count, run.teachers_wish, device)
-    with TrainingDisplay(Console(stderr=True)) as display, ending(lambda: "--resume goes on from here"):
-        run.label(resolve(device), display)
-        run.model(resolve(device), display)
+    where, console, told = resolve(device), Console(stderr=True), _Told()
+    with ending(lambda: "--resume goes on from here"):
+        scores = run.teach(where, lambda: TrainingDisplay(console), told.fold)
+        if scores is not None:
+            _tell_all_folds(scores, run.folds, run.folder)
+        with TrainingDisplay(console) as display:
+            run.label(where, display)
+            run.model(where, display)
     click.echo(f"Model: {out}")
     held_back = run.held_back
-    return max(worst, _validate(data, out, held_back, device)) if held_back else worst
+    return max(told.worst, _validate(data, out, held_back, device)) if held_back else told.worst
 
 
 def _train_all(data: Dataset, out: Path, count: int | None, wish: TrainingRequest, device: str) -> int:
@@ -204,30 +207,38 @@ def _train_all(data: Dataset, out: Path, count: int | None, wish: TrainingReques
 
     from zoomseg.backends.device import resolve
     from zoomseg.cli.training_display import TrainingDisplay
-    from zoomseg.evaluation.saved import gather, read_scores
+    from zoomseg.core.interrupts import ending
     from zoomseg.training import cross_validation
 
     _require_one_process("--fold all", "give each fold a command of its own, --fold 0, --fold 1, ...")
-    where, console = resolve(device), Console(stderr=True)
+    where, console, told = resolve(device), Console(stderr=True), _Told()
     with TrainingDisplay(console) as display:
         if count is None:
             trained = cross_validation.reopen(data, out, wish.seconds, wish.epochs)
         else:
             trained = cross_validation.begin(data, out, count, wish, where, display)
-    worst = 0
-    for fold, folder in enumerate(trained.folders):
-        with TrainingDisplay(console) as display:
-            trained.model(fold, where, display)
-        held_back = trained.held_back(fold)
-        if read_scores(folder / "validation", len(held_back)) is None:
-            click.echo(f"Model: {folder}")
-            worst = max(worst, _validate(data, folder, held_back, device))
-    scores = gather([folder / "validation" for folder in trained.folders], data, out / "validation")
+    with ending(lambda: "--resume goes on from here"):
+        scores = trained.run(where, lambda: TrainingDisplay(console), told.fold)
+    _tell_all_folds(scores, trained.count, out)
+    return told.worst
+
+
+class _Told:
+    """Says how the models of a cross-validation did; ``worst`` is 1 once some case could not be segmented."""
+
+    def __init__(self) -> None:
+        self.worst = 0
+
+    def fold(self, folder: Path, found: Validation) -> None:
+        click.echo(f"Model: {folder}")
+        self.worst = max(self.worst, _tell(folder, found))
+
+
+def _tell_all_folds(scores: Evaluation, count: int, out: Path) -> None:
     click.echo(
-        f"All {trained.count} folds: mean Dice {scores.mean['dice']:.3f} of {len(scores.cases)} cases; "
+        f"All {count} folds: mean Dice {scores.mean['dice']:.3f} of {len(scores.cases)} cases; "
         f"{out / 'validation' / 'report.html'}"
     )
-    return worst
 
 
 def _validate(data: Dataset, out: Path, held_back: tuple[str, ...], device: str) -> int:
@@ -237,9 +248,13 @@ def _validate(data: Dataset, out: Path, held_back: tuple[str, ...], device: str)
     from zoomseg.training import validation
 
     with ending(lambda: f"the model in {out} is complete, its validation is not; --resume validates it"):
-        found = validation.validate(data, out, held_back, resolve(device))
+        return _tell(out, validation.validate(data, out, held_back, resolve(device)))
+
+
+def _tell(out: Path, found: Validation) -> int:
+    """How good a model is; 1 if some cases could not be segmented."""
     for case in found.failed:
         click.echo(f"failed: {case.case}: {case.reason}", err=True)
-    report = out / validation.FOLDER / "report.html"
+    report = out / "validation" / "report.html"
     click.echo(f"Validation: mean Dice {found.scores.mean['dice']:.3f}; {report}")
     return 1 if found.failed else 0

@@ -60,6 +60,23 @@ def filled_by_slice(mask: Mask) -> Mask:
     return np.stack([~reaching_border(~mask[:, :, k]) for k in range(mask.shape[2])], axis=2)
 
 
+def eroded_by_cube(mask: Mask, steps: int) -> Mask:
+    """``mask [I, J, K]``, so many times eroded by a cube of 3 voxels; beyond its ends nothing is set."""
+    return ~dilated_by_cube(~np.pad(mask, 1), steps)[1:-1, 1:-1, 1:-1]
+
+
+def dilated_by_cube(mask: Mask, steps: int) -> Mask:
+    """``mask [I, J, K]``, so many times dilated by a cube of 3 voxels: axis by axis."""
+    grown = mask.copy()
+    for axis in range(3):
+        for _ in range(steps):
+            line = np.moveaxis(grown, axis, 0)
+            before = line.copy()
+            line[1:] |= before[:-1]
+            line[:-1] |= before[1:]
+    return grown
+
+
 def reaching_border(mask: Mask) -> Mask:
     """Of ``mask [I, J]``, the parts connected over faces that touch its border."""
     padded = np.pad(mask, 1, constant_values=True)  # joins all of them

@@ -16,9 +16,10 @@ from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.attribution import LOSSES, NOTHING, attribute_case, read_region
 from zoomseg.evaluation.case_matching import Pair, Pairs, find_pairs, unmatched
 from zoomseg.evaluation.figures import overlay, without_figures
+from zoomseg.evaluation.flare_efficiency import write_efficiency
 from zoomseg.evaluation.html_report import Picture, render
 from zoomseg.evaluation.metrics import OrganScore, score
-from zoomseg.evaluation.provenance import read_origin
+from zoomseg.evaluation.provenance import read_measures, read_origin
 from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
 from zoomseg.evaluation.tolerances import FLARE22, FLARE22_ORGANS, Tolerances
 from zoomseg.inference import stage_outputs
@@ -89,6 +90,8 @@ def evaluate(
     sources = {"predictions": str(predictions), "reference": str(source)}
     about = {**sources, **origin.about, **(provenance or {})}
     write_all(evaluation, pairs, out, about, training_log, origin.recipe)
+    if rules.name == FLARE22:
+        write_efficiency(out, read_measures(predictions), (case.id for case in cases))
     return evaluation
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from zoomseg.core.errors import RecipeError
+from zoomseg.inference.efficiency import MEASURES
 from zoomseg.io.files import parse_json
 from zoomseg.recipe.load import dump, from_dict
 from zoomseg.recipe.spec import Recipe
@@ -37,17 +40,39 @@ class Origin:
 
 def read_origin(predictions: Path) -> Origin:
     """What ``run.json`` says. Predictions of other programs have none; one that is damaged says nothing."""
+    run = _run_of(predictions)
+    about = {name: run[key] for key, name in SHOWN.items() if run.get(key)}
+    return Origin(about, _yaml(run.get("recipe_in_full")) if run else "")
+
+
+def read_measures(predictions: Path) -> dict[str, dict[str, float]]:
+    """What each case took, by ``run.json``: those of ``MEASURES`` that it tells."""
+    cases = _run_of(predictions).get("cases")
+    found = {case: _measures(own) for case, own in cases.items()} if isinstance(cases, dict) else {}
+    return {case: own for case, own in found.items() if own}
+
+
+def _measures(case: object) -> dict[str, float]:
+    if not isinstance(case, dict):
+        return {}
+    steps = case.get("seconds")
+    named = {**case, "seconds": steps.get("total") if isinstance(steps, dict) else None}
+    return {name: float(named[name]) for name in MEASURES if _is_number(named.get(name))}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _run_of(predictions: Path) -> dict[str, Any]:
     path = predictions / "run.json"
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            return Origin()
+            return {}
         run = parse_json(path.read_bytes())
     except (OSError, ValueError):
-        return Origin()
-    if not isinstance(run, dict):
-        return Origin()
-    about = {name: run[key] for key, name in SHOWN.items() if run.get(key)}
-    return Origin(about, _yaml(run.get("recipe_in_full")))
+        return {}
+    return run if isinstance(run, dict) else {}
 
 
 def _yaml(data: object) -> str:

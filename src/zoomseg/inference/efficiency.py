@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from zoomseg.inference.batch import Segmented
+from zoomseg.inference.resource_usage import ResourceUsage
 
 PEAKS = ("peak_ram_mb", "peak_vram_mb")
 """Measures of which a sum over cases says nothing."""
 
+MEASURES = ("seconds", *(field.name for field in fields(ResourceUsage)))
+
 Measures = Mapping[str, float]
-"""``seconds``, and the fields of ``ResourceUsage``."""
+"""By ``MEASURES``."""
 
 
 def measures(done: Segmented) -> dict[str, float]:

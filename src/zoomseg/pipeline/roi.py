@@ -13,7 +13,14 @@ from zoomseg.core.arrays import AnyNumpy, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.memory import require_ram_of
-from zoomseg.core.morphology import Mask, dilated, filled_by_slice, largest_component
+from zoomseg.core.morphology import (
+    Mask,
+    dilated,
+    dilated_by_cube,
+    eroded_by_cube,
+    filled_by_slice,
+    largest_component,
+)
 from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.resample import resample_data
 from zoomseg.core.volume import Volume
@@ -43,7 +50,7 @@ def find_region(
         case WholeVolume():
             return Region.whole(grid)
         case BodyMask():
-            found = body_mask(image, grid, spec.threshold)
+            found = body_mask(image, grid, spec.threshold, spec.opening_vox)
         case DilatedForeground():
             found = dilated_foreground(predictions[spec.of], grid, spec.radius_vox, spec.threshold)
         case BoxAround():
@@ -60,16 +67,22 @@ def find_region(
     return found
 
 
-def body_mask(image: Volume, grid: Grid, threshold: float) -> Region | None:
+def body_mask(image: Volume, grid: Grid, threshold: float, opening_vox: int = 0) -> Region | None:
     """Voxels over ``threshold`` in the first channel: largest component, holes filled slice by slice
-    (lungs and bowel gas are open to the outside in 3D where the scan ends). Roth et al. 2018, 2.2."""
+    (lungs and bowel gas are open to the outside in 3D where the scan ends). Roth et al. 2018, 2.2.
+    ``opening_vox`` times eroded before that, and dilated after it, as in their released code."""
     # Scans are often stored clipped (to [-125, 275] HU, say): air is then the lowest value there is.
     first = image.data[:1, ...]
     level = max(threshold, float(first.min()))
     mask: Mask = to_numpy(resample_data(first, image.grid, grid)[0, ...] > level)
+    if opening_vox:
+        mask = eroded_by_cube(mask, opening_vox)
     if not mask.any():
         return None
-    return Region.of_mask(grid, filled_by_slice(largest_component(mask, connectivity=6)))
+    body = largest_component(mask, connectivity=6)
+    if opening_vox:
+        body = dilated_by_cube(body, opening_vox)
+    return Region.of_mask(grid, filled_by_slice(body))
 
 
 def foreground(prediction: StagePrediction, labels: tuple[str, ...] | None = None) -> Mask:

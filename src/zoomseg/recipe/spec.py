@@ -126,6 +126,12 @@ class BodyMask(Spec):
 
     kind: Literal["body_mask"] = "body_mask"
     threshold: Intensity = -200.0
+    opening_vox: Annotated[int, Field(ge=0, le=100)] = 0
+    """So many times the mask is eroded by a cube of 3 voxels of the stage's grid before its largest component
+    is taken, and that dilated as many times: what touches the body in passing falls off (the released
+    ``deploy_cascade.py`` of Roth et al. 2018: 2, with a threshold of -500 HU)."""
+    include_reference: bool = False
+    """In training, the reference's labels belong to the region, too (``prepare_data.py``, likewise)."""
 
 
 class DilatedForeground(Spec):
@@ -137,6 +143,8 @@ class DilatedForeground(Spec):
     of: str
     radius_vox: LengthVox = 3.0
     threshold: Share | None = None
+    include_reference: bool = False
+    """As in ``BodyMask``."""
 
 
 class BoxAround(Spec):
@@ -563,6 +571,17 @@ class Stage(Spec):
         """Of the boxes around the reference that the stage is trained in; None: it is trained where it looks
         in prediction."""
         return self.roi.reference_margin_mm if isinstance(self.roi, BoxAround) else None
+
+    @property
+    def includes_reference(self) -> bool:
+        """Whether the region that the stage is trained in holds all voxels of its labels."""
+        return isinstance(self.roi, BodyMask | DilatedForeground) and self.roi.include_reference
+
+    @model_validator(mode="after")
+    def _region_with_the_reference_is_a_mask(self) -> Stage:
+        if self.includes_reference and isinstance(self.grid, FixedShape):
+            raise ValueError("roi.include_reference means nothing on a grid of kind shape, which fills a box")
+        return self
 
     @model_validator(mode="after")
     def _reference_box_is_one_patch(self) -> Stage:

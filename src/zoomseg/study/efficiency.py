@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zoomseg.evaluation.html_report import number
 from zoomseg.inference.batch import Segmented
-from zoomseg.inference.efficiency import Measures, measures, summarise
+from zoomseg.inference.efficiency import MEASURES, Measures, measures, summarise
 from zoomseg.io.files import parse_json, write_json_atomic
 from zoomseg.study.report_page import Sheet
 
@@ -39,7 +39,7 @@ def read(folder: Path) -> dict[str, Measures]:
     """By case; empty where none were kept, or the file is damaged."""
     try:
         found = parse_json((folder / FILE).read_bytes())
-        return {str(case): {name: float(own[name]) for name in COLUMNS} for case, own in found.items()}
+        return {str(case): {name: float(own[name]) for name in MEASURES} for case, own in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -54,7 +54,8 @@ def sheet(rows: Mapping[str, Sequence[Path]]) -> Sheet | None:
 
 
 def _cells(cases: Sequence[Measures]) -> list[str]:
-    return [_cell(values) for values in summarise(cases).values()]
+    summary = summarise(cases)
+    return [_cell(summary[name]) for name in COLUMNS]
 
 
 def _cell(values: Mapping[str, float]) -> str:

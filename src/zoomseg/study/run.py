@@ -24,8 +24,10 @@ from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.evaluate import evaluate
+from zoomseg.evaluation.flare_efficiency import write_efficiency
 from zoomseg.evaluation.result import Evaluation
 from zoomseg.evaluation.saved import pool, read_scores
+from zoomseg.evaluation.tolerances import FLARE22
 from zoomseg.inference import atlas_priors
 from zoomseg.inference.batch import Failed, Segmented, segment
 from zoomseg.inference.predictor import Predictor
@@ -42,6 +44,7 @@ from zoomseg.study.report_page import Page
 from zoomseg.study.steps import paper_steps, told, training_steps
 from zoomseg.study.table import RowResult, on_common_organs, write_report, write_table
 from zoomseg.study.trainings import Trainings
+from zoomseg.training import self_training
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,15 @@ def notes(trainings: Trainings, unscored: Sequence[str] = ()) -> list[str]:
         *([f"Made smaller: {'; '.join(smaller)}."] if smaller else []),
         *([f"Not scored, as not every row predicts them: {', '.join(unscored)}."] if unscored else []),
         *([f"Fine-tuned from {s.init}."] if s.init is not None else []),
+        *([_told_of_unlabelled(s.unlabelled)] if s.unlabelled is not None else []),
     ]
+
+
+def _told_of_unlabelled(folder: Path) -> str:
+    return (
+        f"Unlabelled scans: {folder}. The models that label them, {self_training.FOLDS} at most, are trained "
+        "first, each as long as the others."
+    )
 
 
 def _unscored(before: Sequence[RowResult], after: Sequence[RowResult]) -> list[str]:
@@ -217,6 +228,8 @@ def _scored(
         predictions, reference, folder, row.tolerances, provenance={"row": row.name, "fold": fold}
     )
     failed += [f"{where}: {failure.case}: {failure.reason}" for failure in scores.failures]
+    if row.tolerances.name == FLARE22:
+        write_efficiency(folder, efficiency.read(folder), (case.id for case in scores.cases))
     # From the file, with its digits, so that a resumed study has exactly the same table.
     return read_scores(folder, len(scores.cases)) or scores
 

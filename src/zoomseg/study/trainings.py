@@ -23,10 +23,11 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.recipe import graph
-from zoomseg.recipe.load import dump
-from zoomseg.recipe.spec import Recipe
+from zoomseg.recipe.load import dump, load
+from zoomseg.recipe.spec import PlannedRecipe, Recipe
 from zoomseg.study.ablations import Ablation, RegionCurve, Training
 from zoomseg.study.recipe_edits import (
+    Edit,
     chain,
     coarser,
     narrower,
@@ -36,9 +37,10 @@ from zoomseg.study.recipe_edits import (
     with_small_organs,
 )
 from zoomseg.study.split_file import CaseSplit, read_splits
-from zoomseg.training import atlases, fine_tuning, training_run
+from zoomseg.training import atlases, fine_tuning, self_training, training_run
 from zoomseg.training.log import Observer, Silent
 from zoomseg.training.loop import Split
+from zoomseg.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Settings:
     ``folds`` None: the study's own scheme. With ``fold`` only that one is trained. ``recipe`` None: the
     study's own; ``atlases`` None: as many as it says. ``small`` are the organs that have a stage each, and
     that are tabulated; none: all. ``split`` is a file as ``split_file`` reads it, in place of folds; ``test``
-    a data set of which nothing is trained.
+    a data set of which nothing is trained; ``unlabelled`` a folder of scans that nobody has labelled.
     """
 
     seconds: float | None = None
@@ -63,6 +65,7 @@ class Settings:
     atlases: int | None = None
     split: Path | None = None
     test: Path | None = None
+    unlabelled: Path | None = None
 
 
 def _silent() -> AbstractContextManager[Observer]:
@@ -123,10 +126,13 @@ class Trainings:
     def split(self, fold: int) -> Split:
         """A fold's training cases, and those held back."""
         if self.splits:
-            return Split(self.splits[fold].train, self.splits[fold].validation)
+            return self._listed(fold)
         return training_run.choose_split(
             self.dataset, training_run.TrainingRequest(folds=self.count, fold=fold, seed=self.settings.seed)
         )
+
+    def _listed(self, fold: int) -> Split:
+        return Split(self.splits[fold].train, self.splits[fold].validation)
 
     def folder(self, run: str, fold: int) -> Path:
         return self.out / "runs" / run / f"fold-{fold}"
@@ -184,29 +190,63 @@ class Trainings:
         return library
 
     def _train(self, training: Training, fold: int, folder: Path) -> Bundle:
+        if training.unlabelled:
+            return self._train_with_unlabelled(training, fold, folder)
         if (folder / "training" / "job.json").is_file():
             with self.watch.training() as observer:
                 return training_run.resume(self.dataset, folder, self.device, observer)
         recipe = training.change(self.recipe)
-        recipe = recipe.model_copy(update={"name": f"{recipe.name}-{training.id}"})
-        file = self.out / "runs" / training.id / "recipe.yaml"
-        writable_directory(file.parent)
-        write_text_atomic(file, dump(recipe))
-        settings = self.settings
-        wish = training_run.TrainingRequest(
-            str(file),
-            settings.seconds,
-            folds=None if self.splits else self.count,
-            fold=0 if self.splits else fold,
-            split=self.split(fold) if self.splits else None,
-            seed=settings.seed,
-            init=settings.init if training.fine_tuned else None,
-            registered=self.registered,
-        )
+        wish = self._wish(training, recipe, fold)
         if atlas_priors.uses_atlas(recipe):
             self._make_priors(recipe, fold)
         with self.watch.training() as observer:
             return training_run.start(self.dataset, folder, wish, self.device, observer)
+
+    def _wish(self, training: Training, recipe: Recipe, fold: int) -> training_run.TrainingRequest:
+        """How a fold is trained, by the recipe as it is then written down."""
+        file = self.out / "runs" / training.id / "recipe.yaml"
+        writable_directory(file.parent)
+        write_text_atomic(file, dump(recipe.model_copy(update={"name": f"{recipe.name}-{training.id}"})))
+        settings = self.settings
+        split = self._listed(fold) if self.splits else None
+        if split is not None and training.drawn and settings.unlabelled is not None:
+            split = replace(split, train=(*split.train, *self._scans(settings.unlabelled, fold)))
+        return training_run.TrainingRequest(
+            str(file),
+            settings.seconds,
+            folds=None if self.splits else self.count,
+            fold=0 if self.splits else fold,
+            split=split,
+            seed=settings.seed,
+            init=settings.init if training.fine_tuned else None,
+            registered=self.registered,
+        )
+
+    def _train_with_unlabelled(self, training: Training, fold: int, folder: Path) -> Bundle:
+        """As ``zoomseg train --unlabelled``; cases that a split file leaves out are not there."""
+        assert self.settings.unlabelled is not None  # ``open_trainings`` refuses the study without
+        data = self._of_fold(fold)
+        if self_training.is_begun(folder):
+            run = self_training.reopen(data, folder)
+        else:
+            wish = self._wish(training, training.change(self.recipe), fold)
+            run = self_training.begin(data, folder, self.settings.unlabelled, wish)
+        run.teach(self.device, self.watch.training, self._tell_teacher)
+        with self.watch.training() as observer:
+            run.label(self.device, observer)
+            return run.model(self.device, observer)
+
+    def _of_fold(self, fold: int) -> Dataset:
+        split = self.split(fold)
+        return self.dataset.subset((*split.train, *split.validation)) if self.splits else self.dataset
+
+    def _scans(self, unlabelled: Path, fold: int) -> tuple[str, ...]:
+        return tuple(scan.id for scan in self_training.scans_in(unlabelled, self._of_fold(fold)))
+
+    def _tell_teacher(self, folder: Path, found: Validation) -> None:
+        self.watch.say(
+            f"teacher {folder.name}: mean Dice {found.scores.mean['dice']:.3f} of its held-out cases"
+        )
 
     def _make_priors(self, recipe: Recipe, fold: int) -> None:
         """Atlas priors are made before the training's clock starts, as rows with and without them are to have
@@ -228,17 +268,20 @@ def open_trainings(
     """Begin a study in ``out``, or go on with the one that is there.
 
     Raises:
-        TrainingError: ``out`` holds another study; --init is missing, or given where it means nothing.
+        TrainingError: ``out`` holds another study; --init or --unlabelled is missing, or given where it means
+            nothing.
         DatasetError: a fold that does not exist; the data set lacks the organs that the study is about; a
-            split file or a test set that does not suit it.
+            split file, a test set or unlabelled scans that do not suit it.
+        ScanError: no unlabelled scans.
         RecipeError: the recipe has no numbers of its own, or lacks what ``settings`` change of it.
         OutputError: ``out`` cannot be written.
     """
     splits = () if settings.split is None else read_splits(settings.split, dataset)
     count, folds = chosen_folds(study, settings, len(splits))
     unseen = _unseen(study, dataset, settings, splits[folds[0]] if splits else None)
+    study = _with_unlabelled(study, dataset, settings, splits)
     recipe = _recipe(study, settings, dataset)
-    if isinstance(study, Ablation):
+    if isinstance(study, Ablation) and isinstance(recipe, Recipe):
         _check_rows(study, recipe, dataset)
     record = _record(study, dataset, settings, count) | _chosen(settings, splits, unseen)
     file = out / "study.json"
@@ -246,9 +289,57 @@ def open_trainings(
         _check_same(file, record)
     writable_directory(out)
     write_json_atomic(file, record)
-    small = _small(settings, dataset)
-    opened = Trainings(study, dataset, out, settings, device, watch or Watch(), recipe, count, folds)
+    watch, small = watch or Watch(), _small(settings, dataset)
+    if isinstance(recipe, PlannedRecipe):
+        cases = splits[folds[0]].train if splits else _labelled(dataset)
+        recipe = _smaller(settings)(_planned(recipe, dataset, cases, out, settings, device, watch))
+    opened = Trainings(study, dataset, out, settings, device, watch, recipe, count, folds)
     return replace(opened, splits=splits, unseen=unseen, small=small)
+
+
+def _labelled(dataset: Dataset) -> tuple[str, ...]:
+    return tuple(case.id for case in dataset.cases if case.labels is not None)
+
+
+def _planned(
+    recipe: PlannedRecipe,
+    dataset: Dataset,
+    cases: tuple[str, ...],
+    out: Path,
+    settings: Settings,
+    device: Device,
+    watch: Watch,
+) -> Recipe:
+    """The recipe of all trainings, planned once, as in a cross-validation, before their time begins."""
+    file = out / "recipe.yaml"
+    if not file.is_file():
+        length = training_run.TrainingRequest(seconds=settings.seconds)
+        with watch.training() as observer:
+            planned = training_run.plan_recipe(dataset, Split(cases, ()), recipe, device, observer, length)
+        write_text_atomic(out / "plan.md", planned.markdown(dataset.name))
+        write_text_atomic(file, dump(planned.recipe))
+    return shipped(str(file))
+
+
+def _with_unlabelled(
+    study: Ablation | RegionCurve, dataset: Dataset, settings: Settings, splits: tuple[CaseSplit, ...]
+) -> Ablation | RegionCurve:
+    """The study with the rows that the unlabelled scans allow, once they are known to suit it."""
+    if isinstance(study, RegionCurve) or not study.needs_unlabelled:
+        if settings.unlabelled is not None:
+            raise TrainingError(
+                f"study '{study.name}' learns from labelled scans alone; leave --unlabelled out"
+            )
+        return study
+    if settings.unlabelled is None:
+        raise TrainingError(
+            f"study '{study.name}' needs scans without labels; give them with --unlabelled FOLDER"
+        )
+    listed = {case for split in splits for case in (*split.train, *split.validation, *split.test)}
+    scans = self_training.scans_in(settings.unlabelled, dataset.subset(listed) if splits else dataset)
+    if splits and {scan.id for scan in scans} <= set(_labelled(dataset)):
+        return study
+    return replace(study, rows=tuple(r for r in study.rows if r.training is None or not r.training.drawn))
 
 
 def _unseen(
@@ -309,17 +400,25 @@ def _small(settings: Settings, dataset: Dataset) -> tuple[str, ...]:
     return tuple(own for own in found.values() if own is not None)
 
 
-def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset) -> Recipe:
+def _smaller(settings: Settings) -> Edit:
+    return chain(coarser(settings.coarser), narrower(settings.narrower))
+
+
+def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset) -> Recipe | PlannedRecipe:
+    """What all trainings start from; still to be planned where stages may have any names."""
     if study.recipe is not None:
         if settings.init is not None:
             raise TrainingError(f"study '{study.name}' starts from no model; leave --init out")
-        recipe = shipped(settings.recipe or study.recipe)
+        name = settings.recipe or study.recipe
+        if isinstance(study, Ablation) and study.changes_nothing and not (settings.small or settings.atlases):
+            wanted = load(name)
+            if isinstance(wanted, PlannedRecipe):
+                return wanted
         return chain(
             with_small_organs(_small(settings, dataset)) if settings.small else unchanged,
             unchanged if settings.atlases is None else with_atlases(settings.atlases),
-            coarser(settings.coarser),
-            narrower(settings.narrower),
-        )(recipe)
+            _smaller(settings),
+        )(shipped(name))
     if settings.init is None:
         raise TrainingError(f"study '{study.name}' fine-tunes a model; give it with --init MODEL")
     if settings.recipe is not None or settings.small or settings.atlases is not None:
@@ -380,6 +479,7 @@ def _chosen(settings: Settings, splits: tuple[CaseSplit, ...], unseen: Dataset |
         "atlases": settings.atlases,
         "splits": [[list(s.train), list(s.validation)] for s in splits] or None,
         "test set": None if unseen is None else [unseen.name, *unseen.ids],
+        "unlabelled scans": None if settings.unlabelled is None else str(settings.unlabelled),
     }
 
 

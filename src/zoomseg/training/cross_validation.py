@@ -13,20 +13,28 @@ takes its fingerprint of all of them, too: Isensee et al. 2021.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoomseg.backends.device import Device
 from zoomseg.datasets.layouts import Dataset
+from zoomseg.evaluation.result import Evaluation
+from zoomseg.evaluation.saved import gather, read_scores
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
-from zoomseg.training import fine_tuning, loop, record, training_run
+from zoomseg.training import fine_tuning, loop, record, training_run, validation
 from zoomseg.training.log import Observer
 from zoomseg.training.record import CrossValidationRecord
 from zoomseg.training.training_run import TrainingRequest
+from zoomseg.training.validation import Validation
+
+OnValidated = Callable[[Path, Validation], None]
+"""Told of a model's folder, and of how it did on the cases that it was not trained on."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,33 @@ class CrossValidation:
         if (folder / "training" / "job.json").is_file():
             return training_run.resume(self.dataset, folder, device, observer, wish.seconds, wish.epochs)
         return training_run.start(self.dataset, folder, wish, device, observer)
+
+    def run(
+        self,
+        device: Device,
+        watch: Callable[[], AbstractContextManager[Observer]],
+        on_validated: OnValidated,
+    ) -> Evaluation:
+        """Train and then validate one fold after the other; what is finished is not done again.
+
+        Args:
+            watch: an observer for each training.
+
+        Returns:
+            The scores of all cases, as in ``OUT/validation``.
+
+        Raises:
+            InterruptedTrainingError: stopped; the next call goes on.
+            ZoomSegError: as ``model`` and ``training.validation.validate``.
+        """
+        for fold, folder in enumerate(self.folders):
+            with watch() as observer:
+                self.model(fold, device, observer)
+            held_back = self.held_back(fold)
+            if read_scores(folder / validation.FOLDER, len(held_back)) is None:
+                on_validated(folder, validation.validate(self.dataset, folder, held_back, device))
+        parts = [folder / validation.FOLDER for folder in self.folders]
+        return gather(parts, self.dataset, self.out / validation.FOLDER)
 
     def _wish_of(self, fold: int) -> TrainingRequest:
         recipe, atlases = str(self.out / "recipe.yaml"), self.out / "atlases"

@@ -79,12 +79,14 @@ class CrossValidationRecord(_OfAllLabelled):
 
 
 class SelfTrainingRecord(_OfAllLabelled):
-    """``unlabelled.json``; ``unlabelled`` is the folder of scans that are not labelled."""
+    """``unlabelled.json``; ``unlabelled`` is the folder of scans that are not labelled, ``split`` the cases
+    trained on and those held back, where they were named."""
 
     unlabelled: str
     recipe: str | None
     folds: Annotated[int, Field(ge=2)] | None
     fold: Annotated[int, Field(ge=0)]
+    split: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
 
 class TrainingRecord(_Record):

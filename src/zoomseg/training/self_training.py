@@ -15,6 +15,8 @@ nothing is learned of them there, neither that they are present nor that they ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +30,7 @@ from zoomseg.core.errors import DatasetError, ModelError, TrainingError, ZoomSeg
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import CaseFiles, Dataset
+from zoomseg.evaluation.result import Evaluation
 from zoomseg.inference.confidence import organ_rows_of
 from zoomseg.inference.load import load_predictor
 from zoomseg.inference.predictor import Predictor
@@ -36,9 +39,11 @@ from zoomseg.io.bundle import Bundle, first_problem
 from zoomseg.io.files import check_name, reason_of, writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput, find_scans, read_scan, write_labels
 from zoomseg.pipeline.cascade import Prediction
-from zoomseg.training import record, training_run
+from zoomseg.training import cross_validation, record, training_run
+from zoomseg.training.cross_validation import OnValidated
 from zoomseg.training.distillation import Teachers
 from zoomseg.training.log import Observer
+from zoomseg.training.loop import Split
 from zoomseg.training.record import SelfTrainingRecord
 from zoomseg.training.training_run import TrainingRequest
 
@@ -103,7 +108,25 @@ class SelfTraining:
     @property
     def teachers_wish(self) -> TrainingRequest:
         """How the first round is trained."""
-        return replace(self.wish, folds=None, fold=0)
+        return replace(self.wish, folds=None, fold=0, split=None)
+
+    def teach(
+        self,
+        device: Device,
+        watch: Callable[[], AbstractContextManager[Observer]],
+        on_validated: OnValidated,
+    ) -> Evaluation | None:
+        """The first round, begun or gone on with (``CrossValidation.run``); None where teachers are given."""
+        if self.wish.teachers:
+            return None
+        if cross_validation.is_begun(self.folder):
+            first = cross_validation.reopen(self.labelled, self.folder, self.wish.seconds, self.wish.epochs)
+        else:
+            with watch() as observer:
+                first = cross_validation.begin(
+                    self.labelled, self.folder, self.folds, self.teachers_wish, device, observer
+                )
+        return first.run(device, watch, on_validated)
 
     def label(self, device: Device, observer: Observer) -> None:
         """Label the scans that are not yet done, unless the student has begun to learn. A scan that cannot be
@@ -186,6 +209,7 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
             recipe=run.wish.recipe,
             folds=wish.folds,
             fold=wish.fold,
+            split=None if wish.split is None else (wish.split.train, wish.split.validation),
         ),
         out / record.UNLABELLED,
     )
@@ -205,7 +229,15 @@ def reopen(
     seconds, epochs = known.length(seconds, epochs)
     init = None if known.init is None else Path(known.init)
     wish = TrainingRequest(
-        known.recipe, seconds, epochs, known.folds, known.fold, known.seed, init, teachers=known.teachers
+        known.recipe,
+        seconds,
+        epochs,
+        known.folds,
+        known.fold,
+        known.seed,
+        init,
+        teachers=known.teachers,
+        split=None if known.split is None else Split(*known.split),
     )
     return SelfTraining(dataset, out, Path(known.unlabelled), wish)
 

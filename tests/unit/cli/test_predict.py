@@ -17,8 +17,10 @@ from helpers.label_files import save_description
 from helpers.tiny_dataset import CPU, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.cli.main import main
 from zoomseg.core.volume import LabelMap
+from zoomseg.inference.load import load_predictor
 from zoomseg.io import scans
-from zoomseg.io.scans import read_label_values, write_image, write_labels
+from zoomseg.io.scans import ScanInput, read_label_values, read_scan, write_image, write_labels
+from zoomseg.pipeline.probability_map import LEVELS, probability_map
 from zoomseg.training import loop
 from zoomseg.training.log import Silent
 
@@ -97,6 +99,33 @@ def test_only_the_organs_asked_for(scan: Path, model: Path, tmp_path: Path) -> N
         "background": 0,
         "right kidney": 7,
     }
+
+
+def test_probabilities_on_the_scan_s_grid(
+    scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The command's maps are what Python gives; under a limit of memory, too, if they fit."""
+    asked = ("--probabilities", "right kidney")
+    out = tmp_path / "out"
+    assert predict(scan, model, out, *asked) == 0
+    (made,) = (out / "probabilities").iterdir()
+    assert made.name == "patient-right_kidney.nii.gz"
+    image = nib.load(made)
+    assert np.allclose(image.affine, nib.load(scan).affine)
+    predictor = load_predictor([str(model)], "cpu")
+    result = predictor.predict(read_scan(ScanInput("patient", (scan,))))
+    recipe = predictor.bundle.recipe
+    expected = probability_map("right kidney", tiny_case(9)[0].grid, recipe, result.stages, result.atlas)
+    shown = image.get_fdata() * LEVELS
+    np.testing.assert_allclose(shown, expected, atol=1e-3)
+    assert expected[tiny_case(9)[1].data == 2].mean() > 0.5 * LEVELS > 10 * expected.mean()
+    assert predict(scan, model, tmp_path / "limited", *asked, "--max-ram", "8G") == 0
+    limited = nib.load(tmp_path / "limited" / "probabilities" / made.name).get_fdata()
+    assert np.array_equal(limited * LEVELS, shown)
+    capfd.readouterr()
+    assert predict(scan, model, tmp_path / "no", "--probabilities", "right kidney, spleen") == 2
+    assert "spleen" in capfd.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_flipped_and_permuted_scans_come_back_on_their_own_grid(model: Path, tmp_path: Path) -> None:

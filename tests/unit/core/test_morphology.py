@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from zoomseg.core.morphology import dilated, filled_by_slice, largest_component, without_islands
+from zoomseg.core.morphology import (
+    dilated,
+    dilated_by_cube,
+    eroded_by_cube,
+    filled_by_slice,
+    largest_component,
+    without_islands,
+)
 
 
 @pytest.mark.parametrize(("connectivity", "order"), [(6, 1), (18, 2), (26, 3)])
@@ -62,3 +69,16 @@ def test_slices_are_filled_as_scipy_fills_them(share: float) -> None:
         mask = rng.random(shape) < share
         expected = np.stack([ndimage.binary_fill_holes(one) for one in np.moveaxis(mask, 2, 0)], axis=2)
         assert np.array_equal(filled_by_slice(mask), expected)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_erosion_and_dilation_by_a_cube_are_scipy_s(steps: int) -> None:
+    mask = np.random.default_rng(steps).random((9, 12, 7)) < 0.97
+    mask[2:4, 2, 1] = False
+    cube = np.ones((3, 3, 3))
+    given = mask.copy()
+    eroded = ndimage.binary_erosion(mask, cube, iterations=steps) if steps else mask
+    grown = ndimage.binary_dilation(~mask, cube, iterations=steps) if steps else ~mask
+    assert np.array_equal(eroded_by_cube(mask, steps), eroded)
+    assert np.array_equal(dilated_by_cube(~mask, steps), grown)
+    assert np.array_equal(mask, given)

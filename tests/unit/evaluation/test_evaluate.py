@@ -176,7 +176,10 @@ def test_impossible_tolerance(folders, tmp_path, tolerance_mm):
 
 
 def test_rule_of_flare(folders, tmp_path):
-    """Case c has no spleen in either map, which counts as 1; its CSV is the challenge's."""
+    """Case c has no spleen in either map, which counts as 1; its CSV is the challenge's, as is that of what
+    the predictions took."""
+    took = {"b": {"seconds": {"total": 2.5}}, "gone": {"seconds": {"total": 1}}}
+    (folders[0] / "run.json").write_text(json.dumps({"cases": took}))
     evaluation = evaluate(*folders, tmp_path / "out", FLARE22_TOLERANCES)
     spleen, _ = evaluation.summary
     assert (spleen.organ, spleen.cases) == ("spleen", 3)
@@ -186,6 +189,7 @@ def test_rule_of_flare(folders, tmp_path):
         "spleen": 3.0,
     }
     assert read_scores(tmp_path / "out").tolerances == FLARE22_TOLERANCES
+    assert (tmp_path / "out" / "Efficiency.csv").read_text().splitlines()[1:] == ["b.nii.gz,2.5,,,,,,"]
     with (tmp_path / "out" / "DSC_NSD.csv").open(newline="") as file:
         head, *lines = csv.reader(file)
     assert (head[0], head[1], head[13], head[14], head[26]) == (
@@ -213,6 +217,7 @@ def test_organs_without_a_tolerance_are_named(folders, tmp_path):
     assert spleen.dice == 0.5
     assert liver.nsd > 0.9
     assert not (tmp_path / "out" / "DSC_NSD.csv").exists()
+    assert not (tmp_path / "out" / "Efficiency.csv").exists()
     assert read_scores(tmp_path / "out").tolerances == Tolerances.by_organ("mine.csv", {"liver": 1.0})
     with pytest.raises(DatasetError, match=r"mine\.csv has no tolerance of any organ here: spleen, liver"):
         evaluate(*folders, tmp_path / "none", Tolerances.by_organ("mine.csv", {"aorta": 2.0}))

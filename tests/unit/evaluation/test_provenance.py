@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.tiny_dataset import tiny_recipe
-from zoomseg.evaluation.provenance import Origin, read_origin
+from zoomseg.evaluation.provenance import Origin, read_measures, read_origin
 from zoomseg.recipe.load import dump
 
 
@@ -35,3 +35,21 @@ def test_what_is_no_account_says_nothing(text: str | None, tmp_path: Path) -> No
     if text is not None:
         (tmp_path / "run.json").write_text(text)
     assert read_origin(tmp_path) == Origin()
+
+
+def test_what_cases_took(tmp_path: Path) -> None:
+    """A case that failed says nothing; nor does what is no number."""
+    cases = {
+        "a": {"seconds": {"fine": 1.0, "total": 2.5}, "peak_ram_mb": 300, "ram_area_mb_s": "many"},
+        "b": {"status": "failed"},
+        "c": 3,
+    }
+    (tmp_path / "run.json").write_text(json.dumps({"cases": cases}))
+    assert read_measures(tmp_path) == {"a": {"seconds": 2.5, "peak_ram_mb": 300.0}}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cases": 3}', "{}"])
+def test_nothing_is_known_of_damaged_runs(tmp_path: Path, text: str) -> None:
+    assert read_measures(tmp_path) == {}
+    (tmp_path / "run.json").write_text(text)
+    assert read_measures(tmp_path) == {}

@@ -83,6 +83,22 @@ def test_body_mask_leaves_the_cavity_of_the_chest_no_gap_at_the_ends(
     assert body[13, 17, 0]
 
 
+def test_an_opened_body_mask_lets_go_of_what_touches_it_in_passing() -> None:
+    """A table on a bridge of four voxels, and a corner that an opening by a cube keeps."""
+    grid = Grid.from_spacing((24, 24, 11), (8.0, 8.0, 10.0))
+    body, table = np.zeros(grid.shape, dtype=bool), np.zeros(grid.shape, dtype=bool)
+    body[4:20, 9:22, 1:10] = True
+    table[2:22, 2:4, :] = table[10:14, 4:9, :] = True
+    hu = np.where(body | table, 0.0, -1000.0)
+    hu[9:12, 14:17, :] = -900.0
+    image = scan(hu, grid)
+    assert full(roi.body_mask(image, grid, -500.0))[table].all()
+    assert np.array_equal(full(roi.body_mask(image, grid, -500.0, 2)), body)
+    found = roi.find_region(BodyMask(threshold=-500, opening_vox=2), grid, image, {}, "empty")
+    assert np.array_equal(full(found), body)
+    assert roi.body_mask(image, grid, -500.0, 7) is None
+
+
 def test_body_mask_takes_what_is_over_the_threshold() -> None:
     grid = Grid.from_spacing((3, 3, 1), (1.0, 1.0, 1.0))
     hu = np.array([[-199.0, -199.0, -200.0], [-201.0, -199.0, -1000.0], [-1000.0, -1000.0, 40.0]])

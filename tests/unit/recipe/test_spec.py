@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from zoomseg.recipe.spec import BoxAround, DilatedForeground, ResEncUNet, Window, is_planned
+from helpers.tiny_dataset import tiny_recipe
+from zoomseg.recipe.spec import BoxAround, DilatedForeground, ResEncUNet, Stage, Window, is_planned
 
 
 def test_specs_are_values() -> None:
@@ -45,6 +46,17 @@ def test_the_margin_of_prediction_is_one_of_training() -> None:
         ValidationError, match=r"margin_mm \(20\) must lie in reference_margin_mm \(30 to 40\)"
     ):
         BoxAround(of="coarse", reference_margin_mm=(30, 40))
+
+
+def test_the_reference_is_in_regions_that_are_masks_only() -> None:
+    stage = tiny_recipe(together=False).stages[1]
+    given = stage.model_dump(mode="json")
+    given["roi"] = {"kind": "dilated_foreground", "of": "coarse", "include_reference": True}
+    assert Stage.model_validate(given).includes_reference
+    assert not stage.includes_reference
+    given["grid"] = {"kind": "shape", "shape": [16, 16, 16], "tile": [16, 16, 16]}
+    with pytest.raises(ValidationError, match="include_reference means nothing on a grid of kind shape"):
+        Stage.model_validate(given)
 
 
 def test_planned_recipes_are_told_by_their_key() -> None:

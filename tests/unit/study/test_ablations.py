@@ -127,6 +127,18 @@ def test_which_rows_share_a_training() -> None:
     assert shared("roth2018-pyramid") == ["apart", "apart", "end-to-end", "level2-alone"]
     assert shared("valindria2018") == [None, "plain", "weighted", "weighted", "plain", "weighted", "full"]
     assert shared("flare22") == ["whole-volume"] * 2
+    assert shared("flare22-unlabelled") == ["labelled", "unlabelled", "all-labelled"]
+
+
+def test_the_labelled_scans_alone_are_the_paper_s_table_4() -> None:
+    alone, *others = table("flare22-unlabelled").values()
+    assert alone == table("flare22")["coarse to fine"]
+    assert others == [None, None]
+
+
+def test_which_studies_may_have_any_stages_and_which_need_unlabelled_scans() -> None:
+    assert [a.name for a in TABLES if a.changes_nothing] == ["flare22-unlabelled", "roth2018-finetune"]
+    assert [a.name for a in TABLES if a.needs_unlabelled] == ["flare22-unlabelled"]
 
 
 def test_pyramid_variants() -> None:
@@ -185,4 +197,5 @@ def test_the_challenge_is_scored_by_its_own_rule_and_all_others_at_1_mm() -> Non
         if isinstance(a, Ablation)
     }
     assert rules.pop("flare22") == {"flare22"}
+    assert rules.pop("flare22-unlabelled") == {"flare22"}
     assert set.union(*rules.values()) == {"1 mm"}

@@ -40,6 +40,21 @@ def test_rows_over_all_their_folds(tmp_path: Path) -> None:
     }
 
 
+def test_what_is_kept_is_what_was_measured(tmp_path: Path) -> None:
+    record(tmp_path, done("a", 2.0, 100.0))
+    assert read(tmp_path) == {
+        "a": {
+            "seconds": 2.0,
+            "peak_ram_mb": 1000.0,
+            "peak_vram_mb": 0.0,
+            "ram_area_mb_s": 5.0,
+            "vram_area_mb_s": 0.0,
+            "cpu_area_percent_s": 40.0,
+            "machine_cpu_area_percent_s": 100.0,
+        }
+    }
+
+
 def test_a_damaged_file_is_as_none(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('{"a": {"seconds": 1}}')
     assert read(tmp_path) == {}

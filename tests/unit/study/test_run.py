@@ -260,6 +260,12 @@ def test_rows_are_scored_as_the_paper_scores(done: Path, study: Ablation, data: 
     carried_out(flare, data, done)
     assert json.loads(summary.read_text())["rule"] == "flare22"
     assert "NSD at flare22." in (done / "table.md").read_text()
+    took = summary.with_name("Efficiency.csv").read_text().splitlines()[1:]
+    measured = efficiency.read(summary.parent)
+    assert {line.split(",")[0]: float(line.split(",")[1]) for line in took} == {
+        f"{case}.nii.gz": round(own["seconds"], 2) for case, own in measured.items()
+    }
+    assert took
     carried_out(study, data, done)
     assert json.loads(summary.read_text())["rule"] == "1 mm"
 

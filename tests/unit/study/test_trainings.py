@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.atlas.library import AtlasLibrary
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import DatasetError, RecipeError, TrainingError
@@ -18,13 +19,15 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
 from zoomseg.datasets.layouts import Dataset
+from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
+from zoomseg.io.scans import write_image
 from zoomseg.recipe.load import dump, load
-from zoomseg.recipe.spec import ATLAS, AtlasInput, AtlasSpec, ImageInput, Stage
+from zoomseg.recipe.spec import ATLAS, AtlasInput, AtlasSpec, ImageInput, Recipe, Stage
 from zoomseg.study.ablations import Ablation, Row, Training
-from zoomseg.study.recipe_edits import chain, on_stages, only, unchanged, without_atlas
+from zoomseg.study.recipe_edits import chain, narrower, on_stages, only, unchanged, without_atlas
 from zoomseg.study.trainings import Settings, Trainings, chosen_folds, named_alike, open_trainings
-from zoomseg.training import training_run
+from zoomseg.training import self_training, training_run
 
 COARSE = Training("coarse", only("coarse"))
 
@@ -220,6 +223,118 @@ def test_init_is_for_fine_tuning_and_needed_there(study: Ablation, data: Dataset
     with pytest.raises(TrainingError, match="leave --coarser and --narrower out"):
         opened(fine_tuning, data, tmp_path, Settings(init=tmp_path, coarser=2))
     assert not (tmp_path / "study.json").exists()
+
+
+# --- scans without labels -------------------------------------------------------------------------
+
+SELF_TAUGHT = Training("unlabelled", unlabelled=True)
+DRAWN = Training("all-labelled", drawn=True)
+
+
+@pytest.fixture
+def with_unlabelled(study: Ablation) -> Ablation:
+    rows = (
+        Row("alone", Training("labelled")),
+        Row("both", SELF_TAUGHT),
+        Row("all", DRAWN),
+    )
+    return replace(study, rows=rows, baseline="alone")
+
+
+def scans_of(data: Dataset, folder: Path, *ids: str) -> Path:
+    folder.mkdir()
+    for id_ in ids:
+        shutil.copy(data.subset([id_]).cases[0].images[0], folder)
+    return folder
+
+
+def of_split(tmp_path: Path, train: list[str], validation: str, test: list[str] | None = None) -> Path:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"train": train, "validation": [validation], "test": test or []}))
+    return file
+
+
+def test_cases_that_a_split_leaves_out_are_labelled_by_models_or_as_they_are(
+    with_unlabelled: Ablation, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first round is trained on the split's cases alone; killed during labelling, the study goes on."""
+    monkeypatch.setattr(self_training, "LEAST_CONFIDENCE", 0.0)
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(dump(tiny_recipe(together=True, iterations=40)))
+    split = of_split(tmp_path, ["case_0", "case_1"], "case_2")
+    settings = Settings(split=split, unlabelled=scans_of(data, tmp_path / "u", "case_3"), recipe=str(recipe))
+    trainings = opened(with_unlabelled, data, tmp_path / "out", settings)
+    assert isinstance(trainings.study, Ablation)
+    assert [row.name for row in trainings.study.rows] == ["alone", "both", "all"]
+    folder = tmp_path / "out" / "runs" / "unlabelled" / "fold-0"
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(self_training.SelfTraining, "label", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trainings.model(SELF_TAUGHT, 0)
+    teachers = [bundle.load(folder / "teachers" / f"fold-{n}") for n in range(2)]
+    assert [t.provenance["training_cases"] for t in teachers] != [["case_0", "case_1"]] * 2
+    assert {str(i) for t in teachers for i in t.provenance["training_cases"]} == {"case_0", "case_1"}  # type: ignore[union-attr]
+    first = (folder / "teachers" / "fold-0" / "model.json").stat().st_mtime_ns
+    model = opened(with_unlabelled, data, tmp_path / "out", settings).model(SELF_TAUGHT, 0)
+    assert (folder / "teachers" / "fold-0" / "model.json").stat().st_mtime_ns == first
+    assert model.provenance["training_cases"] == ["case_0", "case_1", "case_3"]
+    assert model.provenance["pseudo_labelled_cases"] == ["case_3"]
+    assert model.provenance["validation_cases"] == ["case_2"]
+    drawn = trainings.model(DRAWN, 0)
+    assert drawn.provenance["training_cases"] == ["case_0", "case_1", "case_3"]
+    assert drawn.provenance["validation_cases"] == ["case_2"]
+    assert not drawn.provenance.get("pseudo_labelled_cases")
+
+
+def test_scans_of_nobody_s_labels_have_no_row_with_their_labels(
+    with_unlabelled: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    folder = tmp_path / "u"
+    folder.mkdir()
+    write_image(folder / "new.nii.gz", tiny_case(10)[0])
+    for name, split in (("drawn", None), ("split", of_split(tmp_path, ["case_0", "case_1"], "case_2"))):
+        found = opened(with_unlabelled, data, tmp_path / name, Settings(split=split, unlabelled=folder)).study
+        assert isinstance(found, Ablation)
+        assert [row.name for row in found.rows] == ["alone", "both"]
+
+
+def test_unlabelled_scans_are_needed_refused_and_of_no_case_that_is_used(
+    study: Ablation, with_unlabelled: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    folder, out = scans_of(data, tmp_path / "u", "case_3"), tmp_path / "out"
+    with pytest.raises(TrainingError, match="give them with --unlabelled FOLDER"):
+        opened(with_unlabelled, data, out)
+    with pytest.raises(TrainingError, match="labelled scans alone; leave --unlabelled out"):
+        opened(study, data, out, Settings(unlabelled=folder))
+    named = "'case_3' has the name of a case"
+    with pytest.raises(DatasetError, match=named):
+        opened(with_unlabelled, data, out, Settings(unlabelled=folder))
+    tested = of_split(tmp_path, ["case_0", "case_1"], "case_2", ["case_3"])
+    with pytest.raises(DatasetError, match=named):
+        opened(with_unlabelled, data, out, Settings(unlabelled=folder, split=tested))
+    assert not out.exists()
+
+
+def test_rows_that_change_no_stage_may_have_a_recipe_that_is_planned(
+    study: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    """Once, from the training cases, and made smaller as any other."""
+    plain = replace(study, rows=(Row("as it is", Training("plain")),))
+    settings = Settings(recipe="default", narrower=2, split=of_split(tmp_path, ["case_0"], "case_2"))
+    found = opened(plain, data, tmp_path / "out", settings)
+    written = load(tmp_path / "out" / "recipe.yaml")
+    assert isinstance(written, Recipe)
+    assert found.recipe == narrower(2)(written)
+    assert "1 case" in (tmp_path / "out" / "plan.md").read_text()
+    before = (tmp_path / "out" / "recipe.yaml").stat().st_mtime_ns
+    assert opened(plain, data, tmp_path / "out", settings).recipe == found.recipe
+    assert (tmp_path / "out" / "recipe.yaml").stat().st_mtime_ns == before
+    with pytest.raises(RecipeError, match="has no numbers of its own"):
+        opened(study, data, tmp_path / "other", settings)
 
 
 # --- atlas priors, and the training's clock -------------------------------------------------------

@@ -25,6 +25,7 @@ from zoomseg.pipeline.uncertainty import Uncertainty
 from zoomseg.recipe.load import dump
 from zoomseg.training import record, self_training
 from zoomseg.training.log import Silent
+from zoomseg.training.loop import Split
 from zoomseg.training.self_training import SelfTraining, extended
 from zoomseg.training.training_run import TrainingRequest
 
@@ -223,6 +224,22 @@ def test_the_first_round_does_not_see_the_cases_kept_back(
     assert run.folds == 2
     assert run.teachers_wish == TrainingRequest(epochs=3)
     assert run.folder == tmp_path / "m" / "teachers"
+
+
+def test_named_cases_are_kept_to(
+    data: Dataset, unlabelled: Path, teacher: str, recipe: str, tmp_path: Path, ask: Callable[..., Oracle]
+) -> None:
+    ask()
+    split = Split(data.ids[:2], data.ids[3:])
+    run = begin(data, tmp_path / "m", unlabelled, teacher, recipe=recipe, split=split)
+    assert (run.labelled.ids, run.held_back) == (data.ids[:2], data.ids[3:])
+    assert run.teachers_wish.split is None
+    again = self_training.reopen(data, tmp_path / "m")
+    assert again.wish == run.wish
+    again.label(CPU, Silent())
+    model = again.model(CPU, Silent())
+    assert model.provenance["training_cases"] == [*data.ids[:2], "new_10", "new_12"]
+    assert model.provenance["validation_cases"] == list(data.ids[3:])
 
 
 def test_teachers_that_know_the_cases_kept_back_are_told_of(

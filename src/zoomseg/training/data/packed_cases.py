@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -145,6 +145,8 @@ def pack(
     seen = _view(stage, recipe, scan, scan.labels, priors)
     if seen is None:
         return None
+    if stage.includes_reference:
+        seen = _with_reference(seen, scan.labels, labels)
     patch = stage.training.patch
     box = seen.region.box.expand(patch).intersect(seen.grid.box)
     grid = seen.grid.crop(box)
@@ -167,6 +169,18 @@ def pack(
         np.array([True, *(scan.annotated is None or name in scan.annotated for name in labels)]),
         _store_priors(stage, priors, stem, folder),
     )
+
+
+def _with_reference(
+    seen: stage_input.StageView, reference: LabelMap, labels: tuple[str, ...]
+) -> stage_input.StageView:
+    """The view whose region holds all voxels of the stage's labels, too."""
+    whole = seen.grid.box
+    region = Region.of_mask(
+        seen.grid, seen.region.mask_in(whole) | (stage_labels(reference, labels, seen.grid) > 0)
+    )
+    assert region is not None  # a region has a voxel at least
+    return replace(seen, region=region)
 
 
 def _view(

@@ -100,6 +100,33 @@ def test_only_the_region_and_a_patch_around_it_are_stored(
     assert held.labels.shape == held.box.shape
 
 
+def test_what_the_earlier_stage_missed_is_in_the_region_that_includes_the_reference(
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
+) -> None:
+    """It found the left kidney alone. The right one then counts, with the voxels around it that do not."""
+    half = priors["coarse"].probabilities.copy()
+    half[0] += half[2]
+    half[2] = 0
+    missed = {"coarse": replace(priors["coarse"], probabilities=half)}
+    look = {"of": "coarse", "radius_vox": 1}
+    stages = [
+        masked(FINE.model_copy(update={"roi": DilatedForeground(**look, include_reference=asked)}))
+        for asked in (False, True)
+    ]
+    without, included = (packed(s, scan, missed, tmp_path / str(n)) for n, s in enumerate(stages))
+    assert scan.labels is not None
+    truth = resample_labels(scan.labels, included.grid).data
+    assert without.counts[2] == 0
+    assert included.counts.tolist()[1:] == [(truth == c).sum() for c in (1, 2)]
+    assert included.counts[0] == without.counts[0]
+    seen = stage_input.view(stages[1], RECIPE, scan, missed)
+    assert seen is not None
+    region = seen.region.mask_in(included.box)
+    counted = included.labels_at(indices(included.box)).numpy() != IGNORE
+    assert np.array_equal(counted, region | (truth[included.box.slices] > 0))
+    assert (counted & ~region).any()
+
+
 def test_reading_beyond_what_is_stored(
     scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:

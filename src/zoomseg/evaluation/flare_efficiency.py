@@ -1,0 +1,49 @@
+"""What predictions took, as FLARE 2022's ``load_json.py`` (github.com/JunMa11/FLARE) tabulates it: a row per
+case by its file's name. Times are seconds, memory is in MB, areas are of 0.1 s steps there and exact here."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from zoomseg.inference.efficiency import Measures
+from zoomseg.io.files import write_text_atomic
+
+FILE = "Efficiency.csv"
+
+COLUMNS: Mapping[str, tuple[str, int | None]] = {
+    "Time": ("seconds", 2),
+    "GPU_Mem": ("peak_vram_mb", None),
+    "AUC_GPU_Time": ("vram_area_mb_s", None),
+    "CPU_Utilization": ("", None),
+    "AUC_CPU_Time": ("machine_cpu_area_percent_s", 2),
+    "RAM": ("peak_ram_mb", 2),
+    "AUC_RAM_Time": ("ram_area_mb_s", None),
+}
+"""The script's columns: the measure, and the digits that it is rounded to (None: to a whole number). Nobody
+measures the highest utilisation here; its column is empty."""
+
+
+def write_efficiency(folder: Path, measured: Mapping[str, Measures], cases: Iterable[str]) -> None:
+    """Write ``Efficiency.csv``: a row for each of ``cases`` of which measures are known; without any,
+    no file.
+
+    Raises:
+        OutputError: no permission, full disk.
+    """
+    known = [case for case in cases if case in measured]
+    if not known:
+        return
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["Name", *COLUMNS])
+    for case in known:
+        cells = (_cell(measured[case].get(measure), digits) for measure, digits in COLUMNS.values())
+        table.writerow([f"{case}.nii.gz", *cells])
+    write_text_atomic(folder / FILE, text.getvalue())
+
+
+def _cell(value: float | None, digits: int | None) -> str:
+    return "" if value is None else str(round(value, digits))
