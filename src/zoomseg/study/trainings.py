@@ -27,6 +27,7 @@ from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import Recipe
 from zoomseg.study.ablations import Ablation, RegionCurve, Training
 from zoomseg.study.recipe_edits import (
+    Edit,
     chain,
     coarser,
     narrower,
@@ -46,9 +47,9 @@ class Settings:
     """What the user chose. ``seconds`` is for each training; None: the recipe's own number of iterations.
 
     ``folds`` None: the study's own scheme. With ``fold`` only that one is trained. ``recipe`` None: the
-    study's own; ``atlases`` None: as many as it says. ``small`` are the organs that have a stage each, and
-    that are tabulated; none: all. ``split`` is a file as ``split_file`` reads it, in place of folds; ``test``
-    a data set of which nothing is trained.
+    study's own; a training's own recipe stays. ``atlases`` None: as many as it says. ``small`` are the organs
+    that have a stage each, and that are tabulated; none: all. ``split`` is a file as ``split_file`` reads it,
+    in place of folds; ``test`` a data set of which nothing is trained.
     """
 
     seconds: float | None = None
@@ -109,7 +110,7 @@ class Trainings:
     device: Device
     watch: Watch
     recipe: Recipe
-    """What all trainings start from."""
+    """What all trainings start from that have no recipe of their own."""
     count: int
     folds: tuple[int, ...]
     splits: tuple[CaseSplit, ...] = ()
@@ -127,6 +128,10 @@ class Trainings:
         return training_run.choose_split(
             self.dataset, training_run.TrainingRequest(folds=self.count, fold=fold, seed=self.settings.seed)
         )
+
+    def start(self, training: Training) -> Recipe:
+        """The recipe that a training changes: the study's, or its own, made smaller alike."""
+        return _start(training, self.recipe, self.settings)
 
     def folder(self, run: str, fold: int) -> Path:
         return self.out / "runs" / run / f"fold-{fold}"
@@ -187,7 +192,7 @@ class Trainings:
         if (folder / "training" / "job.json").is_file():
             with self.watch.training() as observer:
                 return training_run.resume(self.dataset, folder, self.device, observer)
-        recipe = training.change(self.recipe)
+        recipe = training.change(self.start(training))
         recipe = recipe.model_copy(update={"name": f"{recipe.name}-{training.id}"})
         file = self.out / "runs" / training.id / "recipe.yaml"
         writable_directory(file.parent)
@@ -239,7 +244,7 @@ def open_trainings(
     unseen = _unseen(study, dataset, settings, splits[folds[0]] if splits else None)
     recipe = _recipe(study, settings, dataset)
     if isinstance(study, Ablation):
-        _check_rows(study, recipe, dataset)
+        _check_rows(study, recipe, settings, dataset)
     record = _record(study, dataset, settings, count) | _chosen(settings, splits, unseen)
     file = out / "study.json"
     if file.exists():
@@ -317,8 +322,7 @@ def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset)
         return chain(
             with_small_organs(_small(settings, dataset)) if settings.small else unchanged,
             unchanged if settings.atlases is None else with_atlases(settings.atlases),
-            coarser(settings.coarser),
-            narrower(settings.narrower),
+            _smaller(settings),
         )(recipe)
     if settings.init is None:
         raise TrainingError(f"study '{study.name}' fine-tunes a model; give it with --init MODEL")
@@ -333,7 +337,15 @@ def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset)
     return fine_tuning.recipe_of(fine_tuning.load(settings.init, dataset))
 
 
-def _check_rows(study: Ablation, recipe: Recipe, dataset: Dataset) -> None:
+def _smaller(settings: Settings) -> Edit:
+    return chain(coarser(settings.coarser), narrower(settings.narrower))
+
+
+def _start(training: Training, recipe: Recipe, settings: Settings) -> Recipe:
+    return recipe if training.recipe is None else _smaller(settings)(shipped(training.recipe))
+
+
+def _check_rows(study: Ablation, recipe: Recipe, settings: Settings, dataset: Dataset) -> None:
     """Where rows differ only in stages for organs that the data set lacks, hours would be spent on comparing
     a training with itself."""
     seen: dict[tuple[str, str], str] = {}
@@ -341,7 +353,8 @@ def _check_rows(study: Ablation, recipe: Recipe, dataset: Dataset) -> None:
         if row.training is None:
             continue
         try:
-            fitted = graph.fit(row.training.change(recipe), dataset.schema)[0]
+            start = _start(row.training, recipe, settings)
+            fitted = graph.fit(row.training.change(start), dataset.schema)[0]
             answering = row.predict(graph.expand(fitted, dataset.schema))
         except RecipeError:  # the row is left out, and named, when its turn comes
             continue
