@@ -112,6 +112,53 @@ def test_published_means_are_those_of_the_organs_typed(study: Ablation) -> None:
                 assert sum(values.values()) / len(values) == pytest.approx(of_organs, abs=0.004)
 
 
+SPREAD_OF_MEAN = {
+    ("roth2018-cascade", 0): {"dice_sd": 9.5, "dice_median": 74.3, "dice_min": 39.5, "dice_max": 84.2},
+    ("roth2018-cascade", 1): {"dice_sd": 8.9, "dice_median": 82.1, "dice_min": 46.2, "dice_max": 89.8},
+    ("roth2018-pyramid", 0): {"dice_sd": 6.1, "dice_min": 59.7, "dice_max": 89.4},
+    ("roth2018-pyramid", 1): {"dice_sd": 6.1, "dice_min": 62.4, "dice_max": 93.9},
+    ("roth2018-pyramid", 2): {"dice_sd": 6.2, "dice_min": 66.1, "dice_max": 95.1},
+    ("roth2018-pyramid", 3): {"dice_sd": 8.5, "dice_min": 42.4, "dice_max": 78.8},
+    ("flare22", 1): {"dice_sd": 12.50, "nsd_sd": 12.56},
+}
+
+
+@pytest.mark.parametrize(("place", "printed"), SPREAD_OF_MEAN.items(), ids=lambda value: str(value)[:30])
+def test_spread_over_cases_adds_up_to_what_the_papers_print_of_the_mean(
+    place: tuple[str, int], printed: dict[str, float]
+) -> None:
+    """In their last column, the papers have the means of the organs' columns. Organs and mean are both rounded
+    to a tenth, which is up to 0.1 between them (82.04 and 82.1 in the cascade's stage 2)."""
+    name, number = place
+    published = list(table(name).values())[number]
+    assert published is not None
+    for column, mean in printed.items():
+        values = getattr(published, column)
+        assert values.keys() == published.dice.keys()
+        assert 100 * sum(values.values()) / len(values) == pytest.approx(mean, abs=0.1)
+
+
+def test_spread_of_the_tables_without_such_a_column() -> None:
+    unseen = list(table("roth2018-cascade", unseen=True).values())
+    columns = ("dice_sd", "dice_median", "dice_min", "dice_max")
+    assert [[list(getattr(p, c).values()) for c in columns] for p in unseen] == [
+        [[0.025, 0.082, 0.082], [0.942, 0.918, 0.703], [0.782, 0.206, 0.32], [0.968, 0.957, 0.823]],
+        [[0.021, 0.089, 0.102], [0.954, 0.942, 0.831], [0.804, 0.223, 0.019], [0.973, 0.974, 0.913]],
+        [[0.02, 0.08, 0.102], [0.96, 0.954, 0.845], [0.809, 0.217, 0.018], [0.977, 0.981, 0.922]],
+    ]
+    deviations = [p.dice_sd for p in table("zhou2016").values() if p is not None]
+    assert [d["gallbladder"] for d in deviations] == [0.399, 0.116, 0.332]
+    assert [d["bladder"] for d in deviations] == [0.139, 0.14, 0.208]
+
+
+@pytest.mark.parametrize("study", TABLES, ids=lambda s: s.name)
+def test_a_published_mean_lies_between_minimum_and_maximum(study: Ablation) -> None:
+    known = [p for row in study.rows for p in (row.published, row.published_unseen) if p is not None]
+    for published in known:
+        for organ, least in published.dice_min.items():
+            assert least < published.dice[organ] < published.dice_max[organ]
+
+
 @pytest.mark.parametrize("study", TABLES, ids=lambda s: s.name)
 def test_rows_have_names_of_their_own_and_a_baseline(study: Ablation) -> None:
     names = [row.name for row in study.rows]
