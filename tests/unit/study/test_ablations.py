@@ -127,8 +127,8 @@ SPREAD_OF_MEAN = {
 def test_spread_over_cases_adds_up_to_what_the_papers_print_of_the_mean(
     place: tuple[str, int], printed: dict[str, float]
 ) -> None:
-    """In their last column, the papers have the means of the organs' columns. Organs and mean are both rounded
-    to a tenth, which is up to 0.1 between them (82.04 and 82.1 in the cascade's stage 2)."""
+    """In their last column, the papers have the means of the organs' columns. Organs and mean are both
+    rounded to a tenth, which is up to 0.1 between them (82.04 and 82.1 in the cascade's stage 2)."""
     name, number = place
     published = list(table(name).values())[number]
     assert published is not None
