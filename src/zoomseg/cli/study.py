@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 ABLATIONS = (
     "roth2018-cascade",
     "roth2018-candidate-region",
+    "zhou2016",
     "roth2018-pyramid",
     "valindria2018",
     "flare22",
@@ -70,7 +71,8 @@ ABLATIONS = (
     "-r",
     "--recipe",
     metavar="RECIPE",
-    help="Recipe with stages of the same names in place of the paper's: a name or a file.",
+    help="Recipe with stages of the same names in place of the paper's: a name or a file (zhou2016: in place "
+    "of the cascade; the 2D row keeps its own).",
 )
 @click.option(
     "--small",

@@ -8,7 +8,7 @@ for several rows. Published numbers are typed from the tables cited.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from zoomseg.anatomy.organ_names import label_of
 from zoomseg.core.labels import LabelSchema
@@ -30,17 +30,24 @@ from zoomseg.study.recipe_edits import (
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper's table says of one row, 0 to 1, by the paper's organ names; ``mean`` if it has one."""
+    """What the paper's table says of one row, 0 to 1, by the paper's organ names; ``mean`` if it has one.
+    What is spread are cases; of the mean, the papers give means of the organs' spread, which are left out."""
 
     dice: Mapping[str, float]
     mean: float | None = None
     nsd: Mapping[str, float] = field(default_factory=dict)
     mean_nsd: float | None = None
+    dice_sd: Mapping[str, float] = field(default_factory=dict)
+    dice_median: Mapping[str, float] = field(default_factory=dict)
+    dice_min: Mapping[str, float] = field(default_factory=dict)
+    dice_max: Mapping[str, float] = field(default_factory=dict)
+    nsd_sd: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training per fold, in the folder ``id``. ``fine_tuned`` starts from the model given with --init."""
+    """One training per fold, in the folder ``id``. ``fine_tuned`` starts from the model given with --init,
+    ``recipe`` from that shipped recipe or file instead of the study's."""
 
     id: str
     change: Edit = unchanged
@@ -50,6 +57,7 @@ class Training:
     drawn: bool = False
     """Whether these scans are learned from with the labels that the data set has of them. The row is left out
     unless they are labelled cases of the data set that --split names in none of its lists."""
+    recipe: str | None = None
 
 
 AT_1_MM = Tolerances.same(1.0)
@@ -137,10 +145,34 @@ def _row(organs: tuple[str, ...], *dice: float, mean: float | None = None, unit:
     return Published(shares, None if mean is None else round(mean / unit, 6))
 
 
+def _spread(
+    published: Published,
+    *,
+    sd: tuple[float, ...],
+    median: tuple[float, ...] = (),
+    least: tuple[float, ...] = (),
+    most: tuple[float, ...] = (),
+) -> Published:
+    """With the spread over cases, in percent, in the order of its organs."""
+
+    def shares(values: tuple[float, ...]) -> dict[str, float]:
+        pairs = zip(published.dice, values, strict=True) if values else ()
+        return {organ: round(value / 100, 6) for organ, value in pairs}
+
+    return replace(
+        published,
+        dice_sd=shares(sd),
+        dice_median=shares(median),
+        dice_min=shares(least),
+        dice_max=shares(most),
+    )
+
+
 CASCADE = "roth2018-cascade"
 PYRAMID = "roth2018-pyramid"
 VALINDRIA = "valindria2018-small-organs"
 FLARE = "flare22-whole-volume"
+VOTE = "zhou2016-2d-vote"
 
 _CASCADE = Training("cascade")
 _GASTRIC = ("artery", "vein", "liver", "spleen", "stomach", "gallbladder", "pancreas")
@@ -151,21 +183,129 @@ CASCADE_ROWS = (
         "stage 1, tiles side by side",
         _CASCADE,
         only("stage1"),
-        _row(_GASTRIC, 59.0, 64.7, 89.6, 84.1, 80.0, 69.6, 54.8, mean=71.7, unit=100),
-        _row(_TESTED, 93.6, 89.7, 68.5, unit=100),
+        _spread(
+            _row(_GASTRIC, 59.0, 64.7, 89.6, 84.1, 80.0, 69.6, 54.8, mean=71.7, unit=100),
+            sd=(7.8, 8.6, 1.7, 4.7, 18.3, 14.1, 11.0),
+            median=(59.8, 67.3, 90.0, 85.2, 87.5, 73.2, 57.2),
+            least=(41.0, 34.5, 84.4, 70.9, 8.4, 13.8, 23.5),
+            most=(75.7, 76.0, 92.6, 91.4, 94.8, 86.8, 72.0),
+        ),
+        _spread(
+            _row(_TESTED, 93.6, 89.7, 68.5, unit=100),
+            sd=(2.5, 8.2, 8.2),
+            median=(94.2, 91.8, 70.3),
+            least=(78.2, 20.6, 32.0),
+            most=(96.8, 95.7, 82.3),
+        ),
     ),
     Row(
         "stage 2, tiles side by side",
         _CASCADE,
         overlap("stage2", 0.0),
-        _row(_GASTRIC, 79.6, 73.1, 93.2, 90.6, 84.3, 70.6, 63.1, mean=79.2, unit=100),
-        _row(_TESTED, 94.9, 91.4, 81.2, unit=100),
+        _spread(
+            _row(_GASTRIC, 79.6, 73.1, 93.2, 90.6, 84.3, 70.6, 63.1, mean=79.2, unit=100),
+            sd=(6.5, 7.9, 1.5, 2.8, 17.3, 15.9, 10.7),
+            median=(82.3, 74.6, 93.5, 91.2, 90.9, 77.3, 64.5),
+            least=(62.9, 33.3, 88.9, 82.3, 10.9, 13.0, 32.4),
+            most=(87.0, 83.2, 95.6, 95.1, 96.3, 89.4, 81.8),
+        ),
+        _spread(
+            _row(_TESTED, 94.9, 91.4, 81.2, unit=100),
+            sd=(2.1, 8.9, 10.2),
+            median=(95.4, 94.2, 83.1),
+            least=(80.4, 22.3, 1.9),
+            most=(97.3, 97.4, 91.3),
+        ),
     ),
     Row(
         "stage 2, tiles overlapping",
         _CASCADE,
         unchanged,
-        published_unseen=_row(_TESTED, 95.4, 92.8, 82.2, unit=100),
+        published_unseen=_spread(
+            _row(_TESTED, 95.4, 92.8, 82.2, unit=100),
+            sd=(2.0, 8.0, 10.2),
+            median=(96.0, 95.4, 84.5),
+            least=(80.9, 21.7, 1.8),
+            most=(97.7, 98.1, 92.2),
+        ),
+    ),
+)
+
+_TABLE_4 = (
+    "right lung",
+    "left lung",
+    "heart",
+    "aorta",
+    "esophagus",
+    "liver",
+    "gallbladder",
+    "stomach and duodenum",
+    "stomach and duodenum, air",
+    "stomach and duodenum, not air",
+    "spleen",
+    "right kidney",
+    "left kidney",
+    "inferior vena cava",
+    "portal vein",
+    "pancreas",
+    "prostate",
+    "bladder",
+)
+
+# Section 3.4 does not say how tiles lie; Section 4.1 has them side by side "as in previous sections".
+VOTE_ROWS = (
+    Row(
+        "2D, majority vote",
+        Training("2d", recipe=VOTE),
+        published=_spread(
+            _row(
+                _TABLE_4,
+                *(94.6, 92.8, 91.2, 76.0, 24.6, 94.3, 47.5, 68.0, 64.0),
+                *(8.5, 86.7, 92.2, 90.2, 63.6, 33.6, 55.4, 1.2, 78.8),
+                mean=65.0,
+                unit=100,
+            ),
+            sd=(
+                *(2.8, 3.8, 4.0, 11.8, 16.7, 3.3, 39.9, 19.1, 32.2),
+                *(15.6, 14.5, 2.1, 4.0, 19.1, 29.5, 19.3, 2.3, 13.9),
+            ),
+        ),
+    ),
+    Row(
+        "3D, stage 1",
+        _CASCADE,
+        only("stage1"),
+        _spread(
+            _row(
+                _TABLE_4,
+                *(90.1, 87.8, 70.9, 50.7, 0.0, 90.2, 9.1, 58.2, 52.4),
+                *(1.1, 81.2, 80.9, 82.8, 59.8, 30.0, 47.5, 0.0, 57.2),
+                mean=52.8,
+                unit=100,
+            ),
+            sd=(
+                *(4.0, 5.3, 11.8, 5.4, 0.0, 3.5, 11.6, 15.2, 27.4),
+                *(1.7, 12.1, 10.6, 8.3, 15.2, 21.3, 16.3, 0.0, 14.0),
+            ),
+        ),
+    ),
+    Row(
+        "3D, stage 2",
+        _CASCADE,
+        overlap("stage2", 0.0),
+        _spread(
+            _row(
+                _TABLE_4,
+                *(91.9, 93.2, 86.2, 82.3, 51.9, 93.6, 58.4, 61.9, 48.8),
+                *(20.7, 86.6, 90.8, 86.1, 70.6, 56.0, 71.0, 38.0, 71.6),
+                mean=69.3,
+                unit=100,
+            ),
+            sd=(
+                *(3.6, 4.0, 5.6, 5.9, 5.3, 2.7, 33.2, 13.4, 26.6),
+                *(20.0, 6.6, 6.7, 11.1, 17.5, 16.6, 13.9, 29.3, 20.8),
+            ),
+        ),
     ),
 )
 
@@ -177,26 +317,46 @@ PYRAMID_ROWS = (
         "level 1",
         _APART,
         only("level1"),
-        _row(_GASTRIC, 75.4, 64.0, 95.4, 94.0, 93.7, 80.2, 79.8, mean=83.2, unit=100),
+        _spread(
+            _row(_GASTRIC, 75.4, 64.0, 95.4, 94.0, 93.7, 80.2, 79.8, mean=83.2, unit=100),
+            sd=(3.9, 5.4, 1.0, 0.8, 7.6, 15.5, 8.5),
+            least=(67.4, 41.3, 91.5, 92.6, 48.4, 27.3, 49.7),
+            most=(82.3, 70.9, 96.4, 95.8, 96.5, 93.5, 90.6),
+        ),
     ),
     Row(
         "level 2, auto-context",
         _APART,
         unchanged,
-        _row(_GASTRIC, 82.5, 76.8, 96.7, 96.6, 95.9, 84.4, 83.4, mean=88.1, unit=100),
+        _spread(
+            _row(_GASTRIC, 82.5, 76.8, 96.7, 96.6, 95.9, 84.4, 83.4, mean=88.1, unit=100),
+            sd=(4.1, 6.4, 1.0, 0.7, 8.0, 14.0, 8.4),
+            least=(73.3, 46.3, 92.9, 94.4, 48.1, 28.0, 53.9),
+            most=(90.0, 83.5, 97.9, 98.0, 98.7, 96.0, 93.4),
+        ),
     ),
     Row(
         "end-to-end, auto-context",
         Training("end-to-end"),
         unchanged,
-        _row(_GASTRIC, 83.0, 79.4, 96.9, 97.2, 96.2, 83.6, 86.7, mean=89.0, unit=100),
+        _spread(
+            _row(_GASTRIC, 83.0, 79.4, 96.9, 97.2, 96.2, 83.6, 86.7, mean=89.0, unit=100),
+            sd=(4.4, 6.7, 1.0, 1.0, 5.9, 17.1, 7.4),
+            least=(73.2, 50.2, 93.5, 94.9, 61.4, 29.7, 60.0),
+            most=(91.0, 87.7, 98.3, 98.7, 98.7, 96.4, 95.2),
+        ),
         _row(("liver", "spleen", "gallbladder", "pancreas"), 95.3, 93.6, 80.8, 75.7, mean=86.3, unit=100),
     ),
     Row(
         "level 2, no auto-context",
         _ALONE,
         unchanged,
-        _row(_GASTRIC, 69.9, 72.8, 86.7, 90.9, 3.8, 73.4, 77.0, mean=67.8, unit=100),
+        _spread(
+            _row(_GASTRIC, 69.9, 72.8, 86.7, 90.9, 3.8, 73.4, 77.0, mean=67.8, unit=100),
+            sd=(6.2, 7.0, 6.4, 5.3, 1.3, 22.5, 10.8),
+            least=(59.5, 47.1, 69.9, 75.7, 0.7, 7.8, 36.1),
+            most=(82.1, 82.9, 95.7, 97.0, 7.4, 95.9, 90.9),
+        ),
     ),
 )
 
@@ -299,6 +459,36 @@ FLARE_ROWS = (
                 "left kidney": 0.9302,
             },
             mean_nsd=0.9316,
+            dice_sd={
+                "liver": 0.0211,
+                "right kidney": 0.1899,
+                "spleen": 0.0197,
+                "pancreas": 0.0459,
+                "aorta": 0.0248,
+                "inferior vena cava": 0.0825,
+                "right adrenal gland": 0.2240,
+                "left adrenal gland": 0.2352,
+                "gallbladder": 0.2417,
+                "esophagus": 0.1205,
+                "stomach": 0.1430,
+                "duodenum": 0.1023,
+                "left kidney": 0.1746,
+            },
+            nsd_sd={
+                "liver": 0.0350,
+                "right kidney": 0.1956,
+                "spleen": 0.0421,
+                "pancreas": 0.0442,
+                "aorta": 0.0312,
+                "inferior vena cava": 0.0885,
+                "right adrenal gland": 0.2313,
+                "left adrenal gland": 0.2315,
+                "gallbladder": 0.2475,
+                "esophagus": 0.1207,
+                "stomach": 0.1245,
+                "duodenum": 0.0611,
+                "left kidney": 0.1799,
+            },
         ),
         tolerances=FLARE22_TOLERANCES,
     ),
@@ -361,6 +551,14 @@ STUDIES: Mapping[str, Ablation | RegionCurve] = {
             Training("stage1", only("stage1")),
             stage="stage1",
             radii_vox=tuple(range(7)),
+        ),
+        Ablation(
+            "zhou2016",
+            CASCADE,
+            "Roth et al. 2018, Comput Med Imaging Graph 66:90-99, Table 4 (12 test scans, 228 for training)",
+            VOTE_ROWS,
+            baseline=VOTE_ROWS[0].name,
+            note="The paper's p-values are of stage 2 against the 2D vote, as 'p, baseline' here.",
         ),
         Ablation(
             PYRAMID,

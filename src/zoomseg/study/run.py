@@ -163,6 +163,7 @@ def notes(trainings: Trainings, unscored: Sequence[str] = ()) -> list[str]:
         f"Data set '{trainings.dataset.name}', {part}.",
         *(["Atlas priors were made before the trainings' time began."] if trainings.recipe.atlas else []),
         *([f"Recipe '{s.recipe}' in place of the paper's."] if s.recipe is not None else []),
+        *_own_recipes(trainings),
         *([f"Atlases: {s.atlases}."] if s.atlases is not None else []),
         *([f"Tabulated: {', '.join(trainings.small)}."] if trainings.small else []),
         *([f"Made smaller: {'; '.join(smaller)}."] if smaller else []),
@@ -177,6 +178,12 @@ def _told_of_unlabelled(folder: Path) -> str:
         f"Unlabelled scans: {folder}. The models that label them, {self_training.FOLDS} at most, are trained "
         "first, each as long as the others."
     )
+
+
+def _own_recipes(trainings: Trainings) -> list[str]:
+    rows = trainings.study.rows if isinstance(trainings.study, Ablation) else ()
+    used = {row.training.id: row.training.recipe for row in rows if row.training is not None}
+    return [f"Training '{id}' starts from recipe '{own}'." for id, own in used.items() if own is not None]
 
 
 def _unscored(before: Sequence[RowResult], after: Sequence[RowResult]) -> list[str]:

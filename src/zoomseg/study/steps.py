@@ -53,8 +53,8 @@ def paper_steps(trainings: Trainings, training: Training | None) -> int | None:
     if training is None or trainings.study.recipe is None:
         return None
     schema = trainings.dataset.schema
-    own = trainings.settings.recipe is not None
-    start = shipped(trainings.study.recipe) if own else trainings.recipe
+    replaced = trainings.settings.recipe is not None and training.recipe is None
+    start = shipped(trainings.study.recipe) if replaced else trainings.start(training)
     recipe = graph.expand(graph.fit(training.change(start), schema)[0], schema)
     groups = graph.training_groups(recipe)
     return sum(graph.stage_of(recipe, group.trained[0]).training.iterations for group in groups)

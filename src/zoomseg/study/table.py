@@ -42,6 +42,11 @@ COLUMNS = (
     "paper_organ",
     "paper_dice",
     "paper_nsd",
+    "paper_dice_sd",
+    "paper_dice_median",
+    "paper_dice_min",
+    "paper_dice_max",
+    "paper_nsd_sd",
     "p_row_above",
     "p_baseline",
     "steps",
@@ -89,6 +94,11 @@ class Line:
     paper_organ: str
     paper_dice: float
     paper_nsd: float
+    paper_dice_sd: float
+    paper_dice_median: float
+    paper_dice_min: float
+    paper_dice_max: float
+    paper_nsd_sd: float
     p_row_above: float
     p_baseline: float
     steps: int | None
@@ -161,7 +171,7 @@ def lines(study: Ablation, results: Sequence[RowResult], schema: LabelSchema) ->
             paper = "" if organ == MEAN else names.get(organ, "")
             dice, paper_nsd = _published(result.published, organ, paper)
             steps = sum(result.steps.values()) or None
-            known = (*scores, paper, dice, paper_nsd)
+            known = (*scores, paper, dice, paper_nsd, *_published_spread(result.published, paper))
             out.append(Line(result.name, organ, *known, p_above, p_baseline, steps))
     return out
 
@@ -181,6 +191,16 @@ def _published(published: Published | None, organ: str, paper: str) -> tuple[flo
         dice, nsd = published.mean, published.mean_nsd
         return math.nan if dice is None else dice, math.nan if nsd is None else nsd
     return published.dice.get(paper, math.nan), published.nsd.get(paper, math.nan)
+
+
+def _published_spread(published: Published | None, paper: str) -> tuple[float, float, float, float, float]:
+    """Of the paper's Dice over cases: SD, median, minimum, maximum; and SD of its NSD. NaN where it has none,
+    as of the mean over organs."""
+    p = published or Published({})
+    sd, median, least, most, nsd_sd = (
+        values.get(paper, math.nan) for values in (p.dice_sd, p.dice_median, p.dice_min, p.dice_max, p.nsd_sd)
+    )
+    return sd, median, least, most, nsd_sd
 
 
 # --- is the paper's order found again? ------------------------------------------------------------
@@ -342,9 +362,9 @@ def _spread_sheet(results: Sequence[RowResult], table: Sequence[Line]) -> Sheet:
     for result in results:
         own = [line for line in table if line.row == result.name]
         for title, column in _SPREAD:
-            rows.append((f"{result.name}: {title}", *(number(getattr(o, column), SHOWN_DIGITS) for o in own)))
+            rows.append((f"{result.name}: {title}", *(_beside(line, column) for line in own)))
     organs = [line.organ for line in table if results and line.row == results[0].name]
-    return Sheet("Dice and NSD over cases", ("row", *organs), tuple(rows))
+    return Sheet("Dice and NSD over cases, the paper's in brackets", ("row", *organs), tuple(rows))
 
 
 _SPREAD = (
@@ -359,12 +379,15 @@ _SPREAD = (
 
 
 def _cells(name: str, own: Sequence[Line], metric: str, with_p: bool) -> tuple[str, ...]:
-    pairs = ((getattr(line, metric), getattr(line, f"paper_{metric}")) for line in own)
-    scores = (
-        number(a, SHOWN_DIGITS) + ("" if math.isnan(b) else f" ({number(b, SHOWN_DIGITS)})") for a, b in pairs
-    )
+    scores = (_beside(line, metric) for line in own)
     tests = (p_value(own[0].p_row_above), p_value(own[0].p_baseline)) if with_p else ()
     return (name, str(own[0].cases), *scores, *tests)
+
+
+def _beside(line: Line, column: str) -> str:
+    """Our number, and the paper's in brackets if it has one."""
+    own, paper = (number(getattr(line, name), SHOWN_DIGITS) for name in (column, f"paper_{column}"))
+    return own if math.isnan(getattr(line, f"paper_{column}")) else f"{own} ({paper})"
 
 
 def _notes(study: Ablation, results: Sequence[RowResult], table: Sequence[Line]) -> list[str]:
@@ -380,7 +403,8 @@ def _notes(study: Ablation, results: Sequence[RowResult], table: Sequence[Line])
         f"above and against '{study.baseline}'; none for fewer than {LEAST_PAIRS} cases. By organ: in "
         "table.csv.",
         f"Means are over organs of the organs' means over cases; SD, median, minimum and maximum of the mean "
-        f"are of the cases' means. NSD at {tolerance}.",
+        "are of the cases' means; the papers' are means of the organs' and stand beside none. "
+        f"NSD at {tolerance}.",
     ]
 
 

@@ -48,9 +48,10 @@ class Settings:
     """What the user chose. ``seconds`` is for each training; None: the recipe's own number of iterations.
 
     ``folds`` None: the study's own scheme. With ``fold`` only that one is trained. ``recipe`` None: the
-    study's own; ``atlases`` None: as many as it says. ``small`` are the organs that have a stage each, and
-    that are tabulated; none: all. ``split`` is a file as ``split_file`` reads it, in place of folds; ``test``
-    a data set of which nothing is trained; ``unlabelled`` a folder of scans that nobody has labelled.
+    study's own; a training's own recipe stays. ``atlases`` None: as many as it says. ``small`` are the organs
+    that have a stage each, and that are tabulated; none: all. ``split`` is a file as ``split_file`` reads it,
+    in place of folds; ``test`` a data set of which nothing is trained; ``unlabelled`` a folder of scans that
+    nobody has labelled.
     """
 
     seconds: float | None = None
@@ -112,7 +113,7 @@ class Trainings:
     device: Device
     watch: Watch
     recipe: Recipe
-    """What all trainings start from."""
+    """What all trainings start from that have no recipe of their own."""
     count: int
     folds: tuple[int, ...]
     splits: tuple[CaseSplit, ...] = ()
@@ -133,6 +134,10 @@ class Trainings:
 
     def _listed(self, fold: int) -> Split:
         return Split(self.splits[fold].train, self.splits[fold].validation)
+
+    def start(self, training: Training) -> Recipe:
+        """The recipe that a training changes: the study's, or its own, made smaller alike."""
+        return _start(training, self.recipe, self.settings)
 
     def folder(self, run: str, fold: int) -> Path:
         return self.out / "runs" / run / f"fold-{fold}"
@@ -195,7 +200,7 @@ class Trainings:
         if (folder / "training" / "job.json").is_file():
             with self.watch.training() as observer:
                 return training_run.resume(self.dataset, folder, self.device, observer)
-        recipe = training.change(self.recipe)
+        recipe = training.change(self.start(training))
         wish = self._wish(training, recipe, fold)
         if atlas_priors.uses_atlas(recipe):
             self._make_priors(recipe, fold)
@@ -229,7 +234,7 @@ class Trainings:
         if self_training.is_begun(folder):
             run = self_training.reopen(data, folder)
         else:
-            wish = self._wish(training, training.change(self.recipe), fold)
+            wish = self._wish(training, training.change(self.start(training)), fold)
             run = self_training.begin(data, folder, self.settings.unlabelled, wish)
         run.teach(self.device, self.watch.training, self._tell_teacher)
         with self.watch.training() as observer:
@@ -282,7 +287,7 @@ def open_trainings(
     study = _with_unlabelled(study, dataset, settings, splits)
     recipe = _recipe(study, settings, dataset)
     if isinstance(study, Ablation) and isinstance(recipe, Recipe):
-        _check_rows(study, recipe, dataset)
+        _check_rows(study, recipe, settings, dataset)
     record = _record(study, dataset, settings, count) | _chosen(settings, splits, unseen)
     file = out / "study.json"
     if file.exists():
@@ -432,7 +437,11 @@ def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset)
     return fine_tuning.recipe_of(fine_tuning.load(settings.init, dataset))
 
 
-def _check_rows(study: Ablation, recipe: Recipe, dataset: Dataset) -> None:
+def _start(training: Training, recipe: Recipe, settings: Settings) -> Recipe:
+    return recipe if training.recipe is None else _smaller(settings)(shipped(training.recipe))
+
+
+def _check_rows(study: Ablation, recipe: Recipe, settings: Settings, dataset: Dataset) -> None:
     """Where rows differ only in stages for organs that the data set lacks, hours would be spent on comparing
     a training with itself."""
     seen: dict[tuple[str, str], str] = {}
@@ -440,7 +449,8 @@ def _check_rows(study: Ablation, recipe: Recipe, dataset: Dataset) -> None:
         if row.training is None:
             continue
         try:
-            fitted = graph.fit(row.training.change(recipe), dataset.schema)[0]
+            start = _start(row.training, recipe, settings)
+            fitted = graph.fit(row.training.change(start), dataset.schema)[0]
             answering = row.predict(graph.expand(fitted, dataset.schema))
         except RecipeError:  # the row is left out, and named, when its turn comes
             continue

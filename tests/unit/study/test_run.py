@@ -233,6 +233,24 @@ def test_the_steps_of_the_recipe_as_it_is_shipped(
     assert paper_steps(others, BOTH) == 4
 
 
+def test_a_row_may_start_from_another_recipe(study: Ablation, data: Dataset, tmp_path: Path) -> None:
+    """The coarse stage alone, trained for itself, beside the cascade; each has its own steps."""
+    path = tmp_path / "alone.yaml"
+    path.write_text(dump(only("coarse")(tiny_recipe(together=False, iterations=3))))
+    alone = Row("alone", Training("alone", recipe=str(path)), published=Published({"left kidney": 0.6}))
+    of_two = replace(study, rows=(alone, FINE), baseline="alone", pooled=False)
+    trainings = open_trainings(of_two, data, tmp_path / "out", Settings(), CPU)
+    assert [r.paper_steps for r in run_ablation(of_two, trainings).rows] == [3, 4]
+    found = table(tmp_path / "out")
+    assert (found["alone", "mean"]["steps"], found["fine", "mean"]["steps"]) == ("3", "4")
+    assert found["alone", "left kidney"]["paper_dice"] == "0.6"
+    model = json.loads((tmp_path / "out/runs/alone/fold-0/model.json").read_text())
+    assert [stage["name"] for stage in model["recipe"]["stages"]] == ["coarse"]
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "- Training 'alone' starts from recipe '" in text
+    assert "'both' starts from" not in text
+
+
 def test_only_the_small_organs_are_tabulated(done: Path, study: Ablation, data: Dataset) -> None:
     opened = open_trainings(study, data, done, Settings(), CPU)
     run_ablation(study, replace(opened, small=("right kidney",)))

@@ -112,6 +112,25 @@ def test_csv_leaves_empty_what_does_not_exist() -> None:
     assert rows[1]["steps"] == ""
 
 
+def test_the_papers_spread_stands_beside_ours(tmp_path: Path) -> None:
+    """Of the organ; not of the mean, where the papers give something else."""
+    published = Published(
+        {"liver": 0.9}, 0.9, dice_sd={"liver": 0.05}, dice_min={"liver": 0.4}, nsd_sd={"liver": 0.125}
+    )
+    first = Row("one", None, published=published)
+    write_table(tmp_path, study(first), results((first, scored(liver=[0.5, 0.7]))), SCHEMA, [])
+    mean, liver = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
+    names = ("dice_sd", "dice_median", "dice_min", "dice_max", "nsd_sd")
+    assert [liver[f"paper_{name}"] for name in names] == ["0.05", "", "0.4", "", "0.125"]
+    assert [mean[f"paper_{name}"] for name in names] == [""] * 5
+    sheet = (tmp_path / "table.md").read_text().partition("## Dice and NSD over cases")[2]
+    assert "| one: mean Dice | 0.600 (0.900) | 0.600 (0.900) |" in sheet
+    assert "| one: SD | 0.141 | 0.141 (0.050) |" in sheet
+    assert "| one: median | 0.600 | 0.600 |" in sheet
+    assert "| one: minimum | 0.500 | 0.500 (0.400) |" in sheet
+    assert "| one: SD of the NSD | 0.071 | 0.071 (0.125) |" in sheet
+
+
 def test_every_line_of_a_row_has_the_steps_of_its_training() -> None:
     first = row("one", None)
     result = RowResult(first, scored(liver=[0.5, 0.7]), {"coarse": 1_200_000, "fine": 34_567})

@@ -183,6 +183,21 @@ def test_a_training_that_was_begun_is_resumed(
     assert calls == ["resumed fold-1"]
 
 
+def test_a_training_with_a_recipe_of_its_own_keeps_it(study: Ablation, data: Dataset, tmp_path: Path) -> None:
+    """It is made smaller as the study's, which ``settings`` replace."""
+    own, others = tmp_path / "own.yaml", tmp_path / "others.yaml"
+    own.write_text(dump(tiny_recipe(together=False).model_copy(update={"name": "own"})))
+    others.write_text(dump(tiny_recipe(together=True).model_copy(update={"name": "others"})))
+    of_own = Training("of-own", recipe=str(own))
+    rows = (*study.rows, Row("own", of_own))
+    settings = Settings(recipe=str(others), coarser=2, narrower=2)
+    trainings = opened(replace(study, rows=rows), data, tmp_path / "out", settings)
+    assert (trainings.start(COARSE).name, trainings.start(of_own).name) == ("others", "own")
+    for training in (COARSE, of_own):
+        coarse = trainings.start(training).stages[0]
+        assert (coarse.grid.mm, coarse.network.channels) == ((8, 8, 8), (4, 8))  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("other", "what"),
     [
