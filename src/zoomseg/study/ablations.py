@@ -78,6 +78,19 @@ class Row:
 
 
 @dataclass(frozen=True)
+class OtherMethod:
+    """A method that a paper compares its own with: the mean and SD of the Dice, 0 to 1, by organ."""
+
+    name: str
+    subjects: int
+    approach: str
+    validation: str
+    dice: Mapping[str, tuple[float, float]]
+    hours: float | None
+    """For a scan."""
+
+
+@dataclass(frozen=True)
 class Ablation:
     """A table of a paper. ``recipe`` is a shipped recipe's name or a file; None: that of the model given
     with --init. p-values compare each row with the one above it, and with ``baseline``."""
@@ -94,6 +107,9 @@ class Ablation:
     """What must be known of the paper's numbers to compare with them."""
     source_unseen: str = ""
     """Of what the rows have as ``published_unseen``."""
+    others: tuple[OtherMethod, ...] = ()
+    """Beside the rows' results on an unseen set."""
+    source_others: str = ""
 
     @property
     def needs_unlabelled(self) -> bool:
@@ -307,6 +323,70 @@ VOTE_ROWS = (
             ),
         ),
     ),
+)
+
+
+def _method(
+    name: str,
+    subjects: int,
+    approach: str,
+    validation: str,
+    hours: float | None,
+    **percent: tuple[float, float],
+) -> OtherMethod:
+    dice = {organ: (round(mean / 100, 6), round(sd / 100, 6)) for organ, (mean, sd) in percent.items()}
+    return OtherMethod(name, subjects, approach, validation, dice, hours)
+
+
+_PUBLIC = "the TCIA Pancreas-CT data set"
+
+CASCADE_OTHERS = (
+    _method(
+        "Roth et al. 2018",
+        150,
+        "3D FCN",
+        "test set",
+        0.07,
+        liver=(95.4, 2.0),
+        spleen=(92.8, 8.0),
+        pancreas=(82.2, 10.2),
+    ),
+    _method(
+        "Tong et al. 2015",
+        150,
+        "global affine + machine learning",
+        "leave one out",
+        0.5,
+        liver=(94.9, 1.9),
+        spleen=(92.5, 6.5),
+        pancreas=(71.1, 14.7),
+    ),
+    _method(
+        "Wang et al. 2014",
+        100,
+        "global affine",
+        "leave one out",
+        14,
+        liver=(94.5, 2.5),
+        spleen=(92.5, 8.4),
+        pancreas=(65.5, 18.6),
+    ),
+    _method(
+        "Wolz et al. 2013",
+        150,
+        "local non-rigid",
+        "leave one out",
+        3,
+        liver=(94.0, 2.8),
+        spleen=(92.0, 9.2),
+        pancreas=(69.6, 16.7),
+    ),
+    _method(
+        "Oda et al. 2016", 147, "regression forest + graph cut", "leave one out", 3, pancreas=(75.1, 15.4)
+    ),
+    _method("Roth et al. 2018", 82, "3D FCN", f"4 folds of {_PUBLIC}", 0.07, pancreas=(76.8, 9.4)),
+    _method("Roth et al. 2017", 82, "2D FCN", f"4 folds of {_PUBLIC}", 0.05, pancreas=(81.3, 6.3)),
+    _method("Zhou et al. 2016b", 82, "2D FCN", f"4 folds of {_PUBLIC}", None, pancreas=(82.4, 5.7)),
 )
 
 _APART = Training("apart", trained_apart)
@@ -543,6 +623,8 @@ STUDIES: Mapping[str, Ablation | RegionCurve] = {
             CASCADE_ROWS,
             baseline=CASCADE_ROWS[0].name,
             source_unseen="the same, Table 2 (150 scans of another hospital)",
+            others=CASCADE_OTHERS,
+            source_others="Roth et al. 2018, Table 3",
         ),
         RegionCurve(
             "roth2018-candidate-region",

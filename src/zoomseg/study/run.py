@@ -36,7 +36,7 @@ from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe
-from zoomseg.study import efficiency
+from zoomseg.study import efficiency, other_methods
 from zoomseg.study.ablations import Ablation, Row
 from zoomseg.study.multi_atlas import segment_by_atlas
 from zoomseg.study.recipe_edits import Edit
@@ -119,8 +119,12 @@ def _tabulate(
         about.insert(1, _told_of_unseen(trainings, trainings.unseen))
     about += [f"Row '{row.name}' is left out: {error}" for row, error in left_out]
     unseen = bool(rows) and rows[0].unseen
-    took = efficiency.sheet({row.name: _folders(row.row, trainings, unseen) for row in rows})
-    sheets = () if took is None else (took,)
+    folders = {row.name: _folders(row.row, trainings, unseen) for row in rows}
+    found = (
+        other_methods.sheet(study, rows, folders, trainings.dataset.schema),
+        efficiency.sheet(folders),
+    )
+    sheets = [sheet for sheet in found if sheet is not None]
     folder = _table_folder(trainings, rows)
     return write_table(folder, study, rows, trainings.dataset.schema, about, sheets), rows
 

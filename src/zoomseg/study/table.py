@@ -148,6 +148,11 @@ def spread(values: Iterable[float]) -> tuple[float, float, float, float]:
     return deviation, statistics.median(found), min(found), max(found)
 
 
+def organ_spread(result: RowResult, organ: str) -> float:
+    """Standard deviation of an organ's Dice over a row's cases; NaN of fewer than two."""
+    return spread(_by_case(result.evaluation, organ).values())[0]
+
+
 def lines(study: Ablation, results: Sequence[RowResult], schema: LabelSchema) -> list[Line]:
     """The whole table, one row's organs after the other, each row's mean first."""
     baseline = next((r for r in results if r.name == study.baseline), None)
