@@ -87,9 +87,12 @@ def segment_to_folder(
     began = time.perf_counter()
 
     def settle(outcome: Outcome) -> None:
+        if isinstance(outcome, Segmented):
+            done = outcome
+            summed = batch.tried(done.case, done.path, lambda: _summed_up(done, predictor, chosen))
+            found, outcome = ([], summed) if isinstance(summed, Failed) else summed
         match outcome:
             case Segmented():
-                found, outcome = _summed_up(outcome, predictor, chosen)
                 rows.extend(found)
                 if on_organs is not None:
                     on_organs(found)

@@ -15,9 +15,12 @@ from helpers.tiny_dataset import CPU, tiny_case
 from helpers.untrained_models import predictor, untrained_bundle
 from zoomseg.core.case import Case
 from zoomseg.core.errors import LabelError, OutputError
+from zoomseg.inference import outputs
 from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
+from zoomseg.inference.confidence import organ_rows_of
 from zoomseg.inference.outputs import segment_to_folder
 from zoomseg.inference.predictor import Predictor
+from zoomseg.inference.summary import OrganRow
 from zoomseg.io import bundle
 from zoomseg.io.scans import ScanInput, write_image
 from zoomseg.io.training_domain import TrainingDomain
@@ -89,6 +92,28 @@ def test_notes_are_in_the_account(scans: tuple[ScanInput, ...], tmp_path: Path) 
     assert run["notes"] == ["a file was left out"]
     (note,) = run["cases"]["good"]["notes"]
     assert note.startswith("the body in it measures ")
+
+
+def test_a_summary_that_cannot_be_made_fails_that_scan_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.nii.gz", tiny_case(1)[0])
+    both = tuple(ScanInput(name, (tmp_path / f"{name}.nii.gz",)) for name in ("a", "b"))
+
+    def rows_of(case: str, *given: object) -> list[OrganRow]:
+        if case == "a":
+            raise OverflowError("cannot convert float infinity to integer")
+        return organ_rows_of(case, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(outputs, "organ_rows_of", rows_of)
+    (failed,) = segment_to_folder(both, tmp_path / "out", predictor())
+    assert failed.case == "a"
+    assert "a.nii.gz: unexpected OverflowError" in failed.reason
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert {case: told["status"] for case, told in run["cases"].items()} == {"a": "failed", "b": "done"}
+    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {"b"}
 
 
 def thin_domain() -> TrainingDomain:
