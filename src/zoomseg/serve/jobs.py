@@ -13,7 +13,6 @@ marked interrupted, and those that waited wait again.
 
 from __future__ import annotations
 
-import fcntl
 import re
 import secrets
 import shutil
@@ -25,12 +24,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
 from zoomseg.io.files import parse_json, writable_directory, write_json_atomic
+from zoomseg.io.locks import locked
 from zoomseg.io.scans import SCAN_SUFFIXES
 
 SUFFIXES = (*(s for s in SCAN_SUFFIXES if s != ".mhd"), ".zip")
@@ -126,7 +126,9 @@ class Jobs:
         """
         self._folder = writable_directory(folder)
         self._folder.chmod(0o700)  # what lies there is of patients
-        self._lock_file = _locked(self._folder)
+        self._lock_file = locked(
+            self._folder / ".lock", "another server keeps its jobs there; give another --folder"
+        )
         self._waiting = waiting
         self._uploads = 0
         self._steps: dict[str, Step] = {}
@@ -276,17 +278,6 @@ class Jobs:
 
     def _write(self, job: Job) -> None:
         write_json_atomic(self._folder / job.id / "job.json", job.model_dump(mode="json"))
-
-
-def _locked(folder: Path) -> IO[str]:
-    """A lock that ends with the process, however that ends."""
-    file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise OutputError(f"{folder}: another server keeps its jobs there; give another --folder") from error
-    return file
 
 
 def _stored(folder: Path) -> Iterator[Job]:

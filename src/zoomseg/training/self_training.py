@@ -112,10 +112,14 @@ class SelfTraining:
         Raises:
             ModelError: a teacher is no model, or knows none of the data set's labels.
             TrainingError: no organ of any scan was kept.
-            OutputError: labels cannot be written.
+            OutputError: labels cannot be written, or another process trains there.
         """
         if (self.out / record.FILE).is_file():
             return
+        with record.alone(self.out):
+            self._label(device, observer)
+
+    def _label(self, device: Device, observer: Observer) -> None:
         scans, done = scans_in(self.unlabelled, self.dataset), _read_kept(self.out, self.dataset.schema)
         todo = [scan for scan in scans if scan.id not in done]
         if todo:
@@ -163,9 +167,9 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
         ModelError: ``out`` already holds a training; a teacher is no model.
         DatasetError: too few labelled cases; unlabelled scans that have a labelled case's name.
         ScanError: there are no scans in ``unlabelled``.
-        OutputError: ``out`` cannot be written.
+        OutputError: ``out`` cannot be written, or another process trains there.
     """
-    record.require_free(out, record.UNLABELLED, "model.json", record.FILE, bundle.FOLDS)
+    _require_new(out)
     scans_in(unlabelled, dataset)
     teachers = tuple(str(bundle.find(model).resolve()) for model in wish.teachers)
     run = SelfTraining(
@@ -177,19 +181,22 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
         raise DatasetError(
             "the first round needs two labelled cases at least; label more, or give a --teacher"
         )
-    writable_directory(out)
-    record.write(
-        SelfTrainingRecord(
-            **training_run.recorded(dataset, run.wish),
-            cases=tuple(case.id for case in dataset.cases if case.labels is not None),
-            unlabelled=str(unlabelled.resolve()),
-            recipe=run.wish.recipe,
-            folds=wish.folds,
-            fold=wish.fold,
-        ),
-        out / record.UNLABELLED,
+    asked = SelfTrainingRecord(
+        **training_run.recorded(dataset, run.wish),
+        cases=tuple(case.id for case in dataset.cases if case.labels is not None),
+        unlabelled=str(unlabelled.resolve()),
+        recipe=run.wish.recipe,
+        folds=wish.folds,
+        fold=wish.fold,
     )
+    with record.alone(out):
+        _require_new(out)  # what another process began before this one was alone
+        record.write(asked, out / record.UNLABELLED)
     return run
+
+
+def _require_new(out: Path) -> None:
+    record.require_free(out, record.UNLABELLED, "model.json", record.FILE, bundle.FOLDS)
 
 
 def reopen(

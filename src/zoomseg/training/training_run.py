@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -78,16 +79,36 @@ def start(
         TrainingError: planning took all the time.
         DatasetError: too few labelled cases, a fold that does not exist, an organ that no training case has.
         RecipeError: the recipe does not fit the data set's labels.
-        OutputError: ``out`` cannot be written.
+        OutputError: ``out`` cannot be written, or another process trains there.
     """
     if not processes.first:
         processes.wait_for_first(threading.Event())
         split, recipe, settings = _recorded(dataset, out, device, processes)
         return loop.train(dataset, split, recipe, out, settings, observer)
+    _require_new(out)
+    started = time.monotonic()
+    asked = _asked(dataset, request, observer)
+    with record.alone(out):
+        _require_new(out)  # what another process began before this one was alone
+        return _train_new(dataset, out, request, asked, device, observer, processes, started)
+
+
+def _require_new(out: Path) -> None:
     if (out / "model.json").exists() or (out / record.FILE).exists():
         raise ModelError(f"{out} already holds a model; give --resume to go on with it, or another folder")
-    started = time.monotonic()
-    decided = _decide(dataset, out, request, device, observer, processes)
+
+
+def _train_new(
+    dataset: Dataset,
+    out: Path,
+    request: TrainingRequest,
+    asked: _Asked,
+    device: Device,
+    observer: Observer,
+    processes: Processes,
+    started: float,
+) -> bundle.Bundle:
+    decided = _decide(dataset, out, request, asked, device, observer, processes)
     # Planning is part of the time the user gave.
     seconds = None if request.seconds is None else request.seconds - (time.monotonic() - started)
     if seconds is not None and seconds <= 0:
@@ -111,6 +132,15 @@ def start(
 
 
 @dataclass(frozen=True, eq=False)
+class _Asked:
+    """What a request means for a data set."""
+
+    split: loop.Split
+    initial: bundle.Bundle | None
+    recipe: Recipe | PlannedRecipe
+
+
+@dataclass(frozen=True, eq=False)
 class _Decided:
     """What a training's start decides."""
 
@@ -122,20 +152,25 @@ class _Decided:
     teachers: distillation.Teachers | None
 
 
-def _decide(
-    dataset: Dataset,
-    out: Path,
-    request: TrainingRequest,
-    device: Device,
-    observer: Observer,
-    processes: Processes,
-) -> _Decided:
+def _asked(dataset: Dataset, request: TrainingRequest, observer: Observer) -> _Asked:
     split = choose_split(dataset, request)
     for note in dataset.header_notes(split.train + split.validation):
         observer.message(note)
     initial = None if request.init is None else fine_tuning.load(request.init, dataset)
-    wanted = wanted_recipe(request, initial)
-    writable_directory(out / "training")  # before minutes are spent on planning
+    return _Asked(split, initial, wanted_recipe(request, initial))
+
+
+def _decide(
+    dataset: Dataset,
+    out: Path,
+    request: TrainingRequest,
+    asked: _Asked,
+    device: Device,
+    observer: Observer,
+    processes: Processes,
+) -> _Decided:
+    split, initial, wanted = asked.split, asked.initial, asked.recipe
+    writable_directory(out / "training")
     drawn = _drawn(dataset, split)
     if isinstance(wanted, PlannedRecipe):
         # Every process gets a patch at least.
@@ -230,9 +265,11 @@ def resume(
 
     Raises:
         TrainingError: there is no training in ``out``, it is damaged, or it was of another data set.
+        OutputError: another process trains there.
     """
     split, recipe, settings = _recorded(dataset, out, device, processes, seconds, epochs)
-    return loop.train(dataset, split, recipe, out, replace(settings, resume=True), observer)
+    with record.alone(out) if processes.first else nullcontext():
+        return loop.train(dataset, split, recipe, out, replace(settings, resume=True), observer)
 
 
 def _recorded(

@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +26,9 @@ from zoomseg.io.scans import read_image, write_image
 from zoomseg.planning import training_domain
 from zoomseg.recipe.load import dump, from_dict, load
 from zoomseg.recipe.spec import PlannedRecipe
-from zoomseg.training import training_run
+from zoomseg.training import cross_validation, record, training_run, validation
 from zoomseg.training.distributed import Processes
-from zoomseg.training.log import Silent
+from zoomseg.training.log import Row, Silent
 from zoomseg.training.training_run import TrainingRequest
 
 
@@ -146,6 +150,68 @@ def test_start_does_not_overwrite_resume_needs_a_start(data: Dataset, recipe: st
     training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
     with pytest.raises(ModelError, match="already holds a model"):
         training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
+
+
+class _Beside(Silent):
+    """Does something once, while a training runs."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self.do, self.done = do, 0
+
+    def row(self, row: Row, remaining: float | None) -> None:
+        self.done += 1
+        if self.done == 1:
+            self.do()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_one_training_at_a_time_writes_to_a_folder(
+    data: Dataset, recipe: str, tmp_path: Path, resumed: bool
+) -> None:
+    out, other = tmp_path / "m", TrainingRequest(recipe, seed=7)
+    used = re.escape(f"{out}: a training uses this folder") + f".*process {os.getpid()} on"
+
+    def refused() -> None:
+        with pytest.raises(OutputError, match=used):
+            training_run.resume(data, out, CPU, Silent())
+        with pytest.raises(OutputError, match=used):
+            validation.validate(data, out, ("case_0",), CPU)
+        (out / "training" / "job.json").rename(tmp_path / "job.json")
+        with pytest.raises(OutputError, match=used):  # begun at the same moment
+            training_run.start(data, out, other, CPU, Silent())
+        with pytest.raises(OutputError, match=used):
+            cross_validation.begin(data, out, 2, other, CPU, Silent())
+        (tmp_path / "job.json").rename(out / "training" / "job.json")
+
+    if resumed:
+        training_run.start(data, out, TrainingRequest(recipe), CPU, Silent())
+        (out / "training" / "checkpoint.safetensors").unlink()
+        (out / "model.json").unlink()
+    beside = _Beside(refused)
+    if resumed:
+        model = training_run.resume(data, out, CPU, beside)
+    else:
+        model = training_run.start(data, out, TrainingRequest(recipe), CPU, beside)
+    assert beside.done
+    assert (model.provenance["seed"], bundle.load(out).provenance["seed"]) == (0, 0)
+    assert record.read_training(out).seed == 0
+
+
+def test_what_another_began_before_the_lock_was_had_is_not_replaced(
+    data: Dataset, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m"
+
+    @contextmanager
+    def late(folder: Path) -> Iterator[None]:
+        (folder / "training").mkdir(parents=True)
+        (folder / "training" / "job.json").write_text("theirs")
+        yield
+
+    monkeypatch.setattr(record, "alone", late)
+    with pytest.raises(ModelError, match="already holds a model"):
+        training_run.start(data, out, TrainingRequest(recipe), CPU, Silent())
+    assert (out / "training" / "job.json").read_text() == "theirs"
 
 
 def test_resume_refuses_a_data_set_that_lacks_a_case(data: Dataset, recipe: str, tmp_path: Path) -> None:
