@@ -11,7 +11,7 @@ atlases/                            coarse images of training cases, if the reci
 ```
 
 Weights carry their hash in the name and ``model.json`` is replaced last, so a process that is killed
-while saving leaves the earlier model usable.
+while saving leaves the earlier model usable. Who reads a model while it is replaced gets the new one.
 """
 
 from __future__ import annotations
@@ -267,6 +267,16 @@ def load(model: str | Path) -> Bundle:
     """
     path = find(model)
     manifest = _read_manifest(path)
+    while True:
+        try:
+            return _read(path, manifest)
+        except ModelError:  # a training may have replaced the model meanwhile, and taken the old weights away
+            before, manifest = manifest, _read_manifest(path)
+            if manifest == before:
+                raise
+
+
+def _read(path: Path, manifest: _Manifest) -> Bundle:
     weights = {stage: _read_weights(path, stage, entry) for stage, entry in manifest.weights.items()}
     labels = manifest.labels
     try:

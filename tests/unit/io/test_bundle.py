@@ -201,6 +201,23 @@ def test_a_kill_while_saving_leaves_a_usable_model(
     assert_same(load(tmp_path), make(1 if writes_done == 3 else 0))
 
 
+def test_a_model_that_is_replaced_while_it_is_read_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saving takes the old weights away."""
+    save(make(0), tmp_path)
+    seeds = [2, 1]
+    read = bundle._read_weights
+
+    def overtaken(path: Path, stage: str, entry: Any) -> Any:
+        if seeds:
+            save(make(seeds.pop()), path)
+        return read(path, stage, entry)
+
+    monkeypatch.setattr(bundle, "_read_weights", overtaken)
+    assert_same(load(tmp_path), make(2))
+
+
 def test_the_model_card_names_labels_data_and_use(tmp_path: Path) -> None:
     hostile = dataclasses.replace(make(), channel_names=("CT | `x`\n# <b>",))
     save(hostile, tmp_path)
