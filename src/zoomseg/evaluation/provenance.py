@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zoomseg.core.errors import RecipeError
-from zoomseg.io.files import parse_json
+from zoomseg.io.files import parse_json, read_file
 from zoomseg.recipe.load import dump, from_dict
 from zoomseg.recipe.spec import Recipe
-
-MAX_JSON_BYTES = 64 * 1024**2
 
 SHOWN = {
     "zoomseg": "predicted with ZoomSeg",
@@ -39,9 +37,7 @@ def read_origin(predictions: Path) -> Origin:
     """What ``run.json`` says. Predictions of other programs have none; one that is damaged says nothing."""
     path = predictions / "run.json"
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            return Origin()
-        run = parse_json(path.read_bytes())
+        run = parse_json(read_file(path))
     except (OSError, ValueError):
         return Origin()
     if not isinstance(run, dict):

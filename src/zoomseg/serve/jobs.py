@@ -29,7 +29,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
-from zoomseg.io.files import parse_json, writable_directory, write_json_atomic
+from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic
 from zoomseg.io.locks import locked
 from zoomseg.io.scans import SCAN_SUFFIXES
 
@@ -293,7 +293,7 @@ def _stored(folder: Path) -> Iterator[Job]:
 
 def _read(place: Path) -> Job:
     try:
-        job = Job.model_validate(parse_json((place / "job.json").read_bytes()))
+        job = Job.model_validate(parse_json(read_file(place / "job.json")))
     except (OSError, ValueError, ValidationError) as error:
         raise OutputError(f"{place}/job.json is damaged; delete the folder {place}") from error
     if job.id != place.name or job.suffix not in SUFFIXES:

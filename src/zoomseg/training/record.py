@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zoomseg.core.errors import ModelError, TrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io.bundle import FOLDS, first_problem
-from zoomseg.io.files import reason_of, writable_directory, write_json_atomic
+from zoomseg.io.files import read_file, reason_of, writable_directory, write_json_atomic
 from zoomseg.io.locks import locked
 from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.recipe.load import from_dict
@@ -193,7 +193,7 @@ def read_self_training(out: Path) -> SelfTrainingRecord:
 
 def _read(kind: type[_AnyRecord], file: Path, missing: str) -> _AnyRecord:
     try:
-        return kind.model_validate_json(file.read_bytes())
+        return kind.model_validate_json(read_file(file))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise TrainingError(f"{missing}; leave --resume out") from error
     except ValidationError as error:

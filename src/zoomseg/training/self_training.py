@@ -33,7 +33,7 @@ from zoomseg.inference.load import load_predictor
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle, first_problem
-from zoomseg.io.files import check_name, reason_of, writable_directory, write_json_atomic
+from zoomseg.io.files import check_name, read_file, reason_of, writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput, find_scans, read_scan, write_labels
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.training import record, training_run
@@ -310,7 +310,7 @@ def _confident(
 def _read_kept(out: Path, schema: LabelSchema) -> dict[str, _Kept]:
     file = out / LABELS / KEPT
     try:
-        cases = _KeptCases.model_validate_json(file.read_bytes()).cases
+        cases = _KeptCases.model_validate_json(read_file(file)).cases
     except FileNotFoundError:
         return {}
     except (ValidationError, OSError) as error:
