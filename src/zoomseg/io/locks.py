@@ -19,12 +19,13 @@ _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
 _LONGEST_HOLDER = 200
 
 
-def locked(file: Path, used: str) -> IO[str]:
+def locked(file: Path, used: str = "", wait: bool = False) -> IO[str]:
     """Lock a file, which is made where there is none, until it is closed or the process ends, however that
     ends: what a killed process leaves is the file alone, and the next one takes it over.
 
     Args:
         used: what to say of the file's folder if another process has it.
+        wait: until the other process lets it go, instead.
 
     Raises:
         OutputError: another process holds it, which is named; or the file cannot be written.
@@ -32,7 +33,7 @@ def locked(file: Path, used: str) -> IO[str]:
     with writing(file):
         held = file.open("a+", encoding="utf-8", errors="replace")
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             with held:
                 held.seek(0)
