@@ -5,7 +5,6 @@ What was decided at the start is written down before the first step (``training.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError
+from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError, quoted
 from zoomseg.datasets.advice import advise
 from zoomseg.datasets.layouts import Dataset, folds
 from zoomseg.io import bundle
@@ -31,9 +30,14 @@ from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import STEPS_PER_EPOCH, PlannedRecipe, Recipe
-from zoomseg.training import distillation, fine_tuning, loop, record
+from zoomseg.training import checkpoint, distillation, fine_tuning, loop, record
 from zoomseg.training.distributed import ALONE, Processes
 from zoomseg.training.log import Observer
+
+MOST_SECONDS = checkpoint.MOST_SECONDS
+MOST_EPOCHS = 10**6
+MOST_SEED = 2**50
+"""A generator of torch is seeded with a thousand times as much."""
 
 
 @dataclass(frozen=True)
@@ -422,9 +426,11 @@ def _initial_folder(out: Path) -> Path:
 
 
 def _check_numbers(seconds: float | None, epochs: int | None, seed: int) -> None:
-    if seconds is not None and not 0 < seconds < math.inf:
-        raise TrainingError(f"the time budget must be above 0 s, and finite; got {seconds:g}")
-    if epochs is not None and epochs < 1:
-        raise TrainingError(f"epochs must be 1 or more, got {epochs}")
-    if seed < 0:
-        raise TrainingError(f"the seed must be 0 or more, got {seed}")
+    if seconds is not None and not 0 < seconds <= MOST_SECONDS:
+        raise TrainingError(
+            f"the time budget must be above 0 s, and at most {MOST_SECONDS:g} s; got {seconds:g}"
+        )
+    if epochs is not None and not 1 <= epochs <= MOST_EPOCHS:
+        raise TrainingError(f"epochs must be 1 to {MOST_EPOCHS}, got {quoted(epochs)}")
+    if not 0 <= seed <= MOST_SEED:
+        raise TrainingError(f"the seed must be 0 to {MOST_SEED}, got {quoted(seed)}")

@@ -229,11 +229,41 @@ def test_damaged_job_file(data: Dataset, recipe: str, tmp_path: Path, text: str)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seconds": 0.0}, {"seconds": float("nan")}, {"epochs": 0}, {"seed": -1}], ids=str
+    "wrong",
+    [
+        *({"seconds": value} for value in (0.0, float("nan"), float("inf"), 1e300)),
+        *({"epochs": value} for value in (0, -3, 10**400)),
+        *({"seed": value} for value in (-1, 2**63, 10**400)),
+    ],
+    ids=lambda wrong: str(wrong)[:30],
 )
 def test_lengths_and_seeds_that_make_no_sense(wrong: dict[str, float]) -> None:
-    with pytest.raises(TrainingError):
+    with pytest.raises(TrainingError) as error:
         TrainingRequest(**wrong)  # type: ignore[arg-type]
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("key", ["seed", "epochs", "seconds"])
+@pytest.mark.parametrize(
+    "value", ["-1", "1" + "0" * 400, "1" + "0" * 5000, "1e999", "Infinity", "NaN", "[" * 10_000]
+)
+def test_a_job_file_with_a_number_that_cannot_be(
+    data: Dataset, recipe: str, tmp_path: Path, key: str, value: str
+) -> None:
+    """Of every kind one line."""
+    split = {
+        "train": data.ids,
+        "validation": (),
+        "recipe": tiny_recipe(together=True).model_dump(mode="json"),
+    }
+    known = record.TrainingRecord(**training_run.recorded(data, TrainingRequest(recipe)), **split)
+    job = tmp_path / "training" / "job.json"
+    job.parent.mkdir()
+    job.write_text(json.dumps({**known.model_dump(mode="json"), key: "here"}).replace('"here"', value))
+    with pytest.raises(TrainingError) as error:
+        training_run.resume(data, tmp_path, CPU, Silent())
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 def test_recipe_that_predicts_labels_the_data_lacks(data: Dataset, tmp_path: Path) -> None:
