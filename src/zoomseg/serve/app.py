@@ -20,7 +20,7 @@ from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError, State
 from zoomseg.serve.organs import Organ, organs_of_result
 from zoomseg.serve.pages import add_pages
-from zoomseg.serve.upload import TooLargeError, receive
+from zoomseg.serve.upload import TooLargeError, TooSlowError, receive
 from zoomseg.serve.worker import READING
 
 RETRY_SECONDS = 30
@@ -165,6 +165,8 @@ def _explain(request: Request, error: Exception) -> JSONResponse:
     match error:
         case TooLargeError():
             return JSONResponse({"detail": str(error)}, 413, {"connection": "close"})
+        case TooSlowError():
+            return JSONResponse({"detail": str(error)}, 408, {"connection": "close"})
         case QueueFullError():
             return JSONResponse({"detail": str(error)}, 503, {"retry-after": str(RETRY_SECONDS)})
         case ScanError():
@@ -200,7 +202,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
     @app.post(
         "/jobs",
         status_code=201,
-        responses=_problems(404, 413, 415, 503, 507),
+        responses=_problems(404, 408, 413, 415, 503, 507),
         openapi_extra={"requestBody": body},
     )
     async def create(

@@ -36,6 +36,9 @@ from zoomseg.io.scans import SCAN_SUFFIXES
 SUFFIXES = (*(s for s in SCAN_SUFFIXES if s != ".mhd"), ".zip")
 """What may be uploaded. The voxels of an .mhd are in another file."""
 
+MAX_UPLOADS = 64
+"""That arrive at the same time. They hold no place in the queue until they are whole."""
+
 MAX_NAME = 100
 """Characters kept of an uploaded file's name."""
 
@@ -91,7 +94,7 @@ class Step:
 
 
 class QueueFullError(ZoomSegError):
-    """As many jobs wait as may."""
+    """As many jobs wait, or scans arrive, as may."""
 
 
 def upload_suffix(name: str) -> str:
@@ -119,7 +122,7 @@ class Jobs:
     def __init__(self, folder: Path, waiting: int) -> None:
         """
         Args:
-            waiting: how many jobs may wait (being uploaded counts).
+            waiting: how many jobs may wait.
 
         Raises:
             OutputError: the folder cannot be written, or another server uses it.
@@ -202,12 +205,17 @@ class Jobs:
             state=State.QUEUED,
             created=time.time(),
         )
-        self._reserve()
+        with self._changed:
+            self._require_place()  # not only when gigabytes have come
+            if self._uploads >= MAX_UPLOADS:
+                raise QueueFullError(f"{self._uploads} scans are being uploaded already; try again later")
+            self._uploads += 1
         try:
             self.scan(job).parent.mkdir(mode=0o700)
             yield job, self.scan(job)
-            self._write(job)
             with self._changed:
+                self._require_place()
+                self._write(job)
                 self._jobs[job.id] = job
                 self._changed.notify_all()
         except BaseException:
@@ -217,12 +225,10 @@ class Jobs:
             with self._changed:
                 self._uploads -= 1
 
-    def _reserve(self) -> None:
-        with self._changed:
-            waiting = sum(job.state is State.QUEUED for job in self._jobs.values())
-            if waiting + self._uploads >= self._waiting:
-                raise QueueFullError(f"{waiting} scans wait already; try again when one of them is done")
-            self._uploads += 1
+    def _require_place(self) -> None:
+        waiting = sum(job.state is State.QUEUED for job in self._jobs.values())
+        if waiting >= self._waiting:
+            raise QueueFullError(f"{waiting} scans wait already; try again when one of them is done")
 
     def take(self, seconds: float) -> Job | None:
         """The job that waits longest, now running; None if there is none for so many seconds."""

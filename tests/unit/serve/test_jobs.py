@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from zoomseg.core.errors import OutputError, ScanError
+from zoomseg.serve import jobs as stored
 from zoomseg.serve.jobs import Jobs, QueueFullError, State, Step, shown_name, upload_suffix
 
 
@@ -78,20 +81,36 @@ def test_steps_are_told_while_a_job_runs(tmp_path: Path) -> None:
     jobs.close()
 
 
-def test_uploads_count_as_waiting_and_what_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+def test_uploads_hold_no_place_and_what_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path, 1)
 
-    def break_off() -> None:
+    def arrive(meanwhile: Callable[[], object]) -> None:
         with jobs.arriving("a.nii", "tiny") as (_, path):
             path.write_bytes(b"half")
-            with pytest.raises(QueueFullError):
-                add(jobs)
-            raise RuntimeError("gone")
+            meanwhile()
+
+    def break_off() -> None:
+        raise RuntimeError("gone")
 
     with pytest.raises(RuntimeError, match="gone"):
-        break_off()
+        arrive(break_off)
     assert [p.name for p in tmp_path.iterdir()] == [".lock"]
-    add(jobs)  # the place is free again
+    with pytest.raises(QueueFullError, match="1 scans wait already"):  # the other one was whole first
+        arrive(lambda: add(jobs))
+    assert len(jobs.all()) == len([p for p in tmp_path.iterdir() if p.is_dir()]) == 1
+    jobs.close()
+
+
+def test_a_refusal_says_whether_scans_wait_or_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(tmp_path, 8)
+    monkeypatch.setattr(stored, "MAX_UPLOADS", 2)
+    with ExitStack() as uploads:
+        for _ in range(2):
+            _, path = uploads.enter_context(jobs.arriving("a.nii", "tiny"))
+            path.write_bytes(b"half")
+        with pytest.raises(QueueFullError, match="2 scans are being uploaded already"):
+            add(jobs)
+    add(jobs)
     jobs.close()
 
 
