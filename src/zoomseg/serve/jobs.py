@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
-from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic
+from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic, writing
 from zoomseg.io.locks import locked
 from zoomseg.io.scans import SCAN_SUFFIXES
 
@@ -59,6 +59,9 @@ class State(StrEnum):
         return self not in (State.QUEUED, State.RUNNING)
 
 
+Time = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+
+
 class Job(BaseModel):
     """One scan to be segmented by one model; ``job.json``. Times are seconds since 1970."""
 
@@ -69,9 +72,9 @@ class Job(BaseModel):
     suffix: str
     model: str
     state: State
-    created: float
-    started: float | None = None
-    ended: float | None = None
+    created: Time
+    started: Time | None = None
+    ended: Time | None = None
     error: str | None = None
     notes: tuple[str, ...] = ()
     """Of its result, as ``organs.notes_of_result`` has them."""
@@ -211,7 +214,8 @@ class Jobs:
                 raise QueueFullError(f"{self._uploads} scans are being uploaded already; try again later")
             self._uploads += 1
         try:
-            self.scan(job).parent.mkdir(mode=0o700)
+            with writing(self.scan(job).parent):
+                self.scan(job).parent.mkdir(mode=0o700)
             yield job, self.scan(job)
             with self._changed:
                 self._require_place()
@@ -263,7 +267,8 @@ class Jobs:
             del self._jobs[job_id]
         # Renamed first: what is left of a deletion that is interrupted is no job.
         gone = self._folder / f".{job_id}.gone"
-        self.scan(job).parent.rename(gone)
+        with writing(gone), suppress(FileNotFoundError):  # somebody else deleted them
+            self.scan(job).parent.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
     def _put(self, job: Job, state: State, error: str | None = None, notes: tuple[str, ...] = ()) -> Job:
@@ -287,14 +292,18 @@ class Jobs:
 
 
 def _stored(folder: Path) -> Iterator[Job]:
-    """The jobs of a folder; what an interrupted upload or deletion left is deleted."""
+    """The jobs of a folder; one that is damaged is told of and left alone, and what an interrupted upload or
+    deletion left is deleted."""
     for place in folder.iterdir():
         if place.name.endswith(".gone") or (
             re.fullmatch(r"[0-9a-f]{16}", place.name) and not (place / "job.json").is_file()
         ):
             shutil.rmtree(place, ignore_errors=True)
         elif re.fullmatch(r"[0-9a-f]{16}", place.name):
-            yield _read(place)
+            try:
+                yield _read(place)
+            except OutputError as error:  # the others are served
+                print(f"zoomseg: {error}", file=sys.stderr, flush=True)
 
 
 def _read(place: Path) -> Job:

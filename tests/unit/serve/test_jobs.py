@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -114,22 +115,37 @@ def test_a_refusal_says_whether_scans_wait_or_arrive(tmp_path: Path, monkeypatch
     jobs.close()
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"id": "../../../../etc"}', "[]"])
-def test_a_damaged_job_is_named(tmp_path: Path, text: str) -> None:
-    folder = tmp_path / "0123456789abcdef"
-    folder.mkdir()
-    (folder / "job.json").write_text(text)
-    with pytest.raises(OutputError, match=r"0123456789abcdef/job\.json is damaged"):
-        Jobs(tmp_path, 8)
+@pytest.mark.parametrize(
+    "text", ["{", "{}", '{"id": "../../../../etc"}', "[]", "[" * 100_000, "of another job", "1e400"]
+)
+def test_a_damaged_job_is_told_of_and_the_others_are_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    jobs = Jobs(tmp_path, 8)
+    good, bad = add(jobs), add(jobs)
+    jobs.close()
+    file = tmp_path / bad / "job.json"
+    if text == "of another job":
+        text = file.read_text().replace(bad, "f" * 16)
+    if text == "1e400":
+        text = json.dumps({**json.loads(file.read_text()), "created": 10**400})
+    file.write_text(text)
+    jobs = Jobs(tmp_path, 8)
+    assert [job.id for job in jobs.all()] == [good]
+    jobs.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{bad}/job.json is " in line
+    assert file.read_text() == text
 
 
-def test_a_job_of_another_folder_is_refused(tmp_path: Path) -> None:
+def test_a_job_whose_folder_is_gone_can_be_removed(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path, 8)
     job_id = add(jobs)
+    jobs.end(job_id, State.CANCELLED)
+    shutil.rmtree(tmp_path / job_id)
+    jobs.remove(job_id)
+    assert jobs.all() == []
     jobs.close()
-    (tmp_path / job_id).rename(tmp_path / ("f" * 16))
-    with pytest.raises(OutputError, match="of another job"):
-        Jobs(tmp_path, 8)
 
 
 def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
