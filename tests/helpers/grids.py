@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from zoomseg.core import resample
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.volume import Volume
 
@@ -111,3 +112,9 @@ def _mask(shape: tuple[int, int, int], seed: int) -> np.ndarray:
     mask = rng.random(shape) < rng.choice([0.02, 0.3, 0.9])
     mask[tuple(rng.integers(n) for n in shape)] = True
     return mask
+
+
+def linear_weights(size_in: int, size_out: int, scale: float, offset: float, antialias: bool) -> np.ndarray:
+    """The weights of one axis as a matrix ``[size_out, size_in]``."""
+    read, part = resample.linear_weights(size_in, size_out, scale, offset, antialias).part(0, size_out)
+    return np.pad(part, ((0, 0), (read.start, size_in - read.stop)))

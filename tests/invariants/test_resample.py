@@ -18,6 +18,7 @@ from helpers.grids import (
     centre_mm,
     grids,
     interior,
+    linear_weights,
     oriented,
     ramp,
     shapes,
@@ -28,7 +29,6 @@ from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.resample import (
     affine_coordinates,
     coordinates_box,
-    linear_weights,
     nearest_index,
     resample,
     resample_data,

@@ -32,8 +32,8 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.resample import resample, resample_labels
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.io.bundle import first_problem, read_tensors
-from zoomseg.io.files import parse_json, write_bytes_atomic
+from zoomseg.io.bundle import MAX_WEIGHTS_BYTES, first_problem, read_tensors
+from zoomseg.io.files import parse_json, read_file, write_bytes_atomic
 from zoomseg.recipe.spec import ATLAS, AtlasSpec
 
 FORMAT = 1
@@ -280,7 +280,7 @@ def _fused_key(target: Volume, atlases: Sequence[Atlas], spec: AtlasSpec) -> str
 def _read_fused(file: Path, shape: tuple[int, ...]) -> AnyNumpy | None:
     """Probabilities from the cache; None where it holds none that could be."""
     try:
-        probabilities = safetensors.load(file.read_bytes())["probabilities"]
+        probabilities = safetensors.load(read_file(file, MAX_WEIGHTS_BYTES))["probabilities"]
     except (OSError, SafetensorError, ValueError, KeyError):
         return None
     sound = tuple(probabilities.shape) == shape and probabilities.dtype == np.float32
@@ -290,7 +290,7 @@ def _read_fused(file: Path, shape: tuple[int, ...]) -> AnyNumpy | None:
 def _read_registered(file: Path, grid: Grid, atlas: Atlas) -> Atlas | None:
     """What the cache holds; None where it holds nothing, or nothing usable: then it is made again."""
     try:
-        tensors = safetensors.load(file.read_bytes())
+        tensors = safetensors.load(read_file(file, MAX_WEIGHTS_BYTES))
         image, labels = tensors["image"], tensors["labels"]
         if image.dtype != np.float16:
             return None
@@ -328,7 +328,7 @@ def _read_manifest(folder: Path) -> _Manifest:
     if not file.is_file():
         raise ModelError(f"{folder} holds no atlases: {MANIFEST} is missing; copy or train the model again")
     try:
-        data = parse_json(file.read_bytes())
+        data = parse_json(read_file(file))
     except (ValueError, OSError) as error:
         raise _damaged(folder, f"{MANIFEST}: {error}") from error
     found = data.get("format") if isinstance(data, dict) else None

@@ -57,6 +57,11 @@ def command(
     token = server.token_for(host, names, os.environ)
     with server.listening(host, port) as sock:
         place = folder or server.default_folder()
-        click.echo(f"Open {server.address(sock, token)}")
-        click.echo(f"Scans and results are kept in {place}. For research, not for diagnosis. Ctrl-C stops.")
-        server.serve(models, sock, names, token, place, device, queue, limit)
+
+        def tell() -> None:
+            click.echo(f"Open {server.address(sock, token)}")
+            click.echo(
+                f"Scans and results are kept in {place}. For research, not for diagnosis. Ctrl-C stops."
+            )
+
+        server.serve(models, sock, names, token, place, device, queue, limit, tell)

@@ -32,6 +32,10 @@ MAX_TAPS = 1 << 22
 """Neighbours that all points together may have. Where the source is wider than one voxel of the target, they
 are no more than four times its voxels."""
 
+MAX_WEIGHTS = 1 << 23
+"""Entries of one axis's matrix of weights. A target that would need more, as one of many thousand voxels
+along an axis, is made in halves."""
+
 TIE_TOLERANCE = 1e-4
 """A point this little before the middle between two voxels counts as in the middle."""
 
@@ -71,9 +75,45 @@ def axiswise(matrix: FloatArray, shape: Index3) -> Axiswise | None:
     return Axiswise((order[0], order[1], order[2]), tuple(scale), tuple(offset))  # type: ignore[arg-type]
 
 
-def linear_weights(size_in: int, size_out: int, scale: float, offset: float, antialias: bool) -> Float32Array:
-    """``[size_out, size_in]`` float32 rows that sum to one: linear interpolation at
-    ``scale * n + offset``, widened to a triangle of ``|scale|`` voxels when shrinking.
+@dataclass(frozen=True, eq=False)
+class AxisWeights:
+    """What the voxels of one axis of a target take of those of the source: rows of weights that sum to one,
+    each over the few neighbours that it has."""
+
+    source: npt.NDArray[np.int64]
+    """Indices of the neighbours, ``[size_out, neighbours]``."""
+    weights: FloatArray
+    """``[size_out, neighbours]``."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def part(self, start: int, stop: int) -> tuple[slice, Float32Array]:
+        """The rows ``start`` to ``stop``: which voxels of the source they read, and ``[out, in]`` weights of
+        these."""
+        source, weights = self.source[start:stop], self.weights[start:stop]
+        low, high = _reach(source, weights)
+        out = np.zeros((len(source), high - low))
+        rows = np.repeat(np.arange(len(source)), source.shape[1])
+        # What weighs nothing may lie outside.
+        np.add.at(out, (rows, np.clip(source - low, 0, high - low - 1).ravel()), weights.ravel())
+        return slice(low, high), out.astype(np.float32)
+
+    @property
+    def size(self) -> int:
+        """Of all rows' weights as one matrix."""
+        low, high = _reach(self.source, self.weights)
+        return len(self) * (high - low)
+
+
+def _reach(source: npt.NDArray[np.int64], weights: FloatArray) -> tuple[int, int]:
+    used = source[weights != 0]
+    return int(used.min()), int(used.max()) + 1
+
+
+def linear_weights(size_in: int, size_out: int, scale: float, offset: float, antialias: bool) -> AxisWeights:
+    """Linear interpolation at ``scale * n + offset``, widened to a triangle of ``|scale|`` voxels when
+    shrinking.
 
     A row's mean position is exactly where it samples, so that ramps stay ramps. Indices beyond the
     source count for its edge voxel.
@@ -89,7 +129,7 @@ def linear_weights(size_in: int, size_out: int, scale: float, offset: float, ant
     centre = np.clip(centre, 0, size_in - 1)
     width = max(1.0, abs(scale)) if antialias else 1.0
     reach = int(np.ceil(width))
-    taps = np.floor(centre)[:, None].astype(int) + np.arange(-reach, reach + 2)[None, :]
+    taps = np.floor(centre)[:, None].astype(np.int64) + np.arange(-reach, reach + 2)[None, :]
     distance = taps - centre[:, None]
     weights = np.maximum(0.0, 1.0 - np.abs(distance) / width)
     weights[weights < 1e-7] = 0.0  # float noise must not turn a copy into a matrix product
@@ -98,16 +138,7 @@ def linear_weights(size_in: int, size_out: int, scale: float, offset: float, ant
     first, second = ((weights * distance**n).sum(axis=1, keepdims=True) for n in (1, 2))
     leans = np.abs(first[:, 0]) > 1e-6
     weights[leans] *= ((second - first * distance)[leans]) / (second - first**2)[leans]
-    out = np.zeros((size_out, size_in))
-    rows = np.repeat(np.arange(size_out), taps.shape[1])
-    np.add.at(out, (rows, np.clip(taps, 0, size_in - 1).ravel()), weights.ravel())
-    return out.astype(np.float32)
-
-
-def _used(weights: Float32Array) -> tuple[int, int]:
-    """The range of source voxels that any row reads."""
-    columns = np.flatnonzero(weights.any(axis=0))
-    return int(columns[0]), int(columns[-1]) + 1
+    return AxisWeights(np.clip(taps, 0, size_in - 1), weights)
 
 
 def _copies(weights: Float32Array) -> bool:
@@ -175,19 +206,34 @@ def resample_data(
     axes = axiswise(target.to_index_of(source), target.shape)
     if axes is None:
         return _by_points(data, source, target, lambda near, points: sample_linear(change(near), points))
+    along = [
+        linear_weights(source.shape[s], target.shape[a], axes.scale[a], axes.offset[a], antialias)
+        for a, s in enumerate(axes.order)
+    ]
+    for a, own in enumerate(along):
+        if own.size > MAX_WEIGHTS and len(own) > 1:
+            return _in_halves(target, a, lambda half: resample_data(data, source, half, antialias, change))
     weights: dict[int, Array] = {}  # by source axis, where there is something to do
     read = [slice(None)] * 4
-    for a, s in enumerate(axes.order):
-        whole = linear_weights(source.shape[s], target.shape[a], axes.scale[a], axes.offset[a], antialias)
-        low, high = _used(whole)
-        read[1 + s] = slice(low, high)
-        if not _copies(whole[:, low:high]):
-            weights[s] = beside(whole[:, low:high], data)
+    for s, own in zip(axes.order, along, strict=True):
+        read[1 + s], matrix = own.part(0, len(own))
+        if not _copies(matrix):
+            weights[s] = beside(matrix, data)
     data = data[tuple(read)]
     xp, memory = namespace(data), memory_order(data[0, ...])
     ordered = {a: weights[s] for a, s in enumerate(memory) if s in weights}
     out = _by_axes(xp.permute_dims(data, (0, *(1 + s for s in memory))), ordered, change)
     return _contiguous(xp.permute_dims(out, (0, *(1 + memory.index(s) for s in axes.order))))
+
+
+def _in_halves(target: Grid, axis: int, work: Callable[[Grid], Array]) -> Array:
+    """``[C, *target.shape]``, put together from two halves of the target."""
+    middle = target.shape[axis] // 2
+    start, stop = [0, 0, 0], list(target.shape)
+    start[axis] = stop[axis] = middle
+    halves = Box((0, 0, 0), (stop[0], stop[1], stop[2])), Box((start[0], start[1], start[2]), target.shape)
+    parts = [work(target.crop(half)) for half in halves]
+    return namespace(parts[0]).concat(parts, axis=1 + axis)
 
 
 def resample(volume: Volume, grid: Grid, antialias: bool = True) -> Volume:
@@ -230,6 +276,11 @@ def _nearest(coordinates: Array) -> Array:
 def _by_points(data: Array, source: Grid, target: Grid, sample: Callable[[Array, Array], Array]) -> Array:
     """``[C, *target.shape]``: of a few planes at once, ``sample`` is given the part of ``[C, I, J, K]`` that
     they read, and indices in it ``[A, B, D, 3]``."""
+    for a in (1, 2):
+        if (
+            math.prod(target.shape[a:]) > POINTS and target.shape[a] > 1
+        ):  # one plane, or one row, is too large
+            return _in_halves(target, a, lambda half: _by_points(data, source, half, sample))
     parts = []
     for part in _planes(target):
         coordinates = affine_coordinates(part.to_index_of(source), part.shape)

@@ -22,7 +22,7 @@ from zoomseg.core.errors import DatasetError, LabelError, ScanError, quoted
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.modality import named
 from zoomseg.core.volume import LabelMap
-from zoomseg.io.files import parse_json, why_unreadable
+from zoomseg.io.files import parse_json, read_file, why_unreadable
 from zoomseg.io.scans import (
     ScanInput,
     as_channels,
@@ -39,7 +39,6 @@ from zoomseg.io.scans import (
     split_channel,
 )
 
-MAX_JSON_BYTES = 64 * 1024**2
 MAX_CHANNELS = 256
 MAX_NAME = 120
 """Characters of a label's, group's or channel's name."""
@@ -210,9 +209,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if reason is not None:
         raise DatasetError(f"{quoted(path)}: {reason}")
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise DatasetError(f"{path}: larger than {MAX_JSON_BYTES} bytes; not a data set description")
-        data = parse_json(path.read_bytes())
+        data = parse_json(read_file(path))
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:

@@ -10,11 +10,9 @@ from typing import Any
 
 from zoomseg.core.errors import RecipeError
 from zoomseg.inference.efficiency import MEASURES
-from zoomseg.io.files import parse_json
+from zoomseg.io.files import parse_json, read_file
 from zoomseg.recipe.load import dump, from_dict
 from zoomseg.recipe.spec import Recipe
-
-MAX_JSON_BYTES = 64 * 1024**2
 
 SHOWN = {
     "zoomseg": "predicted with ZoomSeg",
@@ -67,9 +65,7 @@ def _is_number(value: object) -> bool:
 def _run_of(predictions: Path) -> dict[str, Any]:
     path = predictions / "run.json"
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            return {}
-        run = parse_json(path.read_bytes())
+        run = parse_json(read_file(path))
     except (OSError, ValueError):
         return {}
     return run if isinstance(run, dict) else {}

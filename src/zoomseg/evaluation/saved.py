@@ -17,13 +17,13 @@ from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.provenance import read_origin
 from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
 from zoomseg.evaluation.tolerances import FLARE22, FLARE22_TOLERANCES, Tolerances
-from zoomseg.io.files import parse_json, writable_directory
+from zoomseg.io.files import parse_json, read_file, writable_directory
 
 
 def read_scores(folder: Path, cases: int | None = None) -> Evaluation | None:
     """The evaluation that lies in ``folder``; None if there is none (of so many cases), or it is damaged."""
     try:
-        summary = parse_json((folder / "summary.json").read_bytes())
+        summary = parse_json(read_file(folder / "summary.json"))
         if cases is not None and summary["cases"] != cases:
             return None
         scores: dict[str, list[OrganScore]] = {}

@@ -191,7 +191,7 @@ class _Batch:
 
     def _read(self, scan: ScanInput) -> _Read:
         began = time.perf_counter()
-        case = _tried(scan, lambda: self._admitted(scan))
+        case = tried(scan.id, scan.paths[0], lambda: self._admitted(scan))
         return _Read(scan, case, time.perf_counter() - began)
 
     def _admitted(self, scan: ScanInput) -> Case:
@@ -217,8 +217,9 @@ class _Batch:
         def tell(progress: TileProgress) -> None:
             self.tell(scan.id, progress)
 
-        result = _tried(
-            scan,
+        result = tried(
+            scan.id,
+            scan.paths[0],
             lambda: self.predictor.predict(
                 case, self.organs, keep=self.beside.held, on_progress=tell, alone=self._await_others
             ),
@@ -248,7 +249,8 @@ class _Batch:
         if isinstance(found, Failed):
             self.settle(found)
             return
-        self.settle(_tried(found.scan, lambda: self._written(found, meter)))
+        scan = found.scan
+        self.settle(tried(scan.id, scan.paths[0], lambda: self._written(found, meter)))
 
     def _written(self, found: _Computed, meter: ResourceMonitor) -> Segmented:
         began = time.perf_counter()
@@ -278,17 +280,21 @@ class _Batch:
         )
 
 
-def _tried(scan: ScanInput, work: Callable[[], T]) -> T | Failed:
+def tried(case: str, file: Path, work: Callable[[], T]) -> T | Failed:
     """What goes wrong with one scan is that scan's failure, be it a mistake of ours: the next ones may go
-    well. What would go wrong with any, as no result can be written, is raised."""
+    well. What would go wrong with any, as no result can be written, is raised.
+
+    Args:
+        file: named where the error itself names none.
+    """
     try:
         return work()
     except OutputError:
         raise
     except ZoomSegError as error:
-        return Failed(scan.id, printable(str(error)))
+        return Failed(case, printable(str(error)))
     except Exception as error:
-        return Failed(scan.id, printable(f"{scan.paths[0]}: {why(error)}"))
+        return Failed(case, printable(f"{file}: {why(error)}"))
 
 
 def why(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """What a batch of predictions leaves beside the label maps: ``summary.csv``, ``review.csv``, ``run.json``,
 and names and colours of their values for viewers.
 
-The first three are rewritten after every case: a batch that is stopped keeps the account of what it did.
+The first three are rewritten after every case: a batch that is stopped keeps the account of what it did. They
+go on listing the label maps of earlier runs, and of others at the same time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND
-from zoomseg.inference import batch, probability_maps
+from zoomseg.inference import batch, earlier_results, probability_maps
 from zoomseg.inference.batch import (
     LABELS_ALONE,
     ExtraOutputs,
@@ -31,6 +32,7 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow, write_review, write_summary
 from zoomseg.io.dicom.write.results import require_series
 from zoomseg.io.files import writable_directory, write_json_atomic
+from zoomseg.io.locks import locked
 from zoomseg.io.scans import ScanInput
 from zoomseg.io.seg_nrrd import write_colour_tables
 from zoomseg.pipeline.probability_map import require_probabilities
@@ -55,8 +57,8 @@ def segment_to_folder(
     on_organs: OnOrgans | None = None,
     notes: Sequence[str] = (),
 ) -> tuple[Failed, ...]:
-    """Segment scans into ``out`` with ``summary.csv``, ``review.csv`` and ``run.json``; the failed ones are
-    returned.
+    """Segment scans into ``out`` with ``summary.csv``, ``review.csv`` and ``run.json``, which also list what
+    earlier runs left there; the failed ones are returned.
 
     Args:
         on_result: told of every scan that is done with, in order, in the thread that writes.
@@ -87,9 +89,12 @@ def segment_to_folder(
     began = time.perf_counter()
 
     def settle(outcome: Outcome) -> None:
+        if isinstance(outcome, Segmented):
+            done = outcome
+            summed = batch.tried(done.case, done.path, lambda: _summed_up(done, predictor, chosen))
+            found, outcome = ([], summed) if isinstance(summed, Failed) else summed
         match outcome:
             case Segmented():
-                found, outcome = _summed_up(outcome, predictor, chosen)
                 rows.extend(found)
                 if on_organs is not None:
                     on_organs(found)
@@ -100,14 +105,21 @@ def segment_to_folder(
                 run["cases"][outcome.case] = {"status": "failed", "error": outcome.reason}
         run["seconds"] = round(time.perf_counter() - began, 3)
         run["efficiency"] = summarise(costs)
-        write_summary(out / "summary.csv", rows)
-        write_review(out / "review.csv", rows)
-        write_json_atomic(out / "run.json", run)
+        _write_account(out, run, rows)
         if on_result is not None:
             on_result(outcome)
 
     batch.segment(scans, out, predictor, settle, chosen, on_progress, ahead, beside)
     return tuple(failed)
+
+
+def _write_account(out: Path, run: dict[str, Any], rows: Sequence[OrganRow]) -> None:
+    """Of this run, and of what others left or leave in the folder meanwhile."""
+    with locked(out / ".lock", wait=True):
+        earlier = earlier_results.read(out, run, run["cases"])
+        write_summary(out / "summary.csv", [*earlier.rows, *rows])
+        write_review(out / "review.csv", [*earlier.rows, *rows])
+        write_json_atomic(out / "run.json", {**run, "cases": {**earlier.cases, **run["cases"]}})
 
 
 def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe, beside: ExtraOutputs) -> None:

@@ -26,7 +26,7 @@ from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.labels import MAX_VALUE, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.io.files import writable_directory, write_json_atomic, writing
+from zoomseg.io.files import read_file, writable_directory, write_json_atomic, writing
 from zoomseg.io.scans import ScanInput, write_array, write_labels
 from zoomseg.pipeline import fusion
 from zoomseg.pipeline.cascade import Prediction
@@ -222,9 +222,7 @@ def read(folder: Path, case: str) -> CaseStageOutputs:
     """
     path = json_path(folder, case)
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ScanError(f"{path}: larger than {MAX_JSON_BYTES} bytes; predict again with --keep-stages")
-        return CaseStageOutputs.model_validate_json(path.read_bytes())
+        return CaseStageOutputs.model_validate_json(read_file(path, MAX_JSON_BYTES))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"

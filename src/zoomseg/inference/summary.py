@@ -13,7 +13,7 @@ from zoomseg.anatomy.measurements import OrganMeasurement
 from zoomseg.anatomy.plausibility import plausibility_flags
 from zoomseg.core.geometry import Box, Vector3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.io.files import write_text_atomic
+from zoomseg.io.files import read_file, write_text_atomic
 
 COLUMNS = (
     *("case", "organ", "volume_ml", "mean_intensity", "confidence", "flags", "median_intensity"),
@@ -111,6 +111,43 @@ def write_summary(path: Path, rows: Iterable[OrganRow]) -> None:
         OutputError: the file cannot be written.
     """
     _write(path, COLUMNS, (_cells(row) for row in rows))
+
+
+def read_summary(path: Path) -> list[OrganRow]:
+    """The rows that ``write_summary`` wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no such file.
+    """
+    table = csv.DictReader(io.StringIO(read_file(path).decode("utf-8"), newline=""))
+    try:
+        return [_row(cells) for cells in table]
+    except (csv.Error, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a summary that `zoomseg predict` wrote") from error
+
+
+def _row(cells: Mapping[str, str]) -> OrganRow:
+    def number(column: str) -> float | None:
+        return float(cells[column]) if cells[column] else None
+
+    box = corners = None
+    if cells["i_start"]:
+        start, stop = ([int(cells[f"{axis}_{end}"]) for axis in "ijk"] for end in ("start", "stop"))
+        low, high = ([float(cells[f"{axis}_{end}_mm"]) for axis in "xyz"] for end in ("min", "max"))
+        box = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+        corners = ((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+    return OrganRow(
+        cells["case"],
+        cells["organ"],
+        float(cells["volume_ml"]),
+        number("mean_intensity"),
+        number("confidence"),
+        tuple(flag for flag in cells["flags"].split(";") if flag),
+        number("median_intensity"),
+        box,
+        corners,
+    )
 
 
 def write_review(path: Path, rows: Iterable[OrganRow]) -> None:

@@ -11,7 +11,7 @@ atlases/                            coarse images of training cases, if the reci
 ```
 
 Weights carry their hash in the name and ``model.json`` is replaced last, so a process that is killed
-while saving leaves the earlier model usable.
+while saving leaves the earlier model usable. Who reads a model while it is replaced gets the new one.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from safetensors import numpy as safetensors
 from zoomseg.core.arrays import AnyNumpy, to_numpy
 from zoomseg.core.errors import LabelError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.memory import require_ram
 from zoomseg.io.calibration import Calibration
-from zoomseg.io.files import parse_json, reason_of, write_bytes_atomic
+from zoomseg.io.files import parse_json, read_file, reason_of, write_bytes_atomic
 from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.recipe import load as load_recipe
 from zoomseg.recipe.spec import Recipe
@@ -54,6 +55,13 @@ COME_WITH_ZOOMSEG = Path(__file__).parents[1] / "models"
 
 ABDOMEN_CT = "abdomen-ct"
 """The model that predicts where none is named."""
+
+MAX_WEIGHTS_BYTES = 8 * 1024**3
+"""Of a stage: two thousand million weights in single precision. The largest network of a recipe here has a
+twentieth."""
+
+COPIES = 3
+"""Of weights in half precision while they are read: the file, and single precision."""
 
 _INTEGER_TYPES = (np.int64, np.int32)
 _SHOWN_ITEMS = 12
@@ -264,9 +272,20 @@ def load(model: str | Path) -> Bundle:
     Raises:
         ModelError: missing or damaged files, weights that do not match ``model.json``, names that leave
             the folder, or a format that a later ZoomSeg wrote.
+        MemoryLimitError: the weights do not fit into the memory that is free.
     """
     path = find(model)
     manifest = _read_manifest(path)
+    while True:
+        try:
+            return _read(path, manifest)
+        except ModelError:  # a training may have replaced the model meanwhile, and taken the old weights away
+            before, manifest = manifest, _read_manifest(path)
+            if manifest == before:
+                raise
+
+
+def _read(path: Path, manifest: _Manifest) -> Bundle:
     weights = {stage: _read_weights(path, stage, entry) for stage, entry in manifest.weights.items()}
     labels = manifest.labels
     try:
@@ -346,7 +365,7 @@ def _read_manifest(path: Path) -> _Manifest:
     if not file.is_file():
         raise ModelError(f"{path} is not a model: model.json is missing")
     try:
-        data = parse_json(file.read_bytes())
+        data = parse_json(read_file(file))
     except (ValueError, OSError) as error:
         raise _damaged(path, f"model.json: {error}") from error
     found = data.get("format") if isinstance(data, dict) else None
@@ -362,7 +381,10 @@ def _read_manifest(path: Path) -> _Manifest:
 
 def _read_checked(folder: Path, file: str, sha256: str, manifest: str) -> bytes:
     try:
-        content = (folder / file).read_bytes()
+        size = (folder / file).stat().st_size
+        if size <= MAX_WEIGHTS_BYTES:
+            require_ram(COPIES * size, f"reading {folder / file}", "close other programs, or raise the limit")
+        content = read_file(folder / file, MAX_WEIGHTS_BYTES)
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != sha256:

@@ -23,6 +23,9 @@ _OUT_OF_REACH = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, err
 _SHORT_NAME = 100
 """Every file system takes names of so many bytes."""
 
+MAX_JSON_BYTES = 64 * 1024**2
+"""Of any JSON file that is read: what ZoomSeg writes has a few."""
+
 _LONGEST_END = 12
 """Of a suffix that says how a file is to be written; what is longer is a name with a dot in it."""
 
@@ -70,6 +73,22 @@ def why_unreadable(path: Path) -> str | None:
     except ValueError as error:  # a NUL, half of a surrogate pair
         return f"not a possible name ({error})"
     return None if kind == stat.S_IFREG else "not a file"
+
+
+def read_file(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """What a file holds that may come from anybody. A pipe would be waited for without end, and a device
+    would fill the memory.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger than ``most_bytes``.
+    """
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        if found.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"has {found.st_size} bytes, {most_bytes} at most are read", str(path))
+        return file.read(most_bytes)
 
 
 def reason_of(error: Exception) -> str:

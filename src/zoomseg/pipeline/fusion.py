@@ -26,7 +26,14 @@ from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.morphology import Mask
 from zoomseg.core.region import Region, class_boxes
-from zoomseg.core.resample import axiswise, contract, linear_weights, nearest_index, resample_data
+from zoomseg.core.resample import (
+    AxisWeights,
+    axiswise,
+    contract,
+    linear_weights,
+    nearest_index,
+    resample_data,
+)
 from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
 
 BLOCK_VOXELS = 8_000_000
@@ -459,12 +466,10 @@ class _Cut:
     weights: Array | None
 
 
-def _cuts(weights: npt.NDArray[np.float32], like: Array) -> list[_Cut]:
+def _cuts(weights: AxisWeights, like: Array) -> list[_Cut]:
     found = []
     for start, stop in _edges(len(weights)):
-        used = np.flatnonzero(weights[start:stop].any(axis=0))
-        read = slice(int(used[0]), int(used[-1]) + 1)
-        own = np.ascontiguousarray(weights[start:stop, read])
+        read, own = weights.part(start, stop)
         copies = np.array_equal(own, np.eye(len(own), dtype=own.dtype))
         found.append(_Cut(start, stop, read, None if copies else beside(own, like)))
     return found

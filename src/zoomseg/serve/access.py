@@ -3,6 +3,7 @@
 - Without a token the server listens to its own machine alone, and answers only to that machine's names: a web
   page elsewhere could point a name of its own here (DNS rebinding).
 - What changes something is refused if a page of another origin sends it.
+- Wrong tokens are answered one a second, whoever sends them: nobody tries many.
 - Pages load nothing from elsewhere, and nothing may show them in a frame.
 """
 
@@ -11,11 +12,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
+
+from anyio import sleep
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -27,6 +31,9 @@ COOKIE = "zoomseg"
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
 """A host as browsers send it (RFC 3986, 3.2.2): name or address, and a port. Nothing else is handed on, as
 what parses addresses raises on some of the rest."""
+WRONG_TOKEN_SECONDS = 1.0
+"""Between the answers to two wrong tokens."""
+
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 HEADERS = {
@@ -73,13 +80,16 @@ class Guard:
     def __init__(self, app: App, access: Access) -> None:
         self._app = app
         self._access = access
+        self._next_wrong = 0.0
+        """When the next wrong token is answered at the earliest, by the monotonic clock."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """As every ASGI application."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # there are no websockets
+        if scope["type"] != "http":  # there are no websockets: the client is told 403
+            await send({"type": "websocket.close", "code": 1008})
             return
 
         async def send_with_headers(message: Message) -> None:
@@ -90,9 +100,16 @@ class Guard:
 
         refusal = self._refusal(scope)
         if refusal is not None:
+            if refusal[0] == 401 and _tries_a_token(scope):
+                await self._delay()
             await _answer(send_with_headers, *refusal)
         else:
             await self._app(scope, receive, send_with_headers)
+
+    async def _delay(self) -> None:
+        now = time.monotonic()
+        self._next_wrong = max(now, self._next_wrong) + WRONG_TOKEN_SECONDS
+        await sleep(self._next_wrong - now)
 
     def _refusal(self, scope: Message) -> tuple[int, str, dict[str, str]] | None:
         """Status, text and headers of the answer, if it is not for the application to give."""
@@ -147,6 +164,13 @@ class Guard:
         except CookieError:
             return False
         return kept is not None and _equal(kept.value, _cookie(token))
+
+
+def _tries_a_token(scope: Message) -> bool:
+    """Whether a request brings anything that could be one."""
+    headers = dict(scope["headers"])
+    kept = f"{COOKIE}=".encode() in headers.get(b"cookie", b"")
+    return kept or b"authorization" in headers or b"token=" in scope["query_string"]
 
 
 def _cookie(token: str) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
+from urllib.parse import quote
 
 from fastapi import FastAPI, HTTPException, Query, Request
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
-from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
+from zoomseg.core.errors import DatasetError, OutputError, ScanError, ZoomSegError
 from zoomseg.inference.batch import segmentation_path
 from zoomseg.io.scans import ScanInput
 from zoomseg.serve.access import Access, Guard
@@ -20,7 +23,7 @@ from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError, State
 from zoomseg.serve.organs import Organ, organs_of_result
 from zoomseg.serve.pages import add_pages
-from zoomseg.serve.upload import TooLargeError, receive
+from zoomseg.serve.upload import PIECE_BYTES, TooLargeError, TooSlowError, receive
 from zoomseg.serve.worker import READING
 
 RETRY_SECONDS = 30
@@ -165,14 +168,18 @@ def _explain(request: Request, error: Exception) -> JSONResponse:
     match error:
         case TooLargeError():
             return JSONResponse({"detail": str(error)}, 413, {"connection": "close"})
+        case TooSlowError():
+            return JSONResponse({"detail": str(error)}, 408, {"connection": "close"})
         case QueueFullError():
             return JSONResponse({"detail": str(error)}, 503, {"retry-after": str(RETRY_SECONDS)})
         case ScanError():
             return JSONResponse({"detail": str(error)}, 415)
         case OutputError():
-            return JSONResponse({"detail": "the scan cannot be kept: the server's disk refuses it"}, 507)
-        case _:
-            return JSONResponse({"detail": str(error)}, 500)
+            print(f"zoomseg: {error}", file=sys.stderr, flush=True)
+            return JSONResponse({"detail": "the server's disk refuses it"}, 507)
+        case _:  # what it says is the server's own business, paths and all
+            print(f"zoomseg: {error}", file=sys.stderr, flush=True)
+            return JSONResponse({"detail": "the server could not do this; see its output"}, 500)
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -200,7 +207,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
     @app.post(
         "/jobs",
         status_code=201,
-        responses=_problems(404, 413, 415, 503, 507),
+        responses=_problems(404, 408, 413, 415, 503, 507),
         openapi_extra={"requestBody": body},
     )
     async def create(
@@ -239,21 +246,30 @@ def _add_results(app: FastAPI, service: Service) -> None:
     def organs(job_id: str) -> list[Organ]:
         """The organs of a finished job: value in the label map, colour, volume, confidence, flags."""
         job = _finished(service, job_id)
-        return organs_of_result(service.jobs.out(job), job.id)
+        try:
+            return organs_of_result(service.jobs.out(job), job.id)
+        except DatasetError as error:
+            raise HTTPException(404, "this job's results are gone, or damaged") from error
 
     for result in RESULTS:
         _add_result(app, service, result)
 
 
 def _add_result(app: FastAPI, service: Service, result: Result) -> None:
-    def fetch(job_id: str) -> FileResponse:
+    def fetch(job_id: str) -> StreamingResponse:
         job = _finished(service, job_id)
         path = service.result(job, result.name)
-        if not path.is_file():
-            raise HTTPException(404, f"this job has no {result.name}")
+        try:
+            file = path.open("rb")  # from here on it may be deleted
+        except OSError as error:
+            raise HTTPException(404, f"this job has no {result.name}") from error
         filename = f"{job.name[: -len(job.suffix)] or 'scan'}.{result.name}"
-        headers = {"cache-control": "private, no-cache"}
-        return FileResponse(path, media_type=result.media_type, filename=filename, headers=headers)
+        headers = {
+            "cache-control": "private, no-cache",
+            "content-disposition": f"attachment; filename*=utf-8''{quote(filename, safe='')}",
+            "content-length": str(os.fstat(file.fileno()).st_size),
+        }
+        return StreamingResponse(_pieces(file), media_type=result.media_type, headers=headers)
 
     app.add_api_route(
         f"/jobs/{{job_id}}/{result.name}",
@@ -261,9 +277,15 @@ def _add_result(app: FastAPI, service: Service, result: Result) -> None:
         methods=["GET"],
         name=result.name,
         description=result.about,
-        response_class=FileResponse,
+        response_class=StreamingResponse,
         responses={200: {"content": {result.media_type: {}}}, **_problems(404, 409)},
     )
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
 
 
 def _finished(service: Service, job_id: str) -> Job:

@@ -13,7 +13,6 @@ marked interrupted, and those that waited wait again.
 
 from __future__ import annotations
 
-import fcntl
 import re
 import secrets
 import shutil
@@ -21,20 +20,24 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
-from zoomseg.io.files import parse_json, writable_directory, write_json_atomic
+from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic, writing
+from zoomseg.io.locks import locked
 from zoomseg.io.scans import SCAN_SUFFIXES
 
 SUFFIXES = (*(s for s in SCAN_SUFFIXES if s != ".mhd"), ".zip")
 """What may be uploaded. The voxels of an .mhd are in another file."""
+
+MAX_UPLOADS = 64
+"""That arrive at the same time. They hold no place in the queue until they are whole."""
 
 MAX_NAME = 100
 """Characters kept of an uploaded file's name."""
@@ -56,6 +59,9 @@ class State(StrEnum):
         return self not in (State.QUEUED, State.RUNNING)
 
 
+Time = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+
+
 class Job(BaseModel):
     """One scan to be segmented by one model; ``job.json``. Times are seconds since 1970."""
 
@@ -66,9 +72,9 @@ class Job(BaseModel):
     suffix: str
     model: str
     state: State
-    created: float
-    started: float | None = None
-    ended: float | None = None
+    created: Time
+    started: Time | None = None
+    ended: Time | None = None
     error: str | None = None
     notes: tuple[str, ...] = ()
     """Of its result, as ``organs.notes_of_result`` has them."""
@@ -91,7 +97,7 @@ class Step:
 
 
 class QueueFullError(ZoomSegError):
-    """As many jobs wait as may."""
+    """As many jobs wait, or scans arrive, as may."""
 
 
 def upload_suffix(name: str) -> str:
@@ -119,14 +125,16 @@ class Jobs:
     def __init__(self, folder: Path, waiting: int) -> None:
         """
         Args:
-            waiting: how many jobs may wait (being uploaded counts).
+            waiting: how many jobs may wait.
 
         Raises:
             OutputError: the folder cannot be written, or another server uses it.
         """
         self._folder = writable_directory(folder)
         self._folder.chmod(0o700)  # what lies there is of patients
-        self._lock_file = _locked(self._folder)
+        self._lock_file = locked(
+            self._folder / ".lock", "another server keeps its jobs there; give another --folder"
+        )
         self._waiting = waiting
         self._uploads = 0
         self._steps: dict[str, Step] = {}
@@ -200,12 +208,18 @@ class Jobs:
             state=State.QUEUED,
             created=time.time(),
         )
-        self._reserve()
+        with self._changed:
+            self._require_place()  # not only when gigabytes have come
+            if self._uploads >= MAX_UPLOADS:
+                raise QueueFullError(f"{self._uploads} scans are being uploaded already; try again later")
+            self._uploads += 1
         try:
-            self.scan(job).parent.mkdir(mode=0o700)
+            with writing(self.scan(job).parent):
+                self.scan(job).parent.mkdir(mode=0o700)
             yield job, self.scan(job)
-            self._write(job)
             with self._changed:
+                self._require_place()
+                self._write(job)
                 self._jobs[job.id] = job
                 self._changed.notify_all()
         except BaseException:
@@ -215,12 +229,10 @@ class Jobs:
             with self._changed:
                 self._uploads -= 1
 
-    def _reserve(self) -> None:
-        with self._changed:
-            waiting = sum(job.state is State.QUEUED for job in self._jobs.values())
-            if waiting + self._uploads >= self._waiting:
-                raise QueueFullError(f"{waiting} scans wait already; try again when one of them is done")
-            self._uploads += 1
+    def _require_place(self) -> None:
+        waiting = sum(job.state is State.QUEUED for job in self._jobs.values())
+        if waiting >= self._waiting:
+            raise QueueFullError(f"{waiting} scans wait already; try again when one of them is done")
 
     def take(self, seconds: float) -> Job | None:
         """The job that waits longest, now running; None if there is none for so many seconds."""
@@ -255,7 +267,8 @@ class Jobs:
             del self._jobs[job_id]
         # Renamed first: what is left of a deletion that is interrupted is no job.
         gone = self._folder / f".{job_id}.gone"
-        self.scan(job).parent.rename(gone)
+        with writing(gone), suppress(FileNotFoundError):  # somebody else deleted them
+            self.scan(job).parent.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
     def _put(self, job: Job, state: State, error: str | None = None, notes: tuple[str, ...] = ()) -> Job:
@@ -278,31 +291,24 @@ class Jobs:
         write_json_atomic(self._folder / job.id / "job.json", job.model_dump(mode="json"))
 
 
-def _locked(folder: Path) -> IO[str]:
-    """A lock that ends with the process, however that ends."""
-    file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise OutputError(f"{folder}: another server keeps its jobs there; give another --folder") from error
-    return file
-
-
 def _stored(folder: Path) -> Iterator[Job]:
-    """The jobs of a folder; what an interrupted upload or deletion left is deleted."""
+    """The jobs of a folder; one that is damaged is told of and left alone, and what an interrupted upload or
+    deletion left is deleted."""
     for place in folder.iterdir():
         if place.name.endswith(".gone") or (
             re.fullmatch(r"[0-9a-f]{16}", place.name) and not (place / "job.json").is_file()
         ):
             shutil.rmtree(place, ignore_errors=True)
         elif re.fullmatch(r"[0-9a-f]{16}", place.name):
-            yield _read(place)
+            try:
+                yield _read(place)
+            except OutputError as error:  # the others are served
+                print(f"zoomseg: {error}", file=sys.stderr, flush=True)
 
 
 def _read(place: Path) -> Job:
     try:
-        job = Job.model_validate(parse_json((place / "job.json").read_bytes()))
+        job = Job.model_validate(parse_json(read_file(place / "job.json")))
     except (OSError, ValueError, ValidationError) as error:
         raise OutputError(f"{place}/job.json is damaged; delete the folder {place}") from error
     if job.id != place.name or job.suffix not in SUFFIXES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -121,6 +121,7 @@ def run(app: App, sock: socket.socket, stopping: str, stopped: str) -> None:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        ws="none",
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     server = _Server(config)
@@ -143,10 +144,16 @@ def serve(
     device: str,
     waiting: int,
     max_upload: int,
+    on_open: Callable[[], None],
 ) -> None:
-    """Serve models until the process is asked to stop."""
+    """Serve models until the process is asked to stop.
+
+    Args:
+        on_open: called once the folder is this server's.
+    """
     folders, views = served_models(models)
     jobs = Jobs(folder, waiting)
+    on_open()
     runner = Runner(jobs, folders, lambda: ProcessWorker(device))
     host = sock.getsockname()[0]
     app = create_app(Service(jobs, runner, views, max_upload), access(host, names, token))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
-from anyio import to_thread
+from anyio import fail_after, to_thread
 from starlette.requests import ClientDisconnect, Request
 
 from zoomseg.core.errors import ScanError, ZoomSegError
@@ -14,6 +17,17 @@ from zoomseg.io.files import writing
 
 PIECE_BYTES = 4 * 1024**2
 """Written at once, by a thread, so that a slow disk does not keep the server from answering."""
+
+
+SILENT_SECONDS = 30.0
+"""How long a client may send nothing."""
+
+LEAST_BYTES_PER_SECOND = 1000
+"""Of an upload on the whole, beyond that: who sends a byte now and then is not waited for, either."""
+
+
+class TooSlowError(ZoomSegError):
+    """The client sends nothing, or next to nothing."""
 
 
 class TooLargeError(ZoomSegError):
@@ -25,6 +39,7 @@ async def receive(request: Request, path: Path, limit: int) -> None:
 
     Raises:
         TooLargeError: it is longer than ``limit`` bytes, or says that it will be.
+        TooSlowError: it does not come.
         ScanError: it is empty, or the client went away.
         OutputError: the disk refuses it.
     """
@@ -42,7 +57,7 @@ async def receive(request: Request, path: Path, limit: int) -> None:
 
 async def _copy(request: Request, file: BinaryIO, limit: int) -> int:
     received, pending = 0, bytearray()
-    async for piece in request.stream():
+    async for piece in _in_time(request.stream()):
         received += len(piece)
         if received > limit:
             raise _too_large(limit)
@@ -52,6 +67,23 @@ async def _copy(request: Request, file: BinaryIO, limit: int) -> int:
             pending.clear()
     await to_thread.run_sync(file.write, bytes(pending))
     return received
+
+
+async def _in_time(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The pieces, as long as they come."""
+    began, received = time.monotonic(), 0
+    while True:
+        left = began + SILENT_SECONDS + received / LEAST_BYTES_PER_SECOND - time.monotonic()
+        try:
+            with fail_after(max(0.0, min(SILENT_SECONDS, left))):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            so_far = f"{received} bytes came in {math.ceil(time.monotonic() - began)} s"
+            raise TooSlowError(f"the upload does not come ({so_far}); send the whole file at once") from error
+        received += len(piece)
+        yield piece
 
 
 def _too_large(limit: int) -> TooLargeError:

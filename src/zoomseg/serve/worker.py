@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from zoomseg.core.errors import ScanError, ZoomSegError
+from zoomseg.core.errors import ScanError, ZoomSegError, quoted
 from zoomseg.serve.jobs import Step
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from zoomseg.io.scans import ScanInput
 
 TELL_EVERY_SECONDS = 0.1
+_PATH = re.compile(r"(?<![\w.:/])/[^\s:;,'\")]+/[^\s:;,'\")]*")
+"""An absolute one of several folders."""
+
 READING = "reading"
 """What a job does before its model's first stage."""
 
@@ -95,7 +99,8 @@ class ProcessWorker:
 
 def _how_it_ended(code: int | None) -> str:
     if code == -signal.SIGKILL:
-        return "the process that segments was killed; most likely the machine has too little memory for it"
+        # By whom, no process is told.
+        return "the process that segments was killed: by the system, if memory ran out, or by somebody"
     how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
     return f"the process that segments ended {how}; see the server's output"
 
@@ -151,12 +156,20 @@ def _error_of(
             predictors[task.model] = load_predictor(task.model, device, tell)
         segment(task, predictors[task.model], tell)
     except ZoomSegError as error:
-        # The path is the server's own; the user knows another name.
-        return str(error).replace(task.scan, "the scan")
+        return _without_paths(str(error), task)
     except Exception as error:  # one scan's failure is not the server's
         traceback.print_exc()
         return f"unexpected error ({type(error).__name__}); see the server's output"
     return None
+
+
+def _without_paths(error: str, task: Task) -> str:
+    """An error as a user may see it, who knows no path of the server."""
+    known = ((task.scan, "the scan"), (task.out, "the results"), (task.model, "the model"))
+    for path, name in (*known, (str(Path(task.scan).parent), "the job")):
+        for shown in (path, quoted(path)):
+            error = error.replace(shown, name)
+    return _PATH.sub("a file of the server", error)
 
 
 def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Predictor:

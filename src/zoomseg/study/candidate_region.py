@@ -19,7 +19,7 @@ from zoomseg.core.volume import LabelMap
 from zoomseg.evaluation.html_report import number
 from zoomseg.evaluation.result import mean
 from zoomseg.inference.predictor import Predictor
-from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.pipeline import stage_input
 from zoomseg.pipeline.reference import stage_labels
 from zoomseg.pipeline.roi import dilated_foreground
@@ -140,7 +140,7 @@ def _case_coverage(study: RegionCurve, trainings: Trainings, fold: int) -> Calla
 
 def _read(file: Path, radii: int) -> Coverage | None:
     try:
-        data = parse_json(file.read_bytes())
+        data = parse_json(read_file(file))
         known = {o: tuple((float(a), float(b)) for a, b in values) for o, values in data.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return None

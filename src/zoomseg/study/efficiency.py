@@ -8,7 +8,7 @@ from pathlib import Path
 from zoomseg.evaluation.html_report import number
 from zoomseg.inference.batch import Segmented
 from zoomseg.inference.efficiency import MEASURES, Measures, measures, summarise
-from zoomseg.io.files import parse_json, write_json_atomic
+from zoomseg.io.files import parse_json, read_file, write_json_atomic
 from zoomseg.study.report_page import Sheet
 
 FILE = "efficiency.json"
@@ -38,7 +38,7 @@ def record(folder: Path, done: Segmented) -> None:
 def read(folder: Path) -> dict[str, Measures]:
     """By case; empty where none were kept, or the file is damaged."""
     try:
-        found = parse_json((folder / FILE).read_bytes())
+        found = parse_json(read_file(folder / FILE))
         return {str(case): {name: float(own[name]) for name in MEASURES} for case, own in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

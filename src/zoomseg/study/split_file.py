@@ -15,7 +15,7 @@ from pathlib import Path
 
 from zoomseg.core.errors import DatasetError
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.io.files import parse_json
+from zoomseg.io.files import parse_json, read_file
 
 EXPECTED = 'expected {"train": [...], "validation": [...], "test": [...]}, or a list of these'
 _NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -38,7 +38,7 @@ def read_splits(file: Path, dataset: Dataset) -> tuple[CaseSplit, ...]:
             case in two lists of one split.
     """
     try:
-        content = parse_json(file.read_bytes())
+        content = parse_json(read_file(file))
     except (OSError, ValueError) as error:
         raise DatasetError(f"split file {file} cannot be read ({error}); {EXPECTED}") from error
     given = content if isinstance(content, list) else [content]

@@ -20,7 +20,7 @@ from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.inference import atlas_priors
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.files import parse_json, writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump, load
@@ -495,7 +495,7 @@ def _chosen(settings: Settings, splits: tuple[CaseSplit, ...], unseen: Dataset |
 
 def _check_same(file: Path, record: dict[str, object]) -> None:
     try:
-        before: Any = parse_json(file.read_bytes())
+        before: Any = parse_json(read_file(file))
     except (OSError, ValueError) as error:
         raise TrainingError(f"{file} is damaged ({error}); choose another folder") from error
     if not isinstance(before, dict):

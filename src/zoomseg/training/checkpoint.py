@@ -27,16 +27,21 @@ _STATE: Mapping[type, set[str]] = {
 }
 """What each optimiser keeps of a parameter."""
 
+_NEVER_NEGATIVE = (_STEP, "exp_avg_sq")
+"""Of these: counts, and means of squares."""
 
-Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
-"""Up to three hundred years."""
+
+MOST_SECONDS = 1e10
+"""Three hundred years."""
+
+Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
     """Where a run stands: the group in training, steps and seconds spent in it."""
 
-    group: Annotated[int, Field(ge=0)]
+    group: Annotated[int, Field(ge=0, le=2**20)]
     step: Annotated[int, Field(ge=0, le=2**40)]
     elapsed: Seconds
     """Seconds of training in this group."""
@@ -126,7 +131,7 @@ def restore(
 
 def _check_state(state_of: Mapping[int, Mapping[str, Tensor]], optimiser: torch.optim.Optimizer) -> None:
     """Refuse state of which the optimiser would only fail in its next step: of parameters that it has not, by
-    other names than its own, or of other shapes.
+    other names than its own, of other shapes, or negative where that cannot be.
 
     Raises:
         ValueError: which.
@@ -139,6 +144,8 @@ def _check_state(state_of: Mapping[int, Mapping[str, Tensor]], optimiser: torch.
         for name, tensor in state.items():
             if tensor.shape != (() if name == _STEP else parameters[index].shape):
                 raise ValueError(f"optimiser/{index}/{name} has shape {list(tensor.shape)}")
+            if name in _NEVER_NEGATIVE and bool((tensor < 0).any()):
+                raise ValueError(f"optimiser/{index}/{name} is negative")
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

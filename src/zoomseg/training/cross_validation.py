@@ -24,7 +24,7 @@ from zoomseg.evaluation.result import Evaluation
 from zoomseg.evaluation.saved import gather, read_scores
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.files import writable_directory, write_text_atomic
+from zoomseg.io.files import write_text_atomic
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
 from zoomseg.training import fine_tuning, loop, record, training_run, validation
@@ -119,28 +119,33 @@ def begin(
     Raises:
         ModelError: ``out`` already holds a model or a cross-validation, or ``wish.init`` is no model.
         DatasetError: too few labelled cases for the folds.
-        OutputError: ``out`` cannot be written.
+        OutputError: ``out`` cannot be written, or another process trains there.
     """
-    record.require_free(out, bundle.FOLDS, "model.json", record.FILE)
+    _require_new(out)
     folds = CrossValidation(dataset, out, count, wish)
     folds.held_back(0)  # refuses more folds than cases
     cases = training_run.choose_split(dataset, TrainingRequest())
     recipe = training_run.wanted_recipe(
         wish, None if wish.init is None else fine_tuning.load(wish.init, dataset)
     )
-    writable_directory(out)
-    if isinstance(recipe, PlannedRecipe):
-        planned = training_run.plan_recipe(dataset, cases, recipe, device, observer, wish)
-        write_text_atomic(out / "plan.md", planned.markdown(dataset.name))
-        recipe = planned.recipe
-    write_text_atomic(out / "recipe.yaml", dump(recipe))
-    asked = CrossValidationRecord(
-        **training_run.recorded(dataset, wish),
-        cases=cases.train,
-        folds=count,
-    )
-    record.write(asked, out / bundle.FOLDS)
+    with record.alone(out):
+        _require_new(out)  # what another process began before this one was alone
+        if isinstance(recipe, PlannedRecipe):
+            planned = training_run.plan_recipe(dataset, cases, recipe, device, observer, wish)
+            write_text_atomic(out / "plan.md", planned.markdown(dataset.name))
+            recipe = planned.recipe
+        write_text_atomic(out / "recipe.yaml", dump(recipe))
+        asked = CrossValidationRecord(
+            **training_run.recorded(dataset, wish),
+            cases=cases.train,
+            folds=count,
+        )
+        record.write(asked, out / bundle.FOLDS)
     return folds
+
+
+def _require_new(out: Path) -> None:
+    record.require_free(out, bundle.FOLDS, "model.json", record.FILE)
 
 
 def reopen(

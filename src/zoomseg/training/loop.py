@@ -327,8 +327,12 @@ class _Run:
             make = partial(source.draw, group.lead.training.batch, rng, self.processes.share)
             return on_side_stream(make, device.place)
 
+        begun = group.step
         with closing(prefetched(batch_of, group.step, device.batches_ahead)) as batches, device.tuned():
             self._loop(group, batches, validation, log)
+        if begun:
+            more = f"{group.step - begun} more step{'s' * (group.step - begun != 1)}"
+            self.observer.message(f"stage '{group.lead.name}': resumed at step {begun}, trained {more}")
         self._save(group)
         if self.processes.first:
             write_bytes_atomic(self._group_file(group.index), self.checkpoint.read_bytes())

@@ -3,6 +3,8 @@ nothing anew."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -11,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zoomseg.core.errors import ModelError, TrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io.bundle import FOLDS, first_problem
-from zoomseg.io.files import reason_of, write_json_atomic
+from zoomseg.io.files import read_file, reason_of, writable_directory, write_json_atomic
+from zoomseg.io.locks import locked
 from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.recipe.load import from_dict
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
@@ -122,6 +125,21 @@ def fixed_by(dataset: Dataset) -> dict[str, Any]:
     return {"channels": list(dataset.channel_names), "labels": dataset.schema.value_of}
 
 
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Around all that writes to a training's folder, which is made where there is none: two trainings there
+    would mix their files.
+
+    Raises:
+        OutputError: another process trains there; or the folder cannot be written.
+    """
+    with locked(
+        writable_directory(out) / ".lock",
+        "a training uses this folder; wait until it has ended, or take another",
+    ):
+        yield
+
+
 def require_free(out: Path, *files: str | Path) -> None:
     """Refuse a folder in which something was begun.
 
@@ -177,7 +195,7 @@ def read_self_training(out: Path) -> SelfTrainingRecord:
 
 def _read(kind: type[_AnyRecord], file: Path, missing: str) -> _AnyRecord:
     try:
-        return kind.model_validate_json(file.read_bytes())
+        return kind.model_validate_json(read_file(file))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise TrainingError(f"{missing}; leave --resume out") from error
     except ValidationError as error:

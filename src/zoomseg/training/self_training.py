@@ -36,7 +36,7 @@ from zoomseg.inference.load import load_predictor
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle, first_problem
-from zoomseg.io.files import check_name, reason_of, writable_directory, write_json_atomic
+from zoomseg.io.files import check_name, read_file, reason_of, writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput, find_scans, read_scan, write_labels
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.training import cross_validation, record, training_run
@@ -135,10 +135,14 @@ class SelfTraining:
         Raises:
             ModelError: a teacher is no model, or knows none of the data set's labels.
             TrainingError: no organ of any scan was kept.
-            OutputError: labels cannot be written.
+            OutputError: labels cannot be written, or another process trains there.
         """
         if (self.out / record.FILE).is_file():
             return
+        with record.alone(self.out):
+            self._label(device, observer)
+
+    def _label(self, device: Device, observer: Observer) -> None:
         scans, done = scans_in(self.unlabelled, self.dataset), _read_kept(self.out, self.dataset.schema)
         todo = [scan for scan in scans if scan.id not in done]
         if todo:
@@ -186,9 +190,9 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
         ModelError: ``out`` already holds a training; a teacher is no model.
         DatasetError: too few labelled cases; unlabelled scans that have a labelled case's name.
         ScanError: there are no scans in ``unlabelled``.
-        OutputError: ``out`` cannot be written.
+        OutputError: ``out`` cannot be written, or another process trains there.
     """
-    record.require_free(out, record.UNLABELLED, "model.json", record.FILE, bundle.FOLDS)
+    _require_new(out)
     scans_in(unlabelled, dataset)
     teachers = tuple(str(bundle.find(model).resolve()) for model in wish.teachers)
     run = SelfTraining(
@@ -200,20 +204,23 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
         raise DatasetError(
             "the first round needs two labelled cases at least; label more, or give a --teacher"
         )
-    writable_directory(out)
-    record.write(
-        SelfTrainingRecord(
-            **training_run.recorded(dataset, run.wish),
-            cases=tuple(case.id for case in dataset.cases if case.labels is not None),
-            unlabelled=str(unlabelled.resolve()),
-            recipe=run.wish.recipe,
-            folds=wish.folds,
-            fold=wish.fold,
-            split=None if wish.split is None else (wish.split.train, wish.split.validation),
-        ),
-        out / record.UNLABELLED,
+    asked = SelfTrainingRecord(
+        **training_run.recorded(dataset, run.wish),
+        cases=tuple(case.id for case in dataset.cases if case.labels is not None),
+        unlabelled=str(unlabelled.resolve()),
+        recipe=run.wish.recipe,
+        folds=wish.folds,
+        fold=wish.fold,
+        split=None if wish.split is None else (wish.split.train, wish.split.validation),
     )
+    with record.alone(out):
+        _require_new(out)  # what another process began before this one was alone
+        record.write(asked, out / record.UNLABELLED)
     return run
+
+
+def _require_new(out: Path) -> None:
+    record.require_free(out, record.UNLABELLED, "model.json", record.FILE, bundle.FOLDS)
 
 
 def reopen(
@@ -335,7 +342,7 @@ def _confident(
 def _read_kept(out: Path, schema: LabelSchema) -> dict[str, _Kept]:
     file = out / LABELS / KEPT
     try:
-        cases = _KeptCases.model_validate_json(file.read_bytes()).cases
+        cases = _KeptCases.model_validate_json(read_file(file)).cases
     except FileNotFoundError:
         return {}
     except (ValidationError, OSError) as error:

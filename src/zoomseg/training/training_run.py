@@ -5,10 +5,10 @@ What was decided at the start is written down before the first step (``training.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError
+from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError, quoted
 from zoomseg.datasets.advice import advise
 from zoomseg.datasets.layouts import Dataset, folds
 from zoomseg.io import bundle
@@ -30,9 +30,14 @@ from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import STEPS_PER_EPOCH, PlannedRecipe, Recipe
-from zoomseg.training import distillation, fine_tuning, loop, record
+from zoomseg.training import checkpoint, distillation, fine_tuning, loop, record
 from zoomseg.training.distributed import ALONE, Processes
 from zoomseg.training.log import Observer
+
+MOST_SECONDS = checkpoint.MOST_SECONDS
+MOST_EPOCHS = 10**6
+MOST_SEED = 2**50
+"""A generator of torch is seeded with a thousand times as much."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +83,36 @@ def start(
         TrainingError: planning took all the time.
         DatasetError: too few labelled cases, a fold that does not exist, an organ that no training case has.
         RecipeError: the recipe does not fit the data set's labels.
-        OutputError: ``out`` cannot be written.
+        OutputError: ``out`` cannot be written, or another process trains there.
     """
     if not processes.first:
         processes.wait_for_first(threading.Event())
         split, recipe, settings = _recorded(dataset, out, device, processes)
         return loop.train(dataset, split, recipe, out, settings, observer)
+    _require_new(out)
+    started = time.monotonic()
+    asked = _asked(dataset, request, observer)
+    with record.alone(out):
+        _require_new(out)  # what another process began before this one was alone
+        return _train_new(dataset, out, request, asked, device, observer, processes, started)
+
+
+def _require_new(out: Path) -> None:
     if (out / "model.json").exists() or (out / record.FILE).exists():
         raise ModelError(f"{out} already holds a model; give --resume to go on with it, or another folder")
-    started = time.monotonic()
-    decided = _decide(dataset, out, request, device, observer, processes)
+
+
+def _train_new(
+    dataset: Dataset,
+    out: Path,
+    request: TrainingRequest,
+    asked: _Asked,
+    device: Device,
+    observer: Observer,
+    processes: Processes,
+    started: float,
+) -> bundle.Bundle:
+    decided = _decide(dataset, out, request, asked, device, observer, processes)
     # Planning is part of the time the user gave.
     seconds = None if request.seconds is None else request.seconds - (time.monotonic() - started)
     if seconds is not None and seconds <= 0:
@@ -111,6 +136,15 @@ def start(
 
 
 @dataclass(frozen=True, eq=False)
+class _Asked:
+    """What a request means for a data set."""
+
+    split: loop.Split
+    initial: bundle.Bundle | None
+    recipe: Recipe | PlannedRecipe
+
+
+@dataclass(frozen=True, eq=False)
 class _Decided:
     """What a training's start decides."""
 
@@ -122,20 +156,25 @@ class _Decided:
     teachers: distillation.Teachers | None
 
 
-def _decide(
-    dataset: Dataset,
-    out: Path,
-    request: TrainingRequest,
-    device: Device,
-    observer: Observer,
-    processes: Processes,
-) -> _Decided:
+def _asked(dataset: Dataset, request: TrainingRequest, observer: Observer) -> _Asked:
     split = choose_split(dataset, request)
     for note in dataset.header_notes(split.train + split.validation):
         observer.message(note)
     initial = None if request.init is None else fine_tuning.load(request.init, dataset)
-    wanted = wanted_recipe(request, initial)
-    writable_directory(out / "training")  # before minutes are spent on planning
+    return _Asked(split, initial, wanted_recipe(request, initial))
+
+
+def _decide(
+    dataset: Dataset,
+    out: Path,
+    request: TrainingRequest,
+    asked: _Asked,
+    device: Device,
+    observer: Observer,
+    processes: Processes,
+) -> _Decided:
+    split, initial, wanted = asked.split, asked.initial, asked.recipe
+    writable_directory(out / "training")
     drawn = _drawn(dataset, split)
     if isinstance(wanted, PlannedRecipe):
         # Every process gets a patch at least.
@@ -230,9 +269,11 @@ def resume(
 
     Raises:
         TrainingError: there is no training in ``out``, it is damaged, or it was of another data set.
+        OutputError: another process trains there.
     """
     split, recipe, settings = _recorded(dataset, out, device, processes, seconds, epochs)
-    return loop.train(dataset, split, recipe, out, replace(settings, resume=True), observer)
+    with record.alone(out) if processes.first else nullcontext():
+        return loop.train(dataset, split, recipe, out, replace(settings, resume=True), observer)
 
 
 def _recorded(
@@ -385,9 +426,11 @@ def _initial_folder(out: Path) -> Path:
 
 
 def _check_numbers(seconds: float | None, epochs: int | None, seed: int) -> None:
-    if seconds is not None and not 0 < seconds < math.inf:
-        raise TrainingError(f"the time budget must be above 0 s, and finite; got {seconds:g}")
-    if epochs is not None and epochs < 1:
-        raise TrainingError(f"epochs must be 1 or more, got {epochs}")
-    if seed < 0:
-        raise TrainingError(f"the seed must be 0 or more, got {seed}")
+    if seconds is not None and not 0 < seconds <= MOST_SECONDS:
+        raise TrainingError(
+            f"the time budget must be above 0 s, and at most {MOST_SECONDS:g} s; got {seconds:g}"
+        )
+    if epochs is not None and not 1 <= epochs <= MOST_EPOCHS:
+        raise TrainingError(f"epochs must be 1 to {MOST_EPOCHS}, got {quoted(epochs)}")
+    if not 0 <= seed <= MOST_SEED:
+        raise TrainingError(f"the seed must be 0 to {MOST_SEED}, got {quoted(seed)}")

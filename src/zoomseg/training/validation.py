@@ -18,6 +18,7 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow
 from zoomseg.io import bundle
 from zoomseg.io.scans import ScanInput
+from zoomseg.training import record
 
 FOLDER = "validation"
 """In the model's folder."""
@@ -37,8 +38,13 @@ def validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Devi
 
     Raises:
         ScanError: not one of them could be segmented, or scored.
-        OutputError: nothing can be written there.
+        OutputError: nothing can be written there, or another process trains there.
     """
+    with record.alone(out):
+        return _validate(dataset, out, kept_back, device)
+
+
+def _validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Device) -> Validation:
     cases, folder, model = dataset.subset(kept_back), out / FOLDER, bundle.load(out)
     predictor = Predictor(replace(model, calibration=None), device, any_scan=True)
     rows: list[OrganRow] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from helpers.grids import oriented
+from helpers.grids import linear_weights, oriented, rotation
+from zoomseg.core import resample as resampling
 from zoomseg.core.arrays import Array
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid, Orientation
@@ -20,7 +22,6 @@ from zoomseg.core.resample import (
     TIE_TOLERANCE,
     affine_coordinates,
     coordinates_box,
-    linear_weights,
     nearest_index,
     resample,
     resample_data,
@@ -157,6 +158,49 @@ class TestResample:
         found = resample_data(make(np.stack(axes)), source, grid)
         expected = np.moveaxis(affine_coordinates(grid.to_index_of(source), grid.shape), -1, 0)
         assert np.abs(np.asarray(found) - expected).max() < 1e-3
+
+    @pytest.mark.parametrize("turned_deg", [0, 30])
+    def test_a_target_in_halves_is_the_same(
+        self, make: Make, turned_deg: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = make(np.random.default_rng(0).random((2, 30, 20, 10)).astype(np.float32))
+        source = Grid.from_spacing((30, 20, 10), (1.0, 1.0, 2.0))
+        affine = np.eye(4)
+        affine[:3, :3] = rotation((0, 0, turned_deg)) * (1.3, 0.7, 1.1)
+        target = Grid((23, 28, 17), affine)
+        whole = np.asarray(resample_data(data, source, target))
+        monkeypatch.setattr(resampling, "MAX_WEIGHTS", 16)
+        monkeypatch.setattr(resampling, "POINTS", 10)
+        assert np.abs(np.asarray(resample_data(data, source, target)) - whole).max() < 1e-5
+
+    def test_a_long_axis_takes_little_memory(self) -> None:
+        """As one matrix, its weights would be 1.8 GB."""
+        data = np.zeros((1, 30_000, 1, 1), dtype=np.int16)
+        data[0, 1234] = 7
+        source = Grid.from_spacing((30_000, 1, 1), (1.0, 1.0, 1.0))
+        tracemalloc.start()
+        try:
+            found = resample_data(data, source, source.with_spacing((2.0, 1.0, 1.0)))
+            assert tracemalloc.get_traced_memory()[1] < 250e6
+        finally:
+            tracemalloc.stop()
+        assert found[0, 616:619, 0, 0].tolist() == pytest.approx([7 / 8, 21 / 8, 0], abs=1e-5)
+
+    def test_a_large_plane_is_sampled_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        affine = np.eye(4)
+        affine[:3, :3] = rotation((0, 0, 30))
+        target, asked = Grid((2, 40, 30), affine), []
+        monkeypatch.setattr(resampling, "POINTS", 100)
+
+        def sample(data: Array, points: Array, outside: int | None) -> Array:
+            asked.append(points[..., 0].size)
+            return sample_nearest(data, points, outside)
+
+        monkeypatch.setattr(resampling, "sample_nearest", sample)
+        found = nearest_index(np.ones((5, 5, 5), np.uint8), Grid((5, 5, 5), np.eye(4)), target)
+        assert (found == 1).all()
+        assert found.shape == target.shape
+        assert max(asked) <= 100
 
     @pytest.mark.parametrize("spacing_mm", [2.7, 0.8])
     def test_a_large_scan_is_changed_in_pieces_and_as_it_lies_in_memory(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,12 @@ from helpers.tiny_dataset import CPU, tiny_case
 from helpers.untrained_models import predictor, untrained_bundle
 from zoomseg.core.case import Case
 from zoomseg.core.errors import LabelError, OutputError
+from zoomseg.inference import outputs
 from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
+from zoomseg.inference.confidence import organ_rows_of
 from zoomseg.inference.outputs import segment_to_folder
 from zoomseg.inference.predictor import Predictor
+from zoomseg.inference.summary import OrganRow
 from zoomseg.io import bundle
 from zoomseg.io.scans import ScanInput, write_image
 from zoomseg.io.training_domain import TrainingDomain
@@ -72,7 +76,7 @@ def test_the_reference_explains_every_key(scans: tuple[ScanInput, ...], tmp_path
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     good = run["cases"]["good"]
     steps = {step for step in good["seconds"] if step not in ("coarse", "fine")}
-    tables = [set(run), set(good) | {"error"}, steps, set(good["stages"][0])]
+    tables = [set(run), set(good) | {"error", "run"}, steps, set(good["stages"][0])]
     page = Path(__file__).parents[3] / "docs" / "reference" / "run-json.md"
     rows = re.findall(r"^\|(.*?)\|", page.read_text(encoding="utf-8"), re.MULTILINE)
     explained = [name for row in rows for name in re.findall("`(.+?)`", row)]
@@ -89,6 +93,28 @@ def test_notes_are_in_the_account(scans: tuple[ScanInput, ...], tmp_path: Path) 
     assert run["notes"] == ["a file was left out"]
     (note,) = run["cases"]["good"]["notes"]
     assert note.startswith("the body in it measures ")
+
+
+def test_a_summary_that_cannot_be_made_fails_that_scan_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.nii.gz", tiny_case(1)[0])
+    both = tuple(ScanInput(name, (tmp_path / f"{name}.nii.gz",)) for name in ("a", "b"))
+
+    def rows_of(case: str, *given: object) -> list[OrganRow]:
+        if case == "a":
+            raise OverflowError("cannot convert float infinity to integer")
+        return organ_rows_of(case, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(outputs, "organ_rows_of", rows_of)
+    (failed,) = segment_to_folder(both, tmp_path / "out", predictor())
+    assert failed.case == "a"
+    assert "a.nii.gz: unexpected OverflowError" in failed.reason
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert {case: told["status"] for case, told in run["cases"].items()} == {"a": "failed", "b": "done"}
+    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {"b"}
 
 
 def thin_domain() -> TrainingDomain:
@@ -114,6 +140,19 @@ def test_account_is_there_after_every_case(scans: tuple[ScanInput, ...], tmp_pat
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert list(run["cases"]) == ["good"]
     assert (tmp_path / "out" / "summary.csv").is_file()
+
+
+def test_the_same_scan_again_gives_the_same_bytes(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    kinds = ExtraOutputs(slicer=True, stages=True, probabilities=("left kidney",))
+    for out in ("one", "two"):
+        segment_to_folder(scans[:1], tmp_path / out, predictor(), beside=kinds)
+        time.sleep(1.1)  # gzip knows whole seconds
+    one, two = (
+        {p.relative_to(tmp_path / out): p.read_bytes() for p in (tmp_path / out).rglob("*.n*") if p.is_file()}
+        for out in ("one", "two")
+    )
+    assert len(one) >= 5
+    assert one == two
 
 
 def test_only_chosen_organs_are_listed(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from zoomseg.inference.summary import (
     least_certain,
     organ_flags,
     organ_rows,
+    read_summary,
     write_review,
     write_summary,
 )
@@ -86,6 +87,26 @@ def test_summary(tmp_path: Path) -> None:
         ],
         ["c", "spleen", "0.000", "", "", "missing;odd", *[""] * 13],
     ]
+
+
+def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_summary(tmp_path / "one.csv", ROWS)
+    rows = read_summary(tmp_path / "one.csv")
+    assert (rows[0].case, rows[0].box, rows[0].corners_mm) == (
+        "a,b",
+        BOX,
+        ((-1.25, 2.0, 3.5), (4.0, 5.0, 6.12)),
+    )
+    assert (rows[1].flags, rows[1].box, rows[1].confidence) == (("missing", "odd"), None, None)
+    write_summary(tmp_path / "two.csv", rows)
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"case\na\n", b"\xff", b"case,organ\n" + b"x" * 200_000])
+def test_what_is_no_summary_is_not_read(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "s.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"not a summary|utf-8"):
+        read_summary(tmp_path / "s.csv")
 
 
 def test_review_begins_with_the_least_certain_and_ends_with_what_is_missing(tmp_path: Path) -> None:

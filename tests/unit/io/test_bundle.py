@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-from zoomseg.core.errors import ModelError, OutputError
+from zoomseg.core import memory
+from zoomseg.core.errors import MemoryLimitError, ModelError, OutputError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io import bundle, files
 from zoomseg.io.bundle import JSON, Bundle, find, load, save
@@ -201,6 +203,23 @@ def test_a_kill_while_saving_leaves_a_usable_model(
     assert_same(load(tmp_path), make(1 if writes_done == 3 else 0))
 
 
+def test_a_model_that_is_replaced_while_it_is_read_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saving takes the old weights away."""
+    save(make(0), tmp_path)
+    seeds = [2, 1]
+    read = bundle._read_weights
+
+    def overtaken(path: Path, stage: str, entry: Any) -> Any:
+        if seeds:
+            save(make(seeds.pop()), path)
+        return read(path, stage, entry)
+
+    monkeypatch.setattr(bundle, "_read_weights", overtaken)
+    assert_same(load(tmp_path), make(2))
+
+
 def test_the_model_card_names_labels_data_and_use(tmp_path: Path) -> None:
     hostile = dataclasses.replace(make(), channel_names=("CT | `x`\n# <b>",))
     save(hostile, tmp_path)
@@ -284,6 +303,11 @@ def replace_weights(path: Path, content: bytes) -> None:
     edit(lambda d: d["weights"]["fine"].update(sha256=hashlib.sha256(content).hexdigest()))(path)
 
 
+def in_place_of(file: Path, make: Callable[[Path], object]) -> None:
+    file.unlink()
+    make(file)
+
+
 def truncated_json(path: Path) -> None:
     text = (path / "model.json").read_text()
     (path / "model.json").write_text(text[: len(text) // 2])
@@ -350,6 +374,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: replace_weights(p, safetensors_bytes({"w": torch.tensor([float("inf")])})),
         "not finite",
     ),
+    "weights a pipe": (lambda p: in_place_of(weights_file(p), os.mkfifo), "weights/fine-.*: not a file"),
+    "weights without end": (
+        lambda p: in_place_of(weights_file(p), lambda w: w.symlink_to("/dev/zero")),
+        "weights/fine-.*: not a file",
+    ),
+    "weights of a terabyte": (lambda p: os.truncate(weights_file(p), 2**40), "at most are read"),
+    "graph a pipe": (lambda p: in_place_of(graph_file(p), os.mkfifo), "onnx: not a file"),
+    "json of a gigabyte": (lambda p: os.truncate(p / "model.json", 2**30), "at most are read"),
+    "json a pipe": (lambda p: in_place_of(p / "model.json", os.mkfifo), "model.json is missing"),
     "weights boolean": (
         lambda p: replace_weights(p, safetensors_bytes({"w": torch.tensor([True])})),
         "has type bool; allowed: real numbers",
@@ -366,6 +399,14 @@ def test_damage_is_named_in_one_line(tmp_path: Path, damage: str) -> None:
     with pytest.raises(ModelError, match=message) as error:
         load(tmp_path / "model")
     assert "\n" not in str(error.value)
+
+
+def test_weights_that_do_not_fit_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(make(), tmp_path)
+    os.truncate(weights_file(tmp_path), 2**30)
+    monkeypatch.setattr(memory, "free_ram", lambda: memory.used_ram() + 2**31)
+    with pytest.raises(MemoryLimitError, match=r"fine-.*\.safetensors takes about 3\.00 GB"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}])

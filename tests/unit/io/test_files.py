@@ -13,6 +13,7 @@ from zoomseg.io.files import (
     check_name,
     parse_json,
     printable,
+    read_file,
     reading,
     why_unreadable,
     writable_directory,
@@ -258,3 +259,20 @@ def test_json_is_parsed_or_refused_in_one_line() -> None:
 def test_no_result_is_a_hidden_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(ScanError, match="the result would be a hidden file; rename the scan"):
         check_name(tmp_path / name)
+
+
+def test_only_files_of_a_known_size_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_bytes(b"12345")
+    assert read_file(file, 5) == b"12345"
+    with pytest.raises(OSError, match="has 5 bytes, 4 at most are read"):
+        read_file(file, 4)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for other in ("pipe", "zero"):
+        with pytest.raises(OSError, match="not a file"):
+            read_file(tmp_path / other)
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "none")
+    with pytest.raises(IsADirectoryError):
+        read_file(tmp_path)

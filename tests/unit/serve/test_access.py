@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from helpers.servers import serving
+from zoomseg.serve import access as guard
 from zoomseg.serve.access import access, needs_token
 
 TOKEN = "correct-horse-battery-staple"
@@ -22,7 +23,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
 
 
 @pytest.fixture
-def guarded(tmp_path: Path) -> TestClient:
+def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    monkeypatch.setattr(guard, "WRONG_TOKEN_SECONDS", 0.0)
     with serving(tmp_path / "jobs", who=ANYWHERE) as server:
         server.client.cookies.clear()
         yield server.client
@@ -147,6 +149,26 @@ def test_without_the_token_nothing_is_told(guarded: TestClient, path: str) -> No
         answer = guarded.get(path, headers=headers)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert guarded.get(f"{path}?token=wrong").status_code == 401
+
+
+def test_wrong_tokens_are_answered_one_after_the_other_and_the_right_one_at_once(
+    guarded: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(guard, "WRONG_TOKEN_SECONDS", 60.0)
+    monkeypatch.setattr(guard, "sleep", sleep)
+    for headers in ({"authorization": "Bearer wrong"}, {"cookie": "zoomseg=1"}):
+        assert guarded.get("/jobs", headers=headers).status_code == 401
+    assert guarded.get("/?token=wrong").status_code == 401
+    assert [round(seconds / 60) for seconds in slept] == [1, 2, 3]
+    assert guarded.get("/jobs").status_code == 401  # nothing was tried
+    assert guarded.get("/jobs", headers={"cookie": "other=1"}).status_code == 401
+    assert guarded.get("/jobs", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert len(slept) == 3
 
 
 def test_the_token_opens_by_header_and_for_the_page_by_a_cookie(guarded: TestClient) -> None:

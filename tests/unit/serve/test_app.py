@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
 import pytest
+from starlette.websockets import WebSocketDisconnect
 
 from helpers.servers import Server, noise, scan_bytes, serving
+from zoomseg.serve import app
 
 
 @pytest.fixture
@@ -149,6 +154,58 @@ def test_an_unknown_job_is_not_found(server: Server, job_id: str) -> None:
     for path in ("", "/labels.nii.gz", "/organs"):
         assert server.client.get(f"/jobs/{job_id}{path}").status_code == 404
     assert server.client.delete(f"/jobs/{job_id}").status_code == 404
+
+
+def test_results_that_somebody_deleted_are_not_found(server: Server, tmp_path: Path) -> None:
+    server.go.set()
+    job_id = server.post(b"good")
+    server.wait(job_id, "finished")
+    shutil.rmtree(server.jobs.scan(server.jobs.all()[0]).parent)
+    for name in ("labels.nii.gz", "scan.nii.gz", "organs"):
+        answer = server.client.get(f"/jobs/{job_id}/{name}")
+        assert answer.status_code == 404
+        assert str(tmp_path) not in answer.text
+    assert server.client.get(f"/jobs/{job_id}").json()["results"] == []
+    assert server.client.delete(f"/jobs/{job_id}").status_code == 204
+    assert server.client.get("/jobs").json() == []
+
+
+def test_a_result_that_is_deleted_while_it_is_sent_arrives(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.go.set()
+    job_id = server.post(b"good")
+    server.wait(job_id, "finished")
+    path = server.jobs.out(server.jobs.all()[0]) / f"{job_id}.nii.gz"
+    content, send = path.read_bytes(), app._pieces
+
+    def late(file: BinaryIO) -> Iterator[bytes]:
+        server.jobs.remove(job_id)
+        yield from send(file)
+
+    monkeypatch.setattr(app, "_pieces", late)
+    assert server.client.get(f"/jobs/{job_id}/labels.nii.gz").content == content
+    assert not path.exists()
+
+
+def test_a_disk_without_room_for_another_file_is_told_as_such(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    answer = server.client.post("/jobs?name=a.nii", content=b"x")
+    assert (answer.status_code, answer.json()) == (507, {"detail": "the server's disk refuses it"})
+
+
+def test_there_are_no_websockets(server: Server) -> None:
+    with (
+        pytest.raises(WebSocketDisconnect) as closed,
+        server.client.websocket_connect("/jobs", headers={"host": "127.0.0.1"}),
+    ):
+        pass
+    assert closed.value.code == 1008
 
 
 def test_the_interface_describes_itself_and_nothing_loads_from_elsewhere(server: Server) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from zoomseg.core.errors import OutputError, ScanError
+from zoomseg.serve import jobs as stored
 from zoomseg.serve.jobs import Jobs, QueueFullError, State, Step, shown_name, upload_suffix
 
 
@@ -78,39 +82,70 @@ def test_steps_are_told_while_a_job_runs(tmp_path: Path) -> None:
     jobs.close()
 
 
-def test_uploads_count_as_waiting_and_what_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+def test_uploads_hold_no_place_and_what_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path, 1)
 
-    def break_off() -> None:
+    def arrive(meanwhile: Callable[[], object]) -> None:
         with jobs.arriving("a.nii", "tiny") as (_, path):
             path.write_bytes(b"half")
-            with pytest.raises(QueueFullError):
-                add(jobs)
-            raise RuntimeError("gone")
+            meanwhile()
+
+    def break_off() -> None:
+        raise RuntimeError("gone")
 
     with pytest.raises(RuntimeError, match="gone"):
-        break_off()
+        arrive(break_off)
     assert [p.name for p in tmp_path.iterdir()] == [".lock"]
-    add(jobs)  # the place is free again
+    with pytest.raises(QueueFullError, match="1 scans wait already"):  # the other one was whole first
+        arrive(lambda: add(jobs))
+    assert len(jobs.all()) == len([p for p in tmp_path.iterdir() if p.is_dir()]) == 1
     jobs.close()
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"id": "../../../../etc"}', "[]"])
-def test_a_damaged_job_is_named(tmp_path: Path, text: str) -> None:
-    folder = tmp_path / "0123456789abcdef"
-    folder.mkdir()
-    (folder / "job.json").write_text(text)
-    with pytest.raises(OutputError, match=r"0123456789abcdef/job\.json is damaged"):
-        Jobs(tmp_path, 8)
+def test_a_refusal_says_whether_scans_wait_or_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(tmp_path, 8)
+    monkeypatch.setattr(stored, "MAX_UPLOADS", 2)
+    with ExitStack() as uploads:
+        for _ in range(2):
+            _, path = uploads.enter_context(jobs.arriving("a.nii", "tiny"))
+            path.write_bytes(b"half")
+        with pytest.raises(QueueFullError, match="2 scans are being uploaded already"):
+            add(jobs)
+    add(jobs)
+    jobs.close()
 
 
-def test_a_job_of_another_folder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text", ["{", "{}", '{"id": "../../../../etc"}', "[]", "[" * 100_000, "of another job", "1e400"]
+)
+def test_a_damaged_job_is_told_of_and_the_others_are_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    jobs = Jobs(tmp_path, 8)
+    good, bad = add(jobs), add(jobs)
+    jobs.close()
+    file = tmp_path / bad / "job.json"
+    if text == "of another job":
+        text = file.read_text().replace(bad, "f" * 16)
+    if text == "1e400":
+        text = json.dumps({**json.loads(file.read_text()), "created": 10**400})
+    file.write_text(text)
+    jobs = Jobs(tmp_path, 8)
+    assert [job.id for job in jobs.all()] == [good]
+    jobs.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{bad}/job.json is " in line
+    assert file.read_text() == text
+
+
+def test_a_job_whose_folder_is_gone_can_be_removed(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path, 8)
     job_id = add(jobs)
+    jobs.end(job_id, State.CANCELLED)
+    shutil.rmtree(tmp_path / job_id)
+    jobs.remove(job_id)
+    assert jobs.all() == []
     jobs.close()
-    (tmp_path / job_id).rename(tmp_path / ("f" * 16))
-    with pytest.raises(OutputError, match="of another job"):
-        Jobs(tmp_path, 8)
 
 
 def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import pytest
 from helpers.servers import server_process
 from helpers.tiny_dataset import tiny_case
 from helpers.untrained_models import untrained_bundle
-from zoomseg.core.errors import ModelError, ZoomSegError
+from zoomseg.core.errors import ModelError, OutputError, ZoomSegError
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
 from zoomseg.serve import server
+from zoomseg.serve.jobs import Jobs
 
 
 def wait(client: httpx.Client, job_id: str, state: str) -> dict[str, object]:
@@ -90,6 +91,28 @@ def test_models_are_served_by_their_folders_names(tmp_path: Path) -> None:
         server.served_models([str(tmp_path / "a" / "tiny"), str(tmp_path / "b" / "tiny")])
     with pytest.raises(ModelError):
         server.served_models([str(tmp_path / "nothing" / "here")])
+
+
+def test_an_address_is_told_once_the_folder_is_the_servers(tmp_path: Path) -> None:
+    bundle.save(untrained_bundle(), tmp_path / "tiny")
+    held, told = Jobs(tmp_path / "jobs", 1), []
+    with (
+        server.listening("127.0.0.1", 0) as sock,
+        pytest.raises(OutputError, match="another server keeps its jobs there"),
+    ):
+        server.serve(
+            [str(tmp_path / "tiny")],
+            sock,
+            (),
+            None,
+            tmp_path / "jobs",
+            "cpu",
+            8,
+            10**6,
+            lambda: told.append("open"),
+        )
+    held.close()
+    assert told == []
 
 
 def test_jobs_are_kept_in_the_users_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

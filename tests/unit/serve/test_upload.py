@@ -12,7 +12,8 @@ from starlette.requests import Request
 
 from helpers.servers import noise
 from zoomseg.core.errors import OutputError, ScanError
-from zoomseg.serve.upload import PIECE_BYTES, receive
+from zoomseg.serve import upload
+from zoomseg.serve.upload import PIECE_BYTES, TooSlowError, receive
 
 
 def request(*messages: dict[str, Any]) -> Request:
@@ -41,6 +42,26 @@ def test_an_upload_that_is_broken_off_is_no_scan(tmp_path: Path) -> None:
     broken = request(body(b"half", True), {"type": "http.disconnect"})
     with pytest.raises(ScanError, match="broken off"):
         asyncio.run(receive(broken, tmp_path / "scan.nii", 10**9))
+
+
+@pytest.mark.parametrize("every_s", [0.02, None], ids=["drops", "silence"])
+def test_a_client_that_does_not_send_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_s: float | None
+) -> None:
+    monkeypatch.setattr(upload, "SILENT_SECONDS", 0.2)
+
+    async def next_message() -> dict[str, Any]:
+        if every_s is None:
+            await asyncio.Event().wait()
+        await asyncio.sleep(every_s or 0)
+        return body(b"x", True)
+
+    async def wait_for_it() -> None:
+        slow = Request({"type": "http", "headers": []}, next_message)
+        await asyncio.wait_for(receive(slow, tmp_path / "scan.nii", 10**9), 20)
+
+    with pytest.raises(TooSlowError, match=r"the upload does not come \(\d+ bytes came in 1 s\)"):
+        asyncio.run(wait_for_it())
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:

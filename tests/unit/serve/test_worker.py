@@ -17,9 +17,11 @@ from helpers.tiny_dataset import tiny_case
 from helpers.untrained_models import untrained_bundle
 from zoomseg.backends.device import resolve
 from zoomseg.core.case import Case
+from zoomseg.core.errors import quoted
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
+from zoomseg.serve import worker as worker_process
 from zoomseg.serve.jobs import Step
 from zoomseg.serve.worker import ProcessWorker, Task, WorkerDiedError
 
@@ -75,8 +77,24 @@ def test_scans_are_segmented_as_predict_does_bad_ones_fail_and_death_is_told(
         worker.run(task, steps.append)
 
 
-def test_a_worker_that_the_system_kills_says_so() -> None:
+def test_errors_name_no_path_of_the_server() -> None:
+    folder = "/srv/" + "long/" * 30 + "0123456789abcdef"
+    task = Task("abc", f"{folder}/scan.nii", f"{folder}/out", "/srv/my models/liver")
+    for error, shown in (
+        (f"{task.scan}: damaged", "the scan: damaged"),
+        (f"{quoted(task.scan)}: no such file", "the scan: no such file"),
+        (
+            f"{task.out}/abc.nii.gz: cannot be written (disk full)",
+            "the results/abc.nii.gz: cannot be written (disk full)",
+        ),
+        (f"model {task.model} is damaged (weights/a: gone)", "model the model is damaged (weights/a: gone)"),
+        ("weights lie in '/opt/zoomseg/x.bin', 3 mm/s", "weights lie in 'a file of the server', 3 mm/s"),
+    ):
+        assert worker_process._without_paths(error, task) == shown
+
+
+def test_a_worker_that_is_killed_says_so_and_not_by_whom() -> None:
     dying = ProcessWorker("cpu")
     os.kill(dying._process.pid or 0, signal.SIGKILL)
-    with pytest.raises(WorkerDiedError, match="too little memory"):
+    with pytest.raises(WorkerDiedError, match="was killed: by the system, if memory ran out, or by somebody"):
         dying.run(Task("a", "b", "c", "d"), lambda step: None)

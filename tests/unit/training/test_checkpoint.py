@@ -130,6 +130,7 @@ def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays(
     ("change", "line"),
     [
         ({"group": -1}, "group: Input should be greater than or equal to 0"),
+        ({"group": 10**400}, "group: Input should be less"),
         ({"group": 1.5}, "group: Input should be a valid integer"),
         ({"step": -5}, "step: Input should be greater"),
         ({"step": 10**30}, "step: Input should be less"),
@@ -152,6 +153,11 @@ def test_progress_that_cannot_be_is_refused(tmp_path: Path, change: dict[str, ob
     ("change", "line"),
     [
         (lambda key, tensor: (key, tensor * float("nan")), "is not finite"),
+        (lambda key, tensor: (key, -tensor if key.endswith("/step") else tensor), "step is negative"),
+        (
+            lambda key, tensor: (key, -tensor if key.endswith("exp_avg_sq") else tensor),
+            "exp_avg_sq is negative",
+        ),
         (
             lambda key, tensor: (key.replace("optimiser/0", "optimiser/99"), tensor),
             "optimiser/99 is not of this",

@@ -155,6 +155,21 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert sorted(set(steps)) == [(str(u), s) for u in range(1 if together else 2) for s in range(1, 15)]
 
 
+def test_a_resumed_run_says_how_little_it_did(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, stop = tiny_recipe(together=True, iterations=3), threading.Event()
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), StopAfter(1, stop))
+    with pytest.raises(InterruptedTrainingError):
+        run.train(stop)
+    for begun, more in ((2, "1 more step"), (3, "0 more steps")):
+        observer = Listening()
+        loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, resume=True), observer)
+        told = [line for line in observer.messages if "resumed" in line]
+        assert told == [f"stage 'fine': resumed at step {begun}, trained {more}"]
+
+
 def out_of_fold_recipe(iterations: int) -> Recipe:
     return tiny_recipe(together=False, iterations=iterations).model_copy(update={"prior_from": "out_of_fold"})
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +26,9 @@ from zoomseg.io.scans import read_image, write_image
 from zoomseg.planning import training_domain
 from zoomseg.recipe.load import dump, from_dict, load
 from zoomseg.recipe.spec import PlannedRecipe
-from zoomseg.training import training_run
+from zoomseg.training import cross_validation, record, training_run, validation
 from zoomseg.training.distributed import Processes
-from zoomseg.training.log import Silent
+from zoomseg.training.log import Row, Silent
 from zoomseg.training.training_run import TrainingRequest
 
 
@@ -148,6 +152,68 @@ def test_start_does_not_overwrite_resume_needs_a_start(data: Dataset, recipe: st
         training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
 
 
+class _Beside(Silent):
+    """Does something once, while a training runs."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self.do, self.done = do, 0
+
+    def row(self, row: Row, remaining: float | None) -> None:
+        self.done += 1
+        if self.done == 1:
+            self.do()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_one_training_at_a_time_writes_to_a_folder(
+    data: Dataset, recipe: str, tmp_path: Path, resumed: bool
+) -> None:
+    out, other = tmp_path / "m", TrainingRequest(recipe, seed=7)
+    used = re.escape(f"{out}: a training uses this folder") + f".*process {os.getpid()} on"
+
+    def refused() -> None:
+        with pytest.raises(OutputError, match=used):
+            training_run.resume(data, out, CPU, Silent())
+        with pytest.raises(OutputError, match=used):
+            validation.validate(data, out, ("case_0",), CPU)
+        (out / "training" / "job.json").rename(tmp_path / "job.json")
+        with pytest.raises(OutputError, match=used):  # begun at the same moment
+            training_run.start(data, out, other, CPU, Silent())
+        with pytest.raises(OutputError, match=used):
+            cross_validation.begin(data, out, 2, other, CPU, Silent())
+        (tmp_path / "job.json").rename(out / "training" / "job.json")
+
+    if resumed:
+        training_run.start(data, out, TrainingRequest(recipe), CPU, Silent())
+        (out / "training" / "checkpoint.safetensors").unlink()
+        (out / "model.json").unlink()
+    beside = _Beside(refused)
+    if resumed:
+        model = training_run.resume(data, out, CPU, beside)
+    else:
+        model = training_run.start(data, out, TrainingRequest(recipe), CPU, beside)
+    assert beside.done
+    assert (model.provenance["seed"], bundle.load(out).provenance["seed"]) == (0, 0)
+    assert record.read_training(out).seed == 0
+
+
+def test_what_another_began_before_the_lock_was_had_is_not_replaced(
+    data: Dataset, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m"
+
+    @contextmanager
+    def late(folder: Path) -> Iterator[None]:
+        (folder / "training").mkdir(parents=True)
+        (folder / "training" / "job.json").write_text("theirs")
+        yield
+
+    monkeypatch.setattr(record, "alone", late)
+    with pytest.raises(ModelError, match="already holds a model"):
+        training_run.start(data, out, TrainingRequest(recipe), CPU, Silent())
+    assert (out / "training" / "job.json").read_text() == "theirs"
+
+
 def test_resume_refuses_a_data_set_that_lacks_a_case(data: Dataset, recipe: str, tmp_path: Path) -> None:
     training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
     with pytest.raises(TrainingError, match=r"has other cases than .* was trained with \(case_3\)"):
@@ -163,11 +229,41 @@ def test_damaged_job_file(data: Dataset, recipe: str, tmp_path: Path, text: str)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seconds": 0.0}, {"seconds": float("nan")}, {"epochs": 0}, {"seed": -1}], ids=str
+    "wrong",
+    [
+        *({"seconds": value} for value in (0.0, float("nan"), float("inf"), 1e300)),
+        *({"epochs": value} for value in (0, -3, 10**400)),
+        *({"seed": value} for value in (-1, 2**63, 10**400)),
+    ],
+    ids=lambda wrong: str(wrong)[:30],
 )
 def test_lengths_and_seeds_that_make_no_sense(wrong: dict[str, float]) -> None:
-    with pytest.raises(TrainingError):
+    with pytest.raises(TrainingError) as error:
         TrainingRequest(**wrong)  # type: ignore[arg-type]
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("key", ["seed", "epochs", "seconds"])
+@pytest.mark.parametrize(
+    "value", ["-1", "1" + "0" * 400, "1" + "0" * 5000, "1e999", "Infinity", "NaN", "[" * 10_000]
+)
+def test_a_job_file_with_a_number_that_cannot_be(
+    data: Dataset, recipe: str, tmp_path: Path, key: str, value: str
+) -> None:
+    """Of every kind one line."""
+    split = {
+        "train": data.ids,
+        "validation": (),
+        "recipe": tiny_recipe(together=True).model_dump(mode="json"),
+    }
+    known = record.TrainingRecord(**training_run.recorded(data, TrainingRequest(recipe)), **split)
+    job = tmp_path / "training" / "job.json"
+    job.parent.mkdir()
+    job.write_text(json.dumps({**known.model_dump(mode="json"), key: "here"}).replace('"here"', value))
+    with pytest.raises(TrainingError) as error:
+        training_run.resume(data, tmp_path, CPU, Silent())
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 def test_recipe_that_predicts_labels_the_data_lacks(data: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""What earlier runs, or others at the same time, wrote into a folder of results: a later run's account goes
+on listing the label maps that lie there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoomseg.inference.summary import OrganRow, read_summary
+from zoomseg.io.files import parse_json, read_file
+
+OF_A_RUN = ("zoomseg", "recipe", "models", "trained", "device", "precision", "backend", "started")
+"""Keys of ``run.json`` that are kept with an earlier case where they are others than the last run's."""
+
+
+@dataclass(frozen=True)
+class EarlierResults:
+    """Cases as in ``run.json``, and their rows of ``summary.csv``."""
+
+    cases: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    rows: tuple[OrganRow, ...] = ()
+
+
+def read(out: Path, run: Mapping[str, Any], own: Collection[str]) -> EarlierResults:
+    """Those cases in ``out`` whose label map is still there, and whose values mean what they mean in ``run``;
+    none where the account is damaged, or no account of ours.
+
+    Args:
+        run: the account that is to be written.
+        own: cases that it tells of itself.
+    """
+    try:
+        before = parse_json(read_file(out / "run.json"))
+        rows = read_summary(out / "summary.csv")
+    except (OSError, ValueError):
+        return EarlierResults()
+    if not isinstance(before, dict) or before.get("labels") != run["labels"]:
+        return EarlierResults()
+    told = before.get("cases")
+    kept = {
+        case: _of_its_run(account, before, run)
+        for case, account in (told.items() if isinstance(told, dict) else ())
+        if case not in own and _is_done(account) and _label_map_is_there(out, case)
+    }
+    return EarlierResults(kept, tuple(row for row in rows if row.case in kept))
+
+
+def _is_done(account: object) -> bool:
+    return isinstance(account, dict) and account.get("status") == "done"
+
+
+def _label_map_is_there(out: Path, case: str) -> bool:
+    return Path(case).name == case and (out / f"{case}.nii.gz").is_file()
+
+
+def _of_its_run(account: dict[str, Any], before: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """An account that says what was different when it was made."""
+    known = {**{key: before[key] for key in OF_A_RUN if key in before}, **account.get("run", {})}
+    other = {key: value for key, value in known.items() if value != run[key]}
+    return {**{key: value for key, value in account.items() if key != "run"}, "run": other}

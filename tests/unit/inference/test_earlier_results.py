@@ -1,0 +1,76 @@
+"""Several runs into one folder: the account lists the label maps that lie there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.tiny_dataset import CPU, tiny_case
+from helpers.untrained_models import predictor, untrained_bundle
+from zoomseg.inference.outputs import segment_to_folder
+from zoomseg.inference.predictor import Predictor
+from zoomseg.io.scans import ScanInput, write_image
+
+
+def listed(out: Path) -> tuple[list[str], list[str], list[str]]:
+    """The cases in run.json, summary.csv and review.csv."""
+    found = [list(json.loads((out / "run.json").read_text())["cases"])]
+    for name in ("summary.csv", "review.csv"):
+        with (out / name).open(newline="") as file:
+            found.append(sorted({row["case"] for row in csv.DictReader(file)}))
+    return found[0], found[1], found[2]
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> tuple[ScanInput, ...]:
+    for name in "abc":
+        write_image(tmp_path / f"{name}.nii.gz", tiny_case(1)[0])
+    return tuple(ScanInput(name, (tmp_path / f"{name}.nii.gz",)) for name in "abc")
+
+
+def test_a_later_run_goes_on_listing_what_is_there(three: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    segment_to_folder(three, out, predictor())
+    summary, run = ((out / name).read_text() for name in ("summary.csv", "run.json"))
+    (out / "b.nii.gz").unlink()
+    later = Predictor(untrained_bundle(1), CPU)
+    later.backend = "other"
+    segment_to_folder(three[2:], out, later)
+    assert listed(out) == (["a", "c"], ["a", "c"], ["a", "c"])
+    kept = [line for line in summary.splitlines() if line.startswith("a,")]
+    assert [row for row in (out / "summary.csv").read_text().splitlines() if row.startswith("a,")] == kept
+    cases = json.loads((out / "run.json").read_text())["cases"]
+    assert cases["a"].pop("run")["backend"] == "torch"
+    assert cases["a"] == json.loads(run)["cases"]["a"]
+    assert "run" not in cases["c"]
+
+
+def test_runs_at_the_same_time_list_each_others_cases(three: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    out, between = tmp_path / "out", []
+
+    def other(_: object) -> None:
+        if not between:
+            between.append(segment_to_folder(three[1:2], out, predictor()))
+
+    segment_to_folder((three[0], three[2]), out, predictor(), on_result=other)
+    assert sorted(listed(out)[0]) == ["a", "b", "c"] == listed(out)[1]
+
+
+def test_label_maps_of_another_meaning_are_not_listed(three: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    segment_to_folder(three[:1], tmp_path / "out", predictor())
+    segment_to_folder(three[1:2], tmp_path / "out", predictor(), ("right kidney",))
+    assert listed(tmp_path / "out")[0] == ["b"]
+
+
+@pytest.mark.parametrize("file", ["run.json", "summary.csv"])
+@pytest.mark.parametrize("content", ["", "[]", "{", "a,b\n1,2\n", '{"labels": 3, "cases": [7]}'])
+def test_an_account_that_is_none_of_ours_is_replaced(
+    three: tuple[ScanInput, ...], tmp_path: Path, file: str, content: str
+) -> None:
+    segment_to_folder(three[:1], tmp_path / "out", predictor())
+    (tmp_path / "out" / file).write_text(content)
+    segment_to_folder(three[1:2], tmp_path / "out", predictor())
+    assert listed(tmp_path / "out")[0][-1] == "b"

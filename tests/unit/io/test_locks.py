@@ -1,0 +1,64 @@
+"""A lock has one holder, who is named, and ends with its process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoomseg.core.errors import OutputError
+from zoomseg.io.locks import locked
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from zoomseg.io.locks import locked
+held = locked(Path(sys.argv[1]), "")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_second_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock", "is in use"):
+        who = rf"is in use \(process {os.getpid()} on {re.escape(socket.gethostname())}, since \d{{4}}-.*\)$"
+        for _ in range(2):  # a refusal does not take the holder's name away
+            with pytest.raises(OutputError, match=re.escape(f"{tmp_path}: ") + who):
+                locked(tmp_path / "lock", "is in use")
+    locked(tmp_path / "lock", "is in use").close()
+
+
+def test_what_a_killed_process_leaves_is_taken_over(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, file], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(OutputError, match=f"process {holder.pid} on"):
+                locked(file, "is in use")
+        finally:
+            holder.kill()
+    assert file.is_file()
+    with locked(file, "is in use"):
+        assert file.read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "lock", "is in use"), locked(tmp_path / "lock", "is in use"):
+        assert (tmp_path / "lock").is_file()
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        locked(tmp_path / "none" / "lock", "is in use")
