@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,15 @@ PARALLEL_TOLERANCE = 1e-4
 
 PIECE_VOXELS = 4_000_000
 """Larger data is changed and shrunk piece by piece, so that a scan never exists in float as a whole."""
+
+Kernel = Literal["antialiased", "linear", "cubic", "nearest"]
+"""How one axis is interpolated: linear, widened where voxels grow (``antialiased``) or not; by the B-spline
+of order 3 through the voxels; by the voxel that comes nearest."""
+Kernels = tuple[Kernel, Kernel, Kernel]
+"""One per axis of the target."""
+
+SPLINE_PAD = 12
+"""Edge voxels that go on at either end before the spline is fitted, as in ``scipy.ndimage``."""
 
 POINTS = 500_000
 """So many voxels are sampled point by point at once: each takes three coordinates and a dozen indices and
@@ -104,6 +113,52 @@ def linear_weights(size_in: int, size_out: int, scale: float, offset: float, ant
     return out.astype(np.float32)
 
 
+def cubic_weights(size_in: int, size_out: int, scale: float, offset: float) -> Float32Array:
+    """``[size_out, size_in]`` float32 rows that sum to one: the cubic B-spline through the voxels, evaluated
+    at ``scale * n + offset``. The edge voxel goes on beyond the source, as ``scipy.ndimage.zoom`` has it with
+    ``mode="nearest"``, which ``skimage.transform.resize`` calls."""
+    length = size_in + 2 * SPLINE_PAD
+    at = np.arange(length)
+    samples = np.zeros((length, length))
+    for step, share in ((-1, 1 / 6), (0, 4 / 6), (1, 1 / 6)):
+        np.add.at(samples, (at, (at + step).clip(0, length - 1)), share)
+    padded = np.zeros((length, size_in))
+    padded[at, (at - SPLINE_PAD).clip(0, size_in - 1)] = 1
+    coefficients = np.linalg.solve(samples, padded)
+    where = (scale * np.arange(size_out) + offset).clip(
+        -SPLINE_PAD + 2, size_in + SPLINE_PAD - 3
+    ) + SPLINE_PAD
+    first = np.floor(where).astype(int)
+    t = where - first
+    basis = ((1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3)
+    out = sum(coefficients[first - 1 + n] * share[:, None] / 6 for n, share in enumerate(basis))
+    found = np.asarray(out)
+    found[np.abs(found) < 1e-7] = (
+        0.0  # a spline's tail; float noise must not turn a copy into a matrix product
+    )
+    found /= found.sum(axis=1, keepdims=True)
+    return found.astype(np.float32)
+
+
+def nearest_weights(size_in: int, size_out: int, scale: float, offset: float) -> Float32Array:
+    """``[size_out, size_in]`` float32, in each row a one at the voxel nearest to ``scale * n + offset``."""
+    index = _nearest(scale * np.arange(size_out) + offset).clip(0, size_in - 1)
+    out = np.zeros((size_out, size_in), dtype=np.float32)
+    out[np.arange(size_out), index] = 1
+    return out
+
+
+def axis_weights(kernel: Kernel, size_in: int, size_out: int, scale: float, offset: float) -> Float32Array:
+    """``[size_out, size_in]`` of one axis, for any kernel."""
+    match kernel:
+        case "cubic":
+            return cubic_weights(size_in, size_out, scale, offset)
+        case "nearest":
+            return nearest_weights(size_in, size_out, scale, offset)
+        case "antialiased" | "linear":
+            return linear_weights(size_in, size_out, scale, offset, kernel == "antialiased")
+
+
 def _used(weights: Float32Array) -> tuple[int, int]:
     """The range of source voxels that any row reads."""
     columns = np.flatnonzero(weights.any(axis=0))
@@ -163,10 +218,14 @@ def resample_data(
     target: Grid,
     antialias: bool = True,
     change: Callable[[Array], Array] = as_float,
+    kernels: Kernels | None = None,
 ) -> Array:
     """``[C, I, J, K]`` on ``source`` to ``[C, *target.shape]``, linear; differentiable in tensors.
 
     Args:
+        kernels: how each axis is interpolated; None: linear, as ``antialias`` says. Grids whose axes are not
+            parallel are interpolated linearly in any case. Values of a spline stay within the lowest and the
+            highest that were read, of every slice where slices are nearest ones.
         change: what is done to the values first, voxel by voxel (normalisation). Only what is read is
             changed, and never all of a large scan at once.
     """
@@ -175,10 +234,12 @@ def resample_data(
     axes = axiswise(target.to_index_of(source), target.shape)
     if axes is None:
         return _by_points(data, source, target, lambda near, points: sample_linear(change(near), points))
+    default: Kernel = "antialiased" if antialias else "linear"
+    own = kernels or (default, default, default)
     weights: dict[int, Array] = {}  # by source axis, where there is something to do
     read = [slice(None)] * 4
     for a, s in enumerate(axes.order):
-        whole = linear_weights(source.shape[s], target.shape[a], axes.scale[a], axes.offset[a], antialias)
+        whole = axis_weights(own[a], source.shape[s], target.shape[a], axes.scale[a], axes.offset[a])
         low, high = _used(whole)
         read[1 + s] = slice(low, high)
         if not _copies(whole[:, low:high]):
@@ -187,7 +248,29 @@ def resample_data(
     xp, memory = namespace(data), memory_order(data[0, ...])
     ordered = {a: weights[s] for a, s in enumerate(memory) if s in weights}
     out = _by_axes(xp.permute_dims(data, (0, *(1 + s for s in memory))), ordered, change)
+    if any(own[a] == "cubic" and s in weights for a, s in enumerate(axes.order)):
+        apart = next((s for a, s in enumerate(axes.order) if own[a] == "nearest"), None)
+        for bound, limited in zip(
+            _limits(data, apart, weights, change), (xp.maximum, xp.minimum), strict=True
+        ):
+            out = limited(out, xp.permute_dims(bound, (0, *(1 + s for s in memory))))
     return _contiguous(xp.permute_dims(out, (0, *(1 + memory.index(s) for s in axes.order))))
+
+
+def _limits(
+    data: Array, apart: int | None, weights: Mapping[int, Array], change: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """The lowest and the highest value of ``[C, I, J, K]``, changed, each ``[C, 1, 1, 1]``, or for every
+    slice along the axis ``apart``, contracted as it is."""
+    xp = namespace(data)
+    over = tuple(1 + s for s in range(3) if s != apart)
+    found = []
+    for extreme in (xp.min, xp.max):
+        bound = change(extreme(data, axis=over, keepdims=True))
+        if apart is not None and apart in weights:
+            bound = contract(bound, weights[apart], 1 + apart)
+        found.append(bound)
+    return found[0], found[1]
 
 
 def resample(volume: Volume, grid: Grid, antialias: bool = True) -> Volume:
