@@ -7,22 +7,18 @@ from pathlib import Path
 import click
 
 
-@click.group(name="import")
-def command() -> None:
-    """Make a ZoomSeg model of a model that another program trained."""
-
-
-@command.command(name="nnunet")
-@click.argument("source", metavar="MODEL_FOLDER_OR_ZIP", type=click.Path(path_type=Path))
+@click.command(name="import")
+@click.argument("program", type=click.Choice(["nnunet"]))
+@click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write.")
 @click.option("--folds", default="", metavar="LIST", help="0,1 or all [default: all that were trained].")
-def nnunet(source: Path, out: Path, folds: str) -> None:
-    """Make a ZoomSeg model of the trained nnU-Net v2 model in MODEL_FOLDER_OR_ZIP.
+def command(program: str, source: Path, out: Path, folds: str) -> None:
+    """Make a ZoomSeg model of one that nnU-Net v2 trained: `zoomseg import nnunet SOURCE -o MODEL`.
 
-    The folder is the one that nnU-Net's training wrote, with plans.json, dataset.json and
-    fold_*/checkpoint_final.pth. Several folds become one model each, which predict together; `--folds all` is
-    the fold trained on all cases. Checkpoints are pickles: of what they hold, tensors and numbers are
-    read, and nothing is executed. Reading them needs PyTorch; predicting with the model does not.
+    SOURCE is the folder that nnU-Net's training wrote, with plans.json, dataset.json and
+    fold_*/checkpoint_final.pth, or its zip. Several folds become one model each, which predict together;
+    `--folds all` is the fold trained on all cases. Checkpoints are pickles: of what they hold, tensors and
+    numbers are read, and nothing is executed. Reading them needs PyTorch; predicting with the model does not.
     """
     from zoomseg.core.extras import require
 
