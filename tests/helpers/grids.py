@@ -115,6 +115,10 @@ def _mask(shape: tuple[int, int, int], seed: int) -> np.ndarray:
 
 
 def linear_weights(size_in: int, size_out: int, scale: float, offset: float, antialias: bool) -> np.ndarray:
+    return as_matrix(resample.linear_weights(size_in, size_out, scale, offset, antialias), size_in)
+
+
+def as_matrix(weights: resample.AxisWeights, size_in: int) -> np.ndarray:
     """The weights of one axis as a matrix ``[size_out, size_in]``."""
-    read, part = resample.linear_weights(size_in, size_out, scale, offset, antialias).part(0, size_out)
+    read, part = weights.part(0, len(weights))
     return np.pad(part, ((0, 0), (read.start, size_in - read.stop)))

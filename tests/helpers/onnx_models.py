@@ -40,6 +40,17 @@ KINDS: dict[str, tuple[spec.NetworkSpec, Padding, Index3]] = {
         "same",
         (8, 12, 8),
     ),
+    "plain_conv_unet": (
+        spec.PlainConvUNet(
+            channels=(4, 8, 8),
+            strides=((1, 1, 1), (2, 2, 1), (2, 2, 2)),
+            kernels=((3, 3, 1), (3, 3, 3), (3, 3, 3)),
+            convolutions=(1, 2, 2),
+            decoder_convolutions=(2, 1),
+        ),
+        "same",
+        (8, 12, 8),
+    ),
 }
 
 

@@ -83,8 +83,8 @@ def _network(stage: spec.Stage) -> tuple[spec.NetworkSpec, Index3, Index3]:
         case spec.ResUNetASPP():
             network = spec.ResUNetASPP(channels=(4, 4, 4, 4), dilations=(1, 2))
             return network, (32, 32, 32), (32, 32, 32)
-        case spec.ResEncUNet():
-            raise AssertionError("only planned recipes have this network")
+        case spec.ResEncUNet() | spec.PlainConvUNet():
+            raise AssertionError("no shipped recipe has this network as it is")
 
 
 def shrunk_with_atlas(data: Dataset) -> spec.Recipe:

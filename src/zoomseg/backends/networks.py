@@ -12,13 +12,13 @@ from zoomseg.backends.compilers import Compiler
 from zoomseg.backends.cpu import Network, Precision
 from zoomseg.backends.device import Device
 from zoomseg.backends.network_costs import CountedTile, NetworkCosts
-from zoomseg.core.arrays import Array
+from zoomseg.core.arrays import Array, namespace
 from zoomseg.core.errors import ModelError
-from zoomseg.core.tiling import Tile
+from zoomseg.core.tiling import Tile, logarithms, normalised
 from zoomseg.io.bundle import Bundle, NetworkFiles
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.sliding_window import StageNetwork
-from zoomseg.recipe.spec import Stage
+from zoomseg.recipe.spec import MeanKind, Stage
 
 
 def networks_of(
@@ -39,18 +39,20 @@ def networks_of(
         ModelError: a model lacks the graph of a stage, or the graph reads other files than its own weights;
             or weights do not fit the network.
     """
-    names = [stage.name for stage in models[0].recipe.stages]
+    mean_of = {stage.name: stage.mean for stage in models[0].recipe.stages}
     if backend == "torch":
         from zoomseg.backends.torch_networks import as_network, ready_network
 
         return {
-            name: mean([as_network(ready_network(model, name, device), device) for model in models])
-            for name in names
+            name: mean([as_network(ready_network(model, name, device), device) for model in models], kind)
+            for name, kind in mean_of.items()
         }
     precision: Precision = "fastest" if device.bfloat16 else "float32"
     return {
-        name: mean([_for_tiles(_compiled(model, name, backend, precision, threads)) for model in models])
-        for name in names
+        name: mean(
+            [_for_tiles(_compiled(model, name, backend, precision, threads)) for model in models], kind
+        )
+        for name, kind in mean_of.items()
     }
 
 
@@ -74,13 +76,16 @@ def _costs(model: Bundle, stage: Stage, backend: Backend) -> NetworkCosts:
     return TorchCosts(lambda: weightless(model, stage).eval(), channels)
 
 
-def mean(networks: Sequence[StageNetwork]) -> StageNetwork:
-    """What several networks say together: the mean of their probabilities."""
+def mean(networks: Sequence[StageNetwork], kind: MeanKind = "arithmetic") -> StageNetwork:
+    """What several networks say together: the mean of their probabilities, as the stage has it."""
     first, *others = networks
     if not others:
         return first
 
     def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
+        if kind == "geometric":
+            logs = sum(logarithms(network(x_BCIJK, tiles)) for network in networks) / len(networks)
+            return namespace(logs).stack([normalised(one) for one in logs])
         answer = first(x_BCIJK, tiles)
         for other in others:
             answer += other(x_BCIJK, tiles)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ COMMANDS = {
     "ceiling": "Best Dice that a recipe permits: what its grids and regions lose, per organ.",
     "train": "Train a recipe on labelled scans.",
     "stitch": "Join a scan acquired in overlapping stations, as whole-body MR is.",
+    "import": "Make a ZoomSeg model of a trained nnU-Net model.",
     "predict": "Segment scans with a trained model.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
     "compare": "Two evaluations or more of the same cases: differences, intervals, paired tests.",
@@ -27,7 +29,8 @@ COMMANDS = {
     "export": "A model as one zip that runs without ZoomSeg and without PyTorch.",
     "study": "A paper's ablation table on your data, beside the paper's numbers.",
 }
-"""Command name -> one line of help. The command is ``command`` in ``zoomseg.cli.<name>``."""
+"""Command name -> one line of help. The command is ``command`` in ``zoomseg.cli.<name>``, or
+``<name>_`` where Python keeps the name for itself."""
 
 
 class LazyGroup(click.Group):
@@ -37,7 +40,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"zoomseg.cli.{cmd_name}")
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"zoomseg.cli.{name}")
         command: click.Command = module.command
         return command
 

@@ -14,7 +14,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,18 @@ PARALLEL_TOLERANCE = 1e-4
 
 PIECE_VOXELS = 4_000_000
 """Larger data is changed and shrunk piece by piece, so that a scan never exists in float as a whole."""
+
+Kernel = Literal["antialiased", "linear", "cubic", "nearest"]
+"""How one axis is interpolated: linear, widened where voxels grow (``antialiased``) or not; by the B-spline
+of order 3 through the voxels; by the voxel that comes nearest."""
+Kernels = tuple[Kernel, Kernel, Kernel]
+"""One per axis of the target."""
+
+SPLINE_PAD = 12
+"""Edge voxels that go on at either end, as in ``scipy.ndimage``; what lies farther out is read there."""
+
+SPLINE_REACH = 13
+"""Voxels on either side that a spline is told of; all beyond weigh less than 1e-7 together."""
 
 POINTS = 500_000
 """So many voxels are sampled point by point at once: each takes three coordinates and a dozen indices and
@@ -141,6 +154,47 @@ def linear_weights(size_in: int, size_out: int, scale: float, offset: float, ant
     return AxisWeights(np.clip(taps, 0, size_in - 1), weights)
 
 
+def cubic_weights(size_in: int, size_out: int, scale: float, offset: float) -> AxisWeights:
+    """The cubic B-spline through the voxels, evaluated at ``scale * n + offset``. The edge voxel goes on
+    beyond the source, as ``scipy.ndimage.zoom`` has it with ``mode="nearest"``, which
+    ``skimage.transform.resize`` calls.
+
+    The spline's coefficients are the voxels filtered by -6 z / (1 - z^2) z^|n|, z = sqrt(3) - 2 (Unser et al.
+    1993), of which SPLINE_REACH voxels on either side are kept.
+    """
+    where = (scale * np.arange(size_out) + offset).clip(-SPLINE_PAD + 2, size_in + SPLINE_PAD - 3)
+    first = np.floor(where).astype(np.int64)
+    t = (where - first)[:, None]
+    taps = first[:, None] + np.arange(-SPLINE_REACH, SPLINE_REACH + 2)
+    basis = ((1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3)
+    pole = math.sqrt(3) - 2
+    gain = -6 * pole / (1 - pole**2)
+    parts = [
+        share / 6 * gain * pole ** np.abs(first[:, None] - 1 + n - taps) for n, share in enumerate(basis)
+    ]
+    weights = np.sum(parts, axis=0)
+    weights[np.abs(weights) < 1e-7] = 0.0  # as of linear weights
+    weights /= weights.sum(axis=1, keepdims=True)
+    return AxisWeights(taps.clip(0, size_in - 1), weights)
+
+
+def nearest_weights(size_in: int, size_out: int, scale: float, offset: float) -> AxisWeights:
+    """The voxel nearest to ``scale * n + offset`` alone."""
+    index = _nearest(scale * np.arange(size_out) + offset).clip(0, size_in - 1)
+    return AxisWeights(index[:, None], np.ones((size_out, 1)))
+
+
+def axis_weights(kernel: Kernel, size_in: int, size_out: int, scale: float, offset: float) -> AxisWeights:
+    """The weights along one axis, for any kernel."""
+    match kernel:
+        case "cubic":
+            return cubic_weights(size_in, size_out, scale, offset)
+        case "nearest":
+            return nearest_weights(size_in, size_out, scale, offset)
+        case "antialiased" | "linear":
+            return linear_weights(size_in, size_out, scale, offset, kernel == "antialiased")
+
+
 def _copies(weights: Float32Array) -> bool:
     """Whether contracting with these weights changes nothing."""
     return np.array_equal(weights, np.eye(weights.shape[1], dtype=np.float32))
@@ -194,10 +248,14 @@ def resample_data(
     target: Grid,
     antialias: bool = True,
     change: Callable[[Array], Array] = as_float,
+    kernels: Kernels | None = None,
 ) -> Array:
     """``[C, I, J, K]`` on ``source`` to ``[C, *target.shape]``, linear; differentiable in tensors.
 
     Args:
+        kernels: how each axis is interpolated; None: linear, as ``antialias`` says. Grids whose axes are not
+            parallel are interpolated linearly in any case. Values of a spline stay within the lowest and the
+            highest that were read, of every slice where slices are nearest ones.
         change: what is done to the values first, voxel by voxel (normalisation). Only what is read is
             changed, and never all of a large scan at once.
     """
@@ -206,23 +264,32 @@ def resample_data(
     axes = axiswise(target.to_index_of(source), target.shape)
     if axes is None:
         return _by_points(data, source, target, lambda near, points: sample_linear(change(near), points))
+    default: Kernel = "antialiased" if antialias else "linear"
+    own = kernels or (default, default, default)
     along = [
-        linear_weights(source.shape[s], target.shape[a], axes.scale[a], axes.offset[a], antialias)
+        axis_weights(own[a], source.shape[s], target.shape[a], axes.scale[a], axes.offset[a])
         for a, s in enumerate(axes.order)
     ]
-    for a, own in enumerate(along):
-        if own.size > MAX_WEIGHTS and len(own) > 1:
-            return _in_halves(target, a, lambda half: resample_data(data, source, half, antialias, change))
+    for a, found in enumerate(along):
+        if found.size > MAX_WEIGHTS and len(found) > 1:
+            halved = partial(resample_data, data, source, antialias=antialias, change=change, kernels=kernels)
+            return _in_halves(target, a, halved)
     weights: dict[int, Array] = {}  # by source axis, where there is something to do
     read = [slice(None)] * 4
-    for s, own in zip(axes.order, along, strict=True):
-        read[1 + s], matrix = own.part(0, len(own))
+    for s, found in zip(axes.order, along, strict=True):
+        read[1 + s], matrix = found.part(0, len(found))
         if not _copies(matrix):
             weights[s] = beside(matrix, data)
     data = data[tuple(read)]
     xp, memory = namespace(data), memory_order(data[0, ...])
     ordered = {a: weights[s] for a, s in enumerate(memory) if s in weights}
     out = _by_axes(xp.permute_dims(data, (0, *(1 + s for s in memory))), ordered, change)
+    if any(own[a] == "cubic" and s in weights for a, s in enumerate(axes.order)):
+        apart = next((s for a, s in enumerate(axes.order) if own[a] == "nearest"), None)
+        for bound, limited in zip(
+            _limits(data, apart, weights, change), (xp.maximum, xp.minimum), strict=True
+        ):
+            out = limited(out, xp.permute_dims(bound, (0, *(1 + s for s in memory))))
     return _contiguous(xp.permute_dims(out, (0, *(1 + memory.index(s) for s in axes.order))))
 
 
@@ -234,6 +301,22 @@ def _in_halves(target: Grid, axis: int, work: Callable[[Grid], Array]) -> Array:
     halves = Box((0, 0, 0), (stop[0], stop[1], stop[2])), Box((start[0], start[1], start[2]), target.shape)
     parts = [work(target.crop(half)) for half in halves]
     return namespace(parts[0]).concat(parts, axis=1 + axis)
+
+
+def _limits(
+    data: Array, apart: int | None, weights: Mapping[int, Array], change: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """The lowest and the highest value of ``[C, I, J, K]``, changed, each ``[C, 1, 1, 1]``, or for every
+    slice along the axis ``apart``, contracted as it is."""
+    xp = namespace(data)
+    over = tuple(1 + s for s in range(3) if s != apart)
+    found = []
+    for extreme in (xp.min, xp.max):
+        bound = change(extreme(data, axis=over, keepdims=True))
+        if apart is not None and apart in weights:
+            bound = contract(bound, weights[apart], 1 + apart)
+        found.append(bound)
+    return found[0], found[1]
 
 
 def resample(volume: Volume, grid: Grid, antialias: bool = True) -> Volume:

@@ -190,9 +190,37 @@ def importance_map(shape: Index3) -> Float32Array:
     return weights.clip(min=np.float32(1e-3))
 
 
+def gaussian_importance_map(shape: Index3) -> Float32Array:
+    """Stitching weights ``[I, J, K]``: a Gaussian around voxel ``shape // 2``, its standard deviation an
+    eighth of the tile, and nowhere below what nnU-Net's half precision can tell from zero
+    (``nnunetv2.inference.sliding_window_prediction.compute_gaussian``)."""
+    sides = [np.exp(-0.5 * ((np.arange(n) - n // 2) / (n / 8)) ** 2) for n in shape]
+    weights = sides[0][:, None, None] * sides[1][None, :, None] * sides[2][None, None, :]
+    out: Float32Array = weights.clip(min=2.0**-24 / 10).astype(np.float32)
+    return out
+
+
+LOWEST_LOG = math.log(1e-37)
+"""Probabilities below 1e-37, float32's smallest, count as that before their logarithm is taken."""
+
+
+def logarithms(probabilities: Array) -> Array:
+    """Natural logarithms, none below ``LOWEST_LOG``."""
+    xp = namespace(probabilities)
+    return xp.log(xp.clip(xp.astype(probabilities, xp.float32, copy=False), min=1e-37))
+
+
+def normalised(logs: Array) -> Array:
+    """Probabilities of logarithms ``[C, ...]`` that are right up to a number per voxel (softmax)."""
+    xp = namespace(logs)
+    out = xp.exp(logs - xp.max(logs, axis=0, keepdims=True))
+    out /= xp.sum(out, axis=0, keepdims=True)
+    return out
+
+
 class TileAggregator:
-    """Weighted mean of overlapping tiles' probabilities ``[C, ...]`` over ``box``, for tiles that come in the
-    order of their first k. No more planes are held than a tile has.
+    """Weighted mean of overlapping tiles' probabilities ``[C, ...]`` over ``box``, or of their logarithms,
+    for tiles that come in the order of their first k. No more planes are held than a tile has.
 
     A voxel that no tile answered, or that is outside ``asked``, is background (channel 0 = 1).
     """
@@ -203,9 +231,12 @@ class TileAggregator:
         box: Box,
         weights: Array,
         asked: Box | None = None,
+        background: float = 1.0,
     ) -> None:
-        """``weights`` are a tile's ``[I, J, K]``; sums are arrays of their library, where they are."""
+        """``weights`` are a tile's ``[I, J, K]``; sums are arrays of their library, where they are. Where no
+        tile answered, channel 0 is ``background`` and all others are zero."""
         self.box = box
+        self._background = background
         self._asked = asked or box
         self._first = box.start[2]
         self._weights = weights
@@ -260,7 +291,7 @@ class TileAggregator:
         unseen = namespace(weight).astype(weight == 0, weight.dtype)
         out = self._sum[..., :count]
         out /= weight + unseen
-        out[0, ...] += unseen  # to sums of nothing, zero
+        out[0, ...] += self._background * unseen  # to sums of nothing, zero
         return out
 
     def _forget(self, count: int) -> None:

@@ -10,7 +10,7 @@ from zoomseg.backends.device import Device
 from zoomseg.backends.networks import costs_of, networks_of
 from zoomseg.core.case import Case
 from zoomseg.core.errors import GeometryError, ModelError
-from zoomseg.core.geometry import Grid, Orientation
+from zoomseg.core.geometry import Grid
 from zoomseg.core.region import Region
 from zoomseg.inference import atlas_priors, memory_limits
 from zoomseg.inference.memory_limits import MemoryLimits
@@ -155,7 +155,7 @@ class Predictor:
         stage = recipe.stages[0]
         if stage.roi.kind != "whole_volume":
             return 0  # only the voxels tell where it looks
-        lattice = stage_grid(stage.grid, Orientation.to_canonical(grid).grid(grid))
+        lattice = stage_grid(stage.grid, stage_input.orientation_of(recipe, grid).grid(grid))
         view = stage_input.StageView(stage, lattice, Region.whole(lattice))
         return memory_limits.least_bytes(
             view, self._works[stage.name], held_whole(stage, recipe, keep), self.device

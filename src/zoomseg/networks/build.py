@@ -19,10 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoomseg.networks.aspp import ResUNetASPP
 from zoomseg.networks.dltk import ResidualFCN
+from zoomseg.networks.plain import PlainConvUNet
 from zoomseg.networks.residual import ResEncUNet
 from zoomseg.networks.unet import UNet
 from zoomseg.recipe import spec as specs
-from zoomseg.recipe.network_shapes import FLAT_AXIS, Padding, check
+from zoomseg.recipe.network_shapes import FLAT_AXIS, INSTANCE_NORM, Padding, check
 
 
 def build(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padding) -> nn.Module:
@@ -61,9 +62,8 @@ class _NothingDrawn(TorchFunctionMode):
 def laid_out(spec: specs.NetworkSpec, module: nn.Module, bfloat16_on_cpu: bool = False) -> nn.Module:
     """The module with its weights in the order in memory that computes fastest: channels last makes batch
     norm, and with it these networks, faster by a third or more on a CPU; instance norm loses as much, but in
-    bfloat16 there (see ``channels_last``)."""
-    instance_norm = isinstance(spec, specs.ResEncUNet)
-    if bfloat16_on_cpu or not instance_norm:
+    bfloat16 there, for which the residual U-Net has layers of its own (see ``channels_last``)."""
+    if spec.kind not in INSTANCE_NORM or (bfloat16_on_cpu and isinstance(spec, specs.ResEncUNet)):
         module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return module
 
@@ -83,6 +83,16 @@ def _module(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Pa
                 spec.kernels,
                 spec.blocks,
                 spec.deep_supervision,
+            )
+        case specs.PlainConvUNet():
+            return PlainConvUNet(
+                in_channels,
+                classes,
+                spec.channels,
+                spec.strides,
+                spec.kernels,
+                spec.convolutions,
+                spec.decoder_convolutions,
             )
         case specs.ResidualFCN():
             return ResidualFCN(in_channels, classes, spec.channels, spec.strides, spec.units, spec.activation)

@@ -13,10 +13,12 @@ import numpy as np
 from zoomseg.anatomy.positions import OrganPlaces
 from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import Case, StagePrediction
+from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.morphology import largest_component, without_islands
 from zoomseg.core.volume import LabelMap
 from zoomseg.pipeline import fusion, roi_expansion, stage_input
+from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline.sliding_window import (
     ComputeDevice,
     OnProgress,
@@ -136,7 +138,7 @@ class Cascade:
         run.fuse()
         notes, misplaced = self._clean(run.fused, organs)
         labels = LabelMap(to_numpy(run.fused.labels), scan.grid, self.schema)
-        labels = labels.reoriented(scan.orientation.inverse)
+        labels = _uncropped(labels.reoriented(scan.orientation.inverse), case.image.grid, scan.box)
         clock.lap("fuse")
         return Prediction(
             case.id,
@@ -168,6 +170,15 @@ class Cascade:
             fusion.keep_only(fused, wanted)
         notes = tuple(own.note(name) for name, own in found.items() if name in wanted)
         return notes, tuple(name for name, own in found.items() if own.alone)
+
+
+def _uncropped(labels: LabelMap, grid: Grid, box: Box) -> LabelMap:
+    """Labels of a box, on the grid that it is of; background around it."""
+    if box == grid.box:
+        return labels
+    data = np.zeros(grid.shape[::-1], dtype=np.uint8).T  # plane by plane in memory, as files have it
+    data[box.slices] = labels.data
+    return LabelMap(data, grid, labels.schema)
 
 
 class _Clock:
@@ -277,7 +288,12 @@ class _Run:
         fusing = (stage for stage in entering if stage.fusion != "none")
         for kind, stages in itertools.groupby(fusing, key=lambda stage: stage.fusion):
             found = [
-                fusion.FusionInput(self.stages[stage.name].beside(self.fused.labels), stage.argmax_on)
+                fusion.FusionInput(
+                    self.stages[stage.name].beside(self.fused.labels),
+                    stage.argmax_on,
+                    grids.answer_kernels(stage.grid, self.fused.grid),
+                    stage.mean == "geometric",
+                )
                 for stage in stages
                 if stage.name in self.stages
             ]

@@ -28,12 +28,14 @@ from zoomseg.core.morphology import Mask
 from zoomseg.core.region import Region, class_boxes
 from zoomseg.core.resample import (
     AxisWeights,
+    Kernels,
+    axis_weights,
     axiswise,
     contract,
-    linear_weights,
     nearest_index,
     resample_data,
 )
+from zoomseg.core.tiling import logarithms
 from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
 
 BLOCK_VOXELS = 8_000_000
@@ -45,6 +47,8 @@ win there and cost nothing."""
 
 ROUNDING = 1e-5
 """Two probabilities are told apart by interpolation if they differ by more."""
+
+LINEAR: Kernels = ("linear", "linear", "linear")
 
 PLANES_FIRST = (2, 1, 0)
 """Axes k, j, i: label maps lie in memory plane by plane, as they are filled, and as files have them."""
@@ -70,6 +74,9 @@ class FusionInput:
 
     prediction: StagePrediction
     argmax_place: ArgmaxPlace = "scan_grid"
+    kernels: Kernels = LINEAR
+    geometric: bool = False
+    """Whether the logarithms of probabilities are interpolated."""
 
 
 def fuse(
@@ -89,7 +96,7 @@ def fuse(
             return
         case "replace_in_roi":
             for one in inputs:
-                replace_in_roi(fused, one.prediction, one.argmax_place)
+                replace_in_roi(fused, one.prediction, one.argmax_place, one.kernels, one.geometric)
         case "replace_times_atlas":
             assert atlas is not None  # a recipe without one is refused
             for one in inputs:
@@ -104,11 +111,16 @@ def fuse(
 
 
 def replace_in_roi(
-    fused: FusedLabelMap, prediction: StagePrediction, argmax_place: ArgmaxPlace = "scan_grid"
+    fused: FusedLabelMap,
+    prediction: StagePrediction,
+    argmax_place: ArgmaxPlace = "scan_grid",
+    kernels: Kernels = LINEAR,
+    geometric: bool = False,
 ) -> None:
     """Inside the prediction's region the label map becomes its argmax; outside it stays."""
-    slabs = SlabFusion(fused, prediction.grid, prediction.labels, prediction.region, argmax_place)
-    slabs.add(prediction.probabilities)
+    grid, labels, region = prediction.grid, prediction.labels, prediction.region
+    slabs = SlabFusion(fused, grid, labels, region, argmax_place, kernels, geometric)
+    slabs.add(logarithms(prediction.probabilities) if geometric else prediction.probabilities)
 
 
 class SlabFusion:
@@ -116,10 +128,24 @@ class SlabFusion:
     it is blended with are there: of a hundred classes on a fine grid no more than a slab is ever held."""
 
     def __init__(
-        self, fused: FusedLabelMap, grid: Grid, labels: tuple[str, ...], region: Region, place: ArgmaxPlace
+        self,
+        fused: FusedLabelMap,
+        grid: Grid,
+        labels: tuple[str, ...],
+        region: Region,
+        place: ArgmaxPlace,
+        kernels: Kernels = LINEAR,
+        logs: bool = False,
     ) -> None:
         """``grid`` is that of the whole prediction, parallel to the label map's and not turned against
-        it."""
+        it.
+
+        Args:
+            kernels: how its answer is interpolated along each axis.
+            logs: it comes as logarithms of probabilities, up to a number per voxel.
+        """
+        self._kernels = kernels
+        self._logs = logs
         self._fused = fused
         self._grid = grid
         self._region = region
@@ -162,11 +188,13 @@ class SlabFusion:
                 self._enter_nearest(probabilities, source, box)
             else:
                 grid, view = self._fused.grid.crop(box), self._fused.labels[box.slices]
-                enter_argmax(view, probabilities, source, grid, self._classes, self._region)
+                enter_argmax(
+                    view, probabilities, source, grid, self._classes, self._region, self._kernels, self._logs
+                )
 
     def _enter_nearest(self, probabilities: Array, source: Grid, box: Box) -> None:
         decided = _zeros(source.shape, "uint8", probabilities)
-        enter_argmax(decided, probabilities, source, source, self._classes)
+        enter_argmax(decided, probabilities, source, source, self._classes, logs=self._logs)
         for block in blocks(box):
             grid, view = self._fused.grid.crop(block), self._fused.labels[block.slices]
             _set(view, nearest_index(decided, source, grid), _asked(self._region, grid))
@@ -357,10 +385,12 @@ def enter_argmax(
     target: Grid,
     classes: Sequence[int],
     region: Region | None = None,
+    kernels: Kernels = LINEAR,
+    logs: bool = False,
 ) -> None:
     """Set ``labels`` (uint8, ``target.shape``) to the classes of ``max_on``, inside ``region`` if given.
-    Where only one channel can win, nothing is interpolated."""
-    found = _contested(probabilities, source, target)
+    Where only one channel can win, nothing is interpolated. ``kernels`` and ``logs`` as in ``SlabFusion``."""
+    found = _contested(probabilities, source, target, kernels, logs)
     for planes, row in itertools.groupby(found, key=lambda one: one[0].box.slices[2]):
         box = Box((0, 0, planes.start), (*target.shape[:2], planes.stop))
         asked = None if region is None else _asked(region, target.crop(box))
@@ -410,7 +440,9 @@ def _winner(piece: _Piece, channels: Sequence[int], classes: Sequence[int]) -> t
     return winner, lead
 
 
-def _contested(probabilities: Array, source: Grid, target: Grid) -> Iterator[tuple[_Piece, list[int]]]:
+def _contested(
+    probabilities: Array, source: Grid, target: Grid, kernels: Kernels = LINEAR, logs: bool = False
+) -> Iterator[tuple[_Piece, list[int]]]:
     """The pieces of a target, row by row of planes, and the channels that may be the highest somewhere in
     each. All pieces' highest values are found before any is looked at: a GPU has to finish all it was given
     to answer."""
@@ -421,13 +453,15 @@ def _contested(probabilities: Array, source: Grid, target: Grid) -> Iterator[tup
         xp = namespace(probabilities)
         planes = xp.permute_dims(probabilities, (0, *(1 + axes.order[a] for a in PLANES_FIRST)))
         weights = [
-            linear_weights(source.shape[axes.order[a]], target.shape[a], axes.scale[a], axes.offset[a], False)
+            axis_weights(
+                kernels[a], source.shape[axes.order[a]], target.shape[a], axes.scale[a], axes.offset[a]
+            )
             for a in PLANES_FIRST
         ]
         cuts = [_cuts(own, probabilities) for own in weights]
         pieces, highest = _pieces(planes, cuts), _maxima(planes, cuts)
     surest = highest.argmax(axis=1)
-    can_win = contenders(highest)
+    can_win = np.ones(highest.shape, dtype=np.bool_) if logs else contenders(highest)
     undecided = np.flatnonzero(can_win.sum(axis=1) > 1)
     if undecided.size:
         # The winner is no lower than the surest channel's lowest value, either.

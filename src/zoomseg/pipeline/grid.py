@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from zoomseg.core.geometry import Box, Grid
+import numpy as np
+
+from zoomseg.core.geometry import Box, Grid, Vector3
+from zoomseg.core.resample import Kernel, Kernels
 from zoomseg.recipe.spec import Downsample, FixedShape, FixedSpacing, GridSpec
 
 
@@ -15,7 +18,46 @@ def stage_grid(spec: GridSpec, scan: Grid, box: Box | None = None) -> Grid:
     match spec:
         case Downsample():
             return scan.downsampled(spec.factor)
+        case FixedSpacing(fit="round"):
+            return scan.with_shape(_rounded(spec.mm, scan))
         case FixedSpacing():
             return scan.with_spacing(spec.mm)
         case FixedShape():
             return scan.crop(box or scan.box).with_shape(spec.shape)
+
+
+def _rounded(mm: Vector3, scan: Grid) -> tuple[int, int, int]:
+    """The shape whose voxels come nearest to ``mm`` over the scan's field of view."""
+    i, j, k = (
+        max(1, round(own / wanted * size))
+        for own, wanted, size in zip(scan.spacing_mm, mm, scan.shape, strict=True)
+    )
+    return (i, j, k)
+
+
+def image_kernels(spec: GridSpec, scan: Grid) -> Kernels:
+    """How images of a scan are interpolated, by axis of its grid."""
+    cubic = isinstance(spec, FixedSpacing) and spec.interpolation == "cubic"
+    return _kernels("cubic" if cubic else "antialiased", _axis_apart(spec, scan.spacing_mm, first=True))
+
+
+def answer_kernels(spec: GridSpec, scan: Grid) -> Kernels:
+    """How answers are interpolated on the way back to the scan."""
+    return _kernels("linear", _axis_apart(spec, scan.spacing_mm, first=False))
+
+
+def _kernels(kernel: Kernel, apart: int | None) -> Kernels:
+    i, j, k = ("nearest" if axis == apart else kernel for axis in range(3))
+    return (i, j, k)
+
+
+def _axis_apart(spec: GridSpec, scan_mm: Vector3, first: bool) -> int | None:
+    """The axis across which slices are taken apart. The spacing that is interpolated from is asked first: the
+    scan's, or on the way back the grid's (nnU-Net's ``determine_do_sep_z_and_axis``)."""
+    if not isinstance(spec, FixedSpacing) or spec.slices_apart_above is None:
+        return None
+    for spacing in (scan_mm, spec.mm) if first else (spec.mm, scan_mm):
+        if max(spacing) / min(spacing) > spec.slices_apart_above:
+            longest = np.flatnonzero(np.array(spacing) == max(spacing))
+            return int(longest[0]) if len(longest) == 1 else None
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ import numpy as np
 from zoomseg.core.arrays import AnyNumpy, Array, beside, namespace
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import RecipeError, ScanError
-from zoomseg.core.geometry import Grid
+from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.resample import resample_data
+from zoomseg.core.region import bounding_box
+from zoomseg.core.resample import Kernels, resample_data
 from zoomseg.core.volume import Volume
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import (
@@ -143,6 +145,9 @@ def check_within(lower: float, upper: float, lowest: float, highest: float, name
 
 
 def _moments(channel: AnyNumpy, spec: ZScore) -> tuple[float, float, float, float]:
+    if spec.clip_percentiles is None:
+        spread = max(float(channel.std(dtype=np.float64)), 1e-8)
+        return float(channel.min()), float(channel.max()), float(channel.mean(dtype=np.float64)), 1 / spread
     ordered = np.sort(_sample(channel), axis=None).astype(np.float32)
     low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in spec.clip_percentiles)
     clipped = np.clip(ordered, low, high).astype(np.float64)
@@ -160,6 +165,13 @@ def _sample(channel: AnyNumpy) -> AnyNumpy:
         index = np.arange(0, size, step)
         channel = channel.take(np.union1d(index, size - 1 - index), axis)
     return channel
+
+
+def nonzero_box(image: Volume) -> Box:
+    """The box of the voxels that are not zero in every channel; all of it, if there are none."""
+    found = [bounding_box(channel != 0) for channel in image.data]
+    boxes = [box for box in found if box is not None]
+    return functools.reduce(Box.union, boxes) if boxes else image.grid.box
 
 
 def image_channels(specs: Sequence[InputSpec], channels: int) -> tuple[int, ...]:
@@ -188,12 +200,19 @@ def select_prior(spec: PriorInput | AtlasInput, probabilities: Array, labels: tu
     return namespace(probabilities).take(probabilities, index, axis=probabilities.ndim - 4)
 
 
-def image_on(specs: Sequence[InputSpec], image: Volume, normalisation: Normalisation, grid: Grid) -> Array:
-    """The image channels ``[C, *grid.shape]`` that these inputs show, normalised."""
+def image_on(
+    specs: Sequence[InputSpec],
+    image: Volume,
+    normalisation: Normalisation,
+    grid: Grid,
+    kernels: Kernels | None = None,
+) -> Array:
+    """The image channels ``[C, *grid.shape]`` that these inputs show, normalised; ``kernels`` as in
+    ``resample_data``."""
     channels = list(image_channels(specs, image.channels))
     own = normalisation.of(channels)
     seen = image.data if channels == list(range(image.channels)) else image.data[channels]
-    return resample_data(seen, image.grid, grid, change=own.apply)
+    return resample_data(seen, image.grid, grid, change=own.apply, kernels=kernels)
 
 
 def priors_on(specs: Sequence[InputSpec], priors: Mapping[str, StagePrediction], grid: Grid) -> list[Array]:

@@ -14,10 +14,22 @@ from zoomseg.core.arrays import AnyNumpy, Array, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Box, Index3
-from zoomseg.core.tiling import Tile, TileAggregator, cover, importance_map
+from zoomseg.core.tiling import (
+    LOWEST_LOG,
+    Float32Array,
+    Tile,
+    TileAggregator,
+    cover,
+    gaussian_importance_map,
+    importance_map,
+    logarithms,
+    normalised,
+)
 from zoomseg.pipeline import fusion, stage_input
+from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline.uncertainty import UncertaintyEstimator
 from zoomseg.recipe import network_shapes
+from zoomseg.recipe.spec import GridSpec
 
 StageNetwork = Callable[[Array, tuple[Tile, ...]], Array]
 """Input ``[B, C, *outer]`` and its B tiles -> probabilities ``[B, classes, *inner]``. The tiles are for
@@ -84,6 +96,10 @@ def ignore_progress(progress: TileProgress) -> None:
     pass
 
 
+def _weights(spec: GridSpec, shape: Index3) -> Float32Array:
+    return gaussian_importance_map(shape) if spec.importance == "gaussian" else importance_map(shape)
+
+
 class SlidingWindow:
     """A stage's way over one scan: only tiles that touch the region are computed, row by row, and their
     answer comes out as slabs of finished planes."""
@@ -108,6 +124,7 @@ class SlidingWindow:
         self._device = device
         self._together = together or device.tiles_at_once(math.prod(view.stage.grid.tile))
         self._tell = on_progress
+        self._geometric = view.stage.mean == "geometric"
         spec = view.stage.grid
         halo = network_shapes.halo(view.stage.network, spec.padding)
         self.tiling = cover(view.region, spec.tile, halo, spec.overlap, spec.placement)
@@ -119,13 +136,15 @@ class SlidingWindow:
         """Of the whole answer."""
 
     def slabs(self) -> Iterator[Array]:
-        """Probabilities ``[C, I, J, planes]``, one slab after the other, together on ``grid``; each is to be
-        used before the next is asked for."""
+        """Probabilities ``[C, I, J, planes]``, or where their mean is geometric its logarithm, up to a number
+        per voxel; one slab after the other, together on ``grid``. Each is to be used before the next is asked
+        for."""
         spec, answered = self.view.stage.grid, self.tiling.tiles[0].inner.shape
         shared = spec.overlap not in (0, (0, 0, 0)) and spec.padding == "same"
-        weights = importance_map(answered) if shared else np.ones(answered, dtype=np.float32)
+        weights = _weights(spec, answered) if shared else np.ones(answered, dtype=np.float32)
         classes, asked = 1 + len(self.labels), self.view.region.box
-        stitcher = TileAggregator(classes, self.box, self._device.put(weights), asked)
+        background = -LOWEST_LOG if self._geometric else 1.0
+        stitcher = TileAggregator(classes, self.box, self._device.put(weights), asked, background)
         done, size = 0, self._together
         for k, row in self.tiling.rows:
             yield from stitcher.take(k)
@@ -143,12 +162,13 @@ class SlidingWindow:
         answers = self._network(data, tiles)
         self._network_seconds += time.perf_counter() - started
         for tile, answer in zip(tiles, answers, strict=True):
-            stitcher.add(tile, answer)
+            stitcher.add(tile, logarithms(answer) if self._geometric else answer)
 
     def predict(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
         """The answer as a whole; ``estimator`` gathers from it."""
         parts = []
         for slab, planes in self._placed():
+            slab = self._probabilities(slab)
             if estimator is not None:
                 estimator.add(slab, planes)
             parts.append(namespace(slab).asarray(slab, copy=True))
@@ -157,10 +177,17 @@ class SlidingWindow:
 
     def fuse_into(self, fused: fusion.FusedLabelMap, estimator: UncertaintyEstimator) -> None:
         """Enter the answer into the label map slab by slab; ``estimator`` gathers from it."""
-        slabs = fusion.SlabFusion(fused, self.grid, self.labels, self.view.region, self.view.stage.argmax_on)
+        stage = self.view.stage
+        kernels = grids.answer_kernels(stage.grid, fused.grid)
+        slabs = fusion.SlabFusion(
+            fused, self.grid, self.labels, self.view.region, stage.argmax_on, kernels, self._geometric
+        )
         for slab, planes in self._placed():
-            estimator.add(slab, planes)
+            estimator.add(self._probabilities(slab), planes)
             slabs.add(slab)
+
+    def _probabilities(self, slab: Array) -> Array:
+        return normalised(slab) if self._geometric else slab
 
     def _placed(self) -> Iterator[tuple[Array, Box]]:
         """Slabs, and the boxes of the view's grid that they fill.

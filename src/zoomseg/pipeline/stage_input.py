@@ -7,7 +7,7 @@ stage looks and on which grid; ``read`` gives the network's input for a box of t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline import inputs, roi
 from zoomseg.pipeline.inputs import Normalisation
 from zoomseg.recipe.spec import BodyMask, FixedShape, Recipe, Stage, WholeVolume
+
+AS_STORED = Orientation((0, 1, 2), (False, False, False))
 
 _CHANNEL_BYTES = 4
 """Of a voxel: the least that a stage reads is one channel of float32."""
@@ -37,7 +39,10 @@ class PreparedScan:
     grid: Grid
     labels: LabelMap | None
     orientation: Orientation
-    """How the scan's own axes become canonical; its inverse brings labels back."""
+    """How the scan's own axes become canonical; its inverse brings labels back. The identity where the recipe
+    leaves scans as they are stored; what is called canonical is then the stored grid."""
+    box: Box
+    """Of the case's own grid: what ``raw`` is of it."""
     of_stages: Mapping[str, Normalisation] = field(default_factory=dict)
     """By name, of the stages that see intensities in a way of their own."""
     annotated: frozenset[str] | None = None
@@ -55,7 +60,8 @@ class PreparedScan:
 
     def image_on(self, grid: Grid, stage: Stage) -> Array:
         """The image channels ``[C, *grid.shape]`` that a stage sees, normalised; see ``normalisation_of``."""
-        return inputs.image_on(stage.inputs, self.raw, self.normalisation_of(stage), grid)
+        kernels = grids.image_kernels(stage.grid, self.grid)
+        return inputs.image_on(stage.inputs, self.raw, self.normalisation_of(stage), grid, kernels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +87,11 @@ def prepare(case: Case, recipe: Recipe, put: Callable[[AnyNumpy], Array] = as_it
     Raises:
         ScanError: one of the model's windows shows nothing of the scan.
     """
-    orientation = Orientation.to_canonical(case.image.grid)
+    box = inputs.nonzero_box(case.image) if recipe.crop == "nonzero" else case.image.grid.box
+    if box != case.image.grid.box:
+        labels = None if case.labels is None else case.labels.crop(box)
+        case = replace(case, image=case.image.crop(box), labels=labels)
+    orientation = orientation_of(recipe, case.image.grid)
     labels = None if case.labels is None else _drawn(case.labels, case.annotated).reoriented(orientation)
     own = {stage.name: stage.intensity for stage in recipe.stages if stage.intensity is not None}
     for spec in (recipe.intensity, *own.values()):
@@ -90,7 +100,14 @@ def prepare(case: Case, recipe: Recipe, put: Callable[[AnyNumpy], Array] = as_it
     of_stages = {name: inputs.normalisation(spec, case.image) for name, spec in own.items()}
     raw = Volume(put(case.image.data), case.image.grid)
     grid = orientation.grid(case.image.grid)
-    return PreparedScan(case.id, raw, normalisation, grid, labels, orientation, of_stages, case.annotated)
+    return PreparedScan(
+        case.id, raw, normalisation, grid, labels, orientation, box, of_stages, case.annotated
+    )
+
+
+def orientation_of(recipe: Recipe, grid: Grid) -> Orientation:
+    """How a scan on this grid is turned before a recipe's networks see it."""
+    return AS_STORED if recipe.orientation == "stored" else Orientation.to_canonical(grid)
 
 
 def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
@@ -142,7 +159,16 @@ def image_in(view: StageView, scan: PreparedScan, box: Box) -> Array:
     image = scan.image_on(view.grid.crop(box), view.stage)
     if scan.normalisation_of(view.stage).zero_mean:
         image -= _mean_in_region(view, scan)
+    if view.stage.grid.beyond == "zero":
+        image *= beside(_within(view.grid, box), image)
     return image
+
+
+def _within(grid: Grid, box: Box) -> AnyNumpy:
+    """``[I, J, K]`` float32: one where the voxels of a box lie on the grid, zero beyond."""
+    inside = np.zeros(box.shape, dtype=np.float32)
+    inside[grid.box.intersect(box).relative_to(box.start).slices] = 1
+    return inside
 
 
 def _mean_in_region(view: StageView, scan: PreparedScan) -> Array:

@@ -15,6 +15,10 @@ FLAT_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 """Axis of canonical (RAS+) scans that the slices of a plane are stacked along."""
 
 
+INSTANCE_NORM = ("resenc_unet", "plain_conv_unet")
+"""Kinds of network whose norm is over the voxels of one input."""
+
+
 def check(spec: specs.NetworkSpec, padding: Padding) -> None:
     """Refuse numbers that make no network.
 
@@ -25,7 +29,7 @@ def check(spec: specs.NetworkSpec, padding: Padding) -> None:
         raise RecipeError(f"{spec.kind} needs at least 2 levels, got channels {list(spec.channels)}")
     if padding == "valid" and not isinstance(spec, specs.UNet3D | specs.UNet2D):
         raise RecipeError(f"{spec.kind} keeps its input's shape: use padding 'same', got 'valid'")
-    if isinstance(spec, specs.ResEncUNet):
+    if isinstance(spec, specs.ResEncUNet | specs.PlainConvUNet):
         even = [kernel for kernel in spec.kernels if any(n % 2 == 0 for n in kernel)]
         if even:
             raise RecipeError(f"kernels must have odd sizes, got {list(even[0])}")
@@ -44,7 +48,7 @@ def divisor(spec: specs.NetworkSpec) -> Index3:
     match spec:
         case specs.UNet3D() | specs.UNet2D():
             return in_plane(2 ** (len(spec.channels) - 1), flat_axis(spec))
-        case specs.ResEncUNet() | specs.ResidualFCN():
+        case specs.ResEncUNet() | specs.PlainConvUNet() | specs.ResidualFCN():
             i, j, k = (math.prod(stride[a] for stride in spec.strides) for a in range(3))
             return (i, j, k)
         case specs.ResUNetASPP():
@@ -66,7 +70,7 @@ def check_input_shape(spec: specs.NetworkSpec, padding: Padding, shape: Index3) 
             f"{spec.kind} with {padding} padding cannot take an input of {_times(shape)}; {'; '.join(parts)}"
         )
     factors = divisor(spec)
-    if spec.kind == "resenc_unet" and all(n == f for n, f in zip(shape, factors, strict=True)):
+    if spec.kind in INSTANCE_NORM and all(n == f for n, f in zip(shape, factors, strict=True)):
         raise RecipeError(
             f"{spec.kind} cannot take an input of {_times(shape)}: its lowest level would be a single voxel, "
             f"which instance norm makes zero; make one side at least twice as long"

@@ -18,6 +18,9 @@ Voxels = Annotated[int, Field(ge=1, le=4096)]
 """A side of a tile, a patch or a grid. The largest detectors have 4096 pixels to a side."""
 Shape = tuple[Voxels, Voxels, Voxels]
 
+Anisotropy = Annotated[float, Field(ge=1, le=1000)]
+"""The longest side of a voxel over its shortest."""
+
 VoxelCount = Annotated[int, Field(ge=1, le=10**11)]
 """Of a whole scan: micro-CT reaches some 4096^3 voxels, 7e10."""
 

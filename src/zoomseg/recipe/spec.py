@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from zoomseg.recipe.quantities import (
     MAX_LEVELS,
     AngleDeg,
+    Anisotropy,
     Batch,
     Blocks,
     ChannelIndex,
@@ -102,10 +103,14 @@ class ZScore(Spec):
     """Per scan and channel: clip to the percentiles, subtract the mean, divide by the standard deviation."""
 
     kind: Literal["zscore"] = "zscore"
-    clip_percentiles: tuple[Share, Share] = (0.005, 0.995)
+    clip_percentiles: tuple[Share, Share] | None = (0.005, 0.995)
+    """None: nothing is clipped, and mean and standard deviation are those of all voxels (nnU-Net's
+    ``ZScoreNormalization``); percentiles of a large scan are those of a million of its voxels."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ZScore:
+        if self.clip_percentiles is None:
+            return self
         low, high = self.clip_percentiles
         if not low < high:
             raise ValueError(f"clip_percentiles ([{low}, {high}]) must ascend")
@@ -189,6 +194,12 @@ RoiSpec = Annotated[
 # --- grid: sampled how ----------------------------------------------------------------------------
 
 
+Interpolation = Literal["linear", "cubic"]
+"""How images are brought to a grid. ``linear``: with a kernel that widens where voxels grow. ``cubic``:
+B-spline of order 3 through the voxels, which does not widen, within the image's lowest and highest value
+(nnU-Net, by ``skimage.transform.resize``)."""
+
+
 class _Tiled(Spec):
     """``tile`` is the network's INPUT shape; with ``valid`` padding its output is smaller.
     ``overlap`` is the share of the output tile that neighbours have in common along every axis, or along
@@ -201,6 +212,11 @@ class _Tiled(Spec):
     """``spread``: tiles evenly over the region, which they do not leave: they share ``overlap`` or more.
     ``lattice``: tiles at multiples of one step from the grid's first voxel, so that each voxel is sampled
     equally often where the step divides the output tile (Roth et al. 2018, Fig. 5 and Section 2.4)."""
+    importance: Literal["linear", "gaussian"] = "linear"
+    """What a voxel's answer weighs where tiles overlap: falling linearly from the tile's middle, or as a
+    Gaussian whose standard deviation is an eighth of the tile (Isensee et al. 2021)."""
+    beyond: Literal["edge", "zero"] = "edge"
+    """What tiles see of the image where they reach beyond the scan: its edge voxels again, or zeros."""
 
 
 class Downsample(_Tiled):
@@ -211,6 +227,14 @@ class Downsample(_Tiled):
 class FixedSpacing(_Tiled):
     kind: Literal["spacing"] = "spacing"
     mm: Spacing
+    fit: Literal["cover", "round"] = "cover"
+    """``cover``: exactly this spacing, in as many voxels as cover the field of view. ``round``: the field of
+    view exactly, in the number of voxels that comes nearest (nnU-Net's ``compute_new_shape``)."""
+    interpolation: Interpolation = "linear"
+    slices_apart_above: Anisotropy | None = None
+    """Where the longest side of a voxel, of the scan or else of this grid, is more than so many times its
+    shortest, slices across it are interpolated each for itself, and the nearest one is taken: of images as of
+    answers (3 in nnU-Net's ``default_resampling.py``). None: all axes are interpolated alike."""
 
 
 class FixedShape(_Tiled):
@@ -295,6 +319,34 @@ class ResEncUNet(Spec):
         return self
 
 
+class PlainConvUNet(Spec):
+    """U-Net of plain convolutions with instance norm and leaky ReLU, strided convolutions down, transposed
+    ones up, skips concatenated: nnU-Net's own network (Isensee et al. 2021)."""
+
+    kind: Literal["plain_conv_unet"] = "plain_conv_unet"
+    channels: ChannelsPerLevel
+    strides: StridesPerLevel
+    """One per level; the first is the first convolution's (1, 1, 1)."""
+    kernels: Annotated[tuple[Kernels, ...], Field(max_length=MAX_LEVELS)]
+    """One per level, on the way down and on the way up."""
+    convolutions: Annotated[tuple[Blocks, ...], Field(max_length=MAX_LEVELS)]
+    """Per encoder level."""
+    decoder_convolutions: Annotated[tuple[Blocks, ...], Field(max_length=MAX_LEVELS)]
+    """Per level but the lowest, the highest resolution's first."""
+
+    @model_validator(mode="after")
+    def _same_length(self) -> PlainConvUNet:
+        lengths = {len(self.channels), len(self.strides), len(self.kernels), len(self.convolutions)}
+        if lengths != {len(self.decoder_convolutions) + 1}:
+            raise ValueError(
+                "channels, strides, kernels and convolutions must have one entry per level each, and "
+                "decoder_convolutions one less"
+            )
+        if self.strides[:1] not in ((), ((1, 1, 1),)):
+            raise ValueError(f"the first of strides must be [1, 1, 1], got {list(self.strides[0])}")
+        return self
+
+
 class UNet2D(Spec):
     """The U-Net of ``unet3d`` in two dimensions, on the slices of one plane (Zhou et al. 2016 use one such
     network per plane). The input is a stack of slices; along it nothing is convolved or pooled."""
@@ -339,7 +391,9 @@ class ResUNetASPP(Spec):
     """Of the parallel convolutions at the bottom."""
 
 
-NetworkSpec = Annotated[UNet3D | ResEncUNet | UNet2D | ResidualFCN | ResUNetASPP, Field(discriminator="kind")]
+NetworkSpec = Annotated[
+    UNet3D | ResEncUNet | PlainConvUNet | UNet2D | ResidualFCN | ResUNetASPP, Field(discriminator="kind")
+]
 
 # --- training -------------------------------------------------------------------------------------
 
@@ -547,6 +601,9 @@ stage's labels are erased and its foreground written over what is there. ``most_
 where such stages disagree the higher probability wins. ``majority_vote``: every voxel gets the label most
 of these stages give it."""
 ArgmaxPlace = Literal["scan_grid", "stage_grid"]
+MeanKind = Literal["arithmetic", "geometric"]
+"""``geometric``: the mean of the logarithms, normalised: what comes of averaging or interpolating the
+network's logits (nnU-Net)."""
 
 
 class Stage(Spec):
@@ -565,6 +622,9 @@ class Stage(Spec):
     argmax_on: ArgmaxPlace = "scan_grid"
     """Where labels are decided: probabilities brought to the scan's grid (linear) first, or labels
     decided on the stage's grid and brought over (nearest)."""
+    mean: MeanKind = "arithmetic"
+    """How probabilities are averaged: of tiles that overlap, of several models, and between voxels where
+    labels are decided."""
 
     @property
     def reference_margin_mm(self) -> tuple[float, float] | None:
@@ -655,6 +715,12 @@ class Recipe(Spec):
     over-confident on cases they learned from). Both copies are trained as long as the stage itself, or share
     its time budget. Regions of stages that are trained with live priors lie around the reference, as their
     predecessors change while they learn."""
+    orientation: Literal["canonical", "stored"] = "canonical"
+    """How scans lie when networks see them: turned to RAS+, or as their files have them (nnU-Net does not
+    turn them: a model knows its training scans' orientation, and no other)."""
+    crop: Literal["none", "nonzero"] = "none"
+    """``nonzero``: the scan is cut to the box of voxels that are not zero in all channels, before anything
+    else, intensity statistics included (nnU-Net's ``crop_to_nonzero``); what is cut off is background."""
     on_missing: Literal["whole_volume", "empty"] = "whole_volume"
     """What a region of an organ that was not found becomes."""
     roi_expansion: bool = True

@@ -40,6 +40,7 @@ from zoomseg.pipeline.inputs import input_channels
 from zoomseg.planning.network_sizes import require_room
 from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe import graph, network_shapes
+from zoomseg.recipe.network_shapes import INSTANCE_NORM
 from zoomseg.recipe.spec import ATLAS, Recipe, Stage
 from zoomseg.training import atlases, checkpoint
 from zoomseg.training.data import augmentation, shared_cases
@@ -545,7 +546,7 @@ def _check_shapes(stage: Stage, processes: int) -> None:
     except RecipeError as error:
         raise RecipeError(f"stage '{stage.name}', training.patch: {error}") from error
     lowest = zip(stage.training.patch, network_shapes.divisor(stage.network), strict=True)
-    batch_norm, patches = stage.network.kind != "resenc_unet", stage.training.batch // processes
+    batch_norm, patches = stage.network.kind not in INSTANCE_NORM, stage.training.batch // processes
     if batch_norm and patches == 1 and all(size == factor for size, factor in lowest):
         raise RecipeError(
             f"stage '{stage.name}', training: a patch of {list(stage.training.patch)} comes down to a single "

@@ -79,6 +79,15 @@ def test_the_mean_of_one_is_itself() -> None:
     assert mean([network]) is network
 
 
+def test_a_geometric_mean_is_that_of_logits() -> None:
+    logits = np.random.default_rng(0).normal(size=(2, 1, 3, 2, 2, 2)).astype(np.float32)
+    said = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    networks = [lambda inputs, tiles, own=own: own for own in said]
+    found = mean(networks, "geometric")(np.zeros(1), ())
+    together = np.exp(logits.mean(axis=0))
+    np.testing.assert_allclose(found, together / together.sum(axis=1, keepdims=True), atol=1e-6)
+
+
 def test_a_stage_without_graph_is_refused(tmp_path: Path) -> None:
     model = dataclasses.replace(converted("unet3d", tmp_path), graphs={})
     with pytest.raises(ModelError, match="no ONNX graph of stage 'coarse', which openvino needs"):

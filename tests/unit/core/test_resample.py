@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from scipy import ndimage
 
-from helpers.grids import linear_weights, oriented, rotation
+from helpers.grids import as_matrix, linear_weights, oriented, rotation
 from zoomseg.core import resample as resampling
 from zoomseg.core.arrays import Array
 from zoomseg.core.errors import GeometryError
@@ -22,6 +24,7 @@ from zoomseg.core.resample import (
     TIE_TOLERANCE,
     affine_coordinates,
     coordinates_box,
+    cubic_weights,
     nearest_index,
     resample,
     resample_data,
@@ -323,3 +326,29 @@ class TestCoordinates:
         box = coordinates_box(points, (10, 1, 1))
         assert (box.start[0], box.stop[0]) == expected
         assert (box.start[1:], box.stop[1:]) == ((0, 0), (1, 1))
+
+
+class TestCubic:
+    @pytest.mark.parametrize(("size", "count"), [(7, 19), (19, 7), (3, 8), (1, 4), (30, 30)])
+    def test_weights_are_scipys_spline(self, size: int, count: int) -> None:
+        data = np.random.default_rng(0).normal(size=size)
+        expected = ndimage.zoom(data, count / size, order=3, mode="nearest", grid_mode=True)
+        weights = as_matrix(cubic_weights(size, count, size / count, size / count / 2 - 0.5), size)
+        np.testing.assert_allclose(weights @ data, expected, atol=1e-6)
+
+    def test_values_stay_within_the_images_and_slices_apart_within_their_own(self) -> None:
+        data = np.random.default_rng(0).normal(size=(1, 8, 9, 4)).astype(np.float32)
+        grid = Grid.from_spacing((8, 9, 4), (1.0, 1.0, 4.0))
+        target = grid.with_shape((13, 15, 6))
+        zoom: dict[str, Any] = {"order": 3, "mode": "nearest", "grid_mode": True}
+        whole = resample_data(data, grid, target, kernels=("cubic", "cubic", "cubic"))[0]
+        raw = ndimage.zoom(data[0].astype(np.float64), (13 / 8, 15 / 9, 6 / 4), **zoom)
+        assert raw.max() > data.max()
+        np.testing.assert_allclose(whole, raw.clip(data.min(), data.max()), atol=1e-5)
+        apart = resample_data(data, grid, target, kernels=("cubic", "cubic", "nearest"))[0]
+        for k, source in enumerate((0, 1, 1, 2, 3, 3)):  # of 2/3 (k + 1/2) - 1/2, halfway points go up
+            plane = data[0, :, :, source]
+            own = ndimage.zoom(plane.astype(np.float64), (13 / 8, 15 / 9), **zoom).clip(
+                plane.min(), plane.max()
+            )
+            np.testing.assert_allclose(apart[:, :, k], own, atol=1e-5)

@@ -6,12 +6,24 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from scipy import ndimage
 
 from zoomseg.core.arrays import Array, namespace
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import Tile, TileAggregator, cover, importance_map, lattice_starts, place
+from zoomseg.core.tiling import (
+    LOWEST_LOG,
+    Tile,
+    TileAggregator,
+    cover,
+    gaussian_importance_map,
+    importance_map,
+    lattice_starts,
+    logarithms,
+    normalised,
+    place,
+)
 
 GRID = Grid.from_spacing((10, 10, 10), (1.0, 1.0, 1.0))
 
@@ -245,3 +257,20 @@ def test_tiles_out_of_order_are_refused(make: Make) -> None:
     box = Box((0, 0, 2), (1, 1, 6))
     with pytest.raises(GeometryError, match=r"planes 2 to 6 came where 0 to 4 are held; .* order of their"):
         stitcher.add(Tile(box, box), make(ones(1, 1, 1, 4)))
+
+
+def test_the_gaussian_importance_map_is_a_filtered_point() -> None:
+    shape = (16, 8, 12)
+    point = np.zeros(shape)
+    point[8, 4, 6] = 1
+    expected = ndimage.gaussian_filter(point, [n / 8 for n in shape], mode="constant")
+    found = gaussian_importance_map(shape)
+    np.testing.assert_allclose(found, (expected / expected.max()).clip(2.0**-24 / 10), rtol=1e-5)
+
+
+def test_means_of_logarithms_are_means_of_logits() -> None:
+    logits = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32) * 4
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    mean = np.exp(logits.mean(axis=0)) / np.exp(logits.mean(axis=0)).sum(axis=0)
+    np.testing.assert_allclose(normalised(logarithms(softmax).mean(axis=0)), mean, atol=1e-6)
+    assert logarithms(np.zeros(1, dtype=np.float32))[0] == pytest.approx(LOWEST_LOG)

@@ -9,7 +9,15 @@ from torch import nn
 from zoomseg.core.errors import RecipeError
 from zoomseg.networks import build as networks
 from zoomseg.recipe import network_shapes
-from zoomseg.recipe.spec import NetworkSpec, ResEncUNet, ResidualFCN, ResUNetASPP, UNet2D, UNet3D
+from zoomseg.recipe.spec import (
+    NetworkSpec,
+    PlainConvUNet,
+    ResEncUNet,
+    ResidualFCN,
+    ResUNetASPP,
+    UNet2D,
+    UNet3D,
+)
 
 
 def residual(**changes: object) -> ResEncUNet:
@@ -168,3 +176,16 @@ def test_heads_of_training_count_in_training_only() -> None:
         module.eval(), (1, 16, 16, 16)
     )
     assert extra == 8**3 * 6 * 2
+
+
+def test_the_plain_unet_steps_by_its_strides() -> None:
+    spec = PlainConvUNet(
+        channels=(4, 6),
+        strides=((1, 1, 1), (2, 1, 4)),
+        kernels=((3, 3, 3), (3, 3, 3)),
+        convolutions=(1, 1),
+        decoder_convolutions=(1,),
+    )
+    assert network_shapes.divisor(spec) == (2, 1, 4)
+    with pytest.raises(RecipeError, match="kernels must have odd sizes"):
+        network_shapes.check(spec.model_copy(update={"kernels": ((3, 3, 3), (2, 3, 3))}), "same")

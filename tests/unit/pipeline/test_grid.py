@@ -5,7 +5,7 @@ import pytest
 
 from helpers.grids import oriented
 from zoomseg.core.geometry import Box, Grid
-from zoomseg.pipeline.grid import stage_grid
+from zoomseg.pipeline.grid import answer_kernels, image_kernels, stage_grid
 from zoomseg.recipe.spec import Downsample, FixedShape, FixedSpacing
 
 SCAN = Grid.from_spacing((20, 30, 10), (1.0, 1.0, 3.0), (5.0, 6.0, 7.0))
@@ -56,3 +56,33 @@ def test_every_grid_begins_at_the_first_corner_of_an_oblique_scan(
     assert grid.world((-0.5, -0.5, -0.5)) == pytest.approx(OBLIQUE.world((-0.5, -0.5, -0.5)))
     last = OBLIQUE.index(grid.world([n - 0.5 for n in grid.shape]))
     assert (last >= np.array(OBLIQUE.shape) - 0.51).all(), "the scan's end is cut"
+
+
+def test_a_rounded_shape_keeps_the_field_of_view() -> None:
+    grid = stage_grid(FixedSpacing(mm=(3, 4, 4), tile=(8, 8, 8), fit="round"), SCAN)
+    assert grid.shape == (7, 8, 8)  # of 6.67, 7.5 (to even) and 7.5
+    assert grid.extent_mm == pytest.approx(SCAN.extent_mm)
+
+
+@pytest.mark.parametrize(
+    ("scan_mm", "mm", "image", "answer"),
+    [
+        ((1, 1, 2), (1, 1, 1), None, None),
+        ((1, 1, 4), (1, 1, 2), 2, 2),  # the scan's slices are thick
+        ((1, 1, 2), (4, 1, 1), 0, 0),  # the grid's are
+        ((1, 1, 4), (4, 1, 1), 2, 0),  # both: what is interpolated from decides
+        ((1, 4, 4), (1, 1, 2), None, None),  # two axes are equally coarse
+    ],
+)
+def test_slices_are_taken_apart_across_the_coarse_axis(
+    scan_mm: tuple[float, float, float],
+    mm: tuple[float, float, float],
+    image: int | None,
+    answer: int | None,
+) -> None:
+    spec = FixedSpacing(mm=mm, tile=(8, 8, 8), interpolation="cubic", slices_apart_above=3)
+    scan = Grid.from_spacing((8, 8, 8), scan_mm)
+    assert image_kernels(spec, scan) == tuple("nearest" if a == image else "cubic" for a in range(3))
+    assert answer_kernels(spec, scan) == tuple("nearest" if a == answer else "linear" for a in range(3))
+    never = spec.model_copy(update={"slices_apart_above": None, "interpolation": "linear"})
+    assert image_kernels(never, scan) == ("antialiased",) * 3

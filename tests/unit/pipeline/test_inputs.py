@@ -194,3 +194,20 @@ def test_a_scan_on_one_side_of_the_window_is_refused(lowest: float, highest: flo
 )
 def test_a_scan_of_which_the_window_shows_something_is_not(lowest: float, highest: float) -> None:
     check_within(-125, 275, lowest, highest, "a")
+
+
+def test_zscore_without_percentiles_is_that_of_every_voxel() -> None:
+    data = (
+        np.random.default_rng(0).gamma(2.0, size=(2, 130, 100, 90)).astype(np.float32)
+    )  # more than are sampled
+    out = inputs.normalisation(ZScore(clip_percentiles=None), Volume(data, Grid((130, 100, 90), np.eye(4))))
+    expected = (data - data.mean(axis=(1, 2, 3), keepdims=True)) / data.std(axis=(1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(out.apply(data), expected, atol=1e-4)
+
+
+def test_the_nonzero_box_is_of_all_channels_together() -> None:
+    data = np.zeros((2, 6, 6, 6), dtype=np.float32)
+    image = Volume(data, Grid((6, 6, 6), np.eye(4)))
+    assert inputs.nonzero_box(image) == Box((0, 0, 0), (6, 6, 6))
+    data[0, 1, 2, 3], data[1, 4, 2, 2] = 1, -1
+    assert inputs.nonzero_box(image) == Box((1, 2, 2), (5, 3, 4))

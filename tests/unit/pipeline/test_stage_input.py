@@ -255,3 +255,42 @@ def test_a_grid_that_no_machine_holds_is_refused_before_it_is_sampled(where: Roi
     priors = {"coarse": coarse_answer(scan, Box((1, 1, 1), (5, 5, 4)))}
     with pytest.raises(MemoryLimitError, match=r"a region of .* voxels takes about .* GB of memory"):
         stage_input.view(stage, RECIPE, scan, priors)
+
+
+def test_beyond_the_scan_there_may_be_zeros() -> None:
+    scan = ramp_scan()
+    grid = COARSE.grid.model_copy(update={"beyond": "zero"})
+    stage: Stage = COARSE.model_copy(update={"inputs": (ImageInput(),), "grid": grid})
+    seen = stage_input.StageView(stage, scan.grid, Region.whole(scan.grid))
+    data = stage_input.read(seen, scan, {}, Box((-3, -1, 0), (27, 2, 2)))[0]
+    assert data[:, 1, 0].tolist() == pytest.approx([0.0] * 3 + np.arange(-24, 24, 2).tolist() + [0.0] * 3)
+    assert not data[:, 0].any()
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_scans_may_be_seen_as_they_are_stored(name: str) -> None:
+    grid = Grid((4, 5, 6), AFFINES[name])
+    data = np.random.default_rng(0).uniform(-100, 100, size=(1, 4, 5, 6)).astype(np.float32)
+    recipe = RECIPE.model_copy(update={"orientation": "stored"})
+    scan = stage_input.prepare(Case("a", Volume(data, grid)), recipe)
+    assert scan.grid == grid
+    assert scan.orientation.identity
+    np.testing.assert_array_equal(scan.image.data, scan.normalisation.apply(data))
+
+
+def test_a_scan_may_be_cut_to_what_is_not_zero() -> None:
+    case = Case("a", *tiny_case(0))
+    image, labels = case.image, case.labels
+    assert labels is not None
+    data = np.zeros_like(image.data)
+    box = Box((2, 3, 1), (9, 8, 7))
+    data[(slice(None), *box.slices)] = 5
+    scan = stage_input.prepare(
+        Case("a", Volume(data, image.grid), labels), RECIPE.model_copy(update={"crop": "nonzero"})
+    )
+    assert scan.box == box
+    assert scan.raw.grid == image.grid.crop(box)
+    assert scan.labels is not None
+    np.testing.assert_array_equal(
+        scan.labels.reoriented(scan.orientation.inverse).data, labels.data[box.slices]
+    )

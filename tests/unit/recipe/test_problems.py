@@ -77,7 +77,7 @@ FINE = ("stages", 1)
         (
             put("extra", to=3),
             "unknown key 'extra' (allowed: name, description, source, intensity, stages, train_together, "
-            "prior_from, on_missing, roi_expansion, atlas, largest_component, islands)",
+            "prior_from, orientation, crop, on_missing, roi_expansion, atlas, largest_component, islands)",
         ),
         (
             put(*FINE, "roi", "kind", to="bodymask"),
@@ -142,8 +142,8 @@ def test_all_problems_come_at_once_up_to_a_bound() -> None:
         put("stages", 0, "network", "kind", to="unet")(data)
 
     assert message(two) == (
-        "stage 'stage1', network.kind: got 'unet', expected one of unet3d, resenc_unet, unet2d, "
-        "residual_fcn, resunet_aspp; "
+        "stage 'stage1', network.kind: got 'unet', expected one of unet3d, resenc_unet, "
+        "plain_conv_unet, unet2d, residual_fcn, resunet_aspp; "
         "stage 'stage2', grid.tile: is missing"
     )
 

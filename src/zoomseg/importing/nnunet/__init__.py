@@ -1,0 +1,1 @@
+"""nnU-Net v2's trained models: plans, data set description and checkpoints."""

@@ -1,0 +1,82 @@
+"""``checkpoint_final.pth``: a pickle, of which nothing is executed.
+
+Torch's weights-only loader builds tensors and plain values, and refuses all else. What nnU-Net writes beside
+them are numpy's numbers in its training log; their constructors alone are allowed in addition.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoomseg.core.errors import ModelError, quoted
+
+_SCALAR = np.float64(0).__reduce__()[0]
+"""Numpy's constructor of a number from its type and bytes."""
+_NUMBER_TYPES = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
+ALLOWED = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in _NUMBER_TYPES),
+]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint says of prediction."""
+
+    weights: Mapping[str, Tensor]
+    configuration: str
+    trainer: str
+    mirror_axes: tuple[int, ...]
+    """Of the network's input, that were mirrored in training, and may be in prediction."""
+
+
+def read(path: Path) -> Checkpoint:
+    """A checkpoint, by torch's weights-only loader.
+
+    Raises:
+        ModelError: it holds what would have to be executed, is damaged, or is no checkpoint of nnU-Net v2.
+    """
+    try:
+        with torch.serialization.safe_globals(ALLOWED):  # type: ignore[arg-type]
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(_refusal(path, error)) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{path} is damaged or no checkpoint ({quoted(error)}); copy it again") from None
+    return _checked(path, data)
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
+    text = str(error)
+    named = text.partition("GLOBAL ")[2].split(" ")[0] if "GLOBAL " in text else ""
+    what = f"an object of {quoted(named)}" if named else "more than tensors and numbers"
+    return (
+        f"{path} holds {what}, which could execute anything and is not loaded; supported are checkpoints as "
+        "nnU-Net v2 writes them: get the model from where you trust"
+    )
+
+
+def _checked(path: Path, data: Any) -> Checkpoint:
+    if not isinstance(data, dict) or not isinstance(data.get("network_weights"), dict):
+        raise ModelError(f"{path} is no checkpoint of nnU-Net v2: it has no network_weights")
+    weights = data["network_weights"]
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
+        raise ModelError(f"{path}: network_weights hold more than tensors; get the model anew")
+    arguments = data.get("init_args")
+    configuration = arguments.get("configuration") if isinstance(arguments, dict) else None
+    if not isinstance(configuration, str):
+        raise ModelError(f"{path} names no configuration (init_args); supported: checkpoints of nnU-Net v2")
+    axes = data.get("inference_allowed_mirroring_axes") or ()
+    return Checkpoint(
+        weights, configuration, str(data.get("trainer_name", "")), tuple(int(axis) for axis in axes)
+    )

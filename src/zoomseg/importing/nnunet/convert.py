@@ -1,0 +1,235 @@
+"""A trained nnU-Net model as a recipe: every number that its prediction depends on is a key of the recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zoomseg.core.errors import LabelError, ModelError, quoted
+from zoomseg.core.labels import LabelSchema
+from zoomseg.importing.nnunet.network import Axes, axes_of, spec_of, turned
+from zoomseg.importing.nnunet.plans import ChannelIntensities, Configuration, Plans
+from zoomseg.recipe.quantities import MAX_NAME
+from zoomseg.recipe.spec import (
+    SGD,
+    FixedSpacing,
+    Foreground,
+    IntensitySpec,
+    PlainConvUNet,
+    Recipe,
+    ResEncUNet,
+    Stage,
+    Training,
+    Window,
+    ZScore,
+)
+
+SOURCE = (
+    "Isensee et al. 2021, nnU-Net: a self-configuring method for deep learning-based biomedical image "
+    "segmentation"
+)
+STAGE = "whole"
+SUPPORTED = ("3d_fullres", "3d_lowres")
+"""Configurations, and whichever else is three-dimensional and reads no other's answer."""
+
+ITERATIONS = 250_000
+"""1000 epochs of 250, as nnU-Net trains."""
+
+ANISOTROPY = 3.0
+"""``nnunetv2.configuration.ANISO_THRESHOLD``."""
+
+_ORIENTATIONS = {
+    "SimpleITKIO": "stored",
+    "NibabelIO": "stored",
+    "NibabelIOWithReorient": "canonical",
+    "SimpleITKIOWithReorient": "canonical",
+}
+"""By reader: whether it turns scans to RAS+."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model but for its weights."""
+
+    recipe: Recipe
+    schema: LabelSchema
+    channel_names: tuple[str, ...]
+    axes: Axes
+
+    @property
+    def network(self) -> PlainConvUNet | ResEncUNet:
+        network = self.recipe.stages[0].network
+        assert isinstance(network, PlainConvUNet | ResEncUNet)
+        return network
+
+
+def converted(plans: Plans, name: str, configuration: Configuration, dataset: dict[str, Any]) -> Converted:
+    """The recipe of one configuration, called ``name``.
+
+    Raises:
+        ModelError: what cannot be imported is named, with what can.
+    """
+    _check(plans, name, configuration)
+    channels = _channel_names(dataset)
+    axes = axes_of(plans.transpose_forward)
+    spacing = [configuration.spacing[axis] for axis in axes]
+    patch = turned(configuration.patch_size, axes)
+    stage = Stage(
+        name=STAGE,
+        grid=FixedSpacing(
+            mm=(spacing[0], spacing[1], spacing[2]),
+            tile=patch,
+            overlap=0.5,
+            fit="round",
+            interpolation="cubic",
+            slices_apart_above=_threshold(configuration),
+            importance="gaussian",
+            beyond="zero",
+        ),
+        network=spec_of(configuration.architecture, axes),
+        training=Training(
+            patch=patch,
+            batch=configuration.batch_size,
+            iterations=ITERATIONS,
+            sampler=Foreground(),
+            optimiser=SGD(nesterov=True, weight_decay=3e-5),
+        ),
+        mean="geometric",
+    )
+    recipe = Recipe(
+        name=_recipe_name(plans.dataset_name, name),
+        description=f"Imported from nnU-Net v2: {name} of {plans.dataset_name or 'a data set'}.",
+        source=SOURCE,
+        intensity=_intensity(plans, configuration, len(channels)),
+        stages=(stage,),
+        orientation=_ORIENTATIONS[plans.image_reader_writer],  # type: ignore[arg-type]
+        crop="nonzero",
+        roi_expansion=False,
+    )
+    return Converted(recipe, _schema(dataset), channels, axes)
+
+
+def _check(plans: Plans, name: str, configuration: Configuration) -> None:
+    """Refuse what the recipe could not say."""
+    if len(configuration.patch_size) != 3 or len(configuration.spacing) != 3:
+        raise ModelError(
+            f"configuration {quoted(name)} is two-dimensional; supported: {', '.join(SUPPORTED)}"
+        )
+    if configuration.previous_stage is not None:
+        raise ModelError(
+            f"configuration {quoted(name)} reads the answer of {quoted(configuration.previous_stage)}; "
+            f"supported are those that read the scan alone ({', '.join(SUPPORTED)})"
+        )
+    if configuration.preprocessor_name != "DefaultPreprocessor":
+        raise ModelError(
+            f"preprocessor {quoted(configuration.preprocessor_name)}: supported is DefaultPreprocessor"
+        )
+    if plans.label_manager != "LabelManager":
+        raise ModelError(f"label manager {quoted(plans.label_manager)}: supported is LabelManager")
+    if plans.image_reader_writer not in _ORIENTATIONS:
+        raise ModelError(
+            f"image reader {quoted(plans.image_reader_writer)}: supported are {', '.join(_ORIENTATIONS)}"
+        )
+
+
+def _threshold(configuration: Configuration) -> float | None:
+    """From which anisotropy on slices are resampled each for itself; None: never."""
+    image = _resampling("data", configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs, 3)
+    answer = _resampling(
+        "probabilities",
+        configuration.resampling_fn_probabilities,
+        configuration.resampling_fn_probabilities_kwargs,
+        1,
+    )
+    if image != answer:
+        raise ModelError(
+            "resampling of data and of probabilities separates slices differently; supported: alike"
+        )
+    return image
+
+
+def _resampling(what: str, function: str, options: dict[str, Any], order: int) -> float | None:
+    if function != "resample_data_or_seg_to_shape":
+        raise ModelError(
+            f"resampling_fn_{what} {quoted(function)}: supported is resample_data_or_seg_to_shape"
+        )
+    along, apart = options.get("order", order), options.get("order_z", 0)
+    separate = options.get("force_separate_z", False)
+    if along != order or apart != 0 or separate not in (None, False):
+        raise ModelError(
+            f"resampling_fn_{what}_kwargs {quoted(options)}: supported are order {order}, order_z 0 and "
+            "force_separate_z null or false"
+        )
+    return None if separate is False else float(options.get("separate_z_anisotropy_threshold", ANISOTROPY))
+
+
+def _intensity(plans: Plans, configuration: Configuration, channels: int) -> IntensitySpec:
+    schemes, masks = configuration.normalization_schemes, configuration.use_mask_for_norm
+    if len(schemes) != channels or len(masks) != channels:
+        raise ModelError(
+            f"{len(schemes)} normalisation schemes for {channels} channels; expected one for each"
+        )
+    if schemes == ["CTNormalization"]:
+        own = plans.foreground_intensity_properties_per_channel.get("0")
+        if own is None:
+            raise ModelError(
+                "plans.json has no foreground intensities of channel 0, which CTNormalization needs"
+            )
+        return _clipped(own)
+    if set(schemes) == {"ZScoreNormalization"} and not any(masks):
+        return ZScore(clip_percentiles=None)
+    shown = [
+        f"{scheme}{' within the nonzero mask' if mask else ''}"
+        for scheme, mask in zip(schemes, masks, strict=True)
+    ]
+    raise ModelError(
+        f"normalisation {quoted(', '.join(shown))}: supported are CTNormalization of a single channel, and "
+        "ZScoreNormalization without mask of all channels"
+    )
+
+
+def _clipped(own: ChannelIntensities) -> Window:
+    """``CTNormalization``: clipped, less the mean, over the standard deviation; the same line as a window."""
+    spread = max(own.std, 1e-8)
+    lower, upper = own.percentile_00_5, own.percentile_99_5
+    return Window(lower=lower, upper=upper, output=((lower - own.mean) / spread, (upper - own.mean) / spread))
+
+
+def _channel_names(dataset: dict[str, Any]) -> tuple[str, ...]:
+    given = dataset.get("channel_names", dataset.get("modality"))
+    if not isinstance(given, dict) or not given or not all(str(key).isdecimal() for key in given):
+        raise ModelError("dataset.json: channel_names must name every channel by its number")
+    return tuple(str(given[key]) for key in sorted(given, key=int))
+
+
+def _schema(dataset: dict[str, Any]) -> LabelSchema:
+    given = dataset.get("labels")
+    if not isinstance(given, dict) or given.get("background") != 0:
+        raise ModelError("dataset.json: labels must give every name its value, and background 0")
+    # The ignore label is one of references, never of predictions.
+    labels = {str(name): value for name, value in given.items() if name not in ("background", "ignore")}
+    if any(isinstance(value, list) for value in labels.values()):
+        raise ModelError(
+            "dataset.json: labels are regions of several values; supported is one value per label"
+        )
+    if not _consecutive(list(labels.values())):
+        raise ModelError(
+            f"dataset.json: label values are {quoted(list(labels.values()))}; expected 1, 2, 3 and so on"
+        )
+    ordered = sorted(labels, key=lambda name: labels[name])
+    try:
+        return LabelSchema.consecutive(ordered)
+    except LabelError as error:
+        raise ModelError(f"dataset.json: {error}") from error
+
+
+def _consecutive(values: Sequence[object]) -> bool:
+    numbers = [value for value in values if type(value) is int]
+    return len(numbers) == len(values) and sorted(numbers) == list(range(1, len(values) + 1))
+
+
+def _recipe_name(dataset: str, configuration: str) -> str:
+    text = re.sub("[^a-z0-9]+", "-", f"nnunet-{dataset}-{configuration}".lower())
+    return text.strip("-")[:MAX_NAME]

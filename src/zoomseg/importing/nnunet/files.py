@@ -1,0 +1,161 @@
+"""A trained model's folder, or the zip of one: found, checked and read.
+
+```
+plans.json, dataset.json
+fold_0/checkpoint_final.pth     or checkpoint_best.pth
+```
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from zoomseg.core.errors import ModelError, listed, quoted
+from zoomseg.io.files import parse_json, reading
+
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
+"""In the order in which they are looked for; nnU-Net predicts with the first."""
+
+MAX_JSON_BYTES = 50_000_000
+MAX_ZIP_FILES = 10_000
+MAX_ZIP_BYTES = 40_000_000_000
+"""Unpacked: five folds of the largest networks have some 10 GB."""
+
+_WANTED = re.compile(r"(^|/)(plans\.json|dataset\.json|fold_[^/]+/checkpoint_(final|best)\.pth)$")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a trained model's folder holds."""
+
+    plans: dict[str, Any]
+    dataset: dict[str, Any]
+    checkpoints: dict[str, Path]
+    """By fold (``0`` to ``4``, or ``all``)."""
+
+
+@contextmanager
+def opened(source: Path) -> Iterator[Path]:
+    """The folder with ``plans.json``, in ``source`` or unpacked from it for as long as it is used.
+
+    Raises:
+        ModelError: there is none, or several; the zip is damaged, or would write outside its folder.
+    """
+    if source.is_dir():
+        yield _model_in(source, source)
+        return
+    if not source.is_file():
+        raise ModelError(f"no file or folder at {source}; give a trained nnU-Net model's folder or its zip")
+    if not zipfile.is_zipfile(source):
+        raise ModelError(
+            f"{source} is no zip; give a trained nnU-Net model's folder (with plans.json) or zip"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        _unpack(source, Path(folder))
+        yield _model_in(Path(folder), source)
+
+
+def read(folder: Path, folds: tuple[str, ...] | None) -> ModelFiles:
+    """The files of a trained model.
+
+    Args:
+        folds: those wanted; None: all that there are.
+
+    Raises:
+        ModelError: a file is missing or is no JSON object, or a fold has no checkpoint.
+    """
+    found = {
+        path.name.removeprefix("fold_"): file
+        for path in sorted(folder.glob("fold_*"))
+        if (file := _checkpoint(path)) is not None
+    }
+    if not found:
+        raise ModelError(
+            f"{folder} has no fold_*/{CHECKPOINTS[0]}; copy the whole folder, or train it to the end"
+        )
+    lacking = [fold for fold in folds or () if fold not in found]
+    if lacking:
+        raise ModelError(f"{folder} has no checkpoint of fold {listed(lacking)}; it has: {', '.join(found)}")
+    # nnU-Net takes the numbered folds; one that was trained on all cases answers alone.
+    numbered = tuple(fold for fold in found if fold != "all")
+    wanted = folds or numbered or tuple(found)
+    checkpoints = {fold: found[fold] for fold in wanted}
+    return ModelFiles(_json(folder / "plans.json"), _json(folder / "dataset.json"), checkpoints)
+
+
+def _checkpoint(fold: Path) -> Path | None:
+    return next((fold / name for name in CHECKPOINTS if (fold / name).is_file()), None)
+
+
+def _model_in(folder: Path, source: Path) -> Path:
+    depths = ("", "*/", "*/*/", "*/*/*/")
+    found = sorted(file.parent for depth in depths for file in folder.glob(f"{depth}plans.json"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ModelError(
+            f"{source} holds no plans.json; give the folder that nnU-Net's training wrote, whole"
+        )
+    names = [str(path.relative_to(folder)) for path in found]
+    raise ModelError(f"{source} holds {len(found)} models ({listed(names)}); give the folder of one")
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    """The wanted files of a zip, each to its place below ``folder``."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            members = archive.infolist()
+            _check_members(source, members)
+            for member in members:
+                if _WANTED.search(member.filename) is None:
+                    continue
+                target = folder.joinpath(*PurePosixPath(member.filename).parts)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as stream, target.open("wb") as out:
+                    shutil.copyfileobj(stream, out)
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"{source} cannot be unpacked ({error}); copy it again") from error
+
+
+def _check_members(source: Path, members: list[zipfile.ZipInfo]) -> None:
+    for member in members:
+        path = PurePosixPath(member.filename)
+        outside = (
+            path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename
+        )
+        link = (member.external_attr >> 16) & 0o170000 == 0o120000
+        if outside or link:
+            raise ModelError(
+                f"{source} holds {quoted(member.filename)}, which would be written outside its own folder; "
+                "it is not unpacked: get the model from elsewhere"
+            )
+    size = sum(member.file_size for member in members)
+    if len(members) > MAX_ZIP_FILES or size > MAX_ZIP_BYTES:
+        raise ModelError(
+            f"{source} holds {len(members):,} files of {size / 1e9:.1f} GB, more than any trained model "
+            f"(allowed: {MAX_ZIP_FILES:,} files, {MAX_ZIP_BYTES / 1e9:.0f} GB)"
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ModelError(f"{path.name} is missing in {path.parent}; copy the whole folder")
+    with reading(path, path.name), path.open("rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    try:
+        if len(content) > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES // 1_000_000} MB")
+        data = parse_json(content)
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be read ({error}); copy it again") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} is no JSON object; copy it again")
+    return data

@@ -1,0 +1,46 @@
+"""``zoomseg import nnunet``: what it writes, and that one line says what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from helpers import nnunet_models
+from zoomseg.cli import main as module
+from zoomseg.cli.main import main
+from zoomseg.core import extras
+from zoomseg.io import bundle
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_a_model_is_written_and_said_how_to_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = nnunet_models.write(tmp_path / "given", folds=("0", "1"))
+    assert run("import", "nnunet", given, "-o", tmp_path / "model", "--folds", "1") == 0
+    assert f"zoomseg predict SCAN -m {tmp_path / 'model'} -o OUT" in capsys.readouterr().out
+    model = bundle.load(tmp_path / "model")
+    assert model.provenance["fold"] == "1"
+    assert list(model.graphs) == ["whole"]
+
+
+def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("import", "nnunet", tmp_path, "-o", tmp_path / "model") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_torch_the_line_names_the_extra(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert module.cli.get_command(None, "import") is not None  # type: ignore[arg-type]
+    monkeypatch.setattr(extras, "installed", lambda name: name != "torch")
+    assert run("import", "nnunet", tmp_path, "-o", tmp_path / "model") == 2
+    assert (
+        "zoomseg import needs torch, which is not installed: pip install 'zoomseg[train]'"
+        in capsys.readouterr().err
+    )

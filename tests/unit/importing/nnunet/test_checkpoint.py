@@ -1,0 +1,65 @@
+"""Checkpoints: read with numpy's numbers in them; nothing in one is executed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import nnunet_models
+from zoomseg.core.errors import ModelError
+from zoomseg.importing.nnunet import checkpoint
+
+
+def saved(path: Path, value: Any) -> Path:
+    torch.save(value, path)
+    return path
+
+
+def test_a_checkpoint_as_nnunet_writes_it_is_read(tmp_path: Path) -> None:
+    network = nnunet_models.random_network(False)
+    found = checkpoint.read(saved(tmp_path / "a.pth", nnunet_models.checkpoint(network)))
+    assert found.configuration == "3d_fullres"
+    assert found.trainer == "nnUNetTrainerOfSomebody"
+    assert found.mirror_axes == (0, 1, 2)
+    name = "decoder.seg_layers.1.bias"
+    assert torch.equal(found.weights[name], network.state_dict()[name])
+
+
+class _Hostile:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.trace}",)
+
+
+def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
+    content = nnunet_models.checkpoint(nnunet_models.random_network(False))
+    path = saved(tmp_path / "a.pth", content | {"logging": _Hostile(tmp_path / "executed")})
+    with pytest.raises(ModelError, match=r"an object of \w+\.system, which could execute anything"):
+        checkpoint.read(path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"state_dict": {}}, "no checkpoint of nnU-Net v2: it has no network_weights"),
+        ({"network_weights": {"a": 1}}, "hold more than tensors"),
+        ({"network_weights": {}, "init_args": {}}, "names no configuration"),
+    ],
+)
+def test_what_is_no_checkpoint_of_nnunet_is_refused(tmp_path: Path, value: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        checkpoint.read(saved(tmp_path / "a.pth", value))
+
+
+def test_a_half_copied_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pth", nnunet_models.checkpoint(nnunet_models.random_network(False)))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ModelError, match="damaged or no checkpoint"):
+        checkpoint.read(path)

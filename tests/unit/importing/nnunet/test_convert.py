@@ -1,0 +1,129 @@
+"""Plans as a recipe: every number in its place, and what the recipe cannot say refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from helpers import nnunet_models
+from zoomseg.core.errors import ModelError
+from zoomseg.importing.nnunet.convert import Converted, converted
+from zoomseg.importing.nnunet.plans import configuration_of, parse
+from zoomseg.recipe.spec import FixedSpacing, Window, ZScore
+
+DATASET: dict[str, Any] = {"channel_names": {"0": "CT"}, "labels": nnunet_models.LABELS}
+
+
+def of(given: Any, dataset: dict[str, Any] = DATASET) -> Converted:
+    plans = parse(given)
+    return converted(plans, "3d_fullres", configuration_of(plans, "3d_fullres"), dataset)
+
+
+def changed(**changes: Any) -> Any:
+    given = nnunet_models.plans()
+    given["configurations"]["3d_fullres"] |= changes
+    return given
+
+
+def test_the_recipe_has_every_number_of_the_plans() -> None:
+    own = of(nnunet_models.plans(transpose=(1, 0, 2)))
+    (stage,) = own.recipe.stages
+    # nnU-Net's axes are j, k, i here.
+    assert stage.grid == FixedSpacing(
+        mm=(1.25, 3.0, 1.5),
+        tile=(12, 4, 8),
+        overlap=0.5,
+        fit="round",
+        interpolation="cubic",
+        slices_apart_above=3.0,
+        importance="gaussian",
+        beyond="zero",
+    )
+    assert stage.network.strides == ((1, 1, 1), (2, 1, 2), (2, 2, 2))  # type: ignore[union-attr]
+    assert (stage.mean, own.recipe.crop, own.recipe.orientation) == ("geometric", "nonzero", "stored")
+    assert own.schema.names == ("liver", "spleen")
+    assert own.channel_names == ("CT",)
+
+
+def test_ct_is_clipped_and_standardised_by_numbers_of_the_training_scans() -> None:
+    window = of(nnunet_models.plans()).recipe.intensity
+    assert isinstance(window, Window)
+    assert (window.lower, window.upper) == (-100.0, 200.0)
+    assert window.output == pytest.approx(((-100 - 60) / 50, (200 - 60) / 50))
+
+
+def test_zscore_is_that_of_the_whole_scan_unclipped() -> None:
+    assert of(nnunet_models.plans(scheme="ZScoreNormalization")).recipe.intensity == ZScore(
+        clip_percentiles=None
+    )
+
+
+def test_a_reader_that_turns_scans_makes_the_model_see_them_turned() -> None:
+    given = nnunet_models.plans() | {"image_reader_writer": "NibabelIOWithReorient"}
+    assert of(given).recipe.orientation == "canonical"
+
+
+def test_resampling_that_never_separates_slices() -> None:
+    options = {"order_z": 0, "force_separate_z": False}
+    given = changed(
+        resampling_fn_data_kwargs=options | {"order": 3},
+        resampling_fn_probabilities_kwargs=options | {"order": 1},
+    )
+    grid = of(given).recipe.stages[0].grid
+    assert isinstance(grid, FixedSpacing)
+    assert grid.slices_apart_above is None
+
+
+def test_the_ignore_label_is_none_of_the_models() -> None:
+    labels = nnunet_models.LABELS | {"ignore": 3}
+    assert of(nnunet_models.plans(), DATASET | {"labels": labels}).schema.names == ("liver", "spleen")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            changed(patch_size=[8, 8], spacing=[1.0, 1.0]),
+            "is two-dimensional; supported: 3d_fullres, 3d_lowres",
+        ),
+        (changed(previous_stage="3d_lowres"), "reads the answer of 3d_lowres; supported"),
+        (changed(preprocessor_name="Mine"), "preprocessor Mine: supported is DefaultPreprocessor"),
+        (
+            changed(normalization_schemes=["RGBTo01Normalization"]),
+            "normalisation RGBTo01Normalization: supported",
+        ),
+        (
+            changed(normalization_schemes=["ZScoreNormalization"], use_mask_for_norm=[True]),
+            "ZScoreNormalization within the nonzero mask: supported",
+        ),
+        (changed(normalization_schemes=["CTNormalization"] * 2), "2 normalisation schemes for 1 channels"),
+        (
+            changed(resampling_fn_data="resample_torch_simple"),
+            "resampling_fn_data resample_torch_simple: supported",
+        ),
+        (
+            changed(resampling_fn_probabilities_kwargs={"order": 3}),
+            "resampling_fn_probabilities_kwargs .*order 1",
+        ),
+        (nnunet_models.plans() | {"label_manager": "Mine"}, "label manager Mine: supported is LabelManager"),
+        (nnunet_models.plans() | {"image_reader_writer": "Tiff3DIO"}, "image reader Tiff3DIO: supported are"),
+    ],
+)
+def test_what_a_recipe_cannot_say_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        of(given)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ({"labels": nnunet_models.LABELS}, "channel_names must name every channel"),
+        (DATASET | {"labels": {"0": "background"}}, "labels must give every name its value"),
+        (DATASET | {"labels": {"background": 0, "all": [1, 2], "core": 1}}, "labels are regions"),
+        (DATASET | {"labels": {"background": 0, "liver": 2}}, r"label values are \[2\]; expected 1, 2, 3"),
+    ],
+)
+def test_labels_and_channels_that_are_not_read_are_refused(dataset: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        of(nnunet_models.plans(), dataset)

@@ -1,0 +1,91 @@
+"""Folders and zips: what is found in them, and what is refused."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from helpers import nnunet_models
+from zoomseg.core.errors import ModelError
+from zoomseg.importing.nnunet import files
+
+
+def zipped(folder: Path, path: Path, inside: str = "Dataset007/trainer") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, f"{inside}/{file.relative_to(folder)}")
+    return path
+
+
+def test_a_zip_is_read_like_its_folder(tmp_path: Path) -> None:
+    folder = nnunet_models.write(tmp_path / "model", folds=("0", "2"))
+    with files.opened(zipped(folder, tmp_path / "a.zip")) as found:
+        unpacked = files.read(found, None)
+        assert unpacked.checkpoints["2"].read_bytes() == (folder / "fold_2/checkpoint_final.pth").read_bytes()
+    with files.opened(tmp_path / "model") as found:
+        assert files.read(found, None).plans == unpacked.plans
+
+
+def test_folds_are_those_wanted_and_all_cases_fold_only_alone(tmp_path: Path) -> None:
+    folder = nnunet_models.write(tmp_path / "model", folds=("0", "1", "all"))
+    assert list(files.read(folder, None).checkpoints) == ["0", "1"]
+    assert list(files.read(folder, ("all",)).checkpoints) == ["all"]
+    with pytest.raises(ModelError, match="no checkpoint of fold 3; it has: 0, 1, all"):
+        files.read(folder, ("3",))
+
+
+def test_the_final_checkpoint_goes_before_the_best(tmp_path: Path) -> None:
+    folder = nnunet_models.write(tmp_path / "model")
+    final = folder / "fold_0" / "checkpoint_final.pth"
+    best = folder / "fold_0" / "checkpoint_best.pth"
+    best.write_bytes(b"")
+    assert files.read(folder, None).checkpoints == {"0": final}
+    final.unlink()
+    assert files.read(folder, None).checkpoints == {"0": best}
+
+
+@pytest.mark.parametrize("name", ["../plans.json", "/tmp/plans.json", "a\\..\\plans.json", "C:/plans.json"])
+def test_a_zip_that_would_write_outside_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, "{}")
+    with pytest.raises(ModelError, match="would be written outside its own folder"), files.opened(path):
+        pass
+
+
+def test_a_zip_of_too_much_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = zipped(nnunet_models.write(tmp_path / "model"), tmp_path / "a.zip")
+    monkeypatch.setattr(files, "MAX_ZIP_BYTES", 1000)
+    with pytest.raises(ModelError, match="more than any trained model"), files.opened(path):
+        pass
+
+
+def test_what_holds_no_model_or_several_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no file or folder"), files.opened(tmp_path / "a"):
+        pass
+    (tmp_path / "text").write_text("plans")
+    with pytest.raises(ModelError, match="is no zip"), files.opened(tmp_path / "text"):
+        pass
+    with pytest.raises(ModelError, match=r"holds no plans\.json"), files.opened(tmp_path):
+        pass
+    for name in ("a", "b"):
+        nnunet_models.write(tmp_path / name)
+    with pytest.raises(ModelError, match=r"holds 2 models \(a, b\)"), files.opened(tmp_path):
+        pass
+
+
+def test_a_half_copied_folder_is_refused_by_what_lacks(tmp_path: Path) -> None:
+    folder = nnunet_models.write(tmp_path / "model")
+    (folder / "dataset.json").write_text('{"labels": ')
+    with pytest.raises(ModelError, match=r"dataset\.json cannot be read"):
+        files.read(folder, None)
+    (folder / "dataset.json").unlink()
+    with pytest.raises(ModelError, match=r"dataset\.json is missing"):
+        files.read(folder, None)
+    (folder / "fold_0" / "checkpoint_final.pth").unlink()
+    with pytest.raises(ModelError, match=r"has no fold_\*/checkpoint_final\.pth"):
+        files.read(folder, None)

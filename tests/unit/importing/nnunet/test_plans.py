@@ -1,0 +1,49 @@
+"""Plans: inheritance, the form before nnU-Net 2.4, and what is wrong with others."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers import nnunet_models
+from zoomseg.core.errors import ModelError
+from zoomseg.importing.nnunet.network import spec_of
+from zoomseg.importing.nnunet.plans import configuration_of, parse
+
+
+def test_a_configuration_has_what_it_inherits() -> None:
+    found = configuration_of(parse(nnunet_models.plans()), "3d_child")
+    assert found.spacing == [6.0, 3.0, 2.5]
+    assert found.patch_size == nnunet_models.PATCH
+    assert found.architecture.name == "PlainConvUNet"
+
+
+def test_plans_without_an_architecture_give_the_same_network() -> None:
+    given = nnunet_models.plans()
+    own = given["configurations"]["3d_fullres"]
+    new = configuration_of(parse(given), "3d_fullres")
+    del own["architecture"]
+    own |= nnunet_models.old_numbers()
+    old = configuration_of(parse(given), "3d_fullres")
+    assert spec_of(old.architecture, (2, 1, 0)) == spec_of(new.architecture, (2, 1, 0))
+
+
+def test_a_circle_and_an_unknown_configuration_are_refused() -> None:
+    given = nnunet_models.plans()
+    with pytest.raises(ModelError, match=r"no configuration 3d_lowres, .*it has: 3d_child, 3d_fullres"):
+        configuration_of(parse(given), "3d_lowres")
+    given["configurations"]["3d_fullres"]["inherits_from"] = "3d_child"
+    with pytest.raises(ModelError, match="3d_child inherits from itself"):
+        configuration_of(parse(given), "3d_child")
+
+
+def test_plans_of_another_version_or_with_a_key_missing_are_refused() -> None:
+    with pytest.raises(ModelError, match="plans are of nnU-Net v1"):
+        parse({"plans_per_stage": {}})
+    given = nnunet_models.plans()
+    given["transpose_forward"] = [0, 1, 1]
+    with pytest.raises(ModelError, match=r"transpose_forward is \[0, 1, 1\]"):
+        parse(given)
+    given = nnunet_models.plans()
+    del given["configurations"]["3d_fullres"]["patch_size"]
+    with pytest.raises(ModelError, match="configuration 3d_fullres: patch_size: Field required"):
+        configuration_of(parse(given), "3d_fullres")

@@ -1,0 +1,210 @@
+"""From nnU-Net's folder to a model that predicts: against nnU-Net's steps, written with scipy and torch."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy import ndimage
+
+from helpers import nnunet_models
+from zoomseg.backends.device import Device
+from zoomseg.core.case import Case
+from zoomseg.core.errors import ModelError
+from zoomseg.core.geometry import Grid
+from zoomseg.core.volume import Volume
+from zoomseg.importing.nnunet.run import import_model
+from zoomseg.inference.load import load_predictor, ready_predictor
+from zoomseg.io import bundle
+
+Floats = npt.NDArray[np.float64]
+PEER = "ZOOMSEG_NNUNET_PYTHON"
+"""Names the Python of an environment with nnunetv2."""
+
+
+def scan(spacing: tuple[float, float, float] = (1.5, 1.0, 2.0)) -> Volume:
+    """Noise that is smooth, in CT's numbers, with a margin of zeros; stored left to right reversed."""
+    rng = np.random.default_rng(3)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(22, 26, 14)), 1.5) * 900 + 60
+    data = np.zeros((26, 28, 17), dtype=np.float32)
+    data[2:24, 1:27, 3:] = smooth
+    return Volume(data[None], Grid(data.shape, np.diag([-spacing[0], spacing[1], spacing[2], 1.0])))
+
+
+def resized(data: Floats, shape: tuple[int, ...], order: int) -> Floats:
+    """``skimage.transform.resize`` with ``mode="edge"`` and no anti-aliasing."""
+    factors = [after / before for before, after in zip(data.shape, shape, strict=True)]
+    out = ndimage.zoom(data, factors, order=order, mode="nearest", grid_mode=True)
+    return np.clip(out, data.min(), data.max())
+
+
+def resampled(data: Floats, shape: tuple[int, int, int], order: int, apart: bool) -> Floats:
+    """``resample_data_or_seg`` of one channel, k, j, i; ``apart``: slices along k each for itself."""
+    if not apart:
+        return resized(data, shape, order)
+    slices = np.stack([resized(plane, shape[1:], order) for plane in data])
+    at = (np.arange(shape[0]) + 0.5) * len(data) / shape[0] - 0.5
+    return slices[np.floor(at + 0.5).astype(int).clip(0, len(data) - 1)]
+
+
+def windowed(image: Floats, network: torch.nn.Module, patch: list[int]) -> Floats:
+    """Logits ``[C, K, J, I]``: tiles overlap by half, weights are Gaussian; padded with zeros."""
+    lacking = [max(0, p - n) for p, n in zip(patch, image.shape, strict=True)]
+    padded = np.pad(image, [(n // 2, n - n // 2) for n in lacking])
+    counts = [int(np.ceil((n - p) / (p / 2))) + 1 for n, p in zip(padded.shape, patch, strict=True)]
+    starts = [
+        [int(np.round((n - p) / max(1, c - 1) * m)) for m in range(c)]
+        for n, p, c in zip(padded.shape, patch, counts, strict=True)
+    ]
+    delta = np.zeros(patch)
+    delta[tuple(p // 2 for p in patch)] = 1
+    weight = ndimage.gaussian_filter(delta, [p / 8 for p in patch], mode="constant")
+    weight = (weight / weight.max()).clip(2.0**-24 / 10)
+    total, weights = np.zeros((3, *padded.shape)), np.zeros(padded.shape)
+    for start in itertools.product(*starts):
+        box = tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))
+        with torch.no_grad():
+            logits = network(torch.from_numpy(padded[box][None, None]).float())[0].double().numpy()
+        total[(slice(None), *box)] += logits * weight
+        weights[box] += weight
+    crop = tuple(slice(n // 2, n // 2 + size) for n, size in zip(lacking, image.shape, strict=True))
+    return (total / weights)[(slice(None), *crop)]
+
+
+def by_hand(
+    image: Volume, network: torch.nn.Module, spacing: list[float], zscore: bool
+) -> npt.NDArray[np.int64]:
+    """nnU-Net's prediction, ``[I, J, K]``."""
+    data = image.data[0].T.astype(np.float64)
+    own_mm = image.grid.spacing_mm[::-1]
+    box = tuple(slice(where.min(), where.max() + 1) for where in np.nonzero(data))
+    crop = data[box]
+    crop = (crop - crop.mean()) / crop.std() if zscore else (crop.clip(-100, 200) - 60) / 50
+    shape = tuple(round(own / new * n) for own, new, n in zip(own_mm, spacing, crop.shape, strict=True))
+    apart = max(own_mm) / min(own_mm) > 3 or max(spacing) / min(spacing) > 3
+    i, j, k = shape
+    logits = windowed(resampled(crop, (i, j, k), 3, apart), network, nnunet_models.PATCH)
+    back = np.stack([resampled(one, crop.shape, 1, apart) for one in logits])  # type: ignore[arg-type]
+    labels = np.zeros(data.shape, dtype=np.int64)
+    labels[box] = back.argmax(axis=0)
+    return labels.T
+
+
+@pytest.mark.parametrize(
+    ("residual", "scheme", "spacing", "scan_mm", "backend"),
+    [
+        (False, "CTNormalization", [3.0, 1.5, 1.25], (1.5, 1.0, 2.0), "openvino"),
+        (True, "ZScoreNormalization", [1.6, 1.2, 0.9], (1.0, 1.0, 1.5), "torch"),
+        (False, "CTNormalization", [6.0, 1.5, 1.25], (1.5, 1.0, 2.0), "torch"),  # the grid's slices lie apart
+        (
+            False,
+            "ZScoreNormalization",
+            [2.5, 1.5, 1.25],
+            (1.0, 1.0, 4.0),
+            "onnxruntime",
+        ),  # the scan's slices do
+    ],
+)
+def test_label_maps_are_those_of_nnunets_steps(
+    residual: bool,
+    scheme: str,
+    spacing: list[float],
+    scan_mm: tuple[float, float, float],
+    backend: str,
+    tmp_path: Path,
+) -> None:
+    network = nnunet_models.random_network(residual)
+    known = nnunet_models.plans(residual, scheme)
+    known["configurations"]["3d_fullres"]["spacing"] = spacing
+    import_model(nnunet_models.write(tmp_path / "given", network, known), tmp_path / "model")
+    image = scan(scan_mm)
+    predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), backend=backend)
+    expected = by_hand(image, network, spacing, scheme.startswith("Z"))
+    assert np.bincount(expected.ravel()).max() < 0.95 * expected.size
+    for keep in (False, True):
+        found = predictor.predict(Case("a", image), keep=keep).labels.data
+        # Where two logits are equal to float32's precision, either may win.
+        assert (found != expected).mean() < 1e-3
+
+
+def test_folds_become_models_that_predict_together(tmp_path: Path) -> None:
+    given = nnunet_models.write(tmp_path / "given", folds=("0", "1"))
+    folders = import_model(given, tmp_path / "model")
+    assert folders == (tmp_path / "model" / "fold-0", tmp_path / "model" / "fold-1")
+    assert bundle.models_in(tmp_path / "model") == folders
+    image = scan()
+    one = load_predictor([folders[0]], "cpu").predict(Case("a", image)).labels.data
+    both = load_predictor(folders, "cpu").predict(Case("a", image)).labels.data
+    assert (one != both).mean() < 1e-3  # both folds have the same weights here
+    assert import_model(given, tmp_path / "single", ("1",)) == (tmp_path / "single",)
+
+
+def test_an_imported_model_says_where_it_is_from(tmp_path: Path) -> None:
+    import_model(nnunet_models.write(tmp_path / "given"), tmp_path / "model")
+    said = bundle.load(tmp_path / "model").provenance
+    assert said["trainer"] == "nnUNetTrainerOfSomebody"
+    assert said["configuration"] == "3d_fullres"
+    assert (said["imported_from"], said["fold"], said["data_set"]) == ("nnU-Net v2", "0", "Dataset007_Tiny")
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("mine")
+    with pytest.raises(ModelError, match="exists already; choose another folder"):
+        import_model(nnunet_models.write(tmp_path / "given"), tmp_path / "model")
+
+
+def test_a_patch_that_the_network_cannot_read_is_named(tmp_path: Path) -> None:
+    known = nnunet_models.plans()
+    known["configurations"]["3d_fullres"]["patch_size"] = [4, 9, 12]
+    with pytest.raises(ModelError, match=r"plans\.json: plain_conv_unet with same padding cannot take .*9"):
+        import_model(nnunet_models.write(tmp_path / "given", known=known), tmp_path / "model")
+
+
+PREDICT = """
+import sys, torch, numpy as np
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+model, image, out = sys.argv[1:]
+predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+predictor.initialize_from_trained_model_folder(model, ("0",), "checkpoint_final.pth")
+data = np.load(image)
+labels = predictor.predict_single_npy_array(data["image"], {"spacing": data["spacing"].tolist()})
+np.save(out, labels)
+"""
+
+
+def test_label_maps_are_nnunets_own(tmp_path: Path) -> None:
+    python = os.environ.get(PEER)
+    if not python:
+        pytest.skip(f"{PEER} names no Python that has nnunetv2")
+    image = scan()
+    given = nnunet_models.write(tmp_path / "given")
+    content = with_known_trainer(given / "fold_0" / "checkpoint_final.pth")
+    torch.save(content, given / "fold_0" / "checkpoint_final.pth")
+    np.savez(
+        tmp_path / "scan.npz", image=image.data[0].T[None], spacing=np.array(image.grid.spacing_mm[::-1])
+    )
+    run = [python, "-c", PREDICT, given, tmp_path / "scan.npz", tmp_path / "out.npy"]
+    subprocess.run([str(part) for part in run], check=True)
+    import_model(given, tmp_path / "model")
+    found = load_predictor([tmp_path / "model"], "cpu").predict(Case("a", image)).labels.data
+    expected = np.load(tmp_path / "out.npy").T
+    for label in (1, 2):
+        dice = (
+            2
+            * ((found == label) & (expected == label)).sum()
+            / ((found == label).sum() + (expected == label).sum())
+        )
+        assert dice > 0.99  # nnU-Net adds its logits up in half precision
+
+
+def with_known_trainer(path: Path) -> dict[str, object]:
+    """A checkpoint whose trainer nnU-Net knows."""
+    content: dict[str, object] = torch.load(path, weights_only=False)
+    return content | {"trainer_name": "nnUNetTrainer"}
