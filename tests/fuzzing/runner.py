@@ -217,5 +217,6 @@ def _differences(before: Listing, after: Listing) -> Iterator[str]:
 
 def _left_over(given: Input) -> Iterator[str]:
     yield from (str(path) for path in sorted(given.temporary.iterdir()))
-    hidden = (path for path in given.out.parent.rglob(".*") if not path.is_dir())
+    # A training's lock stays in its folder: taken away, two could hold it.
+    hidden = (path for path in given.out.parent.rglob(".*") if not path.is_dir() and path.name != ".lock")
     yield from (str(path) for path in sorted(hidden))

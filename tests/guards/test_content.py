@@ -64,7 +64,8 @@ def foreign_places(path: Path, root: Path) -> Iterator[str]:
 
 
 def unsafe_loading(path: Path) -> Iterator[str]:
-    """Imports and calls that can run code from a file. ``yaml.load`` may take a safe loader."""
+    """Imports and calls that can run code from a file. ``yaml.load`` may take a safe loader, ``torch.load``
+    be of weights only; what a refused pickle raises may be imported."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
     safe = {node.name for node in classes if "yaml.SafeLoader" in map(ast.unparse, node.bases)}
@@ -73,12 +74,14 @@ def unsafe_loading(path: Path) -> Iterator[str]:
         modules = []
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and [a.name for a in node.names] != ["UnpicklingError"]:
             modules = [node.module or ""]
         yield from (f"{where}: imports {m}" for m in modules if m.split(".")[0] in UNSAFE_MODULES)
         if isinstance(node, ast.Call):
             name, given = ast.unparse(node.func), {ast.unparse(argument) for argument in node.args}
-            if name in UNSAFE_CALLS and not (name == "yaml.load" and given & safe):
+            weights_only = "weights_only=True" in map(ast.unparse, node.keywords)
+            checked = (name == "yaml.load" and given & safe) or (name == "torch.load" and weights_only)
+            if name in UNSAFE_CALLS and not checked:
                 yield f"{where}: calls {name}"
             for keyword in node.keywords:
                 value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
@@ -141,6 +144,9 @@ def test_no_module_loads_what_could_run_code() -> None:
         "import os, joblib",
         "from dill import loads",
         "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=chosen)",
+        "from pickle import UnpicklingError, loads",
         "np.load(path)",
         "numpy.lib.format.read_array(file, allow_pickle=True)",
         "numpy.lib.format.read_array(file, allow_pickle=trusted)",

@@ -32,7 +32,7 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow, write_review, write_summary
 from zoomseg.io.dicom.write.results import require_series
 from zoomseg.io.files import writable_directory, write_json_atomic
-from zoomseg.io.locks import locked
+from zoomseg.io.locks import waiting_for
 from zoomseg.io.scans import ScanInput
 from zoomseg.io.seg_nrrd import write_colour_tables
 from zoomseg.pipeline.probability_map import require_probabilities
@@ -115,7 +115,7 @@ def segment_to_folder(
 
 def _write_account(out: Path, run: dict[str, Any], rows: Sequence[OrganRow]) -> None:
     """Of this run, and of what others left or leave in the folder meanwhile."""
-    with locked(out / ".lock", wait=True):
+    with waiting_for(out):
         earlier = earlier_results.read(out, run, run["cases"])
         write_summary(out / "summary.csv", [*earlier.rows, *rows])
         write_review(out / "review.csv", [*earlier.rows, *rows])

@@ -88,7 +88,7 @@ def read_file(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
             raise OSError(errno.EINVAL, "not a file", str(path))
         if found.st_size > most_bytes:
             raise OSError(errno.EFBIG, f"has {found.st_size} bytes, {most_bytes} at most are read", str(path))
-        return file.read(most_bytes)
+        return file.read(found.st_size)
 
 
 def reason_of(error: Exception) -> str:

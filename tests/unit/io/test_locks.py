@@ -9,17 +9,18 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from zoomseg.core.errors import OutputError
-from zoomseg.io.locks import locked
+from zoomseg.io.locks import locked, waiting_for
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from zoomseg.io.locks import locked
+from zoomseg.io.locks import locked, waiting_for
 held = locked(Path(sys.argv[1]), "")
 print("held", flush=True)
 time.sleep(60)
@@ -62,3 +63,29 @@ def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         locked(tmp_path / "none" / "lock", "is in use")
+
+
+WAIT = """
+import sys
+import time
+from pathlib import Path
+from zoomseg.io.locks import waiting_for
+folder = Path(sys.argv[1])
+print("begun", flush=True)
+with waiting_for(folder):
+    print((folder / "counter").read_text(), flush=True)
+"""
+
+
+def test_a_second_process_waits_for_the_folder_and_no_file_is_left(tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("before")
+    with waiting_for(tmp_path):
+        other = subprocess.Popen([sys.executable, "-c", WAIT, tmp_path], stdout=subprocess.PIPE, text=True)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "begun\n"
+        time.sleep(0.5)
+        counter.write_text("after")
+    with other:
+        assert other.stdout.readline() == "after\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["counter"]

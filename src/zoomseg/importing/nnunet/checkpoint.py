@@ -6,10 +6,10 @@ them are numpy's numbers in its training log; their constructors alone are allow
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -49,14 +49,14 @@ def read(path: Path) -> Checkpoint:
     try:
         with torch.serialization.safe_globals(ALLOWED):  # type: ignore[arg-type]
             data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise ModelError(_refusal(path, error)) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{path} is damaged or no checkpoint ({quoted(error)}); copy it again") from None
     return _checked(path, data)
 
 
-def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
+def _refusal(path: Path, error: UnpicklingError) -> str:
     text = str(error)
     named = text.partition("GLOBAL ")[2].split(" ")[0] if "GLOBAL " in text else ""
     what = f"an object of {quoted(named)}" if named else "more than tensors and numbers"
