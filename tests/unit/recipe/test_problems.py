@@ -67,7 +67,8 @@ FINE = ("stages", 1)
         ),
         (
             put(*FINE, "roi", "radius", to=3),
-            "stage 'stage2', roi: unknown key 'radius' (allowed: kind, of, radius_vox, threshold, include_reference)",
+            "stage 'stage2', roi: unknown key 'radius' "
+            "(allowed: kind, of, radius_vox, threshold, include_reference)",
         ),
         (
             put(*FINE, "training", "optimiser", "beta", to=3),
