@@ -1,6 +1,6 @@
 """One training step of several networks: seconds, GFLOP per second, and the share of it that is convolutions.
 
-    python benchmarks/train/step.py [--before SOURCE] [--threads 1,2] [--only default,...]
+    python benchmarks/train/step.py [--before SOURCE] [--threads 1,2] [--only "default, fine; ..."]
 
 Patches are random numbers, so that no data are needed and making patches is not measured; a step is what
 ``training.stage_group`` does with a batch: forward, loss, backward, update. ``convolutions`` are the same
@@ -65,7 +65,7 @@ def main() -> None:
     add = parser.add_argument
     add("--before", type=Path, help="folder that holds another version of the package zoomseg")
     add("--threads", default="1", help="numbers of threads, separated by commas")
-    add("--only", default="", help=f"some of: {'; '.join(NETWORKS)}")
+    add("--only", default="", help=f"some, separated by semicolons, of: {'; '.join(NETWORKS)}")
     add("--turns", type=int, default=3)
     add("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -73,18 +73,9 @@ def main() -> None:
         print(json.dumps(measured(NETWORKS[options.measure])))
         return
     chosen = [name.strip() for name in options.only.split(";") if name.strip()] or list(NETWORKS)
-    head = [
-        "network",
-        "threads",
-        "GFLOP",
-        "before, s",
-        "step, s",
-        "ratio",
-        "GFLOP/s",
-        "convolutions, s",
-        "share",
-    ]
-    print("| " + " | ".join(head) + " |\n|---|" + "---:|" * (len(head) - 1), flush=True)
+    if unknown := sorted({*chosen} - {*NETWORKS}):
+        parser.error(f"no network '{unknown[0]}'; allowed: {'; '.join(NETWORKS)}")
+    print("| " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * (len(COLUMNS) - 1), flush=True)
     for threads in options.threads.split(","):
         for name in chosen:
             print(row(name, int(threads), options.before, options.turns), flush=True)
@@ -124,10 +115,12 @@ def measured(network: Network) -> dict[str, float]:
     torch.manual_seed(0)
     group, batch = _group(network)
     module = next(iter(group.modules.values()))
-    calls = _convolutions(module, lambda: group.forward(batch, group.modules))
+    (patches,) = (stage.image_BCIJK for stage in batch.stages.values())
+    calls = _convolutions(module, patches)
     with group.device.tuned():
         step = _fastest(lambda: group.learn(batch, {}, measure=False))
-    alone = sum(_fastest(_alone(*call), 3) for call in calls)
+    dtype = torch.bfloat16 if group.device.bfloat16 else torch.float32
+    alone = sum(_fastest(_alone(*call, dtype), 3) for call in calls)
     return {"gflop": sum(_operations(*call[:3]) for call in calls) / 1e9, "step": step, "convolutions": alone}
 
 
@@ -209,7 +202,8 @@ Call = tuple[Any, Any, Any, bool]
 """A convolution's module, its input, its output, and whether the input has a gradient."""
 
 
-def _convolutions(module: Any, run: Callable[[], Any]) -> list[Call]:
+def _convolutions(module: Any, patches: Any) -> list[Call]:
+    """All of a forward pass in float32, in which every convolution is its module's."""
     from torch import nn
 
     calls: list[Call] = []
@@ -219,8 +213,7 @@ def _convolutions(module: Any, run: Callable[[], Any]) -> list[Call]:
 
     layers = [m for m in module.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)]
     hooks = [layer.register_forward_hook(note) for layer in layers]
-    module.train()
-    run()
+    module.train()(patches)
     for hook in hooks:
         hook.remove()
     return calls
@@ -235,11 +228,11 @@ def _operations(layer: Any, given: Any, answer: Any) -> float:
     return 6.0 * each * layer.weight.numel()
 
 
-def _alone(layer: Any, given: Any, answer: Any, with_gradient: bool) -> Callable[[], Any]:
+def _alone(layer: Any, given: Any, answer: Any, with_gradient: bool, dtype: Any) -> Callable[[], Any]:
     import torch
 
-    weight = layer.weight.detach().to(answer.dtype).requires_grad_()
-    x, back = given.to(answer.dtype).requires_grad_(with_gradient), torch.randn_like(answer)
+    weight = layer.weight.detach().to(dtype).requires_grad_()
+    x, back = given.to(dtype).requires_grad_(with_gradient), torch.randn_like(answer, dtype=dtype)
     wanted = (x, weight) if with_gradient else (weight,)
     if isinstance(layer, torch.nn.ConvTranspose3d):
         rest = (None, layer.stride, layer.padding, layer.output_padding)

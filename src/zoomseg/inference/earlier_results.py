@@ -22,15 +22,19 @@ class EarlierResults:
     cases: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     rows: tuple[OrganRow, ...] = ()
 
+    def besides(self, own: Collection[str], out: Path) -> EarlierResults:
+        """Those whose label map is still in ``out``, without the cases of ``own``."""
+        kept = {
+            case: account
+            for case, account in self.cases.items()
+            if case not in own and _label_map_is_there(out, case)
+        }
+        return EarlierResults(kept, tuple(row for row in self.rows if row.case in kept))
 
-def read(out: Path, run: Mapping[str, Any], own: Collection[str]) -> EarlierResults:
-    """Those cases in ``out`` whose label map is still there, and whose values mean what they mean in ``run``;
-    none where the account is damaged, or no account of ours.
 
-    Args:
-        run: the account that is to be written.
-        own: cases that it tells of itself.
-    """
+def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
+    """The cases that the account in ``out`` has as done, and whose values mean what they mean in ``run``, the
+    account that is to be written; none where it is damaged, or no account of ours."""
     try:
         before = parse_json(read_file(out / "run.json"))
         rows = read_summary(out / "summary.csv")
@@ -42,9 +46,9 @@ def read(out: Path, run: Mapping[str, Any], own: Collection[str]) -> EarlierResu
     kept = {
         case: _of_its_run(account, before, run)
         for case, account in (told.items() if isinstance(told, dict) else ())
-        if case not in own and _is_done(account) and _label_map_is_there(out, case)
+        if _is_done(account)
     }
-    return EarlierResults(kept, tuple(row for row in rows if row.case in kept))
+    return EarlierResults(kept, tuple(rows))
 
 
 def _is_done(account: object) -> bool:

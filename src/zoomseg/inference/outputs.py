@@ -27,6 +27,7 @@ from zoomseg.inference.batch import (
     result_path,
 )
 from zoomseg.inference.confidence import organ_rows_of
+from zoomseg.inference.earlier_results import EarlierResults
 from zoomseg.inference.efficiency import measures, summarise
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow, write_review, write_summary
@@ -86,6 +87,7 @@ def segment_to_folder(
     run = _header(predictor, chosen, notes)
     failed: list[Failed] = []
     costs: list[dict[str, float]] = []
+    account = _Account(out)
     began = time.perf_counter()
 
     def settle(outcome: Outcome) -> None:
@@ -105,7 +107,7 @@ def segment_to_folder(
                 run["cases"][outcome.case] = {"status": "failed", "error": outcome.reason}
         run["seconds"] = round(time.perf_counter() - began, 3)
         run["efficiency"] = summarise(costs)
-        _write_account(out, run, rows)
+        account.write(run, rows)
         if on_result is not None:
             on_result(outcome)
 
@@ -113,13 +115,34 @@ def segment_to_folder(
     return tuple(failed)
 
 
-def _write_account(out: Path, run: dict[str, Any], rows: Sequence[OrganRow]) -> None:
-    """Of this run, and of what others left or leave in the folder meanwhile."""
-    with waiting_for(out):
-        earlier = earlier_results.read(out, run, run["cases"])
-        write_summary(out / "summary.csv", [*earlier.rows, *rows])
-        write_review(out / "review.csv", [*earlier.rows, *rows])
-        write_json_atomic(out / "run.json", {**run, "cases": {**earlier.cases, **run["cases"]}})
+class _Account:
+    """Of a run, and of what others left or leave in its folder meanwhile: read again only where another than
+    this run has written since, as it grows with every case."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._earlier = EarlierResults()
+        self._written: tuple[int, int, int] | None = None
+
+    def write(self, run: dict[str, Any], rows: Sequence[OrganRow]) -> None:
+        out, file = self._out, self._out / "run.json"
+        with waiting_for(out):
+            if self._written is None or _version(file) != self._written:
+                self._earlier = earlier_results.read(out, run)
+            self._earlier = earlier = self._earlier.besides(run["cases"], out)
+            write_summary(out / "summary.csv", [*earlier.rows, *rows])
+            write_review(out / "review.csv", [*earlier.rows, *rows])
+            write_json_atomic(file, {**run, "cases": {**earlier.cases, **run["cases"]}})
+            self._written = _version(file)
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """Another one after every atomic write; None of no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe, beside: ExtraOutputs) -> None:

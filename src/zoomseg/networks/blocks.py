@@ -159,10 +159,10 @@ def initialise(module: nn.Module, slope: float) -> None:
             nn.init.zeros_(part.bias)
 
 
-def transposed(x_BCIJK: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
+def transposed(x_BCIJK: Tensor, layer: nn.Module) -> Tensor:
     """Upsampling by a transposed convolution whose kernel is its stride."""
     if channels_last.applies(x_BCIJK):
-        return channels_last.upsampled(x_BCIJK, layer)
+        return channels_last.upsampled(x_BCIJK, cast(nn.ConvTranspose3d, layer))
     out: Tensor = layer(x_BCIJK)
     return out
 

@@ -1,4 +1,4 @@
-"""The layers of a residual U-Net on feature maps in bfloat16 whose channels lie last in memory, on a CPU.
+"""Layers of networks with instance norm, for bfloat16 feature maps with channels last in memory, on a CPU.
 
 There convolutions are fastest, but torch's own instance norm first turns its input around, and its gradient
 of a transposed convolution, and average pooling, have no fast kernel (torch 2.13). Each function here equals
@@ -42,7 +42,7 @@ def norm_and_activation(x_BCIJK: Tensor, norm: nn.InstanceNorm3d, slope: float |
 def upsampled(x_BCIJK: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
     """A transposed convolution whose kernel is its stride."""
     weight = layer.weight.to(x_BCIJK.dtype).contiguous(memory_format=LAST)
-    out_BCIJK = cast(Tensor, _Spread.apply(x_BCIJK, weight))  # type: ignore[no-untyped-call]
+    out_BCIJK = cast(Tensor, _KernelIsStride.apply(x_BCIJK, weight, True))  # type: ignore[no-untyped-call]
     assert layer.bias is not None
     return out_BCIJK + layer.bias.to(x_BCIJK.dtype)[:, None, None, None]
 
@@ -52,7 +52,7 @@ def averaged_and_projected(x_BCIJK: Tensor, pool: nn.AvgPool3d, layer: nn.Conv3d
     stride = cast("tuple[int, int, int]", pool.kernel_size)
     kernel = layer.weight / math.prod(stride)
     weight = kernel.expand(-1, -1, *stride).to(x_BCIJK.dtype).contiguous(memory_format=LAST)
-    return cast(Tensor, _Gather.apply(x_BCIJK, weight))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _KernelIsStride.apply(x_BCIJK, weight, False))  # type: ignore[no-untyped-call]
 
 
 class _NormAndActivation(torch.autograd.Function):
@@ -125,37 +125,28 @@ def _sum_of_rows(rows_BNC: Tensor, channels: int) -> Tensor:
     return torch.bmm(ones, rows_BNC).float().view(batch, -1, channels).sum(1)
 
 
-class _Spread(torch.autograd.Function):
-    """A transposed convolution whose kernel is its stride. Its input's gradient is a convolution, its
-    weight's that of this convolution: for both there are fast kernels."""
+class _KernelIsStride(torch.autograd.Function):
+    """A convolution whose kernel is its stride, or the transposed one. Each gives the other's gradient by its
+    input, and the weight's is that of the convolution: for all there are fast kernels."""
 
     @staticmethod
-    def forward(ctx: Any, x_BCIJK: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x_BCIJK: Tensor, weight: Tensor, transposed: bool) -> Tensor:
         ctx.save_for_backward(x_BCIJK, weight)
-        return F.conv_transpose3d(x_BCIJK, weight, stride=weight.shape[2:])
+        ctx.transposed = transposed
+        return _convolved(x_BCIJK, weight, transposed)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x_BCIJK, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=LAST)
-        of_x = F.conv3d(gradient, weight, stride=weight.shape[2:])
-        return of_x, _of_weight(x_BCIJK, gradient, weight)
+        of_x = _convolved(gradient, weight, not ctx.transposed)
+        fine, coarse = (gradient, x_BCIJK) if ctx.transposed else (x_BCIJK, gradient)
+        return of_x, _of_weight(coarse, fine, weight), None
 
 
-class _Gather(torch.autograd.Function):
-    """A convolution whose kernel is its stride. Its input's gradient is a transposed convolution."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BCIJK: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x_BCIJK, weight)
-        return F.conv3d(x_BCIJK, weight, stride=weight.shape[2:])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        x_BCIJK, weight = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=LAST)
-        of_x = F.conv_transpose3d(gradient, weight, stride=weight.shape[2:])
-        return of_x, _of_weight(gradient, x_BCIJK, weight)
+def _convolved(x_BCIJK: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    run = F.conv_transpose3d if transposed else F.conv3d
+    return run(x_BCIJK, weight, stride=weight.shape[2:])
 
 
 def _of_weight(answer_BCIJK: Tensor, given_BCIJK: Tensor, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from zoomseg.core.geometry import Index3
-from zoomseg.networks.blocks import LEAKY_SLOPE, ConvNormAct, concatenate, initialise
+from zoomseg.networks.blocks import LEAKY_SLOPE, ConvNormAct, concatenate, initialise, transposed
 
 
 def _stacked(
@@ -59,5 +59,5 @@ class PlainConvUNet(nn.Module):
             x = level(x)
             skips.append(x)
         for n in reversed(range(len(self.decoder))):
-            x = self.decoder[n](concatenate(self.up[n](x), skips[n]))
+            x = self.decoder[n](concatenate(transposed(x, self.up[n]), skips[n]))
         return (self.last(x),)

@@ -5,8 +5,6 @@ Shape suffixes: B batch, C channels, I J K voxels.
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, nn
 
 from zoomseg.core.geometry import Index3
@@ -71,8 +69,7 @@ class ResEncUNet(nn.Module):
         answering = len(self.heads) if self.training else 1
         logits: list[Tensor] = []
         for level in reversed(range(len(self.decoder))):
-            up = transposed(x, cast(nn.ConvTranspose3d, self.up[level]))
-            x = self.decoder[level](concatenate(up, skips[level]))
+            x = self.decoder[level](concatenate(transposed(x, self.up[level]), skips[level]))
             if level < answering:
                 logits.insert(0, self.heads[level](x))
         return (upsample(logits[0], self.stem_stride), *logits[1:])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers.tiny_dataset import CPU, tiny_case
 from helpers.untrained_models import predictor, untrained_bundle
+from zoomseg.inference import earlier_results
 from zoomseg.inference.outputs import segment_to_folder
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.scans import ScanInput, write_image
@@ -74,3 +77,20 @@ def test_an_account_that_is_none_of_ours_is_replaced(
     (tmp_path / "out" / file).write_text(content)
     segment_to_folder(three[1:2], tmp_path / "out", predictor())
     assert listed(tmp_path / "out")[0][-1] == "b"
+
+
+def test_an_account_that_nobody_else_wrote_is_read_once(
+    three: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read after every case, one of ten thousand cases would be parsed ten thousand times."""
+    segment_to_folder(three[:1], tmp_path / "out", predictor())
+    read, times = earlier_results.read, []
+
+    def counted(out: Path, run: Mapping[str, Any]) -> earlier_results.EarlierResults:
+        times.append(out)
+        return read(out, run)
+
+    monkeypatch.setattr(earlier_results, "read", counted)
+    segment_to_folder(three[1:], tmp_path / "out", predictor())
+    assert times == [tmp_path / "out"]
+    assert listed(tmp_path / "out")[0] == ["a", "b", "c"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from zoomseg.networks import channels_last
-from zoomseg.networks.build import laid_out
-from zoomseg.networks.residual import ResEncUNet
-from zoomseg.recipe.spec import ResEncUNet as ResEncUNetSpec
+from zoomseg.networks.build import build, laid_out
+from zoomseg.recipe.spec import NetworkSpec, PlainConvUNet, ResEncUNet
 
 LAST = torch.channels_last_3d
 ONE, TWO, THREE = (1, 1, 1), (2, 2, 2), (3, 3, 3)
@@ -71,18 +72,26 @@ def test_it_is_for_bfloat16_with_channels_last_alone() -> None:
     assert not channels_last.applies(torch.zeros(1, 4, 3, 3, 3, dtype=torch.bfloat16))
 
 
-def test_a_network_laid_out_for_it_says_and_learns_the_same() -> None:
+@pytest.mark.parametrize("kind", ["resenc_unet", "plain_conv_unet"])
+def test_a_network_laid_out_for_it_says_and_learns_the_same(kind: str) -> None:
     """As near as bfloat16 comes to float32: the same network in its usual order is as far off."""
-    spec = ResEncUNetSpec(
-        channels=(8, 16, 24), strides=(ONE, TWO, TWO), kernels=(THREE,) * 3, blocks=(1, 1, 2)
+    numbers: dict[str, Any] = {
+        "channels": (8, 16, 24),
+        "strides": (ONE, TWO, TWO),
+        "kernels": (THREE,) * 3,
+    }
+    spec: NetworkSpec = (
+        ResEncUNet(**numbers, blocks=(1, 1, 2), deep_supervision=False)
+        if kind == "resenc_unet"
+        else PlainConvUNet(**numbers, convolutions=(1, 1, 2), decoder_convolutions=(1, 1))
     )
     x, target = torch.randn(2, 3, 16, 16, 16), torch.randn(2, 4, 16, 16, 16)
 
     def learned(bfloat16: bool, last: bool) -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)
-        module = ResEncUNet(3, 4, spec.channels, spec.strides, spec.kernels, spec.blocks, False)
-        laid_out(spec, module, last)
-        assert module.stem[0].weight.is_contiguous(memory_format=LAST) == last
+        module = laid_out(spec, build(spec, 3, 4, "same"), last)
+        weight = next(p for p in module.parameters() if p.ndim == 5)
+        assert weight.is_contiguous(memory_format=LAST) == last
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
             logits = module(x)[0].float()
         ((logits - target) ** 2).mean().backward()

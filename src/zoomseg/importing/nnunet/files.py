@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zoomseg.core.errors import ModelError, listed, quoted
-from zoomseg.io.files import parse_json, reading
+from zoomseg.io.files import parse_json, read_file
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 """In the order in which they are looked for; nnU-Net predicts with the first."""
@@ -148,13 +148,9 @@ def _check_members(source: Path, members: list[zipfile.ZipInfo]) -> None:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"{path.name} is missing in {path.parent}; copy the whole folder")
-    with reading(path, path.name), path.open("rb") as file:
-        content = file.read(MAX_JSON_BYTES + 1)
     try:
-        if len(content) > MAX_JSON_BYTES:
-            raise ValueError(f"larger than {MAX_JSON_BYTES // 1_000_000} MB")
-        data = parse_json(content)
-    except ValueError as error:
+        data = parse_json(read_file(path, MAX_JSON_BYTES))
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error}); copy it again") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} is no JSON object; copy it again")
