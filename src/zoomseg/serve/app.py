@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import FastAPI, HTTPException, Query, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel
 
 from zoomseg.core.errors import DatasetError, OutputError, ScanError, ZoomSegError
@@ -21,10 +20,11 @@ from zoomseg.io.scans import ScanInput
 from zoomseg.serve.access import Access, Guard
 from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError, State
-from zoomseg.serve.organs import Organ, organs_of_result
+from zoomseg.serve.organs import Organ, organs_of_result, summary_of_result
 from zoomseg.serve.pages import add_pages
-from zoomseg.serve.upload import PIECE_BYTES, TooLargeError, TooSlowError, receive
-from zoomseg.serve.worker import READING
+from zoomseg.serve.remaining import remaining_seconds
+from zoomseg.serve.upload import TooLargeError, TooSlowError, receive
+from zoomseg.serve.worker import READING, WRITING
 
 RETRY_SECONDS = 30
 """When a client whose upload was refused by a full queue may ask again."""
@@ -62,7 +62,8 @@ class ModelView(BaseModel):
 
 class JobView(BaseModel):
     """A job. ``progress`` is the share of the current ``stage`` that is done; ``stages`` are all of them in
-    order; ``results`` the names of what can be fetched at ``/jobs/{id}/<name>``; ``notes`` what the user
+    order; ``remaining`` the seconds that a running job is expected to take yet, None if nothing is known;
+    ``results`` the names of what can be fetched at ``/jobs/{id}/<name>``; ``notes`` what the user
     should know of how the scan was read, how unlike the training scans it is, what was taken out."""
 
     id: str
@@ -75,6 +76,7 @@ class JobView(BaseModel):
     ahead: int
     created: float
     seconds: float
+    remaining: float | None
     error: str | None
     results: list[str]
     notes: list[str]
@@ -118,17 +120,25 @@ class Service:
             model=job.model,
             state=job.state,
             stage=step.stage if step else None,
-            stages=[READING, *(model.stages if model else ())],
+            stages=[READING, *(model.stages if model else ()), WRITING],
             progress=step.done / step.total if step and step.total else 0.0,
             ahead=self.jobs.ahead_of(job) if job.state is State.QUEUED else 0,
             created=job.created,
             seconds=round(job.seconds, 1),
+            remaining=self._remaining(job),
             error=job.error,
             results=[r.name for r in RESULTS if self.result(job, r.name).is_file()]
             if job.state is State.FINISHED
             else [],
             notes=list(job.notes),
         )
+
+    def _remaining(self, job: Job) -> float | None:
+        if job.state is not State.RUNNING:
+            return None
+        earlier = [other.seconds for other in self.jobs.all() if _ran_like(job, other)]
+        expected = remaining_seconds(job.seconds, earlier)
+        return None if expected is None else round(expected, 1)
 
     def result(self, job: Job, name: str) -> Path:
         """Where a result is, if there is one."""
@@ -180,6 +190,20 @@ def _explain(request: Request, error: Exception) -> JSONResponse:
         case _:  # what it says is the server's own business, paths and all
             print(f"zoomseg: {error}", file=sys.stderr, flush=True)
             return JSONResponse({"detail": "the server could not do this; see its output"}, 500)
+
+
+def _ran_like(job: Job, other: Job) -> bool:
+    """Whether how long ``other`` took tells something of ``job``."""
+    return other.state is State.FINISHED and (other.model, other.suffix) == (job.model, job.suffix)
+
+
+def attachment(text: str, media_type: str, filename: str) -> Response:
+    """A text that the browser saves under a name."""
+    headers = {
+        "cache-control": "private, no-cache",
+        "content-disposition": f"attachment; filename*=utf-8''{quote(filename, safe='')}",
+    }
+    return Response(text, headers=headers, media_type=media_type)
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -256,20 +280,12 @@ def _add_results(app: FastAPI, service: Service) -> None:
 
 
 def _add_result(app: FastAPI, service: Service, result: Result) -> None:
-    def fetch(job_id: str) -> StreamingResponse:
+    def fetch(job_id: str) -> Response:
         job = _finished(service, job_id)
-        path = service.result(job, result.name)
-        try:
-            file = path.open("rb")  # from here on it may be deleted
-        except OSError as error:
-            raise HTTPException(404, f"this job has no {result.name}") from error
-        filename = f"{job.name[: -len(job.suffix)] or 'scan'}.{result.name}"
-        headers = {
-            "cache-control": "private, no-cache",
-            "content-disposition": f"attachment; filename*=utf-8''{quote(filename, safe='')}",
-            "content-length": str(os.fstat(file.fileno()).st_size),
-        }
-        return StreamingResponse(_pieces(file), media_type=result.media_type, headers=headers)
+        filename = f"{job.title}.{result.name}"
+        if result.name == "summary.csv":
+            return _named_summary(service, job, filename)
+        return _file(service.result(job, result.name), result, filename)
 
     app.add_api_route(
         f"/jobs/{{job_id}}/{result.name}",
@@ -277,15 +293,28 @@ def _add_result(app: FastAPI, service: Service, result: Result) -> None:
         methods=["GET"],
         name=result.name,
         description=result.about,
-        response_class=StreamingResponse,
+        response_class=Response,
         responses={200: {"content": {result.media_type: {}}}, **_problems(404, 409)},
     )
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        while piece := file.read(PIECE_BYTES):
-            yield piece
+def _file(path: Path, result: Result, filename: str) -> FileResponse:
+    """A file to be saved, in ranges if the client asks for them."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise HTTPException(404, f"this job has no {result.name}") from error
+    headers = {"cache-control": "private, no-cache"}
+    return FileResponse(path, 200, headers, result.media_type, filename=filename, stat_result=found)
+
+
+def _named_summary(service: Service, job: Job, filename: str) -> Response:
+    """The table with the scan's name where the file on disk has the job's id."""
+    try:
+        text = summary_of_result(service.jobs.out(job), job.id, job.title)
+    except DatasetError as error:
+        raise HTTPException(404, "this job has no summary.csv") from error
+    return attachment(text, "text/csv; charset=utf-8", filename)
 
 
 def _finished(service: Service, job_id: str) -> Job:

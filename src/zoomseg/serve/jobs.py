@@ -80,6 +80,11 @@ class Job(BaseModel):
     """Of its result, as ``organs.notes_of_result`` has them."""
 
     @property
+    def title(self) -> str:
+        """The scan's name without what says its format."""
+        return self.name[: -len(self.suffix)] or "scan"
+
+    @property
     def seconds(self) -> float:
         """For which it has been running."""
         if self.started is None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import gzip
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +16,6 @@ import pytest
 from starlette.websockets import WebSocketDisconnect
 
 from helpers.servers import Server, noise, scan_bytes, serving
-from zoomseg.serve import app
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def test_a_scan_becomes_labels_and_a_table(server: Server, tmp_path: Path) -> No
     assert (running["stage"], running["progress"], running["stages"]) == (
         "coarse",
         0.25,
-        ["reading", "coarse", "fine"],
+        ["reading", "coarse", "fine", "writing"],
     )
     assert server.client.get(f"/jobs/{job_id}/labels.nii.gz").status_code == 409
     server.go.set()
@@ -49,7 +48,11 @@ def test_a_scan_becomes_labels_and_a_table(server: Server, tmp_path: Path) -> No
     assert "Zo%C3%AB%201.labels.nii.gz" in labels.headers["content-disposition"]
     values = nib.Nifti1Image.from_bytes(gzip.decompress(labels.content)).dataobj
     assert set(np.unique(np.asarray(values))) == {0, 3, 7}
-    assert server.client.get(f"/jobs/{job_id}/summary.csv").text.startswith("case,organ,")
+    rows = list(csv.DictReader(server.client.get(f"/jobs/{job_id}/summary.csv").text.splitlines()))
+    assert [(row["case"], row["organ"]) for row in rows] == [
+        ("Zoë 1", "left kidney"),
+        ("Zoë 1", "right kidney"),
+    ]
     assert server.client.get(f"/jobs/{job_id}/run.json").json()["labels"]["left kidney"] == 3
     assert server.client.get(f"/jobs/{job_id}/seg.dcm").status_code == 404
     organs = server.client.get(f"/jobs/{job_id}/organs").json()
@@ -170,22 +173,37 @@ def test_results_that_somebody_deleted_are_not_found(server: Server, tmp_path: P
     assert server.client.get("/jobs").json() == []
 
 
-def test_a_result_that_is_deleted_while_it_is_sent_arrives(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_is_sent_in_ranges(server: Server) -> None:
     server.go.set()
     job_id = server.post(b"good")
     server.wait(job_id, "finished")
-    path = server.jobs.out(server.jobs.all()[0]) / f"{job_id}.nii.gz"
-    content, send = path.read_bytes(), app._pieces
+    address = f"/jobs/{job_id}/labels.nii.gz"
+    whole = server.client.get(address)
+    assert whole.headers["accept-ranges"] == "bytes"
+    part = server.client.get(address, headers={"range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, whole.content[10:20])
+    assert part.headers["content-range"] == f"bytes 10-19/{len(whole.content)}"
+    changed = {"range": "bytes=10-19", "if-range": '"another file"'}
+    assert server.client.get(address, headers=changed).content == whole.content
+    beyond = {"range": f"bytes={len(whole.content)}-"}
+    assert server.client.get(address, headers=beyond).status_code == 416
 
-    def late(file: BinaryIO) -> Iterator[bytes]:
-        server.jobs.remove(job_id)
-        yield from send(file)
 
-    monkeypatch.setattr(app, "_pieces", late)
-    assert server.client.get(f"/jobs/{job_id}/labels.nii.gz").content == content
-    assert not path.exists()
+def test_a_running_job_says_how_long_it_will_take_yet(server: Server) -> None:
+    server.go.set()
+    first = server.post(b"good")
+    server.wait(first, "finished")
+    job = server.jobs._jobs[first]
+    server.jobs._jobs[first] = job.model_copy(update={"started": 1000.0, "ended": 1060.0})
+    server.go.clear()
+    other = server.post(b"good", "a.nrrd")
+    server.go.set()
+    server.wait(other, "finished")
+    server.go.clear()
+    running = server.wait(server.post(b"good"), "running")
+    assert isinstance(running["remaining"], float)
+    assert 50 < running["remaining"] <= 60
+    assert server.client.get(f"/jobs/{first}").json()["remaining"] is None
 
 
 def test_a_disk_without_room_for_another_file_is_told_as_such(
