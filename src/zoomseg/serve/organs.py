@@ -45,11 +45,37 @@ def organs_of_result(out: Path, case: str) -> list[Organ]:
     Raises:
         DatasetError: they are not there, or damaged.
     """
+    return _organs(schema_of_result(out), _summary(out / "summary.csv", case))
+
+
+def schema_of_result(out: Path) -> LabelSchema:
+    """Names and values of the labels in a folder that `zoomseg predict` wrote.
+
+    Raises:
+        DatasetError: its ``run.json`` is not there, damaged, or names none.
+    """
     found = read_labelling(out / "run.json")
     if found is None:
         raise DatasetError(f"{out / 'run.json'} names no labels")
-    rows = _summary(out / "summary.csv", case)
-    return _organs(found[0], rows)
+    return found[0]
+
+
+def organs_of_corrected(labels: Path, schema: LabelSchema) -> list[Organ]:
+    """The organs of a label map that somebody corrected, with their volumes: of no model's confidence.
+
+    Raises:
+        DatasetError: there is none, or it cannot be read.
+    """
+    try:
+        values, grid = read_label_values(labels)
+    except ScanError as error:
+        raise DatasetError(str(error)) from error
+    found, voxels = np.unique(values, return_counts=True)
+    counts = dict(zip(found.tolist(), voxels.tolist(), strict=True))
+    return [
+        organ.model_copy(update={"volume_ml": counts.get(organ.value, 0) * grid.voxel_volume_ml})
+        for organ in _organs(schema, {})
+    ]
 
 
 def notes_of_result(out: Path, case: str) -> list[str]:
