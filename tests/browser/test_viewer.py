@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import matplotlib.image
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +27,7 @@ from zoomseg.cli.main import main
 from zoomseg.core.volume import Volume
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.io import bundle
-from zoomseg.io.scans import write_image
+from zoomseg.io.scans import write_array, write_image
 from zoomseg.recipe.load import dump
 
 pytestmark = [
@@ -96,6 +100,40 @@ def position(page: chromium.Page) -> list[int]:
     found = re.match(r"(-?\d+), (-?\d+), (-?\d+) mm", page.text(".below .where"))
     assert found is not None
     return [int(n) for n in found.groups()]
+
+
+def pixel(page: chromium.Page, point: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """Red, green and blue of a point of the window."""
+    picture = matplotlib.image.imread(io.BytesIO(page.screenshot()))
+    return np.asarray(picture[round(point[1]), round(point[0]), :3], np.float32)
+
+
+def test_with_many_labels_the_background_has_no_colour(tmp_path: Path) -> None:
+    image, labels = tiny_case(0)
+    write_image(tmp_path / "scan.nii.gz", image)
+    values = np.choose(labels.data, [0, 1, 117]).astype(np.uint8)
+    write_array(tmp_path / "labels.nii.gz", values, labels.grid)
+    command = [sys.executable, "-u", "-m", "zoomseg", "view", "scan.nii.gz", "labels.nii.gz", "--no-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        assert process.stdout is not None
+        found = re.match(r"Open (http://\S+)", process.stdout.readline())
+        assert found is not None
+        with chromium.opened(found[1], tmp_path) as page:
+            page.wait_for("document.querySelector('.below .where')?.textContent.includes('mm')")
+            page.press("Axial")
+            page.press("label 117")
+            page.press("Crosshair")
+            time.sleep(1)
+            # The two organs are to the left and to the right of the middle.
+            assert np.ptp(pixel(page, at(page, 0.5, 0.1))) < 0.02
+            assert np.ptp(pixel(page, at(page, 0.5, 0.5))) < 0.02
+            colours = [pixel(page, at(page, x, 0.5)) for x in (0.35, 0.65)]
+            assert min(np.ptp(colour) for colour in colours) > 0.1
+            assert page.complaints == []
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_it_opens_in_an_organ_and_goes_to_the_one_that_is_clicked(page: chromium.Page) -> None:

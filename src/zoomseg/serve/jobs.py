@@ -145,6 +145,8 @@ class Jobs:
         self._waiting = waiting
         self._uploads = 0
         self._steps: dict[str, Step] = {}
+        self._stage_began: dict[str, float] = {}
+        """By the monotonic clock."""
         self._changed = threading.Condition()
         self._jobs: dict[str, Job] = {}
         try:
@@ -181,6 +183,12 @@ class Jobs:
         """How far a job is that runs."""
         with self._changed:
             return self._steps.get(job_id)
+
+    def stage_seconds(self, job_id: str) -> float:
+        """For how long a running job has been in its stage."""
+        with self._changed:
+            began = self._stage_began.get(job_id)
+            return 0.0 if began is None else time.monotonic() - began
 
     def ahead_of(self, job: Job) -> int:
         """How many jobs come before one that waits."""
@@ -258,6 +266,9 @@ class Jobs:
     def tell(self, job_id: str, step: Step) -> None:
         """A running job is so far."""
         with self._changed:
+            before = self._steps.get(job_id)
+            if before is None or before.stage != step.stage:
+                self._stage_began[job_id] = time.monotonic()
             self._steps[job_id] = step
 
     def end(self, job_id: str, state: State, error: str | None = None, notes: tuple[str, ...] = ()) -> bool:
@@ -290,6 +301,7 @@ class Jobs:
         if state.is_end:
             changes["ended"] = now
             self._steps.pop(job.id, None)
+            self._stage_began.pop(job.id, None)
         changed = self._jobs[job.id] = job.model_copy(update=changes)
         self._changed.notify_all()
         try:
