@@ -37,7 +37,7 @@ def reference() -> str:
 def _section(name: str, command: click.Command) -> Iterator[str]:
     arguments = [p for p in command.params if isinstance(p, click.Argument)]
     options = [p for p in command.params if isinstance(p, click.Option)]
-    yield from (f"## zoomseg {name}", "", "```", _usage(name, arguments, options), "```", "")
+    yield from (f"## zoomseg {name}", "", "```bash", _usage(name, arguments, options), "```", "")
     yield from _paragraphs(command)
     if options:
         yield from ("| option | meaning |", "|---|---|")
