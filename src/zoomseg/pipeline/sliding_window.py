@@ -180,7 +180,14 @@ class SlidingWindow:
         stage = self.view.stage
         kernels = grids.answer_kernels(stage.grid, fused.grid)
         slabs = fusion.SlabFusion(
-            fused, self.grid, self.labels, self.view.region, stage.argmax_on, kernels, self._geometric
+            fused,
+            self.grid,
+            self.labels,
+            self.view.region,
+            stage.argmax_on,
+            kernels,
+            self._geometric,
+            stage.fusion == "paste",
         )
         for slab, planes in self._placed():
             estimator.add(self._probabilities(slab), planes)

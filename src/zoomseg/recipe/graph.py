@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -250,6 +250,27 @@ def _owned(stage: Stage, apart: set[str], schema: LabelSchema) -> Stage:
     )
 
 
+def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
+    """The recipe with all of its stages under other names, by old name; also where they name each other."""
+
+    def meant(spec: Reading) -> Reading:
+        of = getattr(spec, "of", None)
+        return spec if of is None or of not in names else spec.model_copy(update={"of": names[of]})
+
+    stages = tuple(
+        stage.model_copy(
+            update={
+                "name": names[stage.name],
+                "roi": meant(stage.roi),
+                "inputs": tuple(meant(source) for source in stage.inputs),
+            }
+        )
+        for stage in recipe.stages
+    )
+    groups = tuple(tuple(names[name] for name in group) for group in recipe.train_together)
+    return recipe.model_copy(update={"stages": stages, "train_together": groups})
+
+
 def _validate_group(recipe: Recipe, group: tuple[str, ...]) -> None:
     names = [stage.name for stage in recipe.stages]
     for name in group:
@@ -337,6 +358,11 @@ def ancestors(recipe: Recipe, name: str) -> tuple[str, ...]:
         if stage.name in wanted:
             wanted |= {reference.of for reference in _references(stage)}
     return tuple(stage.name for stage in recipe.stages if stage.name in wanted)
+
+
+def is_read(recipe: Recipe, name: str) -> bool:
+    """Whether a later stage looks where stage ``name`` found something, or sees its answer."""
+    return any(reference.of == name for stage in recipe.stages for reference in _references(stage))
 
 
 def training_groups(recipe: Recipe) -> tuple[TrainingGroup, ...]:

@@ -134,6 +134,18 @@ def test_ancestors_are_transitive_and_skip_the_unread() -> None:
         graph.ancestors(built, "five")
 
 
+def test_stages_may_be_renamed_also_where_they_name_each_other() -> None:
+    box = {"kind": "box", "of": "a"}
+    before = recipe(
+        stage("a"), stage("b", inputs=reads("a")), stage("c", roi=box), train_together=[["a", "b"]]
+    )
+    after = graph.renamed(before, {"a": "x-a", "b": "x-b", "c": "x-c"})
+    assert [one.name for one in after.stages] == ["x-a", "x-b", "x-c"]
+    assert [graph.ancestors(after, name) for name in ("x-b", "x-c")] == [("x-a",), ("x-a",)]
+    assert after.train_together == (("x-a", "x-b"),)
+    assert [graph.is_read(after, name) for name in ("x-a", "x-b", "x-c")] == [True, False, False]
+
+
 def test_labels_resolve_in_schema_order_groups_taken_apart() -> None:
     built = recipe(
         stage("one", labels=("kidneys", "liver")), stage("two", labels=("right kidney",)), stage("three")
