@@ -67,6 +67,8 @@ class StageRecord:
     widened: tuple[str, ...] = ()
     """Organs that reached the end of the region, which was then widened there and computed again. Seconds,
     tiles and operations are those of both times."""
+    overlap: float | tuple[float, float, float] = 0.0
+    """Share of a tile that neighbours had in common at least, as it was computed."""
 
     def and_then(self, again: StageRecord, widened: tuple[str, ...]) -> StageRecord:
         """Of both times, where the region was widened."""
@@ -221,5 +223,7 @@ class SlidingWindow:
         share = self.view.region.voxels / self.view.grid.box.voxels
         seconds = time.perf_counter() - self._started
         tiles, skipped = len(self.tiling.tiles), self.tiling.skipped
-        stage, tile = self.view.stage.name, self.view.stage.grid.tile
-        return StageRecord(stage, tile, seconds, self._network_seconds, tiles, skipped, share)
+        stage, spec = self.view.stage.name, self.view.stage.grid
+        return StageRecord(
+            stage, spec.tile, seconds, self._network_seconds, tiles, skipped, share, overlap=spec.overlap
+        )

@@ -365,6 +365,33 @@ def is_read(recipe: Recipe, name: str) -> bool:
     return any(reference.of == name for stage in recipe.stages for reference in _references(stage))
 
 
+def with_less_overlap(recipe: Recipe, overlap: float) -> Recipe:
+    """The recipe with tiles that share ``overlap`` of themselves at most; stages whose tiles share less stay
+    as they are.
+
+    Raises:
+        RecipeError: no stage's tiles share more.
+    """
+    own = {stage.name: _shares(stage.grid.overlap) for stage in recipe.stages}
+    most = max(max(shares) for shares in own.values())
+    if not 0 <= overlap <= most:
+        raise RecipeError(
+            f"an overlap of {overlap:g}: tiles of recipe '{recipe.name}' share up to {most:g} of themselves, "
+            f"and can be made to share less; allowed: 0 to {most:g}"
+        )
+
+    def less(stage: Stage) -> Stage:
+        i, j, k = (min(share, overlap) for share in own[stage.name])
+        return stage.model_copy(update={"grid": stage.grid.model_copy(update={"overlap": (i, j, k)})})
+
+    stages = (less(stage) if max(own[stage.name]) > overlap else stage for stage in recipe.stages)
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _shares(overlap: float | tuple[float, float, float]) -> tuple[float, float, float]:
+    return overlap if isinstance(overlap, tuple) else (overlap, overlap, overlap)
+
+
 def training_groups(recipe: Recipe) -> tuple[TrainingGroup, ...]:
     """What is trained one after the other: each stage alone, or its ``train_together`` group."""
     group_of = {name: group for group in recipe.train_together for name in group}
