@@ -317,6 +317,7 @@ def _overwritten(stage: Stage, recipe: Recipe) -> bool:
             s.fusion in ("replace_in_roi", "replace_times_atlas")
             and s.roi.kind == "dilated_foreground"
             and s.roi.of == stage.name
+            and s.roi.labels == "all"
             for s in later
         )
     )

@@ -53,9 +53,11 @@ class _Reference:
 
 def _references(stage: Stage) -> Iterator[_Reference]:
     match stage.roi:
-        case DilatedForeground(of=of):
-            yield _Reference("roi", of, ())
-        case BoxAround(of=of, labels=labels) | ProbabilityTimesAtlas(of=of, labels=labels):
+        case (
+            DilatedForeground(of=of, labels=labels)
+            | BoxAround(of=of, labels=labels)
+            | ProbabilityTimesAtlas(of=of, labels=labels)
+        ):
             yield _Reference("roi", of, () if isinstance(labels, str) else labels)
         case WholeVolume() | BodyMask():
             pass
@@ -182,7 +184,7 @@ def _spelled(
 def _relabelled(stage: Stage, schema: LabelSchema) -> Stage:
     """The labels that a stage reads of others, in the schema's spelling."""
     roi, sources = stage.roi, list(stage.inputs)
-    if isinstance(roi, BoxAround | ProbabilityTimesAtlas):
+    if isinstance(roi, DilatedForeground | BoxAround | ProbabilityTimesAtlas):
         roi = roi.model_copy(update={"labels": _spelled(roi.labels, schema)[0]})
     for n, source in enumerate(sources):
         if isinstance(source, PriorInput | AtlasInput):
