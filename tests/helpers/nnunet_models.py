@@ -113,10 +113,10 @@ class Network(nn.Module):
         return out
 
 
-def random_network(residual: bool, channels: int = 1, seed: int = 0) -> Network:
+def random_network(residual: bool, channels: int = 1, seed: int = 0, classes: int = len(LABELS)) -> Network:
     """With weights, biases and norms that all matter."""
     torch.manual_seed(seed)
-    network = Network(residual, channels)
+    network = Network(residual, channels, classes)
     for parameter in network.parameters():
         nn.init.normal_(parameter, 0.2, 0.4)
     for head in network.decoder.seg_layers:  # type: ignore[union-attr]

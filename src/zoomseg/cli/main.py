@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "Train a recipe on labelled scans.",
     "stitch": "Join a scan acquired in overlapping stations, as whole-body MR is.",
     "import": "Make a ZoomSeg model of a trained nnU-Net model.",
+    "accelerate": "Make a model faster by scans that nobody labelled.",
     "predict": "Segment scans with a trained model.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
     "compare": "Two evaluations or more of the same cases: differences, intervals, paired tests.",

@@ -231,7 +231,7 @@ class _Told:
 
     def fold(self, folder: Path, found: Validation) -> None:
         click.echo(f"Model: {folder}")
-        self.worst = max(self.worst, _tell(folder, found))
+        self.worst = max(self.worst, tell_validation(folder, found))
 
 
 def _tell_all_folds(scores: Evaluation, count: int, out: Path) -> None:
@@ -248,10 +248,10 @@ def _validate(data: Dataset, out: Path, held_back: tuple[str, ...], device: str)
     from zoomseg.training import validation
 
     with ending(lambda: f"the model in {out} is complete, its validation is not; --resume validates it"):
-        return _tell(out, validation.validate(data, out, held_back, resolve(device)))
+        return tell_validation(out, validation.validate(data, out, held_back, resolve(device)))
 
 
-def _tell(out: Path, found: Validation) -> int:
+def tell_validation(out: Path, found: Validation) -> int:
     """How good a model is; 1 if some cases could not be segmented."""
     for case in found.failed:
         click.echo(f"failed: {case.case}: {case.reason}", err=True)

@@ -116,8 +116,8 @@ class Cascade:
 
         Args:
             organs: those that the label map shall have; None: all.
-            keep: whether what every stage predicted is wanted in the result; else the last stage's goes into
-                the label map slab by slab, and is never held as a whole.
+            keep: whether what every stage predicted is wanted in the result; else what no later stage reads
+                goes into the label map slab by slab, and is never held as a whole.
 
         Raises:
             ScanError: the recipe's window shows nothing of the scan.
@@ -302,8 +302,9 @@ class _Run:
 
 
 def held_whole(stage: Stage, recipe: Recipe, keep: bool) -> bool:
-    """Whether a stage's prediction is held as a whole."""
-    return keep or stage is not recipe.stages[-1] or stage.fusion != "replace_in_roi"
+    """Whether a stage's prediction is held as a whole: to be looked at, read by a later stage, or entered
+    together with others; else it goes into the label map slab by slab."""
+    return keep or stage.fusion not in ("replace_in_roi", "paste") or graph.is_read(recipe, stage.name)
 
 
 def _overwritten(stage: Stage, recipe: Recipe) -> bool:
@@ -316,6 +317,7 @@ def _overwritten(stage: Stage, recipe: Recipe) -> bool:
             s.fusion in ("replace_in_roi", "replace_times_atlas")
             and s.roi.kind == "dilated_foreground"
             and s.roi.of == stage.name
+            and s.roi.labels == "all"
             for s in later
         )
     )

@@ -103,7 +103,7 @@ def fuse(
                 replace_in_roi(fused, times_atlas(one.prediction, atlas), one.argmax_place)
         case "paste":
             for one in inputs:
-                most_probable(fused, [one])
+                paste(fused, one.prediction, one.argmax_place, one.kernels, one.geometric)
         case "most_probable":
             most_probable(fused, inputs)
         case "majority_vote":
@@ -123,9 +123,24 @@ def replace_in_roi(
     slabs.add(logarithms(prediction.probabilities) if geometric else prediction.probabilities)
 
 
+def paste(
+    fused: FusedLabelMap,
+    prediction: StagePrediction,
+    argmax_place: ArgmaxPlace = "scan_grid",
+    kernels: Kernels = LINEAR,
+    geometric: bool = False,
+) -> None:
+    """The prediction's labels are erased from the whole label map, and what it found inside its region is
+    written over what is there."""
+    grid, labels, region = prediction.grid, prediction.labels, prediction.region
+    slabs = SlabFusion(fused, grid, labels, region, argmax_place, kernels, geometric, pasted=True)
+    slabs.add(logarithms(prediction.probabilities) if geometric else prediction.probabilities)
+
+
 class SlabFusion:
-    """``replace_in_roi`` for a prediction that comes in slabs of planes, each entered as soon as the planes
-    it is blended with are there: of a hundred classes on a fine grid no more than a slab is ever held."""
+    """``replace_in_roi``, or ``paste``, for a prediction that comes in slabs of planes, each entered as soon
+    as the planes it is blended with are there: of a hundred classes on a fine grid no more than a slab is
+    ever held."""
 
     def __init__(
         self,
@@ -136,6 +151,7 @@ class SlabFusion:
         place: ArgmaxPlace,
         kernels: Kernels = LINEAR,
         logs: bool = False,
+        pasted: bool = False,
     ) -> None:
         """``grid`` is that of the whole prediction, parallel to the label map's and not turned against
         it.
@@ -143,6 +159,7 @@ class SlabFusion:
         Args:
             kernels: how its answer is interpolated along each axis.
             logs: it comes as logarithms of probabilities, up to a number per voxel.
+            pasted: as in ``paste``: its background leaves what is there.
         """
         self._kernels = kernels
         self._logs = logs
@@ -150,7 +167,10 @@ class SlabFusion:
         self._grid = grid
         self._region = region
         self._place = place
+        self._pasted = pasted
         self._classes = _classes(fused, labels)
+        if pasted:
+            _erase(fused, set(self._classes[1:]))
         self._box = _box(fused, region)
         self._next = self._box.start[2]
         """The first plane of the label map that is still to be decided."""
@@ -189,7 +209,15 @@ class SlabFusion:
             else:
                 grid, view = self._fused.grid.crop(box), self._fused.labels[box.slices]
                 enter_argmax(
-                    view, probabilities, source, grid, self._classes, self._region, self._kernels, self._logs
+                    view,
+                    probabilities,
+                    source,
+                    grid,
+                    self._classes,
+                    self._region,
+                    self._kernels,
+                    self._logs,
+                    self._pasted,
                 )
 
     def _enter_nearest(self, probabilities: Array, source: Grid, box: Box) -> None:
@@ -197,7 +225,7 @@ class SlabFusion:
         enter_argmax(decided, probabilities, source, source, self._classes, logs=self._logs)
         for block in blocks(box):
             grid, view = self._fused.grid.crop(block), self._fused.labels[block.slices]
-            _set(view, nearest_index(decided, source, grid), _asked(self._region, grid))
+            _set(view, nearest_index(decided, source, grid), _asked(self._region, grid), self._pasted)
 
 
 def times_atlas(prediction: StagePrediction, atlas: StagePrediction) -> StagePrediction:
@@ -387,9 +415,11 @@ def enter_argmax(
     region: Region | None = None,
     kernels: Kernels = LINEAR,
     logs: bool = False,
+    pasted: bool = False,
 ) -> None:
     """Set ``labels`` (uint8, ``target.shape``) to the classes of ``max_on``, inside ``region`` if given.
-    Where only one channel can win, nothing is interpolated. ``kernels`` and ``logs`` as in ``SlabFusion``."""
+    Where only one channel can win, nothing is interpolated. ``kernels``, ``logs`` and ``pasted`` as in
+    ``SlabFusion``."""
     found = _contested(probabilities, source, target, kernels, logs)
     for planes, row in itertools.groupby(found, key=lambda one: one[0].box.slices[2]):
         box = Box((0, 0, planes.start), (*target.shape[:2], planes.stop))
@@ -400,12 +430,19 @@ def enter_argmax(
             if asked is not None and not asked[i, j].any():
                 continue
             label = classes[channels[0]] if len(channels) == 1 else _winner(piece, channels, classes)[0]
-            _set(view[i, j], label, None if asked is None else asked[i, j])
+            _set(view[i, j], label, None if asked is None else asked[i, j], pasted)
 
 
-def _set(view: Array, label: Array | int, asked: npt.NDArray[np.bool_] | None) -> None:
-    """``view`` to ``label`` where ``asked``; None: everywhere."""
-    if asked is None:
+def _set(view: Array, label: Array | int, asked: npt.NDArray[np.bool_] | None, pasted: bool = False) -> None:
+    """``view`` to ``label`` where ``asked``; None: everywhere. ``pasted``: but for where that is
+    background."""
+    if pasted and isinstance(label, int):
+        if label:
+            _set(view, label, asked)
+    elif pasted:
+        found = label > 0
+        view += (found if asked is None else found & beside(asked, view)) * (label - view)  # modulo 256
+    elif asked is None:
         view[...] = label
     else:
         view += beside(asked, view) * (label - view)  # modulo 256

@@ -67,6 +67,8 @@ class StageRecord:
     widened: tuple[str, ...] = ()
     """Organs that reached the end of the region, which was then widened there and computed again. Seconds,
     tiles and operations are those of both times."""
+    overlap: float | tuple[float, float, float] = 0.0
+    """Share of a tile that neighbours had in common at least, as it was computed."""
 
     def and_then(self, again: StageRecord, widened: tuple[str, ...]) -> StageRecord:
         """Of both times, where the region was widened."""
@@ -180,7 +182,14 @@ class SlidingWindow:
         stage = self.view.stage
         kernels = grids.answer_kernels(stage.grid, fused.grid)
         slabs = fusion.SlabFusion(
-            fused, self.grid, self.labels, self.view.region, stage.argmax_on, kernels, self._geometric
+            fused,
+            self.grid,
+            self.labels,
+            self.view.region,
+            stage.argmax_on,
+            kernels,
+            self._geometric,
+            stage.fusion == "paste",
         )
         for slab, planes in self._placed():
             estimator.add(self._probabilities(slab), planes)
@@ -214,5 +223,7 @@ class SlidingWindow:
         share = self.view.region.voxels / self.view.grid.box.voxels
         seconds = time.perf_counter() - self._started
         tiles, skipped = len(self.tiling.tiles), self.tiling.skipped
-        stage, tile = self.view.stage.name, self.view.stage.grid.tile
-        return StageRecord(stage, tile, seconds, self._network_seconds, tiles, skipped, share)
+        stage, spec = self.view.stage.name, self.view.stage.grid
+        return StageRecord(
+            stage, spec.tile, seconds, self._network_seconds, tiles, skipped, share, overlap=spec.overlap
+        )

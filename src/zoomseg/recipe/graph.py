@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -53,9 +53,11 @@ class _Reference:
 
 def _references(stage: Stage) -> Iterator[_Reference]:
     match stage.roi:
-        case DilatedForeground(of=of):
-            yield _Reference("roi", of, ())
-        case BoxAround(of=of, labels=labels) | ProbabilityTimesAtlas(of=of, labels=labels):
+        case (
+            DilatedForeground(of=of, labels=labels)
+            | BoxAround(of=of, labels=labels)
+            | ProbabilityTimesAtlas(of=of, labels=labels)
+        ):
             yield _Reference("roi", of, () if isinstance(labels, str) else labels)
         case WholeVolume() | BodyMask():
             pass
@@ -182,7 +184,7 @@ def _spelled(
 def _relabelled(stage: Stage, schema: LabelSchema) -> Stage:
     """The labels that a stage reads of others, in the schema's spelling."""
     roi, sources = stage.roi, list(stage.inputs)
-    if isinstance(roi, BoxAround | ProbabilityTimesAtlas):
+    if isinstance(roi, DilatedForeground | BoxAround | ProbabilityTimesAtlas):
         roi = roi.model_copy(update={"labels": _spelled(roi.labels, schema)[0]})
     for n, source in enumerate(sources):
         if isinstance(source, PriorInput | AtlasInput):
@@ -248,6 +250,27 @@ def _owned(stage: Stage, apart: set[str], schema: LabelSchema) -> Stage:
             "per_label": False,
         }
     )
+
+
+def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
+    """The recipe with all of its stages under other names, by old name; also where they name each other."""
+
+    def meant(spec: Reading) -> Reading:
+        of = getattr(spec, "of", None)
+        return spec if of is None or of not in names else spec.model_copy(update={"of": names[of]})
+
+    stages = tuple(
+        stage.model_copy(
+            update={
+                "name": names[stage.name],
+                "roi": meant(stage.roi),
+                "inputs": tuple(meant(source) for source in stage.inputs),
+            }
+        )
+        for stage in recipe.stages
+    )
+    groups = tuple(tuple(names[name] for name in group) for group in recipe.train_together)
+    return recipe.model_copy(update={"stages": stages, "train_together": groups})
 
 
 def _validate_group(recipe: Recipe, group: tuple[str, ...]) -> None:
@@ -337,6 +360,38 @@ def ancestors(recipe: Recipe, name: str) -> tuple[str, ...]:
         if stage.name in wanted:
             wanted |= {reference.of for reference in _references(stage)}
     return tuple(stage.name for stage in recipe.stages if stage.name in wanted)
+
+
+def is_read(recipe: Recipe, name: str) -> bool:
+    """Whether a later stage looks where stage ``name`` found something, or sees its answer."""
+    return any(reference.of == name for stage in recipe.stages for reference in _references(stage))
+
+
+def with_less_overlap(recipe: Recipe, overlap: float) -> Recipe:
+    """The recipe with tiles that share ``overlap`` of themselves at most; stages whose tiles share less stay
+    as they are.
+
+    Raises:
+        RecipeError: no stage's tiles share more.
+    """
+    own = {stage.name: _shares(stage.grid.overlap) for stage in recipe.stages}
+    most = max(max(shares) for shares in own.values())
+    if not 0 <= overlap <= most:
+        raise RecipeError(
+            f"an overlap of {overlap:g}: tiles of recipe '{recipe.name}' share up to {most:g} of themselves, "
+            f"and can be made to share less; allowed: 0 to {most:g}"
+        )
+
+    def less(stage: Stage) -> Stage:
+        i, j, k = (min(share, overlap) for share in own[stage.name])
+        return stage.model_copy(update={"grid": stage.grid.model_copy(update={"overlap": (i, j, k)})})
+
+    stages = (less(stage) if max(own[stage.name]) > overlap else stage for stage in recipe.stages)
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _shares(overlap: float | tuple[float, float, float]) -> tuple[float, float, float]:
+    return overlap if isinstance(overlap, tuple) else (overlap, overlap, overlap)
 
 
 def training_groups(recipe: Recipe) -> tuple[TrainingGroup, ...]:

@@ -140,12 +140,13 @@ class BodyMask(Spec):
 
 
 class DilatedForeground(Spec):
-    """All foreground that stage ``of`` predicts, dilated by a ball of ``radius_vox`` of this stage's grid.
+    """The foreground that stage ``of`` predicts, dilated by a ball of ``radius_vox`` of this stage's grid.
     With a ``threshold``, background that the stage is not sure of is foreground here, too: where the
-    probabilities of all labels sum to more than that."""
+    probabilities of these labels sum to more than that."""
 
     kind: Literal["dilated_foreground"] = "dilated_foreground"
     of: str
+    labels: Labels = "all"
     radius_vox: LengthVox = 3.0
     threshold: Share | None = None
     include_reference: bool = False

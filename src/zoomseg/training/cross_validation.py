@@ -27,7 +27,7 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import write_text_atomic
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
-from zoomseg.training import fine_tuning, loop, record, training_run, validation
+from zoomseg.training import fine_tuning, record, training_run, validation
 from zoomseg.training.log import Observer
 from zoomseg.training.record import CrossValidationRecord
 from zoomseg.training.training_run import TrainingRequest
@@ -64,17 +64,8 @@ class CrossValidation:
             InterruptedTrainingError: stopped; the next call goes on.
             ZoomSegError: as ``training.training_run.start`` and ``resume``.
         """
-        folder, wish = self.folder(fold), self._wish_of(fold)
-        if (folder / "model.json").is_file():
-            model = bundle.load(folder)
-            if model.provenance.get("complete") is True:
-                if not model.graphs:  # stopped before they were written
-                    loop.convert(folder, observer)
-                return model
         observer.message(f"fold {fold} (of 0 to {self.count - 1})")
-        if (folder / "training" / "job.json").is_file():
-            return training_run.resume(self.dataset, folder, device, observer, wish.seconds, wish.epochs)
-        return training_run.start(self.dataset, folder, wish, device, observer)
+        return training_run.finished(self.dataset, self.folder(fold), self._wish_of(fold), device, observer)
 
     def run(
         self,

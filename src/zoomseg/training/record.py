@@ -26,6 +26,10 @@ UNLABELLED = "unlabelled.json"
 """Of a training with unlabelled scans, in the model's folder."""
 
 
+ACCELERATION = "accelerate.json"
+"""Of the acceleration of a model, in the new model's folder."""
+
+
 class _Record(BaseModel):
     """``channels`` and ``labels`` are the data set's; the rest is as in a ``TrainingRequest``."""
 
@@ -90,6 +94,15 @@ class SelfTrainingRecord(_OfAllLabelled):
     folds: Annotated[int, Field(ge=2)] | None
     fold: Annotated[int, Field(ge=0)]
     split: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+
+
+class AccelerationRecord(_OfAllLabelled):
+    """``accelerate.json``: ``cases`` are the ids of all scans, ``models`` and ``scans`` paths; ``small`` if a
+    model of its own is trained."""
+
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    scans: str
+    small: bool
 
 
 class TrainingRecord(_Record):
@@ -191,6 +204,15 @@ def read_self_training(out: Path) -> SelfTrainingRecord:
     """
     missing = f"there is no training with unlabelled scans to resume in {out}"
     return _read(SelfTrainingRecord, out / UNLABELLED, missing)
+
+
+def read_acceleration(out: Path) -> AccelerationRecord:
+    """Of the acceleration in ``out``.
+
+    Raises:
+        TrainingError: there is none, or it is damaged.
+    """
+    return _read(AccelerationRecord, out / ACCELERATION, f"there is no acceleration to resume in {out}")
 
 
 def _read(kind: type[_AnyRecord], file: Path, missing: str) -> _AnyRecord:

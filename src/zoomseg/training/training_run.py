@@ -256,6 +256,27 @@ def recorded(dataset: Dataset, request: TrainingRequest) -> dict[str, Any]:
     }
 
 
+def finished(
+    dataset: Dataset, out: Path, request: TrainingRequest, device: Device, observer: Observer
+) -> bundle.Bundle:
+    """A model that is one of several to be trained: from disk where it is finished, else trained or gone on
+    with now.
+
+    Raises:
+        InterruptedTrainingError: stopped; the next call goes on.
+        ZoomSegError: as ``start`` and ``resume``.
+    """
+    if (out / "model.json").is_file():
+        model = bundle.load(out)
+        if model.provenance.get("complete") is True:
+            if not model.graphs:  # stopped before they were written
+                loop.convert(out, observer)
+            return model
+    if (out / record.FILE).is_file():
+        return resume(dataset, out, device, observer, request.seconds, request.epochs)
+    return start(dataset, out, request, device, observer)
+
+
 def resume(
     dataset: Dataset,
     out: Path,

@@ -134,6 +134,30 @@ def test_ancestors_are_transitive_and_skip_the_unread() -> None:
         graph.ancestors(built, "five")
 
 
+def test_stages_may_be_renamed_also_where_they_name_each_other() -> None:
+    box = {"kind": "box", "of": "a"}
+    before = recipe(
+        stage("a"), stage("b", inputs=reads("a")), stage("c", roi=box), train_together=[["a", "b"]]
+    )
+    after = graph.renamed(before, {"a": "x-a", "b": "x-b", "c": "x-c"})
+    assert [one.name for one in after.stages] == ["x-a", "x-b", "x-c"]
+    assert [graph.ancestors(after, name) for name in ("x-b", "x-c")] == [("x-a",), ("x-a",)]
+    assert after.train_together == (("x-a", "x-b"),)
+    assert [graph.is_read(after, name) for name in ("x-a", "x-b", "x-c")] == [True, False, False]
+
+
+def test_tiles_may_share_less_but_not_more() -> None:
+    def tiled(overlap: object) -> dict[str, object]:
+        return {"kind": "spacing", "mm": (2, 2, 2), "tile": (16, 16, 16), "overlap": overlap}
+
+    before = recipe(stage("a", grid=tiled(0.5)), stage("b", grid=tiled((0.0, 0.1, 0.4))), stage("c"))
+    after = graph.with_less_overlap(before, 0.25)
+    assert [one.grid.overlap for one in after.stages] == [(0.25, 0.25, 0.25), (0.0, 0.1, 0.25), 0.0]
+    assert graph.with_less_overlap(before, 0.5) == before
+    with pytest.raises(RecipeError, match=r"share up to 0\.5 of themselves.*allowed: 0 to 0\.5"):
+        graph.with_less_overlap(before, 0.6)
+
+
 def test_labels_resolve_in_schema_order_groups_taken_apart() -> None:
     built = recipe(
         stage("one", labels=("kidneys", "liver")), stage("two", labels=("right kidney",)), stage("three")
