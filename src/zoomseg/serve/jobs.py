@@ -5,6 +5,8 @@ FOLDER/.lock                 held by the server that uses the folder
 FOLDER/<id>/job.json         state; rewritten at every change of it
 FOLDER/<id>/scan<suffix>     as it was uploaded
 FOLDER/<id>/out/             what `zoomseg predict` writes
+FOLDER/<id>/review.json      what people say of it (``review``)
+FOLDER/corrected/            label maps that people corrected (``corrections``)
 ```
 
 A server that is killed loses nothing that was finished: when the folder is opened again, the job that ran is
@@ -78,6 +80,11 @@ class Job(BaseModel):
     error: str | None = None
     notes: tuple[str, ...] = ()
     """Of its result, as ``organs.notes_of_result`` has them."""
+
+    @property
+    def title(self) -> str:
+        """The scan's name without what says its format."""
+        return self.name[: -len(self.suffix)] or "scan"
 
     @property
     def seconds(self) -> float:
@@ -180,6 +187,10 @@ class Jobs:
         with self._changed:
             before = [j.id for j in self._jobs.values() if not j.state.is_end]
             return before.index(job.id) if job.id in before else 0
+
+    def review(self, job: Job) -> Path:
+        """What people say of its results, as ``serve.review`` keeps it."""
+        return self._folder / job.id / "review.json"
 
     def scan(self, job: Job) -> Path:
         """The uploaded file."""
