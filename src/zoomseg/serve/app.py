@@ -20,7 +20,8 @@ from zoomseg.inference.batch import segmentation_path
 from zoomseg.io.scans import ScanInput
 from zoomseg.serve.access import Access, Guard
 from zoomseg.serve.job_runner import Runner
-from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError, State
+from zoomseg.serve.job_queue import State
+from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError
 from zoomseg.serve.organs import Organ, organs_of_result
 from zoomseg.serve.pages import add_pages
 from zoomseg.serve.upload import PIECE_BYTES, TooLargeError, TooSlowError, receive
@@ -91,7 +92,7 @@ class Service:
     """What the routes work on."""
 
     jobs: Jobs
-    runner: Runner
+    runner: Runner[Job]
     models: Mapping[str, ModelView]
     """By name; the first is meant where none is named."""
     max_upload: int
