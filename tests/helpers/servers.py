@@ -20,8 +20,8 @@ from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_image, write_labels
 from zoomseg.serve.access import Access, access
 from zoomseg.serve.app import ModelView, Service, create_app
-from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.job_queue import Step
+from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import Jobs
 from zoomseg.serve.worker import Task, WorkerDiedError
 

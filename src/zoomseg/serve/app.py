@@ -19,8 +19,8 @@ from zoomseg.core.errors import DatasetError, OutputError, ScanError, ZoomSegErr
 from zoomseg.inference.batch import segmentation_path
 from zoomseg.io.scans import ScanInput
 from zoomseg.serve.access import Access, Guard
-from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.job_queue import State
+from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError
 from zoomseg.serve.organs import Organ, organs_of_result
 from zoomseg.serve.pages import add_pages

@@ -146,7 +146,7 @@ class Jobs(JobQueue[Job]):
         return Task(job.id, str(self.scan(job)), str(self.out(job)), str(model))
 
     def settle(self, job: Job, error: str | None) -> None:
-        """A job that ran is done, or failed. Its result's notes are read once: they do not change any more."""
+        """A job that ran is done, or failed. Notes of its result are read once: they do not change."""
         notes: tuple[str, ...] = ()
         with suppress(DatasetError):  # what is left of a result is shown all the same
             notes = () if error else tuple(notes_of_result(self.out(job), job.id))

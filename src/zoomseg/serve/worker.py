@@ -212,7 +212,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
     from zoomseg.io.scans import write_array
 
     notes: list[str] = []
-    scan, out = _one_scan(Path(task.scan), notes.append), Path(task.out)
+    scan, out = one_scan(Path(task.scan), notes.append), Path(task.out)
 
     def settle(outcome: Outcome) -> None:
         match outcome:
@@ -234,7 +234,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
     )
 
 
-def _one_scan(path: Path, tell: Callable[[str], None]) -> ScanInput:
+def one_scan(path: Path, tell: Callable[[str], None]) -> ScanInput:
     """The scan in an upload. Series that cannot be used, as localizers, do not count beside one that can."""
     from zoomseg.io.dicom.read.series_discovery import Refused
     from zoomseg.io.scans import find_scans

@@ -9,8 +9,8 @@ import pytest
 
 from helpers import servers
 from helpers.servers import ScriptedWorker, serving
-from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.job_queue import State
+from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import Jobs
 
 
