@@ -172,9 +172,9 @@ class Receiver:
             self._reject(event, title, address, _CALLING_UNKNOWN, "no peer of this AE title and address")
 
     def _reject(self, event: evt.Event, title: str, address: str, reason: int, why: str) -> None:
+        self._refused("rejected", f"{title} at {address}", why)
         event.assoc.acse.send_reject(*_REJECTED, reason)
         event.assoc.kill()
-        self._refused("rejected", f"{title} at {address}", why)
 
     def _rejected(self, event: evt.Event) -> None:
         """By pynetdicom itself: there are as many associations as may be."""

@@ -44,7 +44,10 @@ class Output(StrEnum):
 
 
 def _size(value: object) -> object:
-    return parse_bytes(value) if isinstance(value, str) else value
+    try:
+        return parse_bytes(value) if isinstance(value, str) else value
+    except ZoomSegError as error:
+        raise ValueError(str(error)) from error
 
 
 def _regular_expression(text: str) -> str:
