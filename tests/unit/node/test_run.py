@@ -310,7 +310,7 @@ def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
         other.jobs.close()
 
 
-def test_bytes_of_a_result_are_those_of_the_label_map(tmp_path: Path) -> None:
+def test_volumes_are_those_of_the_voxels_that_are_sent(tmp_path: Path) -> None:
     with archive() as there, running(settings(tmp_path, there)) as node:
         push(node, series())
         (job,) = finished(node)
