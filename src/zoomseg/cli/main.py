@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
     "compare": "Two evaluations or more of the same cases: differences, intervals, paired tests.",
     "view": "A scan and its label map in the browser: three planes and 3D.",
+    "node": "A DICOM node: receives series, segments them by rules, sends the results back.",
     "serve": "Segment in the browser: drop a scan, see the organs, download the results.",
     "export": "A model as one zip that runs without ZoomSeg and without PyTorch.",
     "study": "A paper's ablation table on your data, beside the paper's numbers.",
