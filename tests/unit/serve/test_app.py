@@ -195,7 +195,8 @@ def test_a_running_job_says_how_long_it_will_take_yet(server: Server) -> None:
     server.wait(first, "finished")
     job = server.jobs.find(first)
     assert job is not None
-    server.jobs._put(job, started=1000.0, ended=1060.0)
+    with server.jobs._changed:
+        server.jobs._put(job, started=1000.0, ended=1060.0)
     server.go.clear()
     other = server.post(b"good", "a.nrrd")
     server.go.set()
