@@ -192,9 +192,9 @@ class Misplaced:
         volume = sum(part.volume_ml for part in self.parts)
         distance = max(part.distance_mm for part in self.parts)
         if self.alone:
-            return f"{organ}: all of it ({volume:.1f} ml) lies {distance:.0f} mm from where training had it"
+            return f"{organ}: all of it ({volume:.1f} ml) lies {distance:.0f} mm from its position in the training scans"
         parts = f"{len(self.parts)} parts" if len(self.parts) > 1 else "1 part"
-        return f"{organ}: {parts} ({volume:.1f} ml) removed, {distance:.0f} mm from where training had it"
+        return f"{organ}: {parts} ({volume:.1f} ml) removed, {distance:.0f} mm from its position in the training scans"
 
 
 def misplaced(
