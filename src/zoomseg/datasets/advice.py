@@ -100,8 +100,8 @@ def _units(dataset: Dataset, units: Sequence[Hounsfield]) -> Iterator[Advice]:
     which = " and ".join(f"channel {c} ('{quoted(names[c])}')" for c in ct)
     cases = sum(all(case[c] for c in ct) for case in whole)
     found = (
-        f"{which}: values are distributed like Hounsfield units in {cases} of {len(whole)} cases, but it is not "
-        "called CT, so each scan is normalised separately"
+        f"{which}: values are distributed like Hounsfield units in {cases} of {len(whole)} cases, but it is "
+        "not called CT, so each scan is normalised separately"
     )
     written = {str(c): "CT" if c in ct else name for c, name in names.items()}
     yield Advice("channel_names", found, f"if it is CT, {_line(dataset.root, 'channel_names', written)}")
@@ -119,7 +119,10 @@ def _labels(dataset: Dataset) -> Iterator[Advice]:
         written[f"NAME OF {value}" if name in unnamed else name] = value
     some = ", ".join(quoted(name) for name in schema.unnamed[:SHOWN])
     more = f" and {len(unnamed) - SHOWN} more" if len(unnamed) > SHOWN else ""
-    found = f"{some}{more}: no name of an organ, so left and right cannot be distinguished, and patches are not mirrored"
+    found = (
+        f"{some}{more}: no name of an organ, so left and right cannot be distinguished, and patches are not "
+        "mirrored"
+    )
     rest = ", and so on" if len(values) > SHOWN else ""
     yield Advice("label_names", found, f"{_line(dataset.root, 'labels', written)}{rest}")
 

@@ -410,7 +410,8 @@ def _parse_schema(where: Path, description: Mapping[str, Any]) -> LabelSchema:
         _check_name(where, name, "a label")
     if "ignore" in names:
         raise DatasetError(
-            f"{where}: an 'ignore' label is not supported; list the annotated labels of each case under 'cases'"
+            f"{where}: an 'ignore' label is not supported; list the annotated labels of each case under "
+            "'cases'"
         )
     groups = _parse_groups(where, description.get("groups", {}), names)
     try:

@@ -47,7 +47,7 @@ if not any(importlib.util.find_spec(name) for name in COMPILERS):
     missing.append(COMPILERS[0])
 if missing:
     names = " ".join(missing)
-    print(f"{{archive.name}}: needs packages that are not installed; install: pip install {{names}}", file=sys.stderr)
+    print(f"{{archive.name}}: packages are missing; install: pip install {{names}}", file=sys.stderr)
     sys.exit(2)
 
 from zoomseg.export.run import main

@@ -208,7 +208,7 @@ def _affordable(
     elif voxels == least:
         why = f"{LEAST_FINE_FACTOR} times the coarse grid's, the least; {looks} less than that"
     else:
-        why = f"of the recipe's {count(recipe.fine_voxels)}: {looks} so many; a longer training allows more detail"
+        why = f"of the recipe's {count(recipe.fine_voxels)}: {looks} so many; more time allows more detail"
     changed = recipe.model_copy(update={"fine_voxels": voxels})
     return changed, Reason("fine voxels", count(voxels), why)
 

@@ -135,7 +135,8 @@ def _table_folder(trainings: Trainings, rows: Sequence[RowResult]) -> Path:
 
 def _told_of_unseen(trainings: Trainings, unseen: Dataset) -> str:
     fold = f", by the models of fold {trainings.folds[0]}" if trainings.count > 1 else ""
-    return f"Scored here: {len(unseen.cases)} cases of '{unseen.name}', used neither for training nor for validation{fold}."
+    use = "used neither for training nor for validation"
+    return f"Scored here: {len(unseen.cases)} cases of '{unseen.name}', {use}{fold}."
 
 
 def _steps_told(rows: Sequence[RowResult], folds: int) -> list[str]:

@@ -113,8 +113,8 @@ def train(
             return run.train(stop)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"the memory of {settings.device.place} ran out; close other programs that use it and continue with --resume, "
-            "or train again with a smaller batch or patch (zoomseg recipes default --for DATASET -o FILE)"
+            f"the memory of {settings.device.place} ran out; close other programs that use it and continue with "
+            "--resume, or train again with a smaller batch or patch (zoomseg recipes default --for DATASET -o FILE)"
         ) from error
 
 
@@ -356,7 +356,7 @@ class _Run:
             return part
         if group.index == 0:
             raise TrainingError(
-                f"the time budget of {self.settings.seconds:.0f} s was used up by the preparation of the data "
+                f"the time budget of {self.settings.seconds:.0f} s was used up by preparing the data "
                 f"({group.spent:.0f} s); increase it"
             )
         # What earlier groups learned must not be lost because their predictions took long.

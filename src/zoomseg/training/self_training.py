@@ -358,8 +358,8 @@ def _tell_kept(done: dict[str, _Kept], schema: LabelSchema, observer: Observer) 
     counts = {name: sum(name in kept.organs for kept in done.values()) for name in schema.names}
     if not any(counts.values()):
         raise TrainingError(
-            f"of {len(done)} unlabelled scans, no organ is predicted with sufficient confidence (confidence below "
-            f"{LEAST_CONFIDENCE}); train them for longer, or train without --unlabelled"
+            f"of {len(done)} unlabelled scans, the teachers predict no organ with a confidence of "
+            f"{LEAST_CONFIDENCE} or more; train them for longer, or train without --unlabelled"
         )
     told = ", ".join(f"{name} {count}" for name, count in counts.items())
     observer.message(f"of {len(done)} unlabelled scans, organs to learn from: {told}")

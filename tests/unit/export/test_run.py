@@ -256,9 +256,7 @@ def test_a_missing_library_is_one_line(
         assert stop.value.code == 99
         return
     assert stop.value.code == 2
-    assert capsys.readouterr().err == (
-        f"model.zip: needs packages that are not installed; install: pip install {named}\n"
-    )
+    assert capsys.readouterr().err == (f"model.zip: packages are missing; install: pip install {named}\n")
 
 
 # --- packages that are damaged --------------------------------------------------------------------

@@ -214,8 +214,8 @@ def test_a_space_that_is_not_the_patients_is_told_of(tmp_path: Path, space: str)
     path = nrrd(tmp_path / "a.nrrd", {"space": space})
     assert same(path)
     assert header_notes(path) == (
-        f"the header's space '{space}' does not state the patient's sides, they are assumed; as ITK does, its "
-        "axes are taken to run to the patient's left, back and head",
+        f"the header's space '{space}' does not state the patient's sides, they are assumed; as in ITK, "
+        "its axes are assumed to run to the patient's left, back and head",
     )
 
 
