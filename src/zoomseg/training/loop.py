@@ -113,8 +113,9 @@ def train(
             return run.train(stop)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"the memory of {settings.device.place} ran out; close other programs that use it and continue with "
-            "--resume, or train again with a smaller batch or patch (zoomseg recipes default --for DATASET -o FILE)"
+            f"the memory of {settings.device.place} ran out; close other programs that use it and continue "
+            "with --resume, or train again with a smaller batch or patch (zoomseg recipes default --for DATASET "
+            "-o FILE)"
         ) from error
 
 

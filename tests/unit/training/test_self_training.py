@@ -260,7 +260,7 @@ def test_a_teacher_that_is_sure_of_nothing_teaches_nothing(
     data: Dataset, unlabelled: Path, teacher: str, tmp_path: Path, ask: Callable[..., Oracle]
 ) -> None:
     ask({"new_10": {"Kidney_R": 0.7}})
-    with pytest.raises(TrainingError, match="sure of no organ"):
+    with pytest.raises(TrainingError, match="the teachers predict no organ"):
         begin(data, tmp_path / "m", unlabelled, teacher).label(CPU, Silent())
 
 
