@@ -35,6 +35,7 @@ from zoomseg.recipe.quantities import (
     Norm,
     NormalisedIntensity,
     Overlap,
+    OwnSpacing,
     PitchVox,
     PositiveShare,
     Ratio,
@@ -227,7 +228,8 @@ class Downsample(_Tiled):
 
 class FixedSpacing(_Tiled):
     kind: Literal["spacing"] = "spacing"
-    mm: Spacing
+    mm: OwnSpacing
+    """Along an axis that has none, the scan's own (across the slices of nnU-Net's configuration ``2d``)."""
     fit: Literal["cover", "round"] = "cover"
     """``cover``: exactly this spacing, in as many voxels as cover the field of view. ``round``: the field of
     view exactly, in the number of voxels that comes nearest (nnU-Net's ``compute_new_shape``)."""
@@ -236,6 +238,14 @@ class FixedSpacing(_Tiled):
     """Where the longest side of a voxel, of the scan or else of this grid, is more than so many times its
     shortest, slices across it are interpolated each for itself, and the nearest one is taken: of images as of
     answers (3 in nnU-Net's ``default_resampling.py``). None: all axes are interpolated alike."""
+
+    @model_validator(mode="after")
+    def _sampled_anew(self) -> FixedSpacing:
+        if self.mm == (None, None, None):
+            raise ValueError(
+                "mm gives no spacing for any axis; for the scan's own: kind downsample, factor 1"
+            )
+        return self
 
 
 class FixedShape(_Tiled):

@@ -46,6 +46,17 @@ def test_the_recipe_has_every_number_of_the_plans() -> None:
     assert own.channel_names == ("CT",)
 
 
+def test_slices_are_sampled_in_their_plane_and_answered_once() -> None:
+    plans = parse(nnunet_models.plans(transpose=(1, 0, 2)))
+    (stage,) = converted(plans, "2d", configuration_of(plans, "2d"), DATASET).recipe.stages
+    grid = stage.grid
+    assert isinstance(grid, FixedSpacing)
+    # nnU-Net's axes are j, k, i here, and its slices lie across j.
+    assert (grid.mm, grid.tile, grid.overlap) == ((1.25, None, 1.5), (12, 1, 8), (0.5, 0, 0.5))
+    assert stage.network.strides == ((1, 1, 1), (2, 1, 2), (2, 1, 2))  # type: ignore[union-attr]
+    assert stage.network.kernels == ((3, 1, 3),) * 3  # type: ignore[union-attr]
+
+
 def test_ct_is_clipped_and_standardised_by_numbers_of_the_training_scans() -> None:
     window = of(nnunet_models.plans()).recipe.intensity
     assert isinstance(window, Window)
@@ -83,10 +94,8 @@ def test_the_ignore_label_is_none_of_the_models() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (
-            changed(patch_size=[8, 8], spacing=[1.0, 1.0]),
-            "is two-dimensional; supported: 3d_fullres, 3d_lowres",
-        ),
+        (changed(spacing=[1.0, 1.0]), "patch_size has 3 axes and spacing 2; expected 2 or 3 of both"),
+        (changed(patch_size=[8], spacing=[1.0]), "patch_size has 1 axes"),
         (changed(previous_stage="3d_lowres"), "reads the answer of 3d_lowres; supported"),
         (changed(preprocessor_name="Mine"), "preprocessor Mine: supported is DefaultPreprocessor"),
         (
