@@ -107,6 +107,15 @@ class ZScore(Spec):
     clip_percentiles: tuple[Share, Share] | None = (0.005, 0.995)
     """None: nothing is clipped, and mean and standard deviation are those of all voxels (nnU-Net's
     ``ZScoreNormalization``); percentiles of a large scan are those of a million of its voxels."""
+    within: Literal["all", "nonzero"] = "all"
+    """``nonzero``: mean and standard deviation are those of the voxels that are not zero in every channel, and
+    of what these enclose; all others become zero (nnU-Net's ``use_mask_for_norm``)."""
+
+    @model_validator(mode="after")
+    def _percentiles_are_of_all(self) -> ZScore:
+        if self.within == "nonzero" and self.clip_percentiles is not None:
+            raise ValueError("within: nonzero needs clip_percentiles: null")
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> ZScore:
@@ -118,7 +127,37 @@ class ZScore(Spec):
         return self
 
 
-IntensitySpec = Annotated[Window | ZScore, Field(discriminator="kind")]
+class MinMax(Spec):
+    """Per scan and channel: the lowest intensity becomes 0 and the highest 1 (nnU-Net's
+    ``RescaleTo01Normalization``)."""
+
+    kind: Literal["min_max"] = "min_max"
+
+
+class Unchanged(Spec):
+    """Intensities as they are (nnU-Net's ``NoNormalization``)."""
+
+    kind: Literal["unchanged"] = "unchanged"
+
+
+ChannelIntensity = Annotated[Window | ZScore | MinMax | Unchanged, Field(discriminator="kind")]
+
+
+class PerChannel(Spec):
+    """Every channel of the scan in a way of its own (nnU-Net's ``normalization_schemes``)."""
+
+    kind: Literal["per_channel"] = "per_channel"
+    channels: Annotated[tuple[ChannelIntensity, ...], Field(min_length=1, max_length=1000)]
+
+    @model_validator(mode="after")
+    def _plain_windows(self) -> PerChannel:
+        for channel in self.channels:
+            if isinstance(channel, Window) and (channel.inner is not None or channel.zero_mean):
+                raise ValueError("a window of one channel has no inner part and no zero_mean")
+        return self
+
+
+IntensitySpec = Annotated[Window | ZScore | MinMax | Unchanged | PerChannel, Field(discriminator="kind")]
 
 # --- roi: where to look ---------------------------------------------------------------------------
 

@@ -14,14 +14,18 @@ from zoomseg.importing.nnunet.plans import ChannelIntensities, Configuration, Pl
 from zoomseg.recipe.quantities import MAX_NAME
 from zoomseg.recipe.spec import (
     SGD,
+    ChannelIntensity,
     FixedSpacing,
     Foreground,
     IntensitySpec,
+    MinMax,
+    PerChannel,
     PlainConvUNet,
     Recipe,
     ResEncUNet,
     Stage,
     Training,
+    Unchanged,
     Window,
     ZScore,
 )
@@ -184,23 +188,40 @@ def _intensity(plans: Plans, configuration: Configuration, channels: int) -> Int
         raise ModelError(
             f"{len(schemes)} normalisation schemes for {channels} channels; expected one for each"
         )
-    if schemes == ["CTNormalization"]:
-        own = plans.foreground_intensity_properties_per_channel.get("0")
-        if own is None:
-            raise ModelError(
-                "plans.json has no foreground intensities of channel 0, which CTNormalization needs"
-            )
-        return _clipped(own)
-    if set(schemes) == {"ZScoreNormalization"} and not any(masks):
-        return ZScore(clip_percentiles=None)
-    shown = [
-        f"{scheme}{' within the nonzero mask' if mask else ''}"
-        for scheme, mask in zip(schemes, masks, strict=True)
+    known = plans.foreground_intensity_properties_per_channel
+    own = [
+        _channel_intensity(scheme, bool(mask), known.get(str(n)), n)
+        for n, (scheme, mask) in enumerate(zip(schemes, masks, strict=True))
     ]
-    raise ModelError(
-        f"normalisation {quoted(', '.join(shown))}: supported are CTNormalization of a single channel, and "
-        "ZScoreNormalization without mask of all channels"
-    )
+    if len(own) == 1 or (own[0].kind in ("zscore", "min_max", "unchanged") and len(set(own)) == 1):
+        return own[0]
+    return PerChannel(channels=tuple(own))
+
+
+def _channel_intensity(
+    scheme: str, mask: bool, own: ChannelIntensities | None, channel: int
+) -> ChannelIntensity:
+    match scheme:
+        case "CTNormalization":
+            if own is None:
+                raise ModelError(
+                    f"plans.json has no foreground intensities of channel {channel}, which CTNormalization "
+                    "needs"
+                )
+            return _clipped(own)
+        case "ZScoreNormalization":
+            return ZScore(clip_percentiles=None, within="nonzero" if mask else "all")
+        case "RescaleTo01Normalization":
+            return MinMax()
+        case "RGBTo01Normalization":  # of 0 to 255 by definition: nothing is clipped
+            return Window(lower=0, upper=255)
+        case "NoNormalization":
+            return Unchanged()
+        case _:
+            raise ModelError(
+                f"normalisation {quoted(scheme)}: supported are CTNormalization, ZScoreNormalization, "
+                "RescaleTo01Normalization, RGBTo01Normalization and NoNormalization"
+            )
 
 
 def _clipped(own: ChannelIntensities) -> Window:

@@ -2,8 +2,8 @@
 
 nnU-Net's arrays have a scan's axes as k, j, i, transposed; here they are i, j, k. Instead of every scan, the
 kernels are turned. A network of slices, which lie across its first axis, has kernels of one voxel there.
-Biases of convolutions that a norm follows are left out, as the norm subtracts them again, and so are the heads
-of deep supervision, which answer in training alone.
+Biases of convolutions that a norm follows are left out, as the norm subtracts them again, and so are the
+heads of deep supervision, which answer in training alone.
 """
 
 from __future__ import annotations
