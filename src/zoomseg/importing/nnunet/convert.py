@@ -9,19 +9,23 @@ from typing import Any
 
 from zoomseg.core.errors import LabelError, ModelError, quoted
 from zoomseg.core.labels import LabelSchema
-from zoomseg.importing.nnunet.network import Axes, axes_of, spec_of, turned
+from zoomseg.importing.nnunet.network import Axes, axes_of, in_space, spec_of, turned
 from zoomseg.importing.nnunet.plans import ChannelIntensities, Configuration, Plans
 from zoomseg.recipe.quantities import MAX_NAME
 from zoomseg.recipe.spec import (
     SGD,
+    ChannelIntensity,
     FixedSpacing,
     Foreground,
     IntensitySpec,
+    MinMax,
+    PerChannel,
     PlainConvUNet,
     Recipe,
     ResEncUNet,
     Stage,
     Training,
+    Unchanged,
     Window,
     ZScore,
 )
@@ -31,11 +35,14 @@ SOURCE = (
     "segmentation"
 )
 STAGE = "whole"
-SUPPORTED = ("3d_fullres", "3d_lowres")
-"""Configurations, and whichever else is three-dimensional and reads no other's answer."""
+SUPPORTED = ("2d", "3d_fullres", "3d_lowres")
+"""Configurations, and whichever else reads no other's answer."""
 
 ITERATIONS = 250_000
 """1000 epochs of 250, as nnU-Net trains."""
+
+OVERLAP = 0.5
+"""``nnUNetPredictor``'s ``tile_step_size``."""
 
 ANISOTROPY = 3.0
 """``nnunetv2.configuration.ANISO_THRESHOLD``."""
@@ -74,21 +81,23 @@ def converted(plans: Plans, name: str, configuration: Configuration, dataset: di
     _check(plans, name, configuration)
     channels = _channel_names(dataset)
     axes = axes_of(plans.transpose_forward)
-    spacing = [configuration.spacing[axis] for axis in axes]
-    patch = turned(configuration.patch_size, axes)
+    dimensions = len(configuration.patch_size)
+    across = [None] * (3 - dimensions)
+    spacing = [[*across, *configuration.spacing][axis] for axis in axes]
+    patch = turned(in_space(configuration.patch_size), axes)
     stage = Stage(
         name=STAGE,
         grid=FixedSpacing(
             mm=(spacing[0], spacing[1], spacing[2]),
             tile=patch,
-            overlap=0.5,
+            overlap=_overlap(axes, dimensions),
             fit="round",
             interpolation="cubic",
             slices_apart_above=_threshold(configuration),
             importance="gaussian",
             beyond="zero",
         ),
-        network=spec_of(configuration.architecture, axes),
+        network=spec_of(configuration.architecture, axes, dimensions),
         training=Training(
             patch=patch,
             batch=configuration.batch_size,
@@ -111,11 +120,19 @@ def converted(plans: Plans, name: str, configuration: Configuration, dataset: di
     return Converted(recipe, _schema(dataset), channels, axes)
 
 
+def _overlap(axes: Axes, dimensions: int) -> float | tuple[float, float, float]:
+    """Slices are answered once each."""
+    i, j, k = (0.0 if dimensions == 2 and axis == 0 else OVERLAP for axis in axes)
+    return OVERLAP if dimensions == 3 else (i, j, k)
+
+
 def _check(plans: Plans, name: str, configuration: Configuration) -> None:
     """Refuse what the recipe could not say."""
-    if len(configuration.patch_size) != 3 or len(configuration.spacing) != 3:
+    dimensions = len(configuration.patch_size)
+    if dimensions not in (2, 3) or len(configuration.spacing) != dimensions:
         raise ModelError(
-            f"configuration {quoted(name)} is two-dimensional; supported: {', '.join(SUPPORTED)}"
+            f"plans.json, configuration {quoted(name)}: patch_size has {dimensions} axes and spacing "
+            f"{len(configuration.spacing)}; expected 2 or 3 of both"
         )
     if configuration.previous_stage is not None:
         raise ModelError(
@@ -171,23 +188,40 @@ def _intensity(plans: Plans, configuration: Configuration, channels: int) -> Int
         raise ModelError(
             f"{len(schemes)} normalisation schemes for {channels} channels; expected one for each"
         )
-    if schemes == ["CTNormalization"]:
-        own = plans.foreground_intensity_properties_per_channel.get("0")
-        if own is None:
-            raise ModelError(
-                "plans.json has no foreground intensities of channel 0, which CTNormalization needs"
-            )
-        return _clipped(own)
-    if set(schemes) == {"ZScoreNormalization"} and not any(masks):
-        return ZScore(clip_percentiles=None)
-    shown = [
-        f"{scheme}{' within the nonzero mask' if mask else ''}"
-        for scheme, mask in zip(schemes, masks, strict=True)
+    known = plans.foreground_intensity_properties_per_channel
+    own = [
+        _channel_intensity(scheme, bool(mask), known.get(str(n)), n)
+        for n, (scheme, mask) in enumerate(zip(schemes, masks, strict=True))
     ]
-    raise ModelError(
-        f"normalisation {quoted(', '.join(shown))}: supported are CTNormalization of a single channel, and "
-        "ZScoreNormalization without mask of all channels"
-    )
+    if len(own) == 1 or (own[0].kind in ("zscore", "min_max", "unchanged") and len(set(own)) == 1):
+        return own[0]
+    return PerChannel(channels=tuple(own))
+
+
+def _channel_intensity(
+    scheme: str, mask: bool, own: ChannelIntensities | None, channel: int
+) -> ChannelIntensity:
+    match scheme:
+        case "CTNormalization":
+            if own is None:
+                raise ModelError(
+                    f"plans.json has no foreground intensities of channel {channel}, which CTNormalization "
+                    "needs"
+                )
+            return _clipped(own)
+        case "ZScoreNormalization":
+            return ZScore(clip_percentiles=None, within="nonzero" if mask else "all")
+        case "RescaleTo01Normalization":
+            return MinMax()
+        case "RGBTo01Normalization":  # of 0 to 255 by definition: nothing is clipped
+            return Window(lower=0, upper=255)
+        case "NoNormalization":
+            return Unchanged()
+        case _:
+            raise ModelError(
+                f"normalisation {quoted(scheme)}: supported are CTNormalization, ZScoreNormalization, "
+                "RescaleTo01Normalization, RGBTo01Normalization and NoNormalization"
+            )
 
 
 def _clipped(own: ChannelIntensities) -> Window:
