@@ -97,7 +97,7 @@ def score_table(evaluation: Evaluation) -> Table:
     from rich import box
     from rich.table import Table
 
-    from zoomseg.evaluation.html_report import number
+    from zoomseg.inference.html_page import number
 
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1, 0, 0), pad_edge=False)
     mean = evaluation.mean
