@@ -114,8 +114,8 @@ def train(
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the memory of {settings.device.place} ran out; close other programs that use it and continue "
-            "with --resume, or train again with a smaller batch or patch (zoomseg recipes default --for DATASET "
-            "-o FILE)"
+            "with --resume, or train again with a smaller batch or patch (zoomseg recipes default --for "
+            "DATASET -o FILE)"
         ) from error
 
 
