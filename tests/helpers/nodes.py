@@ -17,8 +17,8 @@ from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom import evt
 from pynetdicom.sop_class import (
     Comprehensive3DSRStorage,
-    MultiFrameTrueColorSecondaryCaptureImageStorage,
     RTStructureSetStorage,
+    SecondaryCaptureImageStorage,
     SegmentationStorage,
     Verification,
 )
@@ -183,7 +183,7 @@ class Archive:
             SegmentationStorage,
             RTStructureSetStorage,
             Comprehensive3DSRStorage,
-            MultiFrameTrueColorSecondaryCaptureImageStorage,
+            SecondaryCaptureImageStorage,
         ):
             ae.add_supported_context(kind, [UID("1.2.840.10008.1.2.1"), ImplicitVRLittleEndian])
         self._server: Any = ae.start_server(

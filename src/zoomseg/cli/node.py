@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from zoomseg.node.settings import Settings
 
 
 @click.command(name="node")
@@ -12,7 +16,17 @@ import click
 @click.option(
     "--dry-run", is_flag=True, help="Receive, and say what would be done; segment and send nothing."
 )
-def command(settings: Path, dry_run: bool) -> None:
+@click.option(
+    "--pull",
+    "studies",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Do not run, but have the studies of FILE (a Study Instance UID a line) sent to the node that runs.",
+)
+@click.option(
+    "--from", "source", metavar="NAME", help="The destination of SETTINGS that --pull asks for them."
+)
+def command(settings: Path, dry_run: bool, studies: Path | None, source: str | None) -> int:
     """Receive CT and MR series by C-STORE, segment those that a rule of SETTINGS (a YAML file) asks for, and
     send SEG, RTSTRUCT and a structured report back to where the file says. What has been received survives
     a restart and a power cut; what arrives twice is done once.
@@ -33,6 +47,8 @@ def command(settings: Path, dry_run: bool) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("zoomseg.node").setLevel(logging.INFO)
     found = read_settings(settings)
+    if studies is not None:
+        return _pull(found, studies, source)
     resolve(found.device)  # refused now, not by the first job
     page = found.page
     token = server.token_for(page.host, page.allow_hosts, os.environ)
@@ -49,3 +65,19 @@ def command(settings: Path, dry_run: bool) -> None:
             server.run(app, sock, "stopping; what waits is done after the next start", "the node has stopped")
         finally:
             node.stop()
+    return 0
+
+
+def _pull(settings: Settings, studies: Path, source: str | None) -> int:
+    from zoomseg.node.pull import pull, read_studies
+    from zoomseg.node.settings import SettingsError
+
+    place = settings.destinations.get(source or "")
+    if place is None:
+        raise SettingsError(f"--from must name a destination: {', '.join(settings.destinations) or 'none'}")
+    uids, failed = read_studies(studies), 0
+    for one in pull(uids, place, settings):
+        failed += one.error is not None
+        left = f", {one.left} not taken" if one.left else ""
+        click.echo(f"study {one.number} of {len(uids)}: {one.error or f'{one.images} images{left}'}")
+    return 0 if not failed else 1 if failed < len(uids) else 2

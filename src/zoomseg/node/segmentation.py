@@ -30,6 +30,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
     from zoomseg.inference.summary import OrganRow
     from zoomseg.io.dicom.write.report import Finding, write_report
     from zoomseg.io.dicom.write.results import DicomResult
+    from zoomseg.io.dicom.write.secondary_capture import write_capture
 
     notes: list[str] = []
     scan, out = one_scan(Path(task.scan), notes.append), Path(task.out)
@@ -46,8 +47,11 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         match outcome:
             case Failed(_, reason):
                 raise ScanError(reason)
-            case Segmented():
+            case Segmented(_, _, image, result):
                 model = predictor.bundle.recipe.name
+                if Output.SECONDARY_CAPTURE in outputs:
+                    path = result_path(out, Output.SECONDARY_CAPTURE)
+                    write_capture(path, result.labels, image, series, model, seed)
                 if Output.SR in outputs and result_path(out, Output.SEG).is_file():
                     found = [
                         Finding(row.organ, row.volume_ml, row.mean_intensity, row.confidence)

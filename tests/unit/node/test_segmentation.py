@@ -23,11 +23,12 @@ def task(folder: Path, *outputs: str, organs: tuple[str, ...] = ()) -> Task:
     return Task("result", str(folder / "scan"), str(folder / "out"), "model", wanted)
 
 
-@pytest.mark.parametrize("outputs", [("rtstruct",), ("seg", "sr"), ("seg", "rtstruct", "sr")])
+@pytest.mark.parametrize("outputs", [("rtstruct",), ("seg", "sr"), ("seg", "rtstruct", "sr", "capture")])
 def test_it_writes_what_is_asked_for(tmp_path: Path, outputs: tuple[str, ...]) -> None:
     write(tmp_path / "scan", series())
     steps: list[Step] = []
-    segment(task(tmp_path, *outputs), predictor(), steps.append)
+    asked = ("secondary_capture" if one == "capture" else one for one in outputs)
+    segment(task(tmp_path, *asked), predictor(), steps.append)
     assert {path.name for path in (tmp_path / "out").glob("*.dcm")} == {f"result.{o}.dcm" for o in outputs}
     assert [step.stage for step in steps if step.done == step.total] == ["coarse", "fine"]
 
