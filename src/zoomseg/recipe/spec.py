@@ -108,8 +108,8 @@ class ZScore(Spec):
     """None: nothing is clipped, and mean and standard deviation are those of all voxels (nnU-Net's
     ``ZScoreNormalization``); percentiles of a large scan are those of a million of its voxels."""
     within: Literal["all", "nonzero"] = "all"
-    """``nonzero``: mean and standard deviation are those of the voxels that are not zero in every channel, and
-    of what these enclose; all others become zero (nnU-Net's ``use_mask_for_norm``)."""
+    """``nonzero``: mean and standard deviation are those of the voxels that are not zero in every channel
+    and of what these enclose; all others become zero (nnU-Net's ``use_mask_for_norm``)."""
 
     @model_validator(mode="after")
     def _percentiles_are_of_all(self) -> ZScore:
