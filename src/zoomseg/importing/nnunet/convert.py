@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoomseg.core.errors import LabelError, ModelError, quoted
+from zoomseg.core.geometry import Index3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.importing.nnunet.network import Axes, axes_of, spec_of, turned
 from zoomseg.importing.nnunet.plans import ChannelIntensities, Configuration, Plans
 from zoomseg.recipe.quantities import MAX_NAME
 from zoomseg.recipe.spec import (
     SGD,
+    Augmentation,
     FixedSpacing,
     Foreground,
     IntensitySpec,
     PlainConvUNet,
+    Polynomial,
     Recipe,
     ResEncUNet,
     Stage,
@@ -95,6 +98,9 @@ def converted(plans: Plans, name: str, configuration: Configuration, dataset: di
             iterations=ITERATIONS,
             sampler=Foreground(),
             optimiser=SGD(nesterov=True, weight_decay=3e-5),
+            schedule=Polynomial(),
+            augmentation=_augmentation(patch),
+            gradient_clip=12.0,
         ),
         mean="geometric",
     )
@@ -109,6 +115,23 @@ def converted(plans: Plans, name: str, configuration: Configuration, dataset: di
         roi_expansion=False,
     )
     return Converted(recipe, _schema(dataset), channels, axes)
+
+
+def _augmentation(patch: Index3) -> Augmentation:
+    """As far as a recipe can say it, what ``nnUNetTrainer.get_training_transforms`` does, for fine-tuning.
+    Mirroring is left out: it would have to know which labels are pairs. A flat patch turns in its plane."""
+    flat = max(patch) / min(patch) > ANISOTROPY
+    r, a, s = (30.0 if not flat or size == min(patch) else 0.0 for size in patch)
+    return Augmentation(
+        rotation_deg=(r, a, s),
+        scale=(0.7, 1.4),
+        brightness=0.25,
+        contrast=0.25,
+        gamma=(0.7, 1.5),
+        noise=0.3,
+        blur_vox=1.0,
+        probability=0.2,
+    )
 
 
 def _check(plans: Plans, name: str, configuration: Configuration) -> None:
