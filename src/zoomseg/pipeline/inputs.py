@@ -314,7 +314,8 @@ def input_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: 
     intensity = graph.intensity_of(recipe, stage)
     if isinstance(intensity, PerChannel) and len(intensity.channels) != channels:
         raise RecipeError(
-            f"stage '{stage.name}', intensity: of {len(intensity.channels)} channels, but scans have {channels}"
+            f"stage '{stage.name}', intensity: of {len(intensity.channels)} channels, but scans have "
+            f"{channels}"
         )
     shown = image_channels(stage.inputs, channels)
     for channel in shown:

@@ -108,8 +108,8 @@ class ZScore(Spec):
     """None: nothing is clipped, and mean and standard deviation are those of all voxels (nnU-Net's
     ``ZScoreNormalization``); percentiles of a large scan are those of a million of its voxels."""
     within: Literal["all", "nonzero"] = "all"
-    """``nonzero``: mean and standard deviation are those of the voxels that are not zero in every channel, and
-    of what these enclose; all others become zero (nnU-Net's ``use_mask_for_norm``)."""
+    """``nonzero``: mean and standard deviation are those of the voxels that are not zero in every channel,
+    and of what these enclose; all others become zero (nnU-Net's ``use_mask_for_norm``)."""
 
     @model_validator(mode="after")
     def _percentiles_are_of_all(self) -> ZScore:
@@ -675,6 +675,10 @@ class Stage(Spec):
     mean: MeanKind = "arithmetic"
     """How probabilities are averaged: of tiles that overlap, of several models, and between voxels where
     labels are decided."""
+    labels_overlap: bool = False
+    """Labels are regions that may lie in one another: each is decided against background alone, and of those
+    that a voxel has, the last one stays (nnU-Net's ``regions_class_order``). A network's odds of a label to
+    background are then those of having it or not."""
 
     @property
     def reference_margin_mm(self) -> tuple[float, float] | None:
