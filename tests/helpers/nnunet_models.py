@@ -262,6 +262,7 @@ def write(
     folds: tuple[str, ...] = ("0",),
     labels: dict[str, Any] | None = None,
     configuration: str = "3d_fullres",
+    order: list[int] | None = None,
 ) -> Path:
     """A trained model's folder; every fold has the same weights."""
     for fold in folds:
@@ -269,6 +270,12 @@ def write(
         own = checkpoint(network or random_network(False), configuration)
         torch.save(own, folder / f"fold_{fold}" / "checkpoint_final.pth")
     (folder / "plans.json").write_text(json.dumps(known or plans()))
-    dataset = {"channel_names": {"0": "CT"}, "labels": labels or LABELS, "file_ending": ".nii.gz"}
+    dataset: dict[str, Any] = {
+        "channel_names": {"0": "CT"},
+        "labels": labels or LABELS,
+        "file_ending": ".nii.gz",
+    }
+    if order is not None:
+        dataset["regions_class_order"] = order
     (folder / "dataset.json").write_text(json.dumps(dataset))
     return folder

@@ -24,6 +24,7 @@ from zoomseg.core.tiling import (
     importance_map,
     logarithms,
     normalised,
+    overlapping,
 )
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline import grid as grids
@@ -167,12 +168,13 @@ class SlidingWindow:
             stitcher.add(tile, logarithms(answer) if self._geometric else answer)
 
     def predict(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
-        """The answer as a whole; ``estimator`` gathers from it."""
+        """The answer as a whole; ``estimator`` gathers from it. Of labels that overlap it has the odds to
+        background."""
         parts = []
         for slab, planes in self._placed():
-            slab = self._probabilities(slab)
             if estimator is not None:
-                estimator.add(slab, planes)
+                estimator.add(self._probabilities(slab), planes)
+            slab = normalised(slab) if self._geometric else slab
             parts.append(namespace(slab).asarray(slab, copy=True))
         whole = to_numpy(namespace(parts[0]).concat(parts, axis=3))
         return StagePrediction(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
@@ -190,12 +192,15 @@ class SlidingWindow:
             kernels,
             self._geometric,
             stage.fusion == "paste",
+            stage.labels_overlap,
         )
         for slab, planes in self._placed():
             estimator.add(self._probabilities(slab), planes)
             slabs.add(slab)
 
     def _probabilities(self, slab: Array) -> Array:
+        if self.view.stage.labels_overlap:
+            return overlapping(slab)
         return normalised(slab) if self._geometric else slab
 
     def _placed(self) -> Iterator[tuple[Array, Box]]:

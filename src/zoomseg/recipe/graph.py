@@ -91,6 +91,7 @@ def validate(recipe: Recipe) -> None:
                     f"stage '{stage.name}', {reference.field}.of: '{reference.of}' becomes one stage per "
                     "label, so only a stage with per_label: true can read it"
                 )
+        _validate_overlap(stage)
         if recipe.prior_from == "live" and stage.reference_margin_mm is not None:
             raise RecipeError(
                 f"stage '{stage.name}', roi.reference_margin_mm: with prior_from: live, regions lie "
@@ -111,6 +112,33 @@ def validate(recipe: Recipe) -> None:
             raise RecipeError(f"train_together: stage '{name}' is named twice; allowed: once")
     for group in recipe.train_together:
         _validate_group(recipe, group)
+
+
+def _validate_overlap(stage: Stage) -> None:
+    """Labels that overlap are decided by their odds, which only means of logarithms keep."""
+    if not stage.labels_overlap:
+        return
+    if stage.fusion not in ("none", "replace_in_roi", "paste"):
+        raise RecipeError(
+            f"stage '{stage.name}', fusion: '{stage.fusion}' is not for labels that overlap; allowed: none, "
+            "replace_in_roi, paste"
+        )
+    if stage.mean != "geometric":
+        raise RecipeError(f"stage '{stage.name}', mean: labels_overlap needs geometric, got '{stage.mean}'")
+
+
+def require_trainable(recipe: Recipe) -> None:
+    """Refuse what recipes of imported models may say, but training cannot do.
+
+    Raises:
+        RecipeError: naming the stage.
+    """
+    for stage in recipe.stages:
+        if stage.labels_overlap:
+            raise RecipeError(
+                f"stage '{stage.name}', labels_overlap: such a network is imported, and cannot be trained "
+                "here"
+            )
 
 
 def uses_atlas(stage: Stage) -> bool:

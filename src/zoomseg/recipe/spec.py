@@ -675,6 +675,10 @@ class Stage(Spec):
     mean: MeanKind = "arithmetic"
     """How probabilities are averaged: of tiles that overlap, of several models, and between voxels where
     labels are decided."""
+    labels_overlap: bool = False
+    """Labels are regions that may lie in one another: each is decided against background alone, and of those
+    that a voxel has, the last one stays (nnU-Net's ``regions_class_order``). A network's odds of a label to
+    background are then those of having it or not."""
 
     @property
     def reference_margin_mm(self) -> tuple[float, float] | None:

@@ -369,6 +369,7 @@ def resolve_recipe(
         observer.message(note)
     recipe = graph.expand(recipe, dataset.schema)
     graph.validate_labels(recipe, dataset.schema)
+    graph.require_trainable(recipe)
     return recipe
 
 

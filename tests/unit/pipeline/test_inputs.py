@@ -308,7 +308,7 @@ def test_intensities_of_other_channels_are_refused() -> None:
     intensity = PerChannel(channels=(MinMax(), MinMax()))
     stages = tuple(stage.model_copy(update={"intensity": None}) for stage in recipe.stages)
     recipe = recipe.model_copy(update={"intensity": intensity, "stages": stages})
-    with pytest.raises(RecipeError, match=r"intensity: of 2 channels, scans have 1"):
+    with pytest.raises(RecipeError, match=r"intensity: of 2 channels, but scans have 1"):
         inputs.input_channels(recipe.stages[0], recipe, LabelSchema.consecutive(["liver"]), 1)
 
 

@@ -83,6 +83,7 @@ def converted(plans: Plans, name: str, configuration: Configuration, dataset: di
     """
     _check(plans, name, configuration)
     channels = _channel_names(dataset)
+    schema, regions = _schema(dataset)
     axes = axes_of(plans.transpose_forward)
     dimensions = len(configuration.patch_size)
     across = [None] * (3 - dimensions)
@@ -112,6 +113,7 @@ def converted(plans: Plans, name: str, configuration: Configuration, dataset: di
             gradient_clip=12.0,
         ),
         mean="geometric",
+        labels_overlap=regions,
     )
     recipe = Recipe(
         name=_recipe_name(plans.dataset_name, name),
@@ -123,7 +125,7 @@ def converted(plans: Plans, name: str, configuration: Configuration, dataset: di
         crop="nonzero",
         roi_expansion=False,
     )
-    return Converted(recipe, _schema(dataset), channels, axes)
+    return Converted(recipe, schema, channels, axes)
 
 
 def _overlap(axes: Axes, dimensions: int) -> float | tuple[float, float, float]:
@@ -261,25 +263,45 @@ def _channel_names(dataset: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(given[key]) for key in sorted(given, key=int))
 
 
-def _schema(dataset: dict[str, Any]) -> LabelSchema:
+def _schema(dataset: dict[str, Any]) -> tuple[LabelSchema, bool]:
+    """The labels, and whether they are regions, in the order in which they are written over one another."""
     given = dataset.get("labels")
     if not isinstance(given, dict) or given.get("background") != 0:
         raise ModelError("dataset.json: labels must give every name its value, and background 0")
     # The ignore label is one of references, never of predictions.
     labels = {str(name): value for name, value in given.items() if name not in ("background", "ignore")}
-    if any(isinstance(value, list) for value in labels.values()):
-        raise ModelError(
-            "dataset.json: labels are regions of several values; supported is one value per label"
-        )
-    if not _consecutive(list(labels.values())):
-        raise ModelError(
-            f"dataset.json: label values are {quoted(list(labels.values()))}; expected 1, 2, 3 and so on"
-        )
-    ordered = sorted(labels, key=lambda name: labels[name])
+    regions = any(isinstance(value, list) and len(value) > 1 for value in labels.values())
+    if regions:
+        names, values = list(labels), _painted(labels, dataset.get("regions_class_order"))
+    else:
+        single = {
+            name: value[0] if isinstance(value, list) and value else value for name, value in labels.items()
+        }
+        if not _consecutive(list(single.values())):
+            raise ModelError(
+                f"dataset.json: label values are {quoted(list(labels.values()))}; expected 1, 2, 3 and so on"
+            )
+        names = sorted(single, key=lambda name: single[name])
+        values = [single[name] for name in names]
     try:
-        return LabelSchema.consecutive(ordered)
+        return LabelSchema(tuple(names), tuple(values)), regions
     except LabelError as error:
         raise ModelError(f"dataset.json: {error}") from error
+
+
+def _painted(labels: dict[str, Any], order: object) -> list[int]:
+    """The value that each region gets in the label map (nnU-Net's ``regions_class_order``)."""
+    if not isinstance(order, list) or len(order) != len(labels) or any(type(n) is not int for n in order):
+        raise ModelError(
+            f"dataset.json: labels are {len(labels)} regions, and regions_class_order is {quoted(order)}; "
+            "expected one value for each"
+        )
+    if len(set(order)) != len(order):
+        raise ModelError(
+            f"dataset.json: regions_class_order is {quoted(order)}, so that several regions get one value; "
+            "supported is a value of its own for each"
+        )
+    return order
 
 
 def _consecutive(values: Sequence[object]) -> bool:

@@ -22,6 +22,9 @@ from zoomseg.networks import build as networks
 from zoomseg.networks.blocks import LEAKY_SLOPE
 from zoomseg.recipe.spec import PlainConvUNet, ResEncUNet
 
+LAST_LAYERS = ("last.", "heads.0.")
+"""How the tensors begin whose first axis stands for the classes."""
+
 NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
 """Those that are read."""
 
@@ -128,13 +131,20 @@ class _Place:
 
 
 def weights_of(
-    given: Mapping[str, Tensor], spec: PlainConvUNet | ResEncUNet, axes: Axes, channels: int, classes: int
+    given: Mapping[str, Tensor],
+    spec: PlainConvUNet | ResEncUNet,
+    axes: Axes,
+    channels: int,
+    classes: int,
+    regions: bool = False,
 ) -> dict[str, AnyNumpy]:
     """A checkpoint's weights as the state dict of the network of ``spec``.
 
     Args:
         channels: that the network reads.
         classes: that it tells apart, background included.
+        regions: whether background is none of the checkpoint's, whose logits are each region's own: they
+            become those of a region to a background of zero.
 
     Raises:
         ModelError: a weight is missing, has another shape, or belongs to no such network.
@@ -156,6 +166,8 @@ def weights_of(
                 f"the checkpoint has no weight {place.source}, which the network of plans.json needs"
             )
         values = _turned(tensor.float().numpy(), axes)
+        if regions and name.startswith(LAST_LAYERS):
+            values = np.concatenate([np.zeros_like(values[:1]), values])
         if values.shape != tuple(wanted.shape):
             raise ModelError(
                 f"the checkpoint's {place.source} has shape {list(values.shape)}, the network of plans.json "

@@ -125,6 +125,15 @@ def test_ct_needs_the_intensities_of_its_channel() -> None:
         of(given, DATASET | {"channel_names": {"0": "CT", "1": "CT"}})
 
 
+def test_regions_are_labels_in_the_order_in_which_they_are_written() -> None:
+    labels = {"background": 0, "tumour": [1, 2, 3], "core": [1, 3], "rim": [3], "ignore": 4}
+    own = of(nnunet_models.plans(), DATASET | {"labels": labels, "regions_class_order": [2, 1, 3]})
+    assert own.schema.value_of == {"tumour": 2, "core": 1, "rim": 3}
+    assert own.recipe.stages[0].labels_overlap
+    single = {"labels": {"background": 0, "b": [2], "a": 1}}  # no region, as no label has several values
+    assert of(nnunet_models.plans(), DATASET | single).schema.value_of == {"a": 1, "b": 2}
+
+
 def test_a_reader_that_turns_scans_makes_the_model_see_them_turned() -> None:
     given = nnunet_models.plans() | {"image_reader_writer": "NibabelIOWithReorient"}
     assert of(given).recipe.orientation == "canonical"
@@ -180,7 +189,18 @@ def test_what_a_recipe_cannot_say_is_refused(given: Any, message: str) -> None:
     [
         ({"labels": nnunet_models.LABELS}, "channel_names must name every channel"),
         (DATASET | {"labels": {"0": "background"}}, "labels must give every name its value"),
-        (DATASET | {"labels": {"background": 0, "all": [1, 2], "core": 1}}, "labels are regions"),
+        (
+            DATASET | {"labels": {"background": 0, "all": [1, 2], "core": 1}},
+            "labels are 2 regions, and regions_class_order is None; expected one value for each",
+        ),
+        (
+            DATASET | {"labels": {"background": 0, "all": [1, 2]}, "regions_class_order": [1, 2]},
+            r"labels are 1 regions, and regions_class_order is \[1, 2\]",
+        ),
+        (
+            DATASET | {"labels": {"background": 0, "all": [1, 2], "b": 1}, "regions_class_order": [1, 1]},
+            "several regions get one value",
+        ),
         (DATASET | {"labels": {"background": 0, "liver": 2}}, r"label values are \[2\]; expected 1, 2, 3"),
     ],
 )
