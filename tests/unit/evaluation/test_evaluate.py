@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from helpers.label_files import AFFINE, LIVER, SPLEEN, box, organs, save, save_description, save_scan
+from helpers.label_files import AFFINE, LIVER, SPLEEN, VALUES, box, organs, save, save_description, save_scan
 from helpers.tiny_dataset import tiny_recipe
 from zoomseg.core.errors import DatasetError, GeometryError, OutputError, ScanError
 from zoomseg.evaluation.case_matching import Pairs, find_pairs
@@ -87,7 +87,7 @@ def test_summary_and_report(folders, tmp_path):
     assert evaluation.as_json() == summary
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index("<h3>b</h3>") < page.index("<h4>spleen</h4>") < page.index("<h3>a</h3>")  # worst first
-    assert page.index("<h3>a</h3>") < page.index("<h4>liver</h4>")
+    assert "<h4>liver</h4>" in page[page.index("<h3>a</h3>") :]
     assert str(folders[0]) in page
 
 
@@ -153,7 +153,7 @@ def test_the_scans_are_found_by_the_account_of_the_predictions(folders, tmp_path
     """Where the reference is a folder of labels alone, as in the README."""
     predictions, reference = folders
     account = {
-        "labels": {"background": 0, "liver": 1, "spleen": 2},
+        "labels": {"background": 0, **VALUES},
         "cases": {"a": {"scan": ["../set/imagesTr/a_0000.nii.gz"]}},
     }
     labels = tmp_path / "labels alone"
