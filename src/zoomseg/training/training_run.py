@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError, quoted
+from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError, listed, quoted
 from zoomseg.datasets.advice import advise
 from zoomseg.datasets.layouts import Dataset, folds
 from zoomseg.io import bundle
@@ -46,7 +46,8 @@ class TrainingRequest:
     model to start from; without ``recipe`` its own is taken, and without both the one called ``default``.
     ``registered`` is a folder in which registered atlases are kept for further trainings of the same cases;
     ``teachers`` are models, given as in ``io.bundle.find``, whose answers the new one learns as well.
-    ``split`` names the cases itself, in place of folds.
+    ``split`` names the cases itself, in place of folds. ``began``: when ``seconds`` began to count, by
+    ``time.monotonic``; None: when the training is started.
 
     Raises:
         TrainingError: a length or a seed that makes no sense.
@@ -62,6 +63,7 @@ class TrainingRequest:
     registered: Path | None = None
     teachers: tuple[str, ...] = ()
     split: loop.Split | None = None
+    began: float | None = None
 
     def __post_init__(self) -> None:
         _check_numbers(self.seconds, self.epochs, self.seed)
@@ -90,7 +92,7 @@ def start(
         split, recipe, settings = _recorded(dataset, out, device, processes)
         return loop.train(dataset, split, recipe, out, settings, observer)
     _require_new(out)
-    started = time.monotonic()
+    started = time.monotonic() if request.began is None else request.began
     asked = _asked(dataset, request, observer)
     with record.alone(out):
         _require_new(out)  # what another process began before this one was alone
@@ -118,7 +120,10 @@ def _train_new(
     # Planning is part of the time the user gave.
     seconds = None if request.seconds is None else request.seconds - (time.monotonic() - started)
     if seconds is not None and seconds <= 0:
-        raise TrainingError(f"the time budget of {request.seconds:g} s was used up by planning; increase it")
+        raise TrainingError(
+            f"the time budget of {request.seconds:g} s was used up by start-up and planning, which took "
+            f"{time.monotonic() - started:.1f} s; increase it"
+        )
     record.write(_record_of(dataset, request, decided), out / record.FILE)
     processes.wait_for_first(threading.Event())
     settings = loop.Settings(
@@ -158,6 +163,9 @@ class _Decided:
 
 def _asked(dataset: Dataset, request: TrainingRequest, observer: Observer) -> _Asked:
     split = choose_split(dataset, request)
+    left_out = [case.id for case in dataset.cases if case.labels is None]
+    if left_out:
+        observer.message(f"not trained on, as they have no labels: {listed(left_out)}")
     for note in dataset.header_notes(split.train + split.validation):
         observer.message(note)
     initial = None if request.init is None else fine_tuning.load(request.init, dataset)

@@ -7,11 +7,12 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -371,8 +372,33 @@ def test_a_wrong_recipe_leaves_nothing_behind(data: Dataset, tmp_path: Path) -> 
     assert not (tmp_path / "m").exists()
 
 
+def test_a_budget_counts_from_when_the_command_began(data: Dataset, tmp_path: Path) -> None:
+    request = TrainingRequest("default", seconds=30, began=time.monotonic() - 60)
+    with pytest.raises(
+        TrainingError, match=r"of 30 s was used up by start-up and planning, which took 6\d\.\d s"
+    ):
+        training_run.start(data, tmp_path / "m", request, CPU, Silent())
+
+
+def test_cases_without_labels_are_named(data: Dataset, tmp_path: Path) -> None:
+    class Told(Silent):
+        said: ClassVar[list[str]] = []
+
+        def message(self, text: str) -> None:
+            self.said.append(text)
+
+    first, *others = data.cases
+    some = replace(data, cases=(replace(first, labels=None), *others))
+    request = TrainingRequest("default", seconds=1e-6)
+    with pytest.raises(TrainingError, match="used up"):
+        training_run.start(some, tmp_path / "m", request, CPU, Told())
+    assert f"not trained on, as they have no labels: {first.id}" in Told.said
+
+
 def test_planning_may_take_all_the_time(data: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the time budget of 1e-06 s was used up by planning"):
+    with pytest.raises(
+        TrainingError, match=r"the time budget of 1e-06 s was used up by start-up and planning"
+    ):
         training_run.start(data, tmp_path / "m", TrainingRequest("default", seconds=1e-6), CPU, Silent())
     assert not (tmp_path / "m" / "training" / "job.json").exists()
 
