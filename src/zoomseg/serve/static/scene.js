@@ -61,10 +61,12 @@ function lookupTable(organs, shown, largest) {
 }
 
 export class Scene extends Niivue {
-  // `handlers`: NiiVue's, such as onLocationChange, and `onEllipse`, which gets every ellipse's statistics.
-  constructor({ onEllipse, ...handlers }) {
+  // `handlers`: NiiVue's, such as onLocationChange; `onDistance` gets every line's length in mm, `onEllipse`
+  // every ellipse's statistics.
+  constructor({ onDistance, onEllipse, ...handlers }) {
     super({ ...OPTIONS, ...handlers });
     this.ellipses = [];
+    this.onDistance = onDistance;
     this.onEllipse = onEllipse;
     this.crosshairShown = true;
     this.onDragRelease = (drag) => this.#released(drag);
@@ -218,9 +220,10 @@ export class Scene extends Niivue {
     this.clearAllMeasurements();
   }
 
-  #released({ fracStart, fracEnd, axCorSag }) {
-    if (this.opts.dragModePrimary !== ELLIPSE || this.uiData.activeDragMode === WINDOWING) return;
-    if (axCorSag > 2 || axCorSag < 0 || fracStart[0] < 0 || fracEnd[0] < 0) return;
+  #released({ fracStart, fracEnd, axCorSag, mmLength }) {
+    if (axCorSag > 2 || axCorSag < 0 || fracStart[0] < 0 || fracEnd[0] < 0) return; // not within one plane
+    if (this.opts.dragModePrimary === DISTANCE) this.onDistance(mmLength);
+    if (this.opts.dragModePrimary !== ELLIPSE) return;
     const ellipse = { start: [...fracStart], end: [...fracEnd], plane: axCorSag };
     const statistics = ellipseStatistics(this.image, ellipse);
     if (statistics === null) return;
@@ -296,9 +299,9 @@ function countBySlice({ img, hdr }, largest) {
   return counts;
 }
 
-// Of the voxels whose centres lie in an ellipse between two corners, given as shares of the volume's sides.
+// Statistics of the voxels whose centres lie in an ellipse between two corners, given as shares of the volume's sides.
 // null: there are none.
-function ellipseStatistics(image, { start, end, plane }) {
+export function ellipseStatistics(image, { start, end, plane }) {
   const [across, fixed] = [[[0, 1], 2], [[0, 2], 1], [[1, 2], 0]][plane];
   const dims = image.dimsRAS.slice(1, 4);
   const spacing = image.pixDimsRAS.slice(1, 4);
