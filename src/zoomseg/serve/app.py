@@ -364,7 +364,7 @@ def _add_corrections(app: FastAPI, service: Service) -> None:
 
     @app.put(
         "/jobs/{job_id}/corrected.nii.gz",
-        responses=_problems(404, 408, 409, 413, 415, 507),
+        responses=_problems(404, 408, 409, 413, 415, 503, 507),
         openapi_extra={"requestBody": body},
     )
     async def correct(request: Request, job_id: str) -> JobView:

@@ -283,6 +283,21 @@ export class Scene extends Niivue {
     this.setPenValue(value);
   }
 
+  // A disc in the plane. NiiVue's brush is a square that goes on at the opposite side where it leaves the volume.
+  drawPt(i, j, k, value, bitmap = null) {
+    const [nx, ny, nz] = this.back.dims.slice(1, 4);
+    const map = bitmap ?? this.drawBitmap;
+    const half = this.drawPenAxCorSag < 0 ? 0 : Math.floor(this.opts.penSize / 2);
+    const [di, dj, dk] = [0, 1, 2].map((axis) => (axis === 2 - this.drawPenAxCorSag ? 0 : half));
+    for (let z = Math.max(0, k - dk); z <= Math.min(nz - 1, k + dk); z++) {
+      for (let y = Math.max(0, j - dj); y <= Math.min(ny - 1, j + dj); y++) {
+        for (let x = Math.max(0, i - di); x <= Math.min(nx - 1, i + di); x++) {
+          if (Math.hypot(x - i, y - j, z - k) <= half + 0.5) map[x + nx * (y + ny * z)] = value;
+        }
+      }
+    }
+  }
+
   // The copy as NIfTI, compressed.
   async drawnMap() {
     const nifti = await this.labels.saveToDisk("", this.drawBitmap);
