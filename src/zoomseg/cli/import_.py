@@ -11,14 +11,16 @@ import click
 @click.argument("program", type=click.Choice(["nnunet"]))
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write.")
-@click.option("--folds", default="", metavar="LIST", help="0,1 or all [default: all that were trained].")
+@click.option(
+    "--folds", default="", metavar="LIST", help="Folds, e.g. 0,1 or all [default: all that were trained]."
+)
 def command(program: str, source: Path, out: Path, folds: str) -> None:
-    """Make a ZoomSeg model of one that nnU-Net v2 trained: `zoomseg import nnunet SOURCE -o MODEL`.
+    """Convert a model trained by nnU-Net v2 into a ZoomSeg model: `zoomseg import nnunet SOURCE -o MODEL`.
 
-    SOURCE is the folder that nnU-Net's training wrote, with plans.json, dataset.json and
-    fold_*/checkpoint_final.pth, or its zip. Several folds become one model each, which predict together;
-    `--folds all` is the fold trained on all cases. Checkpoints are pickles: of what they hold, tensors and
-    numbers are read, and nothing is executed. Reading them needs PyTorch; predicting with the model does not.
+    SOURCE is the folder written by nnU-Net's training, with plans.json, dataset.json and
+    fold_*/checkpoint_final.pth, or a zip of it. Several folds become one model each and form an ensemble;
+    `--folds all` is the fold trained on all cases. Checkpoints are pickles: only tensors and numbers are read
+    from them, and nothing is executed. Reading them needs PyTorch; predicting with the model does not.
     """
     from zoomseg.core.extras import require
 
