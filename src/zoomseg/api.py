@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A segmented scan. ``labels`` on the scan's own grid (class indices, see ``schema``);
-    ``probabilities`` of the last stage on its own grid, None where it found nothing to look at;
-    ``summary`` one row per organ; ``notes`` what the user should know of how the scan was read, how unlike
-    the training scans it is, and what was taken out of the label map: each is also a warning."""
+    """A segmented scan.
+
+    ``labels`` lies on the scan's own grid (class indices, see ``schema``). ``probabilities`` are those of the
+    last stage on its own grid, or None if its region was empty. ``summary`` has one row per organ,
+    ``seconds`` the time of each step. ``notes`` state how the scan was read, how far it differs from the
+    training scans, and what was removed from the label map; each is also issued as a warning.
+    """
 
     labels: LabelMap
     schema: LabelSchema
@@ -41,23 +44,28 @@ class Result:
 
 
 class Model:
-    """A loaded model: its networks stay in memory for any number of scans."""
+    """A loaded model, whose networks stay in memory for any number of scans."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
 
     @property
     def schema(self) -> LabelSchema:
+        """Names and file values of the labels."""
         return self._predictor.bundle.schema
 
     def predict(self, image: str | PathLike[str] | Volume, organs: Sequence[str] | None = None) -> Result:
-        """Segment a scan, given as a file or as voxels on a grid.
+        """Segment a scan.
+
+        Args:
+            image: a file, a folder or zip of one DICOM series, or voxels ``[C, I, J, K]`` on a grid.
+            organs: names or groups of the organs to segment; by default all.
 
         Raises:
             ScanError: the file cannot be used.
-            GeometryError: the scan has other channels than the model needs.
-            LabelError: an organ that the model does not know.
-            MemoryLimitError: it does not fit into the memory that is free.
+            GeometryError: the number of channels differs from the model's.
+            LabelError: the model does not have one of the organs.
+            MemoryLimitError: the scan does not fit into the free memory.
         """
         case = Case("scan", image) if isinstance(image, Volume) else self._read(Path(image))
         chosen = None if organs is None else self.schema.select(organs)
