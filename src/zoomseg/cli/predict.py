@@ -94,7 +94,7 @@ def command(
     Writes <case>.nii.gz on each scan's own grid, summary.csv (one row per case and organ), review.csv (the
     same rows, lowest confidence first), report.html (pictures of each scan and organ), run.json (seconds per
     step, tiles computed and skipped, FLOPs, peak memory), and names and colours of the values for 3D Slicer
-    and ITK-SNAP (labels.ctbl and labels.itksnap.txt). A scan that fails is reported, the others are processed,
+    and ITK-SNAP (labels.ctbl, labels.itksnap.txt). A scan that fails is reported, the others are processed,
     and the exit code is 1 (2 if none is left). While one scan is computed, the next is read and the previous
     one is written, unless memory is limited. A scan that does not fit into memory is rejected, with the
     amount that it needs.
