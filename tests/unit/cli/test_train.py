@@ -377,4 +377,6 @@ def test_a_training_with_unlabelled_scans_is_not_overwritten_and_is_of_one_fold(
     asked = (data, "-o", tmp_path / "m", "--unlabelled", unlabelled)
     assert "already holds a training (unlabelled.json); give --resume" in refused(capfd, *asked)
     assert "is damaged" in refused(capfd, data, "-o", tmp_path / "m", "--resume")
-    assert "--unlabelled is for one model" in refused(capfd, *asked, "--folds", "2", "--fold", "all")
+    assert "--unlabelled cannot be combined with --fold all" in refused(
+        capfd, *asked, "--folds", "2", "--fold", "all"
+    )
