@@ -22,7 +22,6 @@ class TrainingDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, get_renderable=self._shown, refresh_per_second=4)
         self._preparing: Group | None = None
         self._rows: dict[tuple[str, str], Row] = {}
         self._newest: Row | None = None
@@ -30,6 +29,8 @@ class TrainingDisplay:
         self._last_line = 0.0
         self._told = 0.0
         self._finished = False
+        # Last, as it asks at once what there is to show.
+        self._live = Live(console=console, get_renderable=self._shown, refresh_per_second=4)
 
     def __enter__(self) -> TrainingDisplay:
         if self._console.is_terminal:
