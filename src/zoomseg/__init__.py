@@ -73,18 +73,18 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# Torch takes seconds to import, so that nothing heavy is imported before it is used.
+# Torch takes seconds to import, so heavy packages are imported only when they are used.
 
 
 def load(model: str | PathLike[str], device: str = "auto") -> Model:
     """Load a model for any number of predictions.
 
     Args:
-        model: folder that ``train`` wrote, or the name of a model that comes with ZoomSeg: ``abdomen-ct``.
+        model: folder written by ``train``, or the name of an included model: ``abdomen-ct``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ModelError: no such model, or one that is not complete.
+        ModelError: the model does not exist, or is incomplete or damaged.
     """
     from zoomseg.api import load_model
 
@@ -105,19 +105,24 @@ def train(
     resume: bool = False,
     device: str = "auto",
 ) -> Model:
-    """Train a recipe on a data set folder, write the model to ``out`` and return it loaded.
+    """Train a recipe on a data set, write the model to ``out`` and return it loaded.
 
     Args:
-        recipe: name or path; None: that of ``init``, else ``default``.
-        seconds: time budget; ``epochs`` as long as the recipe's (100 steps, if it does not say) instead;
-            neither: the recipe's own length.
-        folds: keep fold ``fold`` of so many back for validation.
-        init: folder of a model to fine-tune, also to other labels, with a tenth of the learning rate.
-        resume: go on with the training that ``out`` holds.
+        dataset: data set folder (nnU-Net raw, Decathlon, or ``images/`` and ``labels/``).
+        out: folder for the model.
+        recipe: name or path of a recipe; by default that of ``init``, or ``default``.
+        seconds: time budget. Without it, ``epochs``, or the recipe's own length.
+        epochs: length in epochs (of the recipe's ``steps_per_epoch``, or 100 steps).
+        folds: number of folds, of which ``fold`` is held out for validation; by default none.
+        fold: index of the held-out fold, from 0.
+        seed: on the CPU and with ``epochs``, equal seeds give equal models.
+        init: folder of a model to fine-tune, possibly to other labels, with a tenth of the learning rate.
+        resume: continue the training in ``out``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        DatasetError, ModelError, RecipeError, TrainingError: what is wrong, in one line.
-        MissingPackageError: of the base installation, which cannot train.
+        DatasetError, ModelError, RecipeError, TrainingError: with the reason in one line.
+        MissingPackageError: in the base installation, which cannot train.
     """
     from zoomseg.core.extras import require
 
@@ -137,14 +142,18 @@ def evaluate(
     tolerance_mm: float = 1.0,
     tolerance: str | None = None,
 ) -> Evaluation:
-    """Score predictions against references; write ``metrics.csv``, ``summary.json``, ``report.html``.
+    """Score predictions against references; write ``metrics.csv``, ``summary.json`` and ``report.html``.
 
     Args:
-        tolerance: instead of ``tolerance_mm``, each organ's own: ``flare22``, or a table's path.
+        predictions: folder of label maps, ``<case>.nii.gz``.
+        reference: folder of label maps with the same names, or a data set.
+        out: folder for the results.
+        tolerance_mm: surface tolerance of the NSD for all organs.
+        tolerance: a tolerance for each organ instead: ``flare22``, or the path of a table.
 
     Raises:
-        DatasetError: nothing to score.
-        ScanError: no such table, or a damaged one.
+        DatasetError: there is nothing to score.
+        ScanError: the table does not exist or is damaged.
     """
     from zoomseg.evaluation.evaluate import evaluate as score
     from zoomseg.evaluation.tolerances import read_tolerances

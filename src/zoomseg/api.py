@@ -41,11 +41,14 @@ SEGMENTATION_SUFFIX = ".seg.nrrd"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """A segmented scan. ``labels`` on the scan's own grid (class indices, see ``schema``);
-    ``probabilities`` of the last stage on its own grid, None where it found nothing to look at;
-    ``summary`` one row per organ; ``notes`` what the user should know of how the scan was read, how unlike
-    the training scans it is, and what was taken out of the label map: each is also a warning; ``image`` the
-    scan, and ``source`` its file, if it came from one. In a notebook it shows a picture and its organs."""
+    """A segmented scan; in a notebook, a picture with its organs.
+
+    ``labels`` lies on the scan's own grid (class indices, see ``schema``). ``probabilities`` are those of the
+    last stage on its own grid, or None if its region was empty. ``summary`` has one row per organ,
+    ``seconds`` the time of each step. ``notes`` state how the scan was read, how far it differs from the
+    training scans, and what was removed from the label map; each is also issued as a warning. ``image`` is
+    the scan, ``source`` its file, if it came from one.
+    """
 
     labels: LabelMap
     schema: LabelSchema
@@ -121,14 +124,14 @@ class Result:
 
 
 class Model:
-    """A loaded model: its networks stay in memory for any number of scans."""
+    """A loaded model, whose networks stay in memory for any number of scans."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
 
     @property
     def schema(self) -> LabelSchema:
-        """The organs that it finds, and their values in files."""
+        """Names and file values of the labels."""
         return self._predictor.bundle.schema
 
     def __repr__(self) -> str:
@@ -145,14 +148,14 @@ class Model:
             image: a path (a file, or a folder or zip of one DICOM series), or a scan in memory: a nibabel or
                 SimpleITK image, a TorchIO image or subject, a MONAI ``MetaTensor``, a ``Volume``, or a numpy
                 array ``[I, J, K]`` or ``[C, I, J, K]`` with its ``affine``.
-            organs: only these.
-            affine: of an array: 4x4, voxel index to RAS+ millimetres, as nibabel has it.
+            organs: names or groups of the organs to segment; by default all.
+            affine: of an array: 4x4, voxel index to RAS+ millimetres, as in nibabel.
 
         Raises:
             ScanError: the scan cannot be used.
-            GeometryError: the scan has other channels than the model needs, or an impossible grid.
-            LabelError: an organ that the model does not know.
-            MemoryLimitError: it does not fit into the memory that is free.
+            GeometryError: the number of channels differs from the model's, or the grid is invalid.
+            LabelError: the model does not have one of the organs.
+            MemoryLimitError: the scan does not fit into the free memory.
         """
         source = Path(image) if isinstance(image, str | PathLike) else None
         if source is not None and affine is not None:

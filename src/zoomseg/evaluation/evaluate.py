@@ -161,7 +161,7 @@ def _without_stages(pairs: Pairs) -> list[str]:
     """A warning if stages were kept of some cases only."""
     without = {pair.id for pair in pairs.pairs if _stages_of(pair) is None}
     some = len(without) < len(pairs.pairs)
-    return unmatched("errors not attributed, as their stages were not kept", without if some else set())
+    return unmatched("errors not attributed, as stages were not kept", without if some else set())
 
 
 def _without_tolerance(rules: Tolerances, organs: Sequence[str]) -> list[str]:
@@ -242,7 +242,7 @@ def _drawn(case: CaseResult, organs: Sequence[OrganScore], pairs: Pairs, pair: P
     try:
         image = pairs.load_image(pair, reference)
     except ZoomSegError as error:
-        notes.append(f"Drawn without the scan: {error}")
+        notes.append(f"Shown without the scan: {error}")
     stored = read_grid(pair.reference)
     scene = _Scene(pairs, pair, prediction, reference, image, stored)
     at = centre_of_all((reference if reference.data.any() else prediction).data)
@@ -269,7 +269,7 @@ def _contours(scene: _Scene, organ: OrganScore) -> Picture:
         if (stages := _stages_of(scene.pair)) is not None:
             region = read_region(stages, scene.pair.id, organ.organ, grid)
     except ZoomSegError as error:
-        note = f"Drawn without the region: {error}"
+        note = f"Shown without the region: {error}"
     c = scene.pairs.drawn.class_of(organ.organ)
     prediction, reference = scene.prediction.data == c, scene.reference.data == c
     farthest = None

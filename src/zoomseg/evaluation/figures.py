@@ -257,12 +257,12 @@ def _legend(figure: Figure, region: bool, farthest: FarthestPoint | None) -> Non
     from matplotlib.patches import Patch
 
     entries: list[Artist] = [
-        Patch(color=REFERENCE_COLOUR, label="reference (difference: missed)"),
-        Patch(color=PREDICTION_COLOUR, label="prediction (difference: too much)"),
+        Patch(color=REFERENCE_COLOUR, label="reference (difference: false negative)"),
+        Patch(color=PREDICTION_COLOUR, label="prediction (difference: false positive)"),
         Patch(color=AGREEMENT_COLOUR, alpha=0.6, label="difference: both"),
     ]
     if region:
-        entries.append(Line2D([], [], color=REGION_COLOUR, linestyle="dashed", label="region looked at"))
+        entries.append(Line2D([], [], color=REGION_COLOUR, linestyle="dashed", label="region of the stage"))
     if farthest is not None:
         label = f"farthest apart: {farthest.distance_mm:.1f} mm"
         entries.append(

@@ -1,4 +1,4 @@
-"""How well two label maps agree: Dice, surface Dice (NSD), HD95, ASSD and volumes.
+"""Agreement of two label maps: Dice, surface Dice (NSD), HD95, ASSD and volumes.
 
 Definitions are those of Nikolov et al., "Deep learning to achieve clinically applicable segmentation
 of head and neck anatomy for radiotherapy" (2018), and of the ``surface-distance`` package that came
@@ -55,7 +55,7 @@ STEPS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class OrganScore:
-    """One organ of one case; distances are NaN if neither map has it, infinite if only one has."""
+    """Scores of an organ in a case; distances are NaN if neither map has it, infinite if only one has."""
 
     organ: str
     dice: float
@@ -76,7 +76,7 @@ class OrganScore:
 
 @dataclass(frozen=True)
 class SurfaceAgreement:
-    """How two surfaces agree: NSD (share of both surfaces within the tolerance), HD95, ASSD."""
+    """Agreement of two surfaces: NSD (share of both surfaces within the tolerance), HD95, ASSD."""
 
     nsd: float
     hd95_mm: float

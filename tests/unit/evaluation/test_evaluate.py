@@ -146,7 +146,7 @@ def test_scan_that_cannot_be_read_is_only_missing_from_the_picture(folders, tmp_
     (folders[1] / "imagesTr" / "b_0000.nii.gz").write_bytes(b"damaged")
     evaluation = evaluate(*folders, tmp_path / "out")
     assert evaluation.failures == ()
-    assert "Drawn without the scan: " in (tmp_path / "out" / "report.html").read_text()
+    assert "Shown without the scan: " in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_scans_are_found_by_the_account_of_the_predictions(folders, tmp_path):
@@ -166,7 +166,7 @@ def test_the_scans_are_found_by_the_account_of_the_predictions(folders, tmp_path
     assert [len(pair_of[case].images) for case in "abc"] == [1, 0, 0]
     evaluate(predictions, labels, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
-    assert [page.count("; window "), page.count("Drawn without the scan")] == [1, 0]
+    assert [page.count("; window "), page.count("Shown without the scan")] == [1, 0]
 
 
 def test_the_largest_distance_is_drawn_though_its_organ_is_not_the_worst(tmp_path):
@@ -309,7 +309,7 @@ def test_errors_are_attributed_where_stages_were_kept(kept, tmp_path):
     assert (spleen.region_recall, spleen.lost_coarse, spleen.lost_region) == (0.5, 0.5, 0)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["organs"]["liver"]["region_recall"] == pytest.approx(5 / 6)
-    assert "errors not attributed, as their stages were not kept: c" in evaluation.warnings
+    assert "errors not attributed, as stages were not kept: c" in evaluation.warnings
     assert "Where Dice is lost" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -346,7 +346,7 @@ def test_a_region_that_is_damaged_after_scoring_is_only_missing_from_the_picture
     pairs = find_pairs(*kept, None, None)
     write_all(evaluation, pairs, tmp_path / "out", {})
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("Drawn without the region: ") == 2  # worst organ, and largest distance
+    assert page.count("Shown without the region: ") == 2  # worst organ, and largest distance
     assert page.index("<h3>b</h3>") < page.index("<h4>spleen</h4>") < page.index("<h3>a</h3>")
 
 

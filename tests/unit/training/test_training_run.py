@@ -149,7 +149,7 @@ def test_start_does_not_overwrite_resume_needs_a_start(data: Dataset, recipe: st
     with pytest.raises(TrainingError, match="no training to resume"):
         training_run.resume(data, tmp_path / "m", CPU, Silent())
     training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
-    with pytest.raises(ModelError, match="already holds a model"):
+    with pytest.raises(ModelError, match=r"already holds a training \(model.json\)"):
         training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
 
 
@@ -177,11 +177,13 @@ def test_one_training_at_a_time_writes_to_a_folder(
             training_run.resume(data, out, CPU, Silent())
         with pytest.raises(OutputError, match=used):
             validation.validate(data, out, ("case_0",), CPU)
-        (out / "training" / "job.json").rename(tmp_path / "job.json")
-        with pytest.raises(OutputError, match=used):  # begun at the same moment
-            training_run.start(data, out, other, CPU, Silent())
-        with pytest.raises(OutputError, match=used):
-            cross_validation.begin(data, out, 2, other, CPU, Silent())
+        for begun in (True, False):  # False: at the same moment
+            if not begun:
+                (out / "training" / "job.json").rename(tmp_path / "job.json")
+            with pytest.raises(OutputError, match=used):
+                training_run.start(data, out, other, CPU, Silent())
+            with pytest.raises(OutputError, match=used):
+                cross_validation.begin(data, out, 2, other, CPU, Silent())
         (tmp_path / "job.json").rename(out / "training" / "job.json")
 
     if resumed:
@@ -210,9 +212,21 @@ def test_what_another_began_before_the_lock_was_had_is_not_replaced(
         yield
 
     monkeypatch.setattr(record, "alone", late)
-    with pytest.raises(ModelError, match="already holds a model"):
+    with pytest.raises(ModelError, match=r"already holds a training \(job.json\)"):
         training_run.start(data, out, TrainingRequest(recipe), CPU, Silent())
     assert (out / "training" / "job.json").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("of", [record.UNLABELLED, record.ACCELERATION, bundle.FOLDS])
+def test_a_folder_of_a_larger_training_is_taken_by_its_own_parts_alone(
+    data: Dataset, recipe: str, tmp_path: Path, of: str
+) -> None:
+    (tmp_path / of).write_text("{}")
+    for other in (None, "another.json"):
+        request = TrainingRequest(recipe, epochs=1, part_of=other)
+        with pytest.raises(ModelError, match=re.escape(f"already holds a training ({of})")):
+            training_run.start(data, tmp_path, request, CPU, Silent())
+    training_run.start(data, tmp_path, TrainingRequest(recipe, part_of=of), CPU, Silent())
 
 
 def test_resume_refuses_a_data_set_that_lacks_a_case(data: Dataset, recipe: str, tmp_path: Path) -> None:
