@@ -30,6 +30,7 @@ class TrainingDisplay:
         """When the newest row came."""
         self._finished = False
         self._last_line = 0.0
+        # Last, as it asks at once what there is to show.
         self._live = Live(console=console, get_renderable=self._shown, refresh_per_second=4)
 
     def __enter__(self) -> TrainingDisplay:
