@@ -135,7 +135,9 @@ def test_an_existing_model_is_not_overwritten(
     out = tmp_path / "model"
     assert run("train", data, "-o", out, "-r", recipe, "--device", "cpu") == 0
     before = (out / "model.json").read_bytes()
-    assert "already holds a training (model.json); give --resume" in refused(capfd, data, "-o", out, "-r", recipe)
+    assert "already holds a training (model.json); give --resume" in refused(
+        capfd, data, "-o", out, "-r", recipe
+    )
     assert (out / "model.json").read_bytes() == before
 
 
