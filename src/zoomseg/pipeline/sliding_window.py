@@ -22,7 +22,6 @@ from zoomseg.core.tiling import (
     cover,
     gaussian_importance_map,
     importance_map,
-    logarithms,
     normalised,
 )
 from zoomseg.pipeline import fusion, stage_input
@@ -164,13 +163,13 @@ class SlidingWindow:
         answers = self._network(data, tiles)
         self._network_seconds += time.perf_counter() - started
         for tile, answer in zip(tiles, answers, strict=True):
-            stitcher.add(tile, logarithms(answer) if self._geometric else answer)
+            stitcher.add(tile, answer, self._geometric)
 
     def predict(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
         """The answer as a whole; ``estimator`` gathers from it."""
         parts = []
         for slab, planes in self._placed():
-            slab = self._probabilities(slab)
+            slab = normalised(slab) if self._geometric else slab
             if estimator is not None:
                 estimator.add(slab, planes)
             parts.append(namespace(slab).asarray(slab, copy=True))
@@ -192,11 +191,8 @@ class SlidingWindow:
             stage.fusion == "paste",
         )
         for slab, planes in self._placed():
-            estimator.add(self._probabilities(slab), planes)
+            estimator.add(slab, planes, self._geometric)
             slabs.add(slab)
-
-    def _probabilities(self, slab: Array) -> Array:
-        return normalised(slab) if self._geometric else slab
 
     def _placed(self) -> Iterator[tuple[Array, Box]]:
         """Slabs, and the boxes of the view's grid that they fill.
