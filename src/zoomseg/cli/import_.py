@@ -12,7 +12,12 @@ import click
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write.")
 @click.option("--folds", default="", metavar="LIST", help="0,1 or all [default: all that were trained].")
-def command(program: str, sources: tuple[Path, ...], out: Path, folds: str) -> None:
+@click.option(
+    "--lowres",
+    type=click.Path(path_type=Path),
+    help="Of a 3d_cascade_fullres: the folder or zip of its 3d_lowres, if that does not lie beside it.",
+)
+def command(program: str, sources: tuple[Path, ...], out: Path, folds: str, lowres: Path | None) -> None:
     """Make a ZoomSeg model of one that nnU-Net v2 trained: `zoomseg import nnunet SOURCE -o MODEL`.
 
     SOURCE is the folder that nnU-Net's training wrote, with plans.json, dataset.json and
@@ -29,6 +34,6 @@ def command(program: str, sources: tuple[Path, ...], out: Path, folds: str) -> N
     from zoomseg.importing.nnunet.run import import_models
 
     wanted = tuple(fold.strip() for fold in folds.split(",") if fold.strip()) or None
-    written = import_models(sources, out, wanted)
+    written = import_models(sources, out, wanted, lowres)
     number = f"{len(written)} folds" if len(written) > 1 else "model"
     click.echo(f"{out} written ({number}); use it with: zoomseg predict SCAN -m {out} -o OUT")

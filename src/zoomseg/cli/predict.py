@@ -46,6 +46,12 @@ REVIEWED_FIRST = 3
     "about a third of the tiles of 0.5; labels change a little where tiles meet.",
 )
 @click.option(
+    "--mirror",
+    is_flag=True,
+    help="Ask the networks of every tile's mirror images, too, along the axes that the model was trained "
+    "with, and average: up to 8 times the time, for labels that are right a little more often.",
+)
+@click.option(
     "--keep-stages",
     is_flag=True,
     help="Also write every stage's own label map and region to OUT/stages, so that `evaluate` can say where "
@@ -83,6 +89,7 @@ def command(
     max_ram: str | None,
     max_vram: str | None,
     overlap: float | None,
+    mirror: bool,
     keep_stages: bool,
     dicom_seg: bool,
     rtstruct: bool,
@@ -125,6 +132,7 @@ def command(
         any_scan=any_scan,
         backend=backend,
         overlap=overlap,
+        mirror=mirror,
         on_warning=display.warn,
         on_registration=display.register,
     )
