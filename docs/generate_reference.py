@@ -83,7 +83,8 @@ def _meaning(option: click.Option) -> str:
     if option.required:
         return f"{text} Required."
     shown = option.show_default and not option.is_flag and option.default is not None
-    return f"{text} Default: `{option.default}`." if shown else text
+    default = ", ".join(option.default) if isinstance(option.default, tuple) else option.default
+    return f"{text} Default: `{default}`." if shown else text
 
 
 if __name__ == "__main__":

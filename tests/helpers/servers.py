@@ -21,8 +21,9 @@ from zoomseg.io.scans import write_image, write_labels
 from zoomseg.serve.access import Access, access
 from zoomseg.serve.app import ModelView, Service, create_app
 from zoomseg.serve.corrections import Corrections
+from zoomseg.serve.job_queue import Step
 from zoomseg.serve.job_runner import Runner
-from zoomseg.serve.jobs import Jobs, Step
+from zoomseg.serve.jobs import Jobs
 from zoomseg.serve.worker import Task, WorkerDiedError
 
 MODEL = ModelView(

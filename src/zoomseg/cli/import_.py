@@ -8,7 +8,7 @@ import click
 
 
 @click.command(name="import")
-@click.argument("program", type=click.Choice(["nnunet"]))
+@click.argument("program", type=click.Choice(["nnunet", "totalsegmentator"]))
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write.")
 @click.option("--folds", default="", metavar="LIST", help="0,1 or all [default: all that were trained].")
@@ -17,7 +17,19 @@ import click
     type=click.Path(path_type=Path),
     help="Of a 3d_cascade_fullres: the folder or zip of its 3d_lowres, if that does not lie beside it.",
 )
-def command(program: str, sources: tuple[Path, ...], out: Path, folds: str, lowres: Path | None) -> None:
+@click.option(
+    "--task",
+    metavar="TASK",
+    help="Of TotalSegmentator: total, total_fast, total_mr, body and others [default: total].",
+)
+def command(
+    program: str,
+    sources: tuple[Path, ...],
+    out: Path,
+    folds: str,
+    lowres: Path | None,
+    task: str | None,
+) -> None:
     """Make a ZoomSeg model of one that nnU-Net v2 trained: `zoomseg import nnunet SOURCE -o MODEL`.
 
     SOURCE is the folder that nnU-Net's training wrote, with plans.json, dataset.json and
@@ -26,14 +38,38 @@ def command(program: str, sources: tuple[Path, ...], out: Path, folds: str, lowr
     last of them decides. Several folds become one model each, which predict together; `--folds all` is the
     fold trained on all cases. Checkpoints are pickles: of what they hold, tensors and numbers are read, and
     nothing is executed. Reading them needs PyTorch; predicting with the model does not.
+
+    `zoomseg import totalsegmentator FOLDER -o MODEL` makes a model of the weights that TotalSegmentator v2
+    has stored on this machine, in ~/.totalsegmentator say; nothing is downloaded.
     """
     from zoomseg.core.extras import require
 
     for module in ("torch", "onnx", "onnxscript"):
         require(module, "zoomseg import")
-    from zoomseg.importing.nnunet.run import import_models
-
-    wanted = tuple(fold.strip() for fold in folds.split(",") if fold.strip()) or None
-    written = import_models(sources, out, wanted, lowres)
+    if program == "totalsegmentator":
+        written = _of_totalsegmentator(sources, out, folds, lowres, task)
+    else:
+        written = _of_nnunet(sources, out, folds, lowres, task)
     number = f"{len(written)} folds" if len(written) > 1 else "model"
     click.echo(f"{out} written ({number}); use it with: zoomseg predict SCAN -m {out} -o OUT")
+
+
+def _of_nnunet(
+    sources: tuple[Path, ...], out: Path, folds: str, lowres: Path | None, task: str | None
+) -> tuple[Path, ...]:
+    from zoomseg.importing.nnunet.run import import_models
+
+    if task is not None:
+        raise click.UsageError("--task is for models of TotalSegmentator")
+    wanted = tuple(fold.strip() for fold in folds.split(",") if fold.strip()) or None
+    return import_models(sources, out, wanted, lowres)
+
+
+def _of_totalsegmentator(
+    sources: tuple[Path, ...], out: Path, folds: str, lowres: Path | None, task: str | None
+) -> tuple[Path, ...]:
+    from zoomseg.importing.totalsegmentator.run import import_task
+
+    if len(sources) > 1 or folds or lowres:
+        raise click.UsageError("of TotalSegmentator, one folder of weights is read, and its one fold")
+    return (import_task(sources[0], out, task or "total"),)

@@ -101,9 +101,9 @@ def command(
     """Segment SCANS: NIfTI, NRRD or MHA files, folders of those, or folders and zips of DICOM series.
 
     Writes <case>.nii.gz on each scan's own grid, summary.csv (one row per case and organ), review.csv (the
-    same, what is least certain first) and run.json (seconds by step, tiles computed and skipped, FLOPs, peak
-    memory); names and colours of the values for 3D Slicer and ITK-SNAP in labels.ctbl and
-    labels.itksnap.txt. A scan that fails is named, the
+    same, what is least certain first), report.html (pictures of every scan and organ) and run.json (seconds
+    by step, tiles computed and skipped, FLOPs, peak memory); names and colours of the values for 3D Slicer
+    and ITK-SNAP in labels.ctbl and labels.itksnap.txt. A scan that fails is named, the
     others are done, and the exit code is 1 (2 if none is left). While one scan is computed, the next is
     read and the last one written, unless memory is limited. A scan that would not fit is refused with
     what it would need.

@@ -1,4 +1,4 @@
-"""A training run on the terminal: one screen that stays up to date, or plain lines where there is none."""
+"""A training run on the terminal: one screen that is updated, or plain lines if output is not a terminal."""
 
 from __future__ import annotations
 

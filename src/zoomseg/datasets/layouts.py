@@ -343,7 +343,7 @@ def _inside(root: Path, relative: object) -> Path:
         raise DatasetError(f"{where}: no file can have the name '{quoted(relative)}'; it is too long")
     normal = os.path.normpath(relative)
     if os.path.isabs(normal) or normal.split(os.sep)[0] in (os.pardir, os.curdir):
-        raise DatasetError(f"{where}: path '{quoted(relative)}' leads out of the data set folder")
+        raise DatasetError(f"{where}: path '{quoted(relative)}' leaves the data set folder")
     return root / normal
 
 
@@ -410,7 +410,8 @@ def _parse_schema(where: Path, description: Mapping[str, Any]) -> LabelSchema:
         _check_name(where, name, "a label")
     if "ignore" in names:
         raise DatasetError(
-            f"{where}: an 'ignore' label is not supported; list the drawn labels of each case under 'cases'"
+            f"{where}: an 'ignore' label is not supported; list the annotated labels of each case under "
+            "'cases'"
         )
     groups = _parse_groups(where, description.get("groups", {}), names)
     try:

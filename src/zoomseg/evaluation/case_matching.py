@@ -116,7 +116,7 @@ def find_pairs(
         )
     if not ids:
         raise DatasetError(
-            f"{predictions}: none of its {len(predicted_files)} label files is named like one of the "
+            f"{predictions}: none of its {len(predicted_files)} label files has the name of one of the "
             f"{len(source.files)} references"
         )
     drawn = schema or source.schema or (predicted[0] if predicted else None)
@@ -142,7 +142,7 @@ def find_pairs(
     warnings = (
         *unmatched("no reference for", set(predicted_files) - set(ids)),
         *unmatched("no prediction for", set(source.files) - set(ids)),
-        *unmatched("not scored, as the predictions do not know", set(drawn.names) - set(organs)),
+        *unmatched("not scored, as the predictions do not include", set(drawn.names) - set(organs)),
     )
     return Pairs(tuple(pairs), known, drawn, organs, warnings)
 

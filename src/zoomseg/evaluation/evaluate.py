@@ -151,7 +151,7 @@ def _without_stages(pairs: Pairs) -> list[str]:
     """A warning if stages were kept of some cases only."""
     without = {pair.id for pair in pairs.pairs if _stages_of(pair) is None}
     some = len(without) < len(pairs.pairs)
-    return unmatched("errors not attributed, as their stages were not kept", without if some else set())
+    return unmatched("errors not attributed, as stages were not kept", without if some else set())
 
 
 def _without_tolerance(rules: Tolerances, organs: Sequence[str]) -> list[str]:
@@ -221,12 +221,12 @@ def _picture(case: CaseResult, worst: OrganScore, pairs: Pairs, pair: Pair) -> P
     try:
         image = pairs.load_image(pair, reference)
     except ZoomSegError as error:
-        notes.append(f"Drawn without the scan: {error}")
+        notes.append(f"Shown without the scan: {error}")
     try:
         if (stages := _stages_of(pair)) is not None:
             region = read_region(stages, case.id, worst.organ, reference.grid)
     except ZoomSegError as error:
-        notes.append(f"Drawn without the region: {error}")
+        notes.append(f"Shown without the region: {error}")
     c = pairs.drawn.class_of(worst.organ)
     png = overlay(
         image.data[0] if image is not None else None,

@@ -254,12 +254,12 @@ def _legend(figure: Figure, region: bool) -> None:
     from matplotlib.patches import Patch
 
     entries: list[Artist] = [
-        Patch(color=REFERENCE_COLOUR, label="reference (below: missed)"),
-        Patch(color=PREDICTION_COLOUR, label="prediction (below: too much)"),
+        Patch(color=REFERENCE_COLOUR, label="reference (below: false negative)"),
+        Patch(color=PREDICTION_COLOUR, label="prediction (below: false positive)"),
         Patch(color=AGREEMENT_COLOUR, alpha=0.6, label="below: both"),
     ]
     if region:
-        entries.append(Line2D([], [], color=REGION_COLOUR, linestyle="dashed", label="region looked at"))
+        entries.append(Line2D([], [], color=REGION_COLOUR, linestyle="dashed", label="region of the stage"))
     figure.legend(
         handles=entries,
         loc="lower center",

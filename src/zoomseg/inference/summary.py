@@ -31,7 +31,7 @@ TOUCHES_REGION_BORDER = "touches_region_border"
 """The organ reaches the end of where the last stage looked, also after it looked farther."""
 
 MISPLACED = "misplaced"
-"""All of the organ lies far from where training had it, as other organs have it."""
+"""All of the organ lies far from its position in the training scans, as other organs have it."""
 UNUSUAL_VOLUME = "unusual_volume"
 """The organ is smaller than half of the smallest in training, or larger than twice the largest."""
 

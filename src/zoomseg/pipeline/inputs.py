@@ -318,15 +318,16 @@ def label_map_on(
     for n in sorted(range(len(names)), key=lambda n: values[names[n]]):
         c = labels.schema.class_of(names[n])
         own = resample_data(
-            labels.data[None],
-            labels.grid,
-            grid,
-            antialias=False,
-            change=lambda part, c=c: (part == c).astype(np.float32),
-            kernels=kernels,
+            labels.data[None], labels.grid, grid, False, functools.partial(_share_of, c), kernels
         )
         won[own[0] >= 0.5] = n + 1
     out: AnyNumpy = (won == np.arange(1, 1 + len(names)).reshape(-1, 1, 1, 1)).astype(np.float32)
+    return out
+
+
+def _share_of(c: int, labels: AnyNumpy) -> AnyNumpy:
+    """1 where a label is, 0 elsewhere."""
+    out: AnyNumpy = (labels == c).astype(np.float32)
     return out
 
 

@@ -215,7 +215,7 @@ class SlidingWindow:
                 namespace(slab).isfinite(slab[0, ...]).all()
             ):  # softmax spreads NaN over all classes of a voxel
                 raise ModelError(
-                    f"stage '{self.view.stage.name}' answered with numbers that are not finite: its weights "
+                    f"stage '{self.view.stage.name}' produced values that are not finite: its weights "
                     "are damaged, or too large for this device; copy or train the model again"
                 )
             planes = Box((*self.box.start[:2], at), (*self.box.stop[:2], at + slab.shape[3]))

@@ -145,9 +145,9 @@ def _is_single(recipe: specs.PlannedRecipe, data: Fingerprint) -> tuple[bool, Re
     scan = count(data.voxels)
     patches = f"{SINGLE_STAGE_FACTOR:g} patches of {count(recipe.fine_patch_voxels)}"
     if data.voxels <= limit:
-        why = f"the median scan has {scan} voxels, no more than {patches}: a coarser look would show no more"
+        why = f"the median scan has {scan} voxels, no more than {patches}: a coarse stage would add nothing"
         return True, Reason("stages", "one", why)
-    why = f"the median scan has {scan} voxels, more than {patches}: too many for one detailed look"
+    why = f"the median scan has {scan} voxels, more than {patches}: too many for a single detailed stage"
     return False, Reason("stages", "two: coarse, then fine", why)
 
 
@@ -208,7 +208,7 @@ def _affordable(
     elif voxels == least:
         why = f"{LEAST_FINE_FACTOR} times the coarse grid's, the least; {looks} less than that"
     else:
-        why = f"of the recipe's {count(recipe.fine_voxels)}: {looks} so many; more time, more detail"
+        why = f"of the recipe's {count(recipe.fine_voxels)}: {looks} so many; more time allows more detail"
     changed = recipe.model_copy(update={"fine_voxels": voxels})
     return changed, Reason("fine voxels", count(voxels), why)
 

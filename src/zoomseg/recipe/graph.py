@@ -79,9 +79,7 @@ def validate(recipe: Recipe) -> None:
         if stage.name == ATLAS:
             raise RecipeError(f"stages[{n}].name: '{ATLAS}' is the atlas prior's; choose another")
         if stage.name in names[:n]:
-            raise RecipeError(
-                f"stages[{n}].name: '{stage.name}' is taken; every stage needs a name of its own"
-            )
+            raise RecipeError(f"stages[{n}].name: '{stage.name}' is taken; stage names must be unique")
         for reference in _references(stage):
             if reference.of not in names[:n]:
                 raise RecipeError(
@@ -101,11 +99,11 @@ def validate(recipe: Recipe) -> None:
             )
         if recipe.atlas is None and uses_atlas(stage):
             raise RecipeError(
-                f"stage '{stage.name}' uses the atlas prior, but the recipe has no 'atlas'; give it one"
+                f"stage '{stage.name}' uses the atlas prior, but the recipe has no 'atlas'; add one"
             )
     if all(stage.fusion == "none" for stage in recipe.stages):
         raise RecipeError(
-            f"stage '{names[-1]}', fusion: every stage says 'none', so no label map would come out; "
+            f"stage '{names[-1]}', fusion: all stages have 'none', so no label map would result; "
             "allowed for at least one stage: replace_in_roi"
         )
     grouped = list(itertools.chain.from_iterable(recipe.train_together))
@@ -324,7 +322,7 @@ def _validate_group(recipe: Recipe, group: tuple[str, ...]) -> None:
         if not read & set(group[:n]):
             raise RecipeError(
                 f"train_together: stage '{group[n]}' has no prior input of {' or '.join(group[:n])}, "
-                "so no gradient would flow; give it one or leave it out of the group"
+                "so no gradient would flow; add one or remove it from the group"
             )
 
 

@@ -108,7 +108,7 @@ class ZScore(Spec):
     """None: nothing is clipped, and mean and standard deviation are those of all voxels (nnU-Net's
     ``ZScoreNormalization``); percentiles of a large scan are those of a million of its voxels."""
     within: Literal["all", "nonzero"] = "all"
-    """``nonzero``: mean and standard deviation are those of the voxels that are not zero in every channel,
+    """``nonzero``: mean and standard deviation are those of the voxels that are not zero in every channel
     and of what these enclose; all others become zero (nnU-Net's ``use_mask_for_norm``)."""
 
     @model_validator(mode="after")

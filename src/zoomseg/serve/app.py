@@ -21,8 +21,9 @@ from zoomseg.inference.batch import segmentation_path
 from zoomseg.io.scans import ScanInput
 from zoomseg.serve.access import Access, Guard
 from zoomseg.serve.corrections import Corrections, NotCorrectableError
+from zoomseg.serve.job_queue import State
 from zoomseg.serve.job_runner import Runner
-from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError, State
+from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError
 from zoomseg.serve.organs import (
     Organ,
     organs_of_corrected,
@@ -108,7 +109,7 @@ class Service:
 
     jobs: Jobs
     corrections: Corrections
-    runner: Runner
+    runner: Runner[Job]
     models: Mapping[str, ModelView]
     """By name; the first is meant where none is named."""
     max_upload: int

@@ -148,7 +148,7 @@ def alone(out: Path) -> Iterator[None]:
     """
     with locked(
         writable_directory(out) / ".lock",
-        "a training uses this folder; wait until it has ended, or take another",
+        "a training uses this folder; wait until it has ended, or choose another",
     ):
         yield
 
@@ -219,7 +219,7 @@ def _read(kind: type[_AnyRecord], file: Path, missing: str) -> _AnyRecord:
     try:
         return kind.model_validate_json(read_file(file))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise TrainingError(f"{missing}; leave --resume out") from error
+        raise TrainingError(f"{missing}; omit --resume") from error
     except ValidationError as error:
         raise _damaged(file, first_problem(error)) from error
     except OSError as error:
@@ -227,4 +227,4 @@ def _read(kind: type[_AnyRecord], file: Path, missing: str) -> _AnyRecord:
 
 
 def _damaged(file: Path, reason: str) -> TrainingError:
-    return TrainingError(f"{file} is damaged ({reason}); train anew into another folder")
+    return TrainingError(f"{file} is damaged ({reason}); train again into another folder")

@@ -99,7 +99,9 @@ def start(
 
 def _require_new(out: Path) -> None:
     if (out / "model.json").exists() or (out / record.FILE).exists():
-        raise ModelError(f"{out} already holds a model; give --resume to go on with it, or another folder")
+        raise ModelError(
+            f"{out} already holds a model; give --resume to continue it, or choose another folder"
+        )
 
 
 def _train_new(
@@ -116,9 +118,7 @@ def _train_new(
     # Planning is part of the time the user gave.
     seconds = None if request.seconds is None else request.seconds - (time.monotonic() - started)
     if seconds is not None and seconds <= 0:
-        raise TrainingError(
-            f"the time budget of {request.seconds:g} s was used up by planning; give more time"
-        )
+        raise TrainingError(f"the time budget of {request.seconds:g} s was used up by planning; increase it")
     record.write(_record_of(dataset, request, decided), out / record.FILE)
     processes.wait_for_first(threading.Event())
     settings = loop.Settings(
@@ -337,9 +337,7 @@ def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
         return replace(request.split, train=(*request.split.train, *pseudo))
     labelled = [case.id for case in dataset.cases if case.labels is not None and not case.pseudo]
     if not labelled:
-        raise DatasetError(
-            f"data set '{dataset.name}' has no labelled case; zoomseg check says what is there"
-        )
+        raise DatasetError(f"data set '{dataset.name}' has no labelled case; see zoomseg check")
     if request.folds is None:
         return loop.Split((*labelled, *pseudo), ())
     parts = folds(labelled, request.folds, request.seed)

@@ -215,6 +215,8 @@ def test_a_bad_scan_is_named_and_the_good_one_is_written(
         "labels.ctbl",
         "labels.itksnap.txt",
         "patient.nii.gz",
+        "report",
+        "report.html",
         "review.csv",
         "run.json",
         "summary.csv",

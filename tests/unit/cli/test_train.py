@@ -109,7 +109,7 @@ def test_a_stopped_training_goes_on(data: Path, recipe: Path, tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "go on with --resume" in err.splitlines()[-1]
+    assert "continue with --resume" in err.splitlines()[-1]
     assert "Traceback" not in err
     assert bundle.load(out).provenance["complete"] is False
     done = json.loads((out / "training" / "job.json").read_text())
@@ -192,7 +192,7 @@ def test_a_data_set_without_labels(data: Path, tmp_path: Path, capfd: pytest.Cap
     shutil.copytree(data, bare)
     shutil.rmtree(bare / "labelsTr")
     said = refused(capfd, bare, "-o", tmp_path / "m")
-    assert said == "zoomseg: data set 'tiny' has no labelled case; zoomseg check says what is there"
+    assert said == "zoomseg: data set 'tiny' has no labelled case; see zoomseg check"
     assert not (tmp_path / "m").exists()
 
 

@@ -392,7 +392,7 @@ def test_a_data_set_s_own_name_is_one_short_line(tmp_path: Path) -> None:
 def test_a_key_that_comes_twice_must_say_the_same(tmp_path: Path) -> None:
     text = '{"channel_names": {"0": "CT"}, "labels": {"liver": 2, "spleen": 4, "liver": %d}}'
     (nnunet(tmp_path) / "dataset.json").write_text(text % 1)
-    with pytest.raises(DatasetError, match="'liver' is there twice, with different values"):
+    with pytest.raises(DatasetError, match="'liver' appears twice, with different values"):
         open_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text(text % 2)
     assert open_dataset(tmp_path).schema.values == (2, 4)

@@ -144,7 +144,7 @@ def test_scan_that_cannot_be_read_is_only_missing_from_the_picture(folders, tmp_
     (folders[1] / "imagesTr" / "b_0000.nii.gz").write_bytes(b"damaged")
     evaluation = evaluate(*folders, tmp_path / "out")
     assert evaluation.failures == ()
-    assert "Drawn without the scan: " in (tmp_path / "out" / "report.html").read_text()
+    assert "Shown without the scan: " in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_progress_counts_every_case(folders, tmp_path):
@@ -275,7 +275,7 @@ def test_errors_are_attributed_where_stages_were_kept(kept, tmp_path):
     assert (spleen.region_recall, spleen.lost_coarse, spleen.lost_region) == (0.5, 0.5, 0)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["organs"]["liver"]["region_recall"] == pytest.approx(5 / 6)
-    assert "errors not attributed, as their stages were not kept: c" in evaluation.warnings
+    assert "errors not attributed, as stages were not kept: c" in evaluation.warnings
     assert "Where Dice is lost" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -312,7 +312,7 @@ def test_a_region_that_is_damaged_after_scoring_is_only_missing_from_the_picture
     pairs = find_pairs(*kept, None, None)
     write_all(evaluation, pairs, tmp_path / "out", {})
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("Drawn without the region: ") == 1
+    assert page.count("Shown without the region: ") == 1
     assert "b — spleen" in page
 
 

@@ -84,7 +84,7 @@ def test_the_region_is_drawn_in_all_panels(drawn):
         assert to_hex(panel.collections[-1].get_edgecolor()[0]) == figures.REGION_COLOUR
     axial = drawn[0].axes[0].collections[-1].get_paths()[0].vertices
     assert (axial.min(axis=0).tolist(), axial.max(axis=0).tolist()) == ([8.0, 15.0], [35.0, 45.0])
-    assert "region looked at" in [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert "region of the stage" in [text.get_text() for text in drawn[0].legends[0].get_texts()]
 
 
 def test_difference_shows_each_kind_of_voxel(drawn):

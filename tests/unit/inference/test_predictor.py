@@ -66,7 +66,7 @@ class TestPredictor:
         assert found.trust == 0.0
         assert found.notes[:2] == (
             "2 slices are missing",
-            "plainly unlike the training scans: the scan is of modality MR, the model was trained on CT",
+            "clearly unlike the training scans: the scan is of modality MR, the model was trained on CT",
         )
         assert (expected.trust, expected.notes[:1]) == (1.0, ("2 slices are missing",))
         unknown = Predictor(untrained_bundle(3), CPU).predict(other)

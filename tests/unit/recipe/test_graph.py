@@ -412,7 +412,7 @@ def test_what_cannot_be_taken_apart_is_refused(
 
 def test_a_recipe_whose_only_fused_stage_is_dropped_is_refused() -> None:
     fitted, _ = graph.fit(recipe(stage("one", fusion="none"), stage("two", labels=("spleen",))), FOUND)
-    with pytest.raises(RecipeError, match="every stage says 'none', so no label map would come out"):
+    with pytest.raises(RecipeError, match="all stages have 'none', so no label map would result"):
         graph.expand(fitted, FOUND)
 
 

@@ -66,8 +66,8 @@ def test_a_scan_becomes_labels_and_a_table(server: Server, tmp_path: Path) -> No
 def test_uploaded_names_are_no_paths(server: Server, tmp_path: Path) -> None:
     job_id = server.post(b"x", "../../../evil.nii.gz")
     server.client.delete(f"/jobs/{job_id}")
-    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert files == {"jobs/.lock", f"jobs/{job_id}/job.json", f"jobs/{job_id}/scan.nii.gz"}
+    paths = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if "sqlite" not in p.name}
+    assert paths == {"jobs", "jobs/.lock", "jobs/corrected", f"jobs/{job_id}", f"jobs/{job_id}/scan.nii.gz"}
     assert server.client.get(f"/jobs/{job_id}").json()["name"] == "evil.nii.gz"
 
 
@@ -103,7 +103,7 @@ def test_deleting_a_job_that_has_ended_deletes_its_files(server: Server, tmp_pat
     server.wait(job_id, "finished")
     assert server.client.delete(f"/jobs/{job_id}").status_code == 204
     assert server.client.get(f"/jobs/{job_id}").status_code == 404
-    assert sorted(p.name for p in (tmp_path / "jobs").iterdir()) == [".lock", "corrected"]
+    assert [p for p in (tmp_path / "jobs").iterdir() if p.is_dir()] == [tmp_path / "jobs" / "corrected"]
 
 
 def test_the_server_answers_while_a_job_runs(server: Server) -> None:
@@ -122,7 +122,7 @@ def test_what_is_too_large_is_refused_announced_or_not(tmp_path: Path) -> None:
         pieces = iter([noise(600), noise(600)])
         assert server.client.post("/jobs?name=a.nii", content=pieces).status_code == 413
         assert server.client.get("/jobs").json() == []
-        assert sorted(p.name for p in (tmp_path / "jobs").iterdir()) == [".lock", "corrected"]
+        assert [p for p in (tmp_path / "jobs").iterdir() if p.is_dir()] == [tmp_path / "jobs" / "corrected"]
         assert server.client.post("/jobs?name=a.nii", content=noise(1000)).status_code == 201
 
 
@@ -193,8 +193,10 @@ def test_a_running_job_says_how_long_it_will_take_yet(server: Server) -> None:
     server.go.set()
     first = server.post(b"good")
     server.wait(first, "finished")
-    job = server.jobs._jobs[first]
-    server.jobs._jobs[first] = job.model_copy(update={"started": 1000.0, "ended": 1060.0})
+    job = server.jobs.find(first)
+    assert job is not None
+    with server.jobs._changed:
+        server.jobs._put(job, started=1000.0, ended=1060.0)
     server.go.clear()
     other = server.post(b"good", "a.nrrd")
     server.go.set()

@@ -14,7 +14,8 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.io.scans import read_label_values, write_array, write_image, write_labels
 from zoomseg.serve.corrections import Corrections, NotCorrectableError
-from zoomseg.serve.jobs import Job, State
+from zoomseg.serve.job_queue import State
+from zoomseg.serve.jobs import Job
 
 SCHEMA = LabelSchema(("left kidney", "right kidney"), (3, 7))
 

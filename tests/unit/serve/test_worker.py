@@ -22,7 +22,7 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
 from zoomseg.serve import worker as worker_process
-from zoomseg.serve.jobs import Step
+from zoomseg.serve.job_queue import Step
 from zoomseg.serve.worker import ProcessWorker, Task, WorkerDiedError
 
 

@@ -144,7 +144,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     stop = threading.Event()
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
     run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopAfter(kill_at, stop))
-    with pytest.raises(InterruptedTrainingError, match="go on with --resume"):
+    with pytest.raises(InterruptedTrainingError, match="continue with --resume"):
         run.train(stop)
     part = bundle.load(tmp_path / "cut")  # any checkpoint is a usable model
     Predictor(part, CPU).predict(Case("x", tiny_case(3)[0]))
@@ -339,7 +339,7 @@ def test_stopping_while_preparing_does_not_wait_for_the_other_cases(data: Datase
 
     watch = StopAtOnce()
     run = loop._Run(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU), watch)
-    with pytest.raises(InterruptedTrainingError, match="while preparing the data; go on with --resume"):
+    with pytest.raises(InterruptedTrainingError, match="while preparing the data; continue with --resume"):
         run.train(stop)
     assert watch.messages == ["0 of 4"]
     model = loop.train(

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zoomseg.core.errors import LabelError, ModelError, quoted
+from zoomseg.core.geometry import Index3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.importing.nnunet.network import Axes, axes_of, in_space, spec_of, turned
 from zoomseg.importing.nnunet.plans import ChannelIntensities, Configuration, Plans
 from zoomseg.recipe.quantities import MAX_NAME
 from zoomseg.recipe.spec import (
     SGD,
+    Augmentation,
     ChannelIntensity,
     FixedSpacing,
     Foreground,
@@ -23,6 +25,7 @@ from zoomseg.recipe.spec import (
     MinMax,
     PerChannel,
     PlainConvUNet,
+    Polynomial,
     PriorInput,
     Recipe,
     ResEncUNet,
@@ -171,6 +174,9 @@ def _stage(plans: Plans, configuration: Configuration, mirrored: Sequence[int], 
             iterations=ITERATIONS,
             sampler=Foreground(),
             optimiser=SGD(nesterov=True, weight_decay=3e-5),
+            schedule=Polynomial(),
+            augmentation=_augmentation(patch),
+            gradient_clip=12.0,
         ),
         mean="geometric",
         mirror_axes=_mirror_axes(mirrored, axes, dimensions),
@@ -194,6 +200,23 @@ def _overlap(axes: Axes, dimensions: int) -> float | tuple[float, float, float]:
     """Slices are answered once each."""
     i, j, k = (0.0 if dimensions == 2 and axis == 0 else OVERLAP for axis in axes)
     return OVERLAP if dimensions == 3 else (i, j, k)
+
+
+def _augmentation(patch: Index3) -> Augmentation:
+    """As far as a recipe can say it, what ``nnUNetTrainer.get_training_transforms`` does, for fine-tuning.
+    Mirroring is left out: it would have to know which labels are pairs. A flat patch turns in its plane."""
+    flat = max(patch) / min(patch) > ANISOTROPY
+    r, a, s = (30.0 if not flat or size == min(patch) else 0.0 for size in patch)
+    return Augmentation(
+        rotation_deg=(r, a, s),
+        scale=(0.7, 1.4),
+        brightness=0.25,
+        contrast=0.25,
+        gamma=(0.7, 1.5),
+        noise=0.3,
+        blur_vox=1.0,
+        probability=0.2,
+    )
 
 
 def _check(plans: Plans, name: str, configuration: Configuration) -> None:

@@ -10,7 +10,7 @@ from helpers import nnunet_models
 from zoomseg.core.errors import ModelError
 from zoomseg.importing.nnunet.convert import Converted, converted
 from zoomseg.importing.nnunet.plans import configuration_of, parse
-from zoomseg.recipe.spec import FixedSpacing, MinMax, PerChannel, Unchanged, Window, ZScore
+from zoomseg.recipe.spec import FixedSpacing, MinMax, PerChannel, Polynomial, Unchanged, Window, ZScore
 
 DATASET: dict[str, Any] = {"channel_names": {"0": "CT"}, "labels": nnunet_models.LABELS}
 
@@ -55,6 +55,20 @@ def test_slices_are_sampled_in_their_plane_and_answered_once() -> None:
     assert (grid.mm, grid.tile, grid.overlap) == ((1.25, None, 1.5), (12, 1, 8), (0.5, 0, 0.5))
     assert stage.network.strides == ((1, 1, 1), (2, 1, 2), (2, 1, 2))  # type: ignore[union-attr]
     assert stage.network.kernels == ((3, 1, 3),) * 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("patch", "rotation"),
+    [([8, 16, 16], (30.0, 30.0, 30.0)), ([4, 16, 16], (0.0, 0.0, 30.0))],
+    ids=["even", "flat"],
+)
+def test_fine_tuning_turns_and_scales_patches_as_nnunet_does(
+    patch: list[int], rotation: tuple[float, float, float]
+) -> None:
+    training = of(changed(patch_size=patch)).recipe.stages[0].training
+    assert training.augmentation.rotation_deg == rotation
+    assert (training.augmentation.scale, training.augmentation.flip_axes) == ((0.7, 1.4), ())
+    assert (training.gradient_clip, training.schedule) == (12.0, Polynomial())
 
 
 def test_ct_is_clipped_and_standardised_by_numbers_of_the_training_scans() -> None:

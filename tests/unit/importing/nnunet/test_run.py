@@ -14,6 +14,7 @@ import torch
 from scipy import ndimage
 
 from helpers import nnunet_models
+from helpers.tiny_dataset import CPU, tiny_dataset
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ModelError
@@ -22,6 +23,9 @@ from zoomseg.core.volume import Volume
 from zoomseg.importing.nnunet.run import import_model
 from zoomseg.inference.load import load_predictor, ready_predictor
 from zoomseg.io import bundle
+from zoomseg.training import loop, training_run
+from zoomseg.training.log import Silent
+from zoomseg.training.training_run import TrainingRequest
 
 Floats = npt.NDArray[np.float64]
 PEER = "ZOOMSEG_NNUNET_PYTHON"
@@ -194,6 +198,37 @@ def test_folds_become_models_that_predict_together(tmp_path: Path) -> None:
     both = load_predictor(folders, "cpu").predict(Case("a", image)).labels.data
     assert (one != both).mean() < 1e-3  # both folds have the same weights here
     assert import_model(given, tmp_path / "single", ("1",)) == (tmp_path / "single",)
+
+
+@pytest.mark.parametrize(
+    ("labels", "known"),
+    [
+        (("right kidney", "liver", "left kidney"), {1: 3, 2: 1}),  # in another order, and one label more
+        (("spleen", "right kidney"), {2: 2}),
+    ],
+    ids=["same labels", "others"],
+)
+def test_an_imported_model_can_be_fine_tuned(
+    labels: tuple[str, ...], known: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "convert", lambda *_: None)
+    plans = nnunet_models.plans()
+    plans["configurations"]["3d_fullres"]["spacing"] = [3.0, 2.0, 2.0]
+    network = nnunet_models.random_network(False, classes=1 + len(labels))
+    values = {"background": 0} | {name: n for n, name in enumerate(labels, start=1)}
+    import_model(nnunet_models.write(tmp_path / "given", network, plans, labels=values), tmp_path / "model")
+    data = tiny_dataset(tmp_path / "data")
+    asked = TrainingRequest(epochs=1, init=tmp_path / "model")
+    tuned = training_run.start(data, tmp_path / "tuned", asked, CPU, Silent())
+    before, after = bundle.load(tmp_path / "model").weights["whole"], tuned.weights["whole"]
+    # A hundred steps at a tenth of nnU-Net's rate: what was known is where it was, and has moved a little.
+    for key in ("encoder.0.0.0.weight", "up.0.weight"):
+        moved = np.abs(after[key] - before[key]).mean()
+        assert 0 < moved < 0.1 * np.abs(before[key]).mean()
+    rows = {0: 0} | known  # of the last layer: class here, class there
+    moved = np.abs(after["last.weight"][list(rows)] - before["last.weight"][list(rows.values())])
+    assert 0 < moved.mean() < 0.1
+    assert tuned.schema.names == ("left kidney", "right kidney")
 
 
 def test_an_imported_model_says_where_it_is_from(tmp_path: Path) -> None:
