@@ -4,7 +4,8 @@
 import zoomseg
 
 model = zoomseg.load("my-model")  # once
-result = model.predict("scan.nii.gz")  # any number of times
+result = model.predict("scan.nii.gz")  # any number of times; a path, or what nibabel, SimpleITK ... loaded
+result.save("labels.nii.gz")
 result.labels, result.schema, result.probabilities, result.summary
 ```
 """
@@ -13,13 +14,63 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoomseg.api import Model
+    from zoomseg.api import Model, Result
+    from zoomseg.core.errors import ZoomSegError
+    from zoomseg.core.geometry import Grid
+    from zoomseg.core.labels import LabelSchema
+    from zoomseg.core.volume import LabelMap, Volume
     from zoomseg.evaluation.result import Evaluation
+    from zoomseg.inference.summary import OrganRow
 
-__all__ = ["evaluate", "load", "train"]
+    __version__: str
+
+__all__ = [
+    "Evaluation",
+    "Grid",
+    "LabelMap",
+    "LabelSchema",
+    "Model",
+    "OrganRow",
+    "Result",
+    "Volume",
+    "ZoomSegError",
+    "__version__",
+    "evaluate",
+    "load",
+    "train",
+]
+
+_PLACES = {
+    "Evaluation": "zoomseg.evaluation.result",
+    "Grid": "zoomseg.core.geometry",
+    "LabelMap": "zoomseg.core.volume",
+    "LabelSchema": "zoomseg.core.labels",
+    "Model": "zoomseg.api",
+    "OrganRow": "zoomseg.inference.summary",
+    "Result": "zoomseg.api",
+    "Volume": "zoomseg.core.volume",
+    "ZoomSegError": "zoomseg.core.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names, imported when they are first asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("zoomseg")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'zoomseg' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 # Torch takes seconds to import, so heavy packages are imported only when they are used.

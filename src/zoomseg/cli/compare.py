@@ -59,7 +59,7 @@ def difference_table(comparison: Comparison) -> Table:
     from rich.table import Table
 
     from zoomseg.evaluation.comparison import digits_of
-    from zoomseg.evaluation.html_report import number, p_value, signed
+    from zoomseg.inference.html_page import number, p_value, signed
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("Organ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import keyword
 import sys
@@ -21,10 +22,12 @@ COMMANDS = {
     "train": "Train a recipe on labelled scans.",
     "stitch": "Join a scan acquired in overlapping stations, such as whole-body MR.",
     "import": "Convert a trained nnU-Net model into a ZoomSeg model.",
+    "accelerate": "Train a model's region of interest on unlabelled scans, so that it predicts faster.",
     "predict": "Segment scans with a trained model.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
     "compare": "Compare evaluations of the same cases: differences, intervals, paired tests.",
     "view": "Show a scan and its label map in the browser, in three planes and 3D.",
+    "node": "Run a DICOM node: receive series, segment them by rules, send the results back.",
     "serve": "Segment in the browser: drop a scan, inspect its organs, download the results.",
     "export": "Export a model as a zip that runs without ZoomSeg and without PyTorch.",
     "study": "Rerun a paper's ablation on your data, next to the paper's numbers.",
@@ -44,6 +47,17 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"zoomseg.cli.{name}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            alike = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if not alike:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean '{alike[0]}'?", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

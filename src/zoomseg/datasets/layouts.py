@@ -151,7 +151,16 @@ def open_dataset(path: Path) -> Dataset:
             return _open_plain(root, description)
     except (LabelError, ScanError) as error:
         raise DatasetError(str(error)) from error
-    raise DatasetError(f"{root}: not a data set; {LAYOUTS}")
+    raise DatasetError(f"{root}: not a data set; {_meant(root) or LAYOUTS}")
+
+
+def _meant(root: Path) -> str:
+    """What to give instead of a folder inside a data set; empty where it is none."""
+    here = Path(os.path.abspath(root))
+    inside = here.name in ("images", "labels", "imagesTr", "labelsTr", "imagesTs", "labelsTs")
+    beside = any(os.path.isdir(here.parent / name) for name in ("images", "imagesTr"))
+    meant = root.parent if len(root.parts) > 1 else here.parent
+    return f"did you mean {meant}?" if inside and beside else ""
 
 
 def _has_folder(root: Path, name: str) -> bool:

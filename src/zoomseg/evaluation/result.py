@@ -120,6 +120,12 @@ class Evaluation:
         """Whether the stages of any case were kept."""
         return any(case.attributions for case in self.cases)
 
+    @property
+    def with_regions(self) -> bool:
+        """Whether any organ was looked for in a region: otherwise no region lost anything."""
+        found = (own.region_recall for case in self.cases for own in case.attributions.values())
+        return any(math.isfinite(recall) for recall in found)
+
     def as_json(self) -> dict[str, object]:
         """``summary.json``; undefined values are null."""
         organs = {row.organ: _fields(row) for row in self.summary}

@@ -24,6 +24,7 @@ from zoomseg.core.tiling import (
     importance_map,
     logarithms,
     normalised,
+    overlapping,
 )
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline import grid as grids
@@ -67,6 +68,8 @@ class StageRecord:
     widened: tuple[str, ...] = ()
     """Organs that reached the end of the region, which was then widened there and computed again. Seconds,
     tiles and operations are those of both times."""
+    overlap: float | tuple[float, float, float] = 0.0
+    """Share of a tile that neighbours had in common at least, as it was computed."""
 
     def and_then(self, again: StageRecord, widened: tuple[str, ...]) -> StageRecord:
         """Of both times, where the region was widened."""
@@ -165,12 +168,13 @@ class SlidingWindow:
             stitcher.add(tile, logarithms(answer) if self._geometric else answer)
 
     def predict(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
-        """The answer as a whole; ``estimator`` gathers from it."""
+        """The answer as a whole; ``estimator`` gathers from it. Of labels that overlap it has the odds to
+        background."""
         parts = []
         for slab, planes in self._placed():
-            slab = self._probabilities(slab)
             if estimator is not None:
-                estimator.add(slab, planes)
+                estimator.add(self._probabilities(slab), planes)
+            slab = normalised(slab) if self._geometric else slab
             parts.append(namespace(slab).asarray(slab, copy=True))
         whole = to_numpy(namespace(parts[0]).concat(parts, axis=3))
         return StagePrediction(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
@@ -180,13 +184,23 @@ class SlidingWindow:
         stage = self.view.stage
         kernels = grids.answer_kernels(stage.grid, fused.grid)
         slabs = fusion.SlabFusion(
-            fused, self.grid, self.labels, self.view.region, stage.argmax_on, kernels, self._geometric
+            fused,
+            self.grid,
+            self.labels,
+            self.view.region,
+            stage.argmax_on,
+            kernels,
+            self._geometric,
+            stage.fusion == "paste",
+            stage.labels_overlap,
         )
         for slab, planes in self._placed():
             estimator.add(self._probabilities(slab), planes)
             slabs.add(slab)
 
     def _probabilities(self, slab: Array) -> Array:
+        if self.view.stage.labels_overlap:
+            return overlapping(slab)
         return normalised(slab) if self._geometric else slab
 
     def _placed(self) -> Iterator[tuple[Array, Box]]:
@@ -214,5 +228,7 @@ class SlidingWindow:
         share = self.view.region.voxels / self.view.grid.box.voxels
         seconds = time.perf_counter() - self._started
         tiles, skipped = len(self.tiling.tiles), self.tiling.skipped
-        stage, tile = self.view.stage.name, self.view.stage.grid.tile
-        return StageRecord(stage, tile, seconds, self._network_seconds, tiles, skipped, share)
+        stage, spec = self.view.stage.name, self.view.stage.grid
+        return StageRecord(
+            stage, spec.tile, seconds, self._network_seconds, tiles, skipped, share, overlap=spec.overlap
+        )

@@ -16,8 +16,8 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import ScanError, ZoomSegError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
-from zoomseg.evaluation.html_report import number
 from zoomseg.evaluation.result import mean
+from zoomseg.inference.html_page import number
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.pipeline import stage_input

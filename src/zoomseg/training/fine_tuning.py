@@ -23,7 +23,7 @@ from zoomseg.io import bundle
 from zoomseg.networks import build as networks
 from zoomseg.pipeline import inputs
 from zoomseg.recipe import graph
-from zoomseg.recipe.spec import BoxAround, ProbabilityTimesAtlas, Recipe, Stage
+from zoomseg.recipe.spec import BoxAround, DilatedForeground, ProbabilityTimesAtlas, Recipe, Stage
 
 SLOWER = 10
 """Fine-tuning divides learning rates by this."""
@@ -131,7 +131,7 @@ def _freed(stage: Stage, schema: LabelSchema) -> Stage:
     if set(own) != set(schema.names):
         return stage.model_copy(update={"labels": own})  # groups taken apart: the data set may not know them
     roi, sources = stage.roi, list(stage.inputs)
-    if isinstance(roi, BoxAround | ProbabilityTimesAtlas) and roi.labels == own:
+    if isinstance(roi, DilatedForeground | BoxAround | ProbabilityTimesAtlas) and roi.labels == own:
         roi = roi.model_copy(update={"labels": "own"})
     for n, source in enumerate(sources):
         if source.kind != "image" and source.labels == own:
