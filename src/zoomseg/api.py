@@ -61,7 +61,7 @@ class Result:
     source: Path | None = None
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write the label map, with the schema's file values, as ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``,
+        """Write the label map with the schema's file values, as ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``,
         or as ``.seg.nrrd``, a segmentation for 3D Slicer with names and colours.
 
         Returns:

@@ -58,7 +58,7 @@ def command(settings: Path, dry_run: bool, studies: Path | None, source: str | N
             node.start()
             click.echo(f"Open {server.address(sock, token)}")
             click.echo(
-                f"Receiving as {found.ae_title} at port {node.receiver.port}; series and results are stored in "
+                f"Receiving as {found.ae_title} on port {node.receiver.port}; results are stored in "
                 f"{found.folder}. For research, not for diagnosis. Ctrl-C stops."
             )
             app = create_app(node, access(page.host, page.allow_hosts, token))

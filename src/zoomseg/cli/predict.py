@@ -40,8 +40,8 @@ REVIEWED_FIRST = 3
     "--overlap",
     type=click.FloatRange(0, 1, max_open=True),
     metavar="FRACTION",
-    help="Overlap of neighbouring tiles instead of the model's larger one: 0.25 computes about a third of the "
-    "tiles of 0.5; labels change slightly where tiles meet.",
+    help="Overlap of neighbouring tiles instead of the model's larger one: 0.25 computes about a third of "
+    "the tiles of 0.5; labels change slightly where tiles meet.",
 )
 @click.option(
     "--keep-stages",

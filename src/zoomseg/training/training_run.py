@@ -47,8 +47,8 @@ class TrainingRequest:
     ``registered`` is a folder in which registered atlases are kept for further trainings of the same cases;
     ``teachers`` are models, given as in ``io.bundle.find``, whose answers the new one learns as well.
     ``split`` names the cases itself, in place of folds. ``began``: when ``seconds`` began to count, by
-    ``time.monotonic``; None: when the training is started. ``part_of`` is the record, in the model's folder, of
-    what the training is a part of.
+    ``time.monotonic``; None: when the training is started. ``part_of`` is the record, in the model's folder,
+    of what the training is a part of.
 
     Raises:
         TrainingError: a length or a seed that makes no sense.
