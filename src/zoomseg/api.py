@@ -41,14 +41,13 @@ SEGMENTATION_SUFFIX = ".seg.nrrd"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """A segmented scan.
+    """A segmented scan; in a notebook, a picture with its organs.
 
     ``labels`` lies on the scan's own grid (class indices, see ``schema``). ``probabilities`` are those of the
     last stage on its own grid, or None if its region was empty. ``summary`` has one row per organ,
-    ``seconds`` the time of each step. ``image`` is the scan, and ``source`` its file, if there is one.
-    ``notes`` state how the scan was read, how far it differs from the training scans, and what was removed
-    from the label map; each is also issued as a warning. In a notebook, a result is displayed as a picture
-    and a table of its organs.
+    ``seconds`` the time of each step. ``notes`` state how the scan was read, how far it differs from the
+    training scans, and what was removed from the label map; each is also issued as a warning. ``image`` is
+    the scan, ``source`` its file, if it came from one.
     """
 
     labels: LabelMap
@@ -61,14 +60,11 @@ class Result:
     source: Path | None = None
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write the label map with the schema's file values, as ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``,
-        or as ``.seg.nrrd``, a segmentation for 3D Slicer with names and colours.
-
-        Returns:
-            The path.
+        """Write the label map, with the schema's file values, as ``.nii.gz``, ``.nii``, ``.nrrd`` or
+        ``.mha``; as ``.seg.nrrd`` a segmentation for 3D Slicer with names and colours. The path is returned.
 
         Raises:
-            OutputError: the suffix is not supported, or the file cannot be written.
+            OutputError: another suffix, or it cannot be written.
         """
         path = Path(path)
         if path.name.lower().endswith(SEGMENTATION_SUFFIX):
@@ -153,7 +149,7 @@ class Model:
                 SimpleITK image, a TorchIO image or subject, a MONAI ``MetaTensor``, a ``Volume``, or a numpy
                 array ``[I, J, K]`` or ``[C, I, J, K]`` with its ``affine``.
             organs: names or groups of the organs to segment; by default all.
-            affine: for an array: 4x4, voxel index to RAS+ millimetres, as in nibabel.
+            affine: of an array: 4x4, voxel index to RAS+ millimetres, as in nibabel.
 
         Raises:
             ScanError: the scan cannot be used.
@@ -163,7 +159,7 @@ class Model:
         """
         source = Path(image) if isinstance(image, str | PathLike) else None
         if source is not None and affine is not None:
-            raise ScanError("an affine can only be given with a numpy array; files contain their own")
+            raise ScanError("an affine is given with a numpy array only; files know their own")
         case = Case("scan", memory_images.as_volume(image, affine)) if source is None else self._read(source)
         chosen = None if organs is None else self.schema.select(organs)
         found = self._predictor.predict(case, chosen)

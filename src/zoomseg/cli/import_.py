@@ -23,11 +23,11 @@ def command(program: str, sources: tuple[Path, ...], out: Path, folds: str, task
     """Convert a model trained by nnU-Net v2 into a ZoomSeg model: `zoomseg import nnunet SOURCE -o MODEL`.
 
     SOURCE is the folder written by nnU-Net's training, with plans.json, dataset.json and
-    fold_*/checkpoint_final.pth, or a zip of it. Several SOURCES become one model with the labels of all: if
-    two predict a label for the same voxel, that of the later one is kept, and a label that several have is
-    taken from the last of them. Several folds become one model each and form an ensemble; `--folds all` is
-    the fold trained on all cases. Checkpoints are pickles: only tensors and numbers are read from them, and
-    nothing is executed. Reading them needs PyTorch; predicting with the model does not.
+    fold_*/checkpoint_final.pth, or a zip of it. Several SOURCES become one model with the labels of all: in
+    voxels that more than one of them labels, the label of the later one is kept, and a label that several
+    have is predicted by the last of them. Several folds become one model each and form an ensemble;
+    `--folds all` is the fold trained on all cases. Checkpoints are pickles: only tensors and numbers are read
+    from them, and nothing is executed. Reading them needs PyTorch; predicting with the model does not.
 
     `zoomseg import totalsegmentator FOLDER -o MODEL` converts the weights that TotalSegmentator v2 has stored
     on this machine, for example in ~/.totalsegmentator; nothing is downloaded.

@@ -40,8 +40,8 @@ REVIEWED_FIRST = 3
     "--overlap",
     type=click.FloatRange(0, 1, max_open=True),
     metavar="FRACTION",
-    help="Overlap of neighbouring tiles instead of the model's larger one: 0.25 computes about a third of "
-    "the tiles of 0.5; labels change slightly where tiles meet.",
+    help="Overlap of neighbouring tiles, less than the model's: 0.25 computes about a third of the tiles of "
+    "0.5, with slightly different labels at tile borders.",
 )
 @click.option(
     "--keep-stages",
@@ -92,12 +92,12 @@ def command(
     """Segment SCANS: NIfTI, NRRD or MHA files, folders of those, or folders and zips of DICOM series.
 
     Writes <case>.nii.gz on each scan's own grid, summary.csv (one row per case and organ), review.csv (the
-    same rows, lowest confidence first), report.html (pictures of every scan and organ), run.json (seconds per
+    same rows, lowest confidence first), report.html (pictures of each scan and organ), run.json (seconds per
     step, tiles computed and skipped, FLOPs, peak memory), and names and colours of the values for 3D Slicer
-    and ITK-SNAP (labels.ctbl and labels.itksnap.txt). A scan that fails is reported, the others are
-    processed, and the exit code is 1 (2 if none is left). While one scan is computed, the next is read and
-    the previous one is written, unless memory is limited. A scan that does not fit into memory is rejected,
-    with the amount that it needs.
+    and ITK-SNAP (labels.ctbl, labels.itksnap.txt). A scan that fails is reported, the others are processed,
+    and the exit code is 1 (2 if none is left). While one scan is computed, the next is read and the previous
+    one is written, unless memory is limited. A scan that does not fit into memory is rejected, with the
+    amount that it needs.
     """
     from rich.console import Console
 

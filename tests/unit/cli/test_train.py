@@ -152,7 +152,7 @@ def test_an_existing_model_is_not_overwritten(
         (("--time-budget", "5m", "--epochs", "3"), "not both"),
         (("--folds", "3", "--fold", "7"), "fold must be 0 to 2, got 7"),
         (("--folds", "9"), "4 labelled cases can be split into 2 to 4 folds, got 9"),
-        (("--fold", "1"), "--fold requires --folds"),
+        (("--fold", "1"), "give both"),
         (("--resume",), "there is no training to resume"),
         (("--device", "tpu"), "unknown device 'tpu'"),
         (("-r", "defualt"), "default"),
@@ -377,4 +377,6 @@ def test_a_training_with_unlabelled_scans_is_not_overwritten_and_is_of_one_fold(
     asked = (data, "-o", tmp_path / "m", "--unlabelled", unlabelled)
     assert "already holds a training (unlabelled.json); give --resume" in refused(capfd, *asked)
     assert "is damaged" in refused(capfd, data, "-o", tmp_path / "m", "--resume")
-    assert "cannot be combined with --fold all" in refused(capfd, *asked, "--folds", "2", "--fold", "all")
+    assert "--unlabelled cannot be combined with --fold all" in refused(
+        capfd, *asked, "--folds", "2", "--fold", "all"
+    )
