@@ -35,7 +35,7 @@ export function organList(organs, shown, { onShown, onOrgan, review }) {
     element("th", { scope: "col" }, element("span", { class: "hidden" }, "Shown")),
     element("th", { scope: "col" }, "Organ"),
     element("th", { scope: "col", class: "number" }, "ml"),
-    element("th", { scope: "col", class: "number", title: "Estimated Dice" }, "Confidence"),
+    element("th", { scope: "col", class: "number", title: "Confidence: an estimate of the Dice" }, "Conf."),
   ];
   if (review) heads.push(element("th", { scope: "col" }, "Review"));
   const head = element("thead", {}, element("tr", {}, ...heads));
