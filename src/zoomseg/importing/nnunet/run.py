@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from zoomseg.backends import onnx_graph
 from zoomseg.core.errors import ModelError, RecipeError
+from zoomseg.importing.body import within_body
 from zoomseg.importing.combined import combined
 from zoomseg.importing.nnunet import checkpoint as checkpoints
 from zoomseg.importing.nnunet import files, plans
@@ -27,7 +28,7 @@ def import_model(source: Path, out: Path, folds: tuple[str, ...] | None = None) 
 
 
 def import_models(
-    sources: Sequence[Path], out: Path, folds: tuple[str, ...] | None = None
+    sources: Sequence[Path], out: Path, folds: tuple[str, ...] | None = None, body: bool = False
 ) -> tuple[Path, ...]:
     """Make a ZoomSeg model of a trained nnU-Net v2 model, or of several: one with the labels of all.
 
@@ -36,6 +37,7 @@ def import_models(
             models found something in the same voxel, the later one's label stays.
         out: the model folder to write. Of several folds it holds one model each, which predict together.
         folds: those wanted; None: all that were trained.
+        body: whether only the body is looked at.
 
     Returns:
         The folders of the models written, one per fold.
@@ -45,7 +47,10 @@ def import_models(
         OutputError: no permission, full disk.
     """
     require_free(out)
-    return write_models(_together([read_models(source, folds) for source in sources], sources), out)
+    models = _together([read_models(source, folds) for source in sources], sources)
+    if body:
+        models = {fold: within_body(model) for fold, model in models.items()}
+    return write_models(models, out)
 
 
 def read_models(source: Path, folds: tuple[str, ...] | None = None) -> dict[str, Bundle]:
