@@ -218,6 +218,22 @@ def normalised(logs: Array) -> Array:
     return out
 
 
+def overlapping(logs: Array) -> Array:
+    """Probabilities of the label that stays, of logarithms ``[C, ...]`` of which each, less the first one's,
+    is the log-odds of a label: the last label that a voxel has stays, and labels are taken to be independent.
+    """
+    xp = namespace(logs)
+    out = xp.empty_like(logs)
+    left: Array = xp.ones_like(logs[0, ...])
+    for c in range(logs.shape[0] - 1, 0, -1):
+        odds = xp.exp(xp.clip(logs[0, ...] - logs[c, ...], max=-LOWEST_LOG))
+        share = 1 / (1 + odds)
+        out[c, ...] = left * share
+        left = left * (1 - share)
+    out[0, ...] = left
+    return out
+
+
 class TileAggregator:
     """Weighted mean of overlapping tiles' probabilities ``[C, ...]`` over ``box``, or of their logarithms,
     for tiles that come in the order of their first k. No more planes are held than a tile has.

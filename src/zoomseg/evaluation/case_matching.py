@@ -15,6 +15,7 @@ from zoomseg.core.geometry import Orientation
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import Dataset, open_dataset, read_labelling
+from zoomseg.evaluation.provenance import read_scans
 from zoomseg.io.scans import (
     check_same_grid,
     files_by_case,
@@ -98,7 +99,8 @@ def find_pairs(
         reference: a folder of label files or a data set.
         schema: of the references; by default what their ``dataset.json`` or ``labels.json`` says, or
             what the predictions' does, or ``label_<value>`` for every value found.
-        images: where scans for the pictures are; by default the data set's own.
+        images: where scans for the pictures are; by default the data set's own, or those that the
+            predictions' ``run.json`` names.
 
     Raises:
         DatasetError: no such folder, no match, or no organ that both sides know.
@@ -116,7 +118,7 @@ def find_pairs(
         )
     if not ids:
         raise DatasetError(
-            f"{predictions}: none of its {len(predicted_files)} label files is named like one of the "
+            f"{predictions}: none of its {len(predicted_files)} label files has the name of one of the "
             f"{len(source.files)} references"
         )
     drawn = schema or source.schema or (predicted[0] if predicted else None)
@@ -128,7 +130,7 @@ def find_pairs(
             f"{predictions}: has labels {listed(known.names)}, the reference has {listed(drawn.names)}; "
             "none is in both"
         )
-    scans = _scans(images) if images is not None else source.images
+    scans = _scans(images) if images is not None else {**read_scans(predictions), **source.images}
     pairs = [
         Pair(
             case,
@@ -142,7 +144,7 @@ def find_pairs(
     warnings = (
         *unmatched("no reference for", set(predicted_files) - set(ids)),
         *unmatched("no prediction for", set(source.files) - set(ids)),
-        *unmatched("not scored, as the predictions do not know", set(drawn.names) - set(organs)),
+        *unmatched("not scored, as the predictions do not include", set(drawn.names) - set(organs)),
     )
     return Pairs(tuple(pairs), known, drawn, organs, warnings)
 

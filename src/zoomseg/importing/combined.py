@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from zoomseg.core.arrays import AnyNumpy
 from zoomseg.core.errors import LabelError, ModelError
 from zoomseg.core.labels import LabelSchema
+from zoomseg.importing.nnunet.network import LAST_LAYERS
 from zoomseg.io.bundle import JSON, Bundle
 from zoomseg.recipe import graph
 from zoomseg.recipe.quantities import MAX_NAME
@@ -23,9 +24,6 @@ OWN_KEYS = {"name", "description", "source", "intensity", "stages", "train_toget
 
 _PREFIX = 100
 """Of a stage's name, characters that tell which model it is of."""
-
-_LAST_LAYERS = ("last.", "heads.0.")
-"""Of imported networks: how the tensors begin whose first axis stands for the classes."""
 
 
 def combined(
@@ -127,13 +125,18 @@ def _in_order(model: Bundle, stage: str, places: tuple[int, ...]) -> Mapping[str
     weights = model.weights[stage]
     if places == tuple(range(len(places))):
         return weights
+    if graph.stage_of(model.recipe, stage).labels_overlap:
+        raise ModelError(
+            f"{model.recipe.name} has labels that overlap, in another order than the model before it; give "
+            "it first, or import them each for itself"
+        )
     if len(model.recipe.stages) > 1:
         raise ModelError(
             f"{model.recipe.name} is a cascade that names its labels in another order than the model before "
             "it; give it first"
         )
     return {
-        key: value[list(places)] if key.startswith(_LAST_LAYERS) else value for key, value in weights.items()
+        key: value[list(places)] if key.startswith(LAST_LAYERS) else value for key, value in weights.items()
     }
 
 

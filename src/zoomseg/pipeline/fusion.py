@@ -77,6 +77,8 @@ class FusionInput:
     kernels: Kernels = LINEAR
     geometric: bool = False
     """Whether the logarithms of probabilities are interpolated."""
+    overlap: bool = False
+    """Whether labels overlap."""
 
 
 def fuse(
@@ -96,14 +98,16 @@ def fuse(
             return
         case "replace_in_roi":
             for one in inputs:
-                replace_in_roi(fused, one.prediction, one.argmax_place, one.kernels, one.geometric)
+                replace_in_roi(
+                    fused, one.prediction, one.argmax_place, one.kernels, one.geometric, one.overlap
+                )
         case "replace_times_atlas":
             assert atlas is not None  # a recipe without one is refused
             for one in inputs:
                 replace_in_roi(fused, times_atlas(one.prediction, atlas), one.argmax_place)
         case "paste":
             for one in inputs:
-                paste(fused, one.prediction, one.argmax_place, one.kernels, one.geometric)
+                paste(fused, one.prediction, one.argmax_place, one.kernels, one.geometric, one.overlap)
         case "most_probable":
             most_probable(fused, inputs)
         case "majority_vote":
@@ -116,10 +120,12 @@ def replace_in_roi(
     argmax_place: ArgmaxPlace = "scan_grid",
     kernels: Kernels = LINEAR,
     geometric: bool = False,
+    overlap: bool = False,
 ) -> None:
-    """Inside the prediction's region the label map becomes its argmax; outside it stays."""
+    """Inside the prediction's region the label map becomes its argmax, or of labels that overlap the last
+    one that is likelier than background; outside it stays."""
     grid, labels, region = prediction.grid, prediction.labels, prediction.region
-    slabs = SlabFusion(fused, grid, labels, region, argmax_place, kernels, geometric)
+    slabs = SlabFusion(fused, grid, labels, region, argmax_place, kernels, geometric, overlap=overlap)
     slabs.add(logarithms(prediction.probabilities) if geometric else prediction.probabilities)
 
 
@@ -129,11 +135,12 @@ def paste(
     argmax_place: ArgmaxPlace = "scan_grid",
     kernels: Kernels = LINEAR,
     geometric: bool = False,
+    overlap: bool = False,
 ) -> None:
     """The prediction's labels are erased from the whole label map, and what it found inside its region is
     written over what is there."""
     grid, labels, region = prediction.grid, prediction.labels, prediction.region
-    slabs = SlabFusion(fused, grid, labels, region, argmax_place, kernels, geometric, pasted=True)
+    slabs = SlabFusion(fused, grid, labels, region, argmax_place, kernels, geometric, True, overlap)
     slabs.add(logarithms(prediction.probabilities) if geometric else prediction.probabilities)
 
 
@@ -152,6 +159,7 @@ class SlabFusion:
         kernels: Kernels = LINEAR,
         logs: bool = False,
         pasted: bool = False,
+        overlap: bool = False,
     ) -> None:
         """``grid`` is that of the whole prediction, parallel to the label map's and not turned against
         it.
@@ -160,7 +168,9 @@ class SlabFusion:
             kernels: how its answer is interpolated along each axis.
             logs: it comes as logarithms of probabilities, up to a number per voxel.
             pasted: as in ``paste``: its background leaves what is there.
+            overlap: its labels overlap.
         """
+        self._overlap = overlap
         self._kernels = kernels
         self._logs = logs
         self._fused = fused
@@ -218,11 +228,14 @@ class SlabFusion:
                     self._kernels,
                     self._logs,
                     self._pasted,
+                    self._overlap,
                 )
 
     def _enter_nearest(self, probabilities: Array, source: Grid, box: Box) -> None:
         decided = _zeros(source.shape, "uint8", probabilities)
-        enter_argmax(decided, probabilities, source, source, self._classes, logs=self._logs)
+        enter_argmax(
+            decided, probabilities, source, source, self._classes, logs=self._logs, overlap=self._overlap
+        )
         for block in blocks(box):
             grid, view = self._fused.grid.crop(block), self._fused.labels[block.slices]
             _set(view, nearest_index(decided, source, grid), _asked(self._region, grid), self._pasted)
@@ -416,11 +429,12 @@ def enter_argmax(
     kernels: Kernels = LINEAR,
     logs: bool = False,
     pasted: bool = False,
+    overlap: bool = False,
 ) -> None:
     """Set ``labels`` (uint8, ``target.shape``) to the classes of ``max_on``, inside ``region`` if given.
-    Where only one channel can win, nothing is interpolated. ``kernels``, ``logs`` and ``pasted`` as in
-    ``SlabFusion``."""
-    found = _contested(probabilities, source, target, kernels, logs)
+    Where only one channel can win, nothing is interpolated. ``kernels``, ``logs``, ``pasted`` and
+    ``overlap`` as in ``SlabFusion``."""
+    found = _contested(probabilities, source, target, kernels, logs, overlap)
     for planes, row in itertools.groupby(found, key=lambda one: one[0].box.slices[2]):
         box = Box((0, 0, planes.start), (*target.shape[:2], planes.stop))
         asked = None if region is None else _asked(region, target.crop(box))
@@ -429,7 +443,9 @@ def enter_argmax(
             i, j, _ = piece.box.slices
             if asked is not None and not asked[i, j].any():
                 continue
-            label = classes[channels[0]] if len(channels) == 1 else _winner(piece, channels, classes)[0]
+            label = (
+                classes[channels[0]] if len(channels) == 1 else _winner(piece, channels, classes, overlap)[0]
+            )
             _set(view[i, j], label, None if asked is None else asked[i, j], pasted)
 
 
@@ -459,11 +475,13 @@ class _Piece:
     """What interpolation makes of ``[n, ...]`` there: ``[n, *box.shape]``."""
 
 
-def _winner(piece: _Piece, channels: Sequence[int], classes: Sequence[int]) -> tuple[Array, Array]:
+def _winner(
+    piece: _Piece, channels: Sequence[int], classes: Sequence[int], overlap: bool = False
+) -> tuple[Array, Array]:
     """Among some channels, in their order: the class (uint8) of the highest, and how much higher than the
-    first it is. What is interpolated are the differences from the first: one channel less, and channels that
-    are equal stay so. A running maximum, as numpy's and torch's own over an array's first axis take ten times
-    as long."""
+    first it is; of labels that overlap, the class of the last that is higher than the first. What is
+    interpolated are the differences from the first: one channel less, and channels that are equal stay so. A
+    running maximum, as numpy's and torch's own over an array's first axis take ten times as long."""
     xp = namespace(piece.near)
     first, *others = (_float32(piece.near[c]) for c in channels)
     lead = _zeros(piece.box.shape, "float32", piece.near)
@@ -473,12 +491,18 @@ def _winner(piece: _Piece, channels: Sequence[int], classes: Sequence[int]) -> t
         ahead = piece.blended(xp.stack([other - first for other in others]))
         for c, value in zip(channels[1:], ahead, strict=True):
             winner += (value > lead) * (classes[c] - winner)  # modulo 256
-            lead = xp.maximum(lead, value)
+            if not overlap:
+                lead = xp.maximum(lead, value)
     return winner, lead
 
 
 def _contested(
-    probabilities: Array, source: Grid, target: Grid, kernels: Kernels = LINEAR, logs: bool = False
+    probabilities: Array,
+    source: Grid,
+    target: Grid,
+    kernels: Kernels = LINEAR,
+    logs: bool = False,
+    overlap: bool = False,
 ) -> Iterator[tuple[_Piece, list[int]]]:
     """The pieces of a target, row by row of planes, and the channels that may be the highest somewhere in
     each. All pieces' highest values are found before any is looked at: a GPU has to finish all it was given
@@ -497,13 +521,15 @@ def _contested(
         ]
         cuts = [_cuts(own, probabilities) for own in weights]
         pieces, highest = _pieces(planes, cuts), _maxima(planes, cuts)
-    surest = highest.argmax(axis=1)
+    # Labels that overlap have to be higher than background alone, which is among them everywhere.
+    surest = np.zeros(len(highest), dtype=np.intp) if overlap else highest.argmax(axis=1)
     can_win = np.ones(highest.shape, dtype=np.bool_) if logs else contenders(highest)
     undecided = np.flatnonzero(can_win.sum(axis=1) > 1)
     if undecided.size:
         # The winner is no lower than the surest channel's lowest value, either.
         lowest = _lowest([pieces[n].near[int(surest[n])] for n in undecided])
         can_win[undecided] &= highest[undecided] >= lowest[:, None] - ROUNDING
+        can_win[:, 0] |= overlap
     for piece, mine in zip(pieces, can_win, strict=True):
         yield piece, np.flatnonzero(mine).tolist()
 

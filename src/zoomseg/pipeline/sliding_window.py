@@ -23,6 +23,7 @@ from zoomseg.core.tiling import (
     gaussian_importance_map,
     importance_map,
     normalised,
+    overlapping,
 )
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline import grid as grids
@@ -166,12 +167,13 @@ class SlidingWindow:
             stitcher.add(tile, answer, self._geometric)
 
     def predict(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
-        """The answer as a whole; ``estimator`` gathers from it."""
+        """The answer as a whole; ``estimator`` gathers from it. Of labels that overlap it has the odds to
+        background."""
         parts = []
         for slab, planes in self._placed():
-            slab = normalised(slab) if self._geometric else slab
             if estimator is not None:
-                estimator.add(slab, planes)
+                estimator.add(slab, planes, self._probabilities)
+            slab = normalised(slab) if self._geometric else slab
             parts.append(namespace(slab).asarray(slab, copy=True))
         whole = to_numpy(namespace(parts[0]).concat(parts, axis=3))
         return StagePrediction(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
@@ -189,10 +191,16 @@ class SlidingWindow:
             kernels,
             self._geometric,
             stage.fusion == "paste",
+            stage.labels_overlap,
         )
         for slab, planes in self._placed():
-            estimator.add(slab, planes, self._geometric)
+            estimator.add(slab, planes, self._probabilities)
             slabs.add(slab)
+
+    def _probabilities(self, slab: Array) -> Array:
+        if self.view.stage.labels_overlap:
+            return overlapping(slab)
+        return normalised(slab) if self._geometric else slab
 
     def _placed(self) -> Iterator[tuple[Array, Box]]:
         """Slabs, and the boxes of the view's grid that they fill.
@@ -206,7 +214,7 @@ class SlidingWindow:
                 namespace(slab).isfinite(slab[0, ...]).all()
             ):  # softmax spreads NaN over all classes of a voxel
                 raise ModelError(
-                    f"stage '{self.view.stage.name}' answered with numbers that are not finite: its weights "
+                    f"stage '{self.view.stage.name}' produced values that are not finite: its weights "
                     "are damaged, or too large for this device; copy or train the model again"
                 )
             planes = Box((*self.box.start[:2], at), (*self.box.stop[:2], at + slab.shape[3]))

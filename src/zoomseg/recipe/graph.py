@@ -79,9 +79,7 @@ def validate(recipe: Recipe) -> None:
         if stage.name == ATLAS:
             raise RecipeError(f"stages[{n}].name: '{ATLAS}' is the atlas prior's; choose another")
         if stage.name in names[:n]:
-            raise RecipeError(
-                f"stages[{n}].name: '{stage.name}' is taken; every stage needs a name of its own"
-            )
+            raise RecipeError(f"stages[{n}].name: '{stage.name}' is taken; stage names must be unique")
         for reference in _references(stage):
             if reference.of not in names[:n]:
                 raise RecipeError(
@@ -93,6 +91,7 @@ def validate(recipe: Recipe) -> None:
                     f"stage '{stage.name}', {reference.field}.of: '{reference.of}' becomes one stage per "
                     "label, so only a stage with per_label: true can read it"
                 )
+        _validate_overlap(stage)
         if recipe.prior_from == "live" and stage.reference_margin_mm is not None:
             raise RecipeError(
                 f"stage '{stage.name}', roi.reference_margin_mm: with prior_from: live, regions lie "
@@ -100,11 +99,11 @@ def validate(recipe: Recipe) -> None:
             )
         if recipe.atlas is None and uses_atlas(stage):
             raise RecipeError(
-                f"stage '{stage.name}' uses the atlas prior, but the recipe has no 'atlas'; give it one"
+                f"stage '{stage.name}' uses the atlas prior, but the recipe has no 'atlas'; add one"
             )
     if all(stage.fusion == "none" for stage in recipe.stages):
         raise RecipeError(
-            f"stage '{names[-1]}', fusion: every stage says 'none', so no label map would come out; "
+            f"stage '{names[-1]}', fusion: all stages have 'none', so no label map would result; "
             "allowed for at least one stage: replace_in_roi"
         )
     grouped = list(itertools.chain.from_iterable(recipe.train_together))
@@ -113,6 +112,33 @@ def validate(recipe: Recipe) -> None:
             raise RecipeError(f"train_together: stage '{name}' is named twice; allowed: once")
     for group in recipe.train_together:
         _validate_group(recipe, group)
+
+
+def _validate_overlap(stage: Stage) -> None:
+    """Labels that overlap are decided by their odds, which only means of logarithms keep."""
+    if not stage.labels_overlap:
+        return
+    if stage.fusion not in ("none", "replace_in_roi", "paste"):
+        raise RecipeError(
+            f"stage '{stage.name}', fusion: '{stage.fusion}' is not for labels that overlap; allowed: none, "
+            "replace_in_roi, paste"
+        )
+    if stage.mean != "geometric":
+        raise RecipeError(f"stage '{stage.name}', mean: labels_overlap needs geometric, got '{stage.mean}'")
+
+
+def require_trainable(recipe: Recipe) -> None:
+    """Refuse what recipes of imported models may say, but training cannot do.
+
+    Raises:
+        RecipeError: naming the stage.
+    """
+    for stage in recipe.stages:
+        if stage.labels_overlap:
+            raise RecipeError(
+                f"stage '{stage.name}', labels_overlap: such a network is imported, and cannot be trained "
+                "here"
+            )
 
 
 def uses_atlas(stage: Stage) -> bool:
@@ -291,7 +317,7 @@ def _validate_group(recipe: Recipe, group: tuple[str, ...]) -> None:
         if not read & set(group[:n]):
             raise RecipeError(
                 f"train_together: stage '{group[n]}' has no prior input of {' or '.join(group[:n])}, "
-                "so no gradient would flow; give it one or leave it out of the group"
+                "so no gradient would flow; add one or remove it from the group"
             )
 
 

@@ -16,6 +16,7 @@ from zoomseg.core.interrupts import InterruptedWorkError, asked
 from zoomseg.io import bundle
 from zoomseg.serve.access import App, access, needs_token
 from zoomseg.serve.app import ModelView, Service, create_app
+from zoomseg.serve.corrections import Corrections
 from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import Jobs
 from zoomseg.serve.worker import ProcessWorker
@@ -156,7 +157,8 @@ def serve(
     on_open()
     runner = Runner(jobs, folders, lambda: ProcessWorker(device))
     host = sock.getsockname()[0]
-    app = create_app(Service(jobs, runner, views, max_upload), access(host, names, token))
+    service = Service(jobs, Corrections(folder), runner, views, max_upload)
+    app = create_app(service, access(host, names, token))
     runner.start()
     try:
         run(app, sock, STOPPING, STOPPED)

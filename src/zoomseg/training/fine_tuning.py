@@ -113,7 +113,7 @@ def load(path: Path, dataset: Dataset) -> bundle.Bundle:
         raise ModelError(
             f"model {path} reads {len(theirs)} channel(s) ({', '.join(theirs)}), "
             f"data set '{dataset.name}' has {len(ours)} ({', '.join(ours)}); "
-            "start from a model of as many channels, or leave --init out"
+            "start from a model of as many channels, or omit --init"
         )
     return model
 
@@ -165,7 +165,7 @@ def match(name: str, model: bundle.Bundle, recipe: Recipe, schema: LabelSchema, 
     if not any(stage.pieces for stage in stages.values()):
         raise ModelError(
             f"model {name} (stages {', '.join(s.name for s in model.recipe.stages)}) has no layer of recipe "
-            f"'{recipe.name}' (stages {', '.join(stages)}); leave -r out to take the model's own recipe"
+            f"'{recipe.name}' (stages {', '.join(stages)}); omit -r to use the model's own recipe"
         )
     return Transfer(name, model.recipe.name, stages)
 

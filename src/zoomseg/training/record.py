@@ -29,6 +29,9 @@ UNLABELLED = "unlabelled.json"
 ACCELERATION = "accelerate.json"
 """Of the acceleration of a model, in the new model's folder."""
 
+_BEGUN = (ACCELERATION, UNLABELLED, FOLDS, "model.json", FILE)
+"""Each of these files tells that something was begun in a folder."""
+
 
 class _Record(BaseModel):
     """``channels`` and ``labels`` are the data set's; the rest is as in a ``TrainingRequest``."""
@@ -148,26 +151,47 @@ def alone(out: Path) -> Iterator[None]:
     """
     with locked(
         writable_directory(out) / ".lock",
-        "a training uses this folder; wait until it has ended, or take another",
+        "a training uses this folder; wait until it has ended, or choose another",
     ):
         yield
 
 
-def require_free(out: Path, *files: str | Path) -> None:
-    """Refuse a folder in which something was begun.
+@contextmanager
+def alone_in_free(out: Path, part_of: str | None = None) -> Iterator[None]:
+    """As ``alone``, in a folder in which nothing was begun.
 
     Args:
-        files: which tell of that, in the folder.
+        part_of: the record, in the folder, of what this training is a part of.
 
     Raises:
-        ModelError: one of them is there.
+        ModelError: something was.
+        OutputError: as ``alone``.
     """
-    there = next((out / file for file in files if (out / file).exists()), None)
+    with alone(out):
+        _refuse_begun(out, part_of)
+        yield
+
+
+def require_free(out: Path, part_of: str | None = None) -> None:
+    """What ``alone_in_free`` refuses, before anything is read or computed for it. Where another process
+    trains, that process is named: ``--resume`` would not help."""
+    if out.is_dir() and _begun(out, part_of) is not None:
+        with alone(out):
+            _refuse_begun(out, part_of)
+
+
+def _refuse_begun(out: Path, part_of: str | None) -> None:
+    there = _begun(out, part_of)
     if there is not None:
         raise ModelError(
             f"{out} already holds a training ({there.name}); give --resume to go on with it, or another "
             "folder"
         )
+
+
+def _begun(out: Path, part_of: str | None) -> Path | None:
+    """What tells that something was begun in a folder."""
+    return next((out / file for file in _BEGUN if file != part_of and (out / file).exists()), None)
 
 
 def write(record: _Record, file: Path) -> None:
@@ -219,7 +243,7 @@ def _read(kind: type[_AnyRecord], file: Path, missing: str) -> _AnyRecord:
     try:
         return kind.model_validate_json(read_file(file))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise TrainingError(f"{missing}; leave --resume out") from error
+        raise TrainingError(f"{missing}; omit --resume") from error
     except ValidationError as error:
         raise _damaged(file, first_problem(error)) from error
     except OSError as error:
@@ -227,4 +251,4 @@ def _read(kind: type[_AnyRecord], file: Path, missing: str) -> _AnyRecord:
 
 
 def _damaged(file: Path, reason: str) -> TrainingError:
-    return TrainingError(f"{file} is damaged ({reason}); train anew into another folder")
+    return TrainingError(f"{file} is damaged ({reason}); train again into another folder")

@@ -22,6 +22,7 @@ from zoomseg.core.tiling import (
     lattice_starts,
     logarithms,
     normalised,
+    overlapping,
     place,
 )
 
@@ -283,3 +284,18 @@ def test_means_of_logarithms_are_means_of_logits() -> None:
     mean = np.exp(logits.mean(axis=0)) / np.exp(logits.mean(axis=0)).sum(axis=0)
     np.testing.assert_allclose(normalised(logarithms(softmax).mean(axis=0)), mean, atol=1e-6)
     assert logarithms(np.zeros(1, dtype=np.float32))[0] == pytest.approx(LOWEST_LOG)
+
+
+def test_of_overlapping_labels_the_last_that_a_voxel_has_stays() -> None:
+    logits = np.random.default_rng(0).normal(scale=4, size=(3, 500))
+    logits[:, 0], logits[:, 1] = 200, -200
+    share = 1 / (1 + np.exp(-logits))
+    expected = [
+        (1 - share).prod(axis=0),
+        share[0] * (1 - share[1]) * (1 - share[2]),
+        share[1] * (1 - share[2]),
+        share[2],
+    ]
+    shift = np.random.default_rng(1).normal(size=500)  # logarithms are right up to a number per voxel
+    found = overlapping(np.concatenate([np.zeros((1, 500)), logits]).astype(np.float32) + shift)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

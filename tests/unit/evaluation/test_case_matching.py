@@ -47,7 +47,9 @@ def test_long_lists_are_cut_short(folders):
 
 def test_nothing_in_common(folders, tmp_path):
     save(tmp_path / "other" / "x.nii.gz", organs(LIVER))
-    with pytest.raises(DatasetError, match="none of its 2 label files is named like one of the 1 references"):
+    with pytest.raises(
+        DatasetError, match="none of its 2 label files has the name of one of the 1 references"
+    ):
         find_pairs(folders[0], tmp_path / "other", None, None)
 
 
@@ -120,7 +122,7 @@ class TestSchema:
         save(predictions / "a.nii.gz", np.where(organs(LIVER) == 6, 2, 0).astype(np.uint8))
         pairs = find_pairs(predictions, reference, None, None)
         assert pairs.organs == ("liver",)
-        assert "not scored, as the predictions do not know: spleen" in pairs.warnings
+        assert "not scored, as the predictions do not include: spleen" in pairs.warnings
         prediction, drawn = pairs.load(pairs.pairs[0])
         liver = pairs.drawn.class_of("liver")
         assert np.array_equal(prediction.data == liver, drawn.data == liver)

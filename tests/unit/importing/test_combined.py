@@ -149,3 +149,14 @@ def test_models_of_other_folds_are_refused(tmp_path: Path) -> None:
     b = given(tmp_path / "b", 2, ("aorta",))
     with pytest.raises(ModelError, match=r"has folds 0, 1, Dataset002_Part2 has 0; choose .* with --folds"):
         import_models([a, b], tmp_path / "model")
+
+
+def test_regions_in_another_order_than_the_labels_before_are_refused(tmp_path: Path) -> None:
+    first = one(given(tmp_path / "a", 1, ("core", "tumour")))
+    labels = {"background": 0, "tumour": [1, 2], "core": 2}
+    network = nnunet_models.random_network(False, classes=2)
+    second = one(nnunet_models.write(tmp_path / "b", network, labels=labels, order=[1, 2]))
+    with pytest.raises(ModelError, match="has labels that overlap, in another order"):
+        combined((first, second), ("a", "b"))
+    model = combined((second, first), ("b", "a"))
+    assert [stage.labels_overlap for stage in model.recipe.stages] == [True, False]

@@ -51,6 +51,12 @@ def test_a_chain_is_valid() -> None:
         ((stage("two", roi=BOX), stage("one")), "stage 'two', roi.of: 'one' is not an .* none, as this is"),
         ((stage("one", roi=BOX),), "stage 'one', roi.of: 'one' is not an earlier stage"),
         (
+            (stage("one", labels_overlap=True, mean="geometric", fusion="majority_vote"),),
+            "stage 'one', fusion: 'majority_vote' is not for labels that overlap; "
+            "allowed: none, replace_in_roi",
+        ),
+        ((stage("one", labels_overlap=True),), "labels_overlap needs geometric, got 'arithmetic'"),
+        (
             (stage("zero"), stage("one"), stage("two", inputs=reads("one", "tree"))),
             r"stage 'two', inputs\[2\]\.of: 'tree' is not an earlier stage; allowed: zero, one$",
         ),
@@ -407,7 +413,7 @@ def test_what_cannot_be_taken_apart_is_refused(
 
 def test_a_recipe_whose_only_fused_stage_is_dropped_is_refused() -> None:
     fitted, _ = graph.fit(recipe(stage("one", fusion="none"), stage("two", labels=("spleen",))), FOUND)
-    with pytest.raises(RecipeError, match="every stage says 'none', so no label map would come out"):
+    with pytest.raises(RecipeError, match="all stages have 'none', so no label map would result"):
         graph.expand(fitted, FOUND)
 
 
@@ -417,3 +423,11 @@ def test_a_prior_has_its_stage_s_labels_and_the_atlas_s_all() -> None:
     assert graph.prior_labels(built, "one", schema) == ("liver",)
     assert graph.prior_labels(built, "two", schema) == ("spleen", "liver")
     assert graph.prior_labels(built, ATLAS, schema) == ("spleen", "liver")
+
+
+def test_labels_that_overlap_cannot_be_trained() -> None:
+    own = recipe(stage("one"), stage("two", labels_overlap=True, mean="geometric"))
+    graph.validate(own)
+    with pytest.raises(RecipeError, match="stage 'two', labels_overlap: such a network is imported"):
+        graph.require_trainable(own)
+    graph.require_trainable(recipe(stage("one")))

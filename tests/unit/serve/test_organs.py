@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from zoomseg.anatomy.colours import organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_array, write_labels
-from zoomseg.serve.organs import Organ, notes_of_result, organs_of_file, organs_of_result
+from zoomseg.serve.organs import (
+    Organ,
+    csv_text,
+    notes_of_result,
+    organs_of_file,
+    organs_of_result,
+    summary_of_result,
+)
 
 
 def test_organs_of_a_result(tmp_path: Path) -> None:
@@ -30,6 +38,38 @@ def test_organs_of_a_result(tmp_path: Path) -> None:
     )
     assert (right.confidence, right.flags) == (None, ["missing"])
     assert organs_of_result(tmp_path / "out", "another")[0].volume_ml is None
+
+
+def test_a_flag_that_comes_twice_is_one(tmp_path: Path) -> None:
+    write_results(tmp_path / "out", "abc")
+    path = tmp_path / "out" / "summary.csv"
+    path.write_text(
+        path.read_text().replace("touches_scan_border", "misplaced;touches_scan_border;misplaced")
+    )
+    assert organs_of_result(tmp_path / "out", "abc")[0].flags == ["misplaced", "touches_scan_border"]
+
+
+def test_a_summary_has_the_scan_s_own_name_which_is_no_formula(tmp_path: Path) -> None:
+    write_results(tmp_path / "out", "abc")
+    found = summary_of_result(tmp_path / "out", "abc", "=1+1, 'a'")
+    assert list(csv.reader(found.splitlines()))[1] == [
+        "'=1+1, 'a'",
+        "left kidney",
+        "1.5",
+        "70.0",
+        "0.93",
+        "touches_scan_border",
+    ]
+    for case, text in (("other", None), ("abc", "x,y\n1,2\n")):
+        if text is not None:
+            (tmp_path / "out" / "summary.csv").write_text(text)
+        with pytest.raises(DatasetError):
+            summary_of_result(tmp_path / "out", case, "a")
+
+
+def test_numbers_are_no_formulas() -> None:
+    assert csv_text(["a", "b"], [{"a": "-3.5", "b": -2.0}]) == "a,b\n-3.5,-2.0\n"
+    assert csv_text(["a", "b"], [{"a": "-3.5+x", "b": "@x"}]) == "a,b\n'-3.5+x,'@x\n"
 
 
 def test_notes_of_a_result(tmp_path: Path) -> None:

@@ -118,7 +118,12 @@ def _model(given: files.ModelFiles, fold: str) -> Bundle:
     except RecipeError as error:
         raise ModelError(f"plans.json: {error}") from None
     weights = weights_of(
-        checkpoint.weights, own.network, own.axes, len(own.channel_names), own.schema.classes
+        checkpoint.weights,
+        own.network,
+        own.axes,
+        len(own.channel_names),
+        own.schema.classes,
+        stage.labels_overlap,
     )
     return Bundle(
         own.recipe,
