@@ -43,13 +43,13 @@ def command(
     device: str,
     seed: int,
 ) -> int:
-    """Make MODEL faster by SCANS, a folder of scans like those that it will see; labels are not needed.
+    """Accelerate MODEL with SCANS, a folder of scans like those that it will segment; labels are not needed.
 
-    MODEL, an imported one say, labels the scans. A small coarse stage learns from that where its organs are,
-    and the new model computes MODEL's own networks only around what that stage finds or thinks possible. How
-    far around is chosen by scans that were kept back: a fifth, in each of which the region must hold 99.9 %
-    of what MODEL finds. With --small, a cascade of the recipe 'default' learns MODEL's labels and replaces
-    it: it is much faster, and answers differently; the scans kept back say how much.
+    MODEL, for example an imported one, segments the scans. A small coarse stage is trained on these labels,
+    and the new model computes MODEL's own networks only around the coarse stage's foreground. The size of
+    this region is chosen on held-out scans, a fifth of all: it contains at least 99.9 % of MODEL's foreground
+    in each of them. With --small, a cascade of the recipe 'default' is trained on MODEL's labels and replaces
+    MODEL: it is much faster, and its predictions differ; they are scored on the held-out scans.
     """
     from zoomseg.core.interrupts import ending
     from zoomseg.io.bundle import models_in
@@ -87,7 +87,7 @@ def _with_regions(run: Acceleration, device: str) -> int:
     if dice:
         worst = min(dice, key=lambda organ: dice[organ])
         click.echo(
-            f"Dice between both models in {len(run.split.validation)} scans kept back: mean "
+            f"Dice between both models in {len(run.split.validation)} held-out scans: mean "
             f"{sum(dice.values()) / len(dice):.4f}, lowest {dice[worst]:.4f} ({worst})"
         )
     return 0
