@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import matplotlib.image
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +27,7 @@ from zoomseg.cli.main import main
 from zoomseg.core.volume import Volume
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.io import bundle
-from zoomseg.io.scans import write_image
+from zoomseg.io.scans import write_array, write_image
 from zoomseg.recipe.load import dump
 
 pytestmark = [
@@ -41,12 +45,21 @@ class Served:
     folder: Path
     jobs: tuple[str, str]
 
-    def array(self, job: str, name: str) -> npt.NDArray[np.int64]:
-        """The voxels of a result."""
+    def result(self, job: str, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """The voxels of a result, and its affine."""
         content = self.client.get(f"/jobs/{job}/{name}").content
         place = self.folder / f"fetched-{name}"
         place.write_bytes(content)
-        return np.asarray(nib.load(place).dataobj).astype(np.int64)
+        image = nib.load(place)
+        return np.asarray(image.dataobj).astype(np.int64), image.affine
+
+
+def reorient(file: Path, axes: str) -> None:
+    """Store a scan along other axes; every voxel stays where it is in the world."""
+    image = nib.load(file)
+    wanted = nib.orientations.axcodes2ornt(axes)
+    change = nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine).as_reoriented(change), file)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +73,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             air = image.data.copy()
             air[0, :2] = -1000  # so that it is CT
             write_image(folder / f"{name}.nii.gz", Volume(air, image.grid))
+            if name == "second":
+                reorient(folder / f"{name}.nii.gz", "SPL")
             content = (folder / f"{name}.nii.gz").read_bytes()
             jobs.append(client.post("/jobs", params={"name": f"{name}.nii.gz"}, content=content).json()["id"])
         end = time.monotonic() + 180
@@ -79,7 +94,7 @@ def page(served: Served, tmp_path: Path) -> Iterator[chromium.Page]:
 
 def wait_until_shown(page: chromium.Page) -> None:
     page.wait_for("document.querySelector('#result').dataset.shown")
-    page.wait_for("document.querySelector('.below .where').textContent.includes('mm')")
+    page.wait_for("document.querySelector('.below .where')?.textContent.includes('mm')")
 
 
 def at(page: chromium.Page, x: float, y: float) -> tuple[float, float]:
@@ -96,6 +111,40 @@ def position(page: chromium.Page) -> list[int]:
     found = re.match(r"(-?\d+), (-?\d+), (-?\d+) mm", page.text(".below .where"))
     assert found is not None
     return [int(n) for n in found.groups()]
+
+
+def pixel(page: chromium.Page, point: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """Red, green and blue of a point of the window."""
+    picture = matplotlib.image.imread(io.BytesIO(page.screenshot()))
+    return np.asarray(picture[round(point[1]), round(point[0]), :3], np.float32)
+
+
+def test_with_many_labels_the_background_has_no_colour(tmp_path: Path) -> None:
+    image, labels = tiny_case(0)
+    write_image(tmp_path / "scan.nii.gz", image)
+    values = np.choose(labels.data, [0, 1, 117]).astype(np.uint8)
+    write_array(tmp_path / "labels.nii.gz", values, labels.grid)
+    command = [sys.executable, "-u", "-m", "zoomseg", "view", "scan.nii.gz", "labels.nii.gz", "--no-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        assert process.stdout is not None
+        found = re.match(r"Open (http://\S+)", process.stdout.readline())
+        assert found is not None
+        with chromium.opened(found[1], tmp_path) as page:
+            page.wait_for("document.querySelector('.below .where')?.textContent.includes('mm')")
+            page.press("Axial")
+            page.press("label 117")
+            page.press("Crosshair")
+            time.sleep(1)
+            # The two organs are to the left and to the right; above and below the middle there is none.
+            assert np.ptp(pixel(page, at(page, 0.5, 0.1))) < 0.02
+            assert np.ptp(pixel(page, at(page, 0.5, 0.9))) < 0.02
+            colours = [pixel(page, at(page, x, 0.5)) for x in (0.35, 0.65)]
+            assert min(np.ptp(colour) for colour in colours) > 0.1
+            assert page.complaints == []
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_it_opens_in_an_organ_and_goes_to_the_one_that_is_clicked(page: chromium.Page) -> None:
@@ -188,8 +237,9 @@ def test_a_review_is_there_after_reloading(page: chromium.Page, served: Served) 
             break
         assert time.monotonic() < end, organs
         time.sleep(0.1)
+    page.evaluate("document.body.dataset.before = 'reloading'")
     page.call("Page.reload")
-    page.wait_for("document.readyState === 'complete'")
+    page.wait_for("document.querySelector('#result') && !document.body.dataset.before")
     wait_until_shown(page)
     for verdict, expected in (("Accept", "false"), ("Reject", "true")):
         button = f"document.querySelector(\"[aria-label='{verdict} left kidney']\")"
@@ -220,18 +270,20 @@ def test_corrected_maps_are_trained_on(page: chromium.Page, served: Served, tmp_
         page.choose(".correction select", "right kidney")
         page.press("3")
         page.drag(at(page, 0.45, 0.4), at(page, 0.55, 0.4))
+        end = position(page)
         page.drag(at(page, 0.45, 0.6), at(page, 0.55, 0.6))
         page.press("Undo")
         page.press("Save correction")
         page.wait_for("!document.querySelector('.correction')")
         wait_until_shown(page)
-        before, after = served.array(job, "labels.nii.gz"), served.array(job, "corrected.nii.gz")
-        changed = before != after
-        assert set(after[changed].tolist()) == {7}
-        planes, rows = (np.unique(np.nonzero(changed)[axis]) for axis in (2, 1))
-        assert planes.size == 1
-        assert rows.size == 3  # the brush's width: the second line was taken back
-        assert changed.sum() >= 6
+        (before, affine), (after, _) = (served.result(job, f"{n}.nii.gz") for n in ("labels", "corrected"))
+        changed = np.argwhere(before != after)
+        assert set(after[before != after].tolist()) == {7}
+        # In one plane, as wide as the brush: the second line was taken back.
+        assert sorted(np.unique(axis).size for axis in changed.T)[:2] == [1, 3]
+        assert len(changed) >= 6
+        world = changed @ affine[:3, :3].T + affine[:3, 3]
+        assert np.linalg.norm(world - end, axis=1).min() < 2  # of voxels of 2 x 2 x 3 mm
 
     page.choose("#compare", "its map before the correction")
     page.wait_for("document.querySelectorAll('figure').length === 2")

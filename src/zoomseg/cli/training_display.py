@@ -22,14 +22,16 @@ class TrainingDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, get_renderable=self._shown, refresh_per_second=4)
         self._preparing: Group | None = None
         self._rows: dict[tuple[str, str], Row] = {}
         self._newest: Row | None = None
         self._remaining: float | None = None
-        self._last_line = 0.0
         self._told = 0.0
+        """When the newest row came."""
         self._finished = False
+        self._last_line = 0.0
+        # Last, as it asks at once what there is to show.
+        self._live = Live(console=console, get_renderable=self._shown, refresh_per_second=4)
 
     def __enter__(self) -> TrainingDisplay:
         if self._console.is_terminal:

@@ -203,6 +203,26 @@ def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] 
     return schema, _parse_annotated(path, description, schema)
 
 
+def read_labels_by_case(path: Path) -> dict[str, LabelSchema]:
+    """The schemas of those label files beside a ``run.json`` that were written by other runs, with other
+    labels; by case id.
+
+    Raises:
+        DatasetError: unreadable, or labels that make no sense.
+    """
+    cases = read_json(path).get("cases")
+    runs = {
+        case: account.get("run")
+        for case, account in (cases.items() if isinstance(cases, dict) else ())
+        if isinstance(account, dict)
+    }
+    return {
+        case: _parse_schema(path, run)
+        for case, run in runs.items()
+        if isinstance(run, dict) and "labels" in run
+    }
+
+
 def read_description(root: Path) -> dict[str, Any] | None:
     """What ``dataset.json`` says, unchecked beyond being a JSON object; None if there is no such file."""
     return read_json(root / "dataset.json") if os.path.lexists(root / "dataset.json") else None

@@ -9,7 +9,7 @@ Probabilities are numpy's or torch's; what is gathered is numpy's.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from zoomseg.core.arrays import Array, beside, memory_order, namespace, to_numpy
 from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.morphology import Mask
 from zoomseg.core.region import Region
+from zoomseg.core.tiling import normalised
 from zoomseg.pipeline.fusion import contenders
 
 UNSURE = 0.75
@@ -54,10 +55,6 @@ class Uncertainty:
     """How many of these lie where the region ends, though the scan goes on."""
 
 
-def _as_they_are(probabilities: Array) -> Array:
-    return probabilities
-
-
 class UncertaintyEstimator:
     """Gathers a prediction's signs, part by part."""
 
@@ -70,13 +67,10 @@ class UncertaintyEstimator:
         self._counts, self._doubtful, self._ends = (np.zeros(classes, dtype=np.int64) for _ in range(3))
         self._at_end: list[npt.NDArray[np.int64]] = []
 
-    def add(self, answer: Array, box: Box, probabilities_of: Callable[[Array], Array] = _as_they_are) -> None:
-        """``[C, *box.shape]`` of a box of the region's grid; parts must not overlap.
-
-        Args:
-            probabilities_of: what makes probabilities of it, voxel by voxel.
-        """
-        axis = memory_order(answer[0])[0]
+    def add(self, probabilities: Array, box: Box, logs: bool = False) -> None:
+        """``[C, *box.shape]`` of a box of the region's grid, or with ``logs`` their logarithms, up to a
+        number per voxel; parts must not overlap."""
+        axis = memory_order(probabilities[0])[0]
         size = box.shape[axis]
         thick = max(1, CACHED_VOXELS * size // box.voxels)
         ahead = (slice(None),) * (1 + axis)
@@ -85,7 +79,8 @@ class UncertaintyEstimator:
             start, stop = list(box.start), list(box.stop)
             start[axis], stop[axis] = box.start[axis] + low, box.start[axis] + high
             part = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-            self._add(probabilities_of(answer[(*ahead, slice(low, high))]), part)
+            values = probabilities[(*ahead, slice(low, high))]
+            self._add(normalised(values) if logs else values, part)
 
     def _add(self, probabilities: Array, box: Box) -> None:
         asked = to_numpy(self._region.mask_in(box))

@@ -256,9 +256,10 @@ def scans_in(folder: Path, dataset: Dataset) -> list[ScanInput]:
 
     Raises:
         ScanError: there are none.
-        DatasetError: DICOM, or a name that a case of the data set has.
+        DatasetError: DICOM, or a case of the data set: by its name, or by a file that is its, too.
     """
     scans = find_scans(folder)
+    cases = {path.resolve(): case.id for case in dataset.cases for path in case.images}
     for scan in scans:
         if scan.dicom is not None:
             raise DatasetError(f"{folder}: unlabelled scans must be NIfTI, NRRD or MHA files, not DICOM")
@@ -266,6 +267,12 @@ def scans_in(folder: Path, dataset: Dataset) -> list[ScanInput]:
             raise DatasetError(
                 f"unlabelled scan '{quoted(scan.id)}' has the name of a case of data set '{dataset.name}'; "
                 "rename it, or remove it if it is the same scan"
+            )
+        case = next((cases[file] for file in map(Path.resolve, scan.paths) if file in cases), None)
+        if case is not None:
+            raise DatasetError(
+                f"unlabelled scan '{quoted(scan.id)}' is the file of case '{case}' of data set "
+                f"'{dataset.name}'; take it out"
             )
     return scans
 

@@ -12,7 +12,6 @@ import torch
 from zoomseg.core.arrays import Array
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import normalised
 from zoomseg.pipeline import uncertainty
 from zoomseg.pipeline.uncertainty import OpenSides, Uncertainty, UncertaintyEstimator, region_ends
 
@@ -74,7 +73,7 @@ def test_logarithms_up_to_a_number_say_the_same(library: Library) -> None:
     region = Region.whole(Grid.from_spacing((6, 5, 4), (1.0, 1.0, 1.0)))
     expected = gathered(library(logits.softmax(0)), region).uncertainty()
     estimator = UncertaintyEstimator(LABELS, region, CLOSED)
-    estimator.add(library(logits), region.box, normalised)
+    estimator.add(library(logits), region.box, logs=True)
     for name, found in estimator.uncertainty().items():
         assert found.voxels == expected[name].voxels
         assert found.expected_dice == pytest.approx(expected[name].expected_dice, abs=1e-5)

@@ -13,7 +13,7 @@ const WINDOWING = 9;
 
 export const OPACITY = 0.6;
 // Colours go to the graphics card as one row of a picture, which may be no longer.
-export const MAX_LABEL = 8191;
+export const MAX_LABEL = 8000;
 // The brush's map has a byte for every voxel.
 export const MAX_DRAWN_LABEL = 255;
 
@@ -60,6 +60,15 @@ function lookupTable(organs, shown, largest) {
   return lut;
 }
 
+// NiiVue's table of a label map's colours. Its shader takes the first 2/256 of a table for what lies beside it,
+// so that the background would have the colour of a label where there are many: they come after empty rows.
+function labelColours(organs, shown, largest) {
+  const empty = Math.ceil((largest + 1) / 126);
+  const lut = new Uint8ClampedArray(4 * (empty + largest + 1));
+  lut.set(lookupTable(organs, shown, largest), 4 * empty);
+  return { lut, min: -empty, max: largest, labels: [] };
+}
+
 export class Scene extends Niivue {
   // `handlers`: NiiVue's, such as onLocationChange; `onDistance` gets every line's length in mm, `onEllipse`
   // every ellipse's statistics.
@@ -96,7 +105,7 @@ export class Scene extends Niivue {
     });
     this.organs = organs;
     this.largest = Math.max(1, ...organs.map((organ) => organ.value));
-    overlay.colormapLabel = { lut: lookupTable(organs, shown, this.largest), min: 0, max: this.largest, labels: [] };
+    overlay.colormapLabel = labelColours(organs, shown, this.largest);
     this.isHounsfield = holdsHounsfield(image);
     this.addVolume(overlay);
     this.slices = null;
@@ -105,7 +114,7 @@ export class Scene extends Niivue {
   // --- how it is drawn -----------------------------------------------------------------------------
 
   showOrgans(shown) {
-    this.labels.colormapLabel.lut = lookupTable(this.organs, shown, this.largest);
+    this.labels.colormapLabel = labelColours(this.organs, shown, this.largest);
     if (this.drawBitmap) this.drawLut = { lut: lookupTable(this.organs, shown, MAX_DRAWN_LABEL), labels: this.drawLut.labels };
     this.updateGLVolume();
   }
@@ -272,6 +281,21 @@ export class Scene extends Niivue {
   setBrush(value, voxels) {
     this.opts.penSize = voxels;
     this.setPenValue(value);
+  }
+
+  // A disc in the plane. NiiVue's brush is a square that goes on at the opposite side where it leaves the volume.
+  drawPt(i, j, k, value, bitmap = null) {
+    const [nx, ny, nz] = this.back.dims.slice(1, 4);
+    const map = bitmap ?? this.drawBitmap;
+    const half = this.drawPenAxCorSag < 0 ? 0 : Math.floor(this.opts.penSize / 2);
+    const [di, dj, dk] = [0, 1, 2].map((axis) => (axis === 2 - this.drawPenAxCorSag ? 0 : half));
+    for (let z = Math.max(0, k - dk); z <= Math.min(nz - 1, k + dk); z++) {
+      for (let y = Math.max(0, j - dj); y <= Math.min(ny - 1, j + dj); y++) {
+        for (let x = Math.max(0, i - di); x <= Math.min(nx - 1, i + di); x++) {
+          if (Math.hypot(x - i, y - j, z - k) <= half + 0.5) map[x + nx * (y + ny * z)] = value;
+        }
+      }
+    }
   }
 
   // The copy as NIfTI, compressed.
