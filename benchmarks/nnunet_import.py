@@ -1,163 +1,141 @@
-"""An imported nnU-Net model beside nnU-Net itself: do both say the same of the same scans, and how fast.
+"""An imported nnU-Net model beside nnU-Net itself: do both say the same of the same scans, how fast, and in
+how much memory.
 
-    python benchmarks/nnunet_import.py MODEL_FOLDER SCAN... --peers PYTHON [--mirror] [--labels FOLDER]
+    python benchmarks/nnunet_import.py MODEL_FOLDER SCAN... --peers PYTHON [--overlap 0.25] [--body]
 
-MODEL_FOLDER is what nnU-Net's training wrote (of a cascade, its 3d_lowres lies beside it); SCAN is a file,
-or of several channels their files joined by commas; PYTHON is that of an environment with nnunetv2. Both
-predict one scan after the other, in float32 on the CPU, tiles overlapping by half, with ``--mirror``
-mirrored. Prints the largest difference of logits on one patch of each network; then, for every scan, the
-lowest and the mean Dice between the two label maps over the labels that either has found with ``--least``
-voxels or more, the share of voxels that are alike, and both programs' seconds; with ``--labels``, the mean
-Dice of both to the label map of the scan's name in that folder. nnU-Net adds logits up in half precision;
-``--exact`` makes it do so in float32, to tell that from what else differs.
+MODEL_FOLDER is what nnU-Net's training wrote, or ``nnunet_model.py``; PYTHON is that of an environment with
+nnunetv2. Both predict one scan after the other, each in a process of its own, on the CPU with ``--threads``
+threads, without mirroring; nnU-Net in float32, ZoomSeg as ``zoomseg predict`` does (bfloat16 where the CPU
+multiplies it natively, unless ``--float32``). nnU-Net's seconds are from reading to labels; ZoomSeg's are all
+of ``run.json``'s, writing included. Prints, for every scan and every overlap, the lowest and the mean Dice
+between the two label maps over the labels that either has found with ``--least`` voxels or more, the share of
+voxels that are alike, and both programs' seconds and peak memory.
+
+A scan of 512 x 512 x 300 voxels is made by ``predict/scan.py`` from the folder ct_fullres of ZOOMSEG_DATA.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.backends.device import Device
-from zoomseg.backends.torch_networks import trained_network
-from zoomseg.core.case import Case
-from zoomseg.core.volume import Volume
-from zoomseg.importing.nnunet import plans
-from zoomseg.importing.nnunet.files import read
-from zoomseg.importing.nnunet.network import axes_of
-from zoomseg.importing.nnunet.run import import_model
-from zoomseg.inference.load import ready_predictor
-from zoomseg.inference.predictor import Predictor
-from zoomseg.io import bundle
-from zoomseg.io.bundle import Bundle
-from zoomseg.io.scans import read_image
-
 PEER = """
-import sys, time, torch
-from pathlib import Path
+import resource, sys, time, torch
 import numpy as np
-from nnunetv2.inference import predict_from_raw_data as theirs
-model, out, fold, mirror, exact, *scans = sys.argv[1:]
-if exact == "1":
-    class Exact:
-        half = torch.float32
-        def __getattr__(self, name):
-            return getattr(torch, name)
-    theirs.torch = Exact()
-def loaded(folder):
-    own = theirs.nnUNetPredictor(use_mirroring=mirror == "1", device=torch.device("cpu"), allow_tqdm=False)
-    own.initialize_from_trained_model_folder(str(folder), (fold,), "checkpoint_final.pth")
-    return own
-chain = [loaded(model)]
-while (name := chain[0].configuration_manager.previous_stage_name) is not None:
-    folder = Path(model).resolve()
-    chain.insert(0, loaded(folder.with_name(folder.name.rpartition("__")[0] + "__" + name)))
-def patch(own):
-    size = own.configuration_manager.patch_size
-    channels = next(iter(own.list_of_parameters[0].values())).shape[1]
-    image = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
-    own.network.load_state_dict(own.list_of_parameters[0])
-    with torch.no_grad():
-        return {"image": image.numpy(), "logits": own.network.eval()(image).numpy()}
-for n, own in enumerate(chain):
-    np.savez(f"{out}/patch{n}.npz", **patch(own))
-reader = chain[0].plans_manager.image_reader_writer_class()
-for n, scan in enumerate(scans):
-    started, before = time.perf_counter(), None
-    image, properties = reader.read_images(scan.split(","))
-    for own in chain:
-        labels = own.predict_single_npy_array(image, dict(properties), before)
-        before = labels[None]
-    np.savez(f"{out}/{n}.npz", labels=labels.transpose(2, 1, 0), seconds=time.perf_counter() - started)
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+model, out, fold, threads, scan = sys.argv[1:]
+torch.set_num_threads(int(threads))
+predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+predictor.initialize_from_trained_model_folder(model, (fold,), "checkpoint_final.pth")
+reader = predictor.plans_manager.image_reader_writer_class()
+started = time.perf_counter()
+image, properties = reader.read_images([scan])
+labels = predictor.predict_single_npy_array(image, properties)
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+np.savez(out, labels=labels.transpose(2, 1, 0).astype(np.uint8), seconds=seconds, peak_ram_mb=peak)
+"""
+
+FLOAT32 = """
+import sys
+from zoomseg.backends import device
+device.fast_bfloat16 = lambda: False
+from zoomseg.__main__ import main
+main()
 """
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What one program made of a scan. ``labels`` is ``[I, J, K]``."""
+
+    labels: npt.NDArray[np.uint8]
+    seconds: float
+    peak_ram_mb: float
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("scans", nargs="*")
-    parser.add_argument("--peers", type=Path, required=True, metavar="PYTHON")
-    parser.add_argument("--fold", default="0")
-    parser.add_argument("--mirror", action="store_true")
-    parser.add_argument("--exact", action="store_true")
-    parser.add_argument("--labels", type=Path, metavar="FOLDER")
-    parser.add_argument("--least", type=int, default=50, metavar="VOXELS")
-    given = parser.parse_args()
+    given = _parser().parse_args()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads)}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        switches = [str(int(given.mirror)), str(int(given.exact))]
-        command = [given.peers, "-c", PEER, given.model, folder, given.fold, *switches, *given.scans]
-        subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
-        import_model(given.model, folder / "model", (given.fold,))
-        model = bundle.load(folder / "model")
-        for n, stage in enumerate(model.recipe.stages):
-            theirs = np.load(folder / f"patch{n}.npz")
-            print(
-                f"{stage.name}: logits differ by {_logits_differ(model, n, theirs, given.model):.1e} at most"
-            )
-        predictor = ready_predictor(model, Device("cpu"), mirror=given.mirror)
-        print(
-            "\n| scan | labels | lowest Dice | mean Dice | voxels alike, % | nnU-Net, s | ZoomSeg, s |",
-            end="",
-        )
-        print(" nnU-Net to reference | ZoomSeg to reference |" if given.labels else "")
-        print("|---|---:|---:|---:|---:|---:|---:|" + ("---:|---:|" if given.labels else ""))
-        for n, scan in enumerate(given.scans):
-            paths = [Path(path) for path in scan.split(",")]
-            print(_row(predictor, paths, np.load(folder / f"{n}.npz"), given.least, given.labels), flush=True)
+        folder, model = Path(name), Path(name) / "model"
+        options = [*(["--body"] if given.body else []), "--folds", given.fold]
+        _run([sys.executable, "-m", "zoomseg", "import", "nnunet", given.model, "-o", model, *options])
+        print("| scan | overlap | labels | lowest Dice | mean Dice | alike, % | nnU-Net | ZoomSeg |")
+        print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+        for scan in given.scans:
+            theirs = _peer(given, scan, folder / "theirs.npz", environment)
+            for overlap in (None, *given.overlap):
+                own = _own(given, scan, model, folder / f"own-{scan.name}", overlap, environment)
+                print(_row(scan, overlap, own, theirs, given.least), flush=True)
 
 
-def _logits_differ(model: Bundle, n: int, theirs: np.lib.npyio.NpzFile, folder: Path) -> float:
-    """The largest difference of one stage's logits on a patch, in nnU-Net's axes."""
-    import torch
-
-    stage = model.recipe.stages[n]
-    axes = axes_of(plans.parse(read(folder, None).plans).transpose_forward)
-    image, expected = theirs["image"], theirs["logits"]
-    if image.ndim == 4:  # a slice
-        image, expected = image[:, :, None], expected[:, :, None]
-    turn = (0, 1, *(2 + axis for axis in axes))
-    with torch.no_grad():
-        network = trained_network(model, stage).eval()
-        found = network(torch.from_numpy(image.transpose(turn).copy()))[0].numpy()
-    if stage.labels_overlap:
-        found = found[:, 1:] - found[:, :1]
-    return float(np.abs(found - expected.transpose(turn)).max())
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("model", type=Path)
+    add("scans", type=Path, nargs="+")
+    add("--peers", type=Path, required=True, metavar="PYTHON")
+    add("--fold", default="0")
+    add("--overlap", type=float, action="append", default=[], help="also with this one; may be given again")
+    add("--body", action="store_true", help="import with --body")
+    add("--float32", action="store_true", help="ZoomSeg in float32, too")
+    add("--threads", type=int, default=os.cpu_count())
+    add("--least", type=int, default=50, metavar="VOXELS")
+    return parser
 
 
-def _row(
-    predictor: Predictor, scan: list[Path], theirs: np.lib.npyio.NpzFile, least: int, labels: Path | None
-) -> str:
-    started = time.perf_counter()
-    images = [read_image(path) for path in scan]
-    image = Volume(np.concatenate([one.data for one in images]), images[0].grid)
-    own = predictor.predict(Case(scan[0].name, image), keep=False).labels
-    values = own.schema.decode(own.data)
-    seconds = time.perf_counter() - started
-    found = dices(values, theirs["labels"], least)
-    alike = 100 * float((values == theirs["labels"]).mean())
+def _peer(given: argparse.Namespace, scan: Path, out: Path, environment: dict[str, str]) -> Answer:
+    command = [given.peers, "-c", PEER, given.model, out, given.fold, given.threads, scan]
+    _run(command, environment)
+    found = np.load(out)
+    return Answer(found["labels"], float(found["seconds"]), float(found["peak_ram_mb"]))
+
+
+def _own(
+    given: argparse.Namespace,
+    scan: Path,
+    model: Path,
+    out: Path,
+    overlap: float | None,
+    environment: dict[str, str],
+) -> Answer:
+    program = ["-c", FLOAT32] if given.float32 else ["-m", "zoomseg"]
+    less = [] if overlap is None else ["--overlap", str(overlap)]
+    _run(
+        [sys.executable, *program, "predict", scan, "-m", model, "-o", out, "--device", "cpu", *less],
+        environment,
+    )
+    ((case, account),) = json.loads((out / "run.json").read_text())["cases"].items()
+    image = nib.load(out / f"{case}.nii.gz")
+    labels = np.asarray(image.dataobj)  # type: ignore[attr-defined]
+    return Answer(labels.astype(np.uint8), account["seconds"]["total"], account["peak_ram_mb"])
+
+
+def _run(command: list[object], environment: dict[str, str] | None = None) -> None:
+    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr, env=environment)
+
+
+def _row(scan: Path, overlap: float | None, own: Answer, theirs: Answer, least: int) -> str:
+    found = dices(own.labels, theirs.labels, least)
+    alike = 100 * float((own.labels == theirs.labels).mean())
     shown = f"{min(found):.4f} | {np.mean(found):.4f}" if found else "none found |"
-    cells = [
-        scan[0].name,
-        len(found),
-        shown,
-        f"{alike:.3f}",
-        f"{float(theirs['seconds']):.1f}",
-        f"{seconds:.1f}",
-    ]
-    if labels is not None:
-        reference = read_image(labels / scan[0].name.replace("_0000", "")).data[0].astype(np.int64)
-        cells += [f"{np.mean(dices(one, reference, least)):.4f}" for one in (theirs["labels"], values)]
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+    took = " | ".join(f"{one.seconds:.1f} ({one.peak_ram_mb / 1024:.2f} GB)" for one in (theirs, own))
+    tiles = "the model's" if overlap is None else f"{overlap:g}"
+    return f"| {scan.name} | {tiles} | {len(found)} | {shown} | {alike:.3f} | {took} |"
 
 
-def dices(one: npt.NDArray[np.generic], other: npt.NDArray[np.generic], least: int) -> list[float]:
+def dices(one: npt.NDArray[np.integer], other: npt.NDArray[np.integer], least: int) -> list[float]:
     """Of every label that has ``least`` voxels or more in either map."""
     found = []
     for label in range(1, 1 + max(int(one.max()), int(other.max()))):

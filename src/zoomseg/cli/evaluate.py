@@ -110,12 +110,12 @@ def score_table(evaluation: Evaluation) -> Table:
         ("ASSD\nmm", number(mean["assd_mm"], 2)),
         ("Missed", ""),
         ("Spurious", ""),
-        *([("In\nregion", "")] if evaluation.attributed else []),
+        *([("In\nregion", "")] if evaluation.with_regions else []),
     ):
         table.add_column(heading, footer=footer, justify="right")
     for row in evaluation.summary:
         scores = [number(row.dice, 3), number(row.nsd, 3), number(row.hd95_mm, 1), number(row.assd_mm, 2)]
-        recall = [f"{number(100 * row.region_recall, 1)} %"] if evaluation.attributed else []
+        recall = [f"{number(100 * row.region_recall, 1)} %"] if evaluation.with_regions else []
         table.add_row(
             _escape(row.organ), str(row.cases), *scores, str(row.missed), str(row.spurious), *recall
         )

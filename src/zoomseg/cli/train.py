@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,6 +119,7 @@ def command(
     is segmented and evaluated at the end, in OUT/validation; with --fold all, all cases are. Under
     `torchrun`, processes share every batch.
     """
+    began = time.monotonic()  # before the imports, which take seconds: users count them
     from rich.console import Console
 
     from zoomseg.backends import device as devices
@@ -152,16 +155,22 @@ def command(
                 model = training_run.resume(data, out, where, display, time_budget, epochs, processes)
             else:
                 wish = training_run.TrainingRequest(
-                    recipe, time_budget, epochs, folds, fold, seed, init, teachers=known
+                    recipe, time_budget, epochs, folds, fold, seed, init, teachers=known, began=began
                 )
                 model = training_run.start(data, out, wish, where, display, processes)
     if not processes.first:
         return 0
-    click.echo(f"Model: {out}")
+    _say_next(out)
     held_back = model.provenance["validation_cases"]
     if isinstance(held_back, list) and held_back:
         return _validate(data, out, tuple(str(i) for i in held_back), device)
     return 0
+
+
+def _say_next(out: Path) -> None:
+    """Where the model is, and what to do with it."""
+    click.echo(f"Model: {out}")
+    click.echo(f"Next: zoomseg predict SCANS -o RESULTS -m {shlex.quote(str(out))}")
 
 
 def _require_one_process(option: str, todo: str) -> None:
@@ -200,7 +209,7 @@ def _train_with_unlabelled(
         with TrainingDisplay(console) as display:
             run.label(where, display)
             run.model(where, display)
-    click.echo(f"Model: {out}")
+    _say_next(out)
     held_back = run.held_back
     return max(told.worst, _validate(data, out, held_back, device)) if held_back else told.worst
 
@@ -244,6 +253,7 @@ def _tell_all_folds(scores: Evaluation, count: int, out: Path) -> None:
         f"All {count} folds: mean Dice {scores.mean['dice']:.3f} of {len(scores.cases)} cases; "
         f"{out / 'validation' / 'report.html'}"
     )
+    click.echo(f"Next: zoomseg predict SCANS -o RESULTS -m {shlex.quote(str(out))} (all folds together)")
 
 
 def _validate(data: Dataset, out: Path, held_back: tuple[str, ...], device: str) -> int:

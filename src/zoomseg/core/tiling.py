@@ -260,9 +260,9 @@ class TileAggregator:
         self._sum = zeros_beside((classes, *held), weights)
         self._weight = zeros_beside(held, weights)
 
-    def add(self, tile: Tile, probabilities: Array) -> None:
+    def add(self, tile: Tile, probabilities: Array, logs: bool = False) -> None:
         """``probabilities`` has the shape of ``tile.inner``; what falls outside what is asked is
-        dropped.
+        dropped. With ``logs``, their logarithms are added up.
 
         Raises:
             GeometryError: another shape, which would be pasted in the wrong place; or planes that were
@@ -290,7 +290,7 @@ class TileAggregator:
         for total, answer in zip(
             self._sum[(slice(None), *here)], probabilities[(slice(None), *there)], strict=True
         ):
-            total += answer * weights
+            total += (logarithms(answer) if logs else answer) * weights
         self._weight[here] += weights
 
     def take(self, stop: int | None = None) -> Iterator[Array]:

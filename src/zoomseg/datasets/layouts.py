@@ -151,7 +151,16 @@ def open_dataset(path: Path) -> Dataset:
             return _open_plain(root, description)
     except (LabelError, ScanError) as error:
         raise DatasetError(str(error)) from error
-    raise DatasetError(f"{root}: not a data set; {LAYOUTS}")
+    raise DatasetError(f"{root}: not a data set; {_meant(root) or LAYOUTS}")
+
+
+def _meant(root: Path) -> str:
+    """What to give instead of a folder inside a data set; empty where it is none."""
+    here = Path(os.path.abspath(root))
+    inside = here.name in ("images", "labels", "imagesTr", "labelsTr", "imagesTs", "labelsTs")
+    beside = any(os.path.isdir(here.parent / name) for name in ("images", "imagesTr"))
+    meant = root.parent if len(root.parts) > 1 else here.parent
+    return f"did you mean {meant}?" if inside and beside else ""
 
 
 def _has_folder(root: Path, name: str) -> bool:
@@ -192,6 +201,26 @@ def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] 
         return None
     schema = _parse_schema(path, description)
     return schema, _parse_annotated(path, description, schema)
+
+
+def read_labels_by_case(path: Path) -> dict[str, LabelSchema]:
+    """The schemas of those label files beside a ``run.json`` that were written by other runs, with other
+    labels; by case id.
+
+    Raises:
+        DatasetError: unreadable, or labels that make no sense.
+    """
+    cases = read_json(path).get("cases")
+    runs = {
+        case: account.get("run")
+        for case, account in (cases.items() if isinstance(cases, dict) else ())
+        if isinstance(account, dict)
+    }
+    return {
+        case: _parse_schema(path, run)
+        for case, run in runs.items()
+        if isinstance(run, dict) and "labels" in run
+    }
 
 
 def read_description(root: Path) -> dict[str, Any] | None:

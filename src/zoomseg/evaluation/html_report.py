@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoomseg.core.errors import DatasetError
-from zoomseg.evaluation.attribution import BOUNDARY_MM, LOSSES
+from zoomseg.evaluation.attribution import BOUNDARY_MM, LOSSES, OF_REGIONS
 from zoomseg.evaluation.figures import (
     Curve,
     dice_by_organ,
@@ -35,17 +35,29 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """The worst organ of a case, drawn; ``note`` says what is particular about the drawing."""
+    """An organ's contours; ``note`` says what is particular about the drawing."""
 
-    case: CaseResult
     organ: OrganScore
     png: bytes
     note: str = ""
 
 
+@dataclass(frozen=True)
+class CasePictures:
+    """All organs of a case as they are in the reference and in the prediction (JPEG), on the slices
+    ``where``, and the contours of some."""
+
+    case: CaseResult
+    reference: bytes
+    prediction: bytes
+    where: str
+    organs: tuple[Picture, ...] = ()
+    note: str = ""
+
+
 def render(
     evaluation: Evaluation,
-    pictures: Sequence[Picture],
+    pictures: Sequence[CasePictures],
     training_log: Path | None = None,
     provenance: Mapping[str, object] | None = None,
     recipe: str = "",
@@ -68,6 +80,7 @@ def render(
         rows=evaluation.summary,
         dice_plot=dice_by_organ(dice) if drawn else None,
         loss_plot=_loss_plot(evaluation) if drawn and evaluation.attributed else None,
+        with_regions=evaluation.with_regions,
         boundary_mm=BOUNDARY_MM,
         pictures=pictures,
         training_plot=training_curves(curves) if drawn and curves else None,
@@ -76,8 +89,14 @@ def render(
 
 
 def _loss_plot(evaluation: Evaluation) -> bytes:
-    rows = evaluation.summary
-    return losses_by_organ({row.organ: [getattr(row, loss) for loss in LOSSES] for row in rows}, PARTS)
+    """Of one-stage models only what they can lose."""
+    shown = {
+        part: (loss, colour)
+        for loss, (part, colour) in zip(LOSSES, PARTS.items(), strict=True)
+        if evaluation.with_regions or loss not in OF_REGIONS
+    }
+    lost = {row.organ: [getattr(row, loss) for loss, _ in shown.values()] for row in evaluation.summary}
+    return losses_by_organ(lost, {part: colour for part, (_, colour) in shown.items()})
 
 
 def read_curves(training_log: Path) -> list[Curve]:

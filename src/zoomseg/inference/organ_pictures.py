@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from zoomseg.anatomy.colours import RGB, organ_colour
 from zoomseg.core.geometry import Box, Grid, Index3, Orientation, Vector3
 from zoomseg.core.hounsfield import looks_like_hounsfield
+from zoomseg.core.labels import IGNORE
 from zoomseg.core.region import class_boxes
 from zoomseg.core.volume import LabelMap, Volume
 
@@ -139,11 +140,13 @@ class Overview:
     where: str
 
 
-def overview(image: Volume | None, labels: LabelMap, own: Grid | None = None) -> Overview:
-    """Three planes through the middle of all organs (of the scan, if there is none), with every organ in its
-    colour. Both are canonical, on one grid; without an image, organs stand on black. ``own`` as in
+def overview(
+    image: Volume | None, labels: LabelMap, own: Grid | None = None, at: Index3 | None = None
+) -> Overview:
+    """Three planes with every organ in its colour, through the voxel ``at``, or through the middle of all
+    organs. Both are canonical, on one grid; without an image, organs stand on black. ``own`` as in
     ``slice_name``."""
-    at = _centre_of_all(labels.data)
+    at = centre_of_all(labels.data) if at is None else at
     window = None if image is None else window_of(image.data[0])
     panels = _panels(image, window, labels, at)
     width = sum(panel.width for panel in panels) + _GAP * (len(panels) - 1)
@@ -169,7 +172,7 @@ def _panels(image: Volume | None, window: Window | None, labels: LabelMap, at: I
     return panels
 
 
-def _centre_of_all(classes: npt.NDArray[np.uint8]) -> Index3:
+def centre_of_all(classes: npt.NDArray[np.uint8]) -> Index3:
     """Of all organs, within a few voxels; the middle of a map without any."""
     step = _step(classes.size)
     some = classes[::step, ::step, ::step] != 0
@@ -259,7 +262,7 @@ class _Scene:
         base = np.zeros((height, width, 3), dtype=np.uint8)
         if grey is not None and window is not None:
             base[:] = self._sampled(_as_grey(grey, window), Image.Resampling.BILINEAR)[..., None]
-        found = self._sampled(classes, Image.Resampling.NEAREST)
+        found = self._sampled(np.where(classes == IGNORE, np.uint8(0), classes), Image.Resampling.NEAREST)
         inside, colours = found > 0, table[found]
         mixed = base + _FILL * (colours.astype(np.float32) - base)
         base = np.where(inside[..., None], mixed.astype(np.uint8), base)

@@ -133,7 +133,7 @@ def render(run: Mapping[str, Any], rows: Sequence[OrganRow], out: Path) -> str:
         failed={case: own.get("error", "") for case, own in told.items() if own.get("status") == "failed"},
         first=least_certain(rows)[:REVIEWED_FIRST],
         anchors={case.id: case.anchor for case in cases},
-        words={row: _words(row) for row in rows},
+        words={row: flag_words(row) for row in rows},
         notes=run.get("notes", ()),
         organs=len(run["labels"]) - (BACKGROUND in run["labels"]),
     )
@@ -143,7 +143,7 @@ def _case(number: int, case: str, own: Mapping[str, Any], rows: Sequence[OrganRo
     found = [row for row in rows if row.box is not None]
     sheet = _picture(out, ORGANS, case)
     organs = tuple(
-        _Organ(row, _words(row), None if sheet is None else _tile(place, len(found)))
+        _Organ(row, flag_words(row), None if sheet is None else _tile(place, len(found)))
         for place, row in enumerate(found)
     )
     return _Case(
@@ -169,7 +169,8 @@ def _tile(place: int, count: int) -> _Tile:
     return _Tile(f"{100 * count}% 100%", f"{at:.4f}% 0")
 
 
-def _words(row: OrganRow) -> tuple[str, ...]:
+def flag_words(row: OrganRow) -> tuple[str, ...]:
+    """An organ's flags for readers."""
     return tuple(FLAG_WORDS.get(flag, flag) for flag in row.flags)
 
 

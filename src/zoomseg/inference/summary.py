@@ -1,4 +1,4 @@
-"""``summary.csv``: one row per case and organ; ``review.csv``: which of them to look at first."""
+"""``summary.csv``: one row per case and organ; ``review.csv``: the same, lowest confidence first."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ REVIEW_COLUMNS = ("case", "organ", "confidence", "flags", "volume_ml", "dice_low
 MISSING = "missing"
 """No voxel of the organ was found."""
 TOUCHES_SCAN_BORDER = "touches_scan_border"
-"""The organ reaches the first or last voxel plane of the scan: it may go on outside."""
+"""The organ reaches the first or last voxel plane of the scan and may extend beyond it."""
 TOUCHES_REGION_BORDER = "touches_region_border"
-"""The organ reaches the end of where the last stage looked, also after it looked farther."""
+"""The organ reaches the border of the last stage's region, also after its expansion."""
 
 MISPLACED = "misplaced"
-"""All of the organ lies far from its position in the training scans, as other organs have it."""
+"""The whole organ lies far from its position in training relative to other organs."""
 UNUSUAL_VOLUME = "unusual_volume"
 """The organ is smaller than half of the smallest in training, or larger than twice the largest."""
 
 
 @dataclass(frozen=True)
 class OrganRow:
-    """One organ of one case. Intensities (of the first channel) and boxes are None if the organ is missing.
+    """An organ of a case. Intensities (of the first channel) and boxes are None if the organ is missing.
 
     ``box`` is in voxel indices of the scan, ``corners_mm`` are its lowest and highest RAS+ coordinates;
     ``dice_range`` is the 90 % interval of its Dice, None if the model has no calibration that tells it.

@@ -22,7 +22,6 @@ from zoomseg.core.tiling import (
     cover,
     gaussian_importance_map,
     importance_map,
-    logarithms,
     normalised,
     overlapping,
 )
@@ -165,7 +164,7 @@ class SlidingWindow:
         answers = self._network(data, tiles)
         self._network_seconds += time.perf_counter() - started
         for tile, answer in zip(tiles, answers, strict=True):
-            stitcher.add(tile, logarithms(answer) if self._geometric else answer)
+            stitcher.add(tile, answer, self._geometric)
 
     def predict(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
         """The answer as a whole; ``estimator`` gathers from it. Of labels that overlap it has the odds to
@@ -173,7 +172,7 @@ class SlidingWindow:
         parts = []
         for slab, planes in self._placed():
             if estimator is not None:
-                estimator.add(self._probabilities(slab), planes)
+                self._gather(estimator, slab, planes)
             slab = normalised(slab) if self._geometric else slab
             parts.append(namespace(slab).asarray(slab, copy=True))
         whole = to_numpy(namespace(parts[0]).concat(parts, axis=3))
@@ -195,13 +194,15 @@ class SlidingWindow:
             stage.labels_overlap,
         )
         for slab, planes in self._placed():
-            estimator.add(self._probabilities(slab), planes)
+            self._gather(estimator, slab, planes)
             slabs.add(slab)
 
-    def _probabilities(self, slab: Array) -> Array:
+    def _gather(self, estimator: UncertaintyEstimator, slab: Array, planes: Box) -> None:
+        """Labels that overlap have no probabilities that sum to one, but odds to background."""
         if self.view.stage.labels_overlap:
-            return overlapping(slab)
-        return normalised(slab) if self._geometric else slab
+            estimator.add(overlapping(slab), planes)
+        else:
+            estimator.add(slab, planes, self._geometric)
 
     def _placed(self) -> Iterator[tuple[Array, Box]]:
         """Slabs, and the boxes of the view's grid that they fill.

@@ -102,7 +102,7 @@ def plan(
     islands, why_islands = _islands(data)
     concrete = specs.Recipe(
         name=recipe.name,
-        description=recipe.description,
+        description=_described(recipe, len(chosen.drafts)),
         source=recipe.source,
         intensity=intensity,
         stages=tuple(draft.stage for draft in chosen.drafts),
@@ -138,6 +138,22 @@ def _cascade(
     if groups:
         chosen = _fitting_memory(recipe, data, schema, device, partial(boxes, groups=groups))
     return replace(chosen, reasons=(why_voxels, why_regions))
+
+
+def _described(recipe: specs.PlannedRecipe, stages: int) -> str:
+    """What the plan has become: the recipe's own words are about two stages."""
+    match stages:
+        case 1:
+            return (
+                "Planned from your data: one network sees the scans, which are small, at their own spacing."
+            )
+        case 2:
+            return recipe.description
+        case _:
+            return (
+                "Planned from your data: a network sees the whole scan, and "
+                f"{stages - 1} others look closer, each at a group of organs."
+            )
 
 
 def _is_single(recipe: specs.PlannedRecipe, data: Fingerprint) -> tuple[bool, Reason]:

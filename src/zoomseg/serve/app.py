@@ -32,7 +32,7 @@ from zoomseg.serve.organs import (
     summary_of_result,
 )
 from zoomseg.serve.pages import add_pages
-from zoomseg.serve.remaining import remaining_seconds
+from zoomseg.serve.remaining import remaining_by_others, remaining_by_pace
 from zoomseg.serve.review import Opinion, Review, keep, opinions, review_csv, review_of
 from zoomseg.serve.upload import TooLargeError, TooSlowError, receive, receive_json
 from zoomseg.serve.worker import READING, WRITING
@@ -153,7 +153,11 @@ class Service:
         if job.state is not State.RUNNING:
             return None
         earlier = [other.seconds for other in self.jobs.all() if _ran_like(job, other)]
-        expected = remaining_seconds(job.seconds, earlier)
+        expected = remaining_by_others(job.seconds, earlier)
+        step, model = self.jobs.step(job.id), self.models.get(job.model)
+        if step and step.total and model and step.stage == model.stages[-1]:
+            by_pace = remaining_by_pace(self.jobs.stage_seconds(job.id), step.done / step.total)
+            expected = expected if by_pace is None else by_pace
         return None if expected is None else round(expected, 1)
 
     def result(self, job: Job, name: str) -> Path:
@@ -360,7 +364,7 @@ def _add_corrections(app: FastAPI, service: Service) -> None:
 
     @app.put(
         "/jobs/{job_id}/corrected.nii.gz",
-        responses=_problems(404, 408, 409, 413, 415, 507),
+        responses=_problems(404, 408, 409, 413, 415, 503, 507),
         openapi_extra={"requestBody": body},
     )
     async def correct(request: Request, job_id: str) -> JobView:

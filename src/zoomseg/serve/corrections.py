@@ -26,7 +26,10 @@ from zoomseg.datasets.layouts import read_json
 from zoomseg.io.files import atomic_path, writable_directory, write_json_atomic, writing
 from zoomseg.io.nifti_header import AnyArray
 from zoomseg.io.scans import read_grid, read_label_values, write_array
-from zoomseg.serve.jobs import Job
+from zoomseg.serve.jobs import Job, QueueFullError
+
+MAX_ARRIVING = 8
+"""Corrected maps that are uploaded at the same time."""
 
 _ARRIVING = ".arriving-"
 
@@ -49,6 +52,7 @@ class Corrections:
         self._folder = writable_directory(folder / "corrected")
         self._folder.chmod(0o700)
         self._guard = threading.Lock()
+        self._arriving = threading.BoundedSemaphore(MAX_ARRIVING)
         for left in self._folder.glob(f"{_ARRIVING}*"):  # by a server that was killed
             left.unlink(missing_ok=True)
 
@@ -62,13 +66,20 @@ class Corrections:
 
     @contextmanager
     def arriving(self, job: Job) -> Iterator[Path]:
-        """A place for an upload, which is deleted at the end."""
+        """A place for an upload, which is deleted at the end.
+
+        Raises:
+            QueueFullError: too many arrive already.
+        """
+        if not self._arriving.acquire(blocking=False):
+            raise QueueFullError(f"{MAX_ARRIVING} corrections are being uploaded already; try again later")
         place = self._folder / f"{_ARRIVING}{job.id}-{secrets.token_hex(4)}.nii.gz"
         try:
             yield place
         finally:
             with suppress(OSError):
                 place.unlink(missing_ok=True)
+            self._arriving.release()
 
     def add(
         self,

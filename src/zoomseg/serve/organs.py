@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from zoomseg.anatomy.colours import RGB, organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.datasets.layouts import read_json, read_labelling
+from zoomseg.datasets.layouts import read_json, read_labelling, read_labels_by_case
 from zoomseg.io.scans import read_label_values
 
 NAMED_IN = ("run.json", "labels.json", "dataset.json")
@@ -133,7 +133,7 @@ def organs_of_file(labels: Path, case: str) -> list[Organ]:
         raise ScanError(f"{labels}: holds the value {min(counts)}; label maps hold whole numbers from 0 up")
     summary = labels.parent / "summary.csv"
     rows = _summary(summary, case) if summary.is_file() else {}
-    known = {organ.value: organ for organ in _named(labels, rows)}
+    known = {organ.value: organ for organ in _named(labels, case, rows)}
     return [
         (known.get(value) or _unnamed(value)).model_copy(update={"volume_ml": n * grid.voxel_volume_ml})
         for value, n in counts.items()
@@ -145,8 +145,12 @@ def _unnamed(value: int) -> Organ:
     return Organ(name=name, value=value, colour=organ_colour(name))
 
 
-def _named(labels: Path, rows: Mapping[str, Mapping[str, str]]) -> list[Organ]:
+def _named(labels: Path, case: str, rows: Mapping[str, Mapping[str, str]]) -> list[Organ]:
     folder = labels.resolve().parent
+    run = folder / "run.json"
+    other = read_labels_by_case(run).get(case) if run.is_file() else None
+    if other is not None:
+        return _organs(other, rows)
     for place in [folder / name for name in NAMED_IN] + [folder.parent / "dataset.json"]:
         found = read_labelling(place) if place.is_file() else None
         if found is not None:

@@ -284,7 +284,7 @@ def open_trainings(
     splits = () if settings.split is None else read_splits(settings.split, dataset)
     count, folds = chosen_folds(study, settings, len(splits))
     unseen = _unseen(study, dataset, settings, splits[folds[0]] if splits else None)
-    study = _with_unlabelled(study, dataset, settings, splits)
+    study = _with_unlabelled(study, dataset, settings, splits, unseen)
     recipe = _recipe(study, settings, dataset)
     if isinstance(study, Ablation) and isinstance(recipe, Recipe):
         _check_rows(study, recipe, settings, dataset)
@@ -327,7 +327,11 @@ def _planned(
 
 
 def _with_unlabelled(
-    study: Ablation | RegionCurve, dataset: Dataset, settings: Settings, splits: tuple[CaseSplit, ...]
+    study: Ablation | RegionCurve,
+    dataset: Dataset,
+    settings: Settings,
+    splits: tuple[CaseSplit, ...],
+    unseen: Dataset | None,
 ) -> Ablation | RegionCurve:
     """The study with the rows that the unlabelled scans allow, once they are known to suit it."""
     if isinstance(study, RegionCurve) or not study.needs_unlabelled:
@@ -340,6 +344,8 @@ def _with_unlabelled(
         )
     listed = {case for split in splits for case in (*split.train, *split.validation, *split.test)}
     scans = self_training.scans_in(settings.unlabelled, dataset.subset(listed) if splits else dataset)
+    if unseen is not None:  # what is scored is not learned from
+        self_training.scans_in(settings.unlabelled, unseen)
     if splits and {scan.id for scan in scans} <= set(_labelled(dataset)):
         return study
     return replace(study, rows=tuple(r for r in study.rows if r.training is None or not r.training.drawn))

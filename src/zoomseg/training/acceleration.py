@@ -320,7 +320,7 @@ class Acceleration:
             InterruptedTrainingError: stopped; the next call goes on.
             ZoomSegError: as ``training_run.start``.
         """
-        wish = replace(self.wish, split=self.split)
+        wish = replace(self.wish, split=self.split, part_of=record.ACCELERATION)
         return training_run.finished(self.dataset, self.out, wish, device, observer)
 
 
@@ -335,7 +335,7 @@ def begin(
         ScanError: there are no scans.
         OutputError: ``out`` cannot be written, or another process works there.
     """
-    record.require_free(out, record.ACCELERATION, "model.json", record.FILE, bundle.FOLDS)
+    record.require_free(out)
     found = scans_in(scans)
     if len(found) < 2:
         raise DatasetError(
@@ -360,7 +360,7 @@ def begin(
         scans=str(scans.resolve()),
         small=small,
     )
-    with record.alone(out):
+    with record.alone_in_free(out):
         record.write(asked, out / record.ACCELERATION)
     return run
 

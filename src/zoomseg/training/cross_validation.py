@@ -112,15 +112,14 @@ def begin(
         DatasetError: too few labelled cases for the folds.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
-    _require_new(out)
+    record.require_free(out)
     folds = CrossValidation(dataset, out, count, wish)
     folds.held_back(0)  # refuses more folds than cases
     cases = training_run.choose_split(dataset, TrainingRequest())
     recipe = training_run.wanted_recipe(
         wish, None if wish.init is None else fine_tuning.load(wish.init, dataset)
     )
-    with record.alone(out):
-        _require_new(out)  # what another process began before this one was alone
+    with record.alone_in_free(out):
         if isinstance(recipe, PlannedRecipe):
             planned = training_run.plan_recipe(dataset, cases, recipe, device, observer, wish)
             write_text_atomic(out / "plan.md", planned.markdown(dataset.name))
@@ -133,10 +132,6 @@ def begin(
         )
         record.write(asked, out / bundle.FOLDS)
     return folds
-
-
-def _require_new(out: Path) -> None:
-    record.require_free(out, bundle.FOLDS, "model.json", record.FILE)
 
 
 def reopen(

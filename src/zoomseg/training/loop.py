@@ -357,8 +357,8 @@ class _Run:
             return part
         if group.index == 0:
             raise TrainingError(
-                f"the time budget of {self.settings.seconds:.0f} s was used up by preparing the data "
-                f"({group.spent:.0f} s); increase it"
+                f"the time budget was used up by preparing the data, which took {group.spent:.1f} s of the "
+                f"{self.settings.seconds:.1f} s that start-up and planning had left; increase it"
             )
         # What earlier groups learned must not be lost because their predictions took long.
         self.observer.message(

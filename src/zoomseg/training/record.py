@@ -29,6 +29,9 @@ UNLABELLED = "unlabelled.json"
 ACCELERATION = "accelerate.json"
 """Of the acceleration of a model, in the new model's folder."""
 
+_BEGUN = (ACCELERATION, UNLABELLED, FOLDS, "model.json", FILE)
+"""Each of these files tells that something was begun in a folder."""
+
 
 class _Record(BaseModel):
     """``channels`` and ``labels`` are the data set's; the rest is as in a ``TrainingRequest``."""
@@ -153,21 +156,42 @@ def alone(out: Path) -> Iterator[None]:
         yield
 
 
-def require_free(out: Path, *files: str | Path) -> None:
-    """Refuse a folder in which something was begun.
+@contextmanager
+def alone_in_free(out: Path, part_of: str | None = None) -> Iterator[None]:
+    """As ``alone``, in a folder in which nothing was begun.
 
     Args:
-        files: which tell of that, in the folder.
+        part_of: the record, in the folder, of what this training is a part of.
 
     Raises:
-        ModelError: one of them is there.
+        ModelError: something was.
+        OutputError: as ``alone``.
     """
-    there = next((out / file for file in files if (out / file).exists()), None)
+    with alone(out):
+        _refuse_begun(out, part_of)
+        yield
+
+
+def require_free(out: Path, part_of: str | None = None) -> None:
+    """What ``alone_in_free`` refuses, before anything is read or computed for it. Where another process
+    trains, that process is named: ``--resume`` would not help."""
+    if out.is_dir() and _begun(out, part_of) is not None:
+        with alone(out):
+            _refuse_begun(out, part_of)
+
+
+def _refuse_begun(out: Path, part_of: str | None) -> None:
+    there = _begun(out, part_of)
     if there is not None:
         raise ModelError(
             f"{out} already holds a training ({there.name}); give --resume to go on with it, or another "
             "folder"
         )
+
+
+def _begun(out: Path, part_of: str | None) -> Path | None:
+    """What tells that something was begun in a folder."""
+    return next((out / file for file in _BEGUN if file != part_of and (out / file).exists()), None)
 
 
 def write(record: _Record, file: Path) -> None:

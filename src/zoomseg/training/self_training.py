@@ -169,7 +169,9 @@ class SelfTraining:
         data = extended(self.dataset, self.out)
         if (self.out / record.FILE).is_file():
             return training_run.resume(data, self.out, device, observer, self.wish.seconds, self.wish.epochs)
-        return training_run.start(data, self.out, replace(self.wish, teachers=()), device, observer)
+        return training_run.start(
+            data, self.out, replace(self.wish, teachers=(), part_of=record.UNLABELLED), device, observer
+        )
 
     def _tell_seen(self, observer: Observer) -> None:
         """That teachers may know the cases that the student is scored on."""
@@ -192,7 +194,7 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
         ScanError: there are no scans in ``unlabelled``.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
-    _require_new(out)
+    record.require_free(out)
     scans_in(unlabelled, dataset)
     teachers = tuple(str(bundle.find(model).resolve()) for model in wish.teachers)
     run = SelfTraining(
@@ -213,14 +215,9 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
         fold=wish.fold,
         split=None if wish.split is None else (wish.split.train, wish.split.validation),
     )
-    with record.alone(out):
-        _require_new(out)  # what another process began before this one was alone
+    with record.alone_in_free(out):
         record.write(asked, out / record.UNLABELLED)
     return run
-
-
-def _require_new(out: Path) -> None:
-    record.require_free(out, record.UNLABELLED, "model.json", record.FILE, bundle.FOLDS)
 
 
 def reopen(
@@ -259,9 +256,10 @@ def scans_in(folder: Path, dataset: Dataset) -> list[ScanInput]:
 
     Raises:
         ScanError: there are none.
-        DatasetError: DICOM, or a name that a case of the data set has.
+        DatasetError: DICOM, or a case of the data set: by its name, or by a file that is its, too.
     """
     scans = find_scans(folder)
+    cases = {path.resolve(): case.id for case in dataset.cases for path in case.images}
     for scan in scans:
         if scan.dicom is not None:
             raise DatasetError(f"{folder}: unlabelled scans must be NIfTI, NRRD or MHA files, not DICOM")
@@ -269,6 +267,12 @@ def scans_in(folder: Path, dataset: Dataset) -> list[ScanInput]:
             raise DatasetError(
                 f"unlabelled scan '{quoted(scan.id)}' has the name of a case of data set '{dataset.name}'; "
                 "rename it, or remove it if it is the same scan"
+            )
+        case = next((cases[file] for file in map(Path.resolve, scan.paths) if file in cases), None)
+        if case is not None:
+            raise DatasetError(
+                f"unlabelled scan '{quoted(scan.id)}' is the file of case '{case}' of data set "
+                f"'{dataset.name}'; take it out"
             )
     return scans
 

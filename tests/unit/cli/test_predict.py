@@ -315,7 +315,7 @@ def test_full_disk_leaves_nothing_that_looks_complete(
 def test_same_name_twice(scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     other = write(tmp_path / "other" / "patient.nii.gz", 8)
     assert run("predict", scan, other, "-m", model, "-o", tmp_path / "out") == 2
-    assert "two scans are called 'patient'" in capfd.readouterr().err
+    assert "two scans are named 'patient'" in capfd.readouterr().err
 
 
 def test_if_no_scan_is_left_that_is_wrong_use(

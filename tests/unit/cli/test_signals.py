@@ -127,7 +127,7 @@ def commands(room: Path, out: Path) -> dict[str, tuple[str, str, list[str], str]
             "zoomseg.planning.fingerprint",
             "take",
             ["train", data, "-o", o, "--epochs", "1"],
-            "training had not begun; nothing is lost",
+            "training had not started; nothing is lost",
         ),
         "predict": (
             "zoomseg.pipeline.stage_input",

@@ -269,6 +269,15 @@ def test_the_gaussian_importance_map_is_a_filtered_point() -> None:
     np.testing.assert_allclose(found, (expected / expected.max()).clip(2.0**-24 / 10), rtol=1e-5)
 
 
+def test_tiles_may_be_added_up_as_logarithms(make: Make) -> None:
+    stitcher = TileAggregator(2, Box((0, 0, 0), (2, 1, 1)), make(ones(2, 1, 1)))
+    values = np.array([[0.5, 0.25], [0.5, 0.75]], dtype=np.float32).reshape(2, 2, 1, 1)
+    stitcher.add(tile(0, 2), make(values), logs=True)
+    stitcher.add(tile(0, 2), make(values[::-1].copy()), logs=True)
+    expected = [np.log(0.5), np.log(0.25 * 0.75) / 2] * 2
+    assert whole(stitcher).flatten().tolist() == pytest.approx(expected)
+
+
 def test_means_of_logarithms_are_means_of_logits() -> None:
     logits = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32) * 4
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

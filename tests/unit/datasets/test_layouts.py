@@ -318,6 +318,22 @@ def test_plain_labels_that_are_no_labels(tmp_path: Path) -> None:
 # --- what cannot be opened ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("images", "given"), [("images", "labels"), ("imagesTr", "imagesTr")])
+def test_a_folder_inside_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: str, given: str
+) -> None:
+    for name in {images, given}:
+        (tmp_path / "mydata" / name).mkdir(parents=True)
+    with pytest.raises(DatasetError, match=rf"not a data set; did you mean {tmp_path / 'mydata'}\?$"):
+        open_dataset(tmp_path / "mydata" / given)
+    monkeypatch.chdir(tmp_path / "mydata" / given)
+    with pytest.raises(DatasetError, match=rf"did you mean {tmp_path / 'mydata'}\?$"):
+        open_dataset(Path())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=r"did you mean mydata\?$"):
+        open_dataset(Path("mydata") / given)
+
+
 def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such data set folder"):
         open_dataset(tmp_path / "none")

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from helpers.label_files import AFFINE, LIVER, SPLEEN, organs, save, save_description, save_scan
+from helpers.label_files import AFFINE, LIVER, SPLEEN, VALUES, organs, save, save_description, save_scan
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import open_dataset
@@ -220,3 +220,27 @@ class TestLoad:
         image = pairs.load_image(pairs.pairs[0], drawn)
         assert np.array_equal(image.data[0], voxels)
         assert pairs.load_image(pairs.pairs[1], drawn) is None
+
+
+def test_a_prediction_of_another_run_is_read_by_the_labels_of_that_run(folders):
+    """Case b has the spleen's value where it means the liver, and was asked for nothing else."""
+    predictions, reference = folders
+    other = {"background": 0, "liver": VALUES["spleen"]}
+    run = {
+        "labels": {"background": 0, **VALUES},
+        "cases": {"b": {"status": "done", "run": {"labels": other}}},
+    }
+    (predictions / "run.json").write_text(json.dumps(run))
+    save(predictions / "a.nii.gz", organs(LIVER, SPLEEN))
+    save(predictions / "b.nii.gz", organs(None, LIVER))
+    pairs = find_pairs(predictions, reference, None, None)
+    assert [pair.organs for pair in pairs.pairs] == [("spleen", "liver"), ("liver",)]
+    for pair in pairs.pairs:
+        prediction, drawn = pairs.load(pair)
+        for organ in pair.organs:
+            c = drawn.schema.class_of(organ)
+            np.testing.assert_array_equal(prediction.data == c, drawn.data == c)
+    run["cases"]["b"]["run"]["labels"] = {"liver": "three"}
+    (predictions / "run.json").write_text(json.dumps(run))
+    with pytest.raises(DatasetError, match=r"run\.json"):
+        find_pairs(predictions, reference, None, None)

@@ -122,7 +122,7 @@ class TestPredictor:
             "labels": replace(bundle, schema=LabelSchema(SCHEMA.names, tuple(v + 1 for v in SCHEMA.values))),
         }
         for part, other in others.items():
-            with pytest.raises(ModelError, match=rf"^models that answer together .*; the {part} of '"):
+            with pytest.raises(ModelError, match=rf"^models of an ensemble .*; the {part} of '"):
                 Predictor(bundle, CPU, others=[other])
 
     def test_networks_and_training_may_differ(self) -> None:

@@ -16,6 +16,7 @@ import pytest
 from starlette.websockets import WebSocketDisconnect
 
 from helpers.servers import Server, noise, scan_bytes, serving
+from zoomseg.serve.job_queue import Step
 
 
 @pytest.fixture
@@ -205,6 +206,10 @@ def test_a_running_job_says_how_long_it_will_take_yet(server: Server) -> None:
     running = server.wait(server.post(b"good"), "running")
     assert isinstance(running["remaining"], float)
     assert 50 < running["remaining"] <= 60
+    server.jobs.tell(str(running["id"]), Step("fine", 1, 2))
+    server.jobs._stage_began[str(running["id"])] -= 20
+    by_pace = server.client.get(f"/jobs/{running['id']}").json()["remaining"]
+    assert by_pace == pytest.approx(20, abs=5)
     assert server.client.get(f"/jobs/{first}").json()["remaining"] is None
 
 

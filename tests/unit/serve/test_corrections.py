@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from zoomseg.core.errors import ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.io.scans import read_label_values, write_array, write_image, write_labels
-from zoomseg.serve.corrections import Corrections, NotCorrectableError
+from zoomseg.serve.corrections import MAX_ARRIVING, Corrections, NotCorrectableError
 from zoomseg.serve.job_queue import State
-from zoomseg.serve.jobs import Job
+from zoomseg.serve.jobs import Job, QueueFullError
 
 SCHEMA = LabelSchema(("left kidney", "right kidney"), (3, 7))
 
@@ -124,3 +125,13 @@ def test_an_upload_that_a_killed_server_left_is_deleted(tmp_path: Path, correcti
         place.write_bytes(b"x")
         Corrections(tmp_path / "jobs")
         assert not place.exists()
+
+
+def test_only_so_many_arrive_at_the_same_time(corrections: Corrections) -> None:
+    with ExitStack() as arriving:
+        for _ in range(MAX_ARRIVING):
+            arriving.enter_context(corrections.arriving(job()))
+        with pytest.raises(QueueFullError), corrections.arriving(job()):
+            pass
+    with corrections.arriving(job()):
+        pass

@@ -114,6 +114,15 @@ def test_files_beside_it_name_its_values(tmp_path: Path, place: str) -> None:
     ]
 
 
+def test_a_label_map_of_another_run_is_named_by_the_labels_of_that_run(tmp_path: Path) -> None:
+    write_labels(tmp_path / "a.nii.gz", tiny_case(0)[1])
+    other = {"run": {"labels": {"background": 0, "liver": 3}}}
+    write_json_atomic(
+        tmp_path / "run.json", {"labels": {"background": 0, "spleen": 3}, "cases": {"a": other}}
+    )
+    assert [organ.name for organ in organs_of_file(tmp_path / "a.nii.gz", "a")] == ["liver", "label 7"]
+
+
 def test_an_empty_label_map_is_refused(tmp_path: Path) -> None:
     grid = tiny_case(0)[1].grid
     write_array(tmp_path / "a.nii.gz", np.zeros(grid.shape, np.uint8), grid)

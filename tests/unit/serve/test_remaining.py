@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zoomseg.serve.remaining import remaining_seconds
+from zoomseg.serve.remaining import remaining_by_others, remaining_by_pace
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,12 @@ from zoomseg.serve.remaining import remaining_seconds
 def test_what_remains_is_the_median_of_the_last_ones(
     running: float, earlier: list[float], expected: float | None
 ) -> None:
-    assert remaining_seconds(running, earlier) == expected
+    assert remaining_by_others(running, earlier) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "done", "expected"),
+    [(10.0, 0.25, 30.0), (3.0, 0.04, None), (9.0, 0.9, 1.0), (9.0, 1.0, None)],
+)
+def test_a_stage_goes_on_at_its_pace(seconds: float, done: float, expected: float | None) -> None:
+    assert remaining_by_pace(seconds, done) == pytest.approx(expected)

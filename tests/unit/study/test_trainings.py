@@ -334,6 +334,28 @@ def test_unlabelled_scans_are_needed_refused_and_of_no_case_that_is_used(
     assert not out.exists()
 
 
+def test_unlabelled_scans_are_none_of_the_test_set_s(
+    with_unlabelled: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    """Under the name that they have there, or as the file under another."""
+    unseen = tiny_dataset(tmp_path / "unseen", cases=2)
+    for n in range(2):
+        for folder in ("imagesTr", "labelsTr"):
+            for file in (unseen.root / folder).glob(f"case_{n}*"):
+                file.rename(file.with_name(file.name.replace("case", "other")))
+    for name, named in (
+        ("other_1", "'other_1' has the name of a case"),
+        ("x", "'x' is the file of case 'other_1'"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / f"{name}.nii.gz").symlink_to(unseen.root / "imagesTr" / "other_1_0000.nii.gz")
+        settings = Settings(unlabelled=folder, test=unseen.root)
+        with pytest.raises(DatasetError, match=named):
+            opened(with_unlabelled, data, tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_rows_that_change_no_stage_may_have_a_recipe_that_is_planned(
     study: Ablation, data: Dataset, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from zoomseg.backends import onnx_graph
 from zoomseg.core.arrays import AnyNumpy
 from zoomseg.core.errors import ModelError, RecipeError
+from zoomseg.importing.body import within_body
 from zoomseg.importing.combined import combined
 from zoomseg.importing.nnunet import checkpoint as checkpoints
 from zoomseg.importing.nnunet import files, plans
@@ -32,7 +33,11 @@ def import_model(
 
 
 def import_models(
-    sources: Sequence[Path], out: Path, folds: tuple[str, ...] | None = None, lowres: Path | None = None
+    sources: Sequence[Path],
+    out: Path,
+    folds: tuple[str, ...] | None = None,
+    lowres: Path | None = None,
+    body: bool = False,
 ) -> tuple[Path, ...]:
     """Make a ZoomSeg model of a trained nnU-Net v2 model, or of several: one with the labels of all.
 
@@ -43,6 +48,7 @@ def import_models(
         folds: those wanted; None: all that were trained.
         lowres: of a cascade, the model whose label map it reads, as a folder or zip; None: it lies beside the
             cascade's, under nnU-Net's name.
+        body: whether only the body is looked at.
 
     Returns:
         The folders of the models written, one per fold.
@@ -52,7 +58,10 @@ def import_models(
         OutputError: no permission, full disk.
     """
     require_free(out)
-    return write_models(_together([read_models(own, folds, lowres) for own in sources], sources), out)
+    models = _together([read_models(source, folds, lowres) for source in sources], sources)
+    if body:
+        models = {fold: within_body(model) for fold, model in models.items()}
+    return write_models(models, out)
 
 
 def read_models(

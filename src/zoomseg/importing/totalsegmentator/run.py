@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zoomseg.core.errors import ModelError, listed
 from zoomseg.core.labels import LabelSchema
+from zoomseg.importing.body import within_body
 from zoomseg.importing.combined import combined
 from zoomseg.importing.nnunet.run import read_models, require_free, write_models
 from zoomseg.importing.totalsegmentator.tasks import TASKS, Part, Task
@@ -23,13 +24,14 @@ SOURCE = (
 _DEPTHS = ("", "*/", "*/*/", "*/*/*/")
 
 
-def import_task(folder: Path, out: Path, task: str = "total") -> Path:
+def import_task(folder: Path, out: Path, task: str = "total", body: bool = False) -> Path:
     """Make a ZoomSeg model of a task's weights.
 
     Args:
         folder: TotalSegmentator's own (``~/.totalsegmentator``), or one with ``Dataset291_...`` and so on.
         out: the model folder to write.
         task: one of ``TASKS``.
+        body: whether only the body is looked at.
 
     Raises:
         ModelError: no such task, a part of it is not there, or it is not what the task's part is.
@@ -54,7 +56,8 @@ def import_task(folder: Path, out: Path, task: str = "total") -> Path:
             "largest_component": wanted.largest_component,
         }
     )
-    (written,) = write_models({FOLD: replace(model, recipe=recipe)}, out)
+    model = replace(model, recipe=recipe)
+    (written,) = write_models({FOLD: within_body(model) if body else model}, out)
     return written
 
 

@@ -13,7 +13,7 @@ const WINDOWING = 9;
 
 export const OPACITY = 0.6;
 // Colours go to the graphics card as one row of a picture, which may be no longer.
-export const MAX_LABEL = 8191;
+export const MAX_LABEL = 8000;
 // The brush's map has a byte for every voxel.
 export const MAX_DRAWN_LABEL = 255;
 
@@ -60,11 +60,22 @@ function lookupTable(organs, shown, largest) {
   return lut;
 }
 
+// NiiVue's table of a label map's colours. Its shader takes the first 2/256 of a table for what lies beside it,
+// so that the background would have the colour of a label where there are many: they come after empty rows.
+function labelColours(organs, shown, largest) {
+  const empty = Math.ceil((largest + 1) / 126);
+  const lut = new Uint8ClampedArray(4 * (empty + largest + 1));
+  lut.set(lookupTable(organs, shown, largest), 4 * empty);
+  return { lut, min: -empty, max: largest, labels: [] };
+}
+
 export class Scene extends Niivue {
-  // `handlers`: NiiVue's, such as onLocationChange, and `onEllipse`, which gets every ellipse's statistics.
-  constructor({ onEllipse, ...handlers }) {
+  // `handlers`: NiiVue's, such as onLocationChange; `onDistance` gets every line's length in mm, `onEllipse`
+  // every ellipse's statistics.
+  constructor({ onDistance, onEllipse, ...handlers }) {
     super({ ...OPTIONS, ...handlers });
     this.ellipses = [];
+    this.onDistance = onDistance;
     this.onEllipse = onEllipse;
     this.crosshairShown = true;
     this.onDragRelease = (drag) => this.#released(drag);
@@ -94,7 +105,7 @@ export class Scene extends Niivue {
     });
     this.organs = organs;
     this.largest = Math.max(1, ...organs.map((organ) => organ.value));
-    overlay.colormapLabel = { lut: lookupTable(organs, shown, this.largest), min: 0, max: this.largest, labels: [] };
+    overlay.colormapLabel = labelColours(organs, shown, this.largest);
     this.isHounsfield = holdsHounsfield(image);
     this.addVolume(overlay);
     this.slices = null;
@@ -103,7 +114,7 @@ export class Scene extends Niivue {
   // --- how it is drawn -----------------------------------------------------------------------------
 
   showOrgans(shown) {
-    this.labels.colormapLabel.lut = lookupTable(this.organs, shown, this.largest);
+    this.labels.colormapLabel = labelColours(this.organs, shown, this.largest);
     if (this.drawBitmap) this.drawLut = { lut: lookupTable(this.organs, shown, MAX_DRAWN_LABEL), labels: this.drawLut.labels };
     this.updateGLVolume();
   }
@@ -218,9 +229,10 @@ export class Scene extends Niivue {
     this.clearAllMeasurements();
   }
 
-  #released({ fracStart, fracEnd, axCorSag }) {
-    if (this.opts.dragModePrimary !== ELLIPSE || this.uiData.activeDragMode === WINDOWING) return;
-    if (axCorSag > 2 || axCorSag < 0 || fracStart[0] < 0 || fracEnd[0] < 0) return;
+  #released({ fracStart, fracEnd, axCorSag, mmLength }) {
+    if (axCorSag > 2 || axCorSag < 0 || fracStart[0] < 0 || fracEnd[0] < 0) return; // not within one plane
+    if (this.opts.dragModePrimary === DISTANCE) this.onDistance(mmLength);
+    if (this.opts.dragModePrimary !== ELLIPSE) return;
     const ellipse = { start: [...fracStart], end: [...fracEnd], plane: axCorSag };
     const statistics = ellipseStatistics(this.image, ellipse);
     if (statistics === null) return;
@@ -271,6 +283,21 @@ export class Scene extends Niivue {
     this.setPenValue(value);
   }
 
+  // A disc in the plane. NiiVue's brush is a square that goes on at the opposite side where it leaves the volume.
+  drawPt(i, j, k, value, bitmap = null) {
+    const [nx, ny, nz] = this.back.dims.slice(1, 4);
+    const map = bitmap ?? this.drawBitmap;
+    const half = this.drawPenAxCorSag < 0 ? 0 : Math.floor(this.opts.penSize / 2);
+    const [di, dj, dk] = [0, 1, 2].map((axis) => (axis === 2 - this.drawPenAxCorSag ? 0 : half));
+    for (let z = Math.max(0, k - dk); z <= Math.min(nz - 1, k + dk); z++) {
+      for (let y = Math.max(0, j - dj); y <= Math.min(ny - 1, j + dj); y++) {
+        for (let x = Math.max(0, i - di); x <= Math.min(nx - 1, i + di); x++) {
+          if (Math.hypot(x - i, y - j, z - k) <= half + 0.5) map[x + nx * (y + ny * z)] = value;
+        }
+      }
+    }
+  }
+
   // The copy as NIfTI, compressed.
   async drawnMap() {
     const nifti = await this.labels.saveToDisk("", this.drawBitmap);
@@ -296,9 +323,9 @@ function countBySlice({ img, hdr }, largest) {
   return counts;
 }
 
-// Of the voxels whose centres lie in an ellipse between two corners, given as shares of the volume's sides.
+// Statistics of the voxels whose centres lie in an ellipse between two corners, given as shares of the volume's sides.
 // null: there are none.
-function ellipseStatistics(image, { start, end, plane }) {
+export function ellipseStatistics(image, { start, end, plane }) {
   const [across, fixed] = [[[0, 1], 2], [[0, 2], 1], [[1, 2], 0]][plane];
   const dims = image.dimsRAS.slice(1, 4);
   const spacing = image.pixDimsRAS.slice(1, 4);

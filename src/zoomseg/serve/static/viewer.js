@@ -138,6 +138,7 @@ export class Viewer {
         onLocationChange: (at) => made === this.scene && this.#tellWhere(at),
         onIntensityChange: () => made === this.scene && this.#tellWindow(),
         onOptsChange: (name, value) => this.#optionChanged(name, value),
+        onDistance: (mm) => this.#tellMeasured(`${number(mm, 1)} mm`),
         onEllipse: (statistics) => this.#tellEllipse(statistics),
       });
       Object.assign(made, { caption, figure });
@@ -255,9 +256,13 @@ export class Viewer {
 
   #tellEllipse({ mean, sd, min, max, area_mm2, voxels }) {
     const unit = this.scene.isHounsfield ? " HU" : "";
-    const text =
+    this.#tellMeasured(
       `Mean ${number(mean, 1)}${unit}, SD ${number(sd, 1)}, ${number(min, 0)} to ${number(max, 0)}, ` +
-      `${number(area_mm2 / 100, 2)} cm², ${voxels} voxels`;
+        `${number(area_mm2 / 100, 2)} cm², ${voxels} voxels`,
+    );
+  }
+
+  #tellMeasured(text) {
     this.measured.append(element("li", {}, text));
     this.measured.hidden = false;
   }
