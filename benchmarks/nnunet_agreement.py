@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 
@@ -152,7 +153,8 @@ def _row(
         f"{seconds:.1f}",
     ]
     if labels is not None:
-        reference = read_image(labels / scan[0].name.replace("_0000", "")).data[0].astype(np.int64)
+        path = labels / scan[0].name.replace("_0000", "")
+        reference = np.asanyarray(nibabel.load(path).dataobj).astype(np.int64)  # type: ignore[attr-defined]
         cells += [f"{np.mean(dices(one, reference, least)):.4f}" for one in (theirs["labels"], values)]
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
