@@ -36,6 +36,7 @@ def command(settings: Path, dry_run: bool, studies: Path | None, source: str | N
     """
     import logging
     import os
+    import warnings
 
     from zoomseg.backends.device import resolve
     from zoomseg.node.run import Node
@@ -44,6 +45,7 @@ def command(settings: Path, dry_run: bool, studies: Path | None, source: str | N
     from zoomseg.serve import server
     from zoomseg.serve.access import access
 
+    warnings.simplefilter("ignore")  # pydicom's repeat values, which may be a patient's
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("zoomseg.node").setLevel(logging.INFO)
     found = read_settings(settings)
@@ -54,8 +56,8 @@ def command(settings: Path, dry_run: bool, studies: Path | None, source: str | N
     token = server.token_for(page.host, page.allow_hosts, os.environ)
     with server.listening(page.host, page.port) as sock:
         node = Node(found, dry_run)
+        node.start()
         try:
-            node.start()
             click.echo(f"Open {server.address(sock, token)}")
             click.echo(
                 f"Receiving as {found.ae_title} on port {node.receiver.port}; results are stored in "
