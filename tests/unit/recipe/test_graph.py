@@ -63,7 +63,7 @@ def test_a_chain_is_valid() -> None:
             (stage("zero"), stage("two", roi={"kind": "dilated_foreground", "of": "one"})),
             "stage 'two', roi.of: 'one' is not an earlier stage; allowed: zero$",
         ),
-        ((stage("one", fusion="none"),), "stage 'one', fusion: every stage says 'none'"),
+        ((stage("one", fusion="none"),), "stage 'one', fusion: all stages have 'none'"),
         ((stage("one"), stage("atlas")), r"stages\[1\]\.name: 'atlas' is the atlas prior's; choose another"),
         (
             (stage("one", per_label=True), stage("two", roi=BOX)),
