@@ -41,9 +41,11 @@ class Volume:
         return int(self.data.shape[0])
 
     def reoriented(self, orientation: Orientation) -> Volume:
+        """With permuted and flipped axes; every voxel stays where it is in the patient."""
         return Volume(_reorient(self.data, orientation), orientation.grid(self.grid))
 
     def crop(self, box: Box) -> Volume:
+        """The voxels of a box of the grid, a view of numpy arrays."""
         return Volume(self.data[(slice(None), *box.slices)], self.grid.crop(box))
 
 
@@ -67,7 +69,9 @@ class LabelMap:
             raise GeometryError(f"label maps hold uint8 class indices, got {self.data.dtype}")
 
     def reoriented(self, orientation: Orientation) -> LabelMap:
+        """With permuted and flipped axes; every voxel stays where it is in the patient."""
         return LabelMap(_reorient(self.data, orientation), orientation.grid(self.grid), self.schema)
 
     def crop(self, box: Box) -> LabelMap:
+        """The voxels of a box of the grid, a view."""
         return LabelMap(self.data[box.slices], self.grid.crop(box), self.schema)
