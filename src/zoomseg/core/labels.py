@@ -101,10 +101,10 @@ class LabelSchema:
         return tuple(n for n in self.names if all(t.isdigit() or t in _COUNTED for t in name_tokens(n)))
 
     def class_of(self, name: str) -> int:
-        """The class index of a label.
+        """Class index of a label.
 
         Raises:
-            LabelError: there is none of this name.
+            LabelError: the schema has no label of this name.
         """
         if name not in self.names:
             raise LabelError(f"unknown label '{name}'; allowed: {', '.join(self.names)}")
