@@ -106,6 +106,11 @@ class Bundle:
     graphs: Mapping[str, NetworkFiles] = field(default_factory=dict)
     """Stage -> its network with these ``weights``, where the folder has it as an ONNX graph."""
 
+    @property
+    def graphs_are_there(self) -> bool:
+        """Whether the folder still has them; not where another model took this one's place."""
+        return all(file.is_file() for own in self.graphs.values() for file in (own.graph, own.weights))
+
     def __post_init__(self) -> None:
         stages = [stage.name for stage in self.recipe.stages]
         if set(self.weights) != set(stages):

@@ -1,5 +1,5 @@
-"""Zips of anybody, checked before anything in them is read: number and size of members, how far they claim to
-inflate, whether they overlap, encryption."""
+"""Zips that may come from anybody, checked before anything in them is read: number and size of members, how far
+they claim to inflate, whether they overlap, encryption."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class ZipLimits:
 
 
 def checked_zip(path: Path, limits: ZipLimits, error: type[ZoomSegError]) -> zipfile.ZipFile:
-    """An open zip whose directory of contents promises nothing that no honest zip would. Names are as they
-    are: whoever makes paths of them checks them.
+    """An open zip whose directory of contents is plausible. Its names are not checked: whoever makes paths of
+    them does that.
 
     Raises:
         ZoomSegError: of the kind ``error``, in one line.
