@@ -1,5 +1,5 @@
-"""Zips that may come from anybody, checked before anything in them is read: number and size of members, how far
-they claim to inflate, whether they overlap, encryption."""
+"""Zips that may come from anybody, checked before anything in them is read: number and size of members, how
+far they claim to inflate, whether they overlap, encryption."""
 
 from __future__ import annotations
 
