@@ -11,7 +11,7 @@ from typing import Any
 from zoomseg.inference.summary import OrganRow, read_summary
 from zoomseg.io.files import parse_json, read_file
 
-OF_A_RUN = ("zoomseg", "recipe", "models", "trained", "device", "precision", "backend", "started")
+OF_A_RUN = ("zoomseg", "recipe", "models", "trained", "device", "precision", "backend", "started", "labels")
 """Keys of ``run.json`` that are kept with an earlier case where they are others than the last run's."""
 
 
@@ -33,14 +33,14 @@ class EarlierResults:
 
 
 def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
-    """The cases that the account in ``out`` has as done, and whose values mean what they mean in ``run``, the
-    account that is to be written; none where it is damaged, or no account of ours."""
+    """The cases that the account in ``out`` has as done; each says what of ``run``, the account that is to be
+    written, was different when it was made. None where it is damaged, or no account of ours."""
     try:
         before = parse_json(read_file(out / "run.json"))
         rows = read_summary(out / "summary.csv")
     except (OSError, ValueError):
         return EarlierResults()
-    if not isinstance(before, dict) or before.get("labels") != run["labels"]:
+    if not isinstance(before, dict) or not isinstance(before.get("labels"), dict):
         return EarlierResults()
     told = before.get("cases")
     kept = {
@@ -52,7 +52,9 @@ def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
 
 
 def _is_done(account: object) -> bool:
-    return isinstance(account, dict) and account.get("status") == "done"
+    if not isinstance(account, dict) or account.get("status") != "done":
+        return False
+    return isinstance(account.get("run", {}), dict)
 
 
 def _label_map_is_there(out: Path, case: str) -> bool:

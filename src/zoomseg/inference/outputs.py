@@ -1,5 +1,5 @@
 """What a batch of predictions leaves beside the label maps: ``summary.csv``, ``review.csv``, ``run.json``,
-and names and colours of their values for viewers.
+``report.html``, and names and colours of their values for viewers.
 
 The first three are rewritten after every case: a batch that is stopped keeps the account of what it did. They
 go on listing the label maps of earlier runs, and of others at the same time.
@@ -8,6 +8,7 @@ go on listing the label maps of earlier runs, and of others at the same time.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from typing import Any
 
 from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND
-from zoomseg.inference import batch, earlier_results, probability_maps
+from zoomseg.inference import batch, earlier_results, probability_maps, result_page
 from zoomseg.inference.batch import (
     LABELS_ALONE,
     ExtraOutputs,
@@ -58,8 +59,8 @@ def segment_to_folder(
     on_organs: OnOrgans | None = None,
     notes: Sequence[str] = (),
 ) -> tuple[Failed, ...]:
-    """Segment scans into ``out`` with ``summary.csv``, ``review.csv`` and ``run.json``, which also list what
-    earlier runs left there; the failed ones are returned.
+    """Segment scans into ``out`` with ``summary.csv``, ``review.csv``, ``run.json`` and ``report.html``,
+    which also list what earlier runs left there; the failed ones are returned.
 
     Args:
         on_result: told of every scan that is done with, in order, in the thread that writes.
@@ -87,20 +88,24 @@ def segment_to_folder(
     run = _header(predictor, chosen, notes)
     failed: list[Failed] = []
     costs: list[dict[str, float]] = []
+    given = {scan.id: scan for scan in scans}
     account = _Account(out)
     began = time.perf_counter()
 
     def settle(outcome: Outcome) -> None:
         if isinstance(outcome, Segmented):
             done = outcome
-            summed = batch.tried(done.case, done.path, lambda: _summed_up(done, predictor, chosen))
+            summed = batch.tried(done.case, done.path, lambda: _summed_up(done, out, predictor, chosen))
             found, outcome = ([], summed) if isinstance(summed, Failed) else summed
         match outcome:
             case Segmented():
                 rows.extend(found)
                 if on_organs is not None:
                     on_organs(found)
-                run["cases"][outcome.case] = _account(outcome, beside)
+                run["cases"][outcome.case] = {
+                    "scan": _from(out, given[outcome.case].paths),
+                    **_account(outcome, beside),
+                }
                 costs.append(measures(outcome))
             case Failed():
                 failed.append(outcome)
@@ -111,8 +116,34 @@ def segment_to_folder(
         if on_result is not None:
             on_result(outcome)
 
-    batch.segment(scans, out, predictor, settle, chosen, on_progress, ahead, beside)
+    try:
+        batch.segment(scans, out, predictor, settle, chosen, on_progress, ahead, beside)
+    finally:
+        if run["cases"]:
+            result_page.write(out)
     return tuple(failed)
+
+
+def _drawn(out: Path, done: Segmented, organs: tuple[str, ...]) -> list[str]:
+    """Draw a case for the page; a note where that was not possible, as its results are there all the same."""
+    found = batch.tried(
+        done.case,
+        done.path,
+        lambda: result_page.draw(out, done.case, done.image, done.result.labels, organs),
+    )
+    return [f"no pictures: {found.reason}"] if isinstance(found, Failed) else []
+
+
+def _from(out: Path, paths: Iterable[Path]) -> list[str]:
+    """Paths as seen from the folder of results, so that both can be moved together; absolute ones where there
+    is no way from there."""
+    found = []
+    for path in paths:
+        try:
+            found.append(Path(os.path.relpath(path, out)).as_posix())
+        except ValueError:  # another drive
+            found.append(str(path.resolve()))
+    return found
 
 
 class _Account:
@@ -200,16 +231,19 @@ def _header(predictor: Predictor, organs: tuple[str, ...], notes: Sequence[str])
 
 
 def _summed_up(
-    done: Segmented, predictor: Predictor, organs: tuple[str, ...]
+    done: Segmented, out: Path, predictor: Predictor, organs: tuple[str, ...]
 ) -> tuple[list[OrganRow], Segmented]:
-    """The rows of a case, and the case with the seconds that they took."""
+    """The rows of a case, and the case with the seconds that they and its pictures took."""
     began = time.perf_counter()
     model = predictor.bundle
     rows = organ_rows_of(done.case, done.result, done.image, model.calibration, organs, model.domain)
-    took = time.perf_counter() - began
+    summed = time.perf_counter()
+    missing = _drawn(out, done, organs)
+    took = {"summary": summed - began, "report": time.perf_counter() - summed}
     steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
-    seconds = steps | {"summary": took, "total": done.seconds["total"] + took}
-    return rows, replace(done, seconds=seconds)
+    seconds = steps | took | {"total": done.seconds["total"] + sum(took.values())}
+    result = replace(done.result, notes=(*done.result.notes, *missing))
+    return rows, replace(done, result=result, seconds=seconds)
 
 
 def _account(done: Segmented, beside: ExtraOutputs) -> dict[str, Any]:

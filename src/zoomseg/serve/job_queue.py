@@ -103,6 +103,8 @@ class JobQueue(Generic[J]):
         self._kind = kind
         self._lock_file = locked(self._folder / ".lock", used)
         self._steps: dict[str, Step] = {}
+        self._stage_began: dict[str, float] = {}
+        """By the monotonic clock."""
         self._unwritten: dict[str, J] = {}
         """As the disk could not be told; what holds until it can."""
         self._changed = threading.Condition(threading.RLock())
@@ -181,6 +183,12 @@ class JobQueue(Generic[J]):
         with self._changed:
             return self._steps.get(job_id)
 
+    def stage_seconds(self, job_id: str) -> float:
+        """For how long a running job has been in its stage."""
+        with self._changed:
+            began = self._stage_began.get(job_id)
+            return 0.0 if began is None else time.monotonic() - began
+
     def ahead_of(self, job: J) -> int:
         """How many jobs come before one that waits."""
         before = [j.id for j in self.in_state(State.QUEUED, State.RUNNING)]
@@ -202,6 +210,9 @@ class JobQueue(Generic[J]):
     def tell(self, job_id: str, step: Step) -> None:
         """A running job is so far."""
         with self._changed:
+            before = self._steps.get(job_id)
+            if before is None or before.stage != step.stage:
+                self._stage_began[job_id] = time.monotonic()
             self._steps[job_id] = step
 
     def end(self, job_id: str, state: State, error: str | None = None, notes: tuple[str, ...] = ()) -> bool:
@@ -241,6 +252,7 @@ class JobQueue(Generic[J]):
             changed = changed.model_copy(update={"ended": time.time()})
         if changed.state is not State.RUNNING:
             self._steps.pop(job.id, None)
+            self._stage_began.pop(job.id, None)
         self._unwritten[job.id] = changed
         self._changed.notify_all()
         try:

@@ -5,6 +5,8 @@ FOLDER/.lock                 held by the server that uses the folder
 FOLDER/jobs.sqlite           the queue (see ``serve.job_queue``)
 FOLDER/<id>/scan<suffix>     as it was uploaded
 FOLDER/<id>/out/             what `zoomseg predict` writes
+FOLDER/<id>/review.json      what people say of it (``review``)
+FOLDER/corrected/            label maps that people corrected (``corrections``)
 ```
 
 A server that is killed loses nothing that was finished: when the folder is opened again, the job that ran is
@@ -48,6 +50,11 @@ class Job(QueuedJob):
     """For people; never a path."""
     suffix: str
 
+    @property
+    def title(self) -> str:
+        """The scan's name without what says its format."""
+        return self.name[: -len(self.suffix)] or "scan"
+
 
 class QueueFullError(ZoomSegError):
     """As many jobs wait, or scans arrive, as may."""
@@ -89,6 +96,10 @@ class Jobs(JobQueue[Job]):
         for job in self.in_state(State.RUNNING):
             self.interrupt(job.id, "the server stopped while this ran; upload the scan again")
         _clear(self._folder, {job.id for job in self.all()})
+
+    def review(self, job: Job) -> Path:
+        """What people say of its results, as ``serve.review`` keeps it."""
+        return self._folder / job.id / "review.json"
 
     def scan(self, job: Job) -> Path:
         """The uploaded file."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from zoomseg.inference.batch import Outcome
     from zoomseg.inference.predictor import Predictor
     from zoomseg.io.scans import ScanInput
+    from zoomseg.pipeline.sliding_window import TileProgress
 
 TELL_EVERY_SECONDS = 0.1
 _PATH = re.compile(r"(?<![\w.:/])/[^\s:;,'\")]+/[^\s:;,'\")]*")
@@ -35,6 +36,9 @@ _PATH = re.compile(r"(?<![\w.:/])/[^\s:;,'\")]+/[^\s:;,'\")]*")
 
 READING = "reading"
 """What a job does before its model's first stage."""
+
+WRITING = "writing"
+"""What it does after the last one: the label map on the scan's grid, volumes, files."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,13 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
     from zoomseg.io.scans import write_array
 
     notes: list[str] = []
+    last = predictor.bundle.recipe.stages[-1].name
     scan, out = one_scan(Path(task.scan), notes.append), Path(task.out)
+
+    def follow(_: str, progress: TileProgress) -> None:
+        tell(Step(progress.stage, progress.done, progress.tiles))
+        if progress.stage == last and progress.done >= progress.tiles:
+            tell(Step(WRITING, 0, 0))
 
     def settle(outcome: Outcome) -> None:
         match outcome:
@@ -228,7 +238,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         out,
         predictor,
         on_result=settle,
-        on_progress=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
+        on_progress=follow,
         beside=ExtraOutputs(dicom=() if scan.dicom is None else tuple(DicomResult), slicer=True),
         notes=notes,
     )
