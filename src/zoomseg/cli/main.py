@@ -22,6 +22,7 @@ COMMANDS = {
     "stitch": "Join a scan acquired in overlapping stations, as whole-body MR is.",
     "import": "Make a ZoomSeg model of a trained nnU-Net model.",
     "predict": "Segment scans with a trained model.",
+    "gather": "One account of what several jobs predicted into one folder.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
     "compare": "Two evaluations or more of the same cases: differences, intervals, paired tests.",
     "view": "A scan and its label map in the browser: three planes and 3D.",

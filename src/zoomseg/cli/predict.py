@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,21 @@ if TYPE_CHECKING:
     from zoomseg.inference.summary import OrganRow
     from zoomseg.io.scans import ScanInput
 
+_PART = re.compile(r"(\d{1,9})/(\d{1,9})")
+
 REVIEWED_FIRST = 3
 """So many of a batch's least certain organs are named at its end."""
+
+
+def parse_part(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """``3/8`` -> ``(3, 8)``."""
+    if value is None:
+        return None
+    match = _PART.fullmatch(value)
+    number, parts = (int(n) for n in match.groups()) if match else (0, 0)
+    if not 1 <= number <= parts:
+        raise click.BadParameter(f"got '{value}', expected a part such as 3/8, counted from 1", ctx, param)
+    return number, parts
 
 
 @click.command(name="predict")
@@ -64,6 +78,18 @@ REVIEWED_FIRST = 3
     "are warned of, and their organs' confidence is 0.",
 )
 @click.option(
+    "--resume",
+    is_flag=True,
+    help="Leave out scans whose results lie whole in OUT, made of the same scan by the same model.",
+)
+@click.option(
+    "--part",
+    metavar="I/N",
+    callback=parse_part,
+    help="Only the I-th of N parts of SCANS, for jobs that share OUT; `zoomseg gather OUT` then writes the "
+    "summaries.",
+)
+@click.option(
     "-v", "--verbose", is_flag=True, help="Tiles as they are computed; then seconds, FLOPs and memory."
 )
 def command(
@@ -81,6 +107,8 @@ def command(
     seg_nrrd: bool,
     probabilities: str | None,
     any_scan: bool,
+    resume: bool,
+    part: tuple[int, int] | None,
     verbose: bool,
 ) -> int:
     """Segment SCANS: NIfTI, NRRD or MHA files, folders of those, or folders and zips of DICOM series.
@@ -100,15 +128,17 @@ def command(
     from zoomseg.inference.batch import ExtraOutputs
     from zoomseg.inference.load import load_predictor
     from zoomseg.inference.memory_limits import parse_bytes
-    from zoomseg.inference.outputs import segment_to_folder
+    from zoomseg.inference.outputs import ALL, Part, segment_to_folder
     from zoomseg.io.dicom.write.results import DicomResult, require_series
     from zoomseg.io.files import writable_directory
 
     found, notes = _found(scans)
-    wanted = [(DicomResult.SEG, dicom_seg), (DicomResult.RTSTRUCT, rtstruct)]
-    dicom = tuple(kind for kind, asked in wanted if asked)
+    mine = ALL if part is None else Part(*part)
+    wanted = len(mine.of(found))
+    kinds = [(DicomResult.SEG, dicom_seg), (DicomResult.RTSTRUCT, rtstruct)]
+    dicom = tuple(kind for kind, asked in kinds if asked)
     require_series(found, dicom)
-    display = PredictionDisplay(Console(stderr=True), len(found), verbose)
+    display = PredictionDisplay(Console(stderr=True), wanted, verbose)
     predictor = load_predictor(
         models,
         device,
@@ -124,7 +154,7 @@ def command(
     maps = () if probabilities is None else select(_listed(probabilities))
     writable_directory(out)
     rows: list[OrganRow] = []
-    with display, ending(lambda: f"{display.settled} of {len(found)} scans done, in {out}"):
+    with display, ending(lambda: f"{display.settled} of {wanted} scans done, in {out}"):
         for note in notes:
             display.warn(note)
         # One scan after the other where memory is counted: two that overlap would both have to fit.
@@ -140,14 +170,23 @@ def command(
             ExtraOutputs(keep_stages, dicom, seg_nrrd, maps),
             rows.extend,
             notes,
+            resume,
+            mine,
+            display.leave_out,
         )
-    written = len(found) - len(failed)
-    click.echo(f"{written} of {len(found)} scans written to {out}")
-    if written > 1:
-        _say_least_certain(rows)
+    written = wanted - len(failed)
+    click.echo(f"{written} of {wanted} scans written to {out}{_before(display.left_out)}")
+    if part is not None:
+        click.echo(f"once all parts are done: zoomseg gather {out}")
+    elif written - display.left_out > 1:
+        say_least_certain(rows)
     if not failed:
         return 0
     return 1 if written else 2
+
+
+def _before(scans: int) -> str:
+    return f", {scans} of them by earlier runs" if scans else ""
 
 
 def _found(paths: Iterable[Path]) -> tuple[list[ScanInput], list[str]]:
@@ -164,7 +203,8 @@ def _found(paths: Iterable[Path]) -> tuple[list[ScanInput], list[str]]:
     return found, notes
 
 
-def _say_least_certain(rows: Sequence[OrganRow]) -> None:
+def say_least_certain(rows: Sequence[OrganRow]) -> None:
+    """Name the organs to look at first."""
     from zoomseg.core.errors import quoted
     from zoomseg.inference.summary import least_certain
 
