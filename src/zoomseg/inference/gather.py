@@ -48,7 +48,7 @@ def gather(out: Path, order: Sequence[str] = ()) -> Gathered:
             raise OutputError(
                 f"{out}: there is nothing to gather; `zoomseg predict` keeps a journal of what it writes here"
             )
-        last = max(found.values(), key=lambda one: one.entry.finished).run
+        last = max(found.values(), key=lambda one: (one.entry.done, one.entry.finished)).run
         kept = [
             one
             for one in sorted(

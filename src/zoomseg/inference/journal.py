@@ -23,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from zoomseg.core.errors import ScanError
 from zoomseg.inference import efficiency
 from zoomseg.inference.batch import ExtraOutputs, result_path
-from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow
 from zoomseg.io import digests
 from zoomseg.io.files import parse_json, writing
@@ -116,6 +115,7 @@ class Entry(_Line):
 
     @property
     def done(self) -> bool:
+        """Whether there are results."""
         return bool(self.account["status"] == "done")
 
 
@@ -130,10 +130,10 @@ class Recorded:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def describe(predictor: Predictor, header: Mapping[str, Any], scans: int) -> Run:
-    """The run of a predictor; ``header`` holds the keys of ``run.json`` that are not about single cases."""
-    recipe = digests.of_json(predictor.bundle.recipe.model_dump(mode="json"))
-    return Run(model_sha256=predictor.sha256, recipe_sha256=recipe, scans=scans, run=dict(header))
+def describe(model_sha256: str, recipe: Recipe, header: Mapping[str, Any], scans: int) -> Run:
+    """A run; ``header`` holds the keys of ``run.json`` that are not about single cases."""
+    recipe_sha256 = digests.of_json(recipe.model_dump(mode="json"))
+    return Run(model_sha256=model_sha256, recipe_sha256=recipe_sha256, scans=scans, run=dict(header))
 
 
 class Journal:
@@ -142,7 +142,7 @@ class Journal:
     def __init__(self, out: Path, run: Run) -> None:
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{_host()}-{os.getpid()}"
         self._path = out / FOLDER / f"{name}-{secrets.token_hex(4)}.jsonl"
-        self.run = run
+        self._run = run
         self._file: IO[bytes] | None = None
 
     def append(self, entry: Entry) -> None:
@@ -155,7 +155,7 @@ class Journal:
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._path.open("xb")
-                self._file.write(_line(self.run))
+                self._file.write(_line(self._run))
             self._file.write(_line(entry))
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from zoomseg.core.errors import OutputError
@@ -33,6 +34,7 @@ from zoomseg.inference.efficiency import measures, summarise
 from zoomseg.inference.journal import STARTED_FORMAT, Entry, Journal, Recorded
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow, write_review, write_summary
+from zoomseg.io.bundle import Bundle
 from zoomseg.io.dicom.write.results import require_series
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.locks import waiting_for
@@ -98,7 +100,7 @@ def segment_to_folder(
         ScanError: DICOM objects of a scan that did not come as such.
     """
     scans = tuple(scans)
-    wanted = Wanted.of(predictor, organs, beside)
+    wanted = Wanted.of(predictor.bundle, organs, beside)
     wanted.prepare(scans, out)
     recorder = Recorder(out, predictor, wanted, len(scans), notes)
     mine = part.of(scans)
@@ -148,19 +150,13 @@ class Wanted:
     recipe: Recipe
 
     @classmethod
-    def of(cls, predictor: Predictor, organs: tuple[str, ...] | None, beside: ExtraOutputs) -> Wanted:
+    def of(cls, model: Bundle, organs: tuple[str, ...] | None, beside: ExtraOutputs) -> Wanted:
         """
         Raises:
             LabelError: an organ that the model does not know.
             RecipeError: probability maps of a recipe whose stages vote.
         """
-        return cls.of_model(predictor.bundle.schema, predictor.bundle.recipe, organs, beside)
-
-    @classmethod
-    def of_model(
-        cls, schema: LabelSchema, recipe: Recipe, organs: tuple[str, ...] | None, beside: ExtraOutputs
-    ) -> Wanted:
-        """As ``of``, of a model that need not be loaded."""
+        schema, recipe = model.schema, model.recipe
         if beside.probabilities:
             require_probabilities(recipe)
             beside = replace(beside, probabilities=schema.select(beside.probabilities))
@@ -183,21 +179,29 @@ class Recorder:
     """Enters what a process has done with its scans into the journal of ``out``."""
 
     def __init__(
-        self, out: Path, predictor: Predictor, wanted: Wanted, scans: int, notes: Sequence[str] = ()
+        self,
+        out: Path,
+        predictor: Predictor,
+        wanted: Wanted,
+        scans: int,
+        notes: Sequence[str] = (),
+        told: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """
         Args:
             scans: how many the command is about, for all of its processes together.
+            told: keys of ``run.json`` that the command knows better than this process.
         """
         self._out, self._predictor, self._wanted = out, predictor, wanted
-        self.header = _header(predictor, wanted.organs, notes)
+        self.header = _header(predictor, wanted.organs, notes) | dict(told)
         """Of ``run.json``, without cases."""
-        self._journal = Journal(out, journal.describe(predictor, self.header, scans))
+        self.run = journal.describe(predictor.sha256, predictor.bundle.recipe, self.header, scans)
+        self._journal = Journal(out, self.run)
 
     def whole(self, scans: Sequence[ScanInput]) -> dict[str, Recorded]:
         """As ``inference.journal.whole``."""
         wanted = self._wanted
-        return journal.whole(self._out, scans, self._journal.run, wanted.recipe, wanted.beside)
+        return journal.whole(self._out, scans, self.run, wanted.recipe, wanted.beside)
 
     def record(self, outcome: Outcome) -> tuple[Outcome, Entry]:
         """Sum up a scan whose results are written, and enter it; what goes wrong with its summary is that
@@ -327,19 +331,33 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _header(predictor: Predictor, organs: tuple[str, ...], notes: Sequence[str]) -> dict[str, Any]:
-    """``labels`` names only the organs asked for, so that an evaluation scores no other."""
-    schema = predictor.bundle.schema
+    device = predictor.device
+    where = {"device": device.name, "precision": device.precision, "backend": predictor.backend}
+    return header(predictor.bundle, predictor.folders, where, organs, notes)
+
+
+def header(
+    model: Bundle,
+    folders: Iterable[str | Path],
+    where: Mapping[str, str],
+    organs: tuple[str, ...],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """``run.json`` without cases. ``labels`` names only the organs asked for, so that an evaluation scores no
+    other.
+
+    Args:
+        folders: of the models that answer.
+        where: ``device``, ``precision`` and ``backend``.
+    """
+    schema = model.schema
     return {
         "zoomseg": importlib.metadata.version("zoomseg"),
-        "recipe": predictor.bundle.recipe.name,
-        "recipe_in_full": predictor.bundle.recipe.model_dump(mode="json"),
-        "models": [str(folder) for folder in predictor.folders],
-        "trained": {
-            key: predictor.bundle.provenance[key] for key in TRAINED if key in predictor.bundle.provenance
-        },
-        "device": predictor.device.name,
-        "precision": predictor.device.precision,
-        "backend": predictor.backend,
+        "recipe": model.recipe.name,
+        "recipe_in_full": model.recipe.model_dump(mode="json"),
+        "models": [str(folder) for folder in folders],
+        "trained": {key: model.provenance[key] for key in TRAINED if key in model.provenance},
+        **{key: where[key] for key in ("device", "precision", "backend")},
         "started": time.strftime(STARTED_FORMAT, time.gmtime()),
         "seconds": 0.0,
         "efficiency": {},

@@ -66,7 +66,7 @@ class Predictor:
         self.bundle = bundle
         self.folders = tuple(model.folder for model in (bundle, *others) if model.folder is not None)
         """Of the models that answer, if they came from disk."""
-        self.sha256 = digests.of_json([digests.of_model(model) for model in (bundle, *others)])
+        self.sha256 = digests.of_models((bundle, *others))
         """Of the models that answer, without their recipe (see ``io.digests``)."""
         self.device = device
         self._atlas_of = atlas_of or atlas_priors.of_model(bundle)

@@ -50,6 +50,11 @@ def of_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def of_models(models: Iterable[Bundle]) -> str:
+    """Of models that answer together."""
+    return of_json([of_model(model) for model in models])
+
+
 def of_model(model: Bundle) -> str:
     """Of what a model's answers depend on beside its recipe: weights, labels, channels, and how the
     confidence follows."""

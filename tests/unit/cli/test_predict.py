@@ -205,6 +205,7 @@ def test_a_bad_scan_is_named_and_the_good_one_is_written(
     assert says.lower() in line.lower()
     assert "Traceback" not in err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "journal",
         "labels.ctbl",
         "labels.itksnap.txt",
         "patient.nii.gz",
