@@ -37,7 +37,7 @@ class ClusterDisplay:
         self._scans = scans
         self._began = self._last_line = time.monotonic()
         self._computed = 0
-        self._workers = 0
+        self._workers: int | None = None
         self.settled = 0
         """So many scans are done with."""
 
@@ -75,7 +75,7 @@ class ClusterDisplay:
 
     def count(self, workers: int) -> None:
         """So many workers there are now."""
-        if workers == 0 != self._workers or self._began == self._last_line:
+        if self._workers is None or (workers == 0) != (self._workers == 0):
             self._line(Text("waiting for workers" if workers == 0 else f"{workers} workers"))
             self._last_line = time.monotonic()
         self._workers = workers

@@ -84,7 +84,12 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     help="Learn also from these scans: --teacher labels them, or, without, the folds of a cross-validation "
     "that is trained first, each as long as --time-budget or --epochs say; what is uncertain is left out.",
 )
-@click.option("--resume", is_flag=True, help="Go on where an interrupted training of this folder stopped.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where an interrupted training of this folder stopped. By `torchrun`, which starts a command "
+    "again when a process dies, a training begins where there is none yet.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--seed",
@@ -122,7 +127,7 @@ def command(
     from zoomseg.datasets.layouts import open_dataset
     from zoomseg.io.bundle import models_in
     from zoomseg.training import cross_validation, self_training, training_run
-    from zoomseg.training.distributed import joined
+    from zoomseg.training.distributed import by_torchrun, joined
     from zoomseg.training.log import Silent
 
     if time_budget is not None and epochs is not None:
@@ -145,7 +150,7 @@ def command(
         where = devices.resolve(processes.device(device))
         shown = TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent())
         with shown as display, ending(lambda: "training had not begun; nothing is lost"):
-            if resume:
+            if resume and processes.agree(training_run.is_begun(out) or not by_torchrun()):
                 model = training_run.resume(data, out, where, display, time_budget, epochs, processes)
             else:
                 wish = training_run.TrainingRequest(

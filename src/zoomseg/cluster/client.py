@@ -7,6 +7,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,9 @@ _CONFIG = {
     "distributed.scheduler.allowed-failures": CRASHES - 1,  # of a scheduler that is started here
     "distributed.admin.large-graph-warning-threshold": "16 GiB",  # shipped scans are large
 }
+
+
+LOST = "the scheduler was lost; what is written is kept, --resume goes on from there"
 
 
 class ClusterError(ZoomSegError):
@@ -72,7 +76,7 @@ def connected(address: str, threads: int) -> Iterator[Client]:
                     threads_per_worker=threads,
                     processes=True,
                     memory_limit=0,  # limits are ours: Dask would kill where a smaller tile does
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",
                     silence_logs=logging.CRITICAL,
                 ) as cluster,
                 Client(cluster) as client,
@@ -157,6 +161,8 @@ class _Work:
                 self._give()
                 self._take()
             return tuple(self.failed)
+        except (OSError, CancelledError) as error:  # of a call to the scheduler that it did not survive
+            raise ClusterError(LOST) from error
         finally:
             if self._connected:
                 self.client.cancel(list(self.running), force=True)
@@ -178,7 +184,7 @@ class _Work:
 
     def _require_scheduler(self) -> None:
         if not self._connected:
-            raise ClusterError("the scheduler was lost; what is written is kept, --resume goes on from there")
+            raise ClusterError(LOST)
 
     def _give(self) -> None:
         """A scan to every worker that has none: of a worker that dies it is then known what it computed."""
@@ -212,15 +218,16 @@ class _Work:
             return
         scan, _ = self.running.pop(future)
         if future.status == "cancelled":
-            raise ClusterError("the scheduler was lost; what is written is kept, --resume goes on from there")
+            raise ClusterError(LOST)
         try:
             reply: Reply = future.result()
         except KilledWorker as error:
             self._fail(Failed(scan.id, crashed(error.allowed_failures + 1)))
             return
-        except (ZoomSegError, KeyboardInterrupt):
+        except (ZoomSegError, CancelledError):
             raise
         except Exception as error:
+            self._require_scheduler()
             raise ClusterError(
                 f"workers cannot do what they are asked for ({reason_of(error)}); they need this ZoomSeg, "
                 "installed with its extra 'cluster', and the same version of dask"

@@ -97,6 +97,11 @@ def start(
         return _train_new(dataset, out, request, asked, device, observer, processes, started)
 
 
+def is_begun(out: Path) -> bool:
+    """Whether there is a training in ``out`` that ``resume`` could go on with."""
+    return (out / record.FILE).is_file()
+
+
 def _require_new(out: Path) -> None:
     if (out / "model.json").exists() or (out / record.FILE).exists():
         raise ModelError(f"{out} already holds a model; give --resume to go on with it, or another folder")

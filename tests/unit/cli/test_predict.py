@@ -310,6 +310,24 @@ def test_same_name_twice(scan: Path, model: Path, tmp_path: Path, capfd: pytest.
     assert "two scans are called 'patient'" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("--ship",), "--ship is for --cluster; give both"),
+        (
+            ("--cluster", "local:2", "--part", "1/2"),
+            "--part and --cluster both share the scans out; give one",
+        ),
+    ],
+)
+def test_wrong_use_of_a_cluster(
+    given: tuple[str, ...], says: str, scan: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(scan, tmp_path / "model", tmp_path / "out", *given) == 2
+    assert says in " ".join(capfd.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_if_no_scan_is_left_that_is_wrong_use(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
