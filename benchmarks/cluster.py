@@ -5,11 +5,11 @@
     uv run python benchmarks/cluster.py kills -o OUT [--scans 60] [--kills 20]
     sudo uv run python benchmarks/cluster.py hosts -o OUT [--scans 60]        # Linux, as root
 
-`throughput` makes small scans (24 x 20 x 16 voxels) and predicts them with an untrained model of two stages
-by one process (0 workers) and by local workers. `overhead` does the same with workers that do nothing: what is
-left is Dask and the client. `kills` ends workers with SIGKILL at random, `hosts` lets two network namespaces
-be machines of their own, one of which is cut off for a while; both compare every byte with what one process
-writes. Prints rows of Markdown.
+`throughput` makes small scans (24 x 20 x 16 voxels) and predicts them with an untrained model of two
+stages by one process (0 workers) and by local workers. `overhead` does the same with workers that do
+nothing: what is left is Dask and the client. `kills` ends workers with SIGKILL at random, `hosts` lets
+two network namespaces be machines of their own, one of which is cut off for a while; both compare every
+byte with what one process writes. Prints rows of Markdown.
 """
 
 from __future__ import annotations

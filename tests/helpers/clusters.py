@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import dask
-from distributed import LocalCluster, Worker, WorkerPlugin
+from distributed import Worker, WorkerPlugin
 
 from helpers.tiny_dataset import SCHEMA, tiny_case
-from zoomseg.cluster.client import CRASHES
 from zoomseg.cluster.worker import Job, Reply
 from zoomseg.inference import batch
 from zoomseg.inference.batch import ExtraOutputs
 from zoomseg.io import bundle
 from zoomseg.io.scans import ScanInput, write_image
-
-
-@contextmanager
-def two_workers() -> Iterator[LocalCluster]:
-    """Processes of one thread each; a worker that dies is started again."""
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": CRASHES - 1}),
-        LocalCluster(
-            2,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-    ):
-        yield cluster
 
 
 class Crashes(WorkerPlugin):

@@ -17,7 +17,7 @@ import dask
 from distributed import Client, Future, KilledWorker, LocalCluster
 
 from zoomseg.cluster.shipping import ShippedScan, model_files
-from zoomseg.cluster.worker import SLOT, Job, Reply, Slot, segment_scan
+from zoomseg.cluster.worker import Job, Preparation, Reply, segment_scan
 from zoomseg.core.errors import ScanError, ZoomSegError
 from zoomseg.inference.batch import Failed
 from zoomseg.inference.journal import Journal, Run
@@ -34,6 +34,7 @@ LOOK_SECONDS = 1.0
 
 _CONFIG = {
     "distributed.scheduler.allowed-failures": CRASHES - 1,  # of a scheduler that is started here
+    "distributed.deploy.lost-worker-timeout": "1 hour",  # in which a worker started here is started again
     "distributed.admin.large-graph-warning-threshold": "16 GiB",  # shipped scans are large
 }
 
@@ -70,17 +71,7 @@ def connected(address: str, threads: int) -> Iterator[Client]:
     with dask.config.set(_CONFIG):
         workers = local_workers(address)
         if workers is not None:
-            with (
-                LocalCluster(
-                    workers,
-                    threads_per_worker=threads,
-                    processes=True,
-                    memory_limit=0,  # limits are ours: Dask would kill where a smaller tile does
-                    dashboard_address="127.0.0.1:0",
-                    silence_logs=logging.CRITICAL,
-                ) as cluster,
-                Client(cluster) as client,
-            ):
+            with started(workers, threads) as cluster, Client(cluster) as client:
                 yield client
             return
         file = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
@@ -90,6 +81,23 @@ def connected(address: str, threads: int) -> Iterator[Client]:
             raise ClusterError(f"no scheduler answers at {address} ({reason_of(error)})") from error
         with client:
             yield client
+
+
+@contextmanager
+def started(workers: int, threads: int) -> Iterator[LocalCluster]:
+    """A scheduler in this process, and worker processes that are started again when they die."""
+    with (
+        dask.config.set(_CONFIG),
+        LocalCluster(
+            workers,
+            threads_per_worker=threads,
+            processes=True,
+            memory_limit=0,  # limits are ours: Dask would kill where a smaller tile does
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+    ):
+        yield cluster
 
 
 def local_workers(address: str) -> int | None:
@@ -127,14 +135,14 @@ def segment(
     """
     out = Path(job.out)
     models = tuple(model_files(folder) for folder in folders) if job.ship else ()
-    slot = Slot(job, models)
-    client.register_plugin(slot)
+    preparation = Preparation(job, models)
+    client.register_plugin(preparation)
     try:
         work = _Work(client, job, deque(scans), observer, out, failed_run)
         return work.run()
     finally:
         if client.status == "running":
-            client.unregister_worker_plugin(slot.name)
+            client.unregister_worker_plugin(preparation.name)
 
 
 @dataclass(eq=False)
@@ -145,13 +153,12 @@ class _Work:
     observer: Observer
     out: Path
     failed_run: Run
-    running: dict[Future[Reply], tuple[ScanInput, str]] = field(default_factory=dict)
-    """And the worker that each was given to; if that one dies, another has it."""
+    running: dict[Future[Reply], ScanInput] = field(default_factory=dict)
     ended: queue.SimpleQueue[Future[Reply]] = field(default_factory=queue.SimpleQueue)
     failed: list[Failed] = field(default_factory=list)
     journals: dict[str, Journal] = field(default_factory=dict)
     """By run: of what workers sent, and of scans of which no worker told."""
-    workers: tuple[str, ...] = ()
+    workers: int = 0
     looked: float = -LOOK_SECONDS
 
     def run(self) -> tuple[Failed, ...]:
@@ -178,36 +185,27 @@ class _Work:
         if time.monotonic() - self.looked < LOOK_SECONDS:
             return
         self._require_scheduler()
-        self.workers = tuple(self.client.nthreads())
+        self.workers = len(self.client.nthreads())
         self.looked = time.monotonic()
-        self.observer.count(len(self.workers))
+        self.observer.count(self.workers)
 
     def _require_scheduler(self) -> None:
         if not self._connected:
             raise ClusterError(LOST)
 
     def _give(self) -> None:
-        """A scan to every worker that has none: of a worker that dies it is then known what it computed."""
-        busy = {worker for _, worker in self.running.values()}
-        idle = [worker for worker in self.workers if worker not in busy]
-        while self.waiting and idle and len(self.running) < len(self.workers):
-            scan, worker = self.waiting.popleft(), idle.pop()
+        """No more scans than workers: then each has one, and of a worker that dies it is known what it
+        computed."""
+        while self.waiting and len(self.running) < self.workers:
+            scan = self.waiting.popleft()
             try:
                 given = ShippedScan.of(scan) if self.job.ship else scan
             except ScanError as error:
                 self._fail(Failed(scan.id, str(error)))
                 continue
-            future = self.client.submit(
-                segment_scan,
-                self.job,
-                given,
-                key=f"zoomseg-{self.job.id}-{scan.id}",
-                workers=[worker],
-                allow_other_workers=True,
-                resources={SLOT: 1},
-                pure=False,
-            )
-            self.running[future] = (scan, worker)
+            key = f"zoomseg-{self.job.id}-{scan.id}"
+            future = self.client.submit(segment_scan, self.job, given, key=key, pure=False)
+            self.running[future] = scan
             future.add_done_callback(self.ended.put)
 
     def _take(self) -> None:
@@ -216,7 +214,7 @@ class _Work:
             future = self.ended.get(timeout=LOOK_SECONDS)
         except queue.Empty:
             return
-        scan, _ = self.running.pop(future)
+        scan = self.running.pop(future)
         if future.status == "cancelled":
             raise ClusterError(LOST)
         try:

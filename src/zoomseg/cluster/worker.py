@@ -25,10 +25,6 @@ from zoomseg.inference.outputs import Recorder, Wanted
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.scans import ScanInput
 
-SLOT = "zoomseg_scan"
-"""The resource of which every worker has one and every scan takes one, so that a worker computes one scan at
-a time with all its threads, or its GPU."""
-
 PREDICTION_THREADS = "OMP_NUM_THREADS"
 """Read by what computes the networks (``backends.cpu``, torch)."""
 
@@ -68,20 +64,20 @@ class Reply:
     """What is to be written where the command was given, the entry of the journal last."""
 
 
-class Slot(WorkerPlugin):
-    """Makes a worker ready for a job: it gets its slot, and the models if they are shipped."""
+class Preparation(WorkerPlugin):
+    """Makes every worker ready for a job, also those that come later: it computes with all its threads, and
+    gets the models if they are shipped."""
 
     def __init__(self, job: Job, models: tuple[Files, ...]) -> None:
         self.name = f"zoomseg-{job.id}"
         self._job = job
         self._models = models
 
-    async def setup(self, worker: Worker) -> None:
+    def setup(self, worker: Worker) -> None:
         # Dask sets one thread for all libraries; here a scan has all threads of its worker.
         os.environ[PREDICTION_THREADS] = str(worker.state.nthreads)
         for number, files in enumerate(self._models):
             files.write(_model_folder(worker, self._job, number))
-        await worker.set_resources(**{SLOT: 1})
 
     def teardown(self, worker: Worker) -> None:
         shutil.rmtree(_model_folder(worker, self._job, 0).parent, ignore_errors=True)
@@ -92,7 +88,7 @@ def _model_folder(worker: Worker, job: Job, number: int) -> Path:
 
 
 _one_at_a_time = threading.Lock()
-"""Of one job; of several jobs each has its slot."""
+"""A worker computes one scan at a time, of whatever job, with all its threads or its GPU."""
 
 
 def segment_scan(job: Job, scan: ScanInput | ShippedScan) -> Reply:

@@ -19,9 +19,9 @@ pytest.importorskip("distributed", reason="needs the extra 'cluster'")
 
 from distributed import Client, LocalCluster
 
-from helpers.clusters import Crashes, Told, label_maps, tiny_model, tiny_scans, two_workers
+from helpers.clusters import Crashes, Told, label_maps, tiny_model, tiny_scans
 from zoomseg.cli.main import main
-from zoomseg.cluster.client import ClusterError, crashed
+from zoomseg.cluster.client import ClusterError, crashed, started
 from zoomseg.cluster.predict import Request, predict
 from zoomseg.cluster.worker import Reply
 from zoomseg.inference.batch import ExtraOutputs
@@ -34,7 +34,7 @@ STAGES = ExtraOutputs(stages=True)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with two_workers() as found:
+    with started(2, 1) as found:
         yield found
 
 
