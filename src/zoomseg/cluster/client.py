@@ -39,6 +39,9 @@ _CONFIG = {
 }
 
 
+_LEAVE_SIGNALS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""Run by workers that are started here: a terminal interrupts them, too, but this process ends them."""
+
 LOST = "the scheduler was lost; what is written is kept, --resume goes on from there"
 
 
@@ -95,6 +98,7 @@ def started(workers: int, threads: int) -> Iterator[LocalCluster]:
             memory_limit=0,  # limits are ours: Dask would kill where a smaller tile does
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
+            preload=_LEAVE_SIGNALS,
         ) as cluster,
     ):
         yield cluster
