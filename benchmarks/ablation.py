@@ -1,28 +1,31 @@
-"""Does every part of the default recipe earn its place? Trains it without one part after the other.
+"""Does every part of the default recipe earn its place? Trains it without, or with another, part.
 
-    uv run python benchmarks/ablation.py DATASET -o OUT --time-budget 5m
+    uv run python benchmarks/ablation.py DATASET -o OUT --time-budget 5m [--fold N ...] [--row NAME ...]
 
-Every row is planned from the same training cases, trained for the same time and scored on the same fold kept
-back. Writes OUT/<row>/ (model), OUT/<row>/validation/ (label maps, metrics.csv, report.html), which `zoomseg
-compare` tells chance from, and OUT/table.md.
+Every row is planned from the same cases, trained for the same time and scored on the same cases kept back,
+those of all folds that were asked for. Writes OUT/<row>/fold-N/ (models), OUT/<row>/validation/ (label maps,
+metrics.csv, report.html), which `zoomseg compare` tells chance from, and OUT/table.md. May be stopped at any
+moment: the same command goes on, and one with more rows or folds adds them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
-from partial_annotation import score, steps
+from partial_annotation import steps
 from rich.console import Console
 
-from zoomseg.backends.device import resolve
+from zoomseg.backends.device import Device, resolve
 from zoomseg.cli.train import parse_duration
 from zoomseg.cli.training_display import TrainingDisplay
-from zoomseg.datasets.layouts import open_dataset
+from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.evaluation.result import Evaluation
+from zoomseg.evaluation.saved import gather, read_scores
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.pipeline.inputs import prior_specs
 from zoomseg.planning.stage_plans import CT_CONTRAST, OTHER_CONTRAST, Contrast
@@ -31,6 +34,7 @@ from zoomseg.recipe.spec import (
     AdamW,
     Augmentation,
     DiceCrossEntropy,
+    FixedSpacing,
     PlannedRecipe,
     Recipe,
     SoftDice,
@@ -38,7 +42,8 @@ from zoomseg.recipe.spec import (
     UNet3D,
     UniformInRegion,
 )
-from zoomseg.training import training_run
+from zoomseg.training import cross_validation, training_run, validation
+from zoomseg.training.training_run import TrainingRequest
 
 Change = Callable[[Stage], Stage]
 
@@ -77,6 +82,30 @@ def with_plain_network(stage: Stage) -> Stage:
     return stage.model_copy(update={"network": network}) if fits else stage
 
 
+def wider(stage_name: str, factor: float) -> Change:
+    """So many times the channels in one stage's network."""
+
+    def changed(stage: Stage) -> Stage:
+        if stage.name != stage_name:
+            return stage
+        channels = tuple(round(factor * n) for n in stage.network.channels)
+        return stage.model_copy(update={"network": stage.network.model_copy(update={"channels": channels})})
+
+    return changed
+
+
+def finer(stage_name: str, factor: float) -> Change:
+    """A grid whose voxels have so many times the planned sides, with patches of as many voxels."""
+
+    def changed(stage: Stage) -> Stage:
+        if stage.name != stage_name or not isinstance(stage.grid, FixedSpacing):
+            return stage
+        mm = tuple(round(factor * side, 3) for side in stage.grid.mm)
+        return stage.model_copy(update={"grid": stage.grid.model_copy(update={"mm": mm})})
+
+    return changed
+
+
 def without_priors(stage: Stage) -> Stage:
     priors = prior_specs(stage.inputs)
     images = tuple(given for given in stage.inputs if given not in priors)
@@ -99,6 +128,10 @@ ROWS: Mapping[str, Change] = {
     "contrast as for other modalities": toned_as(OTHER_CONTRAST),
     "no prior for the fine stage": without_priors,
     "scans cut short in training": augmented_with(shorter_scan=0.3),
+    "coarse stage half as wide": wider("coarse", 0.5),
+    "fine stage half as wide again": wider("fine", 1.5),
+    "fine stage twice as wide": wider("fine", 2),
+    "fine grid of three quarters": finer("fine", 0.75),
 }
 
 
@@ -127,6 +160,60 @@ def table(scores: Mapping[str, Evaluation], trained: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True)
+class Ablation:
+    """What all rows have in common."""
+
+    dataset: Dataset
+    out: Path
+    wish: TrainingRequest
+    folds: int
+    chosen: tuple[int, ...]
+    device: Device
+
+    def folder(self, row: str) -> Path:
+        return self.out / re.sub("[,']", "", row).replace(" ", "-")
+
+    def planned(self) -> Recipe:
+        """The default recipe for these cases and this time, as every row starts from it; planned once."""
+        file = self.out / "planned.yaml"
+        if not file.is_file():
+            template = load.load("default")
+            assert isinstance(template, PlannedRecipe)
+            cases = training_run.choose_split(self.dataset, TrainingRequest())
+            with TrainingDisplay(Console(stderr=True)) as display:
+                plan = training_run.plan_recipe(
+                    self.dataset, cases, template, self.device, display, self.wish
+                )
+            write_text_atomic(file, load.dump(plan.recipe))
+        recipe = load.load(str(file))
+        assert isinstance(recipe, Recipe)
+        return recipe
+
+    def scored(self, row: str, recipe: Recipe) -> tuple[Evaluation, str]:
+        """A row's folds, trained as far as they are not, scored together; and their steps."""
+        folder = self.folder(row)
+        if cross_validation.is_begun(folder):
+            folds = cross_validation.reopen(self.dataset, folder)
+        else:
+            file = self.out / f"{folder.name}.yaml"
+            write_text_atomic(file, load.dump(recipe))
+            wish = replace(self.wish, recipe=str(file))
+            with TrainingDisplay(Console(stderr=True)) as display:
+                folds = cross_validation.begin(self.dataset, folder, self.folds, wish, self.device, display)
+        for fold in self.chosen:
+            with TrainingDisplay(Console(stderr=True)) as display:
+                folds.model(fold, self.device, display)
+            held_back, model = folds.held_back(fold), folds.folder(fold)
+            if read_scores(model / validation.FOLDER, len(held_back)) is None:
+                validation.validate(self.dataset, model, held_back, self.device)
+        models = [folds.folder(fold) for fold in self.chosen]
+        found = gather(
+            [model / validation.FOLDER for model in models], self.dataset, folder / validation.FOLDER
+        )
+        return found, "; ".join(map(steps, models))
+
+
 @click.command()
 @click.argument("source", metavar="DATASET", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
@@ -135,7 +222,7 @@ def table(scores: Mapping[str, Evaluation], trained: Mapping[str, str]) -> str:
     "--row", "wanted", multiple=True, type=click.Choice(list(ROWS)), help="Only these; default first."
 )
 @click.option("--folds", default=5, show_default=True)
-@click.option("--fold", default=0, show_default=True)
+@click.option("--fold", "chosen", multiple=True, type=int, default=(0,), show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True)
 def main(
@@ -144,37 +231,22 @@ def main(
     seconds: float,
     wanted: tuple[str, ...],
     folds: int,
-    fold: int,
+    chosen: tuple[int, ...],
     seed: int,
     device: str,
 ) -> None:
-    dataset, where = open_dataset(source), resolve(device)
-    split = training_run.choose_split(
-        dataset, training_run.TrainingRequest(folds=folds, fold=fold, seed=seed)
-    )
-    held_back = dataset.subset(split.validation)
     writable_directory(out)
-    template = load.load("default")
-    assert isinstance(template, PlannedRecipe)
+    wish = TrainingRequest(seconds=seconds, seed=seed)
+    ablation = Ablation(open_dataset(source), out, wish, folds, chosen, resolve(device))
+    planned = ablation.planned()
     scores: dict[str, Evaluation] = {}
     trained: dict[str, str] = {}
-    with TrainingDisplay(Console(stderr=True)) as display:
-        plan = training_run.plan_recipe(
-            dataset, split, template, where, display, training_run.TrainingRequest(seconds=seconds, seed=seed)
-        )
     for name in ("default", *(row for row in ROWS if row != "default" and (not wanted or row in wanted))):
-        recipe = plan.recipe if name == "default" else changed(plan.recipe, ROWS[name])
+        recipe = planned if name == "default" else changed(planned, ROWS[name])
         if recipe is None:
             click.echo(f"{name}: nothing to change in this recipe", err=True)
             continue
-        folder = out / re.sub("[,']", "", name).replace(" ", "-")
-        file = out / f"{folder.name}.yaml"
-        write_text_atomic(file, load.dump(recipe))
-        wish = training_run.TrainingRequest(str(file), seconds, seed=seed)
-        with TrainingDisplay(Console(stderr=True)) as display:
-            model = training_run.start(dataset.subset(split.train), folder, wish, where, display)
-        scores[name] = score(model, held_back, folder / "validation", where)
-        trained[name] = steps(folder)
+        scores[name], trained[name] = ablation.scored(name, recipe)
         write_text_atomic(out / "table.md", table(scores, trained))
     click.echo((out / "table.md").read_text(encoding="utf-8"))
 

@@ -24,11 +24,13 @@ from zoomseg.core.case import Case
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
 from zoomseg.evaluation.calibration import Scored, calibrate
-from zoomseg.inference.confidence import estimated_dice
+from zoomseg.inference.confidence import dice_intervals, estimated_dice
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.scans import read_image, read_label_values
 
 AS_IT_IS = "as it is"
+BAD, REVIEWED = 0.5, 0.1
+"""A Dice below is worth a look; so large a part of the organs is looked at."""
 WORSE = ("noise of 40 HU", "slices of 10 mm", "without contrast", "middle third only")
 
 
@@ -72,17 +74,32 @@ def more(image: Path, labels: Path, names: Path, schema: LabelSchema) -> Scan:
     return scan, LabelMap(classes, grid, LabelSchema.consecutive(drawn))
 
 
-def estimates(rows: pd.DataFrame) -> pd.Series:
-    """The confidence of every row, learned from the data set's other cases as they are."""
+def estimates(rows: pd.DataFrame) -> pd.DataFrame:
+    """The confidence of every row and the 90 % interval of its Dice, learned from the data set's other cases
+    as they are."""
     plain = rows[(rows.change == AS_IT_IS) & ~rows.elsewhere]
-    out = pd.Series(np.nan, index=rows.index)
+    out = pd.DataFrame(np.nan, index=rows.index, columns=["confidence", "low", "high"])
     for case in rows.case.unique():
         others = plain[plain.case != case]
         known = [Scored(r.case, r.organ, r.promised, r.dice) for r in others.itertuples()]
         learned = calibrate(known)
         for r in rows[rows.case == case].itertuples():
-            out[r.Index] = estimated_dice({r.organ: r.promised}, learned)[r.organ]
+            estimated = estimated_dice({r.organ: r.promised}, learned)
+            out.loc[r.Index, "confidence"] = estimated[r.organ]
+            out.loc[r.Index, ["low", "high"]] = dice_intervals(estimated, learned).get(r.organ, (np.nan,) * 2)
     return out
+
+
+def covered(rows: pd.DataFrame) -> float:
+    """The share of organs that lie in their 90 % interval."""
+    return float(((rows.low <= rows.dice) & (rows.dice <= rows.high)).mean())
+
+
+def found(rows: pd.DataFrame) -> str:
+    """How many of the bad organs are among the tenth with the lowest confidence, as far as that has room."""
+    bad = rows.dice < BAD
+    first = rows.confidence.rank(method="first") <= max(1, round(REVIEWED * len(rows)))
+    return f"{int((bad & first).sum())} of {int(bad.sum())} ({int(first.sum())} seen)"
 
 
 def summary(name: str, rows: pd.DataFrame) -> str:
@@ -95,18 +112,20 @@ def summary(name: str, rows: pd.DataFrame) -> str:
     return (
         f"| {name} | {scans} | {len(rows)} | {ranks[0]:.2f} | {ranks[1]:.2f} "
         f"| {errors[0]:.3f} ({bias[0]:+.3f}) | {errors[1]:.3f} ({bias[1]:+.3f}) "
-        f"| {rows.dice[low].mean():.3f} | {rows.dice[~low].mean():.3f} |"
+        f"| {rows.dice[low].mean():.3f} | {rows.dice[~low].mean():.3f} "
+        f"| {covered(rows):.0%} | {found(rows)} |"
     )
 
 
 def table(rows: pd.DataFrame) -> str:
     missed = rows[rows.promised.isna()]
     rows = rows[rows.promised.notna()].copy()
-    rows["confidence"] = estimates(rows)
+    rows = rows.join(estimates(rows))
     lines = [
         "| which | scans | organs | rank correlation, promised | estimated | error (bias), promised "
-        "| estimated | Dice, lowest fifth | others |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| estimated | Dice, lowest fifth | others | in the 90 % interval "
+        f"| Dice < {BAD:g} in the lowest tenth |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     ours = rows[~rows.elsewhere]
     lines += [summary(f"kept back, {c}", ours[ours.change == c]) for c in (AS_IT_IS, *WORSE)]

@@ -1,79 +1,138 @@
-"""An imported nnU-Net model beside nnU-Net itself: do both say the same of the same scans, and how fast.
+"""An imported nnU-Net model beside nnU-Net itself: do both say the same of the same scans, how fast, and in
+how much memory.
 
-    python benchmarks/nnunet_import.py MODEL_FOLDER SCAN... --peers PYTHON
+    python benchmarks/nnunet_import.py MODEL_FOLDER SCAN... --peers PYTHON [--overlap 0.25] [--body]
 
-MODEL_FOLDER is what nnU-Net's training wrote; PYTHON is that of an environment with nnunetv2. Both predict
-one scan after the other, in float32 on the CPU, tiles overlapping by half and without mirroring. Prints,
-for every scan, the lowest and the mean Dice between the two label maps over the labels that either has found
-with ``--least`` voxels or more, the share of voxels that are alike, and both programs' seconds.
+MODEL_FOLDER is what nnU-Net's training wrote, or ``nnunet_model.py``; PYTHON is that of an environment with
+nnunetv2. Both predict one scan after the other, each in a process of its own, on the CPU with ``--threads``
+threads, without mirroring; nnU-Net in float32, ZoomSeg as ``zoomseg predict`` does (bfloat16 where the CPU
+multiplies it natively, unless ``--float32``). nnU-Net's seconds are from reading to labels; ZoomSeg's are all
+of ``run.json``'s, writing included. Prints, for every scan and every overlap, the lowest and the mean Dice
+between the two label maps over the labels that either has found with ``--least`` voxels or more, the share of
+voxels that are alike, and both programs' seconds and peak memory.
+
+A scan of 512 x 512 x 300 voxels is made by ``predict/scan.py`` from the folder ct_fullres of ZOOMSEG_DATA.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.backends.device import Device
-from zoomseg.core.case import Case
-from zoomseg.importing.nnunet.run import import_model
-from zoomseg.inference.load import ready_predictor
-from zoomseg.inference.predictor import Predictor
-from zoomseg.io import bundle
-from zoomseg.io.scans import read_image
-
 PEER = """
-import sys, time, torch
+import resource, sys, time, torch
 import numpy as np
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-model, out, fold, *scans = sys.argv[1:]
+model, out, fold, threads, scan = sys.argv[1:]
+torch.set_num_threads(int(threads))
 predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
 predictor.initialize_from_trained_model_folder(model, (fold,), "checkpoint_final.pth")
 reader = predictor.plans_manager.image_reader_writer_class()
-for n, scan in enumerate(scans):
-    started = time.perf_counter()
-    image, properties = reader.read_images([scan])
-    labels = predictor.predict_single_npy_array(image, properties)
-    np.savez(f"{out}/{n}.npz", labels=labels.transpose(2, 1, 0), seconds=time.perf_counter() - started)
+started = time.perf_counter()
+image, properties = reader.read_images([scan])
+labels = predictor.predict_single_npy_array(image, properties)
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+np.savez(out, labels=labels.transpose(2, 1, 0).astype(np.uint8), seconds=seconds, peak_ram_mb=peak)
+"""
+
+FLOAT32 = """
+import sys
+from zoomseg.backends import device
+device.fast_bfloat16 = lambda: False
+from zoomseg.__main__ import main
+main()
 """
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What one program made of a scan. ``labels`` is ``[I, J, K]``."""
+
+    labels: npt.NDArray[np.uint8]
+    seconds: float
+    peak_ram_mb: float
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("scans", type=Path, nargs="+")
-    parser.add_argument("--peers", type=Path, required=True, metavar="PYTHON")
-    parser.add_argument("--fold", default="0")
-    parser.add_argument("--least", type=int, default=50, metavar="VOXELS")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        scans = [str(scan) for scan in given.scans]
-        command = [str(given.peers), "-c", PEER, str(given.model), folder, given.fold, *scans]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-        import_model(given.model, Path(folder) / "model", (given.fold,))
-        predictor = ready_predictor(bundle.load(Path(folder) / "model"), Device("cpu"))
-        print("| scan | labels | lowest Dice | mean Dice | voxels alike, % | nnU-Net, s | ZoomSeg, s |")
-        print("|---|---:|---:|---:|---:|---:|---:|")
-        for n, scan in enumerate(given.scans):
-            print(_row(predictor, scan, np.load(Path(folder) / f"{n}.npz"), given.least), flush=True)
+    given = _parser().parse_args()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads)}
+    with tempfile.TemporaryDirectory() as name:
+        folder, model = Path(name), Path(name) / "model"
+        options = [*(["--body"] if given.body else []), "--folds", given.fold]
+        _run([sys.executable, "-m", "zoomseg", "import", "nnunet", given.model, "-o", model, *options])
+        print("| scan | overlap | labels | lowest Dice | mean Dice | alike, % | nnU-Net | ZoomSeg |")
+        print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+        for scan in given.scans:
+            theirs = _peer(given, scan, folder / "theirs.npz", environment)
+            for overlap in (None, *given.overlap):
+                own = _own(given, scan, model, folder / f"own-{scan.name}", overlap, environment)
+                print(_row(scan, overlap, own, theirs, given.least), flush=True)
 
 
-def _row(predictor: Predictor, scan: Path, theirs: np.lib.npyio.NpzFile, least: int) -> str:
-    started = time.perf_counter()
-    case = Case(scan.name, read_image(scan))
-    own = predictor.predict(case, keep=False).labels.data
-    seconds = time.perf_counter() - started
-    found = dices(own, theirs["labels"], least)
-    alike = 100 * float((own == theirs["labels"]).mean())
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("model", type=Path)
+    add("scans", type=Path, nargs="+")
+    add("--peers", type=Path, required=True, metavar="PYTHON")
+    add("--fold", default="0")
+    add("--overlap", type=float, action="append", default=[], help="also with this one; may be given again")
+    add("--body", action="store_true", help="import with --body")
+    add("--float32", action="store_true", help="ZoomSeg in float32, too")
+    add("--threads", type=int, default=os.cpu_count())
+    add("--least", type=int, default=50, metavar="VOXELS")
+    return parser
+
+
+def _peer(given: argparse.Namespace, scan: Path, out: Path, environment: dict[str, str]) -> Answer:
+    command = [given.peers, "-c", PEER, given.model, out, given.fold, given.threads, scan]
+    _run(command, environment)
+    found = np.load(out)
+    return Answer(found["labels"], float(found["seconds"]), float(found["peak_ram_mb"]))
+
+
+def _own(
+    given: argparse.Namespace,
+    scan: Path,
+    model: Path,
+    out: Path,
+    overlap: float | None,
+    environment: dict[str, str],
+) -> Answer:
+    program = ["-c", FLOAT32] if given.float32 else ["-m", "zoomseg"]
+    less = [] if overlap is None else ["--overlap", str(overlap)]
+    _run(
+        [sys.executable, *program, "predict", scan, "-m", model, "-o", out, "--device", "cpu", *less],
+        environment,
+    )
+    ((case, account),) = json.loads((out / "run.json").read_text())["cases"].items()
+    image = nib.load(out / f"{case}.nii.gz")
+    labels = np.asarray(image.dataobj)  # type: ignore[attr-defined]
+    return Answer(labels.astype(np.uint8), account["seconds"]["total"], account["peak_ram_mb"])
+
+
+def _run(command: list[object], environment: dict[str, str] | None = None) -> None:
+    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr, env=environment)
+
+
+def _row(scan: Path, overlap: float | None, own: Answer, theirs: Answer, least: int) -> str:
+    found = dices(own.labels, theirs.labels, least)
+    alike = 100 * float((own.labels == theirs.labels).mean())
     shown = f"{min(found):.4f} | {np.mean(found):.4f}" if found else "none found |"
-    took = f"{float(theirs['seconds']):.1f} | {seconds:.1f}"
-    return f"| {scan.name} | {len(found)} | {shown} | {alike:.3f} | {took} |"
+    took = " | ".join(f"{one.seconds:.1f} ({one.peak_ram_mb / 1024:.2f} GB)" for one in (theirs, own))
+    tiles = "the model's" if overlap is None else f"{overlap:g}"
+    return f"| {scan.name} | {tiles} | {len(found)} | {shown} | {alike:.3f} | {took} |"
 
 
 def dices(one: npt.NDArray[np.integer], other: npt.NDArray[np.integer], least: int) -> list[float]:

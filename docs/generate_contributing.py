@@ -54,14 +54,14 @@ class Key:
 KEYS = (
     Key("intensity", "IntensitySpec", "pipeline/inputs.py", "inputs: what the network sees"),
     Key("roi", "RoiSpec", "pipeline/roi.py", "roi: where to look"),
-    Key("grid", "GridSpec", "pipeline/grid.py", "grid: sampled how"),
+    Key("grid", "GridSpec", "pipeline/grid.py", "grid: how it is sampled"),
     Key("inputs", "InputSpec", "pipeline/inputs.py", "inputs: what the network sees"),
     Key("network", "NetworkSpec", "networks/build.py", "network: which one"),
     Key("training.sampler", "SamplerSpec", "training/data/sampler.py", "training: how it learns"),
     Key("training.loss", "LossSpec", "training/loss.py", "training: how it learns"),
     Key("training.optimiser", "OptimiserSpec", "training/stage_group.py", "training: how it learns"),
     Key("training.schedule", "ScheduleSpec", "training/schedule.py", "training: how it learns"),
-    Key("fusion", "FusionKind", "pipeline/fusion.py", "fusion: how its answer enters the label map"),
+    Key("fusion", "FusionKind", "pipeline/fusion.py", "fusion: how predictions are combined"),
     Key("atlas.fusion", "AtlasFusionSpec", "atlas/fuse.py", "atlas: where organs usually are"),
 )
 

@@ -37,7 +37,7 @@ def reference() -> str:
 def _section(name: str, command: click.Command) -> Iterator[str]:
     arguments = [p for p in command.params if isinstance(p, click.Argument)]
     options = [p for p in command.params if isinstance(p, click.Option)]
-    yield from (f"## zoomseg {name}", "", "```", _usage(name, arguments, options), "```", "")
+    yield from (f"## zoomseg {name}", "", "```bash", _usage(name, arguments, options), "```", "")
     yield from _paragraphs(command)
     if options:
         yield from ("| option | meaning |", "|---|---|")
@@ -83,7 +83,8 @@ def _meaning(option: click.Option) -> str:
     if option.required:
         return f"{text} Required."
     shown = option.show_default and not option.is_flag and option.default is not None
-    return f"{text} Default: `{option.default}`." if shown else text
+    default = ", ".join(option.default) if isinstance(option.default, tuple) else option.default
+    return f"{text} Default: `{default}`." if shown else text
 
 
 if __name__ == "__main__":

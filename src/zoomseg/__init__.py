@@ -4,7 +4,8 @@
 import zoomseg
 
 model = zoomseg.load("my-model")  # once
-result = model.predict("scan.nii.gz")  # any number of times
+result = model.predict("scan.nii.gz")  # any number of times; a path, or what nibabel, SimpleITK ... loaded
+result.save("labels.nii.gz")
 result.labels, result.schema, result.probabilities, result.summary
 ```
 """
@@ -13,27 +14,77 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoomseg.api import Model
+    from zoomseg.api import Model, Result
+    from zoomseg.core.errors import ZoomSegError
+    from zoomseg.core.geometry import Grid
+    from zoomseg.core.labels import LabelSchema
+    from zoomseg.core.volume import LabelMap, Volume
     from zoomseg.evaluation.result import Evaluation
+    from zoomseg.inference.summary import OrganRow
 
-__all__ = ["evaluate", "load", "train"]
+    __version__: str
+
+__all__ = [
+    "Evaluation",
+    "Grid",
+    "LabelMap",
+    "LabelSchema",
+    "Model",
+    "OrganRow",
+    "Result",
+    "Volume",
+    "ZoomSegError",
+    "__version__",
+    "evaluate",
+    "load",
+    "train",
+]
+
+_PLACES = {
+    "Evaluation": "zoomseg.evaluation.result",
+    "Grid": "zoomseg.core.geometry",
+    "LabelMap": "zoomseg.core.volume",
+    "LabelSchema": "zoomseg.core.labels",
+    "Model": "zoomseg.api",
+    "OrganRow": "zoomseg.inference.summary",
+    "Result": "zoomseg.api",
+    "Volume": "zoomseg.core.volume",
+    "ZoomSegError": "zoomseg.core.errors",
+}
 
 
-# Torch takes seconds to import, so that nothing heavy is imported before it is used.
+def __getattr__(name: str) -> Any:
+    """Public names, imported when they are first asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("zoomseg")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'zoomseg' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+# Torch takes seconds to import, so heavy packages are imported only when they are used.
 
 
 def load(model: str | PathLike[str], device: str = "auto") -> Model:
     """Load a model for any number of predictions.
 
     Args:
-        model: folder that ``train`` wrote, or the name of a model that comes with ZoomSeg: ``abdomen-ct``.
+        model: folder written by ``train``, or the name of an included model: ``abdomen-ct``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ModelError: no such model, or one that is not complete.
+        ModelError: the model does not exist, or is incomplete or damaged.
     """
     from zoomseg.api import load_model
 
@@ -54,19 +105,24 @@ def train(
     resume: bool = False,
     device: str = "auto",
 ) -> Model:
-    """Train a recipe on a data set folder, write the model to ``out`` and return it loaded.
+    """Train a recipe on a data set, write the model to ``out`` and return it loaded.
 
     Args:
-        recipe: name or path; None: that of ``init``, else ``default``.
-        seconds: time budget; ``epochs`` as long as the recipe's (100 steps, if it does not say) instead;
-            neither: the recipe's own length.
-        folds: keep fold ``fold`` of so many back for validation.
-        init: folder of a model to fine-tune, also to other labels, with a tenth of the learning rate.
-        resume: go on with the training that ``out`` holds.
+        dataset: data set folder (nnU-Net raw, Decathlon, or ``images/`` and ``labels/``).
+        out: folder for the model.
+        recipe: name or path of a recipe; by default that of ``init``, or ``default``.
+        seconds: time budget. Without it, ``epochs``, or the recipe's own length.
+        epochs: length in epochs (of the recipe's ``steps_per_epoch``, or 100 steps).
+        folds: number of folds, of which ``fold`` is held out for validation; by default none.
+        fold: index of the held-out fold, from 0.
+        seed: on the CPU and with ``epochs``, equal seeds give equal models.
+        init: folder of a model to fine-tune, possibly to other labels, with a tenth of the learning rate.
+        resume: continue the training in ``out``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        DatasetError, ModelError, RecipeError, TrainingError: what is wrong, in one line.
-        MissingPackageError: of the base installation, which cannot train.
+        DatasetError, ModelError, RecipeError, TrainingError: with the reason in one line.
+        MissingPackageError: in the base installation, which cannot train.
     """
     from zoomseg.core.extras import require
 
@@ -86,14 +142,18 @@ def evaluate(
     tolerance_mm: float = 1.0,
     tolerance: str | None = None,
 ) -> Evaluation:
-    """Score predictions against references; write ``metrics.csv``, ``summary.json``, ``report.html``.
+    """Score predictions against references; write ``metrics.csv``, ``summary.json`` and ``report.html``.
 
     Args:
-        tolerance: instead of ``tolerance_mm``, each organ's own: ``flare22``, or a table's path.
+        predictions: folder of label maps, ``<case>.nii.gz``.
+        reference: folder of label maps with the same names, or a data set.
+        out: folder for the results.
+        tolerance_mm: surface tolerance of the NSD for all organs.
+        tolerance: a tolerance for each organ instead: ``flare22``, or the path of a table.
 
     Raises:
-        DatasetError: nothing to score.
-        ScanError: no such table, or a damaged one.
+        DatasetError: there is nothing to score.
+        ScanError: the table does not exist or is damaged.
     """
     from zoomseg.evaluation.evaluate import evaluate as score
     from zoomseg.evaluation.tolerances import read_tolerances

@@ -2,64 +2,165 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
 
 from zoomseg.backends.device import resolve
 from zoomseg.core.case import Case, StagePrediction
+from zoomseg.core.errors import ScanError, ZoomSegError
+from zoomseg.core.geometry import Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.inference.confidence import organ_rows_of
+from zoomseg.inference.html_page import environment
 from zoomseg.inference.load import ready_predictor
+from zoomseg.inference.organ_pictures import overview
 from zoomseg.inference.predictor import Predictor
+from zoomseg.inference.result_page import flag_words
 from zoomseg.inference.summary import OrganRow
-from zoomseg.io import bundle
-from zoomseg.io.scans import read_scan, reading_bytes, the_scan
+from zoomseg.io import bundle, memory_images
+from zoomseg.io.scans import read_scan, reading_bytes, the_scan, write_labels
+from zoomseg.io.seg_nrrd import write_segmentation
 
 if TYPE_CHECKING:
+    import PIL.Image
+
     from zoomseg.training.training_run import TrainingRequest
 
 
-@dataclass(frozen=True, eq=False)
+SEGMENTATION_SUFFIX = ".seg.nrrd"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """A segmented scan. ``labels`` on the scan's own grid (class indices, see ``schema``);
-    ``probabilities`` of the last stage on its own grid, None where it found nothing to look at;
-    ``summary`` one row per organ; ``notes`` what the user should know of how the scan was read, how unlike
-    the training scans it is, and what was taken out of the label map: each is also a warning."""
+    """A segmented scan; in a notebook, a picture with its organs.
+
+    ``labels`` lies on the scan's own grid (class indices, see ``schema``). ``probabilities`` are those of the
+    last stage on its own grid, or None if its region was empty. ``summary`` has one row per organ,
+    ``seconds`` the time of each step. ``notes`` state how the scan was read, how far it differs from the
+    training scans, and what was removed from the label map; each is also issued as a warning. ``image`` is
+    the scan, ``source`` its file, if it came from one.
+    """
 
     labels: LabelMap
     schema: LabelSchema
     probabilities: StagePrediction | None
     summary: Sequence[OrganRow]
     seconds: Mapping[str, float]
+    image: Volume
     notes: Sequence[str] = ()
+    source: Path | None = None
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the label map, with the schema's file values, as ``.nii.gz``, ``.nii``, ``.nrrd`` or
+        ``.mha``; as ``.seg.nrrd`` a segmentation for 3D Slicer with names and colours. The path is returned.
+
+        Raises:
+            OutputError: another suffix, or it cannot be written.
+        """
+        path = Path(path)
+        if path.name.lower().endswith(SEGMENTATION_SUFFIX):
+            write_segmentation(path, self.labels, tuple(row.organ for row in self.summary))
+        else:
+            write_labels(path, self.labels, like=self.source)
+        return path
+
+    def to_nibabel(self) -> Any:
+        """The label map as ``nibabel.Nifti1Image``, with the schema's file values."""
+        return memory_images.to_nibabel(self.labels)
+
+    def to_sitk(self) -> Any:
+        """The label map as ``SimpleITK.Image``, with the schema's file values.
+
+        Raises:
+            ZoomSegError: SimpleITK is not installed.
+        """
+        return memory_images.to_sitk(self.labels)
+
+    def to_dataframe(self) -> Any:
+        """The summary as ``pandas.DataFrame``: a row per organ, with the columns ``volume_ml``,
+        ``confidence``, ``mean_intensity``, ``median_intensity`` and ``flags``.
+
+        Raises:
+            ZoomSegError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise ZoomSegError("pandas is not installed: pip install pandas") from error
+        columns = ("volume_ml", "confidence", "mean_intensity", "median_intensity", "flags")
+        rows = [[row.organ, *(getattr(row, column) for column in columns)] for row in self.summary]
+        return pandas.DataFrame(rows, columns=["organ", *columns]).set_index("organ")
+
+    def plot(self) -> PIL.Image.Image:
+        """Three planes of the scan with every organ in its colour, as a Pillow image."""
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self._overview()))
+
+    def _overview(self) -> bytes:
+        turned = Orientation.to_canonical(self.image.grid)
+        labels, image = self.labels.reoriented(turned), self.image.reoriented(turned)
+        return overview(image, labels, self.image.grid).jpeg
+
+    def _repr_html_(self) -> str:
+        template = environment("zoomseg.inference").get_template("result.html")
+        words = {row: flag_words(row) for row in self.summary}
+        return template.render(picture=self._overview(), rows=self.summary, words=words, notes=self.notes)
+
+    def __repr__(self) -> str:
+        found = sum(row.box is not None for row in self.summary)
+        flagged = sum(bool(row.flags) for row in self.summary)
+        shape = " x ".join(map(str, self.labels.grid.shape))
+        return f"<Result: {found} of {len(self.summary)} organs found, {flagged} flagged, {shape} voxels>"
 
 
 class Model:
-    """A loaded model: its networks stay in memory for any number of scans."""
+    """A loaded model, whose networks stay in memory for any number of scans."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
 
     @property
     def schema(self) -> LabelSchema:
+        """Names and file values of the labels."""
         return self._predictor.bundle.schema
 
-    def predict(self, image: str | PathLike[str] | Volume, organs: Sequence[str] | None = None) -> Result:
-        """Segment a scan, given as a file or as voxels on a grid.
+    def __repr__(self) -> str:
+        model = self._predictor.bundle
+        organs = f"{len(model.schema.names)} organs"
+        return f"<Model: {model.recipe.name}, {organs}, on {self._predictor.device.name}>"
+
+    def predict(
+        self, image: Any, organs: Sequence[str] | None = None, affine: npt.ArrayLike | None = None
+    ) -> Result:
+        """Segment a scan.
+
+        Args:
+            image: a path (a file, or a folder or zip of one DICOM series), or a scan in memory: a nibabel or
+                SimpleITK image, a TorchIO image or subject, a MONAI ``MetaTensor``, a ``Volume``, or a numpy
+                array ``[I, J, K]`` or ``[C, I, J, K]`` with its ``affine``.
+            organs: names or groups of the organs to segment; by default all.
+            affine: of an array: 4x4, voxel index to RAS+ millimetres, as in nibabel.
 
         Raises:
-            ScanError: the file cannot be used.
-            GeometryError: the scan has other channels than the model needs.
-            LabelError: an organ that the model does not know.
-            MemoryLimitError: it does not fit into the memory that is free.
+            ScanError: the scan cannot be used.
+            GeometryError: the number of channels differs from the model's, or the grid is invalid.
+            LabelError: the model does not have one of the organs.
+            MemoryLimitError: the scan does not fit into the free memory.
         """
-        case = Case("scan", image) if isinstance(image, Volume) else self._read(Path(image))
+        source = Path(image) if isinstance(image, str | PathLike) else None
+        if source is not None and affine is not None:
+            raise ScanError("an affine is given with a numpy array only; files know their own")
+        case = Case("scan", memory_images.as_volume(image, affine)) if source is None else self._read(source)
         chosen = None if organs is None else self.schema.select(organs)
         found = self._predictor.predict(case, chosen)
         model = self._predictor.bundle
@@ -67,7 +168,16 @@ class Model:
         rows = organ_rows_of(case.id, found, case.image, model.calibration, organs, model.domain)
         for note in found.notes:
             warnings.warn(f"{case.id}: {note}", stacklevel=2)
-        return Result(found.labels, self.schema, found.probabilities, rows, found.seconds, found.notes)
+        return Result(
+            found.labels,
+            self.schema,
+            found.probabilities,
+            rows,
+            found.seconds,
+            case.image,
+            found.notes,
+            source,
+        )
 
     def _read(self, path: Path) -> Case:
         notes: list[str] = []

@@ -81,6 +81,45 @@ class Page:
             place = {"x": box[0], "y": box[1], "button": "left", "clickCount": 1}
             self.call("Input.dispatchMouseEvent", type=kind, **place)
 
+    def press(self, name: str) -> None:
+        """Press the button on which ``name`` stands."""
+        found = f"[...document.querySelectorAll('button')].find(b => b.textContent === {json.dumps(name)})"
+        self.evaluate(f"{found}.click()")
+
+    def choose(self, selector: str, option: str) -> None:
+        """Choose an option of a select by what it says."""
+        self.evaluate(
+            f"(() => {{ const s = document.querySelector({json.dumps(selector)});"
+            f"s.value = [...s.options].find(o => o.text === {json.dumps(option)}).value;"
+            "s.dispatchEvent(new Event('change')); })()"
+        )
+
+    def text(self, selector: str) -> str:
+        """What an element says."""
+        return str(self.evaluate(f"document.querySelector({json.dumps(selector)}).textContent"))
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float], button: str = "left") -> None:
+        """Press a mouse button at a point of the window, move, and let go; a click if it is one point."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=start[0], y=start[1])
+        how = {"button": button, "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type="mousePressed", x=start[0], y=start[1], **how)
+        if end != start:
+            for share in (0.25, 0.5, 0.75, 1.0):
+                x, y = (a + share * (b - a) for a, b in zip(start, end, strict=True))
+                buttons = {"left": 1, "right": 2}[button]
+                self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, buttons=buttons, **how)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=end[0], y=end[1], **how)
+
+    def key(self, letter: str) -> None:
+        """Press a key."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, code=f"Key{letter.upper()}", key=letter)
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the window another size, as on another device."""
+        how = {"deviceScaleFactor": 1, "mobile": width < 500}
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, **how)
+
     def screenshot(self) -> bytes:
         """What is seen, as PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])

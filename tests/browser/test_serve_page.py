@@ -28,7 +28,8 @@ COLOURFUL = 0.12
 
 
 def colourful(page: chromium.Page) -> int:
-    """Pixels of the viewer's picture that are not grey (the crosshair is among them)."""
+    """Pixels of the viewer's picture that are not grey (the crosshair is among them, and the cube that says
+    where the patient's left is)."""
     picture: npt.NDArray[np.float32] = matplotlib.image.imread(io.BytesIO(page.screenshot()))[..., :3]
     x, y, width, height = page.evaluate(
         "(() => { const r = document.querySelector('.picture').getBoundingClientRect();"
@@ -49,16 +50,18 @@ def test_a_scan_is_dropped_segmented_looked_at_and_downloaded(tmp_path: Path) ->
         page.choose_file("#file", tmp_path / "scan.nii.gz")
         page.wait_for("document.querySelector('.job.running .stages')")
         page.wait_for("document.querySelector('#result').dataset.shown", seconds=120)
-        page.wait_for("document.querySelector('.where').textContent.includes('mm')")
-        organs = page.evaluate("[...document.querySelectorAll('.organs td label')].map(e => e.textContent)")
+        page.wait_for("document.querySelector('.below .where')?.textContent.includes('mm')")
+        organs = page.evaluate("[...document.querySelectorAll('.organ .name')].map(e => e.textContent)")
         assert organs == ["left kidney", "right kidney"]
+        page.press("Crosshair")
 
         before = settled(page)
-        page.click(".organs tbody tr:nth-child(1) input")
-        page.click(".organs tbody tr:nth-child(2) input")
+        page.click("[aria-label='Show left kidney']")
+        page.click("[aria-label='Show right kidney']")
         after = settled(page)
         assert after < 0.5 * before
 
+        page.click(".menu summary")
         (job,) = client.get("/jobs").json()
         page.click("a[data-result='labels.nii.gz']")
         labels = downloaded(tmp_path / "downloads" / "scan.labels.nii.gz")

@@ -8,6 +8,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import nibabel as nib
@@ -26,7 +27,7 @@ from zoomseg.recipe.load import dump
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-NOTEBOOK = EXAMPLES / "quickstart.ipynb"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -174,25 +175,70 @@ def test_package(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert differ.mean() < 1e-3  # bfloat16 on one side, perhaps
 
 
-def code_cells() -> list[dict]:
-    return [
-        cell
-        for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-        if cell["cell_type"] == "code"
-    ]
+def run_notebook(name: str, parameters: dict[str, object]) -> dict[str, Any]:
+    """Its cells one after the other, with other parameters than it says; what it leaves, and what its cells
+    show, by their id."""
+    cells = json.loads((EXAMPLES / name).read_text(encoding="utf-8"))["cells"]
+    space: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] != "code":
+            continue
+        tree = ast.parse("".join(cell["source"]), cell["id"])
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, cell["id"], "exec"), space)
+        if isinstance(last, ast.Expr):
+            space["shown " + cell["id"]] = eval(
+                compile(ast.Expression(last.value), cell["id"], "eval"), space
+            )
+        if "parameters" in cell["metadata"].get("tags", ()):
+            assert set(parameters) <= set(space)
+            space |= parameters
+    return space
 
 
-def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its cells one after the other, with less to do than its parameters say."""
+def test_predicting_notebook(work: Path, tmp_path: Path) -> None:
+    scan, out = work / "data" / "imagesTr" / "case_0_0000.nii.gz", tmp_path / "segmented.nii.gz"
+    space = run_notebook("predict.ipynb", {"SCAN": str(scan), "MODEL": str(work / "model"), "OUT": str(out)})
+    assert np.array_equal(voxels(out), voxels(work / "results" / "case_0.nii.gz"))
+    assert np.array_equal(np.asarray(space["labels"].dataobj), voxels(out))
+    assert "data:image/jpeg" in space["shown predict"]._repr_html_()
+    assert list(space["shown table"]["confidence"]) == sorted(space["table"]["confidence"])
+
+
+def test_training_notebook(work: Path, tmp_path: Path) -> None:
+    parameters = {
+        "DATA": str(work / "data"),
+        "MODEL": str(tmp_path / "model"),
+        "RECIPE": str(work / "recipe.yaml"),
+        "SECONDS": None,
+    }
+    space = run_notebook("train.ipynb", parameters)
+    (scored,) = space["evaluation"].cases
+    assert [scored.id] == json.loads((tmp_path / "model" / "training" / "job.json").read_text())["validation"]
+    assert min(space["shown held-back"].values()) > 0.3
+    assert (tmp_path / "model" / "scores" / "report.html").is_file()
+
+
+def test_training_notebook_makes_phantoms_where_there_is_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TrainedError(Exception):
+        pass
+
+    def train(*given: object, **named: object) -> None:
+        raise TrainedError
+
+    monkeypatch.setattr(zoomseg, "train", train)
+    with pytest.raises(TrainedError):
+        run_notebook("train.ipynb", {"DATA": str(tmp_path / "data"), "MODEL": str(tmp_path / "model")})
+    assert len(list((tmp_path / "data" / "labelsTr").iterdir())) == 8
+
+
+def test_quickstart_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
     small = {"CASES": 2, "SECONDS": None, "RECIPE": small_plan(tmp_path / "recipe.yaml")}
-    space: dict = {}
-    for cell in code_cells():
-        exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
-        if "parameters" in cell["metadata"].get("tags", ()):
-            assert set(small) <= set(space)
-            space |= small
+    space = run_notebook("quickstart.ipynb", small)
     assert len(space["evaluation"].cases) == 2
     assert {path.name for path in (tmp_path / "quickstart").iterdir()} == {
         "training",
@@ -204,9 +250,10 @@ def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(space["axes"].images) == 2
 
 
-def test_the_notebook_is_valid_and_without_outputs() -> None:
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.name)
+def test_a_notebook_is_valid_and_without_outputs(notebook: Path) -> None:
     """As nbformat 4.5 has it."""
-    book = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    book = json.loads(notebook.read_text(encoding="utf-8"))
     assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
     ids = [cell["id"] for cell in book["cells"]]
     assert len(set(ids)) == len(ids)

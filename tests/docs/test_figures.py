@@ -12,7 +12,9 @@ import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 FIGURES = DOCS / "figures"
+SCREENSHOTS = DOCS / "screenshots"
 MAX_BYTES = 150_000
+MAX_SCREENSHOT_BYTES = 300_000
 SHOWN = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -55,7 +57,14 @@ def test_figures_are_small_and_shown() -> None:
     shown = [
         link for page in DOCS.rglob("*.md") for _, link in SHOWN.findall(page.read_text(encoding="utf-8"))
     ]
-    assert {Path(link).name for link in shown} == set(files)
+    assert {Path(link).name for link in shown if "figures" in Path(link).parts} == set(files)
+
+
+def test_screenshots_are_small_and_shown() -> None:
+    files = {path.name: path.stat().st_size for path in SCREENSHOTS.iterdir()}
+    assert {name: size for name, size in files.items() if size > MAX_SCREENSHOT_BYTES} == {}
+    shown = SHOWN.findall((DOCS / "gallery.md").read_text(encoding="utf-8"))
+    assert {Path(link).name for _, link in shown if "screenshots" in Path(link).parts} == set(files)
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda p: str(p.relative_to(DOCS)))

@@ -68,6 +68,7 @@ def job_of(out: Path, *models: Path, ship: bool = False) -> Job:
         max_ram="free",
         max_vram=None,
         any_scan=False,
+        overlap=None,
         scans=3,
         notes=(),
         started="2026-01-02T03:04:05Z",

@@ -26,6 +26,8 @@ def found_by(path: Path) -> list[str]:
         [str(VERIFIER), "-new", str(path)], capture_output=True, text=True, errors="replace", check=False
     )
     lines = (ran.stdout + ran.stderr).splitlines()
-    assert any(line in ("Segmentation", "RTStructureSet") for line in lines), lines
+    assert any(
+        line in ("Segmentation", "RTStructureSet", "Comprehensive3DSR", "SCImage") for line in lines
+    ), lines
     told = [line for line in lines if line.startswith(("Error", "Warning"))]
     return [line for line in told if line.startswith("Error") or not line.endswith(KNOWN_WARNINGS)]

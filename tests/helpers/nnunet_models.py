@@ -16,6 +16,11 @@ KERNELS = [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 PATCH = [4, 8, 12]
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+UPSAMPLING = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+POOLING = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+"""By the number of axes."""
 
 
 class _Conv(nn.Module):
@@ -25,8 +30,8 @@ class _Conv(nn.Module):
         self, before: int, after: int, kernel: list[int], stride: list[int], act: bool = True
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(before, after, kernel, stride, [n // 2 for n in kernel])  # type: ignore[arg-type]
-        self.norm = nn.InstanceNorm3d(after, affine=True)
+        self.conv = CONV[len(kernel)](before, after, kernel, stride, [n // 2 for n in kernel])  # type: ignore[arg-type]
+        self.norm = NORM[len(kernel)](after, affine=True)
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,7 +42,7 @@ class _Conv(nn.Module):
 class _Convs(nn.Module):
     def __init__(self, count: int, before: int, after: int, kernel: list[int], stride: list[int]) -> None:
         super().__init__()
-        ones = [1, 1, 1]
+        ones = [1] * len(kernel)
         rest = [_Conv(after, after, kernel, ones) for _ in range(count - 1)]
         self.convs = nn.Sequential(_Conv(before, after, kernel, stride), *rest)
 
@@ -52,12 +57,13 @@ class _Block(nn.Module):
     def __init__(self, before: int, after: int, kernel: list[int], stride: list[int]) -> None:
         super().__init__()
         self.conv1 = _Conv(before, after, kernel, stride)
-        self.conv2 = _Conv(after, after, kernel, [1, 1, 1], act=False)
+        ones = [1] * len(kernel)
+        self.conv2 = _Conv(after, after, kernel, ones, act=False)
         parts: list[nn.Module] = []
-        if stride != [1, 1, 1]:
-            parts.append(nn.AvgPool3d(stride, stride))  # type: ignore[arg-type]
+        if stride != ones:
+            parts.append(POOLING[len(kernel)](stride, stride))  # type: ignore[arg-type]
         if before != after:
-            projection = _Conv(before, after, [1, 1, 1], [1, 1, 1], act=False)
+            projection = _Conv(before, after, ones, ones, act=False)
             projection.conv.bias = None
             parts.append(projection)
         self.skip = nn.Sequential(*parts)
@@ -69,7 +75,7 @@ class _Block(nn.Module):
 class _Blocks(nn.Module):
     def __init__(self, count: int, before: int, after: int, kernel: list[int], stride: list[int]) -> None:
         super().__init__()
-        rest = [_Block(after, after, kernel, [1, 1, 1]) for _ in range(count - 1)]
+        rest = [_Block(after, after, kernel, [1] * len(kernel)) for _ in range(count - 1)]
         self.blocks = nn.Sequential(_Block(before, after, kernel, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,24 +84,28 @@ class _Blocks(nn.Module):
 
 
 class Network(nn.Module):
-    """``PlainConvUNet``, or ``ResidualEncoderUNet``, with its heads of deep supervision."""
+    """``PlainConvUNet``, or ``ResidualEncoderUNet``, with its heads of deep supervision; of slices, if it has
+    2 ``dimensions``."""
 
-    def __init__(self, residual: bool, channels: int = 1, classes: int = len(LABELS)) -> None:
+    def __init__(
+        self, residual: bool, channels: int = 1, classes: int = len(LABELS), dimensions: int = 3
+    ) -> None:
         super().__init__()
+        kernels, strides = _of_axes(KERNELS, dimensions), _of_axes(STRIDES, dimensions)
         self.encoder, self.decoder = nn.Module(), nn.Module()
         inputs = [channels, *FEATURES[:-1]]
         if residual:
-            self.encoder.stem = _Convs(1, channels, FEATURES[0], KERNELS[0], [1, 1, 1])
+            self.encoder.stem = _Convs(1, channels, FEATURES[0], kernels[0], strides[0])
             inputs[0] = FEATURES[0]
-        levels = list(zip([1, 2, 2], inputs, FEATURES, KERNELS, STRIDES, strict=True))
+        levels = list(zip([1, 2, 2], inputs, FEATURES, kernels, strides, strict=True))
         stages = [_Blocks(*n) if residual else nn.Sequential(_Convs(*n)) for n in levels]
         self.encoder.stages = nn.Sequential(*stages)
         up, down, heads = [], [], []
         for n in reversed(range(LEVELS - 1)):
             after = FEATURES[n]
-            up.append(nn.ConvTranspose3d(FEATURES[n + 1], after, STRIDES[n + 1], STRIDES[n + 1]))  # type: ignore[arg-type]
-            down.append(_Convs(1 if residual else 2, 2 * after, after, KERNELS[n], [1, 1, 1]))
-            heads.append(nn.Conv3d(after, classes, 1))
+            up.append(UPSAMPLING[dimensions](FEATURES[n + 1], after, strides[n + 1], strides[n + 1]))  # type: ignore[arg-type]
+            down.append(_Convs(1 if residual else 2, 2 * after, after, kernels[n], strides[0]))
+            heads.append(CONV[dimensions](after, classes, 1))
         self.decoder.transpconvs, self.decoder.stages = nn.ModuleList(up), nn.ModuleList(down)
         self.decoder.seg_layers = nn.ModuleList(heads)
 
@@ -113,10 +123,17 @@ class Network(nn.Module):
         return out
 
 
-def random_network(residual: bool, channels: int = 1, seed: int = 0) -> Network:
+def _of_axes(sizes: list[list[int]], dimensions: int) -> list[list[int]]:
+    """The last axes' of every level."""
+    return [size[-dimensions:] for size in sizes]
+
+
+def random_network(
+    residual: bool, channels: int = 1, seed: int = 0, classes: int = len(LABELS), dimensions: int = 3
+) -> Network:
     """With weights, biases and norms that all matter."""
     torch.manual_seed(seed)
-    network = Network(residual, channels)
+    network = Network(residual, channels, classes, dimensions)
     for parameter in network.parameters():
         nn.init.normal_(parameter, 0.2, 0.4)
     for head in network.decoder.seg_layers:  # type: ignore[union-attr]
@@ -125,7 +142,7 @@ def random_network(residual: bool, channels: int = 1, seed: int = 0) -> Network:
     return network.eval()
 
 
-def architecture(residual: bool) -> dict[str, Any]:
+def architecture(residual: bool, dimensions: int = 3) -> dict[str, Any]:
     count = "n_blocks_per_stage" if residual else "n_conv_per_stage"
     name = "ResidualEncoderUNet" if residual else "PlainConvUNet"
     return {
@@ -133,13 +150,13 @@ def architecture(residual: bool) -> dict[str, Any]:
         "arch_kwargs": {
             "n_stages": LEVELS,
             "features_per_stage": FEATURES,
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": KERNELS,
-            "strides": STRIDES,
+            "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
+            "kernel_sizes": _of_axes(KERNELS, dimensions),
+            "strides": _of_axes(STRIDES, dimensions),
             count: [1, 2, 2],
             "n_conv_per_stage_decoder": [1, 1] if residual else [2, 2],
             "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
             "norm_op_kwargs": {"eps": 1e-5, "affine": True},
             "dropout_op": None,
             "nonlin": "torch.nn.LeakyReLU",
@@ -201,6 +218,12 @@ def plans(
                 "resampling_fn_probabilities_kwargs": options | {"order": 1},
                 "architecture": architecture(residual),
             },
+            "2d": {
+                "inherits_from": "3d_fullres",
+                "patch_size": PATCH[1:],
+                "spacing": [1.5, 1.25],
+                "architecture": architecture(residual, 2),
+            },
             "3d_child": {"inherits_from": "3d_fullres", "spacing": [6.0, 3.0, 2.5]},
         },
     }
@@ -238,14 +261,21 @@ def write(
     known: Any = None,
     folds: tuple[str, ...] = ("0",),
     labels: dict[str, Any] | None = None,
+    configuration: str = "3d_fullres",
+    order: list[int] | None = None,
 ) -> Path:
     """A trained model's folder; every fold has the same weights."""
     for fold in folds:
         (folder / f"fold_{fold}").mkdir(parents=True)
-        torch.save(
-            checkpoint(network or random_network(False)), folder / f"fold_{fold}" / "checkpoint_final.pth"
-        )
+        own = checkpoint(network or random_network(False), configuration)
+        torch.save(own, folder / f"fold_{fold}" / "checkpoint_final.pth")
     (folder / "plans.json").write_text(json.dumps(known or plans()))
-    dataset = {"channel_names": {"0": "CT"}, "labels": labels or LABELS, "file_ending": ".nii.gz"}
+    dataset: dict[str, Any] = {
+        "channel_names": {"0": "CT"},
+        "labels": labels or LABELS,
+        "file_ending": ".nii.gz",
+    }
+    if order is not None:
+        dataset["regions_class_order"] = order
     (folder / "dataset.json").write_text(json.dumps(dataset))
     return folder

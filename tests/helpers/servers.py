@@ -20,8 +20,10 @@ from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_image, write_labels
 from zoomseg.serve.access import Access, access
 from zoomseg.serve.app import ModelView, Service, create_app
+from zoomseg.serve.corrections import Corrections
+from zoomseg.serve.job_queue import Step
 from zoomseg.serve.job_runner import Runner
-from zoomseg.serve.jobs import Jobs, Step
+from zoomseg.serve.jobs import Jobs
 from zoomseg.serve.worker import Task, WorkerDiedError
 
 MODEL = ModelView(
@@ -88,7 +90,7 @@ class Server:
         self.workers: list[ScriptedWorker] = []
         self.jobs = Jobs(folder, waiting)
         self.runner = Runner(self.jobs, {"tiny": Path("/models/tiny")}, self._start_worker)
-        service = Service(self.jobs, self.runner, {"tiny": MODEL}, max_upload)
+        service = Service(self.jobs, Corrections(folder), self.runner, {"tiny": MODEL}, max_upload)
         self.client = TestClient(create_app(service, who), base_url="http://127.0.0.1:8000")
 
     def _start_worker(self) -> ScriptedWorker:

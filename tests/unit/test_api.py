@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import subprocess
+import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 import zoomseg
 from helpers.tiny_dataset import tiny_case, tiny_dataset, tiny_recipe
 from zoomseg import api
-from zoomseg.core.errors import GeometryError, LabelError, MemoryLimitError, ModelError, ScanError
+from zoomseg.api import Result
+from zoomseg.core.errors import (
+    GeometryError,
+    LabelError,
+    MemoryLimitError,
+    ModelError,
+    OutputError,
+    ScanError,
+    ZoomSegError,
+)
 from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import Volume
 from zoomseg.inference import memory_limits
 from zoomseg.io import bundle
-from zoomseg.io.scans import write_image
+from zoomseg.io.scans import read_label_values, write_image
 from zoomseg.recipe.load import dump
 
 
@@ -108,3 +122,88 @@ def test_a_model_is_fine_tuned_from_python(trained: Path, tmp_path: Path) -> Non
         "recipe": "tiny",
         "tensors": 50,
     }
+
+
+class TestScansInMemory:
+    """Every kind is one scan; each by itself is the business of ``io.memory_images``."""
+
+    def test_they_are_segmented_as_the_file_is(self, trained: Path, tmp_path: Path) -> None:
+        model, (image, _) = zoomseg.load(trained, device="cpu"), tiny_case(7)
+        write_image(tmp_path / "scan.nii.gz", image)
+        of_file = model.predict(tmp_path / "scan.nii.gz")
+        loaded = nib.load(tmp_path / "scan.nii.gz")
+        of_sitk = sitk.ReadImage(str(tmp_path / "scan.nii.gz"))
+        of_array = model.predict(loaded.get_fdata(), affine=loaded.affine)
+        for found in (model.predict(loaded), model.predict(of_sitk), of_array):
+            assert np.array_equal(found.labels.data, of_file.labels.data)
+            assert found.labels.grid.same_as(of_file.labels.grid)
+        assert (of_file.labels.data > 0).any()
+
+    def test_what_is_no_scan_is_one_line(self, trained: Path, tmp_path: Path) -> None:
+        model = zoomseg.load(trained, device="cpu")
+        with pytest.raises(ScanError, match="give its affine"):
+            model.predict(np.zeros((4, 4, 4)))
+        with pytest.raises(ScanError, match="files know their own"):
+            model.predict(tmp_path / "scan.nii.gz", affine=np.eye(4))
+
+
+class TestResult:
+    @pytest.fixture(scope="class")
+    def found(self, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+        scan = tmp_path_factory.mktemp("result") / "scan.nii.gz"
+        write_image(scan, tiny_case(7)[0])
+        return zoomseg.load(trained, device="cpu").predict(scan)
+
+    @pytest.mark.parametrize("name", ["labels.nii.gz", "labels.nrrd", "labels.mha"])
+    def test_is_saved_with_the_values_of_files(self, found: Result, tmp_path: Path, name: str) -> None:
+        values, grid = read_label_values(found.save(tmp_path / name))
+        assert np.array_equal(values, found.schema.decode(found.labels.data))
+        assert grid.same_as(found.labels.grid)
+
+    def test_is_saved_for_slicer(self, found: Result, tmp_path: Path) -> None:
+        header = found.save(tmp_path / "labels.seg.nrrd").read_bytes().split(b"\n\n")[0].decode()
+        assert "Segment0_Name:=left kidney" in header
+
+    def test_of_another_format_is_refused(self, found: Result, tmp_path: Path) -> None:
+        with pytest.raises(OutputError, match="cannot write this format"):
+            found.save(tmp_path / "labels.png")
+
+    def test_is_an_image_of_other_libraries(self, found: Result) -> None:
+        values = found.schema.decode(found.labels.data)
+        assert np.array_equal(np.asarray(found.to_nibabel().dataobj), values)
+        assert np.array_equal(sitk.GetArrayFromImage(found.to_sitk()).T, values)
+
+    def test_is_a_table(self, found: Result) -> None:
+        table = found.to_dataframe()
+        assert list(table.index) == ["left kidney", "right kidney"]
+        assert table.loc["left kidney", "volume_ml"] == found.summary[0].volume_ml
+        assert list(table["flags"]) == [row.flags for row in found.summary]
+
+    def test_says_what_to_install(self, found: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module, call in (("pandas", found.to_dataframe), ("SimpleITK", found.to_sitk)):
+            monkeypatch.setitem(sys.modules, module, None)
+            with pytest.raises(ZoomSegError, match=f"{module} is not installed: pip install {module}"):
+                call()
+
+    def test_shows_its_organs_and_a_picture(self, found: Result) -> None:
+        shown = found._repr_html_()
+        assert 'src="data:image/jpeg;base64,' in shown
+        row = found.summary[0]
+        assert f"left kidney</td><td>{row.volume_ml:.1f}</td>" in shown
+        assert found.plot().height == 340
+        assert repr(found) == "<Result: 2 of 2 organs found, 0 flagged, 24 x 20 x 16 voxels>"
+
+
+def test_a_model_says_what_it_is(trained: Path) -> None:
+    assert repr(zoomseg.load(trained, device="cpu")).startswith("<Model: tiny, 2 organs, on ")
+
+
+def test_public_names_are_at_hand_and_imported_when_asked_for() -> None:
+    assert zoomseg.__version__ == importlib.metadata.version("zoomseg")
+    assert (zoomseg.Result, zoomseg.Volume) == (Result, Volume)
+    assert set(zoomseg.__all__) <= set(dir(zoomseg))
+    assert all(getattr(zoomseg, name) is not None for name in zoomseg.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = zoomseg.Nothing
+    heavy = "import sys, zoomseg; sys.exit(any(m in sys.modules for m in ('numpy', 'torch', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", heavy], check=False).returncode == 0

@@ -191,10 +191,11 @@ class Misplaced:
         """In a line, what was taken out, or that all of the organ lies elsewhere."""
         volume = sum(part.volume_ml for part in self.parts)
         distance = max(part.distance_mm for part in self.parts)
+        place = "its position in the training scans"
         if self.alone:
-            return f"{organ}: all of it ({volume:.1f} ml) lies {distance:.0f} mm from where training had it"
+            return f"{organ}: all of it ({volume:.1f} ml) lies {distance:.0f} mm from {place}"
         parts = f"{len(self.parts)} parts" if len(self.parts) > 1 else "1 part"
-        return f"{organ}: {parts} ({volume:.1f} ml) removed, {distance:.0f} mm from where training had it"
+        return f"{organ}: {parts} ({volume:.1f} ml) removed, {distance:.0f} mm from {place}"
 
 
 def misplaced(

@@ -73,7 +73,7 @@ def _idle_gpu() -> str:
     if installed("torch") or not has_gpu_driver():
         return ""
     lacking = "PyTorch, which would use it, is not installed"
-    return f"a GPU seems to be here, and {lacking}: {how_to_install('torch')}"
+    return f"a GPU seems to be present, but {lacking}: {how_to_install('torch')}"
 
 
 def _torch(reason: str) -> Backend:

@@ -150,12 +150,14 @@ def resolve(name: str) -> Device:
         keep_memory()
         return Device("cpu", fast_bfloat16())
     if not cuda_is_available():
-        raise ZoomSegError(f"device '{name}' was asked for, but no CUDA GPU is usable here; use --device cpu")
+        raise ZoomSegError(
+            f"device '{name}' was requested, but no usable CUDA GPU was found; use --device cpu"
+        )
     import torch
 
     count, index = torch.cuda.device_count(), int(name.partition(":")[2] or 0)
     if index >= count:
-        raise ZoomSegError(f"device '{name}' was asked for, but there are {count}, from cuda:0")
+        raise ZoomSegError(f"device '{name}' was requested, but there are {count}, from cuda:0")
     # By number: "cuda" is another one in a thread that chose another.
     return Device(f"cuda:{index}", cuda_bfloat16(torch.device("cuda", index)))
 

@@ -51,12 +51,12 @@ def _check_tensor(tensor: bytes, location: str, size: int) -> None:
     for entry in _messages(tensor, "tensor", _TENSOR_EXTERNAL, _TENSOR):
         key, value = _entry(entry)
         if key in external:
-            raise ValueError("a tensor of the graph says twice where it lies")
+            raise ValueError("a tensor of the graph has two locations")
         external[key] = value
     if not external:
         return
     if set(external) != {b"location", b"offset", b"length"}:
-        raise ValueError("a tensor of the graph does not say by location, offset and length where it lies")
+        raise ValueError("a tensor of the graph lacks its location, offset or length")
     if external[b"location"] != location.encode():
         place = quoted(external[b"location"].decode(errors="replace"))
         raise ValueError(f"the graph reads '{place}', and may read {location} alone")
@@ -68,13 +68,13 @@ def _entry(message: bytes) -> tuple[bytes, bytes]:
     """Of two fields with the same number a parser takes the later one: there must be one of each."""
     found = list(_parts(message, "tensor's place", {_KEY, _VALUE}, set()))
     if [number for number, _ in found] != [_KEY, _VALUE]:
-        raise ValueError("a tensor of the graph does not say plainly where it lies")
+        raise ValueError("a tensor of the graph has an ambiguous location")
     return found[0][1], found[1][1]
 
 
 def _number(text: bytes) -> int:
     if not text.isdigit() or len(text) > 18:
-        raise ValueError("a tensor of the graph lies at no number")
+        raise ValueError("the offset or length of a tensor of the graph is not a number")
     return int(text)
 
 
@@ -89,7 +89,7 @@ def _parts(message: bytes, what: str, wanted: set[int], harmless: set[int]) -> I
         if number in wanted and isinstance(value, bytes):
             yield number, value
         elif number not in harmless:
-            raise ValueError(f"the {what} of the graph has a field {number}, which none of ours has")
+            raise ValueError(f"the {what} of the graph has a field {number}, which is not allowed")
 
 
 def _fields(message: bytes) -> Iterator[_Field]:
@@ -108,7 +108,7 @@ def _fields(message: bytes) -> Iterator[_Field]:
             case 5:
                 length = 4
             case kind:
-                raise ValueError(f"the graph is no ONNX file (wire type {kind})")
+                raise ValueError(f"the graph is not an ONNX file (wire type {kind})")
         if at + length > len(message):
             raise ValueError("the graph is cut off")
         yield tag >> 3, message[at : at + length] if tag & 7 == 2 else 0
@@ -124,4 +124,4 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         value, at = value | (byte & 0x7F) << shift, at + 1
         if byte < 0x80:
             return value, at
-    raise ValueError("the graph is no ONNX file (a number without end)")
+    raise ValueError("the graph is not an ONNX file (unterminated number)")

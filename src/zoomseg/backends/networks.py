@@ -109,4 +109,4 @@ def _check(files: NetworkFiles, model: Bundle, stage: str) -> None:
     try:
         graph_check.check(files.graph.read_bytes(), files.weights.name, files.weights.stat().st_size)
     except (ValueError, OSError) as error:
-        raise ModelError(f"model {model.folder}, stage '{stage}': {error}; get it anew") from error
+        raise ModelError(f"model {model.folder}, stage '{stage}': {error}; obtain it again") from error

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("-r", "--recipe", default="default", show_default=True, help="Name or path of a recipe.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for ceiling.csv and ceiling.md.")
-@click.option("--cases", type=click.IntRange(min=1), help="Only the first so many labelled cases.")
+@click.option("--cases", type=click.IntRange(min=1), help="Use only this number of labelled cases.")
 def command(dataset: Path, recipe: str, out: Path | None, cases: int | None) -> int:
-    """Say how good a recipe can get on DATASET with perfect networks, and where the rest is lost.
+    """Compute the best Dice of a recipe on DATASET with perfect networks, and where the rest is lost.
 
-    An oracle takes the place of every network: it returns the reference on the grid it is asked for. What
-    an organ then lacks to a Dice of 1 is lost by the stage's grid, by its region (candidate region or box),
-    or otherwise (tiles, fusion). "outside" is the share of the organ outside the region. Nothing is trained.
-    A case that fails is named, the others are done, and the exit code is 1 (2 if none is left).
+    Every network is replaced by an oracle that returns the reference on the requested grid. The Dice that an
+    organ then lacks is lost by the stage's grid, by its region (candidate region or box), or otherwise
+    (tiles, fusion). "outside" is the share of the organ outside the region. Nothing is trained. A case that
+    fails is reported, the others are processed, and the exit code is 1 (2 if none is left).
     """
     from rich.console import Console
 
@@ -45,7 +45,7 @@ def command(dataset: Path, recipe: str, out: Path | None, cases: int | None) -> 
         writable_directory(out)  # before minutes are spent
     rows, failed = _measure(data, resolved, cases, device, notes)
     if not rows:
-        raise DatasetError(f"data set '{data.name}': no case shows an organ that the recipe answers for")
+        raise DatasetError(f"data set '{data.name}': no case contains an organ that the recipe predicts")
     Console().print(_table(rows))
     if out is not None:
         write(rows, out, f"Ceiling of {resolved.name} on {data.name}")

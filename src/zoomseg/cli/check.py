@@ -29,20 +29,20 @@ PLAIN_WIDTH = 1000
     "out",
     metavar="OUT",
     type=click.Path(path_type=Path),
-    help="Write a repaired copy to this new folder, where that is safe; of DICOM, a data set.",
+    help="Write a repaired copy to this new folder; for DICOM, a data set.",
 )
 def command(dataset: Path, out: Path | None) -> int:
     """Audit DATASET (nnU-Net raw, Decathlon, or images/ + labels/) before training.
 
-    Finds unreadable and missing files, geometry mismatches, unknown label values, empty labels, NaN,
-    constant images, duplicates and suspected left/right swaps; and asks for names that are not given: of CT,
-    of labels, of sides.
+    Reports unreadable and missing files, geometry mismatches, unknown label values, empty labels, NaN,
+    constant images, duplicates, suspected left/right swaps, and missing names (of CT channels, labels and
+    sides).
 
-    A folder of DICOM series with SEG or RTSTRUCT objects drawn on them is no data set yet: what was drawn,
-    and what cannot be used and why, is listed, and --fix writes it as nnU-Net raw data set.
+    For a folder of DICOM series with SEG or RTSTRUCT objects, lists what is annotated, and what cannot be
+    used and why; --fix writes it as an nnU-Net raw data set.
 
-    Exit codes: 0 nothing wrong (warnings allowed); 1 errors were found, or with --fix, errors remain or
-    cases were left out; 2 the data set cannot be opened.
+    Exit codes: 0 no errors (warnings allowed); 1 errors were found, or with --fix, errors remain or cases
+    were left out; 2 the data set cannot be opened.
     """
     from rich.console import Console
 
@@ -74,11 +74,11 @@ def _convert(console: Console, folder: Path, out: Path | None) -> int:
 
     from zoomseg.datasets.dicom import convert, survey
 
-    with Console(stderr=True).status("Reading what was drawn"):
+    with Console(stderr=True).status("Reading annotations"):
         found = survey(folder)
     _show_survey(console, found)
     if out is None:
-        _tell(console, f"this is no data set yet: 'zoomseg check {folder} --fix OUT' writes one")
+        _tell(console, f"this is not a data set yet; 'zoomseg check {folder} --fix OUT' writes one")
         return 1 if found.problems else 0
     with _progress("Converting", len(found.cases)) as step:
         result = convert(found, out, step)
@@ -96,7 +96,7 @@ def _show_survey(console: Console, found: Survey) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("case", no_wrap=True)
     table.add_column("series", overflow="fold")
-    table.add_column("drawn", overflow="fold")
+    table.add_column("annotated", overflow="fold")
     for case in found.cases:
         where = str(case.stack.paths[0].parent)
         # Text, not markup: names come from files and may hold brackets.
@@ -108,7 +108,9 @@ def _show_survey(console: Console, found: Survey) -> None:
         _tell(console, note)
     schema = found.schema
     cases = Counter(schema.find(name) for case in found.cases for name in set(case.names))
-    _tell(console, "labels, and cases that have them: " + ", ".join(f"{n} {cases[n]}" for n in schema.names))
+    _tell(
+        console, "labels, with their number of cases: " + ", ".join(f"{n} {cases[n]}" for n in schema.names)
+    )
     what = f"{len(found.cases)} {found.channel} series with labels, {found.unlabelled} without"
     _tell(console, f"{what}: {len(found.problems)} problem(s)")
 
@@ -173,7 +175,7 @@ def show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
 
 
 def _cells(finding: Finding) -> tuple[str, ...]:
-    fix = "leaves out" if finding.leaves_out else "mends" if finding.fixable else "-"
+    fix = "leaves out" if finding.leaves_out else "repairs" if finding.fixable else "-"
     cells = (finding.case or "(all)", finding.severity, finding.kind, finding.message, fix)
     return tuple(_plain(cell) for cell in cells)
 
@@ -216,7 +218,7 @@ def _show_annotation(console: Console, dataset: Dataset) -> None:
     if all(count == labelled for count in counts.values()):
         return
     text = ", ".join(f"{name} {count}" for name, count in counts.items())
-    text = f"of {labelled} labelled cases, annotated: {text}"
+    text = f"cases with annotation, of {labelled} labelled ones: {text}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -224,14 +226,14 @@ def _show_summary(console: Console, dataset: Dataset, report: Report) -> None:
     errors, warnings = len(report.errors), len(report.warnings)
     labels = len(dataset.schema.names)
     what = f"{len(dataset.cases)} cases, {len(dataset.channel_names)} channel(s), {labels} label(s)"
-    found = f"{errors} error(s), {warnings} warning(s)" if report.findings else "nothing wrong"
+    found = f"{errors} error(s), {warnings} warning(s)" if report.findings else "no problems"
     console.print(f"{what}: {found}", highlight=False, markup=False)
 
 
 def _show_repair(console: Console, result: Repair, out: Path) -> None:
     kept, mended, left_out = len(result.kept), len(result.mended), len(result.left_out)
     console.print(
-        f"{out}: {kept} case(s) as they were, {mended} mended, {left_out} left out",
+        f"{out}: {kept} case(s) unchanged, {mended} repaired, {left_out} left out",
         highlight=False,
         markup=False,
         soft_wrap=True,

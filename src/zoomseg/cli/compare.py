@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     type=click.Choice(("dice", "nsd", "hd95_mm", "assd_mm")),
     default="dice",
     show_default=True,
-    help="What is compared.",
+    help="Metric to compare.",
 )
 def command(folders: tuple[Path, ...], out: Path, metric: str) -> None:
-    """Compare evaluations of the same cases: every one of FOLDERS with the first.
+    """Compare evaluations of the same cases: each of FOLDERS with the first.
 
-    FOLDERS are what `zoomseg evaluate` or the validation of `zoomseg train` wrote. By organ and for each
-    case's mean over organs: the mean difference, its 95 % bootstrap interval, and a paired Wilcoxon
+    FOLDERS were written by `zoomseg evaluate` or by the validation of `zoomseg train`. For each organ and for
+    the mean over organs of each case: the mean difference, its 95 % bootstrap interval, and a paired Wilcoxon
     signed-rank test, corrected over the organs after Holm. Writes compare.csv, compare.json and compare.html.
-    Cases and organs that only one side has are named and left out.
+    Cases and organs that only one side has are reported and left out.
     """
     from rich.console import Console
 
@@ -59,7 +59,7 @@ def difference_table(comparison: Comparison) -> Table:
     from rich.table import Table
 
     from zoomseg.evaluation.comparison import digits_of
-    from zoomseg.evaluation.html_report import number, p_value, signed
+    from zoomseg.inference.html_page import number, p_value, signed
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("Organ")

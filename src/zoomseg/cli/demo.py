@@ -48,12 +48,12 @@ class Demo:
     type=click.Path(path_type=Path),
     default=Path("zoomseg-demo"),
     show_default=True,
-    help="Folder for everything; if it holds an interrupted demo, that goes on.",
+    help="Output folder; an interrupted demo in it is resumed.",
 )
 def command(out: Path) -> int:
-    """Make phantom torso CTs, train the default recipe on them, segment unseen ones, and score the result.
+    """Generate phantom torso CTs, train the default recipe on them, segment unseen ones, and evaluate.
 
-    Takes at most 5 minutes on 2 cores. The phantoms are made up: the model is of no use on patients.
+    Takes at most 5 minutes on 2 cores. The phantoms are synthetic: the model cannot be used on patients.
     """
     from rich.console import Console
 
@@ -106,7 +106,7 @@ def _make(folder: Path, cases: int, seed: int, size: Literal["demo", "small"], n
 
     if (folder / "dataset.json").is_file():  # the last file to be written
         return
-    with _bar(notes, "Making phantoms", cases) as done:
+    with _bar(notes, "Generating phantoms", cases) as done:
         write_phantom_dataset(folder, cases, seed, size, lambda number, total: done(number))
 
 

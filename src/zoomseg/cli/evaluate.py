@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     "--tolerance",
     "table",
     metavar="TABLE",
-    help="Instead, each organ's own: flare22, the rule of the challenge FLARE 2022 (which also writes its "
-    "DSC_NSD.csv, and, where the predictions' run.json is, its Efficiency.csv), or a file: CSV with the "
+    help="Tolerance of each organ instead: flare22 for the rule of the FLARE 2022 challenge (also writes its "
+    "DSC_NSD.csv and, if the predictions have a run.json, its Efficiency.csv), or a file: CSV with the "
     "columns organ and mm, or YAML, `organ: mm`.",
 )
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
-    help="Folder or data set of scans to draw contours on; a data set given as REFERENCE has its own.",
+    help="Folder or data set of scans on which contours are drawn; not needed if REFERENCE is a data set.",
 )
 @click.option(
     "--workers",
@@ -54,10 +54,10 @@ def command(
     """Score PREDICTIONS against REFERENCE: Dice, NSD, HD95, ASSD, volumes.
 
     PREDICTIONS is a folder of <case>.nii.gz. REFERENCE is a folder of label files with the same names,
-    or a data set; folders in the wrong order are refused. Writes metrics.csv, summary.json and report.html.
-    Where PREDICTIONS was made with `--keep-stages`, these also say how much of each organ lies in the region
-    of the stage that answers, and where Dice was lost: missed by the coarse stage, cut by the region, at the
-    boundary, elsewhere.
+    or a data set; swapped folders are rejected. Writes metrics.csv, summary.json and report.html. If
+    PREDICTIONS was written with `--keep-stages`, these also contain the share of each organ inside the region
+    of its stage, and where Dice is lost: missed by the coarse stage, cut by the region, at the boundary,
+    elsewhere.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -67,7 +67,7 @@ def command(
     from zoomseg.evaluation.tolerances import read_tolerances
 
     if table is not None and context.get_parameter_source("tolerance_mm") is not ParameterSource.DEFAULT:
-        raise click.UsageError("--tolerance and --tolerance-mm are two answers to one question; give one")
+        raise click.UsageError("--tolerance and --tolerance-mm exclude each other; give one of them")
     rules = tolerance_mm if table is None else read_tolerances(table)
     notes = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
@@ -106,7 +106,7 @@ def score_table(evaluation: Evaluation) -> Table:
     from rich import box
     from rich.table import Table
 
-    from zoomseg.evaluation.html_report import number
+    from zoomseg.inference.html_page import number
 
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1, 0, 0), pad_edge=False)
     mean = evaluation.mean
@@ -119,12 +119,12 @@ def score_table(evaluation: Evaluation) -> Table:
         ("ASSD\nmm", number(mean["assd_mm"], 2)),
         ("Missed", ""),
         ("Spurious", ""),
-        *([("In\nregion", "")] if evaluation.attributed else []),
+        *([("In\nregion", "")] if evaluation.with_regions else []),
     ):
         table.add_column(heading, footer=footer, justify="right")
     for row in evaluation.summary:
         scores = [number(row.dice, 3), number(row.nsd, 3), number(row.hd95_mm, 1), number(row.assd_mm, 2)]
-        recall = [f"{number(100 * row.region_recall, 1)} %"] if evaluation.attributed else []
+        recall = [f"{number(100 * row.region_recall, 1)} %"] if evaluation.with_regions else []
         table.add_row(
             _escape(row.organ), str(row.cases), *scores, str(row.missed), str(row.spurious), *recall
         )

@@ -1,4 +1,4 @@
-"""``zoomseg export``: a model as one file that runs without ZoomSeg."""
+"""``zoomseg export``: a model as a single file that runs without ZoomSeg."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import click
 @click.command(name="export")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The zip file to write.")
-@click.option("--half", is_flag=True, help="Store the weights as float16: half the size.")
+@click.option("--half", is_flag=True, help="Store weights as float16, which halves the size.")
 def command(model: Path, out: Path, half: bool) -> None:
-    """Write the model folder MODEL as one zip that segments scans without ZoomSeg and without PyTorch.
+    """Export the model folder MODEL as a zip that segments scans without ZoomSeg and without PyTorch.
 
-    The zip holds the model, and those modules of ZoomSeg that predict with it. `python FILE.zip
-    SCAN.nii.gz -o LABELS.nii.gz` runs it wherever a few libraries are installed: the command names them, as
-    does README.txt in the zip. A model without ONNX graphs gets them first, which takes PyTorch, as does
-    --half. Recipes with atlas priors cannot be exported.
+    The zip contains the model and those modules of ZoomSeg that predict with it. Run it with `python FILE.zip
+    SCAN.nii.gz -o LABELS.nii.gz` where a few libraries are installed, which this command and README.txt in
+    the zip list. Models without ONNX graphs, and --half, need PyTorch for the export. Recipes with atlas
+    priors cannot be exported.
     """
     from zoomseg.core.interrupts import ending
     from zoomseg.export.package import export, pip_line

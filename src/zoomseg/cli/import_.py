@@ -8,25 +8,65 @@ import click
 
 
 @click.command(name="import")
-@click.argument("program", type=click.Choice(["nnunet"]))
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("program", type=click.Choice(["nnunet", "totalsegmentator"]))
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write.")
-@click.option("--folds", default="", metavar="LIST", help="0,1 or all [default: all that were trained].")
-def command(program: str, source: Path, out: Path, folds: str) -> None:
-    """Make a ZoomSeg model of one that nnU-Net v2 trained: `zoomseg import nnunet SOURCE -o MODEL`.
+@click.option(
+    "--folds", default="", metavar="LIST", help="Folds, e.g. 0,1 or all [default: all that were trained]."
+)
+@click.option(
+    "--task",
+    metavar="TASK",
+    help="Task of TotalSegmentator: total, total_fast, total_mr, body and others [default: total].",
+)
+@click.option(
+    "--body",
+    is_flag=True,
+    help="For CT: predict inside the body only, not in the air around it; everything outside is background.",
+)
+def command(
+    program: str, sources: tuple[Path, ...], out: Path, folds: str, task: str | None, body: bool
+) -> None:
+    """Convert a model trained by nnU-Net v2 into a ZoomSeg model: `zoomseg import nnunet SOURCE -o MODEL`.
 
-    SOURCE is the folder that nnU-Net's training wrote, with plans.json, dataset.json and
-    fold_*/checkpoint_final.pth, or its zip. Several folds become one model each, which predict together;
-    `--folds all` is the fold trained on all cases. Checkpoints are pickles: of what they hold, tensors and
-    numbers are read, and nothing is executed. Reading them needs PyTorch; predicting with the model does not.
+    SOURCE is the folder written by nnU-Net's training, with plans.json, dataset.json and
+    fold_*/checkpoint_final.pth, or a zip of it. Several SOURCES become one model with the labels of all: in
+    voxels that more than one of them labels, the label of the later one is kept, and a label that several
+    have is predicted by the last of them. Several folds become one model each and form an ensemble;
+    `--folds all` is the fold trained on all cases. Checkpoints are pickles: only tensors and numbers are read
+    from them, and nothing is executed. Reading them needs PyTorch; predicting with the model does not.
+
+    `zoomseg import totalsegmentator FOLDER -o MODEL` converts the weights that TotalSegmentator v2 has stored
+    on this machine, for example in ~/.totalsegmentator; nothing is downloaded.
     """
     from zoomseg.core.extras import require
 
     for module in ("torch", "onnx", "onnxscript"):
         require(module, "zoomseg import")
-    from zoomseg.importing.nnunet.run import import_model
-
-    wanted = tuple(fold.strip() for fold in folds.split(",") if fold.strip()) or None
-    written = import_model(source, out, wanted)
+    if program == "totalsegmentator":
+        written = _of_totalsegmentator(sources, out, folds, task, body)
+    else:
+        written = _of_nnunet(sources, out, folds, task, body)
     number = f"{len(written)} folds" if len(written) > 1 else "model"
     click.echo(f"{out} written ({number}); use it with: zoomseg predict SCAN -m {out} -o OUT")
+
+
+def _of_nnunet(
+    sources: tuple[Path, ...], out: Path, folds: str, task: str | None, body: bool
+) -> tuple[Path, ...]:
+    from zoomseg.importing.nnunet.run import import_models
+
+    if task is not None:
+        raise click.UsageError("--task is for models of TotalSegmentator")
+    wanted = tuple(fold.strip() for fold in folds.split(",") if fold.strip()) or None
+    return import_models(sources, out, wanted, body)
+
+
+def _of_totalsegmentator(
+    sources: tuple[Path, ...], out: Path, folds: str, task: str | None, body: bool
+) -> tuple[Path, ...]:
+    from zoomseg.importing.totalsegmentator.run import import_task
+
+    if len(sources) > 1 or folds:
+        raise click.UsageError("of TotalSegmentator, one folder of weights is read, and its one fold")
+    return (import_task(sources[0], out, task or "total", body),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import keyword
 import sys
@@ -14,21 +15,23 @@ from zoomseg.core.extras import explained
 from zoomseg.core.interrupts import answering
 
 COMMANDS = {
-    "demo": "Phantom scans: train, predict, evaluate, report; a few minutes on 2 cores.",
+    "demo": "Train, predict and evaluate on synthetic scans, in a few minutes on 2 cores.",
     "check": "Audit a data set before training; --fix writes a repaired copy.",
-    "recipes": "List the recipes, or print one resolved.",
-    "ceiling": "Best Dice that a recipe permits: what its grids and regions lose, per organ.",
+    "recipes": "List the recipes, print one, or plan one for a data set.",
+    "ceiling": "Compute the best Dice of a recipe, and what its grids and regions lose.",
     "train": "Train a recipe on labelled scans.",
-    "stitch": "Join a scan acquired in overlapping stations, as whole-body MR is.",
-    "import": "Make a ZoomSeg model of a trained nnU-Net model.",
+    "stitch": "Join a scan acquired in overlapping stations, such as whole-body MR.",
+    "import": "Convert a trained nnU-Net model into a ZoomSeg model.",
+    "accelerate": "Train a model's region of interest on unlabelled scans, so that it predicts faster.",
     "predict": "Segment scans with a trained model.",
     "gather": "One account of what several jobs predicted into one folder.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
-    "compare": "Two evaluations or more of the same cases: differences, intervals, paired tests.",
-    "view": "A scan and its label map in the browser: three planes and 3D.",
-    "serve": "Segment in the browser: drop a scan, see the organs, download the results.",
-    "export": "A model as one zip that runs without ZoomSeg and without PyTorch.",
-    "study": "A paper's ablation table on your data, beside the paper's numbers.",
+    "compare": "Compare evaluations of the same cases: differences, intervals, paired tests.",
+    "view": "Show a scan and its label map in the browser, in three planes and 3D.",
+    "node": "Run a DICOM node: receive series, segment them by rules, send the results back.",
+    "serve": "Segment in the browser: drop a scan, inspect its organs, download the results.",
+    "export": "Export a model as a zip that runs without ZoomSeg and without PyTorch.",
+    "study": "Rerun a paper's ablation on your data, next to the paper's numbers.",
 }
 """Command name -> one line of help. The command is ``command`` in ``zoomseg.cli.<name>``, or
 ``<name>_`` where Python keeps the name for itself."""
@@ -46,6 +49,17 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            alike = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if not alike:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean '{alike[0]}'?", ctx) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -56,9 +70,9 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Coarse-to-fine organ segmentation of CT and MR. Research software, not for diagnosis.
 
-    Exit codes: 0 done; 1 some cases failed (each is named, the rest are written); 2 wrong use or
-    unreadable input; 130 interrupted: Ctrl-C or SIGTERM is answered at once and keeps what is done, a second
-    one ends at once.
+    Exit codes: 0 success; 1 some cases failed (each is reported, the others are written); 2 wrong usage or
+    unreadable input; 130 interrupted. Ctrl-C or SIGTERM stops and keeps finished results; a second one stops
+    immediately.
     """
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def models_option(several: str) -> Callable[[F], F]:
-    """``-m``: models, of folders or by name; ``several`` says what more than one are for."""
+    """``-m``: models, by folder or by name; ``several`` explains what several models are for."""
     return click.option(
         "-m",
         "--model",
@@ -20,5 +20,5 @@ def models_option(several: str) -> Callable[[F], F]:
         multiple=True,
         default=("abdomen-ct",),
         show_default=True,
-        help=f"Folder that `train` wrote, or a model that comes with ZoomSeg. {several}",
+        help=f"Model folder written by `train`, or name of an included model. {several}",
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PART = re.compile(r"(\d{1,9})/(\d{1,9})")
 
 REVIEWED_FIRST = 3
-"""So many of a batch's least certain organs are named at its end."""
+"""Number of organs with the lowest confidence that are named at the end of a batch."""
 
 
 def parse_part(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -36,31 +36,36 @@ def parse_part(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.command(name="predict")
 @click.argument("scans", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
-@models_option(
-    "Given several times, all answer together, as do the folds of a cross-validation whose folder is given."
-)
-@click.option("--organs", help="Only these, separated by commas.")
+@models_option("Several models form an ensemble; the folder of a cross-validation stands for all its folds.")
+@click.option("--organs", help="Organs to write, separated by commas [default: all].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--backend",
     default="auto",
     show_default=True,
-    help="What computes the networks: auto (the fastest there is), openvino, onnxruntime or torch.",
+    help="Runtime for the networks: auto (the fastest available), openvino, onnxruntime or torch.",
 )
 @click.option(
     "--max-ram",
     metavar="SIZE",
-    help="Stay below so much memory, e.g. 4G, by smaller tiles; without it, below what is free.",
+    help="Memory limit, e.g. 4G, met by smaller tiles [default: what is free].",
 )
-@click.option("--max-vram", metavar="SIZE", help="The same for GPU memory.")
+@click.option("--max-vram", metavar="SIZE", help="Limit for GPU memory.")
+@click.option(
+    "--overlap",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="FRACTION",
+    help="Overlap of neighbouring tiles, less than the model's: 0.25 computes about a third of the tiles of "
+    "0.5, with slightly different labels at tile borders.",
+)
 @click.option(
     "--keep-stages",
     is_flag=True,
-    help="Also write every stage's own label map and region to OUT/stages, so that `evaluate` can say where "
-    "errors come from. Takes more memory.",
+    help="Also write the label map and region of every stage to OUT/stages, so that `evaluate` can attribute "
+    "errors. Needs more memory.",
 )
-@click.option("--dicom-seg", is_flag=True, help="Of DICOM series, also write <case>.seg.dcm: DICOM SEG.")
-@click.option("--rtstruct", is_flag=True, help="Of DICOM series, also write <case>.rtstruct.dcm: contours.")
+@click.option("--dicom-seg", is_flag=True, help="For DICOM series, also write <case>.seg.dcm: DICOM SEG.")
+@click.option("--rtstruct", is_flag=True, help="For DICOM series, also write <case>.rtstruct.dcm: contours.")
 @click.option(
     "--seg-nrrd",
     is_flag=True,
@@ -70,13 +75,13 @@ def parse_part(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "--probabilities",
     metavar="ORGAN,...",
     help="Also write probabilities/<case>-<organ>.nii.gz: the probability of these organs (or all) "
-    "at the scan's resolution, linearly interpolated. Takes more memory.",
+    "at the scan's resolution, linearly interpolated. Needs more memory.",
 )
 @click.option(
     "--any-scan",
     is_flag=True,
-    help="Also segment scans that are plainly unlike those of the training (another modality or unit); they "
-    "are warned of, and their organs' confidence is 0.",
+    help="Also segment scans that clearly differ from the training scans (another modality or unit), with a "
+    "warning and a confidence of 0.",
 )
 @click.option(
     "--resume",
@@ -102,7 +107,7 @@ def parse_part(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "see the same folders.",
 )
 @click.option(
-    "-v", "--verbose", is_flag=True, help="Tiles as they are computed; then seconds, FLOPs and memory."
+    "-v", "--verbose", is_flag=True, help="Show the progress of tiles, then seconds, FLOPs and memory."
 )
 def command(
     scans: tuple[Path, ...],
@@ -113,6 +118,7 @@ def command(
     backend: str,
     max_ram: str | None,
     max_vram: str | None,
+    overlap: float | None,
     keep_stages: bool,
     dicom_seg: bool,
     rtstruct: bool,
@@ -128,12 +134,12 @@ def command(
     """Segment SCANS: NIfTI, NRRD or MHA files, folders of those, or folders and zips of DICOM series.
 
     Writes <case>.nii.gz on each scan's own grid, summary.csv (one row per case and organ), review.csv (the
-    same, what is least certain first) and run.json (seconds by step, tiles computed and skipped, FLOPs, peak
-    memory); names and colours of the values for 3D Slicer and ITK-SNAP in labels.ctbl and
-    labels.itksnap.txt. A scan that fails is named, the
-    others are done, and the exit code is 1 (2 if none is left). While one scan is computed, the next is
-    read and the last one written, unless memory is limited. A scan that would not fit is refused with
-    what it would need.
+    same rows, lowest confidence first), report.html (pictures of each scan and organ), run.json (seconds per
+    step, tiles computed and skipped, FLOPs, peak memory), and names and colours of the values for 3D Slicer
+    and ITK-SNAP (labels.ctbl, labels.itksnap.txt). A scan that fails is reported, the others are processed,
+    and the exit code is 1 (2 if none is left). While one scan is computed, the next is read and the previous
+    one is written, unless memory is limited. A scan that does not fit into memory is rejected, with the
+    amount that it needs.
     """
     from rich.console import Console
 
@@ -164,7 +170,18 @@ def command(
 
         beside = ExtraOutputs(keep_stages, dicom, seg_nrrd)
         request = Request(
-            models, organ_names, map_names, beside, device, backend, ram, vram, any_scan, ship, resume
+            models,
+            organ_names,
+            map_names,
+            beside,
+            device,
+            backend,
+            ram,
+            vram,
+            any_scan,
+            overlap,
+            ship,
+            resume,
         )
         return _on_cluster(found, out, cluster, request, notes)
     mine = ALL if part is None else Part(*part)
@@ -177,6 +194,7 @@ def command(
         max_vram=vram,
         any_scan=any_scan,
         backend=backend,
+        overlap=overlap,
         on_warning=display.warn,
         on_registration=display.register,
     )
@@ -257,7 +275,7 @@ def _found(paths: Iterable[Path]) -> tuple[list[ScanInput], list[str]]:
     ids = [scan.id for scan in found]
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:
-        raise ScanError(f"two scans are called '{twice[0]}'; their results would overwrite each other")
+        raise ScanError(f"two scans are named '{twice[0]}'; their results would overwrite each other")
     return found, notes
 
 

@@ -1,4 +1,4 @@
-"""``zoomseg recipes``: list the shipped recipes, print one resolved, or plan one for a data set."""
+"""``zoomseg recipes``: list the included recipes, print one, or plan one for a data set."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     "dataset",
     metavar="DATASET",
     type=click.Path(path_type=Path),
-    help="Plan the recipe for this data set, and say why each number is what it is.",
+    help="Plan the recipe for this data set and give the reason for each number.",
 )
-@click.option("--device", metavar="TEXT", help="With --for: auto, cpu, cuda or cuda:N; left out: auto.")
+@click.option("--device", metavar="TEXT", help="With --for: auto (default), cpu, cuda or cuda:N.")
 @click.option(
     "--time-budget",
     metavar="TIME",
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 def command(
     name: str | None, dataset: Path | None, device: str | None, time_budget: float | None, out: Path | None
 ) -> None:
-    """List the recipes, or print one resolved, or plan one for a data set.
+    """List the recipes, print one, or plan one for a data set.
 
-    NAME is a recipe that comes with ZoomSeg or the path of a YAML file. It is printed as YAML with
-    every default filled in; edit a copy and give its path to `zoomseg train -r`.
+    NAME is an included recipe or the path of a YAML file. It is printed as YAML with all defaults filled in;
+    to change it, edit a copy and pass its path to `zoomseg train -r`.
 
-    With --for, the recipe (left out: 'default') is planned as `zoomseg train` would plan it on all labelled
-    cases: a table says what was decided, and which figures of the data and the device led there.
+    With --for, the recipe (default: 'default') is planned as `zoomseg train` would plan it from all labelled
+    cases: a table lists the decisions, and the properties of the data and the device on which they are based.
     """
     from zoomseg.recipe import load
 
@@ -50,7 +50,7 @@ def command(
         _show_plan(name or "default", dataset, device or "auto", time_budget, out)
         return
     if device is not None or time_budget is not None or out is not None:
-        raise click.UsageError("--device, --time-budget and --out belong to --for DATASET; give that, too")
+        raise click.UsageError("--device, --time-budget and --out require --for DATASET")
     if name is not None:
         click.echo(load.dump(load.load(name)), nl=False)
         return
@@ -95,8 +95,8 @@ def _planned(name: str, dataset: Path, device: str, seconds: float | None) -> Pl
     recipe = load.load(name)
     if isinstance(recipe, Recipe):
         raise RecipeError(
-            f"recipe '{recipe.name}' has all its numbers, so nothing is planned for a data set; leave --for "
-            "out to print them, or name a recipe that is planned, such as default"
+            f"recipe '{recipe.name}' is complete, so nothing is planned for a data set; omit --for to print "
+            "it, or name a recipe that is planned, such as default"
         )
     data, wish = open_dataset(dataset), training_run.TrainingRequest(name, seconds)
     with TrainingDisplay(Console(stderr=True)) as display:

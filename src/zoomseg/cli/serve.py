@@ -10,26 +10,38 @@ from zoomseg.cli.options import models_option
 
 
 @click.command(name="serve")
-@models_option("Given several times, users choose; the first is theirs if they do not.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0: all.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
+@models_option("With several models, users choose one; the first is the default.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0 for a free one.",
+)
 @click.option(
     "--allow-host",
     "names",
     metavar="NAME",
     multiple=True,
-    help="Also answer to this name, by which a reverse proxy is reached.",
+    help="Further host name to accept, for example that of a reverse proxy.",
 )
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    help="Where scans and results are kept [default: zoomseg/serve in the user's state folder].",
+    help="Folder for scans and results [default: zoomseg/serve in the user's state folder].",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--queue", default=8, show_default=True, type=click.IntRange(1, 10_000), help="So many scans may wait."
+    "--queue",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Maximum number of waiting scans.",
 )
-@click.option("--max-upload", metavar="SIZE", default="2GB", show_default=True, help="Largest file taken.")
+@click.option(
+    "--max-upload", metavar="SIZE", default="2GB", show_default=True, help="Maximum size of an uploaded file."
+)
 def command(
     models: tuple[str, ...],
     host: str,
@@ -40,11 +52,11 @@ def command(
     queue: int,
     max_upload: str,
 ) -> None:
-    """Segment in the browser: drop a scan on a page, see the organs in three planes and 3D, download the
-    results. The same as an HTTP interface, described at /openapi.json.
+    """Segment in the browser: drop a scan on a page, inspect its organs in three planes and in 3D, download
+    the results. Also provides an HTTP interface, described at /openapi.json.
 
-    Only this machine reaches the page, unless --host or --allow-host says otherwise; then a token is needed,
-    which is printed, or taken from the environment variable ZOOMSEG_TOKEN. Jobs survive a restart.
+    The page is accessible from this machine only, unless --host or --allow-host is given. A token is then
+    required, which is printed, or taken from the environment variable ZOOMSEG_TOKEN. Jobs survive a restart.
     """
     import os
 
@@ -61,7 +73,7 @@ def command(
         def tell() -> None:
             click.echo(f"Open {server.address(sock, token)}")
             click.echo(
-                f"Scans and results are kept in {place}. For research, not for diagnosis. Ctrl-C stops."
+                f"Scans and results are stored in {place}. For research, not for diagnosis. Ctrl-C stops."
             )
 
         server.serve(models, sock, names, token, place, device, queue, limit, tell)

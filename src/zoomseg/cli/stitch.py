@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @click.command(name="stitch")
 @click.argument("stations", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The scan to write.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Scan file to write.")
 def command(stations: tuple[Path, ...], out: Path) -> None:
     """Join overlapping STATIONS of one scan: files, folders of them, or folders and zips of DICOM series.
 
-    Stations are placed by their affines, on the first one's voxels, and may be given in any order. Each one's
-    intensities are matched, by gain and offset, to those of the first where stations overlap, and blended
-    there. Stations that do not overlap, or differ in the direction of their axes, in their channels or in
-    what they show where they overlap, are refused.
+    Stations are placed by their affines on the first one's voxel grid, and may be given in any order. Where
+    they overlap, intensities are matched to those of the first by gain and offset, and blended. Stations that
+    do not overlap, or that differ in the direction of their axes, their channels or their content where they
+    overlap, are rejected.
     """
     from zoomseg.core.errors import quoted
     from zoomseg.core.interrupts import ending
@@ -56,7 +56,7 @@ def _refuse_overwriting(scans: Sequence[ScanInput], out: Path) -> None:
     from zoomseg.core.errors import OutputError
 
     if out.exists() and any(path.exists() and out.samefile(path) for scan in scans for path in scan.paths):
-        raise OutputError(f"{out}: this is one of the stations; write the joined scan elsewhere")
+        raise OutputError(f"{out}: this is one of the stations; choose another output file")
 
 
 def _told(match: Match) -> str:

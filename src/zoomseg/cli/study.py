@@ -23,82 +23,85 @@ ABLATIONS = (
     "flare22-unlabelled",
     "roth2018-finetune",
 )
-"""Typed here, too, as ``--help`` must not wait for the package that defines them; a test compares."""
+"""Repeated here, as ``--help`` must not import the package that defines them; a test compares."""
 
 
 @click.command(name="study")
 @click.argument("dataset", type=click.Path(path_type=Path))
-@click.option("--ablation", type=click.Choice(ABLATIONS), required=True, help="Which paper's table.")
+@click.option("--ablation", type=click.Choice(ABLATIONS), required=True, help="Table to reproduce.")
 @click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder for everything; an interrupted study in it goes on.",
+    help="Output folder; an interrupted study in it is resumed.",
 )
 @click.option(
     "--time-budget",
     metavar="TIME",
     callback=parse_duration,
-    help="For EACH training, e.g. 15m or 1h30m; without it, the recipe's own number of iterations.",
+    help="Time for EACH training, e.g. 15m or 1h30m [default: the recipe's number of iterations].",
 )
 @click.option(
     "--folds",
     type=click.IntRange(min=2),
-    help="Train all of so many folds and pool their cases; else the first of 5 (valindria2018: both of 2).",
+    help="Train all of this number of folds and pool their cases [default: the first of 5 folds; "
+    "valindria2018: both of 2].",
 )
 @click.option(
-    "--fold", type=click.IntRange(min=0), help="Only this fold; a later run without it adds the rest."
+    "--fold",
+    type=click.IntRange(min=0),
+    help="Train only this fold; a later run without this option adds the others.",
 )
 @click.option(
     "--coarser",
     type=click.FloatRange(min=1),
     default=1.0,
     show_default=True,
-    help="Voxels of all stages' grids so many times as large along each axis.",
+    help="Factor for the voxel size of all stages' grids.",
 )
 @click.option(
     "--narrower",
     type=click.FloatRange(min=1),
     default=1.0,
     show_default=True,
-    help="Networks with so many times fewer channels.",
+    help="Divisor for the channels of all networks.",
 )
 @click.option(
-    "--init", type=click.Path(path_type=Path), help="Model to fine-tune (roth2018-finetune, which needs it)."
+    "--init", type=click.Path(path_type=Path), help="Model to fine-tune (required by roth2018-finetune)."
 )
 @click.option(
     "-r",
     "--recipe",
     metavar="RECIPE",
-    help="Recipe with stages of the same names in place of the paper's: a name or a file (zhou2016: in place "
+    help="Recipe to use instead of the paper's, with equal stage names: a name or a file (zhou2016: instead "
     "of the cascade; the 2D row keeps its own).",
 )
 @click.option(
     "--small",
     metavar="ORGAN,...",
-    help="Organs that get a stage each and are tabulated; else all (valindria2018).",
+    help="Organs that get a stage each and are tabulated [default: all] (valindria2018).",
 )
-@click.option("--atlases", type=click.IntRange(1, 1000), help="Atlases per scan, in place of the recipe's.")
+@click.option("--atlases", type=click.IntRange(1, 1000), help="Atlases per scan [default: as in the recipe].")
 @click.option(
     "--split",
     type=click.Path(path_type=Path),
-    help="JSON with lists train, validation and test, or nnU-Net's splits_final.json, in place of folds.",
+    help="JSON with lists train, validation and test, or nnU-Net's splits_final.json, instead of folds.",
 )
 @click.option(
     "--test",
     type=click.Path(path_type=Path),
-    help="Data set that every row is scored on, too; not trained on.",
+    help="Further data set on which every row is evaluated; not used for training.",
 )
 @click.option(
     "--unlabelled",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Scans that nobody has labelled (flare22-unlabelled, which needs them).",
+    help="Unlabelled scans (required by flare22-unlabelled).",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of folds and trainings."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of folds and trainings."
 )
 def command(
     dataset: Path,
@@ -119,12 +122,12 @@ def command(
     device: str,
     seed: int,
 ) -> int:
-    """Train and score every row of a paper's ablation on DATASET, beside the paper's numbers.
+    """Train and evaluate every row of a paper's ablation on DATASET, next to the paper's numbers.
 
     All trainings have the same budget and the same folds. Writes table.csv, table.md and report.html (Dice
-    and NSD per organ, box plots, paired Wilcoxon tests), and says where the paper's order of rows is found
-    again; with --test, or a test list in --split, the same of these cases into OUT/test. May be stopped at
-    any moment: the same command goes on.
+    and NSD per organ, box plots, paired Wilcoxon tests) and states where the order of rows agrees with the
+    paper's; with --test, or a test list in --split, the same for these cases in OUT/test. An interrupted
+    study is resumed by the same command.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -175,5 +178,5 @@ def command(
         notes.print(f"[red]failed:[/] {escape(problem)}", highlight=False, soft_wrap=True)
     click.echo(f"Table: {out / 'table.md'}; report: {out / 'report.html'}")
     if trainings.unseen is not None:
-        click.echo(f"Of the test cases: {out / 'test' / 'table.md'}; {out / 'test' / 'report.html'}")
+        click.echo(f"Test cases: {out / 'test' / 'table.md'}; {out / 'test' / 'report.html'}")
     return 1 if failed else 0

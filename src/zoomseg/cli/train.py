@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,52 +45,55 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @click.command(name="train")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the model.")
-@click.option("-r", "--recipe", help="Name or path of a recipe; left out: that of --init, or 'default'.")
+@click.option("-r", "--recipe", help="Name or path of a recipe [default: that of --init, or 'default'].")
 @click.option(
     "--time-budget",
     metavar="TIME",
     callback=parse_duration,
-    help="How long it may take, e.g. 15m or 1h30m; the schedule fits itself to it.",
+    help="Training time, e.g. 15m or 1h30m; the schedule is adapted to it.",
 )
 @click.option(
-    "--epochs", type=click.IntRange(min=1), help="Length in the recipe's epochs (steps_per_epoch, else 100)."
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Length in epochs (of the recipe's steps_per_epoch, or 100 steps).",
 )
-@click.option("--folds", type=click.IntRange(min=2), help="Split the cases into so many folds ...")
+@click.option("--folds", type=click.IntRange(min=2), help="Number of folds for a cross-validation.")
 @click.option(
     "--fold",
     metavar="FOLD",
     default="0",
     show_default=True,
     callback=parse_fold,
-    help="... and validate on this one; 'all': one after the other, each as long as --time-budget or "
-    "--epochs say, to OUT/fold-0, OUT/fold-1, ...",
+    help="Fold to hold out for validation; 'all' trains every fold, each with --time-budget or --epochs, to "
+    "OUT/fold-0, OUT/fold-1, ...",
 )
 @click.option(
     "--init",
     metavar="MODEL",
     type=click.Path(path_type=Path),
-    help="Fine-tune a model, also to other labels: a tenth of the learning rate.",
+    help="Model to fine-tune, possibly to other labels, with a tenth of the learning rate.",
 )
 @click.option(
     "--teacher",
     "teachers",
     metavar="MODEL",
     multiple=True,
-    help="Learn also what this model says of every patch (distillation). Several teach together, as do the "
-    "folds of a cross-validation whose folder is given. With --unlabelled they label its scans instead.",
+    help="Model whose predictions are learned as well (distillation). May be repeated; the folder of a "
+    "cross-validation stands for all its folds. With --unlabelled, these models label its scans instead.",
 )
 @click.option(
     "--unlabelled",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Learn also from these scans: --teacher labels them, or, without, the folds of a cross-validation "
-    "that is trained first, each as long as --time-budget or --epochs say; what is uncertain is left out.",
+    help="Unlabelled scans from which the model learns as well: they are labelled by --teacher or by a "
+    "cross-validation that is trained first, each fold with --time-budget or --epochs; uncertain organs are "
+    "left out.",
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on where an interrupted training of this folder stopped. By `torchrun`, which starts a command "
-    "again when a process dies, a training begins where there is none yet.",
+    help="Resume the interrupted training in this folder. Under `torchrun`, which restarts a command when a "
+    "process dies, a training starts if there is none yet.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -96,7 +101,7 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="On the CPU and with --epochs, the same seed gives the same model.",
+    help="Seed; on the CPU and with --epochs, equal seeds give equal models.",
 )
 def command(
     dataset: Path,
@@ -115,10 +120,11 @@ def command(
 ) -> int:
     """Train a recipe on DATASET (nnU-Net raw, MSD, or images/ and labels/ folders) and write a model.
 
-    The folder is a usable model after every checkpoint (about once a minute). With --folds, the fold
-    kept back is predicted and scored at the end, into OUT/validation; with --fold all, all cases are. Started
-    by `torchrun`, its processes share every batch.
+    The folder is a usable model after every checkpoint (about once a minute). With --folds, the held-out fold
+    is segmented and evaluated at the end, in OUT/validation; with --fold all, all cases are. Under
+    `torchrun`, processes share every batch.
     """
+    began = time.monotonic()  # before the imports, which take seconds: users count them
     from rich.console import Console
 
     from zoomseg.backends import device as devices
@@ -133,9 +139,9 @@ def command(
     if time_budget is not None and epochs is not None:
         raise click.UsageError("give --time-budget or --epochs, not both")
     if fold != 0 and folds is None and not resume:
-        raise click.UsageError("--fold says which of --folds is kept back; give both")
+        raise click.UsageError("--fold requires --folds")
     if fold is None and unlabelled is not None:
-        raise click.UsageError("--unlabelled is for one model; give one --fold, or none")
+        raise click.UsageError("--unlabelled cannot be combined with --fold all; give one --fold, or none")
     data = open_dataset(dataset)
     known = tuple(str(model) for teacher in teachers for model in models_in(teacher))
     if fold is None or (resume and cross_validation.is_begun(out)):
@@ -149,21 +155,27 @@ def command(
     with joined() as processes:
         where = devices.resolve(processes.device(device))
         shown = TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent())
-        with shown as display, ending(lambda: "training had not begun; nothing is lost"):
+        with shown as display, ending(lambda: "training had not started; nothing is lost"):
             if resume and processes.agree(training_run.is_begun(out) or not by_torchrun()):
                 model = training_run.resume(data, out, where, display, time_budget, epochs, processes)
             else:
                 wish = training_run.TrainingRequest(
-                    recipe, time_budget, epochs, folds, fold, seed, init, teachers=known
+                    recipe, time_budget, epochs, folds, fold, seed, init, teachers=known, began=began
                 )
                 model = training_run.start(data, out, wish, where, display, processes)
     if not processes.first:
         return 0
-    click.echo(f"Model: {out}")
+    _say_next(out)
     held_back = model.provenance["validation_cases"]
     if isinstance(held_back, list) and held_back:
         return _validate(data, out, tuple(str(i) for i in held_back), device)
     return 0
+
+
+def _say_next(out: Path) -> None:
+    """Where the model is, and what to do with it."""
+    click.echo(f"Model: {out}")
+    click.echo(f"Next: zoomseg predict SCANS -o RESULTS -m {shlex.quote(str(out))}")
 
 
 def _require_one_process(option: str, todo: str) -> None:
@@ -172,7 +184,9 @@ def _require_one_process(option: str, todo: str) -> None:
 
     with joined() as processes:
         if processes.world > 1:
-            raise TrainingError(f"{option} is for one process, {processes.world} were started; {todo}")
+            raise TrainingError(
+                f"{option} needs a single process, but {processes.world} were started; {todo}"
+            )
 
 
 def _train_with_unlabelled(
@@ -193,14 +207,14 @@ def _train_with_unlabelled(
     else:
         run = self_training.begin(data, out, unlabelled, wish)
     where, console, told = resolve(device), Console(stderr=True), _Told()
-    with ending(lambda: "--resume goes on from here"):
+    with ending(lambda: "--resume continues from here"):
         scores = run.teach(where, lambda: TrainingDisplay(console), told.fold)
         if scores is not None:
             _tell_all_folds(scores, run.folds, run.folder)
         with TrainingDisplay(console) as display:
             run.label(where, display)
             run.model(where, display)
-    click.echo(f"Model: {out}")
+    _say_next(out)
     held_back = run.held_back
     return max(told.worst, _validate(data, out, held_back, device)) if held_back else told.worst
 
@@ -215,14 +229,14 @@ def _train_all(data: Dataset, out: Path, count: int | None, wish: TrainingReques
     from zoomseg.core.interrupts import ending
     from zoomseg.training import cross_validation
 
-    _require_one_process("--fold all", "give each fold a command of its own, --fold 0, --fold 1, ...")
+    _require_one_process("--fold all", "start one command per fold: --fold 0, --fold 1, ...")
     where, console, told = resolve(device), Console(stderr=True), _Told()
     with TrainingDisplay(console) as display:
         if count is None:
             trained = cross_validation.reopen(data, out, wish.seconds, wish.epochs)
         else:
             trained = cross_validation.begin(data, out, count, wish, where, display)
-    with ending(lambda: "--resume goes on from here"):
+    with ending(lambda: "--resume continues from here"):
         scores = trained.run(where, lambda: TrainingDisplay(console), told.fold)
     _tell_all_folds(scores, trained.count, out)
     return told.worst
@@ -236,7 +250,7 @@ class _Told:
 
     def fold(self, folder: Path, found: Validation) -> None:
         click.echo(f"Model: {folder}")
-        self.worst = max(self.worst, _tell(folder, found))
+        self.worst = max(self.worst, tell_validation(folder, found))
 
 
 def _tell_all_folds(scores: Evaluation, count: int, out: Path) -> None:
@@ -244,6 +258,7 @@ def _tell_all_folds(scores: Evaluation, count: int, out: Path) -> None:
         f"All {count} folds: mean Dice {scores.mean['dice']:.3f} of {len(scores.cases)} cases; "
         f"{out / 'validation' / 'report.html'}"
     )
+    click.echo(f"Next: zoomseg predict SCANS -o RESULTS -m {shlex.quote(str(out))} (all folds together)")
 
 
 def _validate(data: Dataset, out: Path, held_back: tuple[str, ...], device: str) -> int:
@@ -252,11 +267,11 @@ def _validate(data: Dataset, out: Path, held_back: tuple[str, ...], device: str)
     from zoomseg.core.interrupts import ending
     from zoomseg.training import validation
 
-    with ending(lambda: f"the model in {out} is complete, its validation is not; --resume validates it"):
-        return _tell(out, validation.validate(data, out, held_back, resolve(device)))
+    with ending(lambda: f"the model in {out} is complete, but not its validation; --resume validates it"):
+        return tell_validation(out, validation.validate(data, out, held_back, resolve(device)))
 
 
-def _tell(out: Path, found: Validation) -> int:
+def tell_validation(out: Path, found: Validation) -> int:
     """How good a model is; 1 if some cases could not be segmented."""
     for case in found.failed:
         click.echo(f"failed: {case.case}: {case.reason}", err=True)

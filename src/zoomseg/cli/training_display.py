@@ -1,4 +1,4 @@
-"""A training run on the terminal: one screen that stays up to date, or plain lines where there is none."""
+"""A training run on the terminal: one screen that is updated, or plain lines if output is not a terminal."""
 
 from __future__ import annotations
 
@@ -22,10 +22,16 @@ class TrainingDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, refresh_per_second=4, transient=False)
+        self._preparing: Group | None = None
         self._rows: dict[tuple[str, str], Row] = {}
+        self._newest: Row | None = None
         self._remaining: float | None = None
+        self._told = 0.0
+        """When the newest row came."""
+        self._finished = False
         self._last_line = 0.0
+        # Last, as it asks at once what there is to show.
+        self._live = Live(console=console, get_renderable=self._shown, refresh_per_second=4)
 
     def __enter__(self) -> TrainingDisplay:
         if self._console.is_terminal:
@@ -35,20 +41,23 @@ class TrainingDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._finished = kind is None
         self._live.stop()
 
     def preparing(self, stage: str, done: int, total: int) -> None:
         text = f"Preparing {done} of {total} cases for stage '{stage}'"
         if self._console.is_terminal:
-            self._live.update(Group(Text(text), ProgressBar(total=total, completed=done, width=50)))
+            self._preparing = Group(Text(text), ProgressBar(total=total, completed=done, width=50))
+            self._live.refresh()
         elif done == total:
             self._console.print(text, highlight=False)
 
     def row(self, row: Row, remaining_seconds: float | None) -> None:
         self._rows[(row.stage, row.split)] = row
-        self._remaining = remaining_seconds
+        self._newest, self._remaining = row, remaining_seconds
         if self._console.is_terminal:
-            self._live.update(self._screen(row))
+            self._preparing, self._told = None, time.monotonic()
+            self._live.refresh()
         elif row.split == "validation" or time.monotonic() - self._last_line > PLAIN_EVERY_SECONDS:
             self._last_line = time.monotonic()
             self._console.print(
@@ -60,23 +69,45 @@ class TrainingDisplay:
     def message(self, text: str) -> None:
         self._console.print(Text(text, style="yellow"))
 
+    def _shown(self) -> Group:
+        """What is on the screen now: clocks go on between rows."""
+        if self._preparing is not None:
+            return self._preparing
+        return Group() if self._newest is None else self._screen(self._newest)
+
     def _screen(self, newest: Row) -> Group:
+        since = 0.0 if self._finished else time.monotonic() - self._told
         head = Text(
             f"step {newest.step}   learning rate {newest.learning_rate:.2g}   "
-            f"{_clock(newest.seconds)} done   {_clock(self._remaining)} left"
+            f"{_clock(newest.seconds + since)} done   {self._left(since)}"
         )
-        bar = ProgressBar(total=1.0, completed=newest.progress, width=60)
+        bar = ProgressBar(total=1.0, completed=1.0 if self._finished else newest.progress, width=60)
         table = Table(box=None, pad_edge=False)
         table.add_column("")
-        for stage, split in self._rows:
-            table.add_column(f"{stage}\n{split}", justify="right")
-        rows = list(self._rows.values())
+        rows = self._in_order()
+        for row in rows:
+            table.add_column(f"{row.stage}\n{row.split}", justify="right")
         table.add_row("loss", *(f"{r.loss:.3f}" for r in rows))
         table.add_row("mean Dice", *(f"{r.dice:.3f}" for r in rows), style="bold")
         for name in dict.fromkeys(n for r in rows for n in r.label_dice):
             dice = (f"{r.label_dice[name]:.3f}" if name in r.label_dice else "" for r in rows)
             table.add_row(Text(name), *dice)  # Text: brackets in a label's name are no markup
         return Group(head, bar, table)
+
+    def _left(self, since: float) -> str:
+        if self._finished:
+            return "finished"
+        if self._remaining is not None and since > self._remaining:
+            return "the model is being written"
+        return f"{_clock(None if self._remaining is None else self._remaining - since)} left"
+
+    def _in_order(self) -> list[Row]:
+        """By stage, training before validation, whichever was told first: a resumed training may begin with
+        its validation."""
+        stages = list(dict.fromkeys(stage for stage, _ in self._rows))
+        return sorted(
+            self._rows.values(), key=lambda row: (stages.index(row.stage), row.split == "validation")
+        )
 
 
 def _clock(seconds: float | None) -> str:

@@ -10,13 +10,13 @@ import click
 @click.command(name="view")
 @click.argument("scan", type=click.Path(path_type=Path))
 @click.argument("labels", type=click.Path(path_type=Path))
-@click.option("--no-browser", is_flag=True, help="Print the address and open nothing.")
+@click.option("--no-browser", is_flag=True, help="Print the address without opening a browser.")
 def command(scan: Path, labels: Path, no_browser: bool) -> None:
     """Show SCAN with LABELS over it, in three planes and 3D, until Ctrl-C.
 
-    Both are NIfTI, NRRD or MHA files. Organs are named by run.json, labels.json or dataset.json beside LABELS
-    or in the folder above. LABELS of another grid are laid by their position in the world, and this is said.
-    Only this machine reaches the page.
+    Both are NIfTI, NRRD or MHA files. Organ names are read from run.json, labels.json or dataset.json next to
+    LABELS or in the parent folder. LABELS on another grid are aligned by world coordinates, with a note.
+    The page is accessible from this machine only.
     """
     import os
     import tempfile
@@ -36,4 +36,4 @@ def command(scan: Path, labels: Path, no_browser: bool) -> None:
             if not no_browser:
                 webbrowser.open(address)
             app = view.create_app(files, access("127.0.0.1", (), token))
-            server.run(app, sock, "closing the page", "the page is closed; both files are as they were")
+            server.run(app, sock, "closing the page", "the page is closed; both files are unchanged")

@@ -21,7 +21,7 @@ from zoomseg.cluster.worker import Job, Preparation, Reply, segment_scan
 from zoomseg.core.errors import ScanError, ZoomSegError
 from zoomseg.inference.batch import Failed
 from zoomseg.inference.journal import Journal, Run
-from zoomseg.inference.outputs import failure
+from zoomseg.inference.outputs import failure, seen_from
 from zoomseg.io.files import reason_of
 from zoomseg.io.scans import ScanInput
 
@@ -237,6 +237,9 @@ class _Work:
         if reply.shipped is not None:
             run, entry, files = reply.shipped
             files.write(self.out)
+            if entry.done:  # the worker had the scan in a folder of its own
+                place = {"scan": seen_from(self.out, scan.paths)}
+                entry = entry.model_copy(update={"account": entry.account | place})
             self._journal(run).append(entry)
         self._settle(reply)
 

@@ -19,6 +19,7 @@ from zoomseg.inference import journal
 from zoomseg.inference.batch import LABELS_ALONE, ExtraOutputs
 from zoomseg.inference.gather import Gathered, gather
 from zoomseg.inference.journal import STARTED_FORMAT
+from zoomseg.inference.load import with_less_overlap
 from zoomseg.inference.outputs import Wanted, header
 from zoomseg.io import bundle, digests
 from zoomseg.io.bundle import Bundle
@@ -45,6 +46,7 @@ class Request:
     max_ram: int | Literal["free"] = "free"
     max_vram: int | None = None
     any_scan: bool = False
+    overlap: float | None = None
     ship: bool = False
     resume: bool = False
 
@@ -80,6 +82,8 @@ def predict(
     out = out.absolute()
     names = [part for model in request.models for part in bundle.models_in(model)]
     models = [bundle.load(name) for name in names]
+    if request.overlap is not None:
+        models = [with_less_overlap(model, request.overlap) for model in models]
     wanted = _wanted(models[0], request)
     wanted.prepare(scans, out)
     job = replace(_job(out, request, names, wanted, len(scans), notes), max_ram=_room(address, request))
@@ -125,6 +129,7 @@ def _job(
         max_ram=request.max_ram,
         max_vram=request.max_vram,
         any_scan=request.any_scan,
+        overlap=request.overlap,
         scans=scans,
         notes=tuple(notes),
         started=time.strftime(STARTED_FORMAT, time.gmtime()),

@@ -17,7 +17,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from zoomseg.cluster.shipping import Files, ShippedScan
 from zoomseg.core.errors import OutputError, ZoomSegError
-from zoomseg.inference import batch, journal
+from zoomseg.inference import batch, journal, result_page
 from zoomseg.inference.batch import ExtraOutputs, Failed, Outcome
 from zoomseg.inference.journal import Entry, Run
 from zoomseg.inference.load import load_predictor
@@ -43,6 +43,7 @@ class Job:
     max_ram: int | Literal["free"]
     max_vram: int | None
     any_scan: bool
+    overlap: float | None
     scans: int
     notes: tuple[str, ...]
     started: str
@@ -143,7 +144,9 @@ def _sent_back(job: Job, shipped: ShippedScan, place: Path) -> Reply:
             entry = journal.read(out)[shipped.id].entry
     finally:
         recorder.close()
-    files = Files.of(out, [out / name for name, digest in entry.files.items() if digest is not None])
+    results = [out / name for name, digest in entry.files.items() if digest is not None]
+    pictures = [path for path in (out / result_page.FOLDER).rglob("*") if path.is_file()]
+    files = Files.of(out, [*pictures, *results])
     return replace(reply, shipped=(recorder.run, entry, files))
 
 
@@ -166,6 +169,7 @@ def _predictor(job: Job) -> tuple[Predictor, Wanted]:
         max_vram=job.max_vram,
         any_scan=job.any_scan,
         backend=job.backend,
+        overlap=job.overlap,
     )
     return predictor, Wanted.of(predictor.bundle, job.organs, job.beside)
 

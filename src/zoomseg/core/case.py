@@ -1,4 +1,4 @@
-"""A case (one patient's scan, perhaps labelled) and what a finished stage says about it."""
+"""A case (a scan, possibly labelled) and the prediction of a finished stage."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from zoomseg.core.volume import LabelMap, Volume
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One scan. ``annotated`` names the labels that were drawn in it; None means all of them. ``modality`` is
-    DICOM's word for how it was made, where its files say it, and ``notes`` what the user should know of how
-    they became a volume."""
+    """A scan. ``annotated`` names the labels annotated in it; None means all of them. ``modality`` is
+    the DICOM modality if the files state it, and ``notes`` describe how the files were read."""
 
     id: str
     image: Volume
@@ -32,9 +31,9 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class StagePrediction:
-    """A finished stage's answer: probabilities ``[1 + len(labels), I, J, K]`` (channel 0 = background)
-    on ``grid`` (the box of the stage grid that the stage computed), the region it answered for, and
-    the stage that said so. Outside ``grid`` the prior is background."""
+    """The prediction of a finished stage: probabilities ``[1 + len(labels), I, J, K]`` (channel 0 is
+    background) on ``grid`` (the computed box of the stage's grid), the region for which they are valid, and
+    the name of the stage. Outside ``grid``, the prior is background."""
 
     probabilities: Array
     grid: Grid
@@ -49,12 +48,12 @@ class StagePrediction:
 
     @property
     def answered(self) -> Mask:
-        """Bool mask ``[I, J, K]``: the voxels of ``grid`` that belong to the region. Tiles reach beyond
-        it, but what they say there was never asked, and need not be any good."""
+        """Bool mask ``[I, J, K]``: the voxels of ``grid`` that belong to the region. Tiles extend beyond it,
+        but their predictions there are not valid."""
         return self.region.on(self.grid).mask_in(self.grid.box)
 
     def beside(self, array: Array) -> StagePrediction:
-        """With its probabilities of the same library and on the same device as an array."""
+        """A copy whose probabilities belong to the same library and device as an array."""
         return replace(self, probabilities=beside(self.probabilities, array))
 
     def channel(self, label: str) -> int:

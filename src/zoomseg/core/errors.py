@@ -1,4 +1,4 @@
-"""Errors a user can act on: what came, what was allowed, what to do next."""
+"""Errors on which a user can act: what was given, what is allowed, what to do."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 INTERRUPTED = 130
-"""Exit code of a command that was asked to stop, as shells have it after Ctrl-C."""
+"""Exit code of an interrupted command, as in shells after Ctrl-C."""
 
 
 LONGEST = 2000
-"""Characters of an error's line; of longer ones the middle goes."""
+"""Maximum number of characters of an error message; the middle of longer ones is omitted."""
 
 NAMED_AT_MOST = 5
 
 
 def quoted(text: object, longest: int = 100) -> str:
-    """Something that came from outside as an error names it: in one line, without control characters, and
-    no longer than ``longest`` characters, which cost the middle."""
+    """External text for an error message: in one line, without control characters, and with the middle
+    omitted if it is longer than ``longest`` characters."""
     line = "".join(c if c.isprintable() else " " for c in str(text))
     if len(line) <= longest:
         return line
@@ -28,16 +28,16 @@ def quoted(text: object, longest: int = 100) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first of these names, and how many more there are."""
+    """The first of these names, and the number of the others."""
     more = len(names) - NAMED_AT_MOST
     return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 class ZoomSegError(Exception):
-    """Base of every error that is shown to the user as one line, whatever names from files are in it."""
+    """Base class of the errors that are shown to the user as a single line."""
 
     exit_code = 2
-    """What the command ends with."""
+    """Exit code of the command."""
 
     def __init__(self, message: str) -> None:
         super().__init__(quoted(message, LONGEST))
@@ -52,15 +52,15 @@ class ScanError(ZoomSegError):
 
 
 class DatasetError(ZoomSegError):
-    """A data set folder is not laid out as expected, or its contents contradict each other."""
+    """A data set folder has an unexpected layout, or its contents are contradictory."""
 
 
 class ModelError(ZoomSegError):
-    """A model folder is incomplete, damaged or made for other data."""
+    """A model folder is incomplete or damaged, or the model is for other data."""
 
 
 class GeometryError(ZoomSegError):
-    """Two grids that must agree do not, or a grid cannot exist."""
+    """Two grids differ that must be equal, or a grid is invalid."""
 
 
 class LabelError(ZoomSegError):
@@ -72,12 +72,12 @@ class OutputError(ZoomSegError):
 
 
 class TrainingError(ZoomSegError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 class MemoryLimitError(ZoomSegError):
-    """Something does not fit into the memory that the user allows, or that there is; ``needed`` bytes would
-    have to be allowed."""
+    """Something exceeds the memory limit or the available memory; ``needed`` is the required number of
+    bytes."""
 
     def __init__(self, message: str, needed: int) -> None:
         super().__init__(message)

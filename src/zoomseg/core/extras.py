@@ -15,6 +15,7 @@ EXTRAS = {
     "atlas": ("ants",),
     "dicom-extra": ("gdcm",),
     "cluster": ("distributed",),
+    "pacs": ("dicomweb_client", "prometheus_client", "pynetdicom"),
 }
 """Extra -> the modules that come with it."""
 

@@ -131,7 +131,7 @@ class Grid:
 
     @property
     def extent_mm(self) -> Vector3:
-        """Size of the field of view, outer voxel faces included."""
+        """Size of the field of view, including the outer voxel faces."""
         n, s = self.shape, self.spacing_mm
         return (n[0] * s[0], n[1] * s[1], n[2] * s[2])
 
@@ -160,17 +160,17 @@ class Grid:
         return out
 
     def crop(self, box: Box) -> Grid:
-        """The grid of a box of this grid; a box that reaches outside extends the lattice."""
+        """The grid of a box of this grid; a box that extends outside continues the lattice."""
         affine = self.affine.copy()
         affine[:3, 3] = self.world(box.start)
         return Grid(box.shape, affine)
 
     def with_shape(self, shape: Index3) -> Grid:
-        """Same field of view, other number of voxels."""
+        """A grid with the same field of view and another number of voxels."""
         return self._rescaled(shape, np.array(self.shape) / np.array(shape, dtype=np.float64))
 
     def with_spacing(self, spacing_mm: Vector3) -> Grid:
-        """Exactly this spacing, same first corner, just enough voxels to cover the field of view."""
+        """A grid with exactly this spacing and the same first corner, which covers the field of view."""
         factors = np.array(spacing_mm, dtype=np.float64) / np.array(self.spacing_mm)
         if not np.isfinite(factors).all() or factors.min() <= 0:
             raise GeometryError(f"spacing must be positive, got {spacing_mm}")
@@ -199,8 +199,8 @@ class Grid:
         return Box(tuple(start.tolist()), tuple(np.maximum(stop, start + 1).tolist()))
 
     def box_mm(self, start: npt.ArrayLike, stop: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """Lowest and highest world coordinates ``[..., 3]`` of boxes ``[..., 3]`` of voxel indices, their
-        voxels' outer faces included; on an oblique grid, those of the boxes' corners."""
+        """Lowest and highest world coordinates ``[..., 3]`` of boxes ``[..., 3]`` of voxel indices, including
+        the outer faces of their voxels; on an oblique grid, those of the boxes' corners."""
         ends = np.stack([np.asarray(start) - 0.5, np.asarray(stop) - 0.5])
         corners = np.stack(
             [[ends[bit][..., a] for a, bit in enumerate(bits)] for bits in np.ndindex(2, 2, 2)]
@@ -209,7 +209,7 @@ class Grid:
         return world.min(axis=0), world.max(axis=0)
 
     def sides_at_end(self, start: npt.ArrayLike, stop: npt.ArrayLike) -> Sides:
-        """At which of the grid's sides a box of voxel indices ends, by canonical axes."""
+        """The sides of the grid at which a box of voxel indices ends, by canonical axes."""
         turned = Orientation.to_canonical(self)
         at_start = np.asarray(start) <= 0
         at_stop = np.asarray(stop) >= self.shape
@@ -220,7 +220,7 @@ class Grid:
         return sides[0], sides[1], sides[2]
 
     def distance_mm(self, other: Grid) -> float:
-        """Largest distance between equal indices of two grids of one shape; infinite if shapes differ."""
+        """Largest distance between voxels of equal index in two grids; infinite if their shapes differ."""
         if self.shape != other.shape:
             return math.inf
         corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.shape) - 1)

@@ -30,9 +30,9 @@ among them (torchrun, timeout) passes it on."""
 
 Handler = Callable[[int, FrameType | None], None]
 
-STOPPING = "stopping; what is finished is kept"
-GO_ON = "the same command goes on from here"
-SAVING = "stopping after this step; what was learned is saved, and --resume goes on from there"
+STOPPING = "stopping; finished results are kept"
+GO_ON = "the same command resumes from here"
+SAVING = "stopping after this step; the state is saved, and --resume continues from it"
 
 
 class InterruptedWorkError(ZoomSegError):
@@ -172,7 +172,7 @@ def _answer(wakeups: int) -> None:
             _say(f"zoomseg: {_command.asked or _command.answers[-1]}. Press Ctrl-C again to end immediately")
             _command.answered.set()
         elif now - first > ONE_WISH_SECONDS:
-            _say("zoomseg: ended at once")
+            _say("zoomseg: stopped immediately")
             if sys.stderr.isatty():  # a progress display may have hidden the cursor
                 _say("\x1b[?25h", end="")
             os._exit(INTERRUPTED)

@@ -13,7 +13,7 @@ from zoomseg.core.sides import doubtful_pairs, has_side, mirror_name, name_meani
 
 BACKGROUND = "background"
 IGNORE = 255
-"""Class index of voxels that neither train nor score (outside the scan, not annotated)."""
+"""Class index of voxels that are excluded from training and evaluation."""
 
 MAX_CLASSES = 254
 MAX_VALUE = 2**31 - 1
@@ -27,7 +27,7 @@ _PIECE_VALUES = 1 << 20
 class LabelSchema:
     """Foreground labels in class order. Class index 0 is background, ``names[c - 1]`` is class c.
 
-    ``values`` are what label files hold; they need not be consecutive. Value 0 is background.
+    ``values`` are the values in label files; they need not be consecutive. Value 0 is background.
 
     Raises:
         LabelError: duplicate or empty names; values that are not distinct or not in 1..MAX_VALUE;
@@ -64,7 +64,7 @@ class LabelSchema:
 
     @property
     def classes(self) -> int:
-        """Number of classes, background included."""
+        """Number of classes, including background."""
         return len(self.names) + 1
 
     @property
@@ -84,20 +84,20 @@ class LabelSchema:
 
     @property
     def doubtful(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of labels that may be the left and the right one, though no word says so (``LK``, ``RK``)."""
+        """Pairs of labels that may be left and right, but do not state it in words (``LK``, ``RK``)."""
         return doubtful_pairs(self.names)
 
     @property
     def unpaired(self) -> tuple[str, ...]:
-        """Labels that name a side but have no counterpart here, or may name one (``doubtful``): mirroring an
-        image would make them lie."""
+        """Labels that name a side without counterpart in the schema, or may name one (``doubtful``): they
+        would be wrong in a mirrored image."""
         paired = {name for pair in self.pairs for name in pair}
         doubtful = {name for pair in self.doubtful for name in pair}
         return tuple(n for n in self.names if n in doubtful or (n not in paired and has_side(n)))
 
     @property
     def unnamed(self) -> tuple[str, ...]:
-        """Labels whose name says nothing but a number: ``label_1``, ``3``."""
+        """Labels whose name is only a number: ``label_1``, ``3``."""
         return tuple(n for n in self.names if all(t.isdigit() or t in _COUNTED for t in name_tokens(n)))
 
     def class_of(self, name: str) -> int:
@@ -106,8 +106,8 @@ class LabelSchema:
         return self.names.index(name) + 1
 
     def find(self, name: str) -> str | None:
-        """The label that ``name`` means in another spelling: case, separators, the order of words and how the
-        side is spelled do not matter (``right_kidney``, ``Kidney_R``); None if there is none."""
+        """The label with the meaning of ``name``, regardless of case, separators, the order of words and the
+        spelling of the side (``right_kidney``, ``Kidney_R``); None if there is none."""
         if name in self.names:
             return name
         wanted = name_meaning(name)
@@ -131,7 +131,7 @@ class LabelSchema:
         """File values to class indices (uint8, same shape).
 
         Raises:
-            LabelError: a value that the schema does not know.
+            LabelError: a value is not in the schema.
         """
         order = np.argsort(np.abs(values.strides))[::-1]  # as they lie in memory
         turned = values.transpose(order)

@@ -54,6 +54,11 @@ def without_islands(mask: Mask, below: float) -> Mask:
     return found.those(found.voxels >= below * found.voxels.max(initial=0))
 
 
+def filled(mask: Mask) -> Mask:
+    """``mask [I, J, K]`` with what it encloses: what cannot be reached from its border over faces."""
+    return ~reaching_border(~mask)
+
+
 def filled_by_slice(mask: Mask) -> Mask:
     """``mask [I, J, K]`` with what lies within it in each slice across K: what cannot be reached from the
     slice's border over faces."""
@@ -78,10 +83,10 @@ def dilated_by_cube(mask: Mask, steps: int) -> Mask:
 
 
 def reaching_border(mask: Mask) -> Mask:
-    """Of ``mask [I, J]``, the parts connected over faces that touch its border."""
+    """Of ``mask [I, J]`` or ``[I, J, K]``, the parts connected over faces that touch its border."""
     padded = np.pad(mask, 1, constant_values=True)  # joins all of them
-    parts = cc3d.connected_components(padded, connectivity=4)
-    outer: Mask = parts[1:-1, 1:-1] == parts[0, 0]
+    parts = cc3d.connected_components(padded, connectivity=4 if mask.ndim == 2 else 6)
+    outer: Mask = parts[(slice(1, -1),) * mask.ndim] == parts.flat[0]
     return outer
 
 

@@ -66,7 +66,7 @@ class Region:
         voxel that belongs. The box covers the old one, so nothing is cut."""
         box = grid.box_of(self.grid, self.box).intersect(grid.box)
         if box.empty:
-            raise GeometryError("the region does not meet the grid it is asked for on")
+            raise GeometryError("the region does not overlap the requested grid")
         if self.mask is None:
             return Region(grid, box)
         padded = self.grid.crop(self.box)

@@ -68,7 +68,7 @@ def stitch(stations: Sequence[Case]) -> tuple[Volume, tuple[Match, ...]]:
         MemoryLimitError: the joined scan does not fit into memory.
     """
     if len(stations) < 2:
-        raise ScanError(f"there is nothing to join: {len(stations)} station was found, it takes two or more")
+        raise ScanError(f"nothing to join: {len(stations)} station was found, and at least two are needed")
     for other in stations[1:]:
         _check_alike(stations[0], other)
     first = stations[0].image.grid
@@ -93,7 +93,9 @@ def _check_alike(first: Case, other: Case) -> None:
         counts = f"{first.image.channels} and {other.image.channels}"
         raise ScanError(f"{names} have {counts} channels; all stations must have the same")
     if first.modality != other.modality and None not in (first.modality, other.modality):
-        raise ScanError(f"{names} are {first.modality} and {other.modality}; give stations of one scan")
+        raise ScanError(
+            f"{names} are {first.modality} and {other.modality}; all stations must be of one scan"
+        )
     turned = np.linalg.inv(_directions(_canonical(first).grid)) @ _directions(_canonical(other).grid)
     if np.abs(turned - np.eye(3)).max() > DIRECTION_TOLERANCE:
         raise ScanError(f"{names} differ in orientation: their axes are not parallel")
@@ -198,11 +200,11 @@ def _fit(own: Float32Array, theirs: Float32Array, name: str, other: str) -> tupl
     names = f"stations {quoted(name)} and {quoted(other)}"
     spread_x, spread_y = float(x.std()), float(y.std())
     if min(spread_x, spread_y) == 0:
-        raise ScanError(f"{names}: one intensity fills their overlap, which leaves nothing to match")
+        raise ScanError(f"{names}: their overlap has a constant intensity, so intensities cannot be matched")
     correlation = float(((x - x.mean()) * (y - y.mean())).mean()) / (spread_x * spread_y)
     if correlation < LEAST_CORRELATION:
         raise ScanError(
-            f"{names} do not agree where they overlap (correlation {correlation:.2f}); are they of one "
+            f"{names} differ where they overlap (correlation {correlation:.2f}); are they of one "
             "channel and one patient?"
         )
     gain = spread_y / spread_x

@@ -218,6 +218,22 @@ def normalised(logs: Array) -> Array:
     return out
 
 
+def overlapping(logs: Array) -> Array:
+    """Probabilities of the label that stays, of logarithms ``[C, ...]`` of which each, less the first one's,
+    is the log-odds of a label: the last label that a voxel has stays, and labels are taken to be independent.
+    """
+    xp = namespace(logs)
+    out = xp.empty_like(logs)
+    left: Array = xp.ones_like(logs[0, ...])
+    for c in range(logs.shape[0] - 1, 0, -1):
+        odds = xp.exp(xp.clip(logs[0, ...] - logs[c, ...], max=-LOWEST_LOG))
+        share = 1 / (1 + odds)
+        out[c, ...] = left * share
+        left = left * (1 - share)
+    out[0, ...] = left
+    return out
+
+
 class TileAggregator:
     """Weighted mean of overlapping tiles' probabilities ``[C, ...]`` over ``box``, or of their logarithms,
     for tiles that come in the order of their first k. No more planes are held than a tile has.
@@ -244,9 +260,9 @@ class TileAggregator:
         self._sum = zeros_beside((classes, *held), weights)
         self._weight = zeros_beside(held, weights)
 
-    def add(self, tile: Tile, probabilities: Array) -> None:
+    def add(self, tile: Tile, probabilities: Array, logs: bool = False) -> None:
         """``probabilities`` has the shape of ``tile.inner``; what falls outside what is asked is
-        dropped.
+        dropped. With ``logs``, their logarithms are added up.
 
         Raises:
             GeometryError: another shape, which would be pasted in the wrong place; or planes that were
@@ -274,7 +290,7 @@ class TileAggregator:
         for total, answer in zip(
             self._sum[(slice(None), *here)], probabilities[(slice(None), *there)], strict=True
         ):
-            total += answer * weights
+            total += (logarithms(answer) if logs else answer) * weights
         self._weight[here] += weights
 
     def take(self, stop: int | None = None) -> Iterator[Array]:

@@ -25,7 +25,7 @@ def _reorient(data: Array, orientation: Orientation) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """Intensities ``[C, I, J, K]`` on a grid: numpy, or of a scan that is being segmented on a GPU torch."""
+    """Intensities ``[C, I, J, K]`` on a grid: a numpy array, or a torch tensor during prediction on a GPU."""
 
     data: Array
     grid: Grid
@@ -51,7 +51,7 @@ class Volume:
 class LabelMap:
     """Class indices ``[I, J, K]`` (uint8, 0 = background) on a grid, with the schema that names them.
 
-    Class indices are not file values: ``schema.decode`` gives those. Never interpolated linearly.
+    Class indices are not file values, which ``schema.decode`` returns. They are never interpolated linearly.
     """
 
     data: npt.NDArray[np.uint8]

@@ -83,9 +83,9 @@ def _apart(dataset: Dataset) -> Iterator[Advice]:
     if len(alike) < 2:
         return
     found = (
-        f"{quoted(alike[0])} to {quoted(alike[-1])} are called like channels of one case, but each has labels"
+        f"{quoted(alike[0])} to {quoted(alike[-1])} are named like channels of one case, but each has labels"
     )
-    todo = "each is a case here, while 'zoomseg predict' would take them for channels: give them other names"
+    todo = "each is a case here, while 'zoomseg predict' would read them as channels: rename them"
     yield Advice("channel_names", found, todo)
 
 
@@ -100,8 +100,8 @@ def _units(dataset: Dataset, units: Sequence[Hounsfield]) -> Iterator[Advice]:
     which = " and ".join(f"channel {c} ('{quoted(names[c])}')" for c in ct)
     cases = sum(all(case[c] for c in ct) for case in whole)
     found = (
-        f"{which}: numbers are spread like Hounsfield units in {cases} of {len(whole)} cases, but it is not "
-        "called CT, so each scan is normalised by itself"
+        f"{which}: values are distributed like Hounsfield units in {cases} of {len(whole)} cases, but it is "
+        "not called CT, so each scan is normalised separately"
     )
     written = {str(c): "CT" if c in ct else name for c, name in names.items()}
     yield Advice("channel_names", found, f"if it is CT, {_line(dataset.root, 'channel_names', written)}")
@@ -120,7 +120,8 @@ def _labels(dataset: Dataset) -> Iterator[Advice]:
     some = ", ".join(quoted(name) for name in schema.unnamed[:SHOWN])
     more = f" and {len(unnamed) - SHOWN} more" if len(unnamed) > SHOWN else ""
     found = (
-        f"{some}{more}: no name of an organ, so nobody can tell left from right, and patches are not mirrored"
+        f"{some}{more}: no name of an organ, so left and right cannot be distinguished, and patches are not "
+        "mirrored"
     )
     rest = ", and so on" if len(values) > SHOWN else ""
     yield Advice("label_names", found, f"{_line(dataset.root, 'labels', written)}{rest}")
@@ -130,7 +131,9 @@ def _sides(dataset: Dataset) -> Iterator[Advice]:
     """Labels that may be left and right ones."""
     for left, right in dataset.schema.doubtful:
         found = f"'{left}' and '{right}' may be the left and the right one, so patches are not mirrored"
-        todo = "if they are, say it in their names (left ..., right ...): swapped sides are then found, too"
+        todo = (
+            "if they are, use left and right in their names, which also allows swapped sides to be detected"
+        )
         yield Advice("side_names", found, todo)
 
 

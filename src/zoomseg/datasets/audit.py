@@ -376,7 +376,7 @@ def _sides(facts: Iterable[_Facts]) -> list[Finding]:
     if mirrored:
         message = (
             f"in {reversed_} of {len(clear)} organ pairs the left one lies on the patient's right: "
-            "the names or the orientation of the whole data set seem mirrored"
+            "the names or the orientation of the whole data set appear to be mirrored"
         )
         findings.append(Finding("", "warning", "left_right", message))
     for case, (left, right), offset in clear:

@@ -79,7 +79,7 @@ class Survey:
         try:
             return LabelSchema.consecutive(spellings.most_common(1)[0][0] for spellings in often)
         except LabelError as error:
-            message = f"{self.root}: {error}; delete structures that are not to be learned"
+            message = f"{self.root}: {error}; delete structures that should not be learned"
             raise DatasetError(message) from error
 
     @property
@@ -137,7 +137,7 @@ def survey(root: Path, on_progress: Callable[[str], None] | None = None) -> Surv
     for index, objects in sorted(drawn_on.items()):
         stack = found.stacks[index]
         if None in stack.series.slices:
-            what = "its slices are missing or uneven, and nothing was drawn between them"
+            what = "its slices are missing or uneven, and nothing is annotated between them"
             problems.append(f"{ids[index]}: {what}; export the whole series")
             continue
         structures, wrong = _drawn(objects, stack)
@@ -195,7 +195,7 @@ def _drawn(objects: Iterable[Other], stack: Stack) -> tuple[Structures, list[str
         for meaning, drawing in _drawings(path, structures).items():
             first = agreed.setdefault(meaning, drawing)
             if not np.array_equal(first.voxels, drawing.voxels):
-                what = f"'{drawing.name}' is drawn differently in {first.path}"
+                what = f"'{drawing.name}' is annotated differently in {first.path}"
                 disputed[meaning] = f"{path}: {what}; used from neither, keep one of them"
     voxels = {drawing.name: drawing.voxels for m, drawing in agreed.items() if m not in disputed}
     return Structures(stack.series.grid, voxels, tuple(notes)), [*problems, *disputed.values()]
@@ -247,7 +247,9 @@ def convert(found: Survey, out: Path, on_progress: Callable[[str], None] | None 
         except (ScanError, LabelError) as error:
             problems.append(f"{case.id}: {error}")
         else:
-            notes += [f"{case.id}: '{name}' lies wholly under other structures; left out" for name in hidden]
+            notes += [
+                f"{case.id}: '{name}' is completely covered by other structures; left out" for name in hidden
+            ]
         if on_progress is not None:
             on_progress(case.id)
     if not annotated:

@@ -151,7 +151,16 @@ def open_dataset(path: Path) -> Dataset:
             return _open_plain(root, description)
     except (LabelError, ScanError) as error:
         raise DatasetError(str(error)) from error
-    raise DatasetError(f"{root}: not a data set; {LAYOUTS}")
+    raise DatasetError(f"{root}: not a data set; {_meant(root) or LAYOUTS}")
+
+
+def _meant(root: Path) -> str:
+    """What to give instead of a folder inside a data set; empty where it is none."""
+    here = Path(os.path.abspath(root))
+    inside = here.name in ("images", "labels", "imagesTr", "labelsTr", "imagesTs", "labelsTs")
+    beside = any(os.path.isdir(here.parent / name) for name in ("images", "imagesTr"))
+    meant = root.parent if len(root.parts) > 1 else here.parent
+    return f"did you mean {meant}?" if inside and beside else ""
 
 
 def _has_folder(root: Path, name: str) -> bool:
@@ -192,6 +201,26 @@ def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] 
         return None
     schema = _parse_schema(path, description)
     return schema, _parse_annotated(path, description, schema)
+
+
+def read_labels_by_case(path: Path) -> dict[str, LabelSchema]:
+    """The schemas of those label files beside a ``run.json`` that were written by other runs, with other
+    labels; by case id.
+
+    Raises:
+        DatasetError: unreadable, or labels that make no sense.
+    """
+    cases = read_json(path).get("cases")
+    runs = {
+        case: account.get("run")
+        for case, account in (cases.items() if isinstance(cases, dict) else ())
+        if isinstance(account, dict)
+    }
+    return {
+        case: _parse_schema(path, run)
+        for case, run in runs.items()
+        if isinstance(run, dict) and "labels" in run
+    }
 
 
 def read_description(root: Path) -> dict[str, Any] | None:
@@ -343,7 +372,7 @@ def _inside(root: Path, relative: object) -> Path:
         raise DatasetError(f"{where}: no file can have the name '{quoted(relative)}'; it is too long")
     normal = os.path.normpath(relative)
     if os.path.isabs(normal) or normal.split(os.sep)[0] in (os.pardir, os.curdir):
-        raise DatasetError(f"{where}: path '{quoted(relative)}' leads out of the data set folder")
+        raise DatasetError(f"{where}: path '{quoted(relative)}' leaves the data set folder")
     return root / normal
 
 
@@ -410,7 +439,8 @@ def _parse_schema(where: Path, description: Mapping[str, Any]) -> LabelSchema:
         _check_name(where, name, "a label")
     if "ignore" in names:
         raise DatasetError(
-            f"{where}: an 'ignore' label is not supported; list the drawn labels of each case under 'cases'"
+            f"{where}: an 'ignore' label is not supported; list the annotated labels of each case under "
+            "'cases'"
         )
     groups = _parse_groups(where, description.get("groups", {}), names)
     try:

@@ -543,7 +543,7 @@ def _description(cases: int) -> dict[str, object]:
     names_values = zip(PHANTOM_SCHEMA.names, PHANTOM_SCHEMA.values, strict=True)
     return {
         "name": "Phantom torso CT",
-        "description": "Made-up patients; for trying out software, not for science or care.",
+        "description": "Synthetic patients, for testing software; not for research or clinical use.",
         "channel_names": {"0": "CT"},
         "labels": {"background": 0} | dict(names_values),
         "groups": {name: list(members) for name, members in PHANTOM_SCHEMA.groups.items()},

@@ -37,7 +37,7 @@ class Attribution:
 
     region_recall: float
     """Share of the reference's voxels in the region of the stage that answers; NaN if the reference lacks
-    the organ."""
+    the organ, or the stage looks everywhere."""
     lost_coarse: float
     """Dice lost by missed voxels outside the region, if the stage that placed it did not find the organ."""
     lost_region: float
@@ -52,6 +52,8 @@ NOTHING = Attribution(math.nan, math.nan, math.nan, math.nan, math.nan)
 """Of what is not known."""
 
 LOSSES = ("lost_coarse", "lost_region", "lost_boundary", "lost_elsewhere")
+OF_REGIONS = ("lost_coarse", "lost_region")
+"""Those that only a stage with a region can have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +78,7 @@ def attribute(prediction: Mask, reference: Mask, spacing_mm: Vector3, place: Pla
     if not prediction.shape == reference.shape == region.shape:
         shapes = f"{prediction.shape}, {reference.shape} and {region.shape}"
         raise GeometryError(f"prediction, reference and region differ in shape: {shapes}")
-    drawn = int(np.count_nonzero(reference))
-    total = int(np.count_nonzero(prediction)) + drawn
+    total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
     if total == 0:
         return NOTHING
     wrong = prediction ^ reference
@@ -87,12 +88,19 @@ def attribute(prediction: Mask, reference: Mask, spacing_mm: Vector3, place: Pla
     if (prediction & reference).any():  # what was not found at all has no boundary to be wrong at
         near = _count_near_surface(rest, reference, spacing_mm, _reach_mm(spacing_mm, place.spacing_mm))
     return Attribution(
-        region_recall=int(np.count_nonzero(reference & region)) / drawn if drawn else math.nan,
+        region_recall=_recall(reference, place.region),
         lost_coarse=0.0 if place.found else outside / total,
         lost_region=outside / total if place.found else 0.0,
         lost_boundary=near / total,
         lost_elsewhere=(others - near) / total,
     )
+
+
+def _recall(reference: Mask, region: Mask | None) -> float:
+    drawn = int(np.count_nonzero(reference))
+    if region is None or drawn == 0:
+        return math.nan
+    return int(np.count_nonzero(reference & region)) / drawn
 
 
 def _reach_mm(spacing_mm: Vector3, stage_mm: Vector3) -> Vector3:

@@ -14,12 +14,16 @@ import numpy as np
 from scipy import optimize
 
 from zoomseg.evaluation.result import Evaluation
-from zoomseg.inference.confidence import MOST, FloatArray, logistic, logit
+from zoomseg.inference.confidence import MOST, FloatArray, estimated_dice, logistic, logit
 from zoomseg.io.calibration import Calibration
 
 _SLOPE_PRECISION = 2.0
 _ORGAN_PRECISION = 2.0
 """Of the normal priors of the slope, around 1, and of each organ's own offset, around 0."""
+_TAIL = 0.05
+"""Share of organs below, and above, a 90 % interval."""
+_PARTS = 10
+"""Into so many parts, or fewer, cases are divided; each part's residuals come from a fit to the others."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,30 @@ def calibrate(known: Sequence[Scored]) -> Calibration | None:
     """
     if not known:
         return None
+    return _fitted(known).model_copy(update={"residuals": _residuals(known)})
+
+
+def _residuals(known: Sequence[Scored]) -> tuple[float, float] | None:
+    """Split-conformal bounds (Lei et al. 2018, J Am Stat Assoc 113:1094-1111), of either tail by itself, by
+    cross-validation; None if the organs are too few for their outermost to bound the tails."""
+    cases = sorted({k.case for k in known})
+    off: list[float] = []
+    for part in range(min(_PARTS, len(cases))):
+        left_out = set(cases[part::_PARTS])
+        others = [k for k in known if k.case not in left_out]
+        if not others:
+            return None
+        found, own = _fitted(others), [k for k in known if k.case in left_out]
+        expected = [estimated_dice({k.organ: k.promised}, found)[k.organ] for k in own]
+        off += (logit([k.dice for k in own]) - logit(expected)).tolist()
+    rank = math.ceil((len(off) + 1) * (1 - _TAIL))
+    if rank > len(off):
+        return None
+    off.sort()
+    return min(0.0, off[-rank]), max(0.0, off[rank - 1])
+
+
+def _fitted(known: Sequence[Scored]) -> Calibration:
     organs = sorted({k.organ for k in known})
     own = np.array([[k.organ == organ for organ in organs] for k in known], dtype=np.float64)
     table = np.column_stack([np.ones(len(known)), logit([k.promised for k in known]), own])

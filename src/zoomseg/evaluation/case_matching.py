@@ -14,7 +14,8 @@ from zoomseg.core.errors import DatasetError, ScanError, listed, quoted
 from zoomseg.core.geometry import Orientation
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.datasets.layouts import Dataset, open_dataset, read_labelling
+from zoomseg.datasets.layouts import Dataset, open_dataset, read_labelling, read_labels_by_case
+from zoomseg.evaluation.provenance import read_scans
 from zoomseg.io.scans import (
     check_same_grid,
     files_by_case,
@@ -30,13 +31,15 @@ LABELLING_FILES = ("labels.json", "dataset.json", "run.json")
 
 @dataclass(frozen=True)
 class Pair:
-    """One case's files. ``organs`` are those to be scored in it; ``images`` is empty if none is known."""
+    """One case's files. ``organs`` are those to be scored in it; ``images`` is empty if none is known;
+    ``labels`` is the prediction's schema, where that is not its folder's."""
 
     id: str
     prediction: Path
     reference: Path
     organs: tuple[str, ...]
     images: tuple[Path, ...] = ()
+    labels: LabelSchema | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Pairs:
             ScanError: a file cannot be used, or the two do not lie on one grid.
             LabelError: a label value that the file's schema does not know.
         """
-        prediction = _canonical(read_labels(pair.prediction, self.predicted))
+        prediction = _canonical(read_labels(pair.prediction, pair.labels or self.predicted))
         reference = _canonical(read_labels(pair.reference, self.drawn))
         check_same_grid(reference.grid, prediction.grid, pair.reference, pair.prediction)
         return LabelMap(self._translate(prediction), reference.grid, self.drawn), reference
@@ -76,11 +79,11 @@ class Pairs:
 
     def _translate(self, labels: LabelMap) -> AnyNumpy:
         """The prediction's class indices to those of the reference's schema, by name."""
-        if self.predicted.names == self.drawn.names:
+        if labels.schema.names == self.drawn.names:
             return labels.data
         table = np.zeros(256, dtype=np.uint8)
-        for name in self.organs:
-            table[self.predicted.class_of(name)] = self.drawn.class_of(name)
+        for name in set(self.organs).intersection(labels.schema.names):
+            table[labels.schema.class_of(name)] = self.drawn.class_of(name)
         return table[labels.data]
 
 
@@ -98,7 +101,8 @@ def find_pairs(
         reference: a folder of label files or a data set.
         schema: of the references; by default what their ``dataset.json`` or ``labels.json`` says, or
             what the predictions' does, or ``label_<value>`` for every value found.
-        images: where scans for the pictures are; by default the data set's own.
+        images: where scans for the pictures are; by default the data set's own, or those that the
+            predictions' ``run.json`` names.
 
     Raises:
         DatasetError: no such folder, no match, or no organ that both sides know.
@@ -116,33 +120,36 @@ def find_pairs(
         )
     if not ids:
         raise DatasetError(
-            f"{predictions}: none of its {len(predicted_files)} label files is named like one of the "
+            f"{predictions}: none of its {len(predicted_files)} label files has the name of one of the "
             f"{len(source.files)} references"
         )
     drawn = schema or source.schema or (predicted[0] if predicted else None)
     drawn = drawn or _schema_of([f for case in ids for f in (predicted_files[case], source.files[case])])
     known = predicted[0] if predicted else drawn
-    organs = tuple(name for name in drawn.names if name in known.names)
+    others = _other_labels(predictions)
+    schemas = {case: others.get(case, known) for case in ids}
+    organs = tuple(name for name in drawn.names if any(name in own.names for own in schemas.values()))
     if not organs:
         raise DatasetError(
             f"{predictions}: has labels {listed(known.names)}, the reference has {listed(drawn.names)}; "
             "none is in both"
         )
-    scans = _scans(images) if images is not None else source.images
+    scans = _scans(images) if images is not None else {**read_scans(predictions), **source.images}
     pairs = [
         Pair(
             case,
             predicted_files[case],
             source.files[case],
-            tuple(n for n in organs if n in source.annotated.get(case, organs)),
+            tuple(n for n in organs if n in source.annotated.get(case, organs) and n in schemas[case].names),
             scans.get(case, ()),
+            others.get(case),
         )
         for case in ids
     ]
     warnings = (
         *unmatched("no reference for", set(predicted_files) - set(ids)),
         *unmatched("no prediction for", set(source.files) - set(ids)),
-        *unmatched("not scored, as the predictions do not know", set(drawn.names) - set(organs)),
+        *unmatched("not scored, as the predictions do not include", set(drawn.names) - set(organs)),
     )
     return Pairs(tuple(pairs), known, drawn, organs, warnings)
 
@@ -226,6 +233,12 @@ def _labelling(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | 
             if found is not None:
                 return found
     return None
+
+
+def _other_labels(folder: Path) -> dict[str, LabelSchema]:
+    """The schemas of label files whose labels are not the folder's."""
+    file = folder / "run.json"
+    return read_labels_by_case(file) if file.is_file() else {}
 
 
 def _scans(images: Path | Dataset) -> dict[str, tuple[Path, ...]]:

@@ -21,10 +21,10 @@ from scipy.special import ndtr, ndtri
 from zoomseg.core.errors import DatasetError
 from zoomseg.evaluation.case_matching import unmatched
 from zoomseg.evaluation.figures import Interval, differences_by_organ
-from zoomseg.evaluation.html_report import p_value, page, signed
 from zoomseg.evaluation.result import METRICS, Evaluation
 from zoomseg.evaluation.saved import read_scores
 from zoomseg.evaluation.tolerances import FLARE22
+from zoomseg.inference.html_page import p_value, page, signed
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
 
 LEAST_PAIRS = 6
@@ -369,6 +369,7 @@ def html(comparisons: Sequence[Comparison], sides: Mapping[str, str]) -> str:
     """``compare.html``: one file with everything in it. Whatever comes from names and paths is escaped."""
     metric = comparisons[0].metric
     return page(
+        "zoomseg.evaluation",
         "compare.html",
         sides,
         comparisons=comparisons,

@@ -10,26 +10,30 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoomseg.anatomy.organ_names import organ_words
 from zoomseg.core.errors import DatasetError, ScanError, ZoomSegError
+from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.region import bounding_box
+from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.attribution import LOSSES, NOTHING, attribute_case, read_region
 from zoomseg.evaluation.case_matching import Pair, Pairs, find_pairs, unmatched
-from zoomseg.evaluation.figures import overlay, without_figures
+from zoomseg.evaluation.figures import OrganView, overlay, without_figures
 from zoomseg.evaluation.flare_efficiency import write_efficiency
-from zoomseg.evaluation.html_report import Picture, render
-from zoomseg.evaluation.metrics import OrganScore, score
+from zoomseg.evaluation.html_report import CasePictures, Picture, render
+from zoomseg.evaluation.metrics import OrganScore, farthest_point, score
 from zoomseg.evaluation.provenance import read_measures, read_origin
 from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
 from zoomseg.evaluation.tolerances import FLARE22, FLARE22_ORGANS, Tolerances
 from zoomseg.inference import stage_outputs
 from zoomseg.inference.batch import why
+from zoomseg.inference.organ_pictures import centre_of_all, overview, window_of
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
-from zoomseg.io.scans import header_notes_by_case
+from zoomseg.io.scans import header_notes_by_case, read_grid
 
 SCORES = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml")
 COLUMNS = ("case", "organ", *SCORES, "region_recall", *LOSSES)
@@ -39,6 +43,11 @@ THREADS = 2
 of them wait for each other; then processes are faster."""
 
 PICTURED_CASES = 6
+"""So many of the worst cases have their worst organ drawn,"""
+PICTURED_DISTANCES = 4
+"""and so many organs are drawn for the distance of their surfaces."""
+SHOWN_CASES = 24
+"""So many cases have all their organs shown."""
 
 FLARE22_DIGITS = 4
 """The challenge's script rounds to these."""
@@ -70,7 +79,8 @@ def evaluate(
         tolerance_mm: how far apart surfaces may be and still agree in the NSD; or each organ's own, of which
             those that the table lacks have no NSD.
         schema: of the references, if no ``dataset.json`` or ``labels.json`` lies beside them.
-        images: a folder or data set of scans to draw the contours on; by default the reference's own.
+        images: a folder or data set of scans to draw the contours on; by default the reference's own, or
+            those that the predictions' ``run.json`` names.
         training_log: the ``metrics.csv`` of the training that the report shall show.
         provenance: what else the report shall say about where the predictions come from.
         workers: processes that score, each a case at a time; None: ``THREADS`` of this one.
@@ -121,8 +131,7 @@ def write_all(
     write_json_atomic(out / "summary.json", evaluation.as_json())
     if evaluation.tolerances.name == FLARE22:
         write_flare(out / "DSC_NSD.csv", evaluation)
-    pictures = [] if without_figures() else _pictures(evaluation, pairs)
-    page = render(evaluation, pictures, training_log, provenance, recipe)
+    page = render(evaluation, _pictures(evaluation, pairs), training_log, provenance, recipe)
     write_text_atomic(out / "report.html", page)
 
 
@@ -176,7 +185,7 @@ def _without_stages(pairs: Pairs) -> list[str]:
     """A warning if stages were kept of some cases only."""
     without = {pair.id for pair in pairs.pairs if _stages_of(pair) is None}
     some = len(without) < len(pairs.pairs)
-    return unmatched("errors not attributed, as their stages were not kept", without if some else set())
+    return unmatched("errors not attributed, as stages were not kept", without if some else set())
 
 
 def _without_tolerance(rules: Tolerances, organs: Sequence[str]) -> list[str]:
@@ -232,35 +241,71 @@ def _score_case(pairs: Pairs, pair: Pair, rules: Tolerances) -> CaseResult | Fai
         return Failure(pair.id, f"{pair.prediction}: {why(error)}")
 
 
-def _pictures(evaluation: Evaluation, pairs: Pairs) -> list[Picture]:
-    """The worst organ of each of the worst cases, worst first."""
+def _pictured(evaluation: Evaluation) -> list[tuple[CaseResult, list[OrganScore]]]:
+    """The worst cases by mean Dice, worst first, with the organs to draw: of the first ones their worst, and
+    wherever they are those whose surfaces lie farthest apart."""
+    scored = sorted((c for c in evaluation.cases if c.worst is not None), key=lambda case: case.mean_dice)
+    chosen: dict[str, list[OrganScore]] = {
+        case.id: [case.worst] for case in scored[:PICTURED_CASES] if case.worst is not None
+    }
+    finite = [(c.id, s) for c in scored for s in c.scores if math.isfinite(s.hd95_mm)]
+    for case, organ in sorted(finite, key=lambda item: -item[1].hd95_mm)[:PICTURED_DISTANCES]:
+        own = chosen.setdefault(case, [])
+        own += [organ] if organ not in own else []
+    return [(c, chosen.get(c.id, [])) for n, c in enumerate(scored) if n < SHOWN_CASES or c.id in chosen]
+
+
+def _pictures(evaluation: Evaluation, pairs: Pairs) -> list[CasePictures]:
     by_id = {pair.id: pair for pair in pairs.pairs}
-    scored = [(case, worst) for case in evaluation.cases if (worst := case.worst) is not None]
-    scored.sort(key=lambda item: item[0].mean_dice)
-    return [_picture(case, worst, pairs, by_id[case.id]) for case, worst in scored[:PICTURED_CASES]]
+    return [_drawn(case, organs, pairs, by_id[case.id]) for case, organs in _pictured(evaluation)]
 
 
-def _picture(case: CaseResult, worst: OrganScore, pairs: Pairs, pair: Pair) -> Picture:
+def _drawn(case: CaseResult, organs: Sequence[OrganScore], pairs: Pairs, pair: Pair) -> CasePictures:
     prediction, reference = pairs.load(pair)
-    image, region, notes = None, None, []
+    image, notes = None, []
     try:
         image = pairs.load_image(pair, reference)
     except ZoomSegError as error:
-        notes.append(f"Drawn without the scan: {error}")
+        notes.append(f"Shown without the scan: {error}")
+    stored = read_grid(pair.reference)
+    scene = _Scene(pairs, pair, prediction, reference, image, stored)
+    at = centre_of_all((reference if reference.data.any() else prediction).data)
+    drawn, found = (overview(image, labels, stored, at) for labels in (reference, prediction))
+    contours = () if without_figures() else tuple(_contours(scene, organ) for organ in organs)
+    return CasePictures(case, drawn.jpeg, found.jpeg, drawn.where, contours, " ".join(notes))
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """What there is to draw of a case: canonical, and the grid that the reference is stored on."""
+
+    pairs: Pairs
+    pair: Pair
+    prediction: LabelMap
+    reference: LabelMap
+    image: Volume | None
+    stored: Grid
+
+
+def _contours(scene: _Scene, organ: OrganScore) -> Picture:
+    region, note, grid = None, "", scene.reference.grid
     try:
-        if (stages := _stages_of(pair)) is not None:
-            region = read_region(stages, case.id, worst.organ, reference.grid)
+        if (stages := _stages_of(scene.pair)) is not None:
+            region = read_region(stages, scene.pair.id, organ.organ, grid)
     except ZoomSegError as error:
-        notes.append(f"Drawn without the region: {error}")
-    c = pairs.drawn.class_of(worst.organ)
-    png = overlay(
-        image.data[0] if image is not None else None,
-        prediction.data == c,
-        reference.data == c,
-        reference.grid.spacing_mm,
-        region,
-    )
-    return Picture(case, worst, png, " ".join(notes))
+        note = f"Shown without the region: {error}"
+    c = scene.pairs.drawn.class_of(organ.organ)
+    prediction, reference = scene.prediction.data == c, scene.reference.data == c
+    farthest = None
+    if math.isfinite(organ.hd95_mm):
+        box = (bounding_box(prediction | reference) or grid.box).slices
+        near = farthest_point(prediction[box], reference[box], grid.spacing_mm)
+        i, j, k = (inside + part.start for inside, part in zip(near.voxel, box, strict=True))
+        farthest = replace(near, voxel=(i, j, k))
+    image = None if scene.image is None else scene.image.data[0]
+    window = None if image is None else window_of(image)
+    view = OrganView(prediction, reference, grid, scene.stored, image, window, region, farthest)
+    return Picture(organ, overlay(view), note)
 
 
 def write_metrics(path: Path, evaluation: Evaluation) -> None:

@@ -7,7 +7,7 @@ imported by what draws, as the base installation has none.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.extras import how_to_install, installed
-from zoomseg.core.geometry import Index3, Vector3
+from zoomseg.core.geometry import Grid, Index3, Vector3
+from zoomseg.evaluation.metrics import FarthestPoint
+from zoomseg.inference.organ_pictures import PLANES, Plane, Range, Window, bar_mm, centre_of, slice_name
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Mask = npt.NDArray[np.bool_]
+_Draw = Callable[["Axes", Mask, Mask, tuple[float, float]], None]
 
 REFERENCE_COLOUR = "#3fc1f2"
 PREDICTION_COLOUR = "#ff9d2e"
 AGREEMENT_COLOUR = "#e6ebef"
 REGION_COLOUR = "#f26d8d"
+MARK_COLOUR = "#f2d16b"
 _INK = "#1d2733"
 _MUTED = "#66727f"
 _ACCENT = "#1f6f8b"
@@ -40,34 +44,11 @@ CONTEXT_MM = 25.0
 SMALLEST_VIEW_MM = 90.0
 
 
-@dataclass(frozen=True)
-class _Plane:
-    """A slice through a RAS+ array as a radiologist looks at it: patient's right on the image's left,
-    anterior on the left of a sagittal slice, head or front up."""
-
-    name: str
-    across: int
-    """Array axis that the slice is taken from."""
-    horizontal: int
-    vertical: int
-    mirrored: bool
-    """Whether the horizontal axis runs from right to left on the screen."""
-    edges: str
-    """Patient directions at the left, right, top and bottom edge."""
-
-
-PLANES = (
-    _Plane("axial", 2, 0, 1, True, "RLAP"),
-    _Plane("coronal", 1, 0, 2, True, "RLSI"),
-    _Plane("sagittal", 0, 1, 2, True, "APSI"),
-)
-
-
 def without_figures() -> tuple[str, ...]:
     """Why nothing can be drawn here; nothing where it can."""
     if installed("matplotlib"):
         return ()
-    return (f"no pictures, as matplotlib is not installed: {how_to_install('matplotlib')}",)
+    return (f"no plots and contours, as matplotlib is not installed: {how_to_install('matplotlib')}",)
 
 
 def _figure(width: float, height: float, **options: Any) -> Figure:
@@ -90,53 +71,93 @@ def _png(figure: Figure, dpi: int) -> bytes:
 # --- contours in three planes ---------------------------------------------------------------------
 
 
-def overlay(
-    image: npt.NDArray[np.floating[Any]] | None,
-    prediction: Mask,
-    reference: Mask,
-    spacing_mm: Vector3,
-    region: Mask | None = None,
-) -> bytes:
-    """Contours (above) and difference (below) of one organ in three planes through its centre.
+@dataclass(frozen=True, eq=False)
+class OrganView:
+    """One organ of one case, all ``[I, J, K]`` on one RAS+ grid; prediction or reference is not empty."""
 
-    Arrays are ``[I, J, K]`` on one RAS+ grid; prediction or reference is not empty. Without an image the
-    contours are drawn on black. ``region``: where the stage that answers for the organ looked.
-    """
-    centre = _centre(reference if reference.any() else prediction)
-    window = _window(_in_planes(prediction | reference, centre), spacing_mm)
-    figure = _figure(12, 8.5, facecolor=_DARK)
+    prediction: Mask
+    reference: Mask
+    grid: Grid
+    stored: Grid | None = None
+    """As in ``organ_pictures.slice_name``."""
+    image: npt.NDArray[Any] | None = None
+    window: Window | None = None
+    """Of the image, in every panel."""
+    region: Mask | None = None
+    """Where the stage that answers for the organ looked."""
+    farthest: FarthestPoint | None = None
+    """Where the surfaces are farthest apart."""
+
+    def slice_name(self, plane: Plane, at: int) -> str:
+        return slice_name(plane, at, self.grid, self.stored)
+
+
+def overlay(view: OrganView) -> bytes:
+    """Contours, and below them the difference, of one organ in three planes through its centre; below these
+    contours in the planes through the farthest point, if there is one. Without an image, contours are drawn
+    on black."""
+    shown = view.reference if view.reference.any() else view.prediction
+    centre = centre_of(shown)
+    rows: list[tuple[Index3, _Draw]] = [(centre, _draw_contours), (centre, _draw_difference)]
+    if view.farthest is not None:
+        rows.append((view.farthest.voxel, _draw_contours))
+    figure = _figure(12, 0.9 + 3.9 * len(rows), facecolor=_DARK)
     # Room for the titles above, the legend below and the letters of direction around each panel.
     axes = figure.subplots(
-        2,
+        len(rows),
         3,
-        gridspec_kw={"left": 0.03, "right": 0.97, "top": 0.95, "bottom": 0.08, "wspace": 0.1, "hspace": 0.1},
-    )
-    for column, plane in enumerate(PLANES):
-        at = centre[plane.across]
-        slices = [_slice(a, plane, at) for a in (prediction, reference)]
-        grey = None if image is None else _slice(image, plane, at)
-        view = (window[plane.horizontal], window[plane.vertical])
-        spacing = (spacing_mm[plane.horizontal], spacing_mm[plane.vertical])
-        for row, draw in enumerate((_draw_contours, _draw_difference)):
-            panel: Axes = axes[row][column]
-            _prepare(panel, plane, view)
-            _draw_image(panel, grey, slices[0].shape, spacing, view)
-            draw(panel, slices[0], slices[1], spacing)
-            if region is not None:
-                _contour(panel, _slice(region, plane, at), spacing, REGION_COLOUR, "dashed")
-        axes[0][column].set_title(plane.name, color="#c9d2da", fontsize=12, pad=8)
-    _legend(figure, region is not None)
+        squeeze=False,
+        gridspec_kw={
+            "left": 0.03, "right": 0.97, "top": 1 - 0.4 / figure.get_figheight(),
+            "bottom": 0.6 / figure.get_figheight(), "wspace": 0.1, "hspace": 0.14,
+        },
+    )  # fmt: skip
+    for panels, (at, draw) in zip(axes, rows, strict=True):
+        for panel, plane in zip(panels, PLANES, strict=True):
+            _draw_panel(panel, view, plane, at, draw)
+    if view.farthest is not None:
+        for panel, plane in zip(axes[-1], PLANES, strict=True):
+            _mark(panel, plane, view.farthest, view.grid.spacing_mm)
+    _legend(figure, view.region is not None, view.farthest)
     return _png(figure, dpi=100)
 
 
-def _centre(mask: Mask) -> Index3:
-    """On each axis, the slice that halves the mask's voxels: unlike the mean, it always meets the mask."""
-    found = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        below = np.cumsum(np.count_nonzero(mask, axis=others))
-        found.append(int(np.searchsorted(below, below[-1] / 2)))
-    return (found[0], found[1], found[2])
+def _draw_panel(panel: Axes, view: OrganView, plane: Plane, at: Index3, draw: _Draw) -> None:
+    spacing_mm, here = view.grid.spacing_mm, at[plane.across]
+    sides = _window(_in_planes(view.prediction | view.reference, at), spacing_mm)
+    seen = (sides[plane.horizontal], sides[plane.vertical])
+    spacing = (spacing_mm[plane.horizontal], spacing_mm[plane.vertical])
+    _prepare(panel, plane, seen)
+    if view.image is not None and view.window is not None:
+        _draw_image(panel, plane.slice(view.image, here), view.window, spacing)
+    draw(panel, plane.slice(view.prediction, here), plane.slice(view.reference, here), spacing)
+    if view.region is not None:
+        _contour(panel, plane.slice(view.region, here), spacing, REGION_COLOUR, "dashed")
+    _scale_bar(panel, seen)
+    panel.set_title(view.slice_name(plane, here), color="#c9d2da", fontsize=11, pad=6)
+
+
+def _scale_bar(panel: Axes, seen: tuple[Range, Range]) -> None:
+    """Below on the left, where the horizontal axis has its highest numbers."""
+    from matplotlib.patheffects import withStroke
+
+    (low, high), (bottom, top) = seen
+    mm, edge = bar_mm(high - low), 0.05 * (high - low)
+    outline = [withStroke(linewidth=3.5, foreground="black")]
+    y = bottom + 0.05 * (top - bottom)
+    panel.plot((high - edge, high - edge - mm), (y, y), color="white", linewidth=2, path_effects=outline)
+    panel.annotate(
+        f"{mm} mm", (high - edge, y), (0, 3), textcoords="offset points", color="white", fontsize=10,
+        path_effects=[withStroke(linewidth=2.5, foreground="black")],
+    )  # fmt: skip
+
+
+def _mark(panel: Axes, plane: Plane, point: FarthestPoint, spacing_mm: Vector3) -> None:
+    """A ring around the farthest point."""
+    x, y = ((point.voxel[a] + 0.5) * spacing_mm[a] for a in (plane.horizontal, plane.vertical))
+    panel.plot(
+        x, y, "o", markersize=16, markerfacecolor="none", markeredgecolor=MARK_COLOUR, markeredgewidth=2
+    )
 
 
 def _in_planes(mask: Mask, at: Index3) -> Mask:
@@ -166,13 +187,7 @@ def _window(mask: Mask, spacing_mm: Vector3) -> list[tuple[float, float]]:
     return out
 
 
-def _slice(array: npt.NDArray[Any], plane: _Plane, at: int) -> npt.NDArray[Any]:
-    """``[horizontal, vertical]``; the remaining axes are in the right order for every plane."""
-    out: npt.NDArray[Any] = array.take(at, axis=plane.across)
-    return out
-
-
-def _prepare(panel: Axes, plane: _Plane, view: tuple[tuple[float, float], tuple[float, float]]) -> None:
+def _prepare(panel: Axes, plane: Plane, seen: tuple[Range, Range]) -> None:
     from matplotlib.patheffects import withStroke
 
     panel.set_facecolor("black")
@@ -180,8 +195,8 @@ def _prepare(panel: Axes, plane: _Plane, view: tuple[tuple[float, float], tuple[
     panel.set_yticks([])
     for spine in panel.spines.values():
         spine.set_visible(False)
-    panel.set_xlim(*(reversed(view[0]) if plane.mirrored else view[0]))
-    panel.set_ylim(*view[1])
+    panel.set_xlim(*reversed(seen[0]))
+    panel.set_ylim(*seen[1])
     panel.set_aspect("equal", anchor="N")
     panel.set_autoscale_on(False)
     places = (
@@ -202,22 +217,10 @@ def _extent(shape: tuple[int, ...], spacing: tuple[float, float]) -> tuple[float
     return (0.0, shape[0] * spacing[0], 0.0, shape[1] * spacing[1])
 
 
-def _draw_image(
-    panel: Axes,
-    grey: npt.NDArray[Any] | None,
-    shape: tuple[int, ...],
-    spacing: tuple[float, float],
-    view: tuple[tuple[float, float], tuple[float, float]],
-) -> None:
-    if grey is None:
-        return
-    inside = [
-        slice(int(a / s), max(int(a / s) + 1, round(b / s))) for (a, b), s in zip(view, spacing, strict=True)
-    ]
-    low, high = np.percentile(grey[inside[0], inside[1]], (1, 99))
+def _draw_image(panel: Axes, grey: npt.NDArray[Any], window: Window, spacing: tuple[float, float]) -> None:
     panel.imshow(
-        grey.T, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower",
-        extent=_extent(shape, spacing), interpolation="bilinear", aspect="equal",
+        grey.T, cmap="gray", vmin=window.low, vmax=window.high, origin="lower",
+        extent=_extent(grey.shape, spacing), interpolation="bilinear", aspect="equal",
     )  # fmt: skip
 
 
@@ -249,17 +252,23 @@ def _draw_difference(panel: Axes, prediction: Mask, reference: Mask, spacing: tu
     )  # fmt: skip
 
 
-def _legend(figure: Figure, region: bool) -> None:
+def _legend(figure: Figure, region: bool, farthest: FarthestPoint | None) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     entries: list[Artist] = [
-        Patch(color=REFERENCE_COLOUR, label="reference (below: missed)"),
-        Patch(color=PREDICTION_COLOUR, label="prediction (below: too much)"),
-        Patch(color=AGREEMENT_COLOUR, alpha=0.6, label="below: both"),
+        Patch(color=REFERENCE_COLOUR, label="reference (difference: false negative)"),
+        Patch(color=PREDICTION_COLOUR, label="prediction (difference: false positive)"),
+        Patch(color=AGREEMENT_COLOUR, alpha=0.6, label="difference: both"),
     ]
     if region:
-        entries.append(Line2D([], [], color=REGION_COLOUR, linestyle="dashed", label="region looked at"))
+        entries.append(Line2D([], [], color=REGION_COLOUR, linestyle="dashed", label="region of the stage"))
+    if farthest is not None:
+        label = f"farthest apart: {farthest.distance_mm:.1f} mm"
+        entries.append(
+            Line2D([], [], color="none", marker="o", markerfacecolor="none", markeredgecolor=MARK_COLOUR,
+                   markersize=10, label=label)
+        )  # fmt: skip
     figure.legend(
         handles=entries,
         loc="lower center",

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import importlib.metadata
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from zoomseg.core.errors import DatasetError
-from zoomseg.evaluation.attribution import BOUNDARY_MM, LOSSES
+from zoomseg.evaluation.attribution import BOUNDARY_MM, LOSSES, OF_REGIONS
 from zoomseg.evaluation.figures import (
     Curve,
     dice_by_organ,
@@ -26,9 +19,9 @@ from zoomseg.evaluation.figures import (
 )
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation
+from zoomseg.inference.html_page import page
 
 MAX_LOG_BYTES = 64 * 1024**2
-_NOTHING = "\N{EN DASH}"
 
 
 PARTS = {
@@ -42,17 +35,29 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """The worst organ of a case, drawn; ``note`` says what is particular about the drawing."""
+    """An organ's contours; ``note`` says what is particular about the drawing."""
 
-    case: CaseResult
     organ: OrganScore
     png: bytes
     note: str = ""
 
 
+@dataclass(frozen=True)
+class CasePictures:
+    """All organs of a case as they are in the reference and in the prediction (JPEG), on the slices
+    ``where``, and the contours of some."""
+
+    case: CaseResult
+    reference: bytes
+    prediction: bytes
+    where: str
+    organs: tuple[Picture, ...] = ()
+    note: str = ""
+
+
 def render(
     evaluation: Evaluation,
-    pictures: Sequence[Picture],
+    pictures: Sequence[CasePictures],
     training_log: Path | None = None,
     provenance: Mapping[str, object] | None = None,
     recipe: str = "",
@@ -67,6 +72,7 @@ def render(
     curves = read_curves(training_log) if training_log is not None else []
     drawn = not without_figures()
     return page(
+        "zoomseg.evaluation",
         "report.html",
         provenance or {},
         evaluation=evaluation,
@@ -74,6 +80,7 @@ def render(
         rows=evaluation.summary,
         dice_plot=dice_by_organ(dice) if drawn else None,
         loss_plot=_loss_plot(evaluation) if drawn and evaluation.attributed else None,
+        with_regions=evaluation.with_regions,
         boundary_mm=BOUNDARY_MM,
         pictures=pictures,
         training_plot=training_curves(curves) if drawn and curves else None,
@@ -81,61 +88,15 @@ def render(
     )
 
 
-def page(template: str, provenance: Mapping[str, object], **content: object) -> str:
-    """A template of this package filled in, with what made it and when. Whatever is text is escaped."""
-    about = {
-        "made by": f"ZoomSeg {importlib.metadata.version('zoomseg')}",
-        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        **provenance,
-    }
-    told = {key: _text(value) for key, value in about.items()}
-    return environment("zoomseg.evaluation").get_template(template).render(provenance=told, **content)
-
-
-def environment(package: str) -> Environment:
-    """For the templates of a package: whatever is filled in is escaped, and must be there."""
-    made = Environment(
-        loader=PackageLoader(package),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {"number": number, "signed": signed, "p_value": p_value, "png": _data_uri}
-    return made
-
-
 def _loss_plot(evaluation: Evaluation) -> bytes:
-    rows = evaluation.summary
-    return losses_by_organ({row.organ: [getattr(row, loss) for loss in LOSSES] for row in rows}, PARTS)
-
-
-def number(value: float, digits: int) -> str:
-    """A number for readers: a dash for what does not exist, a sign for infinity."""
-    if math.isnan(value):
-        return _NOTHING
-    return "∞" if math.isinf(value) else f"{value:,.{digits}f}"
-
-
-def signed(value: float, digits: int) -> str:
-    """As ``number``, with a sign unless it rounds to zero."""
-    text = number(abs(value), digits)
-    if not math.isfinite(value) or not any(c in "123456789" for c in text):
-        return text
-    return ("\N{MINUS SIGN}" if value < 0 else "+") + text
-
-
-def p_value(value: float) -> str:
-    """A p-value for readers: a dash for what was not tested."""
-    return "< 0.001" if value < 0.001 else number(value, 3)
-
-
-def _data_uri(png: bytes) -> Markup:
-    return Markup("data:image/png;base64," + base64.b64encode(png).decode("ascii"))
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    """Of one-stage models only what they can lose."""
+    shown = {
+        part: (loss, colour)
+        for loss, (part, colour) in zip(LOSSES, PARTS.items(), strict=True)
+        if evaluation.with_regions or loss not in OF_REGIONS
+    }
+    lost = {row.organ: [getattr(row, loss) for loss, _ in shown.values()] for row in evaluation.summary}
+    return losses_by_organ(lost, {part: colour for part, (_, colour) in shown.items()})
 
 
 def read_curves(training_log: Path) -> list[Curve]:

@@ -1,4 +1,4 @@
-"""How well two label maps agree: Dice, surface Dice (NSD), HD95, ASSD and volumes.
+"""Agreement of two label maps: Dice, surface Dice (NSD), HD95, ASSD and volumes.
 
 Definitions are those of Nikolov et al., "Deep learning to achieve clinically applicable segmentation
 of head and neck anatomy for radiotherapy" (2018), and of the ``surface-distance`` package that came
@@ -14,7 +14,7 @@ at infinite distance. Rules that differ by organ are those of ``evaluation.toler
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from itertools import product
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.errors import GeometryError
-from zoomseg.core.geometry import Box, Grid, Vector3
+from zoomseg.core.geometry import Box, Grid, Index3, Vector3
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.core.region import class_boxes
 from zoomseg.evaluation.tolerances import OrganRule, Tolerances
@@ -55,7 +55,7 @@ STEPS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class OrganScore:
-    """One organ of one case; distances are NaN if neither map has it, infinite if only one has."""
+    """Scores of an organ in a case; distances are NaN if neither map has it, infinite if only one has."""
 
     organ: str
     dice: float
@@ -76,7 +76,7 @@ class OrganScore:
 
 @dataclass(frozen=True)
 class SurfaceAgreement:
-    """How two surfaces agree: NSD (share of both surfaces within the tolerance), HD95, ASSD."""
+    """Agreement of two surfaces: NSD (share of both surfaces within the tolerance), HD95, ASSD."""
 
     nsd: float
     hd95_mm: float
@@ -180,6 +180,47 @@ def surface_agreement(a: Mask, b: Mask, spacing_mm: Vector3, tolerance_mm: float
         hd95_mm=max(_percentile(distance_ab, area_ab), _percentile(distance_ba, area_ba)),
         assd_mm=float(sum(means)) / 2,
     )
+
+
+@dataclass(frozen=True)
+class FarthestPoint:
+    """Where two surfaces are farthest apart: a voxel at the surface of the mask that reaches there, and how
+    far the other mask's surface is from it."""
+
+    voxel: Index3
+    distance_mm: float
+
+
+def farthest_point(a: Mask, b: Mask, spacing_mm: Vector3) -> FarthestPoint:
+    """The point behind the Hausdorff distance of two masks ``[I, J, K]`` that are both not empty: of the
+    direction whose HD95 is the larger one, the surface element farthest from the other surface.
+
+    Raises:
+        GeometryError: a mask is empty.
+    """
+    if not (a.any() and b.any()):
+        raise GeometryError("surface distances need two masks that are not empty")
+    areas = surface_areas(spacing_mm)
+    of_a, of_b = _Surface.of(a, areas), _Surface.of(b, areas)
+    found: list[tuple[float, float, Index3]] = []
+    for mask, source, target in ((a, of_a, of_b), (b, of_b, of_a)):
+        distance = distance_to(target.mask, source.elements, spacing_mm)
+        order = np.lexsort((source.areas_mm2, distance))
+        worst = int(np.argmax(distance))
+        corner = np.unravel_index(int(source.elements[worst]), source.mask.shape)
+        percentile = _percentile(distance[order], source.areas_mm2[order])
+        found.append((percentile, float(distance[worst]), _voxel_at(mask, corner)))
+    _, distance_mm, voxel = max(found, key=lambda one: one[:2])
+    return FarthestPoint(voxel, distance_mm)
+
+
+def _voxel_at(mask: Mask, corner: Sequence[int | np.intp]) -> Index3:
+    """A voxel of the mask that touches a voxel corner ``[I+1, J+1, K+1]``."""
+    steps = product((0, 1), repeat=3)
+    near = (tuple(int(c) - d for c, d in zip(corner, step, strict=True)) for step in steps)
+    there = (v for v in near if all(0 <= i < n for i, n in zip(v, mask.shape, strict=True)))
+    i, j, k = next(v for v in there if mask[v])
+    return (i, j, k)
 
 
 def neighbour_codes(mask: Mask) -> Codes:

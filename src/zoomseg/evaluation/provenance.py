@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,20 @@ def read_measures(predictions: Path) -> dict[str, dict[str, float]]:
     cases = _run_of(predictions).get("cases")
     found = {case: _measures(own) for case, own in cases.items()} if isinstance(cases, dict) else {}
     return {case: own for case, own in found.items() if own}
+
+
+def read_scans(predictions: Path) -> dict[str, tuple[Path, ...]]:
+    """The files that each case was predicted from, by ``run.json``, where all of them are still there."""
+    cases = _run_of(predictions).get("cases")
+    named = {case: _paths(own, predictions) for case, own in cases.items()} if isinstance(cases, dict) else {}
+    return {case: paths for case, paths in named.items() if paths and all(map(os.path.exists, paths))}
+
+
+def _paths(case: object, predictions: Path) -> tuple[Path, ...]:
+    names = case.get("scan") if isinstance(case, dict) else None
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return ()
+    return tuple(predictions / name for name in names)
 
 
 def _measures(case: object) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What an evaluation found: scores by case, and what they say about each organ."""
+"""The result of an evaluation: scores by case, and summaries by organ."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The scores of one case: one per organ that was drawn in it. ``attributions`` are by organ, where it is
-    known what the stages said."""
+    """The scores of a case, one per annotated organ. ``attributions`` are by organ, if the stages were
+    kept."""
 
     id: str
     scores: tuple[OrganScore, ...]
@@ -24,7 +24,7 @@ class CaseResult:
 
     @property
     def mean_dice(self) -> float:
-        """Over the organs that were scored; NaN if there is none."""
+        """Mean over the scored organs; NaN if there is none."""
         return mean(score.dice for score in self.scores)
 
     @property
@@ -33,7 +33,7 @@ class CaseResult:
 
     @property
     def worst(self) -> OrganScore | None:
-        """The organ with the lowest Dice, of equals the largest; None if none was scored."""
+        """The organ with the lowest Dice (of several, the largest); None if none was scored."""
         scored = [s for s in self.scores if not math.isnan(s.dice)]
         return min(scored, key=lambda s: (s.dice, -s.reference_ml - s.volume_ml), default=None)
 
@@ -48,9 +48,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class OrganSummary:
-    """One organ over all cases. ``cases`` counts those in which it was scored; distances are means
-    over the cases in which both have it, region recalls and losses over those whose stages are known. What
-    cannot be computed is NaN."""
+    """An organ over all cases. ``cases`` is the number of cases in which it was scored. Distances are means
+    over the cases in which both maps contain it, region recalls and losses over those whose stages were kept.
+    Undefined values are NaN."""
 
     organ: str
     dice: float
@@ -70,7 +70,7 @@ class OrganSummary:
     """Cases in which only the prediction has the organ."""
     region_recall: float
     region_recall_worst: float
-    """Of all cases."""
+    """Lowest recall of all cases."""
     lost_coarse: float
     lost_region: float
     lost_boundary: float
@@ -79,7 +79,7 @@ class OrganSummary:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that ``evaluate`` found; ``organs`` are in schema order."""
+    """The result of ``evaluate``; ``organs`` are in schema order."""
 
     organs: tuple[str, ...]
     tolerances: Tolerances
@@ -93,17 +93,17 @@ class Evaluation:
 
     @property
     def mean(self) -> dict[str, float]:
-        """Of each metric, the mean over organs of the organs' means."""
+        """Mean of each metric over the means of the organs."""
         rows = self.summary
         return {metric: mean(getattr(row, metric) for row in rows) for metric in METRICS}
 
     def scores_of(self, organ: str) -> list[OrganScore]:
-        """Scores of one organ, in order of the cases, where it was scored."""
+        """Scores of an organ in all cases in which it was scored, in order of the cases."""
         found = (s for case in self.cases for s in case.scores if s.organ == organ)
         return [s for s in found if not math.isnan(s.dice)]
 
     def attributions_of(self, organ: str) -> list[Attribution]:
-        """Of one organ, in order of the cases, where either map has it and its stages are known."""
+        """Attributions of an organ in all cases with kept stages in which either map contains it."""
         found = (case.attributions.get(organ, NOTHING) for case in self.cases)
         return [a for a in found if not math.isnan(a.lost_elsewhere)]
 
@@ -117,11 +117,17 @@ class Evaluation:
 
     @property
     def attributed(self) -> bool:
-        """Whether any case has what its stages said."""
+        """Whether the stages of any case were kept."""
         return any(case.attributions for case in self.cases)
 
+    @property
+    def with_regions(self) -> bool:
+        """Whether any organ was looked for in a region: otherwise no region lost anything."""
+        found = (own.region_recall for case in self.cases for own in case.attributions.values())
+        return any(math.isfinite(recall) for recall in found)
+
     def as_json(self) -> dict[str, object]:
-        """``summary.json``; what cannot be computed is null."""
+        """``summary.json``; undefined values are null."""
         organs = {row.organ: _fields(row) for row in self.summary}
         return {
             "mean": {metric: _or_null(value) for metric, value in self.mean.items()},

@@ -72,7 +72,7 @@ def gather(folders: Sequence[Path], dataset: Dataset, out: Path) -> Evaluation:
     for folder in folders:
         part = read_scores(folder)
         if part is None:
-            raise ScanError(f"{folder}: no scores, or damaged ones; remove the folder and score again")
+            raise ScanError(f"{folder}: no scores, or damaged ones; remove the folder and evaluate again")
         parts.append(part)
         ids = [case.id for case in part.cases] + [failure.case for failure in part.failures]
         found.append(find_pairs(folder / "predictions", dataset.subset(ids), None, None))

@@ -145,7 +145,7 @@ def best(case: Case, recipe: Recipe, device: Device) -> Prediction:
         DatasetError: the case has no labels.
     """
     if case.labels is None:
-        raise DatasetError(f"case {case.id} has no labels, so there is no ceiling")
+        raise DatasetError(f"case {case.id} has no labels, so there is no upper bound")
     reference = case.labels.reoriented(Orientation.to_canonical(case.image.grid))
     atlas_of = None if recipe.atlas is None else atlas_oracle(recipe.atlas)
     return Cascade(recipe, reference.schema, oracle(reference), device, atlas_of).run(case)

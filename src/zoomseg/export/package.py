@@ -47,7 +47,7 @@ if not any(importlib.util.find_spec(name) for name in COMPILERS):
     missing.append(COMPILERS[0])
 if missing:
     names = " ".join(missing)
-    print(f"{{archive.name}}: needs what is not installed; install: pip install {{names}}", file=sys.stderr)
+    print(f"{{archive.name}}: packages are missing; install: pip install {{names}}", file=sys.stderr)
     sys.exit(2)
 
 from zoomseg.export.run import main
@@ -55,7 +55,7 @@ from zoomseg.export.run import main
 sys.exit(main(archive, sys.argv[1:]))
 """
 
-NOTICE = "For research. Not a medical device; not for diagnosis or treatment. Look at every result."
+NOTICE = "For research. Not a medical device; not for diagnosis or treatment. Inspect every result."
 
 
 def export(model: str | Path, path: Path, half: bool = False) -> None:
@@ -76,7 +76,7 @@ def export(model: str | Path, path: Path, half: bool = False) -> None:
     bundle = bundles.load(model)
     refuse(bundle.recipe)
     if path.suffix.lower() != ".zip":
-        raise OutputError(f"{path}: a package is a zip file; give it a name that ends in .zip")
+        raise OutputError(f"{path}: a package is a zip file; use a name that ends in .zip")
     writable_directory(path.parent)
     with _ready(bundle, half) as ready, atomic_path(path) as partial:
         _pack(ready, partial)
@@ -174,7 +174,7 @@ def _add(
 def _readme(bundle: Bundle) -> str:
     recipe, schema = bundle.recipe, bundle.schema
     labels = "\n".join(f"{value:6}  {name}" for name, value in zip(schema.names, schema.values, strict=True))
-    return f"""{recipe.name}: a ZoomSeg model that runs by itself
+    return f"""{recipe.name}: a self-contained ZoomSeg model
 
 {NOTICE}
 Its errors are unknown on scans unlike those it was trained on.

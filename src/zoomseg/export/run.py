@@ -43,7 +43,10 @@ def main(archive: Path, arguments: Sequence[str]) -> int:
         print(f"{archive.name}: {error}", file=sys.stderr)
         return error.exit_code
     except MemoryError:
-        print(f"{archive.name}: the scan does not fit in memory; run it on a larger machine", file=sys.stderr)
+        print(
+            f"{archive.name}: the scan does not fit in memory; use a machine with more memory",
+            file=sys.stderr,
+        )
         return ZoomSegError.exit_code
     except KeyboardInterrupt:
         print(f"{archive.name}: interrupted", file=sys.stderr)
@@ -74,7 +77,7 @@ def _parser(archive: Path) -> argparse.ArgumentParser:
     parser.add_argument(
         "--any-scan",
         action="store_true",
-        help="also segment a scan that is plainly unlike those of the training",
+        help="also segment a scan that clearly differs from the training scans",
     )
     return parser
 
@@ -112,7 +115,7 @@ def _check_names(scans: tuple[Path, ...], out: Path) -> None:
     if not _is_nifti(out):
         raise OutputError(f"{out}: cannot write this format; allowed are {' and '.join(SUFFIXES)}")
     if not out.parent.is_dir():
-        raise OutputError(f"{out}: there is no folder {out.parent}; make it first")
+        raise OutputError(f"{out}: there is no folder {out.parent}; create it first")
 
 
 def _is_nifti(path: Path) -> bool:
@@ -151,7 +154,7 @@ def _check_manifest(files: zipfile.ZipFile) -> None:
 
 def _unpack(files: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
     if entry.compress_type != zipfile.ZIP_STORED:  # nothing gets larger than the package is
-        raise ModelError(f"{entry.filename} is compressed, which none of a model's files is")
+        raise ModelError(f"{entry.filename} is compressed, which is not allowed")
     with files.open(entry) as content, writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as file:

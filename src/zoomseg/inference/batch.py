@@ -81,6 +81,8 @@ class ExtraOutputs:
     probabilities: tuple[str, ...] = ()
     """Organs whose probability maps are wanted (see ``inference.probability_maps``); the stages' answers are
     then held as a whole."""
+    uid_seed: str = ""
+    """What the UIDs of ``dicom`` are made of; at random, if left out."""
 
     @property
     def held(self) -> bool:
@@ -267,7 +269,14 @@ class _Batch:
         began = time.perf_counter()
         scan, result, path = found.scan, found.result, result_path(self.out, found.scan)
         stage_outputs.forget(self.out, scan.id)
-        write_results(self.out, scan, result.labels, self.beside.dicom, self.predictor.bundle.recipe.name)
+        write_results(
+            self.out,
+            scan,
+            result.labels,
+            self.beside.dicom,
+            self.predictor.bundle.recipe.name,
+            self.beside.uid_seed,
+        )
         if self.beside.slicer:
             write_segmentation(segmentation_path(self.out, scan), result.labels, self.organs)
         if self.beside.stages:

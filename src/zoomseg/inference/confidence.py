@@ -55,7 +55,11 @@ def organ_rows_of(
         organ: dice * result.trust * (DOUBTED if organ in doubted else 1.0)
         for organ, dice in estimated.items()
     }
-    return organ_rows(case_id, found, flags, sure)
+    ranges = {
+        organ: (min(low, sure[organ]), high)  # less trust says nothing against a good result
+        for organ, (low, high) in dice_intervals(estimated, calibration).items()
+    }
+    return organ_rows(case_id, found, flags, sure, ranges)
 
 
 def unusual_volumes(found: Mapping[str, OrganMeasurement], domain: TrainingDomain | None) -> tuple[str, ...]:
@@ -78,6 +82,22 @@ def estimated_dice(promised: Mapping[str, float], calibration: Calibration | Non
         own = calibration.offset + calibration.organs.get(organ, 0.0)
         out[organ] = float(logistic(np.array(own + calibration.slope * float(logit([dice])[0]))))
     return out
+
+
+def dice_intervals(
+    estimated: Mapping[str, float], calibration: Calibration | None
+) -> dict[str, tuple[float, float]]:
+    """By organ, in which range the Dice lies nine times in ten; empty where the calibration does not tell."""
+    if calibration is None or calibration.residuals is None:
+        return {}
+    low, high = calibration.residuals
+    return {organ: (_moved(dice, low), _moved(dice, high)) for organ, dice in estimated.items()}
+
+
+def _moved(dice: float, by: float) -> float:
+    """On the scale of logits, on which ``MOST`` and beyond are 1, and the same at the other end."""
+    moved = float(logistic(logit([dice]) + by)[0])
+    return 1.0 if moved >= MOST else 0.0 if moved <= 1 - MOST else moved
 
 
 def logit(shares: Sequence[float]) -> FloatArray:

@@ -37,22 +37,21 @@ class EarlierResults:
 
 
 def of_journal(recorded: Iterable[Recorded], run: Mapping[str, Any]) -> EarlierResults:
-    """Cases of other processes, as these entered them; those that are done, and whose values mean what they
-    mean in ``run``."""
-    alike = [one for one in recorded if one.entry.done and one.run.run["labels"] == run["labels"]]
-    cases = {one.entry.case: of_its_run(one.entry.account, one.run.run, run) for one in alike}
-    return EarlierResults(cases, tuple(row for one in alike for row in one.entry.rows))
+    """Cases of other processes, as these entered them; those that are done."""
+    done = [one for one in recorded if one.entry.done]
+    cases = {one.entry.case: of_its_run(one.entry.account, one.run.run, run) for one in done}
+    return EarlierResults(cases, tuple(row for one in done for row in one.entry.rows))
 
 
 def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
-    """The cases that the account in ``out`` has as done, and whose values mean what they mean in ``run``, the
-    account that is to be written; none where it is damaged, or no account of ours."""
+    """The cases that the account in ``out`` has as done; each says what of ``run``, the account that is to be
+    written, was different when it was made. None where it is damaged, or no account of ours."""
     try:
         before = parse_json(read_file(out / "run.json"))
         rows = read_summary(out / "summary.csv")
     except (OSError, ValueError):
         return EarlierResults()
-    if not isinstance(before, dict) or before.get("labels") != run["labels"]:
+    if not isinstance(before, dict) or not isinstance(before.get("labels"), dict):
         return EarlierResults()
     told = before.get("cases")
     kept = {
@@ -64,7 +63,9 @@ def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
 
 
 def _is_done(account: object) -> bool:
-    return isinstance(account, dict) and account.get("status") == "done"
+    if not isinstance(account, dict) or account.get("status") != "done":
+        return False
+    return isinstance(account.get("run", {}), dict)
 
 
 def _label_map_is_there(out: Path, case: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoomseg.core.errors import OutputError
-from zoomseg.inference import earlier_results, journal
+from zoomseg.inference import earlier_results, journal, result_page
 from zoomseg.inference.batch import Failed, result_name
 from zoomseg.inference.efficiency import of_account, summarise
 from zoomseg.inference.journal import STARTED_FORMAT, Recorded, Run
@@ -32,8 +32,7 @@ class Gathered:
 
 
 def gather(out: Path, order: Sequence[str] = ()) -> Gathered:
-    """Write the account of all that lies in ``out``; processes may go on meanwhile. Cases whose label maps
-    mean something else than the last one's are left out.
+    """Write the account of all that lies in ``out``; processes may go on meanwhile.
 
     Args:
         order: ids of cases; those that are not in it come last, sorted.
@@ -54,12 +53,13 @@ def gather(out: Path, order: Sequence[str] = ()) -> Gathered:
             for one in sorted(
                 found.values(), key=lambda one: (place.get(one.entry.case, len(place)), one.entry.case)
             )
-            if one.run.run["labels"] == last.run["labels"] and _lies_there(out, one)
+            if _lies_there(out, one)
         ]
         run = _together(kept, last)
         rows = tuple(row for one in kept for row in one.entry.rows)
         earlier = earlier_results.read(out, run).besides(run["cases"], out)
         write_account(out, run, earlier, rows)
+        result_page.write(out)
     same = [one for one in kept if one.run.same_results(last)]
     failed = tuple(
         Failed(one.entry.case, str(one.entry.account["error"])) for one in kept if not one.entry.done

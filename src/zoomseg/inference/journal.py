@@ -33,7 +33,7 @@ FOLDER = "journal"
 
 STARTED_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
-OF_A_RUN = ("zoomseg", "recipe", "models", "trained", "device", "precision", "backend", "started")
+OF_A_RUN = ("zoomseg", "recipe", "models", "trained", "device", "precision", "backend", "started", "labels")
 """Keys of ``run.json`` that are kept with an earlier case where they are others than the last run's."""
 
 MAX_LINE_BYTES = 16 * 1024**2

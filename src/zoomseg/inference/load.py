@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from zoomseg.inference.memory_limits import MemoryLimits
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
+from zoomseg.recipe import graph
 
 
 def load_predictor(
@@ -25,6 +27,7 @@ def load_predictor(
     max_vram: int | None = None,
     any_scan: bool = False,
     backend: str = "auto",
+    overlap: float | None = None,
     on_warning: Callable[[str], None] = atlas_priors.warn,
     on_registration: OnRegistration = atlas_priors.ignore_progress,
 ) -> Predictor:
@@ -37,12 +40,14 @@ def load_predictor(
         max_vram: the same of GPU memory.
         any_scan: whether scans that are plainly unlike those of the training are segmented, too.
         backend: what computes the networks: ``auto``, or one of ``backends.choice.BACKENDS``.
+        overlap: the share of themselves that tiles have in common at most, where the models' share more.
         on_warning: is told of every atlas that is dropped, and of a GPU that lies idle.
         on_registration: registration takes many seconds for each atlas.
 
     Raises:
         ModelError: no such model, a damaged one, or models that cannot answer together.
         BackendError: no such backend, it is not installed, or it refuses a network.
+        RecipeError: an overlap that is not below the models'.
         ZoomSegError: no such device.
     """
     first, *others = (bundle.load(part) for model in models for part in bundle.models_in(model))
@@ -54,6 +59,7 @@ def load_predictor(
         max_vram=max_vram,
         any_scan=any_scan,
         backend=backend,
+        overlap=overlap,
         on_warning=on_warning,
         on_registration=on_registration,
     )
@@ -68,10 +74,13 @@ def ready_predictor(
     max_vram: int | None = None,
     any_scan: bool = False,
     backend: str = "auto",
+    overlap: float | None = None,
     on_warning: Callable[[str], None] = atlas_priors.warn,
     on_registration: OnRegistration = atlas_priors.ignore_progress,
 ) -> Predictor:
     """``load_predictor`` of models that are in memory."""
+    if overlap is not None:
+        model, *others = (with_less_overlap(one, overlap) for one in (model, *others))
     name = device if isinstance(device, str) else device.kind
     chosen = choose(backend, name, (model, *others))
     if chosen.note:
@@ -81,3 +90,12 @@ def ready_predictor(
     atlas_of = atlas_priors.of_model(model, on_warning, on_registration)
     limits = MemoryLimits(device, max_ram, max_vram)
     return Predictor(model, device, atlas_of, limits, others, any_scan, chosen.backend)
+
+
+def with_less_overlap(model: Bundle, overlap: float) -> Bundle:
+    """A model whose recipe has tiles overlap less, as in ``load_predictor``.
+
+    Raises:
+        RecipeError: not below the model's.
+    """
+    return replace(model, recipe=graph.with_less_overlap(model.recipe, overlap))

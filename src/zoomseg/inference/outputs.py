@@ -1,5 +1,5 @@
 """What a batch of predictions leaves beside the label maps: ``summary.csv``, ``review.csv``, ``run.json``,
-and names and colours of their values for viewers.
+``report.html``, and names and colours of their values for viewers.
 
 The first three are rewritten after every case: a batch that is stopped keeps the account of what it did. They
 go on listing the label maps of earlier runs, and of others at the same time.
@@ -8,6 +8,7 @@ go on listing the label maps of earlier runs, and of others at the same time.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,7 +19,7 @@ from typing import Any
 
 from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
-from zoomseg.inference import batch, earlier_results, journal, probability_maps
+from zoomseg.inference import batch, earlier_results, journal, probability_maps, result_page
 from zoomseg.inference.batch import (
     LABELS_ALONE,
     ExtraOutputs,
@@ -80,8 +81,8 @@ def segment_to_folder(
     part: Part = ALL,
     on_whole: Callable[[Sequence[str]], None] | None = None,
 ) -> tuple[Failed, ...]:
-    """Segment scans into ``out`` with ``summary.csv``, ``review.csv`` and ``run.json``, which also list what
-    earlier runs left there; the failed ones are returned.
+    """Segment scans into ``out`` with ``summary.csv``, ``review.csv``, ``run.json`` and ``report.html``,
+    which also list what earlier runs left there; the failed ones are returned.
 
     Args:
         on_result: told of every scan that is done with, in order, in the thread that writes.
@@ -135,8 +136,12 @@ def segment_to_folder(
             on_result(outcome)
 
     left = [scan for scan in mine if scan.id not in whole]
-    with closing(recorder):
-        batch.segment(left, out, predictor, settle, wanted.organs, on_progress, ahead, wanted.beside)
+    try:
+        with closing(recorder):
+            batch.segment(left, out, predictor, settle, wanted.organs, on_progress, ahead, wanted.beside)
+    finally:
+        if account is not None and (run["cases"] or whole):
+            result_page.write(out)
     return tuple(failed)
 
 
@@ -228,18 +233,22 @@ class Recorder:
     def _summed_up(self, done: Segmented) -> tuple[Segmented, Entry]:
         """The case with the seconds that this took, and its entry."""
         began = time.perf_counter()
-        wanted, model = self._wanted, self._predictor.bundle
+        out, wanted, model = self._out, self._wanted, self._predictor.bundle
         rows = organ_rows_of(
             done.case, done.result, done.image, model.calibration, wanted.organs, model.domain
         )
-        files = journal.digests_of_results(self._out, done.scan, wanted.recipe, wanted.beside)
-        took = time.perf_counter() - began
+        files = journal.digests_of_results(out, done.scan, wanted.recipe, wanted.beside)
+        summed = time.perf_counter()
+        missing = _drawn(out, done, wanted.organs)
+        took = {"summary": summed - began, "report": time.perf_counter() - summed}
         steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
-        done = replace(done, seconds=steps | {"summary": took, "total": done.seconds["total"] + took})
+        seconds = steps | took | {"total": done.seconds["total"] + sum(took.values())}
+        result = replace(done.result, notes=(*done.result.notes, *missing))
+        done = replace(done, result=result, seconds=seconds)
         return done, Entry(
             case=done.case,
             finished=time.time(),
-            account=_account(done, wanted.beside),
+            account={"scan": seen_from(out, done.scan.paths), **_account(done, wanted.beside)},
             rows=tuple(rows),
             scan_sha256=done.scan_sha256,
             files=files,
@@ -250,6 +259,28 @@ def failure(failed: Failed) -> Entry:
     """Of a scan that could not be segmented."""
     account = {"status": "failed", "error": failed.reason}
     return Entry(case=failed.case, finished=time.time(), account=account)
+
+
+def _drawn(out: Path, done: Segmented, organs: tuple[str, ...]) -> list[str]:
+    """Draw a case for the page; a note where that was not possible, as its results are there all the same."""
+    found = batch.tried(
+        done.case,
+        done.path,
+        lambda: result_page.draw(out, done.case, done.image, done.result.labels, organs),
+    )
+    return [f"no pictures: {found.reason}"] if isinstance(found, Failed) else []
+
+
+def seen_from(out: Path, paths: Iterable[Path]) -> list[str]:
+    """Paths as seen from the folder of results, so that both can be moved together; absolute ones where there
+    is no way from there."""
+    found = []
+    for path in paths:
+        try:
+            found.append(Path(os.path.relpath(path, out)).as_posix())
+        except ValueError:  # another drive
+            found.append(str(path.resolve()))
+    return found
 
 
 class _Account:

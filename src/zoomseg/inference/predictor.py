@@ -198,6 +198,6 @@ def _check_alike(one: Bundle, other: Bundle) -> None:
     for part in {**ours, **theirs}:
         if ours.get(part) != theirs.get(part):
             raise ModelError(
-                f"models that answer together must be of one recipe and have the same labels; the {part} of "
+                f"models of an ensemble must have the same recipe and labels; the {part} of "
                 f"'{one.folder or one.recipe.name}' and '{other.folder or other.recipe.name}' differ"
             )

@@ -1,4 +1,4 @@
-"""``summary.csv``: one row per case and organ; ``review.csv``: which of them to look at first."""
+"""``summary.csv``: one row per case and organ; ``review.csv``: the same, lowest confidence first."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ COLUMNS = (
     *("case", "organ", "volume_ml", "mean_intensity", "confidence", "flags", "median_intensity"),
     *("i_start", "i_stop", "j_start", "j_stop", "k_start", "k_stop"),
     *("x_min_mm", "x_max_mm", "y_min_mm", "y_max_mm", "z_min_mm", "z_max_mm"),
+    *("dice_low", "dice_high"),
 )
-REVIEW_COLUMNS = ("case", "organ", "confidence", "flags", "volume_ml")
+REVIEW_COLUMNS = ("case", "organ", "confidence", "flags", "volume_ml", "dice_low", "dice_high")
 
 MISSING = "missing"
 """No voxel of the organ was found."""
 TOUCHES_SCAN_BORDER = "touches_scan_border"
-"""The organ reaches the first or last voxel plane of the scan: it may go on outside."""
+"""The organ reaches the first or last voxel plane of the scan and may extend beyond it."""
 TOUCHES_REGION_BORDER = "touches_region_border"
-"""The organ reaches the end of where the last stage looked, also after it looked farther."""
+"""The organ reaches the border of the last stage's region, also after its expansion."""
 
 MISPLACED = "misplaced"
-"""All of the organ lies far from where training had it, as other organs have it."""
+"""The whole organ lies far from its position in training relative to other organs."""
 UNUSUAL_VOLUME = "unusual_volume"
 """The organ is smaller than half of the smallest in training, or larger than twice the largest."""
 
 
 @dataclass(frozen=True)
 class OrganRow:
-    """One organ of one case. Intensities (of the first channel) and boxes are None if the organ is missing.
+    """An organ of a case. Intensities (of the first channel) and boxes are None if the organ is missing.
 
-    ``box`` is in voxel indices of the scan, ``corners_mm`` are its lowest and highest RAS+ coordinates.
+    ``box`` is in voxel indices of the scan, ``corners_mm`` are its lowest and highest RAS+ coordinates;
+    ``dice_range`` is the 90 % interval of its Dice, None if the model has no calibration that tells it.
     """
 
     case: str
@@ -51,6 +53,7 @@ class OrganRow:
     median_intensity: float | None = None
     box: Box | None = None
     corners_mm: tuple[Vector3, Vector3] | None = None
+    dice_range: tuple[float, float] | None = None
 
 
 def organ_flags(
@@ -84,6 +87,7 @@ def organ_rows(
     found: Mapping[str, OrganMeasurement],
     flags: Mapping[str, tuple[str, ...]],
     confidence: Mapping[str, float],
+    ranges: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> list[OrganRow]:
     """One row for each organ that has an entry in ``flags``, in their order."""
     rows = []
@@ -93,7 +97,7 @@ def organ_rows(
             rows.append(OrganRow(case_id, organ, 0.0, None, sure, own))
             continue
         what = found[organ]
-        numbers = (what.median, what.box, what.corners_mm)
+        numbers = (what.median, what.box, what.corners_mm, ranges.get(organ))
         rows.append(OrganRow(case_id, organ, what.volume_ml, what.mean, sure, own, *numbers))
     return rows
 
@@ -131,7 +135,9 @@ def _row(cells: Mapping[str, str]) -> OrganRow:
     def number(column: str) -> float | None:
         return float(cells[column]) if cells[column] else None
 
-    box = corners = None
+    box = corners = dice_range = None
+    if cells.get("dice_low"):  # earlier versions did not have it
+        dice_range = float(cells["dice_low"]), float(cells["dice_high"])
     if cells["i_start"]:
         start, stop = ([int(cells[f"{axis}_{end}"]) for axis in "ijk"] for end in ("start", "stop"))
         low, high = ([float(cells[f"{axis}_{end}_mm"]) for axis in "xyz"] for end in ("min", "max"))
@@ -147,6 +153,7 @@ def _row(cells: Mapping[str, str]) -> OrganRow:
         number("median_intensity"),
         box,
         corners,
+        dice_range,
     )
 
 
@@ -167,8 +174,9 @@ def _cells(row: OrganRow) -> list[str]:
     numbers = [f"{row.volume_ml:.3f}", _number(row.mean_intensity, 3), _number(row.confidence, 4)]
     ends = [""] * 6 if row.box is None else [str(n) for n in _paired(row.box.start, row.box.stop)]
     corners = [""] * 6 if row.corners_mm is None else [f"{mm:.2f}" for mm in _paired(*row.corners_mm)]
-    flags = ";".join(row.flags)
-    return [row.case, row.organ, *numbers, flags, _number(row.median_intensity, 3), *ends, *corners]
+    flags, median = ";".join(row.flags), _number(row.median_intensity, 3)
+    likely = [_number(dice, 4) for dice in row.dice_range or (None, None)]
+    return [row.case, row.organ, *numbers, flags, median, *ends, *corners, *likely]
 
 
 def _paired(low: Sequence[float], high: Sequence[float]) -> list[float]:

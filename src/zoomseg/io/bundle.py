@@ -254,7 +254,7 @@ def find(model: str | Path) -> Path:
     if str(model) in named:
         return COME_WITH_ZOOMSEG / str(model)
     raise ModelError(
-        f"no model folder at {model}, and none of that name comes with ZoomSeg (these do: {', '.join(named)})"
+        f"no model folder at {model}, and no included model of that name (included: {', '.join(named)})"
     )
 
 
@@ -480,7 +480,7 @@ A ZoomSeg model: finds {len(schema.names)} structures in scans with the channels
 {", ".join(_plain(c) for c in bundle.channel_names)}.
 
 **For research. Not a medical device; not for diagnosis or treatment.** Its errors are unknown on scans
-unlike those it was trained on: other scanners, protocols, ages, diseases. Look at every result.
+unlike those it was trained on: other scanners, protocols, ages, diseases. Inspect every result.
 
 ## Use
 

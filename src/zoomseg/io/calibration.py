@@ -18,3 +18,6 @@ class Calibration(BaseModel):
     organs: dict[str, float]
     cases: Annotated[int, Field(ge=1)]
     """Kept back, from which it was learned."""
+    residuals: tuple[Annotated[float, Field(le=0)], Annotated[float, Field(ge=0)]] | None = None
+    """The 5th and 95th percentile of the logit of a Dice minus the estimated one, of cases that the estimate
+    was not learned from. None: there were too few organs, or an earlier version learned it."""

@@ -37,7 +37,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        message = f"{path}: cannot be written ({reason}); choose another place or make room"
+        message = f"{path}: cannot be written ({reason}); choose another folder or free some space"
         raise OutputError(message) from error
 
 
@@ -205,7 +205,7 @@ def parse_json(content: bytes | str) -> Any:
     return value
 
 
-_NO_JSON = "it holds NaN, an infinite number or a lone surrogate, which JSON has not"
+_NO_JSON = "it holds NaN, an infinite number or a lone surrogate, which JSON does not allow"
 
 
 def _refuse_constant(name: str) -> None:
@@ -240,7 +240,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found and found[key] != value:
-            raise ValueError(f"'{quoted(key)}' is there twice, with different values")
+            raise ValueError(f"'{quoted(key)}' appears twice, with different values")
         found[key] = value
     return found
 

@@ -38,9 +38,9 @@ def list_of(one: str) -> str:
     return rf"(?:{one})(?:\s+(?:{one})){{0,15}}"
 
 
-AS_LPS = "as ITK does, its axes are taken to run to the patient's left, back and head"
-NO_SIZES = "no voxel sizes are stored: taken as 1 mm, as ITK does"
-NO_ORIGIN = "no origin is stored: the first voxel is taken to lie at 0 mm, as ITK does"
+AS_LPS = "as in ITK, its axes are assumed to run to the patient's left, back and head"
+NO_SIZES = "no voxel sizes are stored: interpreted as 1 mm, as in ITK"
+NO_ORIGIN = "no origin is stored: the first voxel is placed at 0 mm, as in ITK"
 
 _MILLIMETRES = re.compile(r"(?:mm|millimet(?:re|er)s?|\?+|)", re.IGNORECASE)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

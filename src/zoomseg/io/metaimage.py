@@ -205,7 +205,7 @@ def _scaling(path: Path, fields: dict[str, str]) -> tuple[float, float]:
 
 def _notes(fields: dict[str, str]) -> Iterator[str]:
     if not any(name in fields for name in _MATRICES):
-        yield f"no orientation is stored (no TransformMatrix): the sides are a guess; {AS_LPS}"
+        yield f"no orientation is stored (no TransformMatrix): the patient's sides are assumed; {AS_LPS}"
     if "ElementSpacing" not in fields and "ElementSize" not in fields:
         yield NO_SIZES
     if not any(name in fields for name in _ORIGINS):

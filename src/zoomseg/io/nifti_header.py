@@ -56,8 +56,8 @@ _NOTED_VOX = 0.1
 _PIECE_BYTES = 1 << 24
 
 _UNORIENTED = (
-    "no orientation is stored (qform_code and sform_code are 0): the patient's sides are a guess. Its axes "
-    "are taken to run to the left, front and head, as nibabel and FSL do; ITK and 3D Slicer guess otherwise"
+    "no orientation is stored (qform_code and sform_code are 0): the patient's sides are assumed. Its axes "
+    "are taken to run to the left, front and head, as nibabel and FSL do; ITK and 3D Slicer assume otherwise"
 )
 
 
@@ -145,7 +145,7 @@ def _offset(path: Path, fields: Any) -> int:
     nifti_clib 348), so that only the writer knows."""
     offset, least = float(fields["vox_offset"]), int(fields.single_vox_offset)
     if not math.isfinite(offset) or offset != int(offset) or offset < least:
-        ask = f"a whole number from {least} on is needed; write the file anew with another program"
+        ask = f"a whole number from {least} on is needed; write the file again with another program"
         raise ScanError(f"{path}: the header's vox_offset, where its voxels begin, is {offset:g}; {ask}")
     return int(offset)
 
@@ -193,7 +193,9 @@ def _unit(fields: Any) -> tuple[float, str]:
         return factor, f"the header's lengths are in {name}: they were converted to millimetres"
     return (
         1.0,
-        "" if code in _MILLIMETRES else f"unit code {code} is not defined; lengths are taken as millimetres",
+        ""
+        if code in _MILLIMETRES
+        else f"unit code {code} is not defined; lengths are interpreted as millimetres",
     )
 
 
@@ -277,7 +279,7 @@ def filled(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any
 
 def checksum_error(path: Path) -> ScanError:
     """That voxels were read, and are not those that were written."""
-    return ScanError(f"{path}: damaged, what it holds does not match its checksum; get the file anew")
+    return ScanError(f"{path}: damaged, what it holds does not match its checksum; obtain the file again")
 
 
 def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:

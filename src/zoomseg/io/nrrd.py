@@ -298,9 +298,9 @@ def _in_space(fields: dict[str, str], by_axis: Sequence[str]) -> list[str]:
 def _notes(fields: dict[str, str]) -> Iterator[str]:
     space = fields.get("space")
     if space is None:
-        yield f"no orientation is stored (no space in the header): the sides are a guess; {AS_LPS}"
+        yield f"no orientation is stored (no space in the header): the patient's sides are assumed; {AS_LPS}"
     elif space.lower() not in (*_PATIENT, *_PATIENT_IN_TIME):
-        yield f"the header's space '{space}' does not tell the patient's sides, they are a guess; {AS_LPS}"
+        yield f"the header's space '{space}' does not state the patient's sides, they are assumed; {AS_LPS}"
     if "space directions" not in fields and "spacings" not in fields:
         yield NO_SIZES
     if not _has_origin(fields):

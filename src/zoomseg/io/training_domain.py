@@ -42,9 +42,7 @@ training case. They are air or fat, which every CT shows."""
 NEGATIVE = 0.1
 """Of its brightest voxels: a scan that lies no farther below zero than this was merely interpolated."""
 
-WAY_OUT = (
-    "take a model that was trained on such scans ('zoomseg predict --any-scan' segments it all the same)"
-)
+WAY_OUT = "use a model that was trained on such scans ('zoomseg predict --any-scan' segments it nevertheless)"
 
 MAX_CASES = 64
 """Of so many cases intensities are kept."""
@@ -170,7 +168,7 @@ def compare(
         or _other_intensities(distance / usual)
     )
     if other is not None and any_scan:
-        return Likeness((f"plainly unlike the training scans: {other[0]}",), trust=0.0)
+        return Likeness((f"clearly unlike the training scans: {other[0]}",), trust=0.0)
     if other is not None:
         raise ScanError("; ".join(other))
     found = [_unlike_intensities(distance / usual), _unlike_section(domain, seen)]
@@ -189,7 +187,7 @@ def _other_unit(domain: TrainingDomain, seen: Features, window: Window | None) -
     """Fat and air are darker than anything else in every CT; nothing is below zero in an MR."""
     if window is not None and seen.darkest > domain.darkest[1] + DARK * (window[1] - window[0]):
         what = (
-            "the scan is not in the unit of the scans that the model was trained on: its darkest voxels are "
+            "the scan is not in the unit of the training scans: its darkest voxels are "
             f"at {seen.darkest:.4g}, theirs at {domain.darkest[1]:.4g} at most"
         )
         return what, f"convert it{' to Hounsfield units' if domain.modality == 'CT' else ''}, or {WAY_OUT}"
@@ -207,7 +205,7 @@ def _other_intensities(ratio: float) -> tuple[str, str] | None:
     if ratio <= OTHER:
         return None
     what = (
-        "the scan's intensities are not like those of the scans that the model was trained on "
+        "the scan's intensities differ from those of the training scans "
         f"({ratio:.1f} times as far away as these are from each other)"
     )
     return what, f"check its modality and unit, or {WAY_OUT}"

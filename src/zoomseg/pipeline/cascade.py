@@ -16,6 +16,7 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.morphology import largest_component, without_islands
+from zoomseg.core.tiling import logarithms, overlapping
 from zoomseg.core.volume import LabelMap
 from zoomseg.pipeline import fusion, roi_expansion, stage_input
 from zoomseg.pipeline import grid as grids
@@ -116,8 +117,8 @@ class Cascade:
 
         Args:
             organs: those that the label map shall have; None: all.
-            keep: whether what every stage predicted is wanted in the result; else the last stage's goes into
-                the label map slab by slab, and is never held as a whole.
+            keep: whether what every stage predicted is wanted in the result; else what no later stage reads
+                goes into the label map slab by slab, and is never held as a whole.
 
         Raises:
             ScanError: the recipe's window shows nothing of the scan.
@@ -144,7 +145,7 @@ class Cascade:
             case.id,
             labels,
             run.uncertainty,
-            run.stages,
+            {name: run.priors[name] for name in run.stages},
             tuple(run.records),
             clock.seconds,
             notes=notes,
@@ -239,7 +240,8 @@ class _Run:
             self.stages.clear()
         done = self._expanded(self._pass(view, labels, whole), labels, whole)
         if done.prediction is not None:
-            self.priors[stage.name] = self.stages[stage.name] = done.prediction
+            self.stages[stage.name] = done.prediction
+            self.priors[stage.name] = _read_by_others(done.prediction, stage)
         self.records.append(done.record)
         if stage.fusion != "none":
             self._judge(labels, done)
@@ -293,6 +295,7 @@ class _Run:
                     stage.argmax_on,
                     grids.answer_kernels(stage.grid, self.fused.grid),
                     stage.mean == "geometric",
+                    stage.labels_overlap,
                 )
                 for stage in stages
                 if stage.name in self.stages
@@ -301,9 +304,17 @@ class _Run:
                 fusion.fuse(kind, self.fused, found, self.priors.get(ATLAS))
 
 
+def _read_by_others(prediction: StagePrediction, stage: Stage) -> StagePrediction:
+    """With probabilities of the label that stays, where labels overlap."""
+    if not stage.labels_overlap:
+        return prediction
+    return replace(prediction, probabilities=overlapping(logarithms(prediction.probabilities)))
+
+
 def held_whole(stage: Stage, recipe: Recipe, keep: bool) -> bool:
-    """Whether a stage's prediction is held as a whole."""
-    return keep or stage is not recipe.stages[-1] or stage.fusion != "replace_in_roi"
+    """Whether a stage's prediction is held as a whole: to be looked at, read by a later stage, or entered
+    together with others; else it goes into the label map slab by slab."""
+    return keep or stage.fusion not in ("replace_in_roi", "paste") or graph.is_read(recipe, stage.name)
 
 
 def _overwritten(stage: Stage, recipe: Recipe) -> bool:
@@ -316,6 +327,7 @@ def _overwritten(stage: Stage, recipe: Recipe) -> bool:
             s.fusion in ("replace_in_roi", "replace_times_atlas")
             and s.roi.kind == "dilated_foreground"
             and s.roi.of == stage.name
+            and s.roi.labels == "all"
             for s in later
         )
     )

@@ -77,6 +77,8 @@ class FusionInput:
     kernels: Kernels = LINEAR
     geometric: bool = False
     """Whether the logarithms of probabilities are interpolated."""
+    overlap: bool = False
+    """Whether labels overlap."""
 
 
 def fuse(
@@ -96,14 +98,16 @@ def fuse(
             return
         case "replace_in_roi":
             for one in inputs:
-                replace_in_roi(fused, one.prediction, one.argmax_place, one.kernels, one.geometric)
+                replace_in_roi(
+                    fused, one.prediction, one.argmax_place, one.kernels, one.geometric, one.overlap
+                )
         case "replace_times_atlas":
             assert atlas is not None  # a recipe without one is refused
             for one in inputs:
                 replace_in_roi(fused, times_atlas(one.prediction, atlas), one.argmax_place)
         case "paste":
             for one in inputs:
-                most_probable(fused, [one])
+                paste(fused, one.prediction, one.argmax_place, one.kernels, one.geometric, one.overlap)
         case "most_probable":
             most_probable(fused, inputs)
         case "majority_vote":
@@ -116,16 +120,34 @@ def replace_in_roi(
     argmax_place: ArgmaxPlace = "scan_grid",
     kernels: Kernels = LINEAR,
     geometric: bool = False,
+    overlap: bool = False,
 ) -> None:
-    """Inside the prediction's region the label map becomes its argmax; outside it stays."""
+    """Inside the prediction's region the label map becomes its argmax, or of labels that overlap the last
+    one that is likelier than background; outside it stays."""
     grid, labels, region = prediction.grid, prediction.labels, prediction.region
-    slabs = SlabFusion(fused, grid, labels, region, argmax_place, kernels, geometric)
+    slabs = SlabFusion(fused, grid, labels, region, argmax_place, kernels, geometric, overlap=overlap)
+    slabs.add(logarithms(prediction.probabilities) if geometric else prediction.probabilities)
+
+
+def paste(
+    fused: FusedLabelMap,
+    prediction: StagePrediction,
+    argmax_place: ArgmaxPlace = "scan_grid",
+    kernels: Kernels = LINEAR,
+    geometric: bool = False,
+    overlap: bool = False,
+) -> None:
+    """The prediction's labels are erased from the whole label map, and what it found inside its region is
+    written over what is there."""
+    grid, labels, region = prediction.grid, prediction.labels, prediction.region
+    slabs = SlabFusion(fused, grid, labels, region, argmax_place, kernels, geometric, True, overlap)
     slabs.add(logarithms(prediction.probabilities) if geometric else prediction.probabilities)
 
 
 class SlabFusion:
-    """``replace_in_roi`` for a prediction that comes in slabs of planes, each entered as soon as the planes
-    it is blended with are there: of a hundred classes on a fine grid no more than a slab is ever held."""
+    """``replace_in_roi``, or ``paste``, for a prediction that comes in slabs of planes, each entered as soon
+    as the planes it is blended with are there: of a hundred classes on a fine grid no more than a slab is
+    ever held."""
 
     def __init__(
         self,
@@ -136,6 +158,8 @@ class SlabFusion:
         place: ArgmaxPlace,
         kernels: Kernels = LINEAR,
         logs: bool = False,
+        pasted: bool = False,
+        overlap: bool = False,
     ) -> None:
         """``grid`` is that of the whole prediction, parallel to the label map's and not turned against
         it.
@@ -143,14 +167,20 @@ class SlabFusion:
         Args:
             kernels: how its answer is interpolated along each axis.
             logs: it comes as logarithms of probabilities, up to a number per voxel.
+            pasted: as in ``paste``: its background leaves what is there.
+            overlap: its labels overlap.
         """
+        self._overlap = overlap
         self._kernels = kernels
         self._logs = logs
         self._fused = fused
         self._grid = grid
         self._region = region
         self._place = place
+        self._pasted = pasted
         self._classes = _classes(fused, labels)
+        if pasted:
+            _erase(fused, set(self._classes[1:]))
         self._box = _box(fused, region)
         self._next = self._box.start[2]
         """The first plane of the label map that is still to be decided."""
@@ -189,15 +219,26 @@ class SlabFusion:
             else:
                 grid, view = self._fused.grid.crop(box), self._fused.labels[box.slices]
                 enter_argmax(
-                    view, probabilities, source, grid, self._classes, self._region, self._kernels, self._logs
+                    view,
+                    probabilities,
+                    source,
+                    grid,
+                    self._classes,
+                    self._region,
+                    self._kernels,
+                    self._logs,
+                    self._pasted,
+                    self._overlap,
                 )
 
     def _enter_nearest(self, probabilities: Array, source: Grid, box: Box) -> None:
         decided = _zeros(source.shape, "uint8", probabilities)
-        enter_argmax(decided, probabilities, source, source, self._classes, logs=self._logs)
+        enter_argmax(
+            decided, probabilities, source, source, self._classes, logs=self._logs, overlap=self._overlap
+        )
         for block in blocks(box):
             grid, view = self._fused.grid.crop(block), self._fused.labels[block.slices]
-            _set(view, nearest_index(decided, source, grid), _asked(self._region, grid))
+            _set(view, nearest_index(decided, source, grid), _asked(self._region, grid), self._pasted)
 
 
 def times_atlas(prediction: StagePrediction, atlas: StagePrediction) -> StagePrediction:
@@ -387,10 +428,13 @@ def enter_argmax(
     region: Region | None = None,
     kernels: Kernels = LINEAR,
     logs: bool = False,
+    pasted: bool = False,
+    overlap: bool = False,
 ) -> None:
     """Set ``labels`` (uint8, ``target.shape``) to the classes of ``max_on``, inside ``region`` if given.
-    Where only one channel can win, nothing is interpolated. ``kernels`` and ``logs`` as in ``SlabFusion``."""
-    found = _contested(probabilities, source, target, kernels, logs)
+    Where only one channel can win, nothing is interpolated. ``kernels``, ``logs``, ``pasted`` and
+    ``overlap`` as in ``SlabFusion``."""
+    found = _contested(probabilities, source, target, kernels, logs, overlap)
     for planes, row in itertools.groupby(found, key=lambda one: one[0].box.slices[2]):
         box = Box((0, 0, planes.start), (*target.shape[:2], planes.stop))
         asked = None if region is None else _asked(region, target.crop(box))
@@ -399,13 +443,22 @@ def enter_argmax(
             i, j, _ = piece.box.slices
             if asked is not None and not asked[i, j].any():
                 continue
-            label = classes[channels[0]] if len(channels) == 1 else _winner(piece, channels, classes)[0]
-            _set(view[i, j], label, None if asked is None else asked[i, j])
+            label = (
+                classes[channels[0]] if len(channels) == 1 else _winner(piece, channels, classes, overlap)[0]
+            )
+            _set(view[i, j], label, None if asked is None else asked[i, j], pasted)
 
 
-def _set(view: Array, label: Array | int, asked: npt.NDArray[np.bool_] | None) -> None:
-    """``view`` to ``label`` where ``asked``; None: everywhere."""
-    if asked is None:
+def _set(view: Array, label: Array | int, asked: npt.NDArray[np.bool_] | None, pasted: bool = False) -> None:
+    """``view`` to ``label`` where ``asked``; None: everywhere. ``pasted``: but for where that is
+    background."""
+    if pasted and isinstance(label, int):
+        if label:
+            _set(view, label, asked)
+    elif pasted:
+        found = label > 0
+        view += (found if asked is None else found & beside(asked, view)) * (label - view)  # modulo 256
+    elif asked is None:
         view[...] = label
     else:
         view += beside(asked, view) * (label - view)  # modulo 256
@@ -422,11 +475,13 @@ class _Piece:
     """What interpolation makes of ``[n, ...]`` there: ``[n, *box.shape]``."""
 
 
-def _winner(piece: _Piece, channels: Sequence[int], classes: Sequence[int]) -> tuple[Array, Array]:
+def _winner(
+    piece: _Piece, channels: Sequence[int], classes: Sequence[int], overlap: bool = False
+) -> tuple[Array, Array]:
     """Among some channels, in their order: the class (uint8) of the highest, and how much higher than the
-    first it is. What is interpolated are the differences from the first: one channel less, and channels that
-    are equal stay so. A running maximum, as numpy's and torch's own over an array's first axis take ten times
-    as long."""
+    first it is; of labels that overlap, the class of the last that is higher than the first. What is
+    interpolated are the differences from the first: one channel less, and channels that are equal stay so. A
+    running maximum, as numpy's and torch's own over an array's first axis take ten times as long."""
     xp = namespace(piece.near)
     first, *others = (_float32(piece.near[c]) for c in channels)
     lead = _zeros(piece.box.shape, "float32", piece.near)
@@ -436,12 +491,18 @@ def _winner(piece: _Piece, channels: Sequence[int], classes: Sequence[int]) -> t
         ahead = piece.blended(xp.stack([other - first for other in others]))
         for c, value in zip(channels[1:], ahead, strict=True):
             winner += (value > lead) * (classes[c] - winner)  # modulo 256
-            lead = xp.maximum(lead, value)
+            if not overlap:
+                lead = xp.maximum(lead, value)
     return winner, lead
 
 
 def _contested(
-    probabilities: Array, source: Grid, target: Grid, kernels: Kernels = LINEAR, logs: bool = False
+    probabilities: Array,
+    source: Grid,
+    target: Grid,
+    kernels: Kernels = LINEAR,
+    logs: bool = False,
+    overlap: bool = False,
 ) -> Iterator[tuple[_Piece, list[int]]]:
     """The pieces of a target, row by row of planes, and the channels that may be the highest somewhere in
     each. All pieces' highest values are found before any is looked at: a GPU has to finish all it was given
@@ -460,13 +521,15 @@ def _contested(
         ]
         cuts = [_cuts(own, probabilities) for own in weights]
         pieces, highest = _pieces(planes, cuts), _maxima(planes, cuts)
-    surest = highest.argmax(axis=1)
+    # Labels that overlap have to be higher than background alone, which is among them everywhere.
+    surest = np.zeros(len(highest), dtype=np.intp) if overlap else highest.argmax(axis=1)
     can_win = np.ones(highest.shape, dtype=np.bool_) if logs else contenders(highest)
     undecided = np.flatnonzero(can_win.sum(axis=1) > 1)
     if undecided.size:
         # The winner is no lower than the surest channel's lowest value, either.
         lowest = _lowest([pieces[n].near[int(surest[n])] for n in undecided])
         can_win[undecided] &= highest[undecided] >= lowest[:, None] - ROUNDING
+        can_win[:, 0] |= overlap
     for piece, mine in zip(pieces, can_win, strict=True):
         yield piece, np.flatnonzero(mine).tolist()
 

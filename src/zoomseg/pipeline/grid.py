@@ -19,11 +19,17 @@ def stage_grid(spec: GridSpec, scan: Grid, box: Box | None = None) -> Grid:
         case Downsample():
             return scan.downsampled(spec.factor)
         case FixedSpacing(fit="round"):
-            return scan.with_shape(_rounded(spec.mm, scan))
+            return scan.with_shape(_rounded(_mm(spec, scan.spacing_mm), scan))
         case FixedSpacing():
-            return scan.with_spacing(spec.mm)
+            return scan.with_spacing(_mm(spec, scan.spacing_mm))
         case FixedShape():
             return scan.crop(box or scan.box).with_shape(spec.shape)
+
+
+def _mm(spec: FixedSpacing, scan_mm: Vector3) -> Vector3:
+    """The spacing on a scan of spacing ``scan_mm``, which it keeps along some axes."""
+    i, j, k = (own if mm is None else mm for mm, own in zip(spec.mm, scan_mm, strict=True))
+    return (i, j, k)
 
 
 def _rounded(mm: Vector3, scan: Grid) -> tuple[int, int, int]:
@@ -56,7 +62,8 @@ def _axis_apart(spec: GridSpec, scan_mm: Vector3, first: bool) -> int | None:
     scan's, or on the way back the grid's (nnU-Net's ``determine_do_sep_z_and_axis``)."""
     if not isinstance(spec, FixedSpacing) or spec.slices_apart_above is None:
         return None
-    for spacing in (scan_mm, spec.mm) if first else (spec.mm, scan_mm):
+    mm = _mm(spec, scan_mm)
+    for spacing in (scan_mm, mm) if first else (mm, scan_mm):
         if max(spacing) / min(spacing) > spec.slices_apart_above:
             longest = np.flatnonzero(np.array(spacing) == max(spacing))
             return int(longest[0]) if len(longest) == 1 else None

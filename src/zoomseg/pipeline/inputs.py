@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,24 +14,32 @@ from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import RecipeError, ScanError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.morphology import Mask, filled
 from zoomseg.core.region import bounding_box
 from zoomseg.core.resample import Kernels, resample_data
 from zoomseg.core.volume import Volume
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import (
     AtlasInput,
+    ChannelIntensity,
     ImageInput,
     InputSpec,
     IntensitySpec,
+    MinMax,
+    PerChannel,
     PriorInput,
     Recipe,
     Stage,
+    Unchanged,
     Window,
     ZScore,
 )
 
 STATISTICS_VOXELS = 1_000_000
 """At most about this many voxels, evenly spread, decide a scan's percentiles and moments."""
+
+LEAST_SPREAD = 1e-8
+"""What intensities are divided by where all are alike, as in nnU-Net."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,23 @@ class Normalisation:
     inner: tuple[float, float] | None = None
     gain: float = 0.0
     zero_mean: bool = False
+    masked: tuple[bool, ...] = ()
+    """By channel: whether voxels outside of ``inside`` become zero. Empty: none do."""
+    inside: Mask | None = field(default=None, compare=False)
+    """Bool ``[I, J, K]`` of the whole scan."""
+
+    def filled(self, data: Array) -> Array:
+        """``[C, I, J, K]`` of the whole scan in its own unit, with what ``apply`` makes zero of outside of
+        ``inside``."""
+        if self.inside is None or not any(self.masked):
+            return data
+        xp = namespace(data)
+        inside, data = beside(self.inside, data), xp.astype(data, xp.float32)
+        parts = [
+            xp.where(inside, own, xp.full_like(own, shift)) if masked else own
+            for own, shift, masked in zip(data, self.shift, self.masked, strict=True)
+        ]
+        return xp.stack(parts)
 
     def apply(self, data: Array) -> Array:
         """``[C, I, J, K]`` of the scan's own unit to normalised float32."""
@@ -72,11 +97,16 @@ class Normalisation:
         """That of some of the channels."""
         rows = (self.lower, self.upper, self.shift, self.scale)
         lower, upper, shift, scale = (tuple(row[c] for c in channels) for row in rows)
-        return Normalisation(lower, upper, shift, scale, self.inner, self.gain, self.zero_mean)
+        masked = tuple(self.masked[c] for c in channels) if self.masked else ()
+        return replace(self, lower=lower, upper=upper, shift=shift, scale=scale, masked=masked)
 
 
 def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
-    """The numbers that normalise this scan: fixed for ``window``, measured for ``zscore``."""
+    """The numbers that normalise this scan: fixed for ``window``, measured for ``zscore`` and ``min_max``.
+
+    Args:
+        spec: of as many channels as the image, where it is one of each (see ``input_channels``).
+    """
     n = image.channels
     match spec:
         case Window():
@@ -90,10 +120,34 @@ def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
                 gain,
                 spec.zero_mean,
             )
+        case ZScore() | MinMax() | Unchanged():
+            return _by_channel((spec,) * n, image)
+        case PerChannel():
+            return _by_channel(spec.channels, image)
+
+
+def _by_channel(specs: Sequence[ChannelIntensity], image: Volume) -> Normalisation:
+    masked = tuple(isinstance(spec, ZScore) and spec.within == "nonzero" for spec in specs)
+    inside = nonzero_mask(image) if any(masked) else None
+    rows = [_row(spec, channel, inside) for spec, channel in zip(specs, image.data, strict=True)]
+    lower, upper, shift, scale = zip(*rows, strict=True)
+    return Normalisation(lower, upper, shift, scale, masked=masked, inside=inside)
+
+
+def _row(spec: ChannelIntensity, channel: AnyNumpy, inside: Mask | None) -> tuple[float, float, float, float]:
+    """Lower, upper, shift and scale of one channel ``[I, J, K]``."""
+    match spec:
+        case Window():
+            zero, slope, _ = line(spec.lower, spec.upper, spec.output, None, spec.inner_share)
+            return spec.lower, spec.upper, zero, slope
         case ZScore():
-            rows = [_moments(channel, spec) for channel in image.data]
-            lower, upper, shift, scale_ = zip(*rows, strict=True)
-            return Normalisation(lower, upper, shift, scale_)
+            masked = spec.within == "nonzero" and inside is not None
+            return _moments(channel[inside] if masked else channel, spec)
+        case MinMax():
+            low, high = float(channel.min()), float(channel.max())
+            return low, high, low, 1 / max(high - low, LEAST_SPREAD)
+        case Unchanged():
+            return -math.inf, math.inf, 0.0, 1.0
 
 
 def line(
@@ -120,13 +174,19 @@ def line(
 
 
 def check_seen(spec: IntensitySpec, image: Volume, name: str) -> None:
-    """Refuse a scan of which the recipe's window shows nothing; several channels count as one.
+    """Refuse a scan of which the recipe's window shows nothing; several channels count as one, unless each
+    has its own.
 
     Raises:
         ScanError: with the scan's ``name``.
     """
     if isinstance(spec, Window):
         check_within(spec.lower, spec.upper, float(image.data.min()), float(image.data.max()), name)
+    elif isinstance(spec, PerChannel):
+        for c, (own, channel) in enumerate(zip(spec.channels, image.data, strict=True)):
+            if isinstance(own, Window):
+                low, high = float(channel.min()), float(channel.max())
+                check_within(own.lower, own.upper, low, high, f"{name}, channel {c}")
 
 
 def check_within(lower: float, upper: float, lowest: float, highest: float, name: str) -> None:
@@ -146,7 +206,9 @@ def check_within(lower: float, upper: float, lowest: float, highest: float, name
 
 def _moments(channel: AnyNumpy, spec: ZScore) -> tuple[float, float, float, float]:
     if spec.clip_percentiles is None:
-        spread = max(float(channel.std(dtype=np.float64)), 1e-8)
+        if not channel.size:  # no voxel of the scan is inside the mask
+            return 0.0, 0.0, 0.0, 1.0
+        spread = max(float(channel.std(dtype=np.float64)), LEAST_SPREAD)
         return float(channel.min()), float(channel.max()), float(channel.mean(dtype=np.float64)), 1 / spread
     ordered = np.sort(_sample(channel), axis=None).astype(np.float32)
     low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in spec.clip_percentiles)
@@ -172,6 +234,12 @@ def nonzero_box(image: Volume) -> Box:
     found = [bounding_box(channel != 0) for channel in image.data]
     boxes = [box for box in found if box is not None]
     return functools.reduce(Box.union, boxes) if boxes else image.grid.box
+
+
+def nonzero_mask(image: Volume) -> Mask:
+    """Bool ``[I, J, K]``: the voxels that are not zero in every channel, and what these enclose (nnU-Net's
+    ``create_nonzero_mask``)."""
+    return filled(np.any(image.data != 0, axis=0))
 
 
 def image_channels(specs: Sequence[InputSpec], channels: int) -> tuple[int, ...]:
@@ -212,7 +280,7 @@ def image_on(
     channels = list(image_channels(specs, image.channels))
     own = normalisation.of(channels)
     seen = image.data if channels == list(range(image.channels)) else image.data[channels]
-    return resample_data(seen, image.grid, grid, change=own.apply, kernels=kernels)
+    return resample_data(own.filled(seen), image.grid, grid, change=own.apply, kernels=kernels)
 
 
 def priors_on(specs: Sequence[InputSpec], priors: Mapping[str, StagePrediction], grid: Grid) -> list[Array]:
@@ -226,7 +294,8 @@ def priors_on(specs: Sequence[InputSpec], priors: Mapping[str, StagePrediction],
 
 
 def window_of(spec: IntensitySpec) -> tuple[float, float] | None:
-    """The fixed window that a recipe shows its networks, if it has one."""
+    """The fixed window that a recipe shows its networks, of the first channel, if it has one."""
+    spec = spec.channels[0] if isinstance(spec, PerChannel) else spec
     return (spec.lower, spec.upper) if isinstance(spec, Window) else None
 
 
@@ -239,8 +308,15 @@ def input_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: 
     """How many channels a stage's network reads.
 
     Raises:
-        RecipeError: it wants an image channel that the scans do not have.
+        RecipeError: it wants an image channel that the scans do not have, or intensities are those of more or
+            fewer channels.
     """
+    intensity = graph.intensity_of(recipe, stage)
+    if isinstance(intensity, PerChannel) and len(intensity.channels) != channels:
+        raise RecipeError(
+            f"stage '{stage.name}', intensity: of {len(intensity.channels)} channels, but scans have "
+            f"{channels}"
+        )
     shown = image_channels(stage.inputs, channels)
     for channel in shown:
         if not 0 <= channel < channels:

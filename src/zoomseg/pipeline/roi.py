@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from zoomseg.core.arrays import AnyNumpy, namespace, to_numpy
+from zoomseg.core.arrays import AnyNumpy, Array, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.memory import require_ram_of
@@ -52,7 +52,9 @@ def find_region(
         case BodyMask():
             found = body_mask(image, grid, spec.threshold, spec.opening_vox)
         case DilatedForeground():
-            found = dilated_foreground(predictions[spec.of], grid, spec.radius_vox, spec.threshold)
+            prediction = predictions[spec.of]
+            names = None if spec.labels == "all" else _names(spec, prediction)
+            found = dilated_foreground(prediction, grid, spec.radius_vox, spec.threshold, names)
         case BoxAround():
             prediction = predictions[spec.of]
             seen = foreground(prediction, _names(spec, prediction))
@@ -96,13 +98,18 @@ def foreground(prediction: StagePrediction, labels: tuple[str, ...] | None = Non
 
 
 def dilated_foreground(
-    prediction: StagePrediction, grid: Grid, radius_vox: float, threshold: float | None = None
+    prediction: StagePrediction,
+    grid: Grid,
+    radius_vox: float,
+    threshold: float | None = None,
+    labels: tuple[str, ...] | None = None,
 ) -> Region | None:
-    """All predicted foreground, and what is foreground with a probability over ``threshold``, dilated by a
-    ball of ``radius_vox`` voxels of ``grid``. Roth et al. 2018, Section 2.2 (r = 3, no threshold)."""
-    seen = foreground(prediction)
+    """All predicted foreground, or that of ``labels``, and what is such with a probability over
+    ``threshold``, dilated by a ball of ``radius_vox`` voxels of ``grid``. Roth et al. 2018, Section 2.2
+    (r = 3, all labels, no threshold)."""
+    seen = foreground(prediction, labels)
     if threshold is not None:
-        seen |= to_numpy(prediction.probabilities[0, ...] < 1 - threshold) & prediction.answered
+        seen |= to_numpy(_likelihood_of_none(prediction, labels) < 1 - threshold) & prediction.answered
     found = _moved(seen, prediction.grid, grid)
     if found is None:
         return None
@@ -110,6 +117,15 @@ def dilated_foreground(
     box = found.box.expand((reach, reach, reach)).intersect(grid.box)
     require_ram_of(box.shape, _MASK_BYTES, "a region")
     return Region(grid, box, dilated(found.mask_in(box), radius_vox))
+
+
+def _likelihood_of_none(prediction: StagePrediction, labels: tuple[str, ...] | None) -> Array:
+    """``[I, J, K]``: the probability that a voxel is none of these labels."""
+    if labels is None:
+        background: Array = prediction.probabilities[0, ...]
+        return background
+    rest: Array = 1 - sum(prediction.probabilities[prediction.channel(name), ...] for name in labels)
+    return rest
 
 
 def _moved(mask: Mask, source: Grid, grid: Grid) -> Region | None:
@@ -127,7 +143,9 @@ def _moved(mask: Mask, source: Grid, grid: Grid) -> Region | None:
     return Region(grid, moved.box, out)
 
 
-def _names(spec: BoxAround | ProbabilityTimesAtlas, prediction: StagePrediction) -> tuple[str, ...]:
+def _names(
+    spec: DilatedForeground | BoxAround | ProbabilityTimesAtlas, prediction: StagePrediction
+) -> tuple[str, ...]:
     return prediction.labels if isinstance(spec.labels, str) else spec.labels
 
 

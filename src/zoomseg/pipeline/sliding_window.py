@@ -22,8 +22,8 @@ from zoomseg.core.tiling import (
     cover,
     gaussian_importance_map,
     importance_map,
-    logarithms,
     normalised,
+    overlapping,
 )
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline import grid as grids
@@ -67,6 +67,8 @@ class StageRecord:
     widened: tuple[str, ...] = ()
     """Organs that reached the end of the region, which was then widened there and computed again. Seconds,
     tiles and operations are those of both times."""
+    overlap: float | tuple[float, float, float] = 0.0
+    """Share of a tile that neighbours had in common at least, as it was computed."""
 
     def and_then(self, again: StageRecord, widened: tuple[str, ...]) -> StageRecord:
         """Of both times, where the region was widened."""
@@ -162,15 +164,16 @@ class SlidingWindow:
         answers = self._network(data, tiles)
         self._network_seconds += time.perf_counter() - started
         for tile, answer in zip(tiles, answers, strict=True):
-            stitcher.add(tile, logarithms(answer) if self._geometric else answer)
+            stitcher.add(tile, answer, self._geometric)
 
     def predict(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
-        """The answer as a whole; ``estimator`` gathers from it."""
+        """The answer as a whole; ``estimator`` gathers from it. Of labels that overlap it has the odds to
+        background."""
         parts = []
         for slab, planes in self._placed():
-            slab = self._probabilities(slab)
             if estimator is not None:
-                estimator.add(slab, planes)
+                self._gather(estimator, slab, planes)
+            slab = normalised(slab) if self._geometric else slab
             parts.append(namespace(slab).asarray(slab, copy=True))
         whole = to_numpy(namespace(parts[0]).concat(parts, axis=3))
         return StagePrediction(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
@@ -180,14 +183,26 @@ class SlidingWindow:
         stage = self.view.stage
         kernels = grids.answer_kernels(stage.grid, fused.grid)
         slabs = fusion.SlabFusion(
-            fused, self.grid, self.labels, self.view.region, stage.argmax_on, kernels, self._geometric
+            fused,
+            self.grid,
+            self.labels,
+            self.view.region,
+            stage.argmax_on,
+            kernels,
+            self._geometric,
+            stage.fusion == "paste",
+            stage.labels_overlap,
         )
         for slab, planes in self._placed():
-            estimator.add(self._probabilities(slab), planes)
+            self._gather(estimator, slab, planes)
             slabs.add(slab)
 
-    def _probabilities(self, slab: Array) -> Array:
-        return normalised(slab) if self._geometric else slab
+    def _gather(self, estimator: UncertaintyEstimator, slab: Array, planes: Box) -> None:
+        """Labels that overlap have no probabilities that sum to one, but odds to background."""
+        if self.view.stage.labels_overlap:
+            estimator.add(overlapping(slab), planes)
+        else:
+            estimator.add(slab, planes, self._geometric)
 
     def _placed(self) -> Iterator[tuple[Array, Box]]:
         """Slabs, and the boxes of the view's grid that they fill.
@@ -201,7 +216,7 @@ class SlidingWindow:
                 namespace(slab).isfinite(slab[0, ...]).all()
             ):  # softmax spreads NaN over all classes of a voxel
                 raise ModelError(
-                    f"stage '{self.view.stage.name}' answered with numbers that are not finite: its weights "
+                    f"stage '{self.view.stage.name}' produced values that are not finite: its weights "
                     "are damaged, or too large for this device; copy or train the model again"
                 )
             planes = Box((*self.box.start[:2], at), (*self.box.stop[:2], at + slab.shape[3]))
@@ -214,5 +229,7 @@ class SlidingWindow:
         share = self.view.region.voxels / self.view.grid.box.voxels
         seconds = time.perf_counter() - self._started
         tiles, skipped = len(self.tiling.tiles), self.tiling.skipped
-        stage, tile = self.view.stage.name, self.view.stage.grid.tile
-        return StageRecord(stage, tile, seconds, self._network_seconds, tiles, skipped, share)
+        stage, spec = self.view.stage.name, self.view.stage.grid
+        return StageRecord(
+            stage, spec.tile, seconds, self._network_seconds, tiles, skipped, share, overlap=spec.overlap
+        )

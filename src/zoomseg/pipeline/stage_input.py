@@ -51,7 +51,8 @@ class PreparedScan:
     @property
     def image(self) -> Volume:
         """The whole scan, normalised and canonical."""
-        normal = Volume(self.normalisation.apply(self.raw.data), self.raw.grid)
+        own = self.normalisation
+        normal = Volume(own.apply(own.filled(self.raw.data)), self.raw.grid)
         return normal.reoriented(self.orientation)
 
     def normalisation_of(self, stage: Stage) -> Normalisation:

@@ -19,6 +19,7 @@ from zoomseg.core.arrays import Array, beside, memory_order, namespace, to_numpy
 from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.morphology import Mask
 from zoomseg.core.region import Region
+from zoomseg.core.tiling import normalised
 from zoomseg.pipeline.fusion import contenders
 
 UNSURE = 0.75
@@ -66,8 +67,9 @@ class UncertaintyEstimator:
         self._counts, self._doubtful, self._ends = (np.zeros(classes, dtype=np.int64) for _ in range(3))
         self._at_end: list[npt.NDArray[np.int64]] = []
 
-    def add(self, probabilities: Array, box: Box) -> None:
-        """``[C, *box.shape]`` of a box of the region's grid; parts must not overlap."""
+    def add(self, probabilities: Array, box: Box, logs: bool = False) -> None:
+        """``[C, *box.shape]`` of a box of the region's grid, or with ``logs`` their logarithms, up to a
+        number per voxel; parts must not overlap."""
         axis = memory_order(probabilities[0])[0]
         size = box.shape[axis]
         thick = max(1, CACHED_VOXELS * size // box.voxels)
@@ -77,7 +79,8 @@ class UncertaintyEstimator:
             start, stop = list(box.start), list(box.stop)
             start[axis], stop[axis] = box.start[axis] + low, box.start[axis] + high
             part = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-            self._add(probabilities[(*ahead, slice(low, high))], part)
+            values = probabilities[(*ahead, slice(low, high))]
+            self._add(normalised(values) if logs else values, part)
 
     def _add(self, probabilities: Array, box: Box) -> None:
         asked = to_numpy(self._region.mask_in(box))

@@ -160,7 +160,7 @@ def take(
     if inside.size == 0:
         raise DatasetError(
             f"data set '{dataset.name}' has no labelled voxel in {len(chosen)} cases read; "
-            "zoomseg check says which label maps are empty"
+            "zoomseg check lists the empty label maps"
         )
     spacing = np.median(np.array(spacings), axis=0)
     sizes = np.array(extents) / spacing

@@ -180,7 +180,7 @@ def _cost(stage: specs.Stage, channels: int, classes: int) -> Cost:
         module = networks.build(stage.network, channels, classes, stage.grid.padding)
         kept = _kept_bytes(module, torch.empty(training.batch, channels, *training.patch))
     parameters = networks.parameters(module)
-    # Of one patch: batch norm learns nothing from it, where it comes down to a single voxel.
+    # Of one patch: batch norm learns nothing from it, where it is reduced to a single voxel.
     forward = training.batch * networks.multiply_adds(module.eval(), (channels, *training.patch))
     answers = ANSWER_COPIES * 4 * classes * training.batch * math.prod(training.patch)
     return Cost(kept + answers + WEIGHT_COPIES * 4 * parameters, parameters, PASSES * forward)

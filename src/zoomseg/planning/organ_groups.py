@@ -70,7 +70,7 @@ def why_not(
 ) -> str | None:
     """Why one region does better than a box per group; None where it does not."""
     if len(data.organs) < len(schema.names):
-        return "some organs were not seen, so that nobody knows where they lie"
+        return "some organs were not seen, so their position is unknown"
     if len(groups) < 2:
         return "no organ lies far from all others"
     share = sum(math.prod(group.extent_mm) for group in groups) / math.prod(data.extent_mm)

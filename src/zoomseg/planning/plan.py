@@ -102,7 +102,7 @@ def plan(
     islands, why_islands = _islands(data)
     concrete = specs.Recipe(
         name=recipe.name,
-        description=recipe.description,
+        description=_described(recipe, len(chosen.drafts)),
         source=recipe.source,
         intensity=intensity,
         stages=tuple(draft.stage for draft in chosen.drafts),
@@ -140,14 +140,30 @@ def _cascade(
     return replace(chosen, reasons=(why_voxels, why_regions))
 
 
+def _described(recipe: specs.PlannedRecipe, stages: int) -> str:
+    """What the plan has become: the recipe's own words are about two stages."""
+    match stages:
+        case 1:
+            return (
+                "Planned from your data: one network sees the scans, which are small, at their own spacing."
+            )
+        case 2:
+            return recipe.description
+        case _:
+            return (
+                "Planned from your data: a network sees the whole scan, and "
+                f"{stages - 1} others look closer, each at a group of organs."
+            )
+
+
 def _is_single(recipe: specs.PlannedRecipe, data: Fingerprint) -> tuple[bool, Reason]:
     limit = SINGLE_STAGE_FACTOR * recipe.fine_patch_voxels
     scan = count(data.voxels)
     patches = f"{SINGLE_STAGE_FACTOR:g} patches of {count(recipe.fine_patch_voxels)}"
     if data.voxels <= limit:
-        why = f"the median scan has {scan} voxels, no more than {patches}: a coarser look would show no more"
+        why = f"the median scan has {scan} voxels, no more than {patches}: a coarse stage would add nothing"
         return True, Reason("stages", "one", why)
-    why = f"the median scan has {scan} voxels, more than {patches}: too many for one detailed look"
+    why = f"the median scan has {scan} voxels, more than {patches}: too many for a single detailed stage"
     return False, Reason("stages", "two: coarse, then fine", why)
 
 
@@ -208,7 +224,7 @@ def _affordable(
     elif voxels == least:
         why = f"{LEAST_FINE_FACTOR} times the coarse grid's, the least; {looks} less than that"
     else:
-        why = f"of the recipe's {count(recipe.fine_voxels)}: {looks} so many; more time, more detail"
+        why = f"of the recipe's {count(recipe.fine_voxels)}: {looks} so many; more time allows more detail"
     changed = recipe.model_copy(update={"fine_voxels": voxels})
     return changed, Reason("fine voxels", count(voxels), why)
 

@@ -126,7 +126,9 @@ def millimetres(spacing_mm: Vector3) -> str:
 
 
 def count(number: float) -> str:
-    """``2.5 million``, ``150,000``."""
+    """``4.42 billion``, ``2.5 million``, ``150,000``."""
+    if number >= 999_500_000:
+        return f"{number / 1e9:.3g} billion"
     return f"{number / 1e6:.3g} million" if number >= 999_500 else f"{round(number, -2):,.0f}"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -53,9 +53,11 @@ class _Reference:
 
 def _references(stage: Stage) -> Iterator[_Reference]:
     match stage.roi:
-        case DilatedForeground(of=of):
-            yield _Reference("roi", of, ())
-        case BoxAround(of=of, labels=labels) | ProbabilityTimesAtlas(of=of, labels=labels):
+        case (
+            DilatedForeground(of=of, labels=labels)
+            | BoxAround(of=of, labels=labels)
+            | ProbabilityTimesAtlas(of=of, labels=labels)
+        ):
             yield _Reference("roi", of, () if isinstance(labels, str) else labels)
         case WholeVolume() | BodyMask():
             pass
@@ -77,9 +79,7 @@ def validate(recipe: Recipe) -> None:
         if stage.name == ATLAS:
             raise RecipeError(f"stages[{n}].name: '{ATLAS}' is the atlas prior's; choose another")
         if stage.name in names[:n]:
-            raise RecipeError(
-                f"stages[{n}].name: '{stage.name}' is taken; every stage needs a name of its own"
-            )
+            raise RecipeError(f"stages[{n}].name: '{stage.name}' is taken; stage names must be unique")
         for reference in _references(stage):
             if reference.of not in names[:n]:
                 raise RecipeError(
@@ -91,6 +91,7 @@ def validate(recipe: Recipe) -> None:
                     f"stage '{stage.name}', {reference.field}.of: '{reference.of}' becomes one stage per "
                     "label, so only a stage with per_label: true can read it"
                 )
+        _validate_overlap(stage)
         if recipe.prior_from == "live" and stage.reference_margin_mm is not None:
             raise RecipeError(
                 f"stage '{stage.name}', roi.reference_margin_mm: with prior_from: live, regions lie "
@@ -98,11 +99,11 @@ def validate(recipe: Recipe) -> None:
             )
         if recipe.atlas is None and uses_atlas(stage):
             raise RecipeError(
-                f"stage '{stage.name}' uses the atlas prior, but the recipe has no 'atlas'; give it one"
+                f"stage '{stage.name}' uses the atlas prior, but the recipe has no 'atlas'; add one"
             )
     if all(stage.fusion == "none" for stage in recipe.stages):
         raise RecipeError(
-            f"stage '{names[-1]}', fusion: every stage says 'none', so no label map would come out; "
+            f"stage '{names[-1]}', fusion: all stages have 'none', so no label map would result; "
             "allowed for at least one stage: replace_in_roi"
         )
     grouped = list(itertools.chain.from_iterable(recipe.train_together))
@@ -111,6 +112,33 @@ def validate(recipe: Recipe) -> None:
             raise RecipeError(f"train_together: stage '{name}' is named twice; allowed: once")
     for group in recipe.train_together:
         _validate_group(recipe, group)
+
+
+def _validate_overlap(stage: Stage) -> None:
+    """Labels that overlap are decided by their odds, which only means of logarithms keep."""
+    if not stage.labels_overlap:
+        return
+    if stage.fusion not in ("none", "replace_in_roi", "paste"):
+        raise RecipeError(
+            f"stage '{stage.name}', fusion: '{stage.fusion}' is not for labels that overlap; allowed: none, "
+            "replace_in_roi, paste"
+        )
+    if stage.mean != "geometric":
+        raise RecipeError(f"stage '{stage.name}', mean: labels_overlap needs geometric, got '{stage.mean}'")
+
+
+def require_trainable(recipe: Recipe) -> None:
+    """Refuse what recipes of imported models may say, but training cannot do.
+
+    Raises:
+        RecipeError: naming the stage.
+    """
+    for stage in recipe.stages:
+        if stage.labels_overlap:
+            raise RecipeError(
+                f"stage '{stage.name}', labels_overlap: such a network is imported, and cannot be trained "
+                "here"
+            )
 
 
 def uses_atlas(stage: Stage) -> bool:
@@ -182,7 +210,7 @@ def _spelled(
 def _relabelled(stage: Stage, schema: LabelSchema) -> Stage:
     """The labels that a stage reads of others, in the schema's spelling."""
     roi, sources = stage.roi, list(stage.inputs)
-    if isinstance(roi, BoxAround | ProbabilityTimesAtlas):
+    if isinstance(roi, DilatedForeground | BoxAround | ProbabilityTimesAtlas):
         roi = roi.model_copy(update={"labels": _spelled(roi.labels, schema)[0]})
     for n, source in enumerate(sources):
         if isinstance(source, PriorInput | AtlasInput):
@@ -250,6 +278,27 @@ def _owned(stage: Stage, apart: set[str], schema: LabelSchema) -> Stage:
     )
 
 
+def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
+    """The recipe with all of its stages under other names, by old name; also where they name each other."""
+
+    def meant(spec: Reading) -> Reading:
+        of = getattr(spec, "of", None)
+        return spec if of is None or of not in names else spec.model_copy(update={"of": names[of]})
+
+    stages = tuple(
+        stage.model_copy(
+            update={
+                "name": names[stage.name],
+                "roi": meant(stage.roi),
+                "inputs": tuple(meant(source) for source in stage.inputs),
+            }
+        )
+        for stage in recipe.stages
+    )
+    groups = tuple(tuple(names[name] for name in group) for group in recipe.train_together)
+    return recipe.model_copy(update={"stages": stages, "train_together": groups})
+
+
 def _validate_group(recipe: Recipe, group: tuple[str, ...]) -> None:
     names = [stage.name for stage in recipe.stages]
     for name in group:
@@ -268,7 +317,7 @@ def _validate_group(recipe: Recipe, group: tuple[str, ...]) -> None:
         if not read & set(group[:n]):
             raise RecipeError(
                 f"train_together: stage '{group[n]}' has no prior input of {' or '.join(group[:n])}, "
-                "so no gradient would flow; give it one or leave it out of the group"
+                "so no gradient would flow; add one or remove it from the group"
             )
 
 
@@ -337,6 +386,38 @@ def ancestors(recipe: Recipe, name: str) -> tuple[str, ...]:
         if stage.name in wanted:
             wanted |= {reference.of for reference in _references(stage)}
     return tuple(stage.name for stage in recipe.stages if stage.name in wanted)
+
+
+def is_read(recipe: Recipe, name: str) -> bool:
+    """Whether a later stage looks where stage ``name`` found something, or sees its answer."""
+    return any(reference.of == name for stage in recipe.stages for reference in _references(stage))
+
+
+def with_less_overlap(recipe: Recipe, overlap: float) -> Recipe:
+    """The recipe with tiles that share ``overlap`` of themselves at most; stages whose tiles share less stay
+    as they are.
+
+    Raises:
+        RecipeError: no stage's tiles share more.
+    """
+    own = {stage.name: _shares(stage.grid.overlap) for stage in recipe.stages}
+    most = max(max(shares) for shares in own.values())
+    if not 0 <= overlap <= most:
+        raise RecipeError(
+            f"an overlap of {overlap:g}: tiles of recipe '{recipe.name}' share up to {most:g} of themselves, "
+            f"and can be made to share less; allowed: 0 to {most:g}"
+        )
+
+    def less(stage: Stage) -> Stage:
+        i, j, k = (min(share, overlap) for share in own[stage.name])
+        return stage.model_copy(update={"grid": stage.grid.model_copy(update={"overlap": (i, j, k)})})
+
+    stages = (less(stage) if max(own[stage.name]) > overlap else stage for stage in recipe.stages)
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _shares(overlap: float | tuple[float, float, float]) -> tuple[float, float, float]:
+    return overlap if isinstance(overlap, tuple) else (overlap, overlap, overlap)
 
 
 def training_groups(recipe: Recipe) -> tuple[TrainingGroup, ...]:

@@ -46,7 +46,7 @@ def load(name_or_path: str | Path) -> Recipe | PlannedRecipe:
     what = f"no file '{path}'" if looks_like_path else f"no recipe '{name_or_path}'"
     close = difflib.get_close_matches(path.stem, names(), n=1, cutoff=0.4)
     meant = f"; did you mean '{close[0]}'?" if close else ";"
-    raise RecipeError(f"{what}{meant} Shipped: {', '.join(names())}. Or give the path of a YAML file")
+    raise RecipeError(f"{what}{meant} Included: {', '.join(names())}. Or give the path of a YAML file")
 
 
 def from_dict(data: object, source: str = "recipe") -> Recipe | PlannedRecipe:
@@ -114,7 +114,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             if key.value in seen:
                 where = key.start_mark.line + 1
-                raise yaml.MarkedYAMLError(problem=f"key {short(key.value)} comes twice (line {where})")
+                raise yaml.MarkedYAMLError(problem=f"key {short(key.value)} is duplicated (line {where})")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 

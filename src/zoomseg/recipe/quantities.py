@@ -27,6 +27,8 @@ VoxelCount = Annotated[int, Field(ge=1, le=10**11)]
 SpacingMm = Annotated[float, Field(ge=1e-4, le=1000)]
 """From a hundred nanometres, which no X-ray tube resolves, to a metre."""
 Spacing = tuple[SpacingMm, SpacingMm, SpacingMm]
+OwnSpacing = tuple[SpacingMm | None, SpacingMm | None, SpacingMm | None]
+"""None: the scan's own."""
 
 Factor = Annotated[float, Field(ge=0.01, le=1000)]
 """Of down-sampling; below 1 a stage sees more voxels than the scan has."""

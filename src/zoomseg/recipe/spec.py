@@ -35,6 +35,7 @@ from zoomseg.recipe.quantities import (
     Norm,
     NormalisedIntensity,
     Overlap,
+    OwnSpacing,
     PitchVox,
     PositiveShare,
     Ratio,
@@ -106,6 +107,15 @@ class ZScore(Spec):
     clip_percentiles: tuple[Share, Share] | None = (0.005, 0.995)
     """None: nothing is clipped, and mean and standard deviation are those of all voxels (nnU-Net's
     ``ZScoreNormalization``); percentiles of a large scan are those of a million of its voxels."""
+    within: Literal["all", "nonzero"] = "all"
+    """``nonzero``: mean and standard deviation are those of the voxels that are not zero in every channel
+    and of what these enclose; all others become zero (nnU-Net's ``use_mask_for_norm``)."""
+
+    @model_validator(mode="after")
+    def _percentiles_are_of_all(self) -> ZScore:
+        if self.within == "nonzero" and self.clip_percentiles is not None:
+            raise ValueError("within: nonzero needs clip_percentiles: null")
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> ZScore:
@@ -117,7 +127,37 @@ class ZScore(Spec):
         return self
 
 
-IntensitySpec = Annotated[Window | ZScore, Field(discriminator="kind")]
+class MinMax(Spec):
+    """Per scan and channel: the lowest intensity becomes 0 and the highest 1 (nnU-Net's
+    ``RescaleTo01Normalization``)."""
+
+    kind: Literal["min_max"] = "min_max"
+
+
+class Unchanged(Spec):
+    """Intensities as they are (nnU-Net's ``NoNormalization``)."""
+
+    kind: Literal["unchanged"] = "unchanged"
+
+
+ChannelIntensity = Annotated[Window | ZScore | MinMax | Unchanged, Field(discriminator="kind")]
+
+
+class PerChannel(Spec):
+    """Every channel of the scan in a way of its own (nnU-Net's ``normalization_schemes``)."""
+
+    kind: Literal["per_channel"] = "per_channel"
+    channels: Annotated[tuple[ChannelIntensity, ...], Field(min_length=1, max_length=1000)]
+
+    @model_validator(mode="after")
+    def _plain_windows(self) -> PerChannel:
+        for channel in self.channels:
+            if isinstance(channel, Window) and (channel.inner is not None or channel.zero_mean):
+                raise ValueError("a window of one channel has no inner part and no zero_mean")
+        return self
+
+
+IntensitySpec = Annotated[Window | ZScore | MinMax | Unchanged | PerChannel, Field(discriminator="kind")]
 
 # --- roi: where to look ---------------------------------------------------------------------------
 
@@ -140,12 +180,13 @@ class BodyMask(Spec):
 
 
 class DilatedForeground(Spec):
-    """All foreground that stage ``of`` predicts, dilated by a ball of ``radius_vox`` of this stage's grid.
+    """The foreground that stage ``of`` predicts, dilated by a ball of ``radius_vox`` of this stage's grid.
     With a ``threshold``, background that the stage is not sure of is foreground here, too: where the
-    probabilities of all labels sum to more than that."""
+    probabilities of these labels sum to more than that."""
 
     kind: Literal["dilated_foreground"] = "dilated_foreground"
     of: str
+    labels: Labels = "all"
     radius_vox: LengthVox = 3.0
     threshold: Share | None = None
     include_reference: bool = False
@@ -226,7 +267,8 @@ class Downsample(_Tiled):
 
 class FixedSpacing(_Tiled):
     kind: Literal["spacing"] = "spacing"
-    mm: Spacing
+    mm: OwnSpacing
+    """Along an axis that has none, the scan's own (across the slices of nnU-Net's configuration ``2d``)."""
     fit: Literal["cover", "round"] = "cover"
     """``cover``: exactly this spacing, in as many voxels as cover the field of view. ``round``: the field of
     view exactly, in the number of voxels that comes nearest (nnU-Net's ``compute_new_shape``)."""
@@ -235,6 +277,14 @@ class FixedSpacing(_Tiled):
     """Where the longest side of a voxel, of the scan or else of this grid, is more than so many times its
     shortest, slices across it are interpolated each for itself, and the nearest one is taken: of images as of
     answers (3 in nnU-Net's ``default_resampling.py``). None: all axes are interpolated alike."""
+
+    @model_validator(mode="after")
+    def _sampled_anew(self) -> FixedSpacing:
+        if self.mm == (None, None, None):
+            raise ValueError(
+                "mm gives no spacing for any axis; for the scan's own: kind downsample, factor 1"
+            )
+        return self
 
 
 class FixedShape(_Tiled):
@@ -625,6 +675,10 @@ class Stage(Spec):
     mean: MeanKind = "arithmetic"
     """How probabilities are averaged: of tiles that overlap, of several models, and between voxels where
     labels are decided."""
+    labels_overlap: bool = False
+    """Labels are regions that may lie in one another: each is decided against background alone, and of those
+    that a voxel has, the last one stays (nnU-Net's ``regions_class_order``). A network's odds of a label to
+    background are then those of having it or not."""
 
     @property
     def reference_margin_mm(self) -> tuple[float, float] | None:

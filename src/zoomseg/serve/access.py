@@ -3,7 +3,8 @@
 - Without a token the server listens to its own machine alone, and answers only to that machine's names: a web
   page elsewhere could point a name of its own here (DNS rebinding).
 - What changes something is refused if a page of another origin sends it.
-- Wrong tokens are answered one a second, whoever sends them: nobody tries many.
+- Wrong tokens are answered one a second, whoever sends them: nobody tries many. Where a minute's answers wait
+  already, a wrong token is refused at once, so that those who wait do not take up all connections.
 - Pages load nothing from elsewhere, and nothing may show them in a frame.
 """
 
@@ -25,6 +26,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
+Refusal = tuple[int, str, dict[str, str]]
+"""Status, text and headers of an answer."""
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 COOKIE = "zoomseg"
@@ -33,6 +36,9 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,
 what parses addresses raises on some of the rest."""
 WRONG_TOKEN_SECONDS = 1.0
 """Between the answers to two wrong tokens."""
+
+MOST_WRONG_TOKENS = 60
+"""That wait for their answers."""
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
@@ -101,18 +107,23 @@ class Guard:
         refusal = self._refusal(scope)
         if refusal is not None:
             if refusal[0] == 401 and _tries_a_token(scope):
-                await self._delay()
+                refusal = await self._delayed(refusal)
             await _answer(send_with_headers, *refusal)
         else:
             await self._app(scope, receive, send_with_headers)
 
-    async def _delay(self) -> None:
+    async def _delayed(self, refusal: Refusal) -> Refusal:
+        """In its turn; or another one, if too many wait."""
         now = time.monotonic()
-        self._next_wrong = max(now, self._next_wrong) + WRONG_TOKEN_SECONDS
-        await sleep(self._next_wrong - now)
+        turn = max(now, self._next_wrong) + WRONG_TOKEN_SECONDS
+        if turn - now > MOST_WRONG_TOKENS * WRONG_TOKEN_SECONDS:
+            return 429, "too many wrong tokens", {"retry-after": str(MOST_WRONG_TOKENS)}
+        self._next_wrong = turn
+        await sleep(turn - now)
+        return refusal
 
-    def _refusal(self, scope: Message) -> tuple[int, str, dict[str, str]] | None:
-        """Status, text and headers of the answer, if it is not for the application to give."""
+    def _refusal(self, scope: Message) -> Refusal | None:
+        """The answer, if it is not for the application to give."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if host != "" and _HOST.fullmatch(host) is None:
@@ -143,7 +154,7 @@ class Guard:
         proxied = (self._access.hosts or frozenset()) - LOOPBACK
         return found == headers.get("host") or _host_name(found) in proxied
 
-    def _entered(self, scope: Message, headers: Mapping[str, str]) -> tuple[int, str, dict[str, str]] | None:
+    def _entered(self, scope: Message, headers: Mapping[str, str]) -> Refusal | None:
         """``/?token=...`` becomes a cookie, and leaves the address bar."""
         query = parse_qsl(scope["query_string"].decode("latin-1"))
         given = dict(query).get("token")

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import FastAPI, HTTPException, Query, Request
-from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel
+from anyio import to_thread
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import BaseModel, ValidationError
 
 from zoomseg.core.errors import DatasetError, OutputError, ScanError, ZoomSegError
 from zoomseg.inference.batch import segmentation_path
 from zoomseg.io.scans import ScanInput
 from zoomseg.serve.access import Access, Guard
+from zoomseg.serve.corrections import Corrections, NotCorrectableError
+from zoomseg.serve.job_queue import State
 from zoomseg.serve.job_runner import Runner
-from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError, State
-from zoomseg.serve.organs import Organ, organs_of_result
+from zoomseg.serve.jobs import SUFFIXES, Job, Jobs, QueueFullError
+from zoomseg.serve.organs import (
+    Organ,
+    organs_of_corrected,
+    organs_of_result,
+    schema_of_result,
+    summary_of_result,
+)
 from zoomseg.serve.pages import add_pages
-from zoomseg.serve.upload import PIECE_BYTES, TooLargeError, TooSlowError, receive
-from zoomseg.serve.worker import READING
+from zoomseg.serve.remaining import remaining_by_others, remaining_by_pace
+from zoomseg.serve.review import Opinion, Review, keep, opinions, review_csv, review_of
+from zoomseg.serve.upload import TooLargeError, TooSlowError, receive, receive_json
+from zoomseg.serve.worker import READING, WRITING
 
 RETRY_SECONDS = 30
 """When a client whose upload was refused by a full queue may ask again."""
+
+MAX_OPINION_BYTES = 16 * 1024
+"""Of what is said of an organ."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,7 @@ class Result:
 
 RESULTS = (
     Result("labels.nii.gz", "application/gzip", "The label map, on the scan's own grid."),
+    Result("corrected.nii.gz", "application/gzip", "The label map as somebody corrected it."),
     Result("scan.nii.gz", "application/gzip", "The scan, as NIfTI."),
     Result("seg.nrrd", "application/octet-stream", "The same for 3D Slicer, with names and colours."),
     Result("summary.csv", "text/csv", "Volume, intensity, confidence and flags of every organ."),
@@ -62,7 +77,8 @@ class ModelView(BaseModel):
 
 class JobView(BaseModel):
     """A job. ``progress`` is the share of the current ``stage`` that is done; ``stages`` are all of them in
-    order; ``results`` the names of what can be fetched at ``/jobs/{id}/<name>``; ``notes`` what the user
+    order; ``remaining`` the seconds that a running job is expected to take yet, None if nothing is known;
+    ``results`` the names of what can be fetched at ``/jobs/{id}/<name>``; ``notes`` what the user
     should know of how the scan was read, how unlike the training scans it is, what was taken out."""
 
     id: str
@@ -75,6 +91,7 @@ class JobView(BaseModel):
     ahead: int
     created: float
     seconds: float
+    remaining: float | None
     error: str | None
     results: list[str]
     notes: list[str]
@@ -91,7 +108,8 @@ class Service:
     """What the routes work on."""
 
     jobs: Jobs
-    runner: Runner
+    corrections: Corrections
+    runner: Runner[Job]
     models: Mapping[str, ModelView]
     """By name; the first is meant where none is named."""
     max_upload: int
@@ -118,17 +136,29 @@ class Service:
             model=job.model,
             state=job.state,
             stage=step.stage if step else None,
-            stages=[READING, *(model.stages if model else ())],
+            stages=[READING, *(model.stages if model else ()), WRITING],
             progress=step.done / step.total if step and step.total else 0.0,
             ahead=self.jobs.ahead_of(job) if job.state is State.QUEUED else 0,
             created=job.created,
             seconds=round(job.seconds, 1),
+            remaining=self._remaining(job),
             error=job.error,
             results=[r.name for r in RESULTS if self.result(job, r.name).is_file()]
             if job.state is State.FINISHED
             else [],
             notes=list(job.notes),
         )
+
+    def _remaining(self, job: Job) -> float | None:
+        if job.state is not State.RUNNING:
+            return None
+        earlier = [other.seconds for other in self.jobs.all() if _ran_like(job, other)]
+        expected = remaining_by_others(job.seconds, earlier)
+        step, model = self.jobs.step(job.id), self.models.get(job.model)
+        if step and step.total and model and step.stage == model.stages[-1]:
+            by_pace = remaining_by_pace(self.jobs.stage_seconds(job.id), step.done / step.total)
+            expected = expected if by_pace is None else by_pace
+        return None if expected is None else round(expected, 1)
 
     def result(self, job: Job, name: str) -> Path:
         """Where a result is, if there is one."""
@@ -138,6 +168,8 @@ class Service:
                 return out / name
             case "scan.nii.gz":
                 return self.jobs.scan(job) if job.suffix == ".nii.gz" else out / name
+            case "corrected.nii.gz":
+                return self.corrections.labels(job)
             case "labels.nii.gz":
                 return out / f"{job.id}.nii.gz"
             case "seg.nrrd":
@@ -159,6 +191,8 @@ def create_app(service: Service, access: Access) -> Guard:
     _add_models(app, service)
     _add_jobs(app, service)
     _add_results(app, service)
+    _add_review(app, service)
+    _add_corrections(app, service)
     add_pages(app, "index.html")
     app.add_exception_handler(ZoomSegError, _explain)
     return Guard(app, access)
@@ -172,6 +206,8 @@ def _explain(request: Request, error: Exception) -> JSONResponse:
             return JSONResponse({"detail": str(error)}, 408, {"connection": "close"})
         case QueueFullError():
             return JSONResponse({"detail": str(error)}, 503, {"retry-after": str(RETRY_SECONDS)})
+        case NotCorrectableError():
+            return JSONResponse({"detail": str(error)}, 409)
         case ScanError():
             return JSONResponse({"detail": str(error)}, 415)
         case OutputError():
@@ -180,6 +216,20 @@ def _explain(request: Request, error: Exception) -> JSONResponse:
         case _:  # what it says is the server's own business, paths and all
             print(f"zoomseg: {error}", file=sys.stderr, flush=True)
             return JSONResponse({"detail": "the server could not do this; see its output"}, 500)
+
+
+def _ran_like(job: Job, other: Job) -> bool:
+    """Whether how long ``other`` took tells something of ``job``."""
+    return other.state is State.FINISHED and (other.model, other.suffix) == (job.model, job.suffix)
+
+
+def attachment(text: str, media_type: str, filename: str) -> Response:
+    """A text that the browser saves under a name."""
+    headers = {
+        "cache-control": "private, no-cache",
+        "content-disposition": f"attachment; filename*=utf-8''{quote(filename, safe='')}",
+    }
+    return Response(text, headers=headers, media_type=media_type)
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -235,41 +285,132 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.delete("/jobs/{job_id}", status_code=204, responses=_problems(404))
     def cancel(job_id: str) -> None:
-        """Cancel a job that waits or runs; delete one that has ended, with its scan and results."""
+        """Cancel a job that waits or runs; delete one that has ended, with its scan and results, and
+        the training case that was made of it."""
         job = service.job(job_id)
         if not service.runner.cancel(job.id):
+            service.corrections.remove(job)
             service.jobs.remove(job.id)
 
 
 def _add_results(app: FastAPI, service: Service) -> None:
     @app.get("/jobs/{job_id}/organs", responses=_problems(404, 409))
-    def organs(job_id: str) -> list[Organ]:
+    def organs(
+        job_id: str,
+        corrected: Annotated[bool, Query(description="Of the corrected label map.")] = False,
+    ) -> list[Organ]:
         """The organs of a finished job: value in the label map, colour, volume, confidence, flags."""
         job = _finished(service, job_id)
-        try:
+        with _results_of(job):
+            if corrected:
+                return organs_of_corrected(
+                    service.corrections.labels(job), schema_of_result(service.jobs.out(job))
+                )
             return organs_of_result(service.jobs.out(job), job.id)
-        except DatasetError as error:
-            raise HTTPException(404, "this job's results are gone, or damaged") from error
 
     for result in RESULTS:
         _add_result(app, service, result)
 
 
-def _add_result(app: FastAPI, service: Service, result: Result) -> None:
-    def fetch(job_id: str) -> StreamingResponse:
+def _add_review(app: FastAPI, service: Service) -> None:
+    opinion = {"required": True, "content": {"application/json": {"schema": Opinion.model_json_schema()}}}
+
+    def review(job_id: str) -> Review:
         job = _finished(service, job_id)
-        path = service.result(job, result.name)
+        with _results_of(job):
+            organs = organs_of_result(service.jobs.out(job), job.id)
+            return review_of(job.title, job.model, organs, opinions(service.jobs.review(job)))
+
+    @app.get("/jobs/{job_id}/review.json", responses=_problems(404, 409))
+    def as_json(job_id: str) -> Review:
+        """What people say of a result: every organ accepted, rejected or neither, with a comment."""
+        return review(job_id)
+
+    @app.get("/jobs/{job_id}/review.csv", response_class=Response, responses=_problems(404, 409))
+    def as_csv(job_id: str) -> Response:
+        """The same as a table."""
+        found = review(job_id)
+        return attachment(review_csv(found), "text/csv; charset=utf-8", f"{found.scan}.review.csv")
+
+    @app.put(
+        "/jobs/{job_id}/review/{value}",
+        status_code=204,
+        responses=_problems(400, 404, 408, 409, 413),
+        openapi_extra={"requestBody": opinion},
+    )
+    async def say(request: Request, job_id: str, value: int) -> None:
+        """Say something of an organ, by its value in the label map, in place of what was said before."""
+        job = _finished(service, job_id)
+        body = await receive_json(request, MAX_OPINION_BYTES)
         try:
-            file = path.open("rb")  # from here on it may be deleted
-        except OSError as error:
-            raise HTTPException(404, f"this job has no {result.name}") from error
-        filename = f"{job.name[: -len(job.suffix)] or 'scan'}.{result.name}"
-        headers = {
-            "cache-control": "private, no-cache",
-            "content-disposition": f"attachment; filename*=utf-8''{quote(filename, safe='')}",
-            "content-length": str(os.fstat(file.fileno()).st_size),
-        }
-        return StreamingResponse(_pieces(file), media_type=result.media_type, headers=headers)
+            said = Opinion.model_validate(body)
+        except ValidationError as error:
+            raise HTTPException(400, "not an opinion of an organ; see /openapi.json") from error
+
+        def write() -> None:
+            with _results_of(job):
+                if value not in schema_of_result(service.jobs.out(job)).values:
+                    raise HTTPException(404, "no organ has this value")
+                keep(service.jobs.review(job), value, said)
+
+        await to_thread.run_sync(write)
+
+
+def _add_corrections(app: FastAPI, service: Service) -> None:
+    body = {
+        "required": True,
+        "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}},
+    }
+
+    @app.put(
+        "/jobs/{job_id}/corrected.nii.gz",
+        responses=_problems(404, 408, 409, 413, 415, 503, 507),
+        openapi_extra={"requestBody": body},
+    )
+    async def correct(request: Request, job_id: str) -> JobView:
+        """Make a training case of a job. The body is its label map, corrected: NIfTI on the same grid, with
+        the same values."""
+        job = _finished(service, job_id)
+        model = service.models.get(job.model)
+        if model is None:
+            raise HTTPException(409, f"its model '{job.model}' is not served any more")
+        with service.corrections.arriving(job) as place:
+            await receive(request, place, service.max_upload)
+
+            def add() -> None:
+                scan, labels = (service.result(job, name) for name in ("scan.nii.gz", "labels.nii.gz"))
+                with _results_of(job):
+                    schema = schema_of_result(service.jobs.out(job))
+                    service.corrections.add(job, place, scan, labels, schema, model.channels)
+
+            await to_thread.run_sync(add)
+        if service.jobs.find(job.id) is None:  # deleted meanwhile, and its training case with it
+            service.corrections.remove(job)
+            raise HTTPException(404, "no such job")
+        return service.view(job)
+
+    @app.delete("/jobs/{job_id}/corrected.nii.gz", status_code=204, responses=_problems(404, 409))
+    def forget(job_id: str) -> None:
+        """Take back a correction: the job is no training case any more."""
+        service.corrections.remove(_finished(service, job_id))
+
+
+@contextmanager
+def _results_of(job: Job) -> Iterator[None]:
+    """Whatever is wrong inside with the files of a job is told without their paths."""
+    try:
+        yield
+    except DatasetError as error:
+        raise HTTPException(404, f"the results of {job.id} are gone, or damaged") from error
+
+
+def _add_result(app: FastAPI, service: Service, result: Result) -> None:
+    def fetch(job_id: str) -> Response:
+        job = _finished(service, job_id)
+        filename = f"{job.title}.{result.name}"
+        if result.name == "summary.csv":
+            return _named_summary(service, job, filename)
+        return _file(service.result(job, result.name), result, filename)
 
     app.add_api_route(
         f"/jobs/{{job_id}}/{result.name}",
@@ -277,15 +418,28 @@ def _add_result(app: FastAPI, service: Service, result: Result) -> None:
         methods=["GET"],
         name=result.name,
         description=result.about,
-        response_class=StreamingResponse,
+        response_class=Response,
         responses={200: {"content": {result.media_type: {}}}, **_problems(404, 409)},
     )
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        while piece := file.read(PIECE_BYTES):
-            yield piece
+def _file(path: Path, result: Result, filename: str) -> FileResponse:
+    """A file to be saved, in ranges if the client asks for them."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise HTTPException(404, f"this job has no {result.name}") from error
+    headers = {"cache-control": "private, no-cache"}
+    return FileResponse(path, 200, headers, result.media_type, filename=filename, stat_result=found)
+
+
+def _named_summary(service: Service, job: Job, filename: str) -> Response:
+    """The table with the scan's name where the file on disk has the job's id."""
+    try:
+        text = summary_of_result(service.jobs.out(job), job.id, job.title)
+    except DatasetError as error:
+        raise HTTPException(404, "this job has no summary.csv") from error
+    return attachment(text, "text/csv; charset=utf-8", filename)
 
 
 def _finished(service: Service, job_id: str) -> Job:

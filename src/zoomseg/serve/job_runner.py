@@ -5,20 +5,31 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Generic, Protocol
 
-from zoomseg.core.errors import DatasetError
-from zoomseg.serve.jobs import Job, Jobs, State, Step
-from zoomseg.serve.organs import notes_of_result
+from zoomseg.serve.job_queue import J, State, Step
 from zoomseg.serve.worker import Task, Worker, WorkerDiedError
 
 LOOK_EVERY_SECONDS = 0.5
 """How often a runner that has nothing to do looks whether it should stop."""
 
 
-class Runner:
+class Jobs(Protocol[J]):
+    """What a runner needs of a queue (see ``job_queue.JobQueue``)."""
+
+    def take(self, seconds: float) -> J | None: ...
+    def find(self, job_id: str) -> J | None: ...
+    def tell(self, job_id: str, step: Step) -> None: ...
+    def end(self, job_id: str, state: State, error: str | None = None) -> bool: ...
+    def task(self, job: J, model: Path) -> Task: ...
+    def settle(self, job: J, error: str | None) -> None: ...
+    def interrupt(self, job_id: str, why: str) -> None: ...
+
+
+class Runner(Generic[J]):
     """A thread that takes jobs from the queue and hands them to a worker."""
 
-    def __init__(self, jobs: Jobs, models: Mapping[str, Path], start_worker: Callable[[], Worker]) -> None:
+    def __init__(self, jobs: Jobs[J], models: Mapping[str, Path], start_worker: Callable[[], Worker]) -> None:
         """
         Args:
             models: folders by name.
@@ -38,11 +49,11 @@ class Runner:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; a job that runs is marked interrupted, those that wait stay for the next server."""
+        """End; a job that runs is interrupted, those that wait stay for the next server."""
         self._stopping.set()
         with self._guard:
             if self._running is not None:
-                self._jobs.end(self._running, State.INTERRUPTED, "the server was stopped while this ran")
+                self._jobs.interrupt(self._running, "the server was stopped while this ran")
             self._kill()
         self._thread.join()
 
@@ -68,39 +79,30 @@ class Runner:
             if job is not None:
                 self._do(job)
 
-    def _do(self, job: Job) -> None:
+    def _do(self, job: J) -> None:
         with self._guard:
             found = self._jobs.find(job.id)
             if found is None or found.state is not State.RUNNING or self._stopping.is_set():
                 return  # cancelled meanwhile; or it is marked interrupted by the next server
             self._running = job.id
             worker = self._worker = self._worker or self._start_worker()
-        state, error = self._outcome(worker, job)
-        notes = self._notes(job) if state is State.FINISHED else ()
+        error = self._error(worker, job)
         with self._guard:
             self._running = None
-            self._jobs.end(job.id, state, error, notes)
+            if not self._stopping.is_set():
+                self._jobs.settle(job, error)
 
-    def _notes(self, job: Job) -> tuple[str, ...]:
-        """Of a job's result, read once: they do not change any more."""
-        try:
-            return tuple(notes_of_result(self._jobs.out(job), job.id))
-        except DatasetError:
-            return ()  # what is left of a result is shown all the same
-
-    def _outcome(self, worker: Worker, job: Job) -> tuple[State, str | None]:
+    def _error(self, worker: Worker, job: J) -> str | None:
         def tell(step: Step) -> None:
             self._jobs.tell(job.id, step)
 
         model = self._models.get(job.model)
         if model is None:
-            return State.FAILED, f"its model '{job.model}' is not served any more; upload the scan again"
-        task = Task(job.id, str(self._jobs.scan(job)), str(self._jobs.out(job)), str(model))
+            return f"its model '{job.model}' is not served any more; upload the scan again"
         try:
-            error = worker.run(task, tell)
+            return worker.run(self._jobs.task(job, model), tell)
         except WorkerDiedError as died:
             with self._guard:
                 if self._worker is worker:
                     self._worker = None
-            return State.FAILED, str(died)
-        return (State.FINISHED, None) if error is None else (State.FAILED, error)
+            return str(died)

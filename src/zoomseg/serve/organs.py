@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ from pydantic import BaseModel
 from zoomseg.anatomy.colours import RGB, organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.datasets.layouts import read_json, read_labelling
+from zoomseg.datasets.layouts import read_json, read_labelling, read_labels_by_case
 from zoomseg.io.scans import read_label_values
 
 NAMED_IN = ("run.json", "labels.json", "dataset.json")
 """Beside a label map, or in the folder above, these may say what its values mean."""
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""With which a cell's text is a formula for spreadsheet programs."""
 
 MAX_SUMMARY_BYTES = 64 * 1024**2
 
@@ -41,11 +45,37 @@ def organs_of_result(out: Path, case: str) -> list[Organ]:
     Raises:
         DatasetError: they are not there, or damaged.
     """
+    return _organs(schema_of_result(out), _summary(out / "summary.csv", case))
+
+
+def schema_of_result(out: Path) -> LabelSchema:
+    """Names and values of the labels in a folder that `zoomseg predict` wrote.
+
+    Raises:
+        DatasetError: its ``run.json`` is not there, damaged, or names none.
+    """
     found = read_labelling(out / "run.json")
     if found is None:
         raise DatasetError(f"{out / 'run.json'} names no labels")
-    rows = _summary(out / "summary.csv", case)
-    return _organs(found[0], rows)
+    return found[0]
+
+
+def organs_of_corrected(labels: Path, schema: LabelSchema) -> list[Organ]:
+    """The organs of a label map that somebody corrected, with their volumes: of no model's confidence.
+
+    Raises:
+        DatasetError: there is none, or it cannot be read.
+    """
+    try:
+        values, grid = read_label_values(labels)
+    except ScanError as error:
+        raise DatasetError(str(error)) from error
+    found, voxels = np.unique(values, return_counts=True)
+    counts = dict(zip(found.tolist(), voxels.tolist(), strict=True))
+    return [
+        organ.model_copy(update={"volume_ml": counts.get(organ.value, 0) * grid.voxel_volume_ml})
+        for organ in _organs(schema, {})
+    ]
 
 
 def notes_of_result(out: Path, case: str) -> list[str]:
@@ -56,6 +86,34 @@ def notes_of_result(out: Path, case: str) -> list[str]:
     own = cases.get(case) if isinstance(cases, dict) else None
     found = [run.get("notes"), own.get("notes") if isinstance(own, dict) else None]
     return [note for notes in found if isinstance(notes, list) for note in notes if isinstance(note, str)]
+
+
+def summary_of_result(out: Path, case: str, name: str) -> str:
+    """``summary.csv`` of a case in a folder that `zoomseg predict` wrote, as text, the case called ``name``.
+
+    Raises:
+        DatasetError: it is not there, or damaged.
+    """
+    rows = list(_summary(out / "summary.csv", case).values())
+    if not rows:
+        raise DatasetError(f"{out / 'summary.csv'}: no row of this case")
+    return csv_text(list(rows[0]), [{**row, "case": name} for row in rows])
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """A table as CSV. What users wrote cannot become a formula in a spreadsheet program: text that begins as
+    one gets an apostrophe before it, which these programs take as 'this is text'."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
+    return file.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    if isinstance(value, str) and value[:1] in FORMULA_STARTS and _number(value) is None:
+        return f"'{value}"
+    return value
 
 
 def organs_of_file(labels: Path, case: str) -> list[Organ]:
@@ -75,7 +133,7 @@ def organs_of_file(labels: Path, case: str) -> list[Organ]:
         raise ScanError(f"{labels}: holds the value {min(counts)}; label maps hold whole numbers from 0 up")
     summary = labels.parent / "summary.csv"
     rows = _summary(summary, case) if summary.is_file() else {}
-    known = {organ.value: organ for organ in _named(labels, rows)}
+    known = {organ.value: organ for organ in _named(labels, case, rows)}
     return [
         (known.get(value) or _unnamed(value)).model_copy(update={"volume_ml": n * grid.voxel_volume_ml})
         for value, n in counts.items()
@@ -87,8 +145,12 @@ def _unnamed(value: int) -> Organ:
     return Organ(name=name, value=value, colour=organ_colour(name))
 
 
-def _named(labels: Path, rows: Mapping[str, Mapping[str, str]]) -> list[Organ]:
+def _named(labels: Path, case: str, rows: Mapping[str, Mapping[str, str]]) -> list[Organ]:
     folder = labels.resolve().parent
+    run = folder / "run.json"
+    other = read_labels_by_case(run).get(case) if run.is_file() else None
+    if other is not None:
+        return _organs(other, rows)
     for place in [folder / name for name in NAMED_IN] + [folder.parent / "dataset.json"]:
         found = read_labelling(place) if place.is_file() else None
         if found is not None:
@@ -101,7 +163,7 @@ def _organs(schema: LabelSchema, rows: Mapping[str, Mapping[str, str]]) -> list[
     for name, value in zip(schema.names, schema.values, strict=True):
         row = rows.get(name, {})
         numbers = {key: _number(row.get(key)) for key in ("volume_ml", "mean_intensity", "confidence")}
-        flags = [flag for flag in (row.get("flags") or "").split(";") if flag]
+        flags = list(dict.fromkeys(flag for flag in (row.get("flags") or "").split(";") if flag))
         organs.append(Organ(name=name, value=value, colour=organ_colour(name), flags=flags, **numbers))
     return organs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import socket
@@ -10,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from zoomseg.core.errors import ZoomSegError
 from zoomseg.core.interrupts import InterruptedWorkError, asked
 from zoomseg.io import bundle
 from zoomseg.serve.access import App, access, needs_token
 from zoomseg.serve.app import ModelView, Service, create_app
+from zoomseg.serve.corrections import Corrections
 from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import Jobs
 from zoomseg.serve.worker import ProcessWorker
@@ -26,6 +29,8 @@ MIN_TOKEN = 16
 
 STOPPING = "stopping; a scan that is being segmented is given up, those that wait stay"
 STOPPED = "stopped; scans that wait are segmented after the next start"
+HEAD_SECONDS = 30.0
+"""For which a connection may be open without a whole head of a request."""
 STOP_SECONDS = 3
 """How long requests that are being answered may take when the server stops."""
 
@@ -100,6 +105,35 @@ def address(sock: socket.socket, token: str | None) -> str:
     return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
 
 
+class _Connection(H11Protocol):
+    """Ended if no request comes: uvicorn would keep it open as long as the client does, and nobody could
+    connect once it has as many as a process may have files."""
+
+    _unasked: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._unasked is not None:
+            self._unasked.cancel()
+
+    def _watch(self) -> None:
+        """Until a head is whole: while its request is answered, other limits hold."""
+        asked = self.cycle is not None and not self.cycle.response_complete
+        if asked and self._unasked is not None:
+            self._unasked.cancel()
+            self._unasked = None
+        elif not asked and self._unasked is None:
+            self._unasked = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+
 class _Server(uvicorn.Server):
     """Leaves signals to ``core.interrupts``; uvicorn would raise them again in the end."""
 
@@ -108,23 +142,27 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run(app: App, sock: socket.socket, stopping: str, stopped: str) -> None:
-    """Answer until the process is asked to stop, and say so. Addresses are not logged: one may hold the
-    token.
-
-    Raises:
-        InterruptedWorkError: it was.
-    """
-    config = uvicorn.Config(
+def configured(app: App) -> uvicorn.Config:
+    """How requests are read and answered. Addresses are not logged: one may hold the token."""
+    return uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
         ws="none",
+        http=_Connection,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    server = _Server(config)
+
+
+def run(app: App, sock: socket.socket, stopping: str, stopped: str) -> None:
+    """Answer until the process is asked to stop, and say so.
+
+    Raises:
+        InterruptedWorkError: it was.
+    """
+    server = _Server(configured(app))
 
     def stop() -> None:
         server.should_exit = True
@@ -156,7 +194,8 @@ def serve(
     on_open()
     runner = Runner(jobs, folders, lambda: ProcessWorker(device))
     host = sock.getsockname()[0]
-    app = create_app(Service(jobs, runner, views, max_upload), access(host, names, token))
+    service = Service(jobs, Corrections(folder), runner, views, max_upload)
+    app = create_app(service, access(host, names, token))
     runner.start()
     try:
         run(app, sock, STOPPING, STOPPED)

@@ -6,14 +6,15 @@ import math
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from anyio import fail_after, to_thread
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from zoomseg.core.errors import ScanError, ZoomSegError
 from zoomseg.core.memory import spoken
-from zoomseg.io.files import writing
+from zoomseg.io.files import parse_json, writing
 
 PIECE_BYTES = 4 * 1024**2
 """Written at once, by a thread, so that a slow disk does not keep the server from answering."""
@@ -53,6 +54,27 @@ async def receive(request: Request, path: Path, limit: int) -> None:
             raise ScanError("the upload was broken off") from error
     if received == 0:
         raise ScanError("the upload is empty; the body of the request must be the scan's file")
+
+
+async def receive_json(request: Request, limit: int) -> Any:
+    """The body as JSON.
+
+    Raises:
+        TooLargeError: it is longer than ``limit`` bytes.
+        TooSlowError: it does not come.
+        HTTPException: 400, it is no JSON.
+    """
+    content = bytearray()
+    try:
+        async for piece in _in_time(request.stream()):
+            content += piece
+            if len(content) > limit:
+                raise TooLargeError(f"larger than {spoken(limit)}, the most that is taken here")
+        return parse_json(bytes(content))
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the request was broken off") from error
+    except ValueError as error:
+        raise HTTPException(400, f"not JSON ({error})") from error
 
 
 async def _copy(request: Request, file: BinaryIO, limit: int) -> int:

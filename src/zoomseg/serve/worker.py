@@ -11,22 +11,24 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zoomseg.core.errors import ScanError, ZoomSegError, quoted
-from zoomseg.serve.jobs import Step
+from zoomseg.serve.job_queue import Step
 
 if TYPE_CHECKING:
     from zoomseg.inference.batch import Outcome
     from zoomseg.inference.predictor import Predictor
     from zoomseg.io.scans import ScanInput
+    from zoomseg.pipeline.sliding_window import TileProgress
 
 TELL_EVERY_SECONDS = 0.1
 _PATH = re.compile(r"(?<![\w.:/])/[^\s:;,'\")]+/[^\s:;,'\")]*")
@@ -34,6 +36,9 @@ _PATH = re.compile(r"(?<![\w.:/])/[^\s:;,'\")]+/[^\s:;,'\")]*")
 
 READING = "reading"
 """What a job does before its model's first stage."""
+
+WRITING = "writing"
+"""What it does after the last one: the label map on the scan's grid, volumes, files."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,12 @@ class Task:
     out: str
     model: str
     """Folder of the model."""
+    wanted: dict[str, Any] = field(default_factory=dict)
+    """What else the function that segments must know; JSON."""
+
+
+Segment = Callable[[Task, "Predictor", Callable[[Step], None]], None]
+"""Carries out a task with its model, and tells how far it is."""
 
 
 class WorkerDiedError(Exception):
@@ -68,11 +79,16 @@ class Worker(Protocol):
 class ProcessWorker:
     """A worker in a process of its own, started afresh (not forked: the server has threads)."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, segment: Segment | None = None) -> None:
+        """
+        Args:
+            segment: carries out a task; a function of a module, as the new process imports it. As
+                ``segment`` of this module, if left out.
+        """
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=work, args=(theirs, device), name="zoomseg-worker", daemon=True
+            target=work, args=(theirs, device, segment), name="zoomseg-worker", daemon=True
         )
         self._process.start()
         theirs.close()
@@ -108,7 +124,7 @@ def _how_it_ended(code: int | None) -> str:
 # --- in the worker's process ----------------------------------------------------------------------
 
 
-def work(pipe: Connection, device: str) -> None:
+def work(pipe: Connection, device: str, carry_out: Segment | None = None) -> None:
     """Carry out the tasks that come through the pipe, until it is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):  # for the server alone, which ends this process
         signal.signal(number, signal.SIG_IGN)
@@ -119,7 +135,7 @@ def work(pipe: Connection, device: str) -> None:
             task = Task(**json.loads(pipe.recv_bytes()))
         except EOFError:
             return
-        _send(pipe, {"error": _error_of(task, predictors, device, _teller(pipe))})
+        _send(pipe, {"error": _error_of(task, predictors, device, _teller(pipe), carry_out or segment)})
 
 
 def _end_with_parent() -> None:
@@ -148,17 +164,22 @@ def _teller(pipe: Connection) -> Callable[[Step], None]:
 
 
 def _error_of(
-    task: Task, predictors: dict[str, Predictor], device: str, tell: Callable[[Step], None]
+    task: Task,
+    predictors: dict[str, Predictor],
+    device: str,
+    tell: Callable[[Step], None],
+    carry_out: Segment,
 ) -> str | None:
     try:
         tell(Step(READING, 0, 0))
         if task.model not in predictors:
             predictors[task.model] = load_predictor(task.model, device, tell)
-        segment(task, predictors[task.model], tell)
+        carry_out(task, predictors[task.model], tell)
     except ZoomSegError as error:
         return _without_paths(str(error), task)
     except Exception as error:  # one scan's failure is not the server's
-        traceback.print_exc()
+        # What the error says may hold a patient's name: only where and what it is is told.
+        print("".join(traceback.format_tb(error.__traceback__)) + type(error).__name__, file=sys.stderr)
         return f"unexpected error ({type(error).__name__}); see the server's output"
     return None
 
@@ -195,7 +216,13 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
     from zoomseg.io.scans import write_array
 
     notes: list[str] = []
-    scan, out = _one_scan(Path(task.scan), notes.append), Path(task.out)
+    last = predictor.bundle.recipe.stages[-1].name
+    scan, out = one_scan(Path(task.scan), notes.append), Path(task.out)
+
+    def follow(_: str, progress: TileProgress) -> None:
+        tell(Step(progress.stage, progress.done, progress.tiles))
+        if progress.stage == last and progress.done >= progress.tiles:
+            tell(Step(WRITING, 0, 0))
 
     def settle(outcome: Outcome) -> None:
         match outcome:
@@ -211,13 +238,13 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         out,
         predictor,
         on_result=settle,
-        on_progress=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
+        on_progress=follow,
         beside=ExtraOutputs(dicom=() if scan.dicom is None else tuple(DicomResult), slicer=True),
         notes=notes,
     )
 
 
-def _one_scan(path: Path, tell: Callable[[str], None]) -> ScanInput:
+def one_scan(path: Path, tell: Callable[[str], None]) -> ScanInput:
     """The scan in an upload. Series that cannot be used, as localizers, do not count beside one that can."""
     from zoomseg.io.dicom.read.series_discovery import Refused
     from zoomseg.io.scans import find_scans

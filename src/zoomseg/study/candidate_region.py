@@ -16,8 +16,8 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import ScanError, ZoomSegError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
-from zoomseg.evaluation.html_report import number
 from zoomseg.evaluation.result import mean
+from zoomseg.inference.html_page import number
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.pipeline import stage_input
@@ -106,7 +106,7 @@ def run_curve(study: RegionCurve, trainings: Trainings) -> tuple[tuple[Point, ..
                     failed.append(f"{case_id}, fold {fold}: {error}")
     points = tuple(p for name, cases in found.items() for p in summarise(name, cases, study.radii_vox))
     if not points:
-        raise ScanError(f"the candidate region could not be looked at in any case; {failed[0]}")
+        raise ScanError(f"the candidate region could not be computed in any case; {failed[0]}")
     steps = training_steps(trainings, study.training)
     budget = [told(study.training.id, (), steps, len(trainings.folds))] if steps else []
     _write(trainings.out, study, points, [*notes(trainings), *budget])
@@ -129,7 +129,7 @@ def _case_coverage(study: RegionCurve, trainings: Trainings, fold: int) -> Calla
         prediction = predictor.predict(Case(case.id, case.image)).stages.get(study.stage)
         scan = stage_input.prepare(case, model.recipe)
         if prediction is None or scan.labels is None:
-            raise ScanError(f"stage '{study.stage}' had nowhere to look in case {case_id}")
+            raise ScanError(f"stage '{study.stage}' had an empty region in case {case_id}")
         drawn = [n for n in prediction.labels if case.annotated is None or n in case.annotated]
         result = coverage(prediction, scan.labels, model.schema, study.radii_vox, drawn)
         write_json_atomic(file, {organ: [list(v) for v in values] for organ, values in result.items()})
@@ -193,7 +193,7 @@ _DEFINITIONS = (
 def _finding(split: str, points: Sequence[Point]) -> str:
     at = [p for p in points if p.split == split and p.organ == MEAN and p.radius_vox == PUBLISHED_RADIUS]
     if not at:
-        return f"{split} cases: no organ was drawn in any of them."
+        return f"{split} cases: no organ is annotated in any of them."
     sensitivity, wrong = at[0].sensitivity, at[0].false_positive_rate
     reached = sensitivity > PUBLISHED_SENSITIVITY and round(wrong, 2) <= PUBLISHED_FALSE_POSITIVES
     return (

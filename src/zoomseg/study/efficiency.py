@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from zoomseg.evaluation.html_report import number
 from zoomseg.inference.batch import Segmented
 from zoomseg.inference.efficiency import MEASURES, Measures, measures, summarise
+from zoomseg.inference.html_page import number
 from zoomseg.io.files import parse_json, read_file, write_json_atomic
 from zoomseg.study.report_page import Sheet
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zoomseg.core.labels import LabelSchema
-from zoomseg.evaluation.html_report import number
 from zoomseg.evaluation.result import mean
+from zoomseg.inference.html_page import number
 from zoomseg.study import efficiency
 from zoomseg.study.ablations import Ablation, OtherMethod, find_organ
 from zoomseg.study.report_page import Sheet

@@ -176,8 +176,7 @@ def coarser(factor: float) -> Edit:
                 i, j, k = grid.factor
                 update: dict[str, object] = {"factor": (i * factor, j * factor, k * factor)}
             case FixedSpacing():
-                i, j, k = grid.mm
-                update = {"mm": (i * factor, j * factor, k * factor)}
+                update = {"mm": tuple(None if mm is None else mm * factor for mm in grid.mm)}
             case FixedShape():
                 patch = _fewer(grid.shape, factor, divisor(stage.network))
                 update = {"shape": patch, "tile": patch}

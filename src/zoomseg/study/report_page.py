@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zoomseg.evaluation.html_report import environment
+from zoomseg.inference.html_page import environment
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,8 @@ def _table_folder(trainings: Trainings, rows: Sequence[RowResult]) -> Path:
 
 def _told_of_unseen(trainings: Trainings, unseen: Dataset) -> str:
     fold = f", by the models of fold {trainings.folds[0]}" if trainings.count > 1 else ""
-    return f"Scored here: {len(unseen.cases)} cases of '{unseen.name}', neither trained nor held back{fold}."
+    use = "used neither for training nor for validation"
+    return f"Scored here: {len(unseen.cases)} cases of '{unseen.name}', {use}{fold}."
 
 
 def _steps_told(rows: Sequence[RowResult], folds: int) -> list[str]:
@@ -166,7 +167,7 @@ def notes(trainings: Trainings, unscored: Sequence[str] = ()) -> list[str]:
         "share its time.",
         f"Data set '{trainings.dataset.name}', {part}.",
         *(["Atlas priors were made before the trainings' time began."] if trainings.recipe.atlas else []),
-        *([f"Recipe '{s.recipe}' in place of the paper's."] if s.recipe is not None else []),
+        *([f"Recipe '{s.recipe}' instead of the paper's."] if s.recipe is not None else []),
         *_own_recipes(trainings),
         *([f"Atlases: {s.atlases}."] if s.atlases is not None else []),
         *([f"Tabulated: {', '.join(trainings.small)}."] if trainings.small else []),

@@ -53,7 +53,7 @@ def _split(where: str, value: object, labelled: set[str]) -> CaseSplit:
         raise DatasetError(f"{where}: {EXPECTED}")
     lists = {_NAMES[given]: _ids(where, given, ids) for given, ids in value.items()}
     if len(lists) < len(value):
-        raise DatasetError(f"{where}: has both 'val' and 'validation'; one of them is enough")
+        raise DatasetError(f"{where}: has both 'val' and 'validation'; use only one of them")
     for name in ("train", "validation"):
         if not lists.get(name):
             raise DatasetError(f"{where}: no case in '{name}'; {EXPECTED}")

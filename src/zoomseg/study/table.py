@@ -14,8 +14,8 @@ from pathlib import Path
 from zoomseg.core.labels import LabelSchema
 from zoomseg.evaluation.comparison import LEAST_PAIRS, MEAN, differences, equals, paired, signed_rank
 from zoomseg.evaluation.figures import dice_by_organ
-from zoomseg.evaluation.html_report import number, p_value
 from zoomseg.evaluation.result import CaseResult, Evaluation, mean
+from zoomseg.inference.html_page import number, p_value
 from zoomseg.io.files import write_text_atomic
 from zoomseg.study.ablations import Ablation, Published, Row, find_organ
 from zoomseg.study.report_page import Page, Plot, Sheet, html, markdown

@@ -90,7 +90,7 @@ def chosen_folds(
         DatasetError: a fold that does not exist; a number of folds beside a file of them.
     """
     if splits and settings.folds is not None:
-        raise DatasetError(f"the split file has {splits} fold(s); leave --folds out")
+        raise DatasetError(f"the split file has {splits} fold(s); omit --folds")
     count = splits or (study.folds if settings.folds is None else settings.folds)
     if settings.fold is not None:
         if not 0 <= settings.fold < count:
@@ -284,7 +284,7 @@ def open_trainings(
     splits = () if settings.split is None else read_splits(settings.split, dataset)
     count, folds = chosen_folds(study, settings, len(splits))
     unseen = _unseen(study, dataset, settings, splits[folds[0]] if splits else None)
-    study = _with_unlabelled(study, dataset, settings, splits)
+    study = _with_unlabelled(study, dataset, settings, splits, unseen)
     recipe = _recipe(study, settings, dataset)
     if isinstance(study, Ablation) and isinstance(recipe, Recipe):
         _check_rows(study, recipe, settings, dataset)
@@ -327,21 +327,25 @@ def _planned(
 
 
 def _with_unlabelled(
-    study: Ablation | RegionCurve, dataset: Dataset, settings: Settings, splits: tuple[CaseSplit, ...]
+    study: Ablation | RegionCurve,
+    dataset: Dataset,
+    settings: Settings,
+    splits: tuple[CaseSplit, ...],
+    unseen: Dataset | None,
 ) -> Ablation | RegionCurve:
     """The study with the rows that the unlabelled scans allow, once they are known to suit it."""
     if isinstance(study, RegionCurve) or not study.needs_unlabelled:
         if settings.unlabelled is not None:
-            raise TrainingError(
-                f"study '{study.name}' learns from labelled scans alone; leave --unlabelled out"
-            )
+            raise TrainingError(f"study '{study.name}' uses labelled scans only; omit --unlabelled")
         return study
     if settings.unlabelled is None:
         raise TrainingError(
-            f"study '{study.name}' needs scans without labels; give them with --unlabelled FOLDER"
+            f"study '{study.name}' needs unlabelled scans; give them with --unlabelled FOLDER"
         )
     listed = {case for split in splits for case in (*split.train, *split.validation, *split.test)}
     scans = self_training.scans_in(settings.unlabelled, dataset.subset(listed) if splits else dataset)
+    if unseen is not None:  # what is scored is not learned from
+        self_training.scans_in(settings.unlabelled, unseen)
     if splits and {scan.id for scan in scans} <= set(_labelled(dataset)):
         return study
     return replace(study, rows=tuple(r for r in study.rows if r.training is None or not r.training.drawn))
@@ -355,9 +359,9 @@ def _unseen(
     if settings.test is None:
         return dataset.subset(listed) if listed and isinstance(study, Ablation) else None
     if isinstance(study, RegionCurve):
-        raise TrainingError(f"study '{study.name}' looks at training and held-out cases; leave --test out")
+        raise TrainingError(f"study '{study.name}' looks at training and held-out cases; omit --test")
     if listed:
-        raise DatasetError("the split file has a test list; leave it out, or --test")
+        raise DatasetError("the split file has a test list; omit it or --test")
     if settings.test.resolve() == dataset.root.resolve():
         raise DatasetError(f"{settings.test} is the data set that is trained on; --test needs another one")
     return named_alike(open_dataset(settings.test), dataset)
@@ -371,7 +375,7 @@ def named_alike(test: Dataset, dataset: Dataset) -> Dataset:
     """
     labelled = tuple(case for case in test.cases if case.labels is not None)
     if not labelled:
-        raise DatasetError(f"test set '{test.name}' has no labelled case; nothing could be scored on it")
+        raise DatasetError(f"test set '{test.name}' has no labelled case; nothing can be evaluated on it")
     if len(test.channel_names) != len(dataset.channel_names):
         raise DatasetError(
             f"test set '{test.name}' has channels {', '.join(test.channel_names)}, the data set has "
@@ -413,7 +417,7 @@ def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset)
     """What all trainings start from; still to be planned where stages may have any names."""
     if study.recipe is not None:
         if settings.init is not None:
-            raise TrainingError(f"study '{study.name}' starts from no model; leave --init out")
+            raise TrainingError(f"study '{study.name}' does not start from a model; omit --init")
         name = settings.recipe or study.recipe
         if isinstance(study, Ablation) and study.changes_nothing and not (settings.small or settings.atlases):
             wanted = load(name)
@@ -428,11 +432,11 @@ def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset)
         raise TrainingError(f"study '{study.name}' fine-tunes a model; give it with --init MODEL")
     if settings.recipe is not None or settings.small or settings.atlases is not None:
         raise TrainingError(
-            "the recipe is that of the model given with --init; leave --recipe, --small and --atlases out"
+            "the recipe is that of the model given with --init; omit --recipe, --small and --atlases"
         )
     if settings.coarser != 1 or settings.narrower != 1:
         raise TrainingError(
-            "grids and networks are those of the model given with --init; leave --coarser and --narrower out"
+            "grids and networks are those of the model given with --init; omit --coarser and --narrower"
         )
     return fine_tuning.recipe_of(fine_tuning.load(settings.init, dataset))
 
@@ -505,7 +509,7 @@ def _check_same(file: Path, record: dict[str, object]) -> None:
             was, now = (_short(v) for v in (before.get(key), value))
             raise TrainingError(
                 f"{file.parent} holds a study with {key} {was}, this one has {now}; "
-                "give the same options to go on with it, or another folder"
+                "give the same options to continue it, or choose another folder"
             )
 
 

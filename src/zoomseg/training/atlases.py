@@ -57,7 +57,7 @@ class _Step:
     ) -> Iterator[stage_input.PreparedScan]:
         for done, case in enumerate(cases):
             if self.stop.is_set():
-                raise InterruptedTrainingError(f"stopped while {self.doing}; go on with --resume")
+                raise InterruptedTrainingError(f"stopped while {self.doing}; continue with --resume")
             self.observer.preparing(self.name, done, len(cases))
             yield stage_input.prepare(dataset.load(case), recipe)
         self.observer.preparing(self.name, len(cases), len(cases))

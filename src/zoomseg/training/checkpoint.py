@@ -93,7 +93,7 @@ def read_progress(path: Path) -> TrainingProgress:
             return _PROGRESS.validate_json((file.metadata() or {})[_META], strict=True)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         reason = first_problem(error) if isinstance(error, ValidationError) else error
-        message = f"checkpoint {path} cannot be read ({reason}); train anew without --resume"
+        message = f"checkpoint {path} cannot be read ({reason}); train again without --resume"
         raise TrainingError(message) from error
 
 

@@ -27,7 +27,7 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import write_text_atomic
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
-from zoomseg.training import fine_tuning, loop, record, training_run, validation
+from zoomseg.training import fine_tuning, record, training_run, validation
 from zoomseg.training.log import Observer
 from zoomseg.training.record import CrossValidationRecord
 from zoomseg.training.training_run import TrainingRequest
@@ -64,17 +64,8 @@ class CrossValidation:
             InterruptedTrainingError: stopped; the next call goes on.
             ZoomSegError: as ``training.training_run.start`` and ``resume``.
         """
-        folder, wish = self.folder(fold), self._wish_of(fold)
-        if (folder / "model.json").is_file():
-            model = bundle.load(folder)
-            if model.provenance.get("complete") is True:
-                if not model.graphs:  # stopped before they were written
-                    loop.convert(folder, observer)
-                return model
         observer.message(f"fold {fold} (of 0 to {self.count - 1})")
-        if (folder / "training" / "job.json").is_file():
-            return training_run.resume(self.dataset, folder, device, observer, wish.seconds, wish.epochs)
-        return training_run.start(self.dataset, folder, wish, device, observer)
+        return training_run.finished(self.dataset, self.folder(fold), self._wish_of(fold), device, observer)
 
     def run(
         self,
@@ -121,15 +112,14 @@ def begin(
         DatasetError: too few labelled cases for the folds.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
-    _require_new(out)
+    record.require_free(out)
     folds = CrossValidation(dataset, out, count, wish)
     folds.held_back(0)  # refuses more folds than cases
     cases = training_run.choose_split(dataset, TrainingRequest())
     recipe = training_run.wanted_recipe(
         wish, None if wish.init is None else fine_tuning.load(wish.init, dataset)
     )
-    with record.alone(out):
-        _require_new(out)  # what another process began before this one was alone
+    with record.alone_in_free(out):
         if isinstance(recipe, PlannedRecipe):
             planned = training_run.plan_recipe(dataset, cases, recipe, device, observer, wish)
             write_text_atomic(out / "plan.md", planned.markdown(dataset.name))
@@ -142,10 +132,6 @@ def begin(
         )
         record.write(asked, out / bundle.FOLDS)
     return folds
-
-
-def _require_new(out: Path) -> None:
-    record.require_free(out, bundle.FOLDS, "model.json", record.FILE)
 
 
 def reopen(

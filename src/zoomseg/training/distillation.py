@@ -72,8 +72,8 @@ class Teachers:
         if not seen:
             return text
         return (
-            f"{text}; {len(seen)} of the {len(kept_back)} cases kept back were among their training cases "
-            f"({', '.join(seen[:3])}), so that scores on these will be too good"
+            f"{text}; {len(seen)} of the {len(kept_back)} held-out cases were among their training cases "
+            f"({', '.join(seen[:3])}), so their scores will be too high"
         )
 
 
@@ -127,7 +127,9 @@ def _check(name: str, teacher: Bundle, dataset: Dataset, recipe: Recipe) -> None
         try:
             network_shapes.check_input_shape(other.network, other.grid.padding, stage.training.patch)
         except RecipeError as error:
-            raise ModelError(f"teacher {name}, {where}its network cannot see the patches: {error}") from error
+            raise ModelError(
+                f"teacher {name}, {where}its network cannot process the patches: {error}"
+            ) from error
 
 
 def _compare(name: str, where: str, ours: Mapping[str, object], theirs: Mapping[str, object]) -> None:
@@ -135,7 +137,7 @@ def _compare(name: str, where: str, ours: Mapping[str, object], theirs: Mapping[
         if theirs[part] != value:
             raise ModelError(
                 f"teacher {name} cannot teach this recipe: {where}its {part} is {theirs[part]}, the recipe's "
-                f"is {value}; write it into the recipe as the teacher has it, or choose another teacher"
+                f"is {value}; copy the teacher's value into the recipe, or choose another teacher"
             )
 
 

@@ -124,7 +124,7 @@ class Processes:
             assert barrier is not None
             while not barrier.is_completed():
                 if stop.is_set():
-                    raise InterruptedTrainingError("stopped while preparing the data; go on with --resume")
+                    raise InterruptedTrainingError("stopped while preparing the data; continue with --resume")
                 time.sleep(_POLL_SECONDS)
             barrier.wait()
 
@@ -203,8 +203,8 @@ def _loss_told() -> Iterator[None]:
         raise  # this one's own
     except RuntimeError as error:
         raise TrainingError(
-            f"another process of this training ended or does not answer ({reason_of(error)}); "
-            "its own message says why; go on with --resume"
+            f"another process of this training ended or does not respond ({reason_of(error)}); "
+            "its own message gives the reason; continue with --resume"
         ) from error
 
 

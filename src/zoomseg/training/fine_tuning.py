@@ -23,7 +23,7 @@ from zoomseg.io import bundle
 from zoomseg.networks import build as networks
 from zoomseg.pipeline import inputs
 from zoomseg.recipe import graph
-from zoomseg.recipe.spec import BoxAround, ProbabilityTimesAtlas, Recipe, Stage
+from zoomseg.recipe.spec import BoxAround, DilatedForeground, ProbabilityTimesAtlas, Recipe, Stage
 
 SLOWER = 10
 """Fine-tuning divides learning rates by this."""
@@ -113,7 +113,7 @@ def load(path: Path, dataset: Dataset) -> bundle.Bundle:
         raise ModelError(
             f"model {path} reads {len(theirs)} channel(s) ({', '.join(theirs)}), "
             f"data set '{dataset.name}' has {len(ours)} ({', '.join(ours)}); "
-            "start from a model of as many channels, or leave --init out"
+            "start from a model of as many channels, or omit --init"
         )
     return model
 
@@ -131,7 +131,7 @@ def _freed(stage: Stage, schema: LabelSchema) -> Stage:
     if set(own) != set(schema.names):
         return stage.model_copy(update={"labels": own})  # groups taken apart: the data set may not know them
     roi, sources = stage.roi, list(stage.inputs)
-    if isinstance(roi, BoxAround | ProbabilityTimesAtlas) and roi.labels == own:
+    if isinstance(roi, DilatedForeground | BoxAround | ProbabilityTimesAtlas) and roi.labels == own:
         roi = roi.model_copy(update={"labels": "own"})
     for n, source in enumerate(sources):
         if source.kind != "image" and source.labels == own:
@@ -165,7 +165,7 @@ def match(name: str, model: bundle.Bundle, recipe: Recipe, schema: LabelSchema, 
     if not any(stage.pieces for stage in stages.values()):
         raise ModelError(
             f"model {name} (stages {', '.join(s.name for s in model.recipe.stages)}) has no layer of recipe "
-            f"'{recipe.name}' (stages {', '.join(stages)}); leave -r out to take the model's own recipe"
+            f"'{recipe.name}' (stages {', '.join(stages)}); omit -r to use the model's own recipe"
         )
     return Transfer(name, model.recipe.name, stages)
 

@@ -113,8 +113,9 @@ def train(
             return run.train(stop)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"the memory of {settings.device.place} ran out; end what else uses it and go on with --resume, "
-            "or train anew with a smaller batch or patch (zoomseg recipes default --for DATASET -o FILE)"
+            f"the memory of {settings.device.place} ran out; close other programs that use it and continue "
+            "with --resume, or train again with a smaller batch or patch (zoomseg recipes default --for "
+            "DATASET -o FILE)"
         ) from error
 
 
@@ -295,7 +296,7 @@ class _Run:
         if progress.group >= len(self.parts):
             raise TrainingError(
                 f"checkpoint {self.checkpoint} is of training group {progress.group}, this recipe has "
-                f"{len(self.parts)}; train anew without --resume"
+                f"{len(self.parts)}; train again without --resume"
             )
         self.already_spent = progress.spent + progress.elapsed
         return progress
@@ -356,13 +357,13 @@ class _Run:
             return part
         if group.index == 0:
             raise TrainingError(
-                f"the time budget of {self.settings.seconds:.0f} s was used up by preparing the data "
-                f"({group.spent:.0f} s); give more time"
+                f"the time budget was used up by preparing the data, which took {group.spent:.1f} s of the "
+                f"{self.settings.seconds:.1f} s that start-up and planning had left; increase it"
             )
         # What earlier groups learned must not be lost because their predictions took long.
         self.observer.message(
             f"preparing stage '{group.lead.name}' took what the time budget had left; "
-            f"it is trained for {least:.0f} s all the same"
+            f"it is still trained for {least:.0f} s"
         )
         return least
 
@@ -390,7 +391,7 @@ class _Run:
             if self.processes.anywhere(self.stop.is_set()):
                 self._save(group)
                 self.processes.agree(group.step)  # none ends before the first one has saved
-                raise InterruptedTrainingError(f"stopped at step {group.step}; go on with --resume")
+                raise InterruptedTrainingError(f"stopped at step {group.step}; continue with --resume")
             if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
                 self._save(group)
                 saved = time.monotonic()

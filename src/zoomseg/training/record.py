@@ -26,6 +26,13 @@ UNLABELLED = "unlabelled.json"
 """Of a training with unlabelled scans, in the model's folder."""
 
 
+ACCELERATION = "accelerate.json"
+"""Of the acceleration of a model, in the new model's folder."""
+
+_BEGUN = (ACCELERATION, UNLABELLED, FOLDS, "model.json", FILE)
+"""Each of these files tells that something was begun in a folder."""
+
+
 class _Record(BaseModel):
     """``channels`` and ``labels`` are the data set's; the rest is as in a ``TrainingRequest``."""
 
@@ -92,6 +99,15 @@ class SelfTrainingRecord(_OfAllLabelled):
     split: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
 
+class AccelerationRecord(_OfAllLabelled):
+    """``accelerate.json``: ``cases`` are the ids of all scans, ``models`` and ``scans`` paths; ``small`` if a
+    model of its own is trained."""
+
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    scans: str
+    small: bool
+
+
 class TrainingRecord(_Record):
     """``recipe`` has all its numbers; ``train`` and ``validation`` are case ids."""
 
@@ -135,26 +151,47 @@ def alone(out: Path) -> Iterator[None]:
     """
     with locked(
         writable_directory(out) / ".lock",
-        "a training uses this folder; wait until it has ended, or take another",
+        "a training uses this folder; wait until it has ended, or choose another",
     ):
         yield
 
 
-def require_free(out: Path, *files: str | Path) -> None:
-    """Refuse a folder in which something was begun.
+@contextmanager
+def alone_in_free(out: Path, part_of: str | None = None) -> Iterator[None]:
+    """As ``alone``, in a folder in which nothing was begun.
 
     Args:
-        files: which tell of that, in the folder.
+        part_of: the record, in the folder, of what this training is a part of.
 
     Raises:
-        ModelError: one of them is there.
+        ModelError: something was.
+        OutputError: as ``alone``.
     """
-    there = next((out / file for file in files if (out / file).exists()), None)
+    with alone(out):
+        _refuse_begun(out, part_of)
+        yield
+
+
+def require_free(out: Path, part_of: str | None = None) -> None:
+    """What ``alone_in_free`` refuses, before anything is read or computed for it. Where another process
+    trains, that process is named: ``--resume`` would not help."""
+    if out.is_dir() and _begun(out, part_of) is not None:
+        with alone(out):
+            _refuse_begun(out, part_of)
+
+
+def _refuse_begun(out: Path, part_of: str | None) -> None:
+    there = _begun(out, part_of)
     if there is not None:
         raise ModelError(
             f"{out} already holds a training ({there.name}); give --resume to go on with it, or another "
             "folder"
         )
+
+
+def _begun(out: Path, part_of: str | None) -> Path | None:
+    """What tells that something was begun in a folder."""
+    return next((out / file for file in _BEGUN if file != part_of and (out / file).exists()), None)
 
 
 def write(record: _Record, file: Path) -> None:
@@ -193,11 +230,20 @@ def read_self_training(out: Path) -> SelfTrainingRecord:
     return _read(SelfTrainingRecord, out / UNLABELLED, missing)
 
 
+def read_acceleration(out: Path) -> AccelerationRecord:
+    """Of the acceleration in ``out``.
+
+    Raises:
+        TrainingError: there is none, or it is damaged.
+    """
+    return _read(AccelerationRecord, out / ACCELERATION, f"there is no acceleration to resume in {out}")
+
+
 def _read(kind: type[_AnyRecord], file: Path, missing: str) -> _AnyRecord:
     try:
         return kind.model_validate_json(read_file(file))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise TrainingError(f"{missing}; leave --resume out") from error
+        raise TrainingError(f"{missing}; omit --resume") from error
     except ValidationError as error:
         raise _damaged(file, first_problem(error)) from error
     except OSError as error:
@@ -205,4 +251,4 @@ def _read(kind: type[_AnyRecord], file: Path, missing: str) -> _AnyRecord:
 
 
 def _damaged(file: Path, reason: str) -> TrainingError:
-    return TrainingError(f"{file} is damaged ({reason}); train anew into another folder")
+    return TrainingError(f"{file} is damaged ({reason}); train again into another folder")

@@ -133,7 +133,7 @@ class SelfTraining:
         used is named and left out.
 
         Raises:
-            ModelError: a teacher is no model, or knows none of the data set's labels.
+            ModelError: a teacher is no model, or predicts none of the data set's labels.
             TrainingError: no organ of any scan was kept.
             OutputError: labels cannot be written, or another process trains there.
         """
@@ -169,7 +169,9 @@ class SelfTraining:
         data = extended(self.dataset, self.out)
         if (self.out / record.FILE).is_file():
             return training_run.resume(data, self.out, device, observer, self.wish.seconds, self.wish.epochs)
-        return training_run.start(data, self.out, replace(self.wish, teachers=()), device, observer)
+        return training_run.start(
+            data, self.out, replace(self.wish, teachers=(), part_of=record.UNLABELLED), device, observer
+        )
 
     def _tell_seen(self, observer: Observer) -> None:
         """That teachers may know the cases that the student is scored on."""
@@ -178,8 +180,8 @@ class SelfTraining:
         seen = Teachers(self.wish.teachers, models).seen(held_back, self.dataset)
         if seen:
             observer.message(
-                f"{len(seen)} of the {len(held_back)} cases kept back were among the teachers' training "
-                f"cases ({', '.join(seen[:3])}), so that scores on these will be too good"
+                f"{len(seen)} of the {len(held_back)} held-out cases were among the teachers' training "
+                f"cases ({', '.join(seen[:3])}), so their scores will be too high"
             )
 
 
@@ -192,7 +194,7 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
         ScanError: there are no scans in ``unlabelled``.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
-    _require_new(out)
+    record.require_free(out)
     scans_in(unlabelled, dataset)
     teachers = tuple(str(bundle.find(model).resolve()) for model in wish.teachers)
     run = SelfTraining(
@@ -202,7 +204,7 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
         _require_known(bundle.load(model), dataset.schema)
     if not teachers and len(run.labelled.cases) < 2:
         raise DatasetError(
-            "the first round needs two labelled cases at least; label more, or give a --teacher"
+            "the first round needs at least two labelled cases; label more, or give a --teacher"
         )
     asked = SelfTrainingRecord(
         **training_run.recorded(dataset, run.wish),
@@ -213,14 +215,9 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
         fold=wish.fold,
         split=None if wish.split is None else (wish.split.train, wish.split.validation),
     )
-    with record.alone(out):
-        _require_new(out)  # what another process began before this one was alone
+    with record.alone_in_free(out):
         record.write(asked, out / record.UNLABELLED)
     return run
-
-
-def _require_new(out: Path) -> None:
-    record.require_free(out, record.UNLABELLED, "model.json", record.FILE, bundle.FOLDS)
 
 
 def reopen(
@@ -259,16 +256,23 @@ def scans_in(folder: Path, dataset: Dataset) -> list[ScanInput]:
 
     Raises:
         ScanError: there are none.
-        DatasetError: DICOM, or a name that a case of the data set has.
+        DatasetError: DICOM, or a case of the data set: by its name, or by a file that is its, too.
     """
     scans = find_scans(folder)
+    cases = {path.resolve(): case.id for case in dataset.cases for path in case.images}
     for scan in scans:
         if scan.dicom is not None:
             raise DatasetError(f"{folder}: unlabelled scans must be NIfTI, NRRD or MHA files, not DICOM")
         if scan.id in dataset.ids:
             raise DatasetError(
                 f"unlabelled scan '{quoted(scan.id)}' has the name of a case of data set '{dataset.name}'; "
-                "rename it, or take it out if it is the same scan"
+                "rename it, or remove it if it is the same scan"
+            )
+        case = next((cases[file] for file in map(Path.resolve, scan.paths) if file in cases), None)
+        if case is not None:
+            raise DatasetError(
+                f"unlabelled scan '{quoted(scan.id)}' is the file of case '{case}' of data set "
+                f"'{dataset.name}'; take it out"
             )
     return scans
 
@@ -300,7 +304,7 @@ def _absolute(recipe: str | None) -> str | None:
 def _require_known(teacher: Bundle, schema: LabelSchema) -> None:
     if not any(schema.find(name) for name in teacher.schema.names):
         raise ModelError(
-            f"teacher {teacher.folder or teacher.recipe.name} knows none of the data set's labels (it has "
+            f"teacher {teacher.folder or teacher.recipe.name} predicts none of the data set's labels (it has "
             f"{', '.join(teacher.schema.names)})"
         )
 
@@ -347,10 +351,10 @@ def _read_kept(out: Path, schema: LabelSchema) -> dict[str, _Kept]:
         return {}
     except (ValidationError, OSError) as error:
         reason = first_problem(error) if isinstance(error, ValidationError) else reason_of(error)
-        raise TrainingError(f"{file} is damaged ({reason}); remove it to label the scans anew") from error
+        raise TrainingError(f"{file} is damaged ({reason}); remove it to label the scans again") from error
     for id_, kept in cases.items():
         if Path(id_).name != id_ or not set(kept.organs) <= set(schema.names):
-            raise TrainingError(f"{file} is damaged (case {quoted(id_)}); remove it to label the scans anew")
+            raise TrainingError(f"{file} is damaged (case {quoted(id_)}); remove it to label the scans again")
     return dict(cases)
 
 
@@ -358,8 +362,8 @@ def _tell_kept(done: dict[str, _Kept], schema: LabelSchema, observer: Observer) 
     counts = {name: sum(name in kept.organs for kept in done.values()) for name in schema.names}
     if not any(counts.values()):
         raise TrainingError(
-            f"of {len(done)} unlabelled scans, the teachers are sure of no organ (confidence below "
-            f"{LEAST_CONFIDENCE}); train them for longer, or train without --unlabelled"
+            f"of {len(done)} unlabelled scans, the teachers predict no organ with a confidence of "
+            f"{LEAST_CONFIDENCE} or more; train them for longer, or train without --unlabelled"
         )
     told = ", ".join(f"{name} {count}" for name, count in counts.items())
     observer.message(f"of {len(done)} unlabelled scans, organs to learn from: {told}")

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError, quoted
+from zoomseg.core.errors import DatasetError, RecipeError, TrainingError, listed, quoted
 from zoomseg.datasets.advice import advise
 from zoomseg.datasets.layouts import Dataset, folds
 from zoomseg.io import bundle
@@ -46,7 +46,9 @@ class TrainingRequest:
     model to start from; without ``recipe`` its own is taken, and without both the one called ``default``.
     ``registered`` is a folder in which registered atlases are kept for further trainings of the same cases;
     ``teachers`` are models, given as in ``io.bundle.find``, whose answers the new one learns as well.
-    ``split`` names the cases itself, in place of folds.
+    ``split`` names the cases itself, in place of folds. ``began``: when ``seconds`` began to count, by
+    ``time.monotonic``; None: when the training is started. ``part_of`` is the record, in the model's folder,
+    of what the training is a part of.
 
     Raises:
         TrainingError: a length or a seed that makes no sense.
@@ -62,6 +64,8 @@ class TrainingRequest:
     registered: Path | None = None
     teachers: tuple[str, ...] = ()
     split: loop.Split | None = None
+    began: float | None = None
+    part_of: str | None = None
 
     def __post_init__(self) -> None:
         _check_numbers(self.seconds, self.epochs, self.seed)
@@ -89,12 +93,11 @@ def start(
         processes.wait_for_first(threading.Event())
         split, recipe, settings = _recorded(dataset, out, device, processes)
         return loop.train(dataset, split, recipe, out, settings, observer)
-    _require_new(out)
-    started = time.monotonic()
-    asked = _asked(dataset, request, observer)
-    with record.alone(out):
-        _require_new(out)  # what another process began before this one was alone
-        return _train_new(dataset, out, request, asked, device, observer, processes, started)
+    record.require_free(out, request.part_of)
+    started = time.monotonic() if request.began is None else request.began
+    new = _New(dataset, out, request, _asked(dataset, request, observer), device, observer, processes)
+    with record.alone_in_free(out, request.part_of):
+        return _train_new(new, started)
 
 
 def is_begun(out: Path) -> bool:
@@ -102,42 +105,29 @@ def is_begun(out: Path) -> bool:
     return (out / record.FILE).is_file()
 
 
-def _require_new(out: Path) -> None:
-    if (out / "model.json").exists() or (out / record.FILE).exists():
-        raise ModelError(f"{out} already holds a model; give --resume to go on with it, or another folder")
-
-
-def _train_new(
-    dataset: Dataset,
-    out: Path,
-    request: TrainingRequest,
-    asked: _Asked,
-    device: Device,
-    observer: Observer,
-    processes: Processes,
-    started: float,
-) -> bundle.Bundle:
-    decided = _decide(dataset, out, request, asked, device, observer, processes)
+def _train_new(new: _New, started: float) -> bundle.Bundle:
+    request, decided = new.request, _decide(new)
     # Planning is part of the time the user gave.
     seconds = None if request.seconds is None else request.seconds - (time.monotonic() - started)
     if seconds is not None and seconds <= 0:
         raise TrainingError(
-            f"the time budget of {request.seconds:g} s was used up by planning; give more time"
+            f"the time budget of {request.seconds:g} s was used up by start-up and planning, which took "
+            f"{time.monotonic() - started:.1f} s; increase it"
         )
-    record.write(_record_of(dataset, request, decided), out / record.FILE)
-    processes.wait_for_first(threading.Event())
+    record.write(_record_of(new.dataset, request, decided), new.out / record.FILE)
+    new.processes.wait_for_first(threading.Event())
     settings = loop.Settings(
-        device,
+        new.device,
         seconds,
         request.epochs,
         request.seed,
         init=decided.taken,
         registered=request.registered,
-        processes=processes,
+        processes=new.processes,
         teachers=decided.teachers,
         domain=decided.domain,
     )
-    return loop.train(dataset, decided.split, decided.recipe, out, settings, observer)
+    return loop.train(new.dataset, decided.split, decided.recipe, new.out, settings, new.observer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +137,19 @@ class _Asked:
     split: loop.Split
     initial: bundle.Bundle | None
     recipe: Recipe | PlannedRecipe
+
+
+@dataclass(frozen=True, eq=False)
+class _New:
+    """A training that begins."""
+
+    dataset: Dataset
+    out: Path
+    request: TrainingRequest
+    asked: _Asked
+    device: Device
+    observer: Observer
+    processes: Processes
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,30 +166,26 @@ class _Decided:
 
 def _asked(dataset: Dataset, request: TrainingRequest, observer: Observer) -> _Asked:
     split = choose_split(dataset, request)
+    left_out = [case.id for case in dataset.cases if case.labels is None]
+    if left_out:
+        observer.message(f"not trained on, as they have no labels: {listed(left_out)}")
     for note in dataset.header_notes(split.train + split.validation):
         observer.message(note)
     initial = None if request.init is None else fine_tuning.load(request.init, dataset)
     return _Asked(split, initial, wanted_recipe(request, initial))
 
 
-def _decide(
-    dataset: Dataset,
-    out: Path,
-    request: TrainingRequest,
-    asked: _Asked,
-    device: Device,
-    observer: Observer,
-    processes: Processes,
-) -> _Decided:
-    split, initial, wanted = asked.split, asked.initial, asked.recipe
-    writable_directory(out / "training")
+def _decide(new: _New) -> _Decided:
+    dataset, request, observer = new.dataset, new.request, new.observer
+    split, initial, wanted = new.asked.split, new.asked.initial, new.asked.recipe
+    writable_directory(new.out / "training")
     drawn = _drawn(dataset, split)
     if isinstance(wanted, PlannedRecipe):
         # Every process gets a patch at least.
-        wanted = wanted.model_copy(update={"batch": max(wanted.batch, processes.world)})
-        recipe, seen = _planned(dataset, out, drawn, wanted, device, observer, request)
+        wanted = wanted.model_copy(update={"batch": max(wanted.batch, new.processes.world)})
+        recipe, seen = _planned(new, drawn, wanted)
     else:
-        recipe, seen = _as_published(dataset, drawn, wanted, device, observer)
+        recipe, seen = _as_published(new, drawn, wanted)
     domain = training_domain.describe(seen, recipe.intensity, dataset.channel_names, dataset.schema.names)
     taken: fine_tuning.Transfer | None = None
     if request.init is not None and initial is not None:
@@ -195,7 +194,7 @@ def _decide(
         observer.message(f"starting from {request.init}; learning rates are a tenth of the recipe's")
         for name, stage in taken.stages.items():
             observer.message(stage.told(name))
-        bundle.save(initial, _initial_folder(out))
+        bundle.save(initial, _initial_folder(new.out))
     teachers = _teachers(request.teachers, dataset, recipe)
     if teachers is not None:
         observer.message(teachers.told(split.validation, dataset))
@@ -203,13 +202,7 @@ def _decide(
 
 
 def _planned(
-    dataset: Dataset,
-    out: Path,
-    split: loop.Split,
-    wanted: PlannedRecipe,
-    device: Device,
-    observer: Observer,
-    request: TrainingRequest,
+    new: _New, split: loop.Split, wanted: PlannedRecipe
 ) -> tuple[Recipe, list[training_domain.CaseSample]]:
     """The recipe with its numbers, which are explained in ``plan.md``, and what the cases looked like."""
     seen: list[training_domain.CaseSample] = []
@@ -217,15 +210,16 @@ def _planned(
     def look(case: Case) -> None:
         seen.append(training_domain.sample(case))
 
-    planned = plan_recipe(dataset, split, wanted, device, observer, request, look)
-    write_text_atomic(out / "training" / "plan.md", planned.markdown(dataset.name))
-    return resolve_recipe(dataset, split, planned.recipe, device, observer), seen
+    planned = plan_recipe(new.dataset, split, wanted, new.device, new.observer, new.request, look)
+    write_text_atomic(new.out / "training" / "plan.md", planned.markdown(new.dataset.name))
+    return resolve_recipe(new.dataset, split, planned.recipe, new.device, new.observer), seen
 
 
 def _as_published(
-    dataset: Dataset, split: loop.Split, wanted: Recipe, device: Device, observer: Observer
+    new: _New, split: loop.Split, wanted: Recipe
 ) -> tuple[Recipe, list[training_domain.CaseSample]]:
-    recipe = resolve_recipe(dataset, split, wanted, device, observer)
+    dataset, observer = new.dataset, new.observer
+    recipe = resolve_recipe(dataset, split, wanted, new.device, observer)
     fingerprint.require(dataset, split.train, _predicted(recipe, dataset))
     for advice in advise(dataset):  # of a recipe with numbers, a scan's unit is its own matter
         observer.message(f"{advice.what}: {advice}")
@@ -259,6 +253,27 @@ def recorded(dataset: Dataset, request: TrainingRequest) -> dict[str, Any]:
         "init": None if request.init is None else str(request.init.resolve()),
         "teachers": tuple(str(bundle.find(model).resolve()) for model in request.teachers),
     }
+
+
+def finished(
+    dataset: Dataset, out: Path, request: TrainingRequest, device: Device, observer: Observer
+) -> bundle.Bundle:
+    """A model that is one of several to be trained: from disk where it is finished, else trained or gone on
+    with now.
+
+    Raises:
+        InterruptedTrainingError: stopped; the next call goes on.
+        ZoomSegError: as ``start`` and ``resume``.
+    """
+    if (out / "model.json").is_file():
+        model = bundle.load(out)
+        if model.provenance.get("complete") is True:
+            if not model.graphs:  # stopped before they were written
+                loop.convert(out, observer)
+            return model
+    if (out / record.FILE).is_file():
+        return resume(dataset, out, device, observer, request.seconds, request.epochs)
+    return start(dataset, out, request, device, observer)
 
 
 def resume(
@@ -321,9 +336,7 @@ def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
         return replace(request.split, train=(*request.split.train, *pseudo))
     labelled = [case.id for case in dataset.cases if case.labels is not None and not case.pseudo]
     if not labelled:
-        raise DatasetError(
-            f"data set '{dataset.name}' has no labelled case; zoomseg check says what is there"
-        )
+        raise DatasetError(f"data set '{dataset.name}' has no labelled case; see zoomseg check")
     if request.folds is None:
         return loop.Split((*labelled, *pseudo), ())
     parts = folds(labelled, request.folds, request.seed)
@@ -355,6 +368,7 @@ def resolve_recipe(
         observer.message(note)
     recipe = graph.expand(recipe, dataset.schema)
     graph.validate_labels(recipe, dataset.schema)
+    graph.require_trainable(recipe)
     return recipe
 
 

@@ -63,7 +63,7 @@ def _validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Dev
         on_organs=rows.extend,
     )
     if len(failed) == len(cases.cases):
-        reason = f"none of {len(failed)} cases kept back could be segmented; {failed[0].reason}"
+        reason = f"none of {len(failed)} held-out cases could be segmented; {failed[0].reason}"
         raise ScanError(reason)
     log = out / "training" / "metrics.csv"
     scores = evaluate(folder / "predictions", cases, folder, training_log=log)

@@ -51,7 +51,7 @@ def test_a_gpu_that_is_not_there_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     assert [resolve(name).place for name in ("cuda:1", "cuda", "auto")] == [
         torch.device(name) for name in ("cuda:1", "cuda:0", "cuda:0")
     ]
-    with pytest.raises(ZoomSegError, match="device 'cuda:2' was asked for, but there are 2, from cuda:0"):
+    with pytest.raises(ZoomSegError, match="device 'cuda:2' was requested, but there are 2, from cuda:0"):
         resolve("cuda:2")
 
 

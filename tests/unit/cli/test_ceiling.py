@@ -92,7 +92,7 @@ def test_a_case_that_fails_is_named_and_the_others_are_done(
     for n in (0, 2):
         (copy / "imagesTr" / f"case_{n}_0000.nii.gz").write_bytes(b"no")
     assert run(copy, "-r", recipe) == 2
-    assert "no case shows an organ" in capfd.readouterr().err
+    assert "no case contains an organ" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

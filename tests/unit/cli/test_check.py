@@ -50,7 +50,7 @@ def run(*arguments: object) -> int:
 
 def test_clean(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(root) == 0
-    assert capsys.readouterr().out == "2 cases, 1 channel(s), 1 label(s): nothing wrong\n"
+    assert capsys.readouterr().out == "2 cases, 1 channel(s), 1 label(s): no problems\n"
 
 
 def test_partly_annotated(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +117,7 @@ def test_fix_that_mends_everything_exits_with_zero(
     save(root / "imagesTr" / "b_0000.nii.gz", voxels)
     assert run(root) == 1
     assert run(root, "--fix", tmp_path / "out") == 0
-    assert "1 case(s) as they were, 1 mended, 0 left out" in capsys.readouterr().out
+    assert "1 case(s) unchanged, 1 repaired, 0 left out" in capsys.readouterr().out
     assert run(tmp_path / "out") == 0
 
 
@@ -150,9 +150,9 @@ def test_dicom_becomes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert lines[1].split()[:2] == ["study", str(folder / "p[1]" / "ct")]
     assert lines[1].endswith("liver, left kidney, right_kidney, my lesion")
     assert lines[2:] == [
-        "labels, and cases that have them: liver 1, left kidney 1, right_kidney 1, my lesion 1",
+        "labels, with their number of cases: liver 1, left kidney 1, right_kidney 1, my lesion 1",
         "1 CT series with labels, 0 without: 0 problem(s)",
-        f"this is no data set yet: 'zoomseg check {folder} --fix OUT' writes one",
+        f"this is not a data set yet; 'zoomseg check {folder} --fix OUT' writes one",
     ]
     with pytest.raises(SystemExit, match="2"):
         main(["train", str(folder), "-o", str(tmp_path / "model")])

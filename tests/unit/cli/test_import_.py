@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import nnunet_models
+from helpers import nnunet_models, totalsegmentator_weights
 from zoomseg.cli import main as module
 from zoomseg.cli.main import main
 from zoomseg.core import extras
@@ -44,3 +44,15 @@ def test_without_torch_the_line_names_the_extra(
         "zoomseg import needs torch, which is not installed: pip install 'zoomseg[train]'"
         in capsys.readouterr().err
     )
+
+
+def test_a_task_of_totalsegmentator_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = totalsegmentator_weights.write(tmp_path / "home", "breasts")
+    asked = ("import", "totalsegmentator", home, "-o", tmp_path / "model")
+    assert run(*asked, "--task", "breasts") == 0
+    assert f"zoomseg predict SCAN -m {tmp_path / 'model'} -o OUT" in capsys.readouterr().out
+    assert bundle.load(tmp_path / "model").schema.names == ("breast",)
+    assert run(*asked, "--folds", "0") == 2
+    assert "one folder of weights is read" in capsys.readouterr().err
+    assert run("import", "nnunet", home, "-o", tmp_path / "other", "--task", "body") == 2
+    assert "--task is for models of TotalSegmentator" in capsys.readouterr().err

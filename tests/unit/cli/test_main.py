@@ -65,7 +65,17 @@ def test_unknown_command_is_one_error_and_exit_code_2(capsys: pytest.CaptureFixt
     assert run("segment") == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "No such command 'segment'" in captured.err
+    assert "No such command 'segment'.\n" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("predct", "predict"), ("evalute", "evaluate"), ("Train", "train")]
+)
+def test_a_command_that_is_misspelled_gets_a_suggestion(
+    capsys: pytest.CaptureFixture[str], given: str, meant: str
+) -> None:
+    assert run(given) == 2
+    assert f"No such command '{given}'. Did you mean '{meant}'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("returned", "code"), [(0, 0), (1, 1), (None, 0)])

@@ -11,7 +11,7 @@ from zoomseg.cli.options import models_option
 
 
 @click.command()
-@models_option("Several answer together.")
+@models_option("Several form an ensemble.")
 def told(models: tuple[str, ...]) -> None:
     click.echo(" and ".join(models))
 
@@ -24,9 +24,14 @@ def test_models_in_the_order_given(arguments: tuple[str, ...], expected: str) ->
     assert CliRunner().invoke(told, arguments).output == f"{expected}\n"
 
 
-@pytest.mark.parametrize("command", ["predict", "serve"])
-def test_commands_say_what_several_models_are_for(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("command", "several"),
+    [("predict", "Several models form an ensemble"), ("serve", "With several models, users choose one")],
+)
+def test_commands_say_what_several_models_are_for(
+    command: str, several: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "a model that comes with ZoomSeg. Given several times, " in shown
+    assert f"or name of an included model. {several}" in shown

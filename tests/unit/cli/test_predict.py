@@ -75,6 +75,13 @@ def test_writes_labels_summary_and_account(scan: Path, model: Path, tmp_path: Pa
     assert account["seconds"]["total"] >= account["seconds"]["fine"] > 0
 
 
+def test_an_overlap_that_is_no_less_than_the_models_is_one_line(
+    scan: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(scan, model, tmp_path / "out", "--overlap", "0.99") == 2
+    assert "an overlap of 0.99: tiles of recipe" in capsys.readouterr().err
+
+
 def test_verbose_tells_tiles_and_costs(
     scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +216,8 @@ def test_a_bad_scan_is_named_and_the_good_one_is_written(
         "labels.ctbl",
         "labels.itksnap.txt",
         "patient.nii.gz",
+        "report",
+        "report.html",
         "review.csv",
         "run.json",
         "summary.csv",
@@ -307,7 +316,7 @@ def test_full_disk_leaves_nothing_that_looks_complete(
 def test_same_name_twice(scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     other = write(tmp_path / "other" / "patient.nii.gz", 8)
     assert run("predict", scan, other, "-m", model, "-o", tmp_path / "out") == 2
-    assert "two scans are called 'patient'" in capfd.readouterr().err
+    assert "two scans are named 'patient'" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_only_planned_recipes_can_be_planned(
 ) -> None:
     code, err = planned(tmp_path, capsys, monkeypatch, "roth2018-cascade")
     assert code == 2
-    assert err.startswith("zoomseg: recipe 'roth2018-cascade' has all its numbers")
+    assert err.startswith("zoomseg: recipe 'roth2018-cascade' is complete")
     assert err.count("\n") == 1
 
 
@@ -143,7 +143,7 @@ def test_options_of_a_plan_need_a_data_set(
     capsys: pytest.CaptureFixture[str], option: tuple[str, str]
 ) -> None:
     assert run("default", *option) == 2
-    assert "belong to --for DATASET" in capsys.readouterr().err
+    assert "require --for DATASET" in capsys.readouterr().err
 
 
 def test_a_data_set_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def commands(room: Path, out: Path) -> dict[str, tuple[str, str, list[str], str]
             "zoomseg.planning.fingerprint",
             "take",
             ["train", data, "-o", o, "--epochs", "1"],
-            "training had not begun; nothing is lost",
+            "training had not started; nothing is lost",
         ),
         "predict": (
             "zoomseg.pipeline.stage_input",
@@ -195,7 +195,7 @@ def test_an_answer_does_not_wait_for_a_call_that_takes_long_and_the_second_signa
         time.sleep(ONE_WISH_SECONDS + 0.2)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert answer(process) == "zoomseg: ended at once"
+        assert answer(process) == "zoomseg: stopped immediately"
         assert process.wait(10) == INTERRUPTED  # of the many minutes that the call takes
     assert list((tmp_path / "out").glob("*.nii.gz")) == []
 
@@ -212,7 +212,7 @@ def test_a_training_that_learns_saves_first(room: Path, tmp_path: Path) -> None:
     with running(command, learning) as process:
         process.send_signal(signal.SIGTERM)
         assert answer(process) == f"zoomseg: {SAVING}{AGAIN}"
-        assert "go on with --resume" in answer(process)
+        assert "continue with --resume" in answer(process)
         assert process.wait(60) == INTERRUPTED
     assert bundle.load(out).provenance["complete"] is False
     assert bundle.load(out).schema == SCHEMA

@@ -91,7 +91,7 @@ def test_series_of_a_dicom_folder_are_stations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("s0.nii.gz",), "1 station was found, it takes two or more"),
+        (("s0.nii.gz",), "1 station was found, and at least two are needed"),
         (("s0.nii.gz", "s2.mha"), "station s2 does not overlap the first"),
         (("s0.nii.gz", "gone.nii.gz"), "gone.nii.gz: no such file"),
         (("s0.nii.gz", "broken.nii.gz"), "broken.nii.gz: "),

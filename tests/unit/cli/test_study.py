@@ -67,13 +67,13 @@ def test_stopped_it_says_how_to_go_on(
 
     def stopped(data: object, out: object, wish: training_run.TrainingRequest, *arguments: object) -> None:
         wishes.append(wish)
-        raise InterruptedTrainingError("stopped at step 3; go on with --resume")
+        raise InterruptedTrainingError("stopped at step 3; continue with --resume")
 
     monkeypatch.setattr(training_run, "start", stopped)
     arguments = ("--time-budget", "1m30s", "--folds", "2", "--fold", "1", "--seed", "4", "--device", "cpu")
     assert run(data, "--ablation", "roth2018-cascade", "-o", tmp_path / "out", *arguments) == 130
     assert [(w.seconds, w.folds, w.fold, w.seed, w.init) for w in wishes] == [(90, 2, 1, 4, None)]
-    assert capfd.readouterr().err.splitlines()[-1] == "zoomseg: stopped; the same command goes on from here"
+    assert capfd.readouterr().err.splitlines()[-1] == "zoomseg: stopped; the same command resumes from here"
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ def test_stopped_it_says_how_to_go_on(
     [
         (["--ablation", "roth2019"], "roth2018-cascade"),
         (["--ablation", "roth2018-finetune"], "give it with --init MODEL"),
-        (["--ablation", "flare22", "--init", "x"], "starts from no model; leave --init out"),
+        (["--ablation", "flare22", "--init", "x"], "does not start from a model; omit --init"),
         (["--ablation", "roth2018-pyramid", "--small", "left kidney"], "has no stage per label"),
         (["--ablation", "valindria2018", "--small", "liver, spleen"], "has no liver, spleen; it has left"),
-        (["--ablation", "roth2018-candidate-region", "--test", "x"], "leave --test out"),
+        (["--ablation", "roth2018-candidate-region", "--test", "x"], "omit --test"),
         (["--ablation", "flare22", "--test", "nowhere"], "no such data set folder"),
         (["--ablation", "flare22", "--split", "nowhere"], "cannot be read"),
-        (["--ablation", "flare22", "--unlabelled", "x"], "labelled scans alone; leave --unlabelled out"),
+        (["--ablation", "flare22", "--unlabelled", "x"], "labelled scans alone; omit --unlabelled"),
         (["--ablation", "flare22-unlabelled"], "give them with --unlabelled FOLDER"),
         (["--ablation", "flare22-unlabelled", "--unlabelled", "nowhere"], "no such file or folder"),
         (["--ablation", "flare22", "--recipe", "default"], "has no numbers of its own"),

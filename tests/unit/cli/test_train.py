@@ -61,9 +61,12 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return err.splitlines()[-1]
 
 
-def test_trains_and_scores_the_fold_kept_back(data: Path, recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "model"
+def test_trains_and_scores_the_fold_kept_back(
+    data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my model"
     assert run("train", data, "-o", out, "-r", recipe, "--folds", "4", "--fold", "1", "--device", "cpu") == 0
+    assert f"Next: zoomseg predict SCANS -o RESULTS -m '{out}'\n" in capfd.readouterr().out
     model = bundle.load(out)
     assert len(model.provenance["training_cases"]) == 3  # type: ignore[arg-type]
     (kept_back,) = model.provenance["validation_cases"]  # type: ignore[misc]
@@ -111,7 +114,7 @@ def test_a_stopped_training_goes_on(data: Path, recipe: Path, tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "go on with --resume" in err.splitlines()[-1]
+    assert "continue with --resume" in err.splitlines()[-1]
     assert "Traceback" not in err
     assert bundle.load(out).provenance["complete"] is False
     done = json.loads((out / "training" / "job.json").read_text())
@@ -137,7 +140,9 @@ def test_an_existing_model_is_not_overwritten(
     out = tmp_path / "model"
     assert run("train", data, "-o", out, "-r", recipe, "--device", "cpu") == 0
     before = (out / "model.json").read_bytes()
-    assert "already holds a model; give --resume" in refused(capfd, data, "-o", out, "-r", recipe)
+    assert "already holds a training (model.json); give --resume" in refused(
+        capfd, data, "-o", out, "-r", recipe
+    )
     assert (out / "model.json").read_bytes() == before
 
 
@@ -194,7 +199,7 @@ def test_a_data_set_without_labels(data: Path, tmp_path: Path, capfd: pytest.Cap
     shutil.copytree(data, bare)
     shutil.rmtree(bare / "labelsTr")
     said = refused(capfd, bare, "-o", tmp_path / "m")
-    assert said == "zoomseg: data set 'tiny' has no labelled case; zoomseg check says what is there"
+    assert said == "zoomseg: data set 'tiny' has no labelled case; see zoomseg check"
     assert not (tmp_path / "m").exists()
 
 
@@ -374,7 +379,9 @@ def test_a_training_with_unlabelled_scans_is_not_overwritten_and_is_of_one_fold(
     asked = (data, "-o", tmp_path / "m", "--unlabelled", unlabelled)
     assert "already holds a training (unlabelled.json); give --resume" in refused(capfd, *asked)
     assert "is damaged" in refused(capfd, data, "-o", tmp_path / "m", "--resume")
-    assert "--unlabelled is for one model" in refused(capfd, *asked, "--folds", "2", "--fold", "all")
+    assert "--unlabelled cannot be combined with --fold all" in refused(
+        capfd, *asked, "--folds", "2", "--fold", "all"
+    )
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from zoomseg.core.morphology import (
     dilated,
     dilated_by_cube,
     eroded_by_cube,
+    filled,
     filled_by_slice,
     largest_component,
     without_islands,
@@ -82,3 +83,10 @@ def test_erosion_and_dilation_by_a_cube_are_scipy_s(steps: int) -> None:
     assert np.array_equal(eroded_by_cube(mask, steps), eroded)
     assert np.array_equal(dilated_by_cube(~mask, steps), grown)
     assert np.array_equal(mask, given)
+
+
+def test_what_a_mask_encloses_is_filled_in_space() -> None:
+    mask = np.random.default_rng(4).random((14, 12, 11)) < 0.72
+    expected = ndimage.binary_fill_holes(mask)
+    assert expected.sum() > mask.sum()
+    assert np.array_equal(filled(mask), expected)

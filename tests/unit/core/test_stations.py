@@ -176,8 +176,8 @@ def thin() -> Case:
         (turned(other(), 2), r"stations a and b differ in orientation"),
         (other(channels=2), r"stations a and b have 1 and 2 channels"),
         (dataclasses.replace(other(), modality="CT"), r"stations a and b are MR and CT"),
-        (station("b", scan(), 12, 30, gain=-1), r"do not agree where they overlap \(correlation -1\.00\)"),
-        (unrelated(), r"do not agree where they overlap"),
+        (station("b", scan(), 12, 30, gain=-1), r"differ where they overlap \(correlation -1\.00\)"),
+        (unrelated(), r"differ where they overlap"),
         (station("b", scan(), 12, 30, gain=0, offset=5), r"one intensity fills their overlap"),
         (thin(), r"station b is thinner than a voxel of station a"),
     ],
@@ -196,7 +196,7 @@ def test_a_station_that_only_lies_off_by_little_is_no_other_orientation() -> Non
 
 
 def test_one_station_is_nothing_to_join() -> None:
-    with pytest.raises(ScanError, match="1 station was found, it takes two or more"):
+    with pytest.raises(ScanError, match="1 station was found, and at least two are needed"):
         stitch([other()])
 
 

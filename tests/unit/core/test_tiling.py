@@ -22,6 +22,7 @@ from zoomseg.core.tiling import (
     lattice_starts,
     logarithms,
     normalised,
+    overlapping,
     place,
 )
 
@@ -268,9 +269,33 @@ def test_the_gaussian_importance_map_is_a_filtered_point() -> None:
     np.testing.assert_allclose(found, (expected / expected.max()).clip(2.0**-24 / 10), rtol=1e-5)
 
 
+def test_tiles_may_be_added_up_as_logarithms(make: Make) -> None:
+    stitcher = TileAggregator(2, Box((0, 0, 0), (2, 1, 1)), make(ones(2, 1, 1)))
+    values = np.array([[0.5, 0.25], [0.5, 0.75]], dtype=np.float32).reshape(2, 2, 1, 1)
+    stitcher.add(tile(0, 2), make(values), logs=True)
+    stitcher.add(tile(0, 2), make(values[::-1].copy()), logs=True)
+    expected = [np.log(0.5), np.log(0.25 * 0.75) / 2] * 2
+    assert whole(stitcher).flatten().tolist() == pytest.approx(expected)
+
+
 def test_means_of_logarithms_are_means_of_logits() -> None:
     logits = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32) * 4
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     mean = np.exp(logits.mean(axis=0)) / np.exp(logits.mean(axis=0)).sum(axis=0)
     np.testing.assert_allclose(normalised(logarithms(softmax).mean(axis=0)), mean, atol=1e-6)
     assert logarithms(np.zeros(1, dtype=np.float32))[0] == pytest.approx(LOWEST_LOG)
+
+
+def test_of_overlapping_labels_the_last_that_a_voxel_has_stays() -> None:
+    logits = np.random.default_rng(0).normal(scale=4, size=(3, 500))
+    logits[:, 0], logits[:, 1] = 200, -200
+    share = 1 / (1 + np.exp(-logits))
+    expected = [
+        (1 - share).prod(axis=0),
+        share[0] * (1 - share[1]) * (1 - share[2]),
+        share[1] * (1 - share[2]),
+        share[2],
+    ]
+    shift = np.random.default_rng(1).normal(size=500)  # logarithms are right up to a number per voxel
+    found = overlapping(np.concatenate([np.zeros((1, 500)), logits]).astype(np.float32) + shift)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

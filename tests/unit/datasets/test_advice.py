@@ -59,7 +59,9 @@ def line(todo: str) -> dict[str, object]:
 def test_ct_in_plain_folders_is_asked_for(tmp_path: Path) -> None:
     (one, labels) = advice(plain(tmp_path))
     assert one.kind == "channel_names"
-    assert "channel 0 ('channel_0'): numbers are spread like Hounsfield units in 2 of 2 cases" in one.found
+    assert (
+        "channel 0 ('channel_0'): values are distributed like Hounsfield units in 2 of 2 cases" in one.found
+    )
     assert line(one.todo) == {"channel_names": {"0": "CT"}}
     assert one.todo.endswith(f"to {tmp_path / 'dataset.json'}")
     assert labels.kind == "label_names"
@@ -118,7 +120,7 @@ def test_cases_that_are_called_like_channels_are_told(tmp_path: Path) -> None:
     root = described(plain(tmp_path, ("img_0000", "img_0001", "x")), labels=LABELS, channel_names={"0": "CT"})
     assert open_dataset(root).ids == ("img_0000", "img_0001", "x")
     (one,) = advice(root)
-    assert one.found == "img_0000 to img_0001 are called like channels of one case, but each has labels"
+    assert one.found == "img_0000 to img_0001 are named like channels of one case, but each has labels"
     assert "give them other names" in one.todo
 
 

@@ -118,7 +118,7 @@ def test_of_two_different_drawings_neither_is_believed(tmp_path: Path) -> None:
     found = survey(tmp_path)
     assert found.schema.names == ("kidney",)
     (problem,) = found.problems
-    assert problem.startswith(f"{tmp_path}/a/drawn/other.dcm: 'Liver' is drawn differently in ")
+    assert problem.startswith(f"{tmp_path}/a/drawn/other.dcm: 'Liver' is annotated differently in ")
 
 
 def test_what_lies_wholly_under_others_is_not_taught_to_be_absent(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_what_lies_wholly_under_others_is_not_taught_to_be_absent(tmp_path: Path
     draw(tmp_path / "in" / "a" / "twin.dcm", tmp_path / "in" / "a" / "ct", {"hepar": LIVER})
     draw(tmp_path / "in" / "b" / "twin.dcm", tmp_path / "in" / "b" / "ct", {"hepar": (slice(0, 1),) * 3})
     result = convert(survey(tmp_path / "in"), tmp_path / "out")
-    assert result.notes == ("a: 'liver' lies wholly under other structures; left out",)
+    assert result.notes == ("a: 'liver' is completely covered by other structures; left out",)
     annotated = [case.annotated for case in open_dataset(tmp_path / "out").cases]
     assert annotated == [{"kidney", "hepar"}, None]
 

@@ -318,6 +318,22 @@ def test_plain_labels_that_are_no_labels(tmp_path: Path) -> None:
 # --- what cannot be opened ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("images", "given"), [("images", "labels"), ("imagesTr", "imagesTr")])
+def test_a_folder_inside_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: str, given: str
+) -> None:
+    for name in {images, given}:
+        (tmp_path / "mydata" / name).mkdir(parents=True)
+    with pytest.raises(DatasetError, match=rf"not a data set; did you mean {tmp_path / 'mydata'}\?$"):
+        open_dataset(tmp_path / "mydata" / given)
+    monkeypatch.chdir(tmp_path / "mydata" / given)
+    with pytest.raises(DatasetError, match=rf"did you mean {tmp_path / 'mydata'}\?$"):
+        open_dataset(Path())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=r"did you mean mydata\?$"):
+        open_dataset(Path("mydata") / given)
+
+
 def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such data set folder"):
         open_dataset(tmp_path / "none")
@@ -392,7 +408,7 @@ def test_a_data_set_s_own_name_is_one_short_line(tmp_path: Path) -> None:
 def test_a_key_that_comes_twice_must_say_the_same(tmp_path: Path) -> None:
     text = '{"channel_names": {"0": "CT"}, "labels": {"liver": 2, "spleen": 4, "liver": %d}}'
     (nnunet(tmp_path) / "dataset.json").write_text(text % 1)
-    with pytest.raises(DatasetError, match="'liver' is there twice, with different values"):
+    with pytest.raises(DatasetError, match="'liver' appears twice, with different values"):
         open_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text(text % 2)
     assert open_dataset(tmp_path).schema.values == (2, 4)

@@ -68,7 +68,7 @@ class TestParts:
     def test_everywhere_nothing_is_cut(self) -> None:
         """The two planes are then missed at the boundary: no voxel of them is deeper than 2 mm."""
         found = attribute(self.PREDICTION, self.REFERENCE, MM, everywhere())
-        assert found.region_recall == 1
+        assert math.isnan(found.region_recall)
         assert losses(found) == [0, 0, (288 + 120) / self.TOTAL, 72 / self.TOTAL]
 
     def test_what_an_earlier_stage_found_outside_the_region_is_not_lost(self) -> None:
@@ -120,7 +120,7 @@ class TestBoundary:
     def test_missed_and_invented_organs(self) -> None:
         nothing = np.zeros(self.SHAPE, dtype=bool)
         missed = attribute(nothing, self.REFERENCE, MM, everywhere())
-        assert (missed.region_recall, losses(missed)) == (1, [0, 0, 0, 1])
+        assert losses(missed) == [0, 0, 0, 1]
         invented = attribute(self.REFERENCE, nothing, MM, everywhere())
         assert math.isnan(invented.region_recall)
         assert losses(invented) == [0, 0, 0, 1]

@@ -11,7 +11,7 @@ from zoomseg.evaluation.calibration import Scored, calibrate, scored
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation
 from zoomseg.evaluation.tolerances import Tolerances
-from zoomseg.inference.confidence import estimated_dice
+from zoomseg.inference.confidence import dice_intervals, estimated_dice
 
 
 def logistic(x: float) -> float:
@@ -73,3 +73,38 @@ def test_only_organs_with_promise_and_dice_are_learned_from() -> None:
     )
     promised = {("a", "liver"): 0.9, ("a", "spleen"): 0.7, ("b", "aorta"): 0.4}
     assert scored(promised, evaluation) == [Scored("a", "liver", 0.9, 0.8)]
+
+
+def noisy(cases: int, rng: np.random.Generator) -> list[Scored]:
+    """Promises that are kept but for an offset, a skewed error and now and then a failure."""
+    out = []
+    for case in range(cases):
+        for organ in ("liver", "spleen", "aorta", "pancreas"):
+            promised = rng.uniform(1.0, 3.0)
+            error = 0.5 * (1 - rng.exponential()) - (4.0 if rng.uniform() < 0.02 else 0.0)
+            out.append(Scored(f"{case}", organ, logistic(promised), logistic(promised - 0.5 + error)))
+    return out
+
+
+@pytest.mark.parametrize("cases", [10, 60])
+def test_nine_of_ten_further_organs_lie_in_their_interval(cases: int) -> None:
+    rng, inside = np.random.default_rng(5), []
+    for _ in range(20):  # one calibration alone covers as its few cases happen to be
+        found = calibrate(noisy(cases, rng))
+        assert found is not None
+        for new in noisy(50, rng):
+            ((low, high),) = dice_intervals(estimated_dice({new.organ: new.promised}, found), found).values()
+            inside.append(low <= new.dice <= high)
+    assert 0.87 < np.mean(inside) < 0.95
+
+
+def test_too_few_organs_tell_no_interval() -> None:
+    known = noisy(5, np.random.default_rng(3))
+    full, fewer = calibrate(known), calibrate(known[:-4])
+    assert full is not None
+    assert full.residuals is not None  # of 20 organs
+    assert fewer is not None
+    assert fewer.residuals is None  # of 16
+    single = calibrate([Scored("a", f"organ {n}", 0.9, 0.8) for n in range(40)])
+    assert single is not None
+    assert single.residuals is None  # one case leaves no other to learn from

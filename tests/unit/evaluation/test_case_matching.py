@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from helpers.label_files import AFFINE, LIVER, SPLEEN, organs, save, save_description, save_scan
+from helpers.label_files import AFFINE, LIVER, SPLEEN, VALUES, organs, save, save_description, save_scan
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import open_dataset
@@ -47,7 +47,9 @@ def test_long_lists_are_cut_short(folders):
 
 def test_nothing_in_common(folders, tmp_path):
     save(tmp_path / "other" / "x.nii.gz", organs(LIVER))
-    with pytest.raises(DatasetError, match="none of its 2 label files is named like one of the 1 references"):
+    with pytest.raises(
+        DatasetError, match="none of its 2 label files has the name of one of the 1 references"
+    ):
         find_pairs(folders[0], tmp_path / "other", None, None)
 
 
@@ -120,7 +122,7 @@ class TestSchema:
         save(predictions / "a.nii.gz", np.where(organs(LIVER) == 6, 2, 0).astype(np.uint8))
         pairs = find_pairs(predictions, reference, None, None)
         assert pairs.organs == ("liver",)
-        assert "not scored, as the predictions do not know: spleen" in pairs.warnings
+        assert "not scored, as the predictions do not include: spleen" in pairs.warnings
         prediction, drawn = pairs.load(pairs.pairs[0])
         liver = pairs.drawn.class_of("liver")
         assert np.array_equal(prediction.data == liver, drawn.data == liver)
@@ -218,3 +220,27 @@ class TestLoad:
         image = pairs.load_image(pairs.pairs[0], drawn)
         assert np.array_equal(image.data[0], voxels)
         assert pairs.load_image(pairs.pairs[1], drawn) is None
+
+
+def test_a_prediction_of_another_run_is_read_by_the_labels_of_that_run(folders):
+    """Case b has the spleen's value where it means the liver, and was asked for nothing else."""
+    predictions, reference = folders
+    other = {"background": 0, "liver": VALUES["spleen"]}
+    run = {
+        "labels": {"background": 0, **VALUES},
+        "cases": {"b": {"status": "done", "run": {"labels": other}}},
+    }
+    (predictions / "run.json").write_text(json.dumps(run))
+    save(predictions / "a.nii.gz", organs(LIVER, SPLEEN))
+    save(predictions / "b.nii.gz", organs(None, LIVER))
+    pairs = find_pairs(predictions, reference, None, None)
+    assert [pair.organs for pair in pairs.pairs] == [("spleen", "liver"), ("liver",)]
+    for pair in pairs.pairs:
+        prediction, drawn = pairs.load(pair)
+        for organ in pair.organs:
+            c = drawn.schema.class_of(organ)
+            np.testing.assert_array_equal(prediction.data == c, drawn.data == c)
+    run["cases"]["b"]["run"]["labels"] = {"liver": "three"}
+    (predictions / "run.json").write_text(json.dumps(run))
+    with pytest.raises(DatasetError, match=r"run\.json"):
+        find_pairs(predictions, reference, None, None)

@@ -7,13 +7,14 @@ import html
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from helpers.label_files import AFFINE, LIVER, SPLEEN, box, organs, save, save_description, save_scan
+from helpers.label_files import AFFINE, LIVER, SPLEEN, VALUES, box, organs, save, save_description, save_scan
 from helpers.tiny_dataset import tiny_recipe
 from zoomseg.core.errors import DatasetError, GeometryError, OutputError, ScanError, ZoomSegError
 from zoomseg.evaluation import evaluate as evaluation
@@ -87,7 +88,8 @@ def test_summary_and_report(folders, tmp_path):
     assert (summary["tolerance_mm"], summary["rule"]) == (2.0, "2 mm")
     assert evaluation.as_json() == summary
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.index("b — spleen") < page.index("a — liver")  # the worst case first
+    assert page.index("<h3>b</h3>") < page.index("<h4>spleen</h4>") < page.index("<h3>a</h3>")  # worst first
+    assert "<h4>liver</h4>" in page[page.index("<h3>a</h3>") :]
     assert str(folders[0]) in page
 
 
@@ -146,7 +148,39 @@ def test_scan_that_cannot_be_read_is_only_missing_from_the_picture(folders, tmp_
     (folders[1] / "imagesTr" / "b_0000.nii.gz").write_bytes(b"damaged")
     evaluation = evaluate(*folders, tmp_path / "out")
     assert evaluation.failures == ()
-    assert "Drawn without the scan: " in (tmp_path / "out" / "report.html").read_text()
+    assert "Shown without the scan: " in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_scans_are_found_by_the_account_of_the_predictions(folders, tmp_path):
+    """Where the reference is a folder of labels alone, as in the README."""
+    predictions, reference = folders
+    account = {
+        "labels": {"background": 0, **VALUES},
+        "cases": {"a": {"scan": ["../set/imagesTr/a_0000.nii.gz"]}},
+    }
+    labels = tmp_path / "labels alone"
+    shutil.copytree(reference / "labelsTr", labels)
+    shutil.copy(reference / "dataset.json", labels)
+    pair_of = {pair.id: pair for pair in find_pairs(predictions, labels, None, None).pairs}
+    assert pair_of["a"].images == ()
+    (predictions / "run.json").write_text(json.dumps(account))
+    pair_of = {pair.id: pair for pair in find_pairs(predictions, labels, None, None).pairs}
+    assert [len(pair_of[case].images) for case in "abc"] == [1, 0, 0]
+    evaluate(predictions, labels, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert [page.count("; window "), page.count("Shown without the scan")] == [1, 0]
+
+
+def test_the_largest_distance_is_drawn_though_its_organ_is_not_the_worst(tmp_path):
+    """The liver ends where the spleen was missed."""
+    predictions, reference = tmp_path / "predictions", tmp_path / "set"
+    save_description(reference)
+    save(predictions / "a.nii.gz", organs(LARGER))
+    save(reference / "labelsTr" / "a.nii.gz", organs(LIVER, SPLEEN))
+    found = evaluate(predictions, reference, tmp_path / "out")
+    assert found.cases[0].worst.organ == "spleen"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h4>liver</h4>" in page
 
 
 def test_progress_counts_every_case(folders, tmp_path):
@@ -299,7 +333,7 @@ def test_errors_are_attributed_where_stages_were_kept(kept, tmp_path):
     assert (spleen.region_recall, spleen.lost_coarse, spleen.lost_region) == (0.5, 0.5, 0)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["organs"]["liver"]["region_recall"] == pytest.approx(5 / 6)
-    assert "errors not attributed, as their stages were not kept: c" in evaluation.warnings
+    assert "errors not attributed, as stages were not kept: c" in evaluation.warnings
     assert "Where Dice is lost" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -336,8 +370,8 @@ def test_a_region_that_is_damaged_after_scoring_is_only_missing_from_the_picture
     pairs = find_pairs(*kept, None, None)
     write_all(evaluation, pairs, tmp_path / "out", {})
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("Drawn without the region: ") == 1
-    assert "b — spleen" in page
+    assert page.count("Shown without the region: ") == 2  # worst organ, and largest distance
+    assert page.index("<h3>b</h3>") < page.index("<h4>spleen</h4>") < page.index("<h3>a</h3>")
 
 
 def test_the_report_has_the_recipe_and_the_model(folders, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from zoomseg.core.errors import DatasetError
 from zoomseg.evaluation.attribution import Attribution
-from zoomseg.evaluation.html_report import Picture, number, read_curves, render, signed
+from zoomseg.evaluation.html_report import CasePictures, Picture, read_curves, render
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
 from zoomseg.evaluation.tolerances import Tolerances
@@ -21,7 +21,12 @@ LIVER = OrganScore("liver", 0.9123, 0.8, 4.04, 1.234, 1510.0, 1500.0)
 MISSED = OrganScore(NASTY, 0.0, 0.0, math.inf, math.inf, 0.0, 20.0)
 CASE = CaseResult("case_1", (LIVER, MISSED))
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-PNG = b"\x89PNG not really"
+PNG, JPEG = b"\x89PNG not really", b"\xff\xd8 no more"
+
+
+def pictures(case: CaseResult, organ: OrganScore, **more: str) -> CasePictures:
+    picture = Picture(organ, PNG, more.pop("organ_note", ""))
+    return CasePictures(case, JPEG, JPEG, "axial, k = 4", (picture,), **more)
 
 
 def evaluation(**more: object) -> Evaluation:
@@ -63,19 +68,19 @@ def test_numbers_of_the_table():
 
 
 def test_page_is_whole_and_needs_nothing_from_outside():
-    page = Text(render(evaluation(), [Picture(CASE, LIVER, PNG)]))
+    page = Text(render(evaluation(), [pictures(CASE, LIVER)]))
     assert page.open == []
     sources = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
-    assert len(sources) == 2
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert base64.b64decode(sources[1].partition(",")[2]) == PNG
+    kinds = [source.partition(";")[0] for source in sources]
+    assert kinds == ["data:image/png", "data:image/jpeg", "data:image/jpeg", "data:image/png"]
+    assert [base64.b64decode(source.partition(",")[2]) for source in sources[1:]] == [JPEG, JPEG, PNG]
     assert not [tag for tag, attributes in page.tags if tag in ("script", "link") or "href" in attributes]
 
 
 def test_everything_from_outside_is_escaped():
     page = render(
         evaluation(failures=(Failure(NASTY, NASTY),), warnings=(NASTY,)),
-        [Picture(CaseResult(NASTY, (MISSED,)), MISSED, PNG, note=NASTY)],
+        [pictures(CaseResult(NASTY, (MISSED,)), MISSED, note=NASTY, organ_note=NASTY)],
         provenance={NASTY: NASTY, "nested": {"model": [NASTY, 1]}},
     )
     assert "<script" not in page
@@ -85,7 +90,7 @@ def test_everything_from_outside_is_escaped():
 def test_provenance_is_shown():
     text = Text(render(evaluation(), [], provenance={"model": "runs/a", "seed": 3, "folds": [1, 2]})).text
     assert "made by ZoomSeg" in text
-    assert "model runs/a seed 3 folds [1, 2]" in text
+    assert "model runs/a seed 3 folds 1, 2" in text
 
 
 def test_case_without_any_organ():
@@ -93,6 +98,23 @@ def test_case_without_any_organ():
     text = Text(render(Evaluation(("liver",), Tolerances.same(1.0), (CaseResult("a", (empty,)),)), [])).text
     assert "No case has any of the organs." in text
     assert "liver 0 " + 6 * f"{DASH} " + "0 0" in text
+
+
+def test_a_model_of_one_stage_loses_nothing_by_regions():
+    told = {"liver": Attribution(math.nan, 0.0, 0.0, 0.075, 0.0137)}
+    case = CaseResult("case_1", (LIVER,), told)
+    text = Text(render(Evaluation(("liver",), Tolerances.same(1.0), (case,)), [])).text
+    assert "Organ Lost: boundary Lost: elsewhere liver 0.075 0.014" in text
+    assert "coarse" not in text
+    assert "egion" not in text
+
+
+def test_fewer_cases_are_shown_than_there_are():
+    cases = tuple(CaseResult(f"case_{n}", (LIVER,)) for n in (1, 2))
+    evaluated = Evaluation(("liver",), Tolerances.same(1.0), cases)
+    text = Text(render(evaluated, [pictures(CASE, LIVER)])).text
+    assert "1 of 2 cases, in order of their mean Dice" in text
+    assert "case_1 mean Dice 0.456, worst" in text
 
 
 def test_where_dice_is_lost():
@@ -103,20 +125,6 @@ def test_where_dice_is_lost():
     assert "liver 99.87 99.87 0.000 0.013 0.075 0.001" in text
     assert f"{NASTY} {DASH} {DASH} {DASH} {DASH} {DASH} {DASH}" in text
     assert "Where Dice is lost" not in Text(render(evaluation(), [])).text
-
-
-@pytest.mark.parametrize(
-    ("value", "digits", "plain", "with_sign"),
-    [
-        (1234.56, 1, "1,234.6", "+1,234.6"),
-        (-0.04, 1, "-0.0", "0.0"),
-        (-2.0, 0, "-2", MINUS + "2"),
-        (math.nan, 1, DASH, DASH),
-        (math.inf, 1, "∞", "∞"),
-    ],
-)
-def test_number_formats(value, digits, plain, with_sign):
-    assert (number(value, digits), signed(value, digits)) == (plain, with_sign)
 
 
 class TestTrainingLog:

@@ -17,7 +17,13 @@ from zoomseg.core.errors import GeometryError, LabelError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.evaluation import metrics
-from zoomseg.evaluation.metrics import neighbour_codes, score, surface_agreement, surface_areas
+from zoomseg.evaluation.metrics import (
+    farthest_point,
+    neighbour_codes,
+    score,
+    surface_agreement,
+    surface_areas,
+)
 from zoomseg.evaluation.tolerances import read_tolerances
 
 SPACING = (0.7, 1.3, 4.0)
@@ -350,3 +356,29 @@ class TestRuleOfFlare:
             aorta, *_ = self.by_flare(prediction, found, grid_of(found))
             assert math.isnan(aorta.dice)
             assert math.isnan(aorta.nsd)
+
+
+def test_the_farthest_point_is_where_one_surface_goes_astray():
+    a, b = np.zeros((2, 30, 12, 10), dtype=bool)
+    a[2:8, 2:8, 2:8] = b[2:8, 2:8, 2:8] = True
+    a[24:27, 4, 4] = True
+    found = farthest_point(a, b, (2.0, 1.0, 1.0))
+    assert found.voxel == (26, 4, 4)
+    assert found.distance_mm == pytest.approx(2.0 * (27 - 8))
+    assert farthest_point(b, a, (2.0, 1.0, 1.0)) == found
+
+
+def test_the_farthest_point_of_a_part_that_is_missing():
+    a, b = np.zeros((2, 20, 20, 10), dtype=bool)
+    b[2:18, 5:9, 2:6] = True
+    a[2:9, 5:9, 2:6] = True
+    found = farthest_point(a, b, (1.0, 1.0, 3.0))
+    assert found.voxel[0] == 17
+    assert b[found.voxel]
+    assert found.distance_mm == pytest.approx(18 - 9)
+
+
+def test_no_farthest_point_of_nothing():
+    empty = np.zeros((3, 3, 3), dtype=bool)
+    with pytest.raises(GeometryError):
+        farthest_point(empty, ~empty, (1.0, 1.0, 1.0))

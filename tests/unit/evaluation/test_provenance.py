@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.tiny_dataset import tiny_recipe
-from zoomseg.evaluation.provenance import Origin, read_measures, read_origin
+from zoomseg.evaluation.provenance import Origin, read_measures, read_origin, read_scans
 from zoomseg.recipe.load import dump
 
 
@@ -53,3 +53,22 @@ def test_nothing_is_known_of_damaged_runs(tmp_path: Path, text: str) -> None:
     assert read_measures(tmp_path) == {}
     (tmp_path / "run.json").write_text(text)
     assert read_measures(tmp_path) == {}
+
+
+def test_scans_are_found_from_the_folder_of_predictions(tmp_path: Path) -> None:
+    """Where all of their files are there; what is no list of names says nothing."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("one.nii.gz", "two_0000.nii.gz"):
+        (tmp_path / name).touch()
+    cases = {
+        "one": {"scan": ["../one.nii.gz"]},
+        "two": {"scan": ["../two_0000.nii.gz", "../two_0001.nii.gz"]},
+        "absolute": {"scan": [str(tmp_path / "one.nii.gz")]},
+        **{f"odd {n}": own for n, own in enumerate((3, {}, {"scan": "a"}, {"scan": [1]}, {"scan": ["\0"]}))},
+    }
+    (out / "run.json").write_text(json.dumps({"cases": cases}))
+    assert read_scans(out) == {
+        "one": (out / ".." / "one.nii.gz",),
+        "absolute": (tmp_path / "one.nii.gz",),
+    }

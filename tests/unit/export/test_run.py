@@ -184,7 +184,7 @@ def test_what_the_header_leaves_open_is_told(
     scan.write_bytes(gzip.compress(content))
     assert run(archive, scan, "-o", out) == 0
     assert capsys.readouterr().err.startswith(
-        "note: unit code 5 is not defined; lengths are taken as millimetres\n"
+        "note: unit code 5 is not defined; lengths are interpreted as millimetres\n"
     )
 
 
@@ -208,14 +208,14 @@ def test_scans_are_compared_with_those_of_the_training(
     assert run(archive, scan, "-o", tmp_path / "other.nii.gz") == 2
     assert capsys.readouterr().err.startswith("model.zip: the scan is not in the unit")
     assert run(archive, scan, "-o", tmp_path / "other.nii.gz", "--any-scan") == 0
-    assert "note: plainly unlike the training scans: the scan is not in the unit" in capsys.readouterr().err
+    assert "note: clearly unlike the training scans: the scan is not in the unit" in capsys.readouterr().err
 
 
 def test_too_little_memory_and_an_interruption_are_one_line(
     archive: Path, scan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = (
-        (MemoryError, 2, "the scan does not fit in memory; run it on a larger machine"),
+        (MemoryError, 2, "the scan does not fit in memory; use a machine with more memory"),
         (KeyboardInterrupt, 130, "interrupted"),
     )
     for raised, code, said in cases:
@@ -256,9 +256,7 @@ def test_a_missing_library_is_one_line(
         assert stop.value.code == 99
         return
     assert stop.value.code == 2
-    assert capsys.readouterr().err == (
-        f"model.zip: needs what is not installed; install: pip install {named}\n"
-    )
+    assert capsys.readouterr().err == (f"model.zip: packages are missing; install: pip install {named}\n")
 
 
 # --- packages that are damaged --------------------------------------------------------------------
@@ -343,7 +341,7 @@ def test_a_file_that_would_grow_is_refused(archive: Path, tmp_path: Path) -> Non
     path = rewritten(archive, tmp_path / "a.zip", lambda members: members)
     with zipfile.ZipFile(path, "a") as files:
         files.writestr("model/weights/huge.onnx", bytes(10**6), zipfile.ZIP_DEFLATED)
-    with pytest.raises(ModelError, match=r"huge\.onnx is compressed, which none of a model's files is"):
+    with pytest.raises(ModelError, match=r"huge\.onnx is compressed, which is not allowed"):
         runner.unpacked(path, tmp_path / "room")
 
 

@@ -11,7 +11,7 @@ from zoomseg.anatomy.positions import OrganPlaces
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.inference.confidence import estimated_dice, organ_rows_of
+from zoomseg.inference.confidence import dice_intervals, estimated_dice, organ_rows_of
 from zoomseg.io.calibration import Calibration
 from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.pipeline.cascade import OrganUncertainty, Prediction
@@ -31,6 +31,19 @@ def test_the_estimate_by_hand() -> None:
         "aorta": pytest.approx(logistic(-1 + 0.5 * math.log(99))),  # as of 0.99
     }
     assert estimated_dice(promised, None) == promised
+
+
+def test_the_interval_by_hand() -> None:
+    calibration = Calibration(offset=0.0, slope=1.0, organs={}, cases=9, residuals=(-1.5, 0.5))
+    estimated = {"liver": logistic(2.0), "aorta": 0.98, "spleen": 0.03}
+    assert dice_intervals(estimated, calibration) == {
+        "liver": (pytest.approx(logistic(0.5)), pytest.approx(logistic(2.5))),
+        "aorta": (pytest.approx(logistic(math.log(49) - 1.5)), pytest.approx(logistic(math.log(49) + 0.5))),
+        "spleen": (0.0, pytest.approx(logistic(math.log(3 / 97) + 0.5))),  # 0.007 and less is nothing
+    }
+    assert dice_intervals({"liver": 0.985}, calibration)["liver"][1] == 1.0
+    assert dice_intervals(estimated, None) == {}
+    assert dice_intervals(estimated, calibration.model_copy(update={"residuals": None})) == {}
 
 
 def test_rows_of_a_prediction() -> None:
@@ -55,6 +68,23 @@ def test_rows_of_a_prediction() -> None:
     ]
     sure = pytest.approx(logistic(math.log(9) - 1))
     assert [row.confidence for row in rows] == [sure, None, sure]
+    assert [row.dice_range for row in rows] == [None] * 3
+
+
+def test_less_trust_lowers_the_interval_at_its_lower_end() -> None:
+    schema = LabelSchema.consecutive(("liver",))
+    grid = Grid.from_spacing((6, 6, 6), (10.0, 10.0, 10.0))
+    classes = np.zeros(grid.shape, dtype=np.uint8)
+    classes[2:4, 2:4, 2:4] = 1
+    said = {"liver": OrganUncertainty(Uncertainty(8, 8.0, 0.9, 0.9, 0.1, 0), False)}
+    calibration = Calibration(offset=0.0, slope=1.0, organs={}, cases=9, residuals=(-1.0, 1.0))
+    image = Volume(np.zeros((1, 6, 6, 6), dtype=np.float32), grid)
+    high = pytest.approx(logistic(math.log(9) + 1))
+    for trust, low in ((1.0, logistic(math.log(9) - 1)), (0.25, 0.25 * 0.9)):
+        result = Prediction("a", LabelMap(classes, grid, schema), said, {}, (), {}, trust=trust)
+        (row,) = organ_rows_of("a", result, image, calibration)
+        assert row.confidence == pytest.approx(trust * 0.9)
+        assert row.dice_range == (pytest.approx(low), high)
 
 
 def test_an_unlike_scan_and_an_unlikely_organ_are_less_sure() -> None:

@@ -62,10 +62,33 @@ def test_runs_at_the_same_time_list_each_others_cases(three: tuple[ScanInput, ..
     assert sorted(listed(out)[0]) == ["a", "b", "c"] == listed(out)[1]
 
 
-def test_label_maps_of_another_meaning_are_not_listed(three: tuple[ScanInput, ...], tmp_path: Path) -> None:
-    segment_to_folder(three[:1], tmp_path / "out", predictor())
-    segment_to_folder(three[1:2], tmp_path / "out", predictor(), ("right kidney",))
-    assert listed(tmp_path / "out")[0] == ["b"]
+def test_label_maps_with_other_labels_are_listed_with_theirs(
+    three: tuple[ScanInput, ...], tmp_path: Path
+) -> None:
+    out, both = tmp_path / "out", {"background": 0, "left kidney": 3, "right kidney": 7}
+    segment_to_folder(three[:1], out, predictor())
+    segment_to_folder(three[1:2], out, predictor(), ("right kidney",))
+    assert listed(out) == (["a", "b"], ["a", "b"], ["a", "b"])
+    run = json.loads((out / "run.json").read_text())
+    assert run["labels"] == {"background": 0, "right kidney": 7}
+    assert run["cases"]["a"]["run"]["labels"] == both
+    segment_to_folder(three[2:], out, predictor())
+    cases = json.loads((out / "run.json").read_text())["cases"]
+    assert "labels" not in cases["a"]["run"]
+    assert cases["b"]["run"]["labels"] == {"background": 0, "right kidney": 7}
+
+
+@pytest.mark.parametrize("of_a_run", [7, [1], "x", None])
+def test_a_case_whose_account_is_damaged_is_not_listed(
+    three: tuple[ScanInput, ...], tmp_path: Path, of_a_run: object
+) -> None:
+    out = tmp_path / "out"
+    segment_to_folder(three[:1], out, predictor())
+    run = json.loads((out / "run.json").read_text())
+    run["cases"]["a"]["run"] = of_a_run
+    (out / "run.json").write_text(json.dumps(run))
+    assert not segment_to_folder(three[1:2], out, predictor())
+    assert listed(out)[0] == ["b"]
 
 
 @pytest.mark.parametrize("file", ["run.json", "summary.csv"])

@@ -60,7 +60,7 @@ def test_parts_gathered_are_as_one_run(scans: tuple[ScanInput, ...], tmp_path: P
     assert len(found.rows) == 8
 
 
-def test_label_maps_that_are_gone_or_mean_something_else_are_left_out(
+def test_label_maps_that_are_gone_are_left_out_and_others_say_what_they_mean(
     scans: tuple[ScanInput, ...], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -68,9 +68,12 @@ def test_label_maps_that_are_gone_or_mean_something_else_are_left_out(
     segment_to_folder(scans[1:4], out, predictor(), ("right kidney",))
     (out / "c.nii.gz").unlink()
     found = gather(out)
-    assert (found.done, found.failed, found.missing) == (2, (), 1)
-    assert list(account(out)["cases"]) == ["b", "d"]
-    assert account(out)["labels"] == {"background": 0, "right kidney": 7}
+    assert (found.done, found.failed, found.missing) == (3, (), 1)
+    run = account(out)
+    assert list(run["cases"]) == ["a", "b", "d"]
+    assert run["labels"] == {"background": 0, "right kidney": 7}
+    assert run["cases"]["a"]["run"]["labels"] == {"background": 0, "left kidney": 3, "right kidney": 7}
+    assert "run" not in run["cases"]["b"]
 
 
 def test_cases_come_in_the_order_asked_for(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 from helpers.tiny_dataset import CPU, tiny_case
 from helpers.untrained_models import untrained_bundle
 from zoomseg.core.case import Case
-from zoomseg.core.errors import MemoryLimitError, ModelError, ZoomSegError
+from zoomseg.core.errors import MemoryLimitError, ModelError, RecipeError, ZoomSegError
 from zoomseg.inference.load import load_predictor, ready_predictor
 from zoomseg.io import bundle
+from zoomseg.recipe.spec import Stage
 
 
 @pytest.fixture
@@ -58,3 +59,22 @@ def test_memory_limits_hold(folds: Path) -> None:
     predictor = load_predictor([folds / "fold-0"], CPU, max_ram=1_000_000)
     with pytest.raises(MemoryLimitError):
         predictor.predict(Case("a", tiny_case(0)[0]))
+
+
+def test_tiles_overlap_as_little_as_asked(folds: Path) -> None:
+    case = Case("a", tiny_case(0)[0])
+    model = bundle.load(folds / "fold-0")
+    recipe = model.recipe.model_copy(update={"stages": tuple(_overlapping(s) for s in model.recipe.stages)})
+    model = replace(model, recipe=recipe)
+    usual, less = (ready_predictor(model, CPU, overlap=share).predict(case) for share in (None, 0.0))
+    assert [record.overlap for record in usual.records] == [0.5, 0.5]
+    assert [record.overlap for record in less.records] == [(0.0, 0.0, 0.0)] * 2
+    assert sum(r.tiles for r in less.records) < sum(r.tiles for r in usual.records)
+    with pytest.raises(RecipeError, match=r"share up to 0\.5 of themselves"):
+        ready_predictor(model, CPU, overlap=0.75)
+
+
+def _overlapping(stage: Stage) -> Stage:
+    return stage.model_copy(
+        update={"grid": stage.grid.model_copy(update={"overlap": 0.5, "tile": (8, 8, 8)})}
+    )

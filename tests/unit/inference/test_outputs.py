@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 import time
@@ -51,7 +52,7 @@ def test_account_names_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) 
     assert run["cases"]["bad"] == {"status": "failed", "error": failed[0].reason}
     good = run["cases"]["good"]
     assert list(good["seconds"]) == [
-        *("read", "waited", "prepare", "coarse", "fine", "fuse", "write", "summary", "total")
+        *("read", "waited", "prepare", "coarse", "fine", "fuse", "write", "summary", "report", "total")
     ]
     own = sum(seconds for step, seconds in good["seconds"].items() if step not in ("waited", "total"))
     assert own - 0.01 <= good["seconds"]["total"] <= run["seconds"] + 0.01
@@ -69,6 +70,41 @@ def test_account_names_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) 
             ("good", "left kidney"),
             ("good", "right kidney"),
         ]
+
+
+def test_every_scan_has_a_place_in_the_report_and_says_where_it_came_from(
+    scans: tuple[ScanInput, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (failed,) = segment_to_folder(scans, out, predictor())
+    page = (out / "report.html").read_text()
+    assert f"<strong>bad</strong>: {failed.reason}" in html.unescape(page)
+    assert 'src="report/planes/good.jpg"' in page
+    assert [path.name for path in (out / "report" / "planes").iterdir()] == ["good.jpg"]
+    account = json.loads((out / "run.json").read_text())["cases"]["good"]
+    assert account["scan"] == ["../in/good.nii.gz"]
+    assert (out / account["scan"][0]).resolve() == scans[0].paths[0].resolve()
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_note(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs.result_page, "draw", lambda *given: 1 / 0)
+    failed = segment_to_folder(scans, tmp_path / "out", predictor())
+    assert [f.case for f in failed] == ["bad"]
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["cases"]["good"]["status"] == "done"
+    assert run["cases"]["good"]["notes"][-1].startswith("no pictures: ")
+    assert "ZeroDivisionError" in run["cases"]["good"]["notes"][-1]
+
+
+def test_a_batch_that_is_stopped_has_its_report(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    def stop(outcome: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segment_to_folder(scans, tmp_path / "out", predictor(), on_result=stop)
+    assert 'src="report/planes/good.jpg"' in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_reference_explains_every_key(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class TestPredictor:
         assert found.trust == 0.0
         assert found.notes[:2] == (
             "2 slices are missing",
-            "plainly unlike the training scans: the scan is of modality MR, the model was trained on CT",
+            "clearly unlike the training scans: the scan is of modality MR, the model was trained on CT",
         )
         assert (expected.trust, expected.notes[:1]) == (1.0, ("2 slices are missing",))
         unknown = Predictor(untrained_bundle(3), CPU).predict(other)
@@ -122,7 +122,7 @@ class TestPredictor:
             "labels": replace(bundle, schema=LabelSchema(SCHEMA.names, tuple(v + 1 for v in SCHEMA.values))),
         }
         for part, other in others.items():
-            with pytest.raises(ModelError, match=rf"^models that answer together .*; the {part} of '"):
+            with pytest.raises(ModelError, match=rf"^models of an ensemble .*; the {part} of '"):
                 Predictor(bundle, CPU, others=[other])
 
     def test_networks_and_training_may_differ(self) -> None:

@@ -57,7 +57,7 @@ def test_another_unit_is_refused(unit: str) -> None:
     assert (
         compare(trained(), other, CT, any_scan=True)
         .warnings[0]
-        .startswith("plainly unlike the training scans: the scan")
+        .startswith("clearly unlike the training scans: the scan")
     )
 
 

@@ -64,7 +64,7 @@ def read(path: Path) -> list[list[str]]:
 
 
 ROWS = [
-    OrganRow("a,b", "liver", 1234.5678, -12.3456, 0.98765, (), -12.0, BOX, CORNERS),
+    OrganRow("a,b", "liver", 1234.5678, -12.3456, 0.98765, (), -12.0, BOX, CORNERS, (0.9, 0.99123)),
     OrganRow("c", "spleen", 0.0, None, None, ("missing", "odd")),
     OrganRow("c", "liver", 1.0, 2.0, 0.5, ("odd",)),
     OrganRow("d", "liver", 1.0, 2.0, 0.5, ("odd", "cut")),
@@ -79,13 +79,15 @@ def test_summary(tmp_path: Path) -> None:
             *("case", "organ", "volume_ml", "mean_intensity", "confidence", "flags", "median_intensity"),
             *("i_start", "i_stop", "j_start", "j_stop", "k_start", "k_stop"),
             *("x_min_mm", "x_max_mm", "y_min_mm", "y_max_mm", "z_min_mm", "z_max_mm"),
+            *("dice_low", "dice_high"),
         ],
         [
             *("a,b", "liver", "1234.568", "-12.346", "0.9877", "", "-12.000"),
             *("1", "4", "2", "5", "3", "6"),
             *("-1.25", "4.00", "2.00", "5.00", "3.50", "6.12"),
+            *("0.9000", "0.9912"),
         ],
-        ["c", "spleen", "0.000", "", "", "missing;odd", *[""] * 13],
+        ["c", "spleen", "0.000", "", "", "missing;odd", *[""] * 15],
     ]
 
 
@@ -98,8 +100,21 @@ def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
         ((-1.25, 2.0, 3.5), (4.0, 5.0, 6.12)),
     )
     assert (rows[1].flags, rows[1].box, rows[1].confidence) == (("missing", "odd"), None, None)
+    assert [row.dice_range for row in rows[:2]] == [(0.9, 0.9912), None]
     write_summary(tmp_path / "two.csv", rows)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+
+
+def test_a_summary_without_intervals_is_read(tmp_path: Path) -> None:
+    write_summary(tmp_path / "new.csv", ROWS)
+    old = [row[:-2] for row in read(tmp_path / "new.csv")]
+    with (tmp_path / "old.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(old)
+    rows = read_summary(tmp_path / "old.csv")
+    assert [(row.case, row.confidence, row.dice_range) for row in rows[:2]] == [
+        ("a,b", 0.9877, None),
+        ("c", None, None),
+    ]
 
 
 @pytest.mark.parametrize("content", [b"case\na\n", b"\xff", b"case,organ\n" + b"x" * 200_000])
@@ -112,12 +127,12 @@ def test_what_is_no_summary_is_not_read(tmp_path: Path, content: bytes) -> None:
 def test_review_begins_with_the_least_certain_and_ends_with_what_is_missing(tmp_path: Path) -> None:
     write_review(tmp_path / "review.csv", ROWS)
     assert read(tmp_path / "review.csv") == [
-        ["case", "organ", "confidence", "flags", "volume_ml"],
-        ["d", "spleen", "0.0000", "", "1.000"],
-        ["d", "liver", "0.5000", "odd;cut", "1.000"],
-        ["c", "liver", "0.5000", "odd", "1.000"],
-        ["a,b", "liver", "0.9877", "", "1234.568"],
-        ["c", "spleen", "", "missing;odd", "0.000"],
+        ["case", "organ", "confidence", "flags", "volume_ml", "dice_low", "dice_high"],
+        ["d", "spleen", "0.0000", "", "1.000", "", ""],
+        ["d", "liver", "0.5000", "odd;cut", "1.000", "", ""],
+        ["c", "liver", "0.5000", "odd", "1.000", "", ""],
+        ["a,b", "liver", "0.9877", "", "1234.568", "0.9000", "0.9912"],
+        ["c", "spleen", "", "missing;odd", "0.000", "", ""],
     ]
     assert [row.case for row in least_certain(ROWS)] == ["d", "d", "c", "a,b"]
 

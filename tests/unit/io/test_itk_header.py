@@ -214,8 +214,8 @@ def test_a_space_that_is_not_the_patients_is_told_of(tmp_path: Path, space: str)
     path = nrrd(tmp_path / "a.nrrd", {"space": space})
     assert same(path)
     assert header_notes(path) == (
-        f"the header's space '{space}' does not tell the patient's sides, they are a guess; as ITK does, its "
-        "axes are taken to run to the patient's left, back and head",
+        f"the header's space '{space}' does not state the patient's sides, they are assumed; as in ITK, "
+        "its axes are assumed to run to the patient's left, back and head",
     )
 
 
@@ -224,16 +224,24 @@ def test_geometry_that_is_not_there_is_told_of(tmp_path: Path) -> None:
     assert read_grid(bare).world([(1, 1, 1)]).tolist() == [[-2, -3, 4]]
     note, no_origin = header_notes(bare)
     assert no_origin == NO_ORIGIN
-    assert note.startswith("no orientation is stored (no space in the header): the sides are a guess; as ITK")
+    assert note.startswith(
+        "no orientation is stored (no space in the header): the patient's sides are assumed; as ITK"
+    )
     nothing = nrrd(tmp_path / "b.nrrd", fields=BARE)
     assert read_grid(nothing).spacing_mm == (1, 1, 1)
-    assert header_notes(nothing) == (note, "no voxel sizes are stored: taken as 1 mm, as ITK does", NO_ORIGIN)
+    assert header_notes(nothing) == (
+        note,
+        "no voxel sizes are stored: interpreted as 1 mm, as in ITK",
+        NO_ORIGIN,
+    )
     unturned = meta(tmp_path / "a.mha", fields=without(META, "TransformMatrix"))
     assert same(unturned)
     (note,) = header_notes(unturned)
-    assert note.startswith("no orientation is stored (no TransformMatrix): the sides are a guess; as ITK")
+    assert note.startswith(
+        "no orientation is stored (no TransformMatrix): the patient's sides are assumed; as ITK"
+    )
     unsized = meta(tmp_path / "b.mha", fields=without(META, "ElementSpacing"))
-    assert header_notes(unsized) == ("no voxel sizes are stored: taken as 1 mm, as ITK does",)
+    assert header_notes(unsized) == ("no voxel sizes are stored: interpreted as 1 mm, as in ITK",)
     for whole in (
         meta(tmp_path / "c.mha"),
         meta(
@@ -246,7 +254,7 @@ def test_geometry_that_is_not_there_is_told_of(tmp_path: Path) -> None:
         assert header_notes(whole) == ()
 
 
-NO_ORIGIN = "no origin is stored: the first voxel is taken to lie at 0 mm, as ITK does"
+NO_ORIGIN = "no origin is stored: the first voxel is placed at 0 mm, as in ITK"
 
 
 @pytest.mark.parametrize("name", ["Offset", "Position", "Origin"])

@@ -166,7 +166,7 @@ def test_units_are_converted_as_itk_does(
 def test_a_unit_that_is_none_is_told(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii", patches={123: b"\5"})
     assert read_grid(path).spacing_mm == (2, 3, 4)
-    assert header_notes(path) == ("unit code 5 is not defined; lengths are taken as millimetres",)
+    assert header_notes(path) == ("unit code 5 is not defined; lengths are interpreted as millimetres",)
 
 
 @pytest.mark.parametrize("quaternion", [(np.nan, 0, 0), (0, 1.3, 0), (np.inf, 0, 0)])

@@ -613,3 +613,43 @@ def test_only_the_labels_named_are_kept() -> None:
         fusion.keep_only(fused, ("liver", "spleen"))
         before = random_map().labels.numpy()
         assert np.array_equal(to_numpy(fused.labels), np.where(np.isin(before, (LIVER, SPLEEN)), before, 0))
+
+
+@pytest.mark.parametrize("kind", ["replace_in_roi", "paste"])
+@pytest.mark.parametrize("thickness", [3, 100])
+def test_of_overlapping_labels_the_last_that_beats_background_stays(kind: str, thickness: int) -> None:
+    """Whichever is the most probable: by the log-odds, interpolated, computed whole."""
+    scan = Grid.from_spacing((52, 22, 31), (1.1, 1.3, 0.9))  # more than one piece
+    stage = scan.with_spacing((3.0, 3.0, 2.3))
+    names = ("tumour", "core", "rim")
+    logits = 3 * torch.randn((4, *stage.shape), generator=torch.Generator().manual_seed(2))
+    logits[:, :5] = torch.tensor([6.0, 0, 0, 0])[:, None, None, None]  # background alone
+    odds = resample_data((logits[1:] - logits[:1]).numpy(), stage, scan, antialias=False)
+    expected = np.full(scan.shape, 0 if kind == "replace_in_roi" else 4)
+    for c in range(3):
+        expected[odds[c] > 0] = c + 1
+    assert np.unique(expected).size == 4
+    unlike = (np.abs(odds) < 1e-4).any(axis=0)  # float32 may decide otherwise
+    schema = LabelSchema.consecutive((*names, "other"))
+    for library in LIBRARIES:
+        start = library(torch.full(scan.shape, 0 if kind == "replace_in_roi" else 4, dtype=torch.uint8))
+        fused = FusedLabelMap(scan, schema, start)
+        slabs = fusion.SlabFusion(
+            fused,
+            stage,
+            names,
+            Region.whole(stage),
+            "scan_grid",
+            logs=True,
+            pasted=kind == "paste",
+            overlap=True,
+        )
+        for slab in logits.split(thickness, dim=3):
+            slabs.add(library(slab))
+        assert ((to_numpy(fused.labels) == expected) | unlike).all()
+    prediction = StagePrediction(logits.softmax(dim=0), stage, names, Region.whole(stage), "fine")
+    before = FusedLabelMap(
+        scan, schema, torch.full(scan.shape, 0 if kind == "replace_in_roi" else 4, dtype=torch.uint8)
+    )
+    fusion.fuse(kind, before, [fusion.FusionInput(prediction, geometric=True, overlap=True)])  # type: ignore[arg-type]
+    assert ((to_numpy(before.labels) == expected) | unlike).all()

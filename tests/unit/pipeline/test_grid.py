@@ -19,6 +19,16 @@ def test_downsample_enlarges_the_scans_own_voxels() -> None:
     assert grid.world((0, 0, 0)).tolist() == [5.5, 7, 7]
 
 
+@pytest.mark.parametrize("fit", ["cover", "round"])
+def test_along_an_axis_without_a_spacing_the_scan_keeps_its_own(fit: str) -> None:
+    spec = FixedSpacing.model_validate({"mm": (2, 2, None), "tile": (8, 8, 1), "fit": fit})
+    grid = stage_grid(spec, SCAN)
+    assert (grid.shape, grid.spacing_mm) == ((10, 15, 10), (2, 2, 3))
+    apart = spec.model_copy(update={"slices_apart_above": 2})
+    assert image_kernels(apart, SCAN)[2] == "nearest"  # 3 mm beside 1 mm
+    assert answer_kernels(apart, SCAN)[2] == "nearest"  # the scan's 3 mm decide, as 3 / 2 is not above 2
+
+
 def test_spacing_does_not_depend_on_the_scans() -> None:
     grid = stage_grid(FixedSpacing(mm=(2, 2, 2), tile=(8, 8, 8)), SCAN)
     assert grid.shape == (10, 15, 15)

@@ -6,15 +6,30 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from zoomseg.core.case import StagePrediction
-from zoomseg.core.errors import ScanError
+from zoomseg.core.errors import RecipeError, ScanError
 from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.volume import Volume
 from zoomseg.pipeline import inputs
 from zoomseg.pipeline.inputs import Normalisation, check_within, line
-from zoomseg.recipe.spec import ATLAS, AtlasInput, ImageInput, InputSpec, PriorInput, Window, ZScore
+from zoomseg.recipe.load import load
+from zoomseg.recipe.spec import (
+    ATLAS,
+    AtlasInput,
+    ImageInput,
+    InputSpec,
+    MinMax,
+    PerChannel,
+    PriorInput,
+    Recipe,
+    Unchanged,
+    Window,
+    ZScore,
+)
 
 GRID = Grid.from_spacing((4, 4, 4), (1.0, 1.0, 1.0))
 
@@ -211,3 +226,93 @@ def test_the_nonzero_box_is_of_all_channels_together() -> None:
     assert inputs.nonzero_box(image) == Box((0, 0, 0), (6, 6, 6))
     data[0, 1, 2, 3], data[1, 4, 2, 2] = 1, -1
     assert inputs.nonzero_box(image) == Box((1, 2, 2), (5, 3, 4))
+
+
+def hollow(seed: int) -> np.ndarray:
+    """A shell of noise around a hole of zeros, in a field of zeros."""
+    data = np.zeros((9, 9, 9), dtype=np.int16)
+    data[2:8, 1:8, 2:7] = np.random.default_rng(seed).integers(50, 900, size=(6, 7, 5))
+    data[4:6, 3:6, 4] = 0
+    return data
+
+
+def shown(spec: ZScore | PerChannel, data: np.ndarray) -> np.ndarray:
+    """What a network sees of a scan on its own grid."""
+    image = Volume(data, Grid((9, 9, 9), np.eye(4)))
+    found = inputs.image_on((ImageInput(),), image, inputs.normalisation(spec, image), image.grid)
+    return np.asarray(found)
+
+
+def test_within_the_nonzero_mask_moments_are_those_of_it_and_zero_is_around_it() -> None:
+    """As in ``ZScoreNormalization`` with ``use_mask_for_norm``."""
+    data = np.stack([hollow(0), hollow(1) * 0])
+    data[1, 0, 0, 0] = 7  # not zero in one channel, so inside for all
+    inside = ndimage.binary_fill_holes((data != 0).any(axis=0))
+    assert 0 < inside.sum() < (data[0] != 0).sum() + 8  # the hole of six and that corner
+    out = shown(ZScore(clip_percentiles=None, within="nonzero"), data)
+    for own, found in zip(data.astype(np.float64), out, strict=True):
+        expected = np.where(inside, (own - own[inside].mean()) / own[inside].std(), 0)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (out[:, ~inside] == 0).all()
+
+
+def test_nothing_inside_the_mask_is_zero() -> None:
+    assert (shown(ZScore(clip_percentiles=None, within="nonzero"), np.zeros((1, 9, 9, 9))) == 0).all()
+
+
+def test_every_channel_has_its_own_normalisation() -> None:
+    """As nnU-Net's five schemes have it."""
+    rng = np.random.default_rng(2)
+    data = np.stack([hollow(n) for n in range(4)]).astype(np.float32)
+    data += rng.normal(size=data.shape) * (data != 0)
+    spec = PerChannel(
+        channels=(
+            Window(lower=100, upper=500, output=(-1, 3)),
+            ZScore(clip_percentiles=None, within="nonzero"),
+            MinMax(),
+            Unchanged(),
+        )
+    )
+    ct, masked, rescaled, same = shown(spec, data)
+    inside = ndimage.binary_fill_holes((data != 0).any(axis=0))
+    np.testing.assert_allclose(ct, (data[0].clip(100, 500) - 200) / 100, atol=1e-5)
+    own = data[1][inside].astype(np.float64)
+    np.testing.assert_allclose(masked, np.where(inside, (data[1] - own.mean()) / own.std(), 0), atol=1e-5)
+    np.testing.assert_allclose(rescaled, (data[2] - data[2].min()) / np.ptp(data[2]), atol=1e-6)
+    np.testing.assert_array_equal(same, data[3])
+
+
+def test_a_stage_that_sees_one_channel_normalises_that_one() -> None:
+    data = np.stack([hollow(0), hollow(1)])
+    image = Volume(data, Grid((9, 9, 9), np.eye(4)))
+    spec = PerChannel(channels=(MinMax(), ZScore(clip_percentiles=None, within="nonzero")))
+    numbers = inputs.normalisation(spec, image)
+    found = inputs.image_on((ImageInput(channel=1),), image, numbers, image.grid)
+    np.testing.assert_array_equal(found[0], shown(spec, data)[1])
+
+
+def test_a_constant_channel_becomes_zero() -> None:
+    assert (shown(PerChannel(channels=(MinMax(),)), np.full((1, 9, 9, 9), 4.0)) == 0).all()
+
+
+def test_a_window_of_one_channel_that_shows_nothing_names_it() -> None:
+    spec = PerChannel(channels=(Unchanged(), Window(lower=5, upper=9)))
+    image = Volume(np.zeros((2, 4, 4, 4)), GRID)
+    with pytest.raises(ScanError, match=r"no voxel of a, channel 1 lies inside the window"):
+        inputs.check_seen(spec, image, "a")
+
+
+def test_intensities_of_other_channels_are_refused() -> None:
+    recipe = load("roth2018-cascade")
+    assert isinstance(recipe, Recipe)
+    intensity = PerChannel(channels=(MinMax(), MinMax()))
+    stages = tuple(stage.model_copy(update={"intensity": None}) for stage in recipe.stages)
+    recipe = recipe.model_copy(update={"intensity": intensity, "stages": stages})
+    with pytest.raises(RecipeError, match=r"intensity: of 2 channels, but scans have 1"):
+        inputs.input_channels(recipe.stages[0], recipe, LabelSchema.consecutive(["liver"]), 1)
+
+
+def test_the_likeness_of_scans_is_judged_by_the_first_channels_window() -> None:
+    spec = PerChannel(channels=(Window(lower=5, upper=9), MinMax()))
+    assert inputs.window_of(spec) == (5, 9)
+    assert inputs.limits_of(spec) is None

@@ -127,5 +127,5 @@ def test_a_region_in_one_corner(stages: dict[str, StagePrediction]) -> None:
 
 
 def test_votes_have_no_probability(stages: dict[str, StagePrediction]) -> None:
-    with pytest.raises(RecipeError, match=r"its stages fine vote about every voxel"):
+    with pytest.raises(RecipeError, match=r"its stages fine vote for every voxel"):
         probability_map(LEFT, SCAN, recipe("replace_in_roi", "majority_vote"), stages)

@@ -243,6 +243,25 @@ def test_a_threshold_takes_in_background_that_the_stage_is_not_sure_of() -> None
 # --- box ------------------------------------------------------------------------------------------
 
 
+def test_the_foreground_may_be_that_of_some_labels() -> None:
+    probabilities = np.zeros((4, 4, 1, 1), dtype=np.float32)
+    probabilities[:, :, 0, 0] = [[0.1, 0.7, 0.9, 1.0], [0.9, 0.0, 0.0, 0.0], [0.0, 0.3, 0.1, 0.0], [0] * 4]
+    grid = Grid((4, 1, 1), np.eye(4))
+    prior = StagePrediction(probabilities, grid, NAMES, Region.whole(grid), "coarse")
+
+    def at(threshold: float | None, *labels: str) -> list[int]:
+        found = roi.dilated_foreground(prior, grid, 0.0, threshold, labels)
+        return np.flatnonzero(full(found)).tolist()
+
+    assert (at(None, "liver"), at(None, "liver", "spleen")) == ([0], [0])
+    assert (at(0.2, "spleen"), at(0.05, "spleen"), at(0.05, "liver", "spleen")) == ([1], [1, 2], [0, 1, 2])
+    assert roi.dilated_foreground(prior, grid, 0.0, None, ("spleen",)) is None
+    spec = DilatedForeground(of="coarse", labels=("spleen",), radius_vox=0.0, threshold=0.2)
+    image = scan(np.zeros(grid.shape), grid)
+    found = roi.find_region(spec, grid, image, {"coarse": prior}, "empty")
+    assert np.flatnonzero(full(found)).tolist() == [1]
+
+
 def test_box_margin_is_in_millimetres() -> None:
     coarse = Grid.from_spacing((10, 10, 10), (8.0, 8.0, 8.0), (-100.0, 0.0, 50.0))
     classes = np.zeros(coarse.shape, dtype=int)

@@ -80,7 +80,7 @@ def test_numbers_that_overflow_are_no_answer(number: float, whole: bool) -> None
         FusedLabelMap.blank(scan.grid, SCHEMA, np.empty(0)),
     )
     take = window.predict if whole else partial(window.fuse_into, fused)
-    with pytest.raises(ModelError, match="stage 'fine' answered with numbers that are not finite"):
+    with pytest.raises(ModelError, match="stage 'fine' produced values that are not finite"):
         take(estimator)
 
 

@@ -67,6 +67,18 @@ def test_by_hand(library: Library) -> None:
     }
 
 
+def test_logarithms_up_to_a_number_say_the_same(library: Library) -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.tensor(rng.normal(size=(3, 6, 5, 4)), dtype=torch.float32)
+    region = Region.whole(Grid.from_spacing((6, 5, 4), (1.0, 1.0, 1.0)))
+    expected = gathered(library(logits.softmax(0)), region).uncertainty()
+    estimator = UncertaintyEstimator(LABELS, region, CLOSED)
+    estimator.add(library(logits), region.box, logs=True)
+    for name, found in estimator.uncertainty().items():
+        assert found.voxels == expected[name].voxels
+        assert found.expected_dice == pytest.approx(expected[name].expected_dice, abs=1e-5)
+
+
 def test_only_the_region_counts_and_what_was_not_found_is_left_out(library: Library) -> None:
     grid = Grid.from_spacing((4, 1, 1), (1.0, 1.0, 1.0))
     probabilities = torch.tensor([[0.2, 0.4, 0.9, 0.0], [0.8, 0.6, 0.1, 0.0], [0.0, 0.0, 0.0, 1.0]])

@@ -122,7 +122,9 @@ def test_what_the_data_set_leaves_unsaid_is_advised(tmp_path: Path) -> None:
         write_image(case.images[0], replace(scan, data=air))
     assert take(data, data.ids).advice == ()  # it is called CT
     (advice,) = take(replace(data, channel_names=("image",)), data.ids).advice
-    assert advice.found.startswith("channel 0 ('image'): numbers are spread like Hounsfield units in 2 of 3")
+    assert advice.found.startswith(
+        "channel 0 ('image'): values are distributed like Hounsfield units in 2 of 3"
+    )
 
 
 def test_organs_in_line_lie_on_neither_side(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_an_organ_that_no_case_has_is_named_with_the_way_out(tmp_path: Path) -> 
         require(data, ["c0"], SCHEMA.names)
     assert str(refusal.value) == (
         "data set 'd': no voxel of left kidney in any of the 1 training cases, so it cannot be learned; "
-        "take it out of 'labels' in dataset.json, or train on cases that show it"
+        "remove it from 'labels' in dataset.json, or train on cases that contain it"
     )
 
 

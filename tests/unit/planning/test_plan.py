@@ -13,6 +13,7 @@ from zoomseg.core.errors import RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.advice import Advice
 from zoomseg.networks import build as networks
+from zoomseg.planning import plan as plan_module
 from zoomseg.planning.fingerprint import Fingerprint, Organ
 from zoomseg.planning.network_sizes import costs_of, step_bytes
 from zoomseg.planning.plan import MEMORY_SHARE, plan
@@ -89,6 +90,14 @@ def template() -> PlannedRecipe:
 def test_large_scans_get_two_stages_small_crops_one() -> None:
     assert [s.name for s in planned(ABDOMEN).stages] == ["coarse", "fine"]
     assert [s.name for s in planned(CROPS).stages] == ["whole"]
+
+
+def test_a_plan_speaks_of_the_stages_that_it_has() -> None:
+    """The model card repeats it."""
+    assert planned(ABDOMEN).description == template().description
+    assert "a second one looks closer" in template().description
+    assert "one network sees the scans" in planned(CROPS).description
+    assert "2 others look closer" in plan_module._described(template(), 3)
 
 
 def test_coarse_tile_holds_the_median_scan_in_one_pass() -> None:

@@ -86,3 +86,17 @@ def test_the_page() -> None:
     assert "\n| a \\| b &lt;i> | 3 of 4 | 4 | 20x32x12 | 0.25, 0.50, 0.75 | 400 |\n" in page
     assert "of the 4 that were read" in page
     assert plan.warnings == ("small organ: x; too small",)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (4.42e9, "4.42 billion"),
+        (1e9, "1 billion"),
+        (999_400_000, "999 million"),
+        (2_500_000, "2.5 million"),
+        (150_049, "150,000"),
+    ],
+)
+def test_counts(number: float, said: str) -> None:
+    assert count(number) == said

@@ -51,6 +51,12 @@ def test_a_chain_is_valid() -> None:
         ((stage("two", roi=BOX), stage("one")), "stage 'two', roi.of: 'one' is not an .* none, as this is"),
         ((stage("one", roi=BOX),), "stage 'one', roi.of: 'one' is not an earlier stage"),
         (
+            (stage("one", labels_overlap=True, mean="geometric", fusion="majority_vote"),),
+            "stage 'one', fusion: 'majority_vote' is not for labels that overlap; "
+            "allowed: none, replace_in_roi",
+        ),
+        ((stage("one", labels_overlap=True),), "labels_overlap needs geometric, got 'arithmetic'"),
+        (
             (stage("zero"), stage("one"), stage("two", inputs=reads("one", "tree"))),
             r"stage 'two', inputs\[2\]\.of: 'tree' is not an earlier stage; allowed: zero, one$",
         ),
@@ -132,6 +138,30 @@ def test_ancestors_are_transitive_and_skip_the_unread() -> None:
     assert graph.ancestors(built, "four") == ()
     with pytest.raises(RecipeError, match="no stage 'five'; allowed: one, other, two, three, four"):
         graph.ancestors(built, "five")
+
+
+def test_stages_may_be_renamed_also_where_they_name_each_other() -> None:
+    box = {"kind": "box", "of": "a"}
+    before = recipe(
+        stage("a"), stage("b", inputs=reads("a")), stage("c", roi=box), train_together=[["a", "b"]]
+    )
+    after = graph.renamed(before, {"a": "x-a", "b": "x-b", "c": "x-c"})
+    assert [one.name for one in after.stages] == ["x-a", "x-b", "x-c"]
+    assert [graph.ancestors(after, name) for name in ("x-b", "x-c")] == [("x-a",), ("x-a",)]
+    assert after.train_together == (("x-a", "x-b"),)
+    assert [graph.is_read(after, name) for name in ("x-a", "x-b", "x-c")] == [True, False, False]
+
+
+def test_tiles_may_share_less_but_not_more() -> None:
+    def tiled(overlap: object) -> dict[str, object]:
+        return {"kind": "spacing", "mm": (2, 2, 2), "tile": (16, 16, 16), "overlap": overlap}
+
+    before = recipe(stage("a", grid=tiled(0.5)), stage("b", grid=tiled((0.0, 0.1, 0.4))), stage("c"))
+    after = graph.with_less_overlap(before, 0.25)
+    assert [one.grid.overlap for one in after.stages] == [(0.25, 0.25, 0.25), (0.0, 0.1, 0.25), 0.0]
+    assert graph.with_less_overlap(before, 0.5) == before
+    with pytest.raises(RecipeError, match=r"share up to 0\.5 of themselves.*allowed: 0 to 0\.5"):
+        graph.with_less_overlap(before, 0.6)
 
 
 def test_labels_resolve_in_schema_order_groups_taken_apart() -> None:
@@ -383,7 +413,7 @@ def test_what_cannot_be_taken_apart_is_refused(
 
 def test_a_recipe_whose_only_fused_stage_is_dropped_is_refused() -> None:
     fitted, _ = graph.fit(recipe(stage("one", fusion="none"), stage("two", labels=("spleen",))), FOUND)
-    with pytest.raises(RecipeError, match="every stage says 'none', so no label map would come out"):
+    with pytest.raises(RecipeError, match="all stages have 'none', so no label map would result"):
         graph.expand(fitted, FOUND)
 
 
@@ -393,3 +423,11 @@ def test_a_prior_has_its_stage_s_labels_and_the_atlas_s_all() -> None:
     assert graph.prior_labels(built, "one", schema) == ("liver",)
     assert graph.prior_labels(built, "two", schema) == ("spleen", "liver")
     assert graph.prior_labels(built, ATLAS, schema) == ("spleen", "liver")
+
+
+def test_labels_that_overlap_cannot_be_trained() -> None:
+    own = recipe(stage("one"), stage("two", labels_overlap=True, mean="geometric"))
+    graph.validate(own)
+    with pytest.raises(RecipeError, match="stage 'two', labels_overlap: such a network is imported"):
+        graph.require_trainable(own)
+    graph.require_trainable(recipe(stage("one")))

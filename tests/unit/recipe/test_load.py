@@ -72,12 +72,12 @@ def test_the_graph_is_checked_on_loading() -> None:
     [
         (
             "roth2018-casc",
-            "no recipe 'roth2018-casc'; did you mean 'roth2018-cascade'. Shipped: default, flare22",
+            "no recipe 'roth2018-casc'; did you mean 'roth2018-cascade'. Included: default, flare22",
         ),
         ("Default", "no recipe 'Default'; did you mean 'default'"),
         (
             "qqq",
-            "no recipe 'qqq'; Shipped: default, flare22-whole-volume, .*zhou2016-2d-vote. Or give the path",
+            "no recipe 'qqq'; Included: default, flare22-whole-volume, .*zhou2016-2d-vote. Or give the path",
         ),
         ("nowhere/mine.yaml", "no file 'nowhere/mine.yaml'; Shipped"),
         ("", "no recipe ''"),

@@ -171,6 +171,23 @@ def test_wrong_tokens_are_answered_one_after_the_other_and_the_right_one_at_once
     assert len(slept) == 3
 
 
+def test_wrong_tokens_beyond_a_minute_s_answers_are_refused_at_once(
+    guarded: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(guard, "MOST_WRONG_TOKENS", 2)
+    monkeypatch.setattr(guard, "WRONG_TOKEN_SECONDS", 60.0)
+    monkeypatch.setattr(guard, "sleep", sleep)
+    wrong = {"authorization": "Bearer wrong"}
+    assert [guarded.get("/jobs", headers=wrong).status_code for _ in range(4)] == [401, 401, 429, 429]
+    assert len(slept) == 2
+    assert guarded.get("/jobs", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
 def test_the_token_opens_by_header_and_for_the_page_by_a_cookie(guarded: TestClient) -> None:
     assert guarded.get("/jobs", headers={"authorization": f"Bearer {TOKEN}"}).json() == []
     assert guarded.get(f"/jobs?token={TOKEN}").status_code == 401  # the page alone

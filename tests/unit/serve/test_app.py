@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import gzip
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +16,7 @@ import pytest
 from starlette.websockets import WebSocketDisconnect
 
 from helpers.servers import Server, noise, scan_bytes, serving
-from zoomseg.serve import app
+from zoomseg.serve.job_queue import Step
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_scan_becomes_labels_and_a_table(server: Server, tmp_path: Path) -> No
     assert (running["stage"], running["progress"], running["stages"]) == (
         "coarse",
         0.25,
-        ["reading", "coarse", "fine"],
+        ["reading", "coarse", "fine", "writing"],
     )
     assert server.client.get(f"/jobs/{job_id}/labels.nii.gz").status_code == 409
     server.go.set()
@@ -49,7 +49,11 @@ def test_a_scan_becomes_labels_and_a_table(server: Server, tmp_path: Path) -> No
     assert "Zo%C3%AB%201.labels.nii.gz" in labels.headers["content-disposition"]
     values = nib.Nifti1Image.from_bytes(gzip.decompress(labels.content)).dataobj
     assert set(np.unique(np.asarray(values))) == {0, 3, 7}
-    assert server.client.get(f"/jobs/{job_id}/summary.csv").text.startswith("case,organ,")
+    rows = list(csv.DictReader(server.client.get(f"/jobs/{job_id}/summary.csv").text.splitlines()))
+    assert [(row["case"], row["organ"]) for row in rows] == [
+        ("Zoë 1", "left kidney"),
+        ("Zoë 1", "right kidney"),
+    ]
     assert server.client.get(f"/jobs/{job_id}/run.json").json()["labels"]["left kidney"] == 3
     assert server.client.get(f"/jobs/{job_id}/seg.dcm").status_code == 404
     organs = server.client.get(f"/jobs/{job_id}/organs").json()
@@ -63,8 +67,8 @@ def test_a_scan_becomes_labels_and_a_table(server: Server, tmp_path: Path) -> No
 def test_uploaded_names_are_no_paths(server: Server, tmp_path: Path) -> None:
     job_id = server.post(b"x", "../../../evil.nii.gz")
     server.client.delete(f"/jobs/{job_id}")
-    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert files == {"jobs/.lock", f"jobs/{job_id}/job.json", f"jobs/{job_id}/scan.nii.gz"}
+    paths = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if "sqlite" not in p.name}
+    assert paths == {"jobs", "jobs/.lock", "jobs/corrected", f"jobs/{job_id}", f"jobs/{job_id}/scan.nii.gz"}
     assert server.client.get(f"/jobs/{job_id}").json()["name"] == "evil.nii.gz"
 
 
@@ -100,7 +104,7 @@ def test_deleting_a_job_that_has_ended_deletes_its_files(server: Server, tmp_pat
     server.wait(job_id, "finished")
     assert server.client.delete(f"/jobs/{job_id}").status_code == 204
     assert server.client.get(f"/jobs/{job_id}").status_code == 404
-    assert [p.name for p in (tmp_path / "jobs").iterdir()] == [".lock"]
+    assert [p for p in (tmp_path / "jobs").iterdir() if p.is_dir()] == [tmp_path / "jobs" / "corrected"]
 
 
 def test_the_server_answers_while_a_job_runs(server: Server) -> None:
@@ -119,7 +123,7 @@ def test_what_is_too_large_is_refused_announced_or_not(tmp_path: Path) -> None:
         pieces = iter([noise(600), noise(600)])
         assert server.client.post("/jobs?name=a.nii", content=pieces).status_code == 413
         assert server.client.get("/jobs").json() == []
-        assert [p.name for p in (tmp_path / "jobs").iterdir()] == [".lock"]
+        assert [p for p in (tmp_path / "jobs").iterdir() if p.is_dir()] == [tmp_path / "jobs" / "corrected"]
         assert server.client.post("/jobs?name=a.nii", content=noise(1000)).status_code == 201
 
 
@@ -170,22 +174,134 @@ def test_results_that_somebody_deleted_are_not_found(server: Server, tmp_path: P
     assert server.client.get("/jobs").json() == []
 
 
-def test_a_result_that_is_deleted_while_it_is_sent_arrives(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_is_sent_in_ranges(server: Server) -> None:
     server.go.set()
     job_id = server.post(b"good")
     server.wait(job_id, "finished")
-    path = server.jobs.out(server.jobs.all()[0]) / f"{job_id}.nii.gz"
-    content, send = path.read_bytes(), app._pieces
+    address = f"/jobs/{job_id}/labels.nii.gz"
+    whole = server.client.get(address)
+    assert whole.headers["accept-ranges"] == "bytes"
+    part = server.client.get(address, headers={"range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, whole.content[10:20])
+    assert part.headers["content-range"] == f"bytes 10-19/{len(whole.content)}"
+    changed = {"range": "bytes=10-19", "if-range": '"another file"'}
+    assert server.client.get(address, headers=changed).content == whole.content
+    beyond = {"range": f"bytes={len(whole.content)}-"}
+    assert server.client.get(address, headers=beyond).status_code == 416
 
-    def late(file: BinaryIO) -> Iterator[bytes]:
-        server.jobs.remove(job_id)
-        yield from send(file)
 
-    monkeypatch.setattr(app, "_pieces", late)
-    assert server.client.get(f"/jobs/{job_id}/labels.nii.gz").content == content
-    assert not path.exists()
+def test_a_running_job_says_how_long_it_will_take_yet(server: Server) -> None:
+    server.go.set()
+    first = server.post(b"good")
+    server.wait(first, "finished")
+    job = server.jobs.find(first)
+    assert job is not None
+    with server.jobs._changed:
+        server.jobs._put(job, started=1000.0, ended=1060.0)
+    server.go.clear()
+    other = server.post(b"good", "a.nrrd")
+    server.go.set()
+    server.wait(other, "finished")
+    server.go.clear()
+    running = server.wait(server.post(b"good"), "running")
+    assert isinstance(running["remaining"], float)
+    assert 50 < running["remaining"] <= 60
+    server.jobs.tell(str(running["id"]), Step("fine", 1, 2))
+    server.jobs._stage_began[str(running["id"])] -= 20
+    by_pace = server.client.get(f"/jobs/{running['id']}").json()["remaining"]
+    assert by_pace == pytest.approx(20, abs=5)
+    assert server.client.get(f"/jobs/{first}").json()["remaining"] is None
+
+
+def finished(server: Server) -> str:
+    server.go.set()
+    job_id = server.post(b"good")
+    server.wait(job_id, "finished")
+    return job_id
+
+
+def test_a_result_is_reviewed_organ_by_organ(server: Server) -> None:
+    job_id = finished(server)
+    said = server.client.put(
+        f"/jobs/{job_id}/review/3", json={"verdict": "rejected", "comment": "cut, below"}
+    )
+    assert said.status_code == 204
+    found = server.client.get(f"/jobs/{job_id}/review.json").json()
+    assert (found["scan"], found["model"]) == ("a", "tiny")
+    assert [(o["organ"], o["verdict"], o["comment"]) for o in found["organs"]] == [
+        ("left kidney", "rejected", "cut, below"),
+        ("right kidney", None, ""),
+    ]
+    table = server.client.get(f"/jobs/{job_id}/review.csv")
+    assert "a.review.csv" in table.headers["content-disposition"]
+    rows = list(csv.DictReader(table.text.splitlines()))
+    assert [(row["organ"], row["verdict"]) for row in rows] == [
+        ("left kidney", "rejected"),
+        ("right kidney", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "content", "status"),
+    [
+        ("4", b"{}", 404),
+        ("x", b"{}", 422),
+        ("3", b"", 400),
+        ("3", b"[]", 400),
+        ("3", b'{"verdict": "maybe"}', 400),
+        ("3", b'{"comment": 3}', 400),
+        ("3", b"[" * 15_000, 400),
+        ("3", b'{"comment": "' + b"x" * 20_000 + b'"}', 413),
+    ],
+)
+def test_what_is_no_opinion_is_refused(server: Server, value: str, content: bytes, status: int) -> None:
+    job_id = finished(server)
+    address = f"/jobs/{job_id}/review/{value}"
+    assert server.client.put(address, content=content).status_code == status
+    elsewhere = {"origin": "http://evil.example"}
+    assert server.client.put(address, content=b"{}", headers=elsewhere).status_code == 403
+    assert all(
+        o["changed"] is None for o in server.client.get(f"/jobs/{job_id}/review.json").json()["organs"]
+    )
+
+
+def test_a_corrected_map_is_a_training_case_until_its_job_is_deleted(server: Server, tmp_path: Path) -> None:
+    job_id = finished(server)
+    address = f"/jobs/{job_id}/corrected.nii.gz"
+    assert server.client.get(address).status_code == 404
+    assert server.client.get(f"/jobs/{job_id}/organs?corrected=true").status_code == 404
+    labels = nib.Nifti1Image.from_bytes(
+        gzip.decompress(server.client.get(f"/jobs/{job_id}/labels.nii.gz").content)
+    )
+    values = np.asarray(labels.dataobj).copy()
+    values[values == 7] = 0
+    values[0, 0, :2] = 3
+    sent = gzip.compress(nib.Nifti1Image(values, labels.affine, labels.header).to_bytes())
+    answer = server.client.put(address, content=sent)
+    assert answer.status_code == 200, answer.text
+    assert "corrected.nii.gz" in answer.json()["results"]
+    back = nib.Nifti1Image.from_bytes(gzip.decompress(server.client.get(address).content))
+    np.testing.assert_array_equal(np.asarray(back.dataobj), values)
+    organs = server.client.get(f"/jobs/{job_id}/organs?corrected=true").json()
+    voxel_ml = abs(np.linalg.det(labels.affine[:3, :3])) / 1000
+    assert [o["volume_ml"] for o in organs] == pytest.approx([(values == 3).sum() * voxel_ml, 0])
+    kept = tmp_path / "jobs" / "corrected" / "tiny"
+    assert sorted(p.name for p in kept.rglob("*.gz")) == [f"{job_id}.nii.gz", f"{job_id}_0000.nii.gz"]
+    assert server.client.delete(f"/jobs/{job_id}").status_code == 204
+    assert sorted(p.name for p in kept.rglob("*.gz")) == []
+
+
+def test_what_is_no_corrected_map_is_refused(server: Server) -> None:
+    job_id = finished(server)
+    address = f"/jobs/{job_id}/corrected.nii.gz"
+    assert server.client.put(address, content=b"no map").status_code == 415
+    assert server.client.put(address, content=noise(10**6 + 1)).status_code == 413
+    elsewhere = {"origin": "http://evil.example"}
+    assert server.client.put(address, content=b"x", headers=elsewhere).status_code == 403
+    assert server.client.delete(address, headers=elsewhere).status_code == 403
+    assert server.client.put(f"/jobs/{'0' * 16}/corrected.nii.gz", content=b"x").status_code == 404
+    assert server.client.delete(address).status_code == 204
+    assert "corrected.nii.gz" not in server.client.get(f"/jobs/{job_id}").json()["results"]
 
 
 def test_a_disk_without_room_for_another_file_is_told_as_such(

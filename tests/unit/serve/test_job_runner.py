@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import pytest
 
 from helpers import servers
 from helpers.servers import ScriptedWorker, serving
-from zoomseg.io.files import write_json_atomic
+from zoomseg.serve.job_queue import State
 from zoomseg.serve.job_runner import Runner
-from zoomseg.serve.jobs import Jobs, State
+from zoomseg.serve.jobs import Jobs
 
 
 def test_stopping_marks_what_runs_and_keeps_what_waits(tmp_path: Path) -> None:
@@ -73,16 +72,3 @@ def test_a_job_without_a_run_json_finishes_without_notes(
     with serving(tmp_path) as server:
         server.go.set()
         assert server.wait(server.post(b"good"), "finished")["notes"] == []
-
-
-def test_a_job_stored_before_there_were_notes_has_none(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        server.go.set()
-        job_id = server.post(b"good")
-        server.wait(job_id, "finished")
-    path = tmp_path / job_id / "job.json"
-    stored = json.loads(path.read_text())
-    assert stored.pop("notes")
-    write_json_atomic(path, stored)
-    with serving(tmp_path) as server:
-        assert [job["notes"] for job in server.client.get("/jobs").json()] == [[]]

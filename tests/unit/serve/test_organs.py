@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from zoomseg.anatomy.colours import organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_array, write_labels
-from zoomseg.serve.organs import Organ, notes_of_result, organs_of_file, organs_of_result
+from zoomseg.serve.organs import (
+    Organ,
+    csv_text,
+    notes_of_result,
+    organs_of_file,
+    organs_of_result,
+    summary_of_result,
+)
 
 
 def test_organs_of_a_result(tmp_path: Path) -> None:
@@ -30,6 +38,38 @@ def test_organs_of_a_result(tmp_path: Path) -> None:
     )
     assert (right.confidence, right.flags) == (None, ["missing"])
     assert organs_of_result(tmp_path / "out", "another")[0].volume_ml is None
+
+
+def test_a_flag_that_comes_twice_is_one(tmp_path: Path) -> None:
+    write_results(tmp_path / "out", "abc")
+    path = tmp_path / "out" / "summary.csv"
+    path.write_text(
+        path.read_text().replace("touches_scan_border", "misplaced;touches_scan_border;misplaced")
+    )
+    assert organs_of_result(tmp_path / "out", "abc")[0].flags == ["misplaced", "touches_scan_border"]
+
+
+def test_a_summary_has_the_scan_s_own_name_which_is_no_formula(tmp_path: Path) -> None:
+    write_results(tmp_path / "out", "abc")
+    found = summary_of_result(tmp_path / "out", "abc", "=1+1, 'a'")
+    assert list(csv.reader(found.splitlines()))[1] == [
+        "'=1+1, 'a'",
+        "left kidney",
+        "1.5",
+        "70.0",
+        "0.93",
+        "touches_scan_border",
+    ]
+    for case, text in (("other", None), ("abc", "x,y\n1,2\n")):
+        if text is not None:
+            (tmp_path / "out" / "summary.csv").write_text(text)
+        with pytest.raises(DatasetError):
+            summary_of_result(tmp_path / "out", case, "a")
+
+
+def test_numbers_are_no_formulas() -> None:
+    assert csv_text(["a", "b"], [{"a": "-3.5", "b": -2.0}]) == "a,b\n-3.5,-2.0\n"
+    assert csv_text(["a", "b"], [{"a": "-3.5+x", "b": "@x"}]) == "a,b\n'-3.5+x,'@x\n"
 
 
 def test_notes_of_a_result(tmp_path: Path) -> None:
@@ -72,6 +112,15 @@ def test_files_beside_it_name_its_values(tmp_path: Path, place: str) -> None:
         ("liver", organ_colour("liver")),
         ("label 7", organ_colour("label 7")),
     ]
+
+
+def test_a_label_map_of_another_run_is_named_by_the_labels_of_that_run(tmp_path: Path) -> None:
+    write_labels(tmp_path / "a.nii.gz", tiny_case(0)[1])
+    other = {"run": {"labels": {"background": 0, "liver": 3}}}
+    write_json_atomic(
+        tmp_path / "run.json", {"labels": {"background": 0, "spleen": 3}, "cases": {"a": other}}
+    )
+    assert [organ.name for organ in organs_of_file(tmp_path / "a.nii.gz", "a")] == ["liver", "label 7"]
 
 
 def test_an_empty_label_map_is_refused(tmp_path: Path) -> None:

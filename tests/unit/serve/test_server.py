@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import signal
+import socket
+import threading
 import time
 from pathlib import Path
 
+import anyio
 import httpx
 import psutil
 import pytest
+import uvicorn
 
 from helpers.servers import server_process
 from helpers.tiny_dataset import tiny_case
@@ -17,6 +21,7 @@ from zoomseg.core.errors import ModelError, OutputError, ZoomSegError
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
 from zoomseg.serve import server
+from zoomseg.serve.access import Message, Receive, Send
 from zoomseg.serve.jobs import Jobs
 
 
@@ -55,6 +60,35 @@ def test_a_server_killed_mid_job_loses_nothing_finished_and_marks_what_ran(tmp_p
         wait(client, third, "finished")
         process.send_signal(signal.SIGINT)
         assert process.wait(60) in (0, 130)
+
+
+def test_connections_without_a_request_are_ended_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await anyio.sleep(1.0)  # longer than a head may take
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.5)
+    whole = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+    with server.listening("127.0.0.1", 0) as sock:
+        running = uvicorn.Server(server.configured(app))
+        thread = threading.Thread(target=running.run, args=([sock],))
+        thread.start()
+        try:
+            answers = []
+            for sent in (b"", whole[:9], whole, whole + whole[:9]):
+                with socket.create_connection(sock.getsockname(), timeout=60) as client:
+                    client.sendall(sent)
+                    got = b""
+                    while not got.endswith(b"ok") and (piece := client.recv(1000)):
+                        got += piece
+                    if sent == whole + whole[:9]:
+                        assert client.recv(1000) == b"", "the second one's head never came"
+                    answers.append(got[:15])
+        finally:
+            running.should_exit = True
+            thread.join()
+    assert answers == [b"", b"", b"HTTP/1.1 200 OK", b"HTTP/1.1 200 OK"]
 
 
 def test_addresses() -> None:

@@ -22,7 +22,7 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
 from zoomseg.serve import worker as worker_process
-from zoomseg.serve.jobs import Step
+from zoomseg.serve.job_queue import Step
 from zoomseg.serve.worker import ProcessWorker, Task, WorkerDiedError
 
 
@@ -49,7 +49,7 @@ def test_scans_are_segmented_as_predict_does_bad_ones_fail_and_death_is_told(
     task = Task("abc", str(tmp_path / "scan.nrrd"), str(tmp_path / "out"), str(model))
     assert worker.run(task, steps.append) is None
     assert [step.stage for step in steps if step.total and step.done == step.total] == ["coarse", "fine"]
-    assert steps[0].stage == "reading"
+    assert (steps[0].stage, steps[-1].stage) == ("reading", "writing")
     values = np.asarray(nib.load(tmp_path / "out" / "abc.nii.gz").dataobj)
     answer = Predictor(untrained_bundle(), resolve("cpu")).predict(Case("abc", image)).labels
     np.testing.assert_array_equal(values, answer.schema.decode(answer.data))

@@ -216,7 +216,10 @@ def test_rows_are_scored_on_an_unseen_set_too(study: Ablation, data: Dataset, tm
         )
         assert np.array_equal(ours, theirs)
     text = (tmp_path / "out/test/table.md").read_text()
-    assert "Scored here: 2 cases of 'other', neither trained nor held back, by the models of fold 0." in text
+    assert (
+        "Scored here: 2 cases of 'other', used neither for training nor for validation, by the models of "
+        "fold 0." in text
+    )
     assert (tmp_path / "out/test/report.html").is_file()
 
 

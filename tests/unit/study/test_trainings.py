@@ -70,7 +70,7 @@ def test_folds(
 def test_the_folds_of_a_split_file(study: Ablation) -> None:
     assert chosen_folds(study, Settings(), 3) == (3, (0, 1, 2))
     assert chosen_folds(study, Settings(fold=2), 3) == (3, (2,))
-    with pytest.raises(DatasetError, match="; leave --folds out"):
+    with pytest.raises(DatasetError, match="; omit --folds"):
         chosen_folds(study, Settings(folds=2), 3)
 
 
@@ -176,7 +176,7 @@ def test_a_training_that_was_begun_is_resumed(
         )  # type: ignore[arg-type]
 
     monkeypatch.setattr(training_run, "start", stopped)
-    with pytest.raises(InterruptedTrainingError, match="the same command goes on from here"):
+    with pytest.raises(InterruptedTrainingError, match="the same command resumes from here"):
         trainings.model(COARSE, 1)
     monkeypatch.setattr(training_run, "resume", resumed)
     trainings.model(COARSE, 1)
@@ -230,12 +230,12 @@ def test_a_damaged_record_is_named(study: Ablation, data: Dataset, tmp_path: Pat
 
 
 def test_init_is_for_fine_tuning_and_needed_there(study: Ablation, data: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="starts from no model; leave --init out"):
+    with pytest.raises(TrainingError, match="does not start from a model; omit --init"):
         opened(study, data, tmp_path, Settings(init=tmp_path))
     fine_tuning = replace(study, recipe=None)
     with pytest.raises(TrainingError, match="give it with --init MODEL"):
         opened(fine_tuning, data, tmp_path)
-    with pytest.raises(TrainingError, match="leave --coarser and --narrower out"):
+    with pytest.raises(TrainingError, match="omit --coarser and --narrower"):
         opened(fine_tuning, data, tmp_path, Settings(init=tmp_path, coarser=2))
     assert not (tmp_path / "study.json").exists()
 
@@ -323,7 +323,7 @@ def test_unlabelled_scans_are_needed_refused_and_of_no_case_that_is_used(
     folder, out = scans_of(data, tmp_path / "u", "case_3"), tmp_path / "out"
     with pytest.raises(TrainingError, match="give them with --unlabelled FOLDER"):
         opened(with_unlabelled, data, out)
-    with pytest.raises(TrainingError, match="labelled scans alone; leave --unlabelled out"):
+    with pytest.raises(TrainingError, match="labelled scans alone; omit --unlabelled"):
         opened(study, data, out, Settings(unlabelled=folder))
     named = "'case_3' has the name of a case"
     with pytest.raises(DatasetError, match=named):
@@ -332,6 +332,28 @@ def test_unlabelled_scans_are_needed_refused_and_of_no_case_that_is_used(
     with pytest.raises(DatasetError, match=named):
         opened(with_unlabelled, data, out, Settings(unlabelled=folder, split=tested))
     assert not out.exists()
+
+
+def test_unlabelled_scans_are_none_of_the_test_set_s(
+    with_unlabelled: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    """Under the name that they have there, or as the file under another."""
+    unseen = tiny_dataset(tmp_path / "unseen", cases=2)
+    for n in range(2):
+        for folder in ("imagesTr", "labelsTr"):
+            for file in (unseen.root / folder).glob(f"case_{n}*"):
+                file.rename(file.with_name(file.name.replace("case", "other")))
+    for name, named in (
+        ("other_1", "'other_1' has the name of a case"),
+        ("x", "'x' is the file of case 'other_1'"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / f"{name}.nii.gz").symlink_to(unseen.root / "imagesTr" / "other_1_0000.nii.gz")
+        settings = Settings(unlabelled=folder, test=unseen.root)
+        with pytest.raises(DatasetError, match=named):
+            opened(with_unlabelled, data, tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_that_change_no_stage_may_have_a_recipe_that_is_planned(

@@ -215,7 +215,7 @@ def unfit(kind: str) -> Bundle:
         ("channels", "its channels is MR, the recipe's is CT"),
         ("intensity", "its intensity is .*300.0.*, the recipe's is .*200.0"),
         ("stage", r"has no stage 'fine' \(it has coarse\)"),
-        ("network", "stage 'coarse': its network cannot see the patches: .*12x12x12"),
+        ("network", "stage 'coarse': its network cannot process the patches: .*12x12x12"),
     ],
 )
 def test_teachers_that_do_not_fit(data: Dataset, tmp_path: Path, kind: str, says: str) -> None:

@@ -113,7 +113,7 @@ def test_the_log_tells_of_the_whole_batch(one: Path, two: Path) -> None:
 
 def test_one_asked_to_stop_stops_both_and_both_go_on(one: Path, two: Path) -> None:
     messages = {(two / f"stop-{rank}.txt").read_text() for rank in range(WORLD)}
-    assert messages == {"stopped at step 2; go on with --resume"}
+    assert messages == {"stopped at step 2; continue with --resume"}
     assert farthest(last_weights(one / "run-True"), last_weights(two / "stopped")) < 1e-6
 
 
@@ -141,7 +141,7 @@ def test_a_batch_smaller_than_the_processes_is_refused(two: Path) -> None:
 
 def test_a_process_that_is_left_says_so(two: Path) -> None:
     text = (two / "deserted.txt").read_text()
-    assert text.startswith("another process of this training ended or does not answer (")
+    assert text.startswith("another process of this training ended or does not respond (")
     assert "\n" not in text
 
 

@@ -144,7 +144,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     stop = threading.Event()
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
     run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopAfter(kill_at, stop))
-    with pytest.raises(InterruptedTrainingError, match="go on with --resume"):
+    with pytest.raises(InterruptedTrainingError, match="continue with --resume"):
         run.train(stop)
     part = bundle.load(tmp_path / "cut")  # any checkpoint is a usable model
     Predictor(part, CPU).predict(Case("x", tiny_case(3)[0]))
@@ -311,7 +311,9 @@ def test_time_budget_is_kept_and_the_schedule_ends(
 
 
 def test_budget_used_up_by_preparation_is_an_error(data: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="used up by preparing"):
+    with pytest.raises(
+        TrainingError, match=r"used up by preparing the data, which took \d+\.\d s of the 0\.0 s"
+    ):
         loop.train(data, SPLIT, tiny_recipe(True), tmp_path / "m", Settings(CPU, seconds=1e-3), Silent())
 
 
@@ -339,7 +341,7 @@ def test_stopping_while_preparing_does_not_wait_for_the_other_cases(data: Datase
 
     watch = StopAtOnce()
     run = loop._Run(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU), watch)
-    with pytest.raises(InterruptedTrainingError, match="while preparing the data; go on with --resume"):
+    with pytest.raises(InterruptedTrainingError, match="while preparing the data; continue with --resume"):
         run.train(stop)
     assert watch.messages == ["0 of 4"]
     model = loop.train(

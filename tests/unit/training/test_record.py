@@ -86,7 +86,7 @@ def test_one_fold_is_no_cross_validation(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_one_says_what_to_leave_out(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"no training to resume .*; leave --resume out"):
+    with pytest.raises(TrainingError, match=r"no training to resume .*; omit --resume"):
         record.read_training(tmp_path)
-    with pytest.raises(TrainingError, match=r"no cross-validation to resume .*; leave --resume out"):
+    with pytest.raises(TrainingError, match=r"no cross-validation to resume .*; omit --resume"):
         record.read_cross_validation(tmp_path)

@@ -250,7 +250,7 @@ def test_teachers_that_know_the_cases_kept_back_are_told_of(
     ask()
     notes = Notes()
     begin(data, tmp_path / "m", unlabelled, str(tmp_path / "teacher"), folds=2).label(CPU, notes)
-    assert notes.told[0].startswith("2 of the 2 cases kept back were among the teachers' training cases (")
+    assert notes.told[0].startswith("2 of the 2 held-out cases were among the teachers' training cases (")
 
 
 # --- refused --------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_a_teacher_that_is_sure_of_nothing_teaches_nothing(
     data: Dataset, unlabelled: Path, teacher: str, tmp_path: Path, ask: Callable[..., Oracle]
 ) -> None:
     ask({"new_10": {"Kidney_R": 0.7}})
-    with pytest.raises(TrainingError, match="sure of no organ"):
+    with pytest.raises(TrainingError, match="the teachers predict no organ"):
         begin(data, tmp_path / "m", unlabelled, teacher).label(CPU, Silent())
 
 
@@ -284,7 +284,7 @@ def test_no_scans_and_no_teacher_are_refused_before_anything_is_written(
         begin(data.subset(data.ids[:1]), tmp_path / "m", unlabelled)
     stranger = replace(untrained_bundle(), schema=LabelSchema.consecutive(("aorta", "heart")))
     bundle.save(stranger, tmp_path / "stranger")
-    with pytest.raises(ModelError, match=r"knows none of the data set's labels \(it has aorta, heart\)"):
+    with pytest.raises(ModelError, match=r"predicts none of the data set's labels \(it has aorta, heart\)"):
         begin(data, tmp_path / "m", unlabelled, str(tmp_path / "stranger"))
     assert not (tmp_path / "m").exists()
 

@@ -7,11 +7,12 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -148,7 +149,7 @@ def test_start_does_not_overwrite_resume_needs_a_start(data: Dataset, recipe: st
     with pytest.raises(TrainingError, match="no training to resume"):
         training_run.resume(data, tmp_path / "m", CPU, Silent())
     training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
-    with pytest.raises(ModelError, match="already holds a model"):
+    with pytest.raises(ModelError, match=r"already holds a training \(model.json\)"):
         training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
 
 
@@ -176,11 +177,13 @@ def test_one_training_at_a_time_writes_to_a_folder(
             training_run.resume(data, out, CPU, Silent())
         with pytest.raises(OutputError, match=used):
             validation.validate(data, out, ("case_0",), CPU)
-        (out / "training" / "job.json").rename(tmp_path / "job.json")
-        with pytest.raises(OutputError, match=used):  # begun at the same moment
-            training_run.start(data, out, other, CPU, Silent())
-        with pytest.raises(OutputError, match=used):
-            cross_validation.begin(data, out, 2, other, CPU, Silent())
+        for begun in (True, False):  # False: at the same moment
+            if not begun:
+                (out / "training" / "job.json").rename(tmp_path / "job.json")
+            with pytest.raises(OutputError, match=used):
+                training_run.start(data, out, other, CPU, Silent())
+            with pytest.raises(OutputError, match=used):
+                cross_validation.begin(data, out, 2, other, CPU, Silent())
         (tmp_path / "job.json").rename(out / "training" / "job.json")
 
     if resumed:
@@ -209,9 +212,21 @@ def test_what_another_began_before_the_lock_was_had_is_not_replaced(
         yield
 
     monkeypatch.setattr(record, "alone", late)
-    with pytest.raises(ModelError, match="already holds a model"):
+    with pytest.raises(ModelError, match=r"already holds a training \(job.json\)"):
         training_run.start(data, out, TrainingRequest(recipe), CPU, Silent())
     assert (out / "training" / "job.json").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("of", [record.UNLABELLED, record.ACCELERATION, bundle.FOLDS])
+def test_a_folder_of_a_larger_training_is_taken_by_its_own_parts_alone(
+    data: Dataset, recipe: str, tmp_path: Path, of: str
+) -> None:
+    (tmp_path / of).write_text("{}")
+    for other in (None, "another.json"):
+        request = TrainingRequest(recipe, epochs=1, part_of=other)
+        with pytest.raises(ModelError, match=re.escape(f"already holds a training ({of})")):
+            training_run.start(data, tmp_path, request, CPU, Silent())
+    training_run.start(data, tmp_path, TrainingRequest(recipe, part_of=of), CPU, Silent())
 
 
 def test_resume_refuses_a_data_set_that_lacks_a_case(data: Dataset, recipe: str, tmp_path: Path) -> None:
@@ -371,8 +386,33 @@ def test_a_wrong_recipe_leaves_nothing_behind(data: Dataset, tmp_path: Path) -> 
     assert not (tmp_path / "m").exists()
 
 
+def test_a_budget_counts_from_when_the_command_began(data: Dataset, tmp_path: Path) -> None:
+    request = TrainingRequest("default", seconds=30, began=time.monotonic() - 60)
+    with pytest.raises(
+        TrainingError, match=r"of 30 s was used up by start-up and planning, which took 6\d\.\d s"
+    ):
+        training_run.start(data, tmp_path / "m", request, CPU, Silent())
+
+
+def test_cases_without_labels_are_named(data: Dataset, tmp_path: Path) -> None:
+    class Told(Silent):
+        said: ClassVar[list[str]] = []
+
+        def message(self, text: str) -> None:
+            self.said.append(text)
+
+    first, *others = data.cases
+    some = replace(data, cases=(replace(first, labels=None), *others))
+    request = TrainingRequest("default", seconds=1e-6)
+    with pytest.raises(TrainingError, match="used up"):
+        training_run.start(some, tmp_path / "m", request, CPU, Told())
+    assert f"not trained on, as they have no labels: {first.id}" in Told.said
+
+
 def test_planning_may_take_all_the_time(data: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the time budget of 1e-06 s was used up by planning"):
+    with pytest.raises(
+        TrainingError, match=r"the time budget of 1e-06 s was used up by start-up and planning"
+    ):
         training_run.start(data, tmp_path / "m", TrainingRequest("default", seconds=1e-6), CPU, Silent())
     assert not (tmp_path / "m" / "training" / "job.json").exists()
 

@@ -8,20 +8,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoomseg.core.errors import LabelError, ModelError, quoted
+from zoomseg.core.geometry import Index3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.importing.nnunet.network import Axes, axes_of, spec_of, turned
+from zoomseg.importing.nnunet.network import Axes, axes_of, in_space, spec_of, turned
 from zoomseg.importing.nnunet.plans import ChannelIntensities, Configuration, Plans
 from zoomseg.recipe.quantities import MAX_NAME
 from zoomseg.recipe.spec import (
     SGD,
+    Augmentation,
+    ChannelIntensity,
     FixedSpacing,
     Foreground,
     IntensitySpec,
+    MinMax,
+    PerChannel,
     PlainConvUNet,
+    Polynomial,
     Recipe,
     ResEncUNet,
     Stage,
     Training,
+    Unchanged,
     Window,
     ZScore,
 )
@@ -31,11 +38,14 @@ SOURCE = (
     "segmentation"
 )
 STAGE = "whole"
-SUPPORTED = ("3d_fullres", "3d_lowres")
-"""Configurations, and whichever else is three-dimensional and reads no other's answer."""
+SUPPORTED = ("2d", "3d_fullres", "3d_lowres")
+"""Configurations, and whichever else reads no other's answer."""
 
 ITERATIONS = 250_000
 """1000 epochs of 250, as nnU-Net trains."""
+
+OVERLAP = 0.5
+"""``nnUNetPredictor``'s ``tile_step_size``."""
 
 ANISOTROPY = 3.0
 """``nnunetv2.configuration.ANISO_THRESHOLD``."""
@@ -73,30 +83,37 @@ def converted(plans: Plans, name: str, configuration: Configuration, dataset: di
     """
     _check(plans, name, configuration)
     channels = _channel_names(dataset)
+    schema, regions = _schema(dataset)
     axes = axes_of(plans.transpose_forward)
-    spacing = [configuration.spacing[axis] for axis in axes]
-    patch = turned(configuration.patch_size, axes)
+    dimensions = len(configuration.patch_size)
+    across = [None] * (3 - dimensions)
+    spacing = [[*across, *configuration.spacing][axis] for axis in axes]
+    patch = turned(in_space(configuration.patch_size), axes)
     stage = Stage(
         name=STAGE,
         grid=FixedSpacing(
             mm=(spacing[0], spacing[1], spacing[2]),
             tile=patch,
-            overlap=0.5,
+            overlap=_overlap(axes, dimensions),
             fit="round",
             interpolation="cubic",
             slices_apart_above=_threshold(configuration),
             importance="gaussian",
             beyond="zero",
         ),
-        network=spec_of(configuration.architecture, axes),
+        network=spec_of(configuration.architecture, axes, dimensions),
         training=Training(
             patch=patch,
             batch=configuration.batch_size,
             iterations=ITERATIONS,
             sampler=Foreground(),
             optimiser=SGD(nesterov=True, weight_decay=3e-5),
+            schedule=Polynomial(),
+            augmentation=_augmentation(patch),
+            gradient_clip=12.0,
         ),
         mean="geometric",
+        labels_overlap=regions,
     )
     recipe = Recipe(
         name=_recipe_name(plans.dataset_name, name),
@@ -108,14 +125,39 @@ def converted(plans: Plans, name: str, configuration: Configuration, dataset: di
         crop="nonzero",
         roi_expansion=False,
     )
-    return Converted(recipe, _schema(dataset), channels, axes)
+    return Converted(recipe, schema, channels, axes)
+
+
+def _overlap(axes: Axes, dimensions: int) -> float | tuple[float, float, float]:
+    """Slices are answered once each."""
+    i, j, k = (0.0 if dimensions == 2 and axis == 0 else OVERLAP for axis in axes)
+    return OVERLAP if dimensions == 3 else (i, j, k)
+
+
+def _augmentation(patch: Index3) -> Augmentation:
+    """As far as a recipe can say it, what ``nnUNetTrainer.get_training_transforms`` does, for fine-tuning.
+    Mirroring is left out: it would have to know which labels are pairs. A flat patch turns in its plane."""
+    flat = max(patch) / min(patch) > ANISOTROPY
+    r, a, s = (30.0 if not flat or size == min(patch) else 0.0 for size in patch)
+    return Augmentation(
+        rotation_deg=(r, a, s),
+        scale=(0.7, 1.4),
+        brightness=0.25,
+        contrast=0.25,
+        gamma=(0.7, 1.5),
+        noise=0.3,
+        blur_vox=1.0,
+        probability=0.2,
+    )
 
 
 def _check(plans: Plans, name: str, configuration: Configuration) -> None:
     """Refuse what the recipe could not say."""
-    if len(configuration.patch_size) != 3 or len(configuration.spacing) != 3:
+    dimensions = len(configuration.patch_size)
+    if dimensions not in (2, 3) or len(configuration.spacing) != dimensions:
         raise ModelError(
-            f"configuration {quoted(name)} is two-dimensional; supported: {', '.join(SUPPORTED)}"
+            f"plans.json, configuration {quoted(name)}: patch_size has {dimensions} axes and spacing "
+            f"{len(configuration.spacing)}; expected 2 or 3 of both"
         )
     if configuration.previous_stage is not None:
         raise ModelError(
@@ -171,23 +213,40 @@ def _intensity(plans: Plans, configuration: Configuration, channels: int) -> Int
         raise ModelError(
             f"{len(schemes)} normalisation schemes for {channels} channels; expected one for each"
         )
-    if schemes == ["CTNormalization"]:
-        own = plans.foreground_intensity_properties_per_channel.get("0")
-        if own is None:
-            raise ModelError(
-                "plans.json has no foreground intensities of channel 0, which CTNormalization needs"
-            )
-        return _clipped(own)
-    if set(schemes) == {"ZScoreNormalization"} and not any(masks):
-        return ZScore(clip_percentiles=None)
-    shown = [
-        f"{scheme}{' within the nonzero mask' if mask else ''}"
-        for scheme, mask in zip(schemes, masks, strict=True)
+    known = plans.foreground_intensity_properties_per_channel
+    own = [
+        _channel_intensity(scheme, bool(mask), known.get(str(n)), n)
+        for n, (scheme, mask) in enumerate(zip(schemes, masks, strict=True))
     ]
-    raise ModelError(
-        f"normalisation {quoted(', '.join(shown))}: supported are CTNormalization of a single channel, and "
-        "ZScoreNormalization without mask of all channels"
-    )
+    if len(own) == 1 or (own[0].kind in ("zscore", "min_max", "unchanged") and len(set(own)) == 1):
+        return own[0]
+    return PerChannel(channels=tuple(own))
+
+
+def _channel_intensity(
+    scheme: str, mask: bool, own: ChannelIntensities | None, channel: int
+) -> ChannelIntensity:
+    match scheme:
+        case "CTNormalization":
+            if own is None:
+                raise ModelError(
+                    f"plans.json has no foreground intensities of channel {channel}, which CTNormalization "
+                    "needs"
+                )
+            return _clipped(own)
+        case "ZScoreNormalization":
+            return ZScore(clip_percentiles=None, within="nonzero" if mask else "all")
+        case "RescaleTo01Normalization":
+            return MinMax()
+        case "RGBTo01Normalization":  # of 0 to 255 by definition: nothing is clipped
+            return Window(lower=0, upper=255)
+        case "NoNormalization":
+            return Unchanged()
+        case _:
+            raise ModelError(
+                f"normalisation {quoted(scheme)}: supported are CTNormalization, ZScoreNormalization, "
+                "RescaleTo01Normalization, RGBTo01Normalization and NoNormalization"
+            )
 
 
 def _clipped(own: ChannelIntensities) -> Window:
@@ -204,25 +263,45 @@ def _channel_names(dataset: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(given[key]) for key in sorted(given, key=int))
 
 
-def _schema(dataset: dict[str, Any]) -> LabelSchema:
+def _schema(dataset: dict[str, Any]) -> tuple[LabelSchema, bool]:
+    """The labels, and whether they are regions, in the order in which they are written over one another."""
     given = dataset.get("labels")
     if not isinstance(given, dict) or given.get("background") != 0:
         raise ModelError("dataset.json: labels must give every name its value, and background 0")
     # The ignore label is one of references, never of predictions.
     labels = {str(name): value for name, value in given.items() if name not in ("background", "ignore")}
-    if any(isinstance(value, list) for value in labels.values()):
-        raise ModelError(
-            "dataset.json: labels are regions of several values; supported is one value per label"
-        )
-    if not _consecutive(list(labels.values())):
-        raise ModelError(
-            f"dataset.json: label values are {quoted(list(labels.values()))}; expected 1, 2, 3 and so on"
-        )
-    ordered = sorted(labels, key=lambda name: labels[name])
+    regions = any(isinstance(value, list) and len(value) > 1 for value in labels.values())
+    if regions:
+        names, values = list(labels), _painted(labels, dataset.get("regions_class_order"))
+    else:
+        single = {
+            name: value[0] if isinstance(value, list) and value else value for name, value in labels.items()
+        }
+        if not _consecutive(list(single.values())):
+            raise ModelError(
+                f"dataset.json: label values are {quoted(list(labels.values()))}; expected 1, 2, 3 and so on"
+            )
+        names = sorted(single, key=lambda name: single[name])
+        values = [single[name] for name in names]
     try:
-        return LabelSchema.consecutive(ordered)
+        return LabelSchema(tuple(names), tuple(values)), regions
     except LabelError as error:
         raise ModelError(f"dataset.json: {error}") from error
+
+
+def _painted(labels: dict[str, Any], order: object) -> list[int]:
+    """The value that each region gets in the label map (nnU-Net's ``regions_class_order``)."""
+    if not isinstance(order, list) or len(order) != len(labels) or any(type(n) is not int for n in order):
+        raise ModelError(
+            f"dataset.json: labels are {len(labels)} regions, and regions_class_order is {quoted(order)}; "
+            "expected one value for each"
+        )
+    if len(set(order)) != len(order):
+        raise ModelError(
+            f"dataset.json: regions_class_order is {quoted(order)}, so that several regions get one value; "
+            "supported is a value of its own for each"
+        )
+    return order
 
 
 def _consecutive(values: Sequence[object]) -> bool:

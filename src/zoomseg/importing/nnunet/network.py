@@ -1,8 +1,9 @@
 """nnU-Net's networks: an architecture's numbers as a recipe's network, its weights under that one's names.
 
 nnU-Net's arrays have a scan's axes as k, j, i, transposed; here they are i, j, k. Instead of every scan, the
-kernels are turned. Biases of convolutions that a norm follows are left out, as the norm subtracts them again,
-and so are the heads of deep supervision, which answer in training alone.
+kernels are turned. A network of slices, which lie across its first axis, has kernels of one voxel there.
+Biases of convolutions that a norm follows are left out, as the norm subtracts them again, and so are the
+heads of deep supervision, which answer in training alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from zoomseg.importing.nnunet.plans import Architecture, ArchitectureNumbers, Si
 from zoomseg.networks import build as networks
 from zoomseg.networks.blocks import LEAKY_SLOPE
 from zoomseg.recipe.spec import PlainConvUNet, ResEncUNet
+
+LAST_LAYERS = ("last.", "heads.0.")
+"""How the tensors begin whose first axis stands for the classes."""
 
 NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
 """Those that are read."""
@@ -39,8 +43,16 @@ def turned(values: Sequence[int], axes: Axes) -> Index3:
     return (int(values[axes[0]]), int(values[axes[1]]), int(values[axes[2]]))
 
 
-def spec_of(architecture: Architecture, axes: Axes) -> PlainConvUNet | ResEncUNet:
+def in_space(values: Sequence[int], across: int = 1) -> list[int]:
+    """Numbers by nnU-Net's axes; of slices, with that ``across`` them."""
+    return [across, *values] if len(values) == 2 else list(values)
+
+
+def spec_of(architecture: Architecture, axes: Axes, dimensions: int = 3) -> PlainConvUNet | ResEncUNet:
     """The network of a recipe that computes the same.
+
+    Args:
+        dimensions: of its convolutions, 2 or 3.
 
     Raises:
         ModelError: another class, or a norm, activation or block that is not read.
@@ -50,11 +62,13 @@ def spec_of(architecture: Architecture, axes: Axes) -> PlainConvUNet | ResEncUNe
         raise ModelError(
             f"network {quoted(architecture.network_class_name)}: supported are {' and '.join(NETWORKS)}"
         )
-    _check_parts(numbers)
+    _check_parts(numbers, dimensions)
     levels = numbers.n_stages
     channels = tuple(_per_level(numbers.features_per_stage, levels, "features_per_stage"))
-    kernels = tuple(turned(size, axes) for size in _per_axis(numbers.kernel_sizes, levels, "kernel_sizes"))
-    strides = tuple(turned(size, axes) for size in _per_axis(numbers.strides, levels, "strides"))
+    kernel_sizes = _per_axis(numbers.kernel_sizes, levels, dimensions, "kernel_sizes")
+    step_sizes = _per_axis(numbers.strides, levels, dimensions, "strides")
+    kernels = tuple(turned(in_space(size), axes) for size in kernel_sizes)
+    strides = tuple(turned(in_space(size), axes) for size in step_sizes)
     decoder = _per_level(numbers.n_conv_per_stage_decoder, levels - 1, "n_conv_per_stage_decoder")
     if strides[0] != (1, 1, 1):
         raise ModelError(f"strides: the first level has {list(strides[0])}; supported is 1 along every axis")
@@ -77,13 +91,12 @@ def spec_of(architecture: Architecture, axes: Axes) -> PlainConvUNet | ResEncUNe
     )
 
 
-def _check_parts(numbers: ArchitectureNumbers) -> None:
+def _check_parts(numbers: ArchitectureNumbers, dimensions: int) -> None:
+    known = f"InstanceNorm{dimensions}d"
     norm, activation = (str(part).rpartition(".")[2] for part in (numbers.norm_op, numbers.nonlin))
     options = numbers.norm_op_kwargs or {}
-    if norm != "InstanceNorm3d" or options.get("eps", 1e-5) != 1e-5 or not options.get("affine", True):
-        raise ModelError(
-            f"norm_op {quoted(numbers.norm_op)} {quoted(options)}: supported is InstanceNorm3d, affine"
-        )
+    if norm != known or options.get("eps", 1e-5) != 1e-5 or not options.get("affine", True):
+        raise ModelError(f"norm_op {quoted(numbers.norm_op)} {quoted(options)}: supported is {known}, affine")
     slope = (numbers.nonlin_kwargs or {}).get("negative_slope", LEAKY_SLOPE)
     if activation != "LeakyReLU" or slope != LEAKY_SLOPE or numbers.nonlin_first:
         raise ModelError(
@@ -101,11 +114,11 @@ def _per_level(given: int | list[int] | None, levels: int, name: str) -> list[in
     return values
 
 
-def _per_axis(given: Sizes, levels: int, name: str) -> list[list[int]]:
+def _per_axis(given: Sizes, levels: int, dimensions: int, name: str) -> list[list[int]]:
     values: list[int] | list[list[int]] = [given] * levels if isinstance(given, int) else given
-    sizes: list[list[int]] = [[value] * 3 if isinstance(value, int) else value for value in values]
-    if len(sizes) != levels or any(len(size) != 3 for size in sizes):
-        raise ModelError(f"plans.json: {name} must have one entry per level ({levels}), of 3 axes")
+    sizes: list[list[int]] = [[value] * dimensions if isinstance(value, int) else value for value in values]
+    if len(sizes) != levels or any(len(size) != dimensions for size in sizes):
+        raise ModelError(f"plans.json: {name} must have one entry per level ({levels}), of {dimensions} axes")
     return sizes
 
 
@@ -118,13 +131,20 @@ class _Place:
 
 
 def weights_of(
-    given: Mapping[str, Tensor], spec: PlainConvUNet | ResEncUNet, axes: Axes, channels: int, classes: int
+    given: Mapping[str, Tensor],
+    spec: PlainConvUNet | ResEncUNet,
+    axes: Axes,
+    channels: int,
+    classes: int,
+    regions: bool = False,
 ) -> dict[str, AnyNumpy]:
     """A checkpoint's weights as the state dict of the network of ``spec``.
 
     Args:
         channels: that the network reads.
         classes: that it tells apart, background included.
+        regions: whether background is none of the checkpoint's, whose logits are each region's own: they
+            become those of a region to a background of zero.
 
     Raises:
         ModelError: a weight is missing, has another shape, or belongs to no such network.
@@ -146,6 +166,8 @@ def weights_of(
                 f"the checkpoint has no weight {place.source}, which the network of plans.json needs"
             )
         values = _turned(tensor.float().numpy(), axes)
+        if regions and name.startswith(LAST_LAYERS):
+            values = np.concatenate([np.zeros_like(values[:1]), values])
         if values.shape != tuple(wanted.shape):
             raise ModelError(
                 f"the checkpoint's {place.source} has shape {list(values.shape)}, the network of plans.json "
@@ -156,6 +178,7 @@ def weights_of(
 
 
 def _turned(values: AnyNumpy, axes: Axes) -> AnyNumpy:
+    values = values[:, :, None] if values.ndim == 4 else values  # a kernel of slices
     if values.ndim != 5:
         return values
     return np.ascontiguousarray(values.transpose(0, 1, *(2 + axis for axis in axes)))

@@ -54,6 +54,7 @@ class Architecture(_Part):
 class _OldNumbers(_Part):
     """A configuration's U-Net before nnU-Net 2.4."""
 
+    patch_size: list[int]
     UNet_class_name: str
     UNet_base_num_features: int
     unet_max_num_features: int
@@ -78,7 +79,7 @@ class _OldNumbers(_Part):
             n_conv_per_stage=None if residual else self.n_conv_per_stage_encoder,
             n_blocks_per_stage=self.n_conv_per_stage_encoder if residual else None,
             n_conv_per_stage_decoder=self.n_conv_per_stage_decoder,
-            norm_op="torch.nn.modules.instancenorm.InstanceNorm3d",
+            norm_op=f"torch.nn.modules.instancenorm.InstanceNorm{len(self.patch_size)}d",
             nonlin="torch.nn.LeakyReLU",
         )
         return Architecture(network_class_name=self.UNet_class_name, arch_kwargs=numbers)
@@ -128,7 +129,8 @@ def parse(data: dict[str, Any]) -> Plans:
     """
     if "configurations" not in data and "plans_per_stage" in data:
         raise ModelError("plans are of nnU-Net v1; only v2's are read: convert or train the model with v2")
-    plans = validated(Plans, data, "plans.json")
+    older = data.get("foreground_intensity_properties_by_modality")
+    plans = validated(Plans, {"foreground_intensity_properties_per_channel": older} | data, "plans.json")
     if sorted(plans.transpose_forward) != [0, 1, 2]:
         raise ModelError(
             f"plans.json: transpose_forward is {plans.transpose_forward}; expected 0, 1, 2 in some order"

@@ -1,40 +1,40 @@
-// The page of `zoomseg serve`: scans go up, jobs are watched, results are shown.
+// The page of `zoomseg serve`: scans go up, jobs are watched, results are shown, reviewed and corrected.
 
-import { element, problem, showViewer } from "./viewer.js";
+import { correctionBar } from "./correction.js";
+import { at, button, duration, element, json, problem } from "./dom.js";
+import { MOVE } from "./scene.js";
+import { Viewer } from "./viewer.js";
 
-const at = (id) => document.getElementById(id);
 const BUSY_MS = 700;
 const IDLE_MS = 5000;
+const NARROW = "(max-width: 60rem)";
 const DOWNLOADS = {
   "labels.nii.gz": "Label map (NIfTI)",
+  "corrected.nii.gz": "Corrected map (NIfTI)",
   "seg.nrrd": "3D Slicer (.seg.nrrd)",
   "seg.dcm": "DICOM SEG",
   "rtstruct.dcm": "DICOM RTSTRUCT",
-  "summary.csv": "Table (CSV)",
-  "run.json": "Account (JSON)",
+  "summary.csv": "Volumes (CSV)",
+  "review.csv": "Review (CSV)",
+  "review.json": "Review (JSON)",
+  "run.json": "How it was computed (JSON)",
   "scan.nii.gz": "Scan (NIfTI)",
 };
+const OF_EVERY_RESULT = ["review.csv", "review.json"];
+const NOTHING = "";
+const BEFORE = "before";
 
+const viewer = new Viewer(at("viewer"), (text) => (at("busy").textContent = text));
 const items = new Map(); // by job id: what is in the list, and from which words it was made
 const mine = new Set(); // jobs of this page's uploads: the next one that is done is shown
 let limits = { max_upload_bytes: Infinity, suffixes: [] };
+let known = []; // the jobs as the server told last
 let shown = null;
 let timer = 0;
 
 function complain(text) {
   at("problem").textContent = text;
   at("problem").hidden = text === "";
-}
-
-async function json(url, options) {
-  let answer;
-  try {
-    answer = await fetch(url, options);
-  } catch {
-    throw new Error("The server does not answer. Is `zoomseg serve` still running?");
-  }
-  if (!answer.ok) throw new Error(await problem(answer));
-  return answer.status === 204 ? null : answer.json();
 }
 
 // --- going up ---------------------------------------------------------------------------------------
@@ -99,11 +99,12 @@ function stages(job) {
     const current = stage === job.stage;
     const state = current ? "now" : i >= 0 && i < now ? "done" : "next";
     const entry = element("li", { class: state, "aria-current": current ? "step" : null }, stage);
-    if (current && job.progress > 0) entry.append(` ${Math.round(100 * job.progress)} %`);
+    // A stage whose tiles are computed is not over: their results are put together.
+    if (current && job.progress > 0 && job.progress < 1) entry.append(` ${Math.floor(100 * job.progress)} %`);
     return entry;
   });
-  const known = Math.max(0, now) + job.progress;
-  const value = String(known / job.stages.length);
+  const passed = Math.max(0, now) + job.progress;
+  const value = String(passed / job.stages.length);
   const bar = element("progress", { max: "1", value, "aria-label": `Progress of ${job.name}` });
   return [bar, element("ol", { class: "stages" }, ...entries)];
 }
@@ -112,10 +113,13 @@ function words(job) {
   switch (job.state) {
     case "queued":
       return job.ahead === 0 ? "next" : `waiting, ${job.ahead} before it`;
-    case "running":
-      return job.stage === null ? "starting" : "running";
+    case "running": {
+      if (job.stage === null) return "starting";
+      const so_far = `running for ${duration(job.seconds)}`;
+      return job.remaining === null ? so_far : `about ${duration(job.remaining)} left`;
+    }
     case "finished":
-      return `done in ${job.seconds.toLocaleString("en", { maximumFractionDigits: 1 })} s`;
+      return `done in ${duration(job.seconds)}`;
     default:
       return job.state;
   }
@@ -124,6 +128,7 @@ function words(job) {
 async function drop(job) {
   try {
     await json(`jobs/${job.id}`, { method: "DELETE" });
+    if (shown === job.id) address(null);
   } catch (error) {
     complain(error.message);
   }
@@ -134,13 +139,10 @@ function buttons(job) {
   const ended = !["queued", "running"].includes(job.state);
   const made = [];
   if (job.state === "finished") {
-    const label = `Show ${job.name}`;
-    const name = { type: "button", class: "show", "aria-label": label, onclick: () => show(job) };
-    made.push(element("button", name, "Show"));
+    made.push(button("Show", () => open(job), { class: "show", "aria-label": `Show ${job.name}` }));
   }
   const what = ended ? "Delete" : "Cancel";
-  const about = { type: "button", "aria-label": `${what} ${job.name}`, onclick: () => drop(job) };
-  made.push(element("button", about, what));
+  made.push(button(what, () => drop(job), { "aria-label": `${what} ${job.name}` }));
   return element("span", { class: "buttons" }, ...made);
 }
 
@@ -168,12 +170,12 @@ function list(jobs) {
     }
   }
   for (const job of jobs) {
-    const text = JSON.stringify({ ...job, seconds: job.state === "finished" ? job.seconds : 0 });
-    const known = items.get(job.id);
-    if (known?.text === text) continue; // what has the focus keeps it
-    const focused = known?.node.contains(document.activeElement) ?? false;
+    const text = JSON.stringify({ ...job, seconds: null, remaining: null, words: words(job) });
+    const before = items.get(job.id);
+    if (before?.text === text) continue; // what has the focus keeps it
+    const focused = before?.node.contains(document.activeElement) ?? false;
     const node = item(job);
-    if (known) known.node.replaceWith(node);
+    if (before) before.node.replaceWith(node);
     else at("jobs").prepend(node);
     if (focused) node.querySelector("button")?.focus();
     items.set(job.id, { node, text });
@@ -192,13 +194,13 @@ async function watch() {
   clearTimeout(timer);
   let wait = IDLE_MS;
   try {
-    const jobs = await json("jobs");
+    const jobs = (known = await json("jobs"));
     list(jobs);
     if (jobs.some((job) => ["queued", "running"].includes(job.state))) wait = BUSY_MS;
     const ready = jobs.filter((job) => mine.has(job.id) && job.state === "finished");
-    if (ready.length) {
+    if (ready.length && !viewer.isDrawn) {
       for (const job of ready) mine.delete(job.id);
-      await show(ready.at(-1));
+      await open(ready.at(-1));
     }
   } catch (error) {
     complain(error.message);
@@ -210,29 +212,117 @@ async function watch() {
 // --- the result -------------------------------------------------------------------------------------
 
 function links(job) {
-  const found = Object.keys(DOWNLOADS).filter((name) => job.results.includes(name));
+  const there = [...job.results, ...OF_EVERY_RESULT];
+  const found = Object.keys(DOWNLOADS).filter((name) => there.includes(name));
   return found.map((name) =>
     element("a", { href: `jobs/${job.id}/${name}`, download: "", "data-result": name }, DOWNLOADS[name]),
   );
 }
 
-async function show(job) {
-  shown = job.id;
+// The page's address says which scan is open: it can be reloaded, and sent to a colleague.
+function address(id) {
+  shown = id;
+  const url = new URL(location.href);
+  if (id === null) url.searchParams.delete("scan");
+  else url.searchParams.set("scan", id);
+  history.replaceState(null, "", url);
+}
+
+// A result's files and organs. `corrected`: as somebody corrected it.
+async function result(job, corrected) {
+  const labels = `jobs/${job.id}/${corrected ? "corrected" : "labels"}.nii.gz`;
+  const organs = await json(`jobs/${job.id}/organs?corrected=${corrected}`);
+  return { scan: `jobs/${job.id}/scan.nii.gz`, labels, organs };
+}
+
+async function open(job) {
+  if (viewer.isDrawn && !confirm("Discard what was painted?")) return;
+  address(job.id);
   mark();
+  complain("");
   at("title").textContent = job.name;
+  at("title").hidden = false;
+  document.title = `${job.name} · ZoomSeg`;
   at("downloads").replaceChildren(...links(job));
+  at("downloads").parentElement.hidden = false;
   at("notes").replaceChildren(...job.notes.map((note) => element("li", {}, note)));
   at("notes").hidden = job.notes.length === 0;
-  const tell = (text) => (at("busy").textContent = text);
+  delete at("result").dataset.shown;
   try {
-    const organs = await json(`jobs/${job.id}/organs`);
-    const files = { scan: `jobs/${job.id}/scan.nii.gz`, labels: `jobs/${job.id}/labels.nii.gz` };
-    await showViewer(at("viewer"), { ...files, organs }, tell);
+    const corrected = job.results.includes("corrected.nii.gz");
+    const [found, review] = await Promise.all([result(job, corrected), reviewOf(job)]);
+    await viewer.show(found, { review, tools: [correctButton(job, found), comparison(job, corrected)] });
+    if (shown !== job.id) return;
     at("result").dataset.shown = job.id;
+    if (matchMedia(NARROW).matches) at("title").scrollIntoView();
   } catch (error) {
-    tell("");
+    at("busy").textContent = "";
     complain(error.message);
   }
+}
+
+async function reviewOf(job) {
+  const { organs } = await json(`jobs/${job.id}/review.json`);
+  const of = Object.fromEntries(organs.map(({ value, verdict, comment }) => [value, { verdict, comment }]));
+  const save = async (organ, { verdict, comment }) => {
+    const body = JSON.stringify({ verdict, comment });
+    const headers = { "content-type": "application/json" };
+    try {
+      await json(`jobs/${job.id}/review/${organ.value}`, { method: "PUT", headers, body });
+      complain("");
+    } catch (error) {
+      complain(error.message);
+    }
+  };
+  return { of, save };
+}
+
+function correctButton(job, { organs }) {
+  const made = button("Correct", () => {
+    if (!viewer.scene.canBeDrawn) return complain("This label map cannot be corrected here: its values are above 255.");
+    made.disabled = true;
+    viewer.endComparing();
+    viewer.useTool(MOVE);
+    const bar = correctionBar(viewer, organs, `jobs/${job.id}/corrected.nii.gz`, async (sent) => {
+      bar.remove();
+      viewer.scene.endDrawing();
+      viewer.tools.group.inert = false;
+      viewer.useTool(MOVE);
+      made.disabled = false;
+      if (!sent) return;
+      await watch();
+      await open(known.find(({ id }) => id === job.id));
+    });
+    viewer.pictures.before(bar);
+  });
+  return made;
+}
+
+// What can stand beside the scan: its own map before the correction, and other results.
+function comparison(job, corrected) {
+  const others = known.filter(({ id, state }) => id !== job.id && state === "finished").reverse();
+  const options = [[NOTHING, "nothing"], ...others.map(({ id, name }) => [id, name])];
+  if (corrected) options.splice(1, 0, [BEFORE, "its map before the correction"]);
+  const choose = async (chosen) => {
+    if (chosen === NOTHING) return viewer.endComparing();
+    const other = chosen === BEFORE ? job : known.find(({ id }) => id === chosen);
+    if (!other) return complain("This scan is not there any more.");
+    const sameScan = chosen === BEFORE;
+    const itsOwn = !sameScan && other.results.includes("corrected.nii.gz");
+    const title = sameScan ? "before the correction" : other.name;
+    try {
+      await viewer.compare({ ...(await result(other, itsOwn)), title, sameScan }, corrected ? `${job.name}, corrected` : job.name);
+    } catch (error) {
+      at("busy").textContent = "";
+      complain(error.message);
+    }
+  };
+  const select = element(
+    "select",
+    { id: "compare", onchange: (event) => choose(event.target.value) },
+    ...options.map(([value, text]) => element("option", { value }, text)),
+  );
+  return element("label", { class: "slider", hidden: options.length < 2 }, "Beside it ", select);
 }
 
 // --- the beginning ----------------------------------------------------------------------------------
@@ -250,6 +340,7 @@ function listen() {
   document.addEventListener("dragleave", (event) => {
     if (event.relatedTarget === null) zone.classList.remove("over");
   });
+  window.addEventListener("beforeunload", (event) => viewer.isDrawn && event.preventDefault());
   document.addEventListener("drop", (event) => {
     zone.classList.remove("over");
     uploadAll([...event.dataTransfer.files]);
@@ -265,6 +356,11 @@ async function main() {
   at("model").append(...models.map((model) => element("option", { value: model.name }, model.name)));
   at("model").parentElement.hidden = models.length < 2;
   await watch();
+  const asked = new URL(location.href).searchParams.get("scan");
+  if (asked === null) return;
+  const job = known.find(({ id, state }) => id === asked && state === "finished");
+  if (job) await open(job);
+  else complain("The scan of this address is not there, or not segmented yet.");
 }
 
 main().catch((error) => complain(error.message));

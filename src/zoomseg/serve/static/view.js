@@ -1,18 +1,15 @@
 // The page of `zoomseg view`: the two files it serves.
 
-import { element, problem, showViewer } from "./viewer.js";
-
-const at = (id) => document.getElementById(id);
+import { at, element, json } from "./dom.js";
+import { Viewer } from "./viewer.js";
 
 async function main() {
-  const answer = await fetch("view.json");
-  if (!answer.ok) throw new Error(await problem(answer));
-  const view = await answer.json();
+  const view = await json("view.json");
   at("title").textContent = view.title;
   for (const note of view.notes) at("notes").append(element("li", {}, note));
   at("notes").hidden = view.notes.length === 0;
   document.title = `${view.title} · ZoomSeg`;
-  await showViewer(at("viewer"), view, (text) => (at("busy").textContent = text));
+  await new Viewer(at("viewer"), (text) => (at("busy").textContent = text)).show(view);
 }
 
 main().catch((error) => {

@@ -1,226 +1,275 @@
-// A scan with organs over it: three planes and 3D, and a list of the organs beside them.
+// A scan with organs over it: three planes and 3D, the tools above, and the list of the organs beside them.
 
-import { createScene, Volume } from "./niivue-host.js";
+import { button, bytes, choice, element, number } from "./dom.js";
+import { isMissing, organList } from "./organs.js";
+import { DISTANCE, ELLIPSE, MAX_LABEL, MOVE, MULTIPLANAR, OPACITY, RENDER, Scene } from "./scene.js";
 
-const MULTIPLANAR = 3;
-const RENDER = 4;
-const VIEWS = { "Planes and 3D": MULTIPLANAR, Axial: 0, Coronal: 1, Sagittal: 2, "3D": RENDER };
-const GRID_LAYOUT = 2;
-const ALWAYS = 1;
-const OPACITY = 0.6;
-// Colours go to the graphics card as one row of a picture, which may be no longer.
-const MAX_LABEL = 8191;
-const FLAGS = {
-  missing: "not found",
-  touches_scan_border: "reaches the end of the scan: it may go on outside",
-  touches_region_border: "reaches the end of where the model looked: it may be cut",
-  sides_swapped: "lies on the other side than its name says",
-  misplaced: "lies far from where the model's training had it",
-  unusual_volume: "is of a size far from any in the model's training",
+const VIEWS = [[MULTIPLANAR, "Planes, 3D"], [0, "Axial"], [1, "Coronal"], [2, "Sagittal"], [RENDER, "3D"]];
+const TOOLS = [[MOVE, "Move"], [DISTANCE, "Distance"], [ELLIPSE, "Circle"]];
+const HINTS = {
+  [MOVE]: "Left button: move the crosshair. Right button: window. Wheel: slices.",
+  [DISTANCE]: "Draw a line in a plane: its length in mm.",
+  [ELLIPSE]: "Draw a circle in a plane: mean and standard deviation of the intensities in it.",
 };
+const WINDOWS = {
+  abdomen: ["Abdomen", 40, 400],
+  lung: ["Lung", -600, 1500],
+  bone: ["Bone", 400, 1800],
+};
+const OWN_WINDOW = "own";
+const MANUAL_WINDOW = "manual";
+// What two pictures do together: of one scan, and of two.
+const OF_ONE_SCAN = { "2d": true, "3d": true };
+const OF_TWO_SCANS = { "3d": true };
 
-const canvas = element("div", { class: "canvas" });
-let scene = null; // one for the page, in `canvas`
-let shows = 0;
-let onLocation = () => {};
-
-export function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (typeof value === "boolean") made.toggleAttribute(name, value);
-    else if (value !== null) made.setAttribute(name, value);
+export class Viewer {
+  // `place`: the element that it fills; `tell` gets what is being done, in words, and "" at the end.
+  constructor(place, tell) {
+    this.place = place;
+    this.tell = tell;
+    this.scenes = []; // of the scan, and of what it is compared with
+    this.shows = 0;
+    this.shown = new Set();
   }
-  made.append(...children);
-  return made;
-}
 
-async function bytes(url, tell) {
-  const answer = await fetch(url);
-  if (!answer.ok) throw new Error(await problem(answer));
-  const total = Number(answer.headers.get("content-length")) || 0;
-  const pieces = [];
-  let received = 0;
-  for (const reader = answer.body.getReader(); ; ) {
-    const { done, value } = await reader.read();
-    if (done) break;
-    pieces.push(value);
-    received += value.length;
-    tell(total ? received / total : 0);
+  get scene() {
+    return this.scenes[0];
   }
-  return new Blob(pieces).arrayBuffer();
-}
 
-export async function problem(answer) {
-  const text = await answer.text();
-  try {
-    const { detail } = JSON.parse(text);
-    return typeof detail === "string" ? detail : `the request is not right (${answer.status})`;
-  } catch {
-    return text.trim() || `the server answered ${answer.status}`;
+  // Show { scan, labels, organs }, two addresses and what is in the label map. `review` as in organs.js;
+  // `tools`: more elements for the bar.
+  async show({ scan, labels, organs }, { review = null, tools = [] } = {}) {
+    const files = await this.#load(scan, labels, organs);
+    if (files === null) return;
+    this.shown = new Set(organs.filter((organ) => !isMissing(organ)).map((organ) => organ.value));
+    const list = organList(organs, this.shown, {
+      onShown: () => this.#showOrgans(),
+      onOrgan: (organ) => this.goTo(organ),
+      review,
+    });
+    this.where = element("output", { class: "where", "aria-live": "off" });
+    this.measured = element("ul", { class: "measured", "aria-label": "Measured", hidden: true });
+    this.hint = element("p", { class: "note" }, HINTS[MOVE]);
+    this.pictures = element("div", { class: "pictures" });
+    const stage = element("div", { class: "stage" });
+    this.place.replaceChildren(stage, list);
+    const scene = await this.#sceneIn(0, "");
+    const below = element("div", { class: "below" }, this.where, this.hint);
+    stage.append(this.#bar(tools), this.pictures, below, this.measured);
+    await scene.show(files.scan, files.labels, organs, this.shown);
+    this.endComparing();
+    scene.setSliceType(MULTIPLANAR);
+    this.useTool(MOVE);
+    this.#fillWindows();
+    this.#begin(scene);
+    this.tell("");
   }
-}
 
-// Red, green, blue and opacity of every value from 0 to the largest.
-function colours(organs, shown) {
-  const largest = Math.max(1, ...organs.map((organ) => organ.value));
-  const lut = new Array(4 * (largest + 1)).fill(0);
-  for (const { value, colour } of organs) {
-    if (shown.has(value)) lut.splice(4 * value, 4, ...colour, 255);
+  // Show another label map beside the first, or another scan with its own: then each has its own place.
+  async compare({ scan, labels, organs, title, sameScan }, firstTitle) {
+    const files = await this.#load(scan, labels, organs);
+    if (files === null) return;
+    const first = this.scene;
+    const second = await this.#sceneIn(1, title);
+    first.caption.textContent = firstTitle;
+    first.caption.hidden = false;
+    const shown = new Set(organs.filter((organ) => !isMissing(organ)).map((organ) => organ.value));
+    await second.show(files.scan, files.labels, organs, shown);
+    second.setSliceType(first.opts.sliceType);
+    second.opts.dragModePrimary = first.opts.dragModePrimary;
+    second.showCrosshair(first.crosshairShown);
+    const { level, width } = first.window;
+    second.setWindow(level, width);
+    const together = sameScan ? OF_ONE_SCAN : OF_TWO_SCANS;
+    first.broadcastTo([second], together);
+    second.broadcastTo([first], together);
+    if (sameScan) second.goTo(first.place);
+    else this.#goToNamed(second, this.at) || this.#begin(second);
+    this.tell("");
   }
-  return { lut, min: 0, max: largest, labels: [] };
-}
 
-function number(value, digits) {
-  return value === null ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
-}
+  endComparing() {
+    this.scene.broadcastTo([]);
+    this.scene.caption.hidden = true;
+    this.scenes[1]?.figure.remove();
+  }
 
-function organRow(organ, shown, update) {
-  const missing = organ.flags.includes("missing") || organ.volume_ml === 0;
-  const toggle = element("input", {
-    type: "checkbox",
-    id: `organ-${organ.value}`,
-    checked: !missing,
-    disabled: missing,
-    onchange: (event) => {
-      if (event.target.checked) shown.add(organ.value);
-      else shown.delete(organ.value);
-      update();
-    },
-  });
-  if (!missing) shown.add(organ.value);
-  const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
-  swatch.style.backgroundColor = `rgb(${organ.colour.join(" ")})`;
-  const flags = organ.flags.map((flag) => FLAGS[flag] ?? flag.replaceAll("_", " "));
-  const name = element("label", { for: `organ-${organ.value}` }, swatch, organ.name);
-  const cell = element("td", {}, name);
-  if (flags.length) cell.append(element("small", { class: "flags" }, flags.join("; ")));
-  return element(
-    "tr",
-    { class: missing ? "missing" : null },
-    element("td", {}, toggle),
-    cell,
-    element("td", { class: "number" }, number(organ.volume_ml, 1)),
-    element("td", { class: "number" }, confidence(organ.confidence)),
-  );
-}
+  goTo(organ) {
+    for (const scene of this.#visible()) this.#goToNamed(scene, organ.name);
+  }
 
-function confidence(value) {
-  return value === null ? "–" : `${Math.round(100 * value)} %`;
-}
+  // Whether there is an organ of this name.
+  #goToNamed(scene, name) {
+    const organ = scene.organs.find((one) => one.name === name);
+    const mm = organ ? scene.placeIn(organ.value) : null;
+    if (mm !== null) scene.goTo(mm);
+    return mm !== null;
+  }
 
-function organTable(organs, update) {
-  const shown = new Set();
-  const draw = () => update(colours(organs, shown));
-  const rows = organs.map((organ) => organRow(organ, shown, draw));
-  const all = (on) => () => {
-    for (const row of rows) {
-      const box = row.querySelector("input:not(:disabled)");
-      if (box && box.checked !== on) {
-        box.checked = on;
-        box.dispatchEvent(new Event("change"));
-      }
+  // --- the files -----------------------------------------------------------------------------------
+
+  // null: something else is to be shown meanwhile.
+  async #load(scan, labels, organs) {
+    if (Math.max(...organs.map((organ) => organ.value)) > MAX_LABEL) {
+      throw new Error(`label values above ${MAX_LABEL} cannot be shown here; download the label map`);
     }
-  };
-  const head = element(
-    "tr",
-    {},
-    element("th", { scope: "col" }, element("span", { class: "hidden" }, "Shown")),
-    element("th", { scope: "col" }, "Organ"),
-    element("th", { scope: "col", class: "number" }, "ml"),
-    element("th", { scope: "col", class: "number" }, "Confidence"),
-  );
-  const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
-  const buttons = element(
-    "p",
-    { class: "buttons" },
-    element("button", { type: "button", onclick: all(true) }, "Show all"),
-    element("button", { type: "button", onclick: all(false) }, "Hide all"),
-  );
-  return { table: element("div", { class: "organs" }, buttons, table), first: colours(organs, shown) };
-}
-
-function viewButtons(image) {
-  const group = element("div", { class: "views", role: "group", "aria-label": "View" });
-  for (const [name, type] of Object.entries(VIEWS)) {
-    const choose = () => {
-      for (const other of group.children) other.setAttribute("aria-pressed", String(other === button));
-      image.change("opacity", type === RENDER ? 0 : 1); // in 3D the skin would hide the organs
-      scene.change("opts", { sliceType: type });
-      scene.command("draw_scene");
+    const show = ++this.shows;
+    const loaded = [0, 0];
+    const progress = (i) => (share) => {
+      loaded[i] = share;
+      if (show === this.shows) this.tell(`Loading ${Math.round(50 * (loaded[0] + loaded[1]))} %`);
     };
-    const pressed = String(type === MULTIPLANAR);
-    const button = element("button", { type: "button", "aria-pressed": pressed, onclick: choose }, name);
-    group.append(button);
+    const [scanBytes, labelBytes] = await Promise.all([bytes(scan, progress(0)), bytes(labels, progress(1))]);
+    if (show !== this.shows) return null;
+    this.tell("Drawing");
+    return { scan: { name: scan, bytes: scanBytes }, labels: { name: labels, bytes: labelBytes } };
   }
-  return group;
-}
 
-function opacitySlider(labels) {
-  const slider = element("input", {
-    type: "range",
-    min: "0",
-    max: "1",
-    step: "0.05",
-    value: String(OPACITY),
-    oninput: (event) => labels.change("opacity", Number(event.target.value)),
-  });
-  return element("label", { class: "slider" }, "Opacity ", slider);
-}
+  // --- pictures ------------------------------------------------------------------------------------
 
-async function theScene() {
-  if (scene === null) {
-    const opts = {
-      sliceType: MULTIPLANAR,
-      multiplanarLayout: GRID_LAYOUT,
-      multiplanarShowRender: ALWAYS,
-      backColor: [0, 0, 0, 1],
-      crosshairColor: [0.35, 0.75, 1, 0.9],
-      crosshairWidth: 1,
-      isOrientCube: true,
-      isNearestInterpolation: false,
-      isRadiologicalConvention: true,
-      isResizeCanvas: true,
-      dragAndDropEnabled: false,
-      show3Dcrosshair: true,
-      loadingText: "",
-    };
-    scene = await createScene(canvas, opts, { location_change: (data) => onLocation(data) });
+  async #sceneIn(n, title) {
+    if (!this.scenes[n]) {
+      const canvas = element("canvas", { role: "img", "aria-label": "Scan with organs" });
+      const picture = element("div", { class: "picture" }, canvas);
+      const caption = element("figcaption", {});
+      const figure = element("figure", {}, caption, picture);
+      this.pictures.append(figure);
+      const made = new Scene({
+        onLocationChange: (at) => made === this.scene && this.#tellWhere(at),
+        onIntensityChange: () => made === this.scene && this.#tellWindow(),
+        onOptsChange: (name, value) => this.#optionChanged(name, value),
+        onDistance: (mm) => this.#tellMeasured(`${number(mm, 1)} mm`),
+        onEllipse: (statistics) => this.#tellEllipse(statistics),
+      });
+      Object.assign(made, { caption, figure });
+      await made.attachToCanvas(canvas, true);
+      this.scenes[n] = made;
+    }
+    const scene = this.scenes[n];
+    scene.caption.textContent = title;
+    scene.caption.hidden = title === "";
+    this.pictures.append(scene.figure);
+    return scene;
   }
-  return scene;
-}
 
-// Show { scan, labels, organs }, two addresses and what is in the label map, within `place`.
-// `tell` gets what is being done, in words, and "" at the end.
-export async function showViewer(place, { scan, labels, organs }, tell) {
-  if (Math.max(...organs.map((organ) => organ.value)) > MAX_LABEL) {
-    throw new Error(`label values above ${MAX_LABEL} cannot be shown here; download the label map`);
+  #visible() {
+    return this.scenes.filter((scene) => scene.figure.isConnected);
   }
-  const loaded = [0, 0];
-  const progress = (i) => (share) => {
-    loaded[i] = share;
-    tell(`Loading ${Math.round(50 * (loaded[0] + loaded[1]))} %`);
-  };
-  const [scanBytes, labelBytes] = await Promise.all([bytes(scan, progress(0)), bytes(labels, progress(1))]);
-  tell("Drawing");
-  const overlay = new Volume(`labels-${++shows}`, labels, labelBytes, { opacity: OPACITY });
-  const list = organTable(organs, (lut) => overlay.change("colormap_label", lut));
-  overlay.set("colormap_label", list.first);
-  const image = new Volume(`scan-${shows}`, scan, scanBytes);
 
-  const where = element("output", { class: "where", "aria-live": "off" });
-  const names = new Map(organs.map((organ) => [organ.value, organ.name]));
-  onLocation = ({ mm, values }) => {
+  #showOrgans() {
+    this.scene.showOrgans(this.shown);
+  }
+
+  // Whether the map is being painted in.
+  get isDrawn() {
+    return this.scene?.drawBitmap != null;
+  }
+
+  // In the largest organ: what the scan was segmented for can be seen at once.
+  #begin(scene) {
+    const bySize = [...scene.organs].sort((a, b) => (b.volume_ml ?? 0) - (a.volume_ml ?? 0));
+    if (!bySize.some((organ) => this.#goToNamed(scene, organ.name))) scene.createOnLocationChange();
+  }
+
+  // --- the bar -------------------------------------------------------------------------------------
+
+  #bar(tools) {
+    this.views = choice("View", VIEWS, MULTIPLANAR, (value) => {
+      for (const scene of this.#visible()) scene.setSliceType(value);
+    });
+    this.tools = choice("Tool", TOOLS, MOVE, (value) => this.useTool(value));
+    this.clear = button("Clear", () => this.#clearMeasurements(), { hidden: true });
+    const crosshair = button("Crosshair", () => {
+      const on = crosshair.getAttribute("aria-pressed") !== "true";
+      crosshair.setAttribute("aria-pressed", String(on));
+      for (const scene of this.scenes) scene.showCrosshair(on);
+    }, { "aria-pressed": String(this.scene.crosshairShown) });
+    this.windows = element("select", { "aria-label": "Window", onchange: (event) => this.#useWindow(event.target.value) });
+    this.windowText = element("output", { class: "where" });
+    const opacity = element("input", {
+      type: "range",
+      min: "0",
+      max: "1",
+      step: "0.05",
+      value: String(OPACITY),
+      oninput: (event) => {
+        for (const scene of this.#visible()) scene.setLabelOpacity(Number(event.target.value));
+      },
+    });
+    return element(
+      "div",
+      { class: "bar" },
+      this.views.group,
+      element("span", { class: "together" }, this.tools.group, this.clear),
+      element("span", { class: "together" }, this.windows, this.windowText),
+      crosshair,
+      element("label", { class: "slider" }, "Opacity ", opacity),
+      ...tools,
+    );
+  }
+
+  // NiiVue has keys of its own, as V for the next view.
+  #optionChanged(name, value) {
+    if (name === "sliceType") this.views?.press(value);
+    if (name === "dragModePrimary") this.tools?.press(value);
+  }
+
+  useTool(mode) {
+    for (const scene of this.#visible()) scene.opts.dragModePrimary = mode;
+    this.hint.textContent = HINTS[mode];
+    if (mode !== MOVE) this.clear.hidden = false;
+  }
+
+  // --- the window ----------------------------------------------------------------------------------
+
+  #fillWindows() {
+    const presets = this.scene.isHounsfield ? Object.entries(WINDOWS).map(([key, [name]]) => [key, name]) : [];
+    const all = [...presets, [OWN_WINDOW, "2nd to 98th percentile"], [MANUAL_WINDOW, "By hand"]];
+    this.windows.replaceChildren(...all.map(([value, name]) => element("option", { value, disabled: value === MANUAL_WINDOW }, name)));
+    this.#useWindow(all[0][0]);
+  }
+
+  #useWindow(key) {
+    for (const scene of this.#visible()) {
+      if (key === OWN_WINDOW) scene.setOwnWindow();
+      else scene.setWindow(WINDOWS[key][1], WINDOWS[key][2]);
+    }
+    this.windows.value = key;
+  }
+
+  #tellWindow() {
+    if (!this.windowText || !this.scene?.image) return;
+    const { level, width } = this.scene.window;
+    this.windowText.textContent = `L ${number(level, width < 10 ? 2 : 0)} W ${number(width, width < 10 ? 2 : 0)}`;
+    this.windows.value = MANUAL_WINDOW;
+  }
+
+  // --- what is read --------------------------------------------------------------------------------
+
+  #tellWhere({ mm, values }) {
     const [grey, label] = values.map((value) => value.value);
+    this.at = this.scene.organs.find((organ) => organ.value === label)?.name ?? "no organ";
     const at = [...mm].slice(0, 3).map((value) => Math.round(value)).join(", ");
-    where.textContent = `${at} mm · ${number(grey ?? null, 1)} · ${names.get(label) ?? "no organ"}`;
-  };
-  const picture = element("div", { class: "picture" }, canvas);
-  const bar = element("div", { class: "bar" }, viewButtons(image), opacitySlider(overlay), where);
-  place.replaceChildren(element("div", { class: "stage" }, bar, picture), list.table);
-  const drawn = await theScene();
-  await drawn.show([image, overlay]);
-  drawn.change("opts", { sliceType: MULTIPLANAR });
-  drawn.command("move_crosshair_in_vox", 0, 0, 0); // says where it is
-  tell("");
+    const unit = this.scene.isHounsfield ? " HU" : "";
+    this.where.textContent = `${at} mm · ${number(grey ?? null, 1)}${unit} · ${this.at}`;
+  }
+
+  #tellEllipse({ mean, sd, min, max, area_mm2, voxels }) {
+    const unit = this.scene.isHounsfield ? " HU" : "";
+    this.#tellMeasured(
+      `Mean ${number(mean, 1)}${unit}, SD ${number(sd, 1)}, ${number(min, 0)} to ${number(max, 0)}, ` +
+        `${number(area_mm2 / 100, 2)} cm², ${voxels} voxels`,
+    );
+  }
+
+  #tellMeasured(text) {
+    this.measured.append(element("li", {}, text));
+    this.measured.hidden = false;
+  }
+
+  #clearMeasurements() {
+    for (const scene of this.#visible()) scene.clearMeasurements();
+    this.measured.replaceChildren();
+    this.measured.hidden = true;
+  }
 }

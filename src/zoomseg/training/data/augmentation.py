@@ -243,12 +243,12 @@ def check_flips(spec: Augmentation, schema: LabelSchema, data_set: LabelSchema) 
         if one in schema.names or other in schema.names:
             raise RecipeError(
                 f"training.augmentation.flip_axes holds R, but '{one}' and '{other}' may be the left and the "
-                "right one; say so in their names (left ..., right ...), or leave R out"
+                "right one; use left and right in their names, or omit R"
             )
     if schema.unpaired:
         raise RecipeError(
             f"training.augmentation.flip_axes holds R, but '{schema.unpaired[0]}' has no counterpart on "
-            f"the other side among {', '.join(schema.names)}; leave R out"
+            f"the other side among {', '.join(schema.names)}; omit R"
         )
 
 

@@ -86,7 +86,7 @@ class Preprocessing:
 
         Raises:
             InterruptedTrainingError: ``stop`` was set.
-            TrainingError: a stage has nowhere to look in any training case.
+            TrainingError: a stage has an empty region in all training cases.
         """
         ids = [*train, *validation]
         kept: dict[str, dict[str, packed_cases.PackedCase]] = {}
@@ -94,7 +94,7 @@ class Preprocessing:
         drawn = {case.id: case.annotated for case in self.dataset.cases}
         for done, case_id in enumerate(ids):
             if stop.is_set():
-                raise InterruptedTrainingError("stopped while preparing the data; go on with --resume")
+                raise InterruptedTrainingError("stopped while preparing the data; continue with --resume")
             self.observer.preparing(group.lead.name, done, len(ids))
             if learned.isdisjoint(learned if (own := drawn[case_id]) is None else own):
                 self.observer.message(
@@ -103,12 +103,12 @@ class Preprocessing:
                 continue
             packed = self._pack_case(group, case_id, finished(case_id), len(kept))
             if packed is None:
-                self.observer.message(f"{case_id}: stage '{group.lead.name}' has nowhere to look; left out")
+                self.observer.message(f"{case_id}: stage '{group.lead.name}' has an empty region; left out")
             else:
                 kept[case_id] = packed
         self.observer.preparing(group.lead.name, len(ids), len(ids))
         if not any(i in kept for i in train):
-            raise TrainingError(f"stage '{group.lead.name}' has nowhere to look in any training case")
+            raise TrainingError(f"stage '{group.lead.name}' has an empty region in all training cases")
         parts = [
             {s.name: [kept[i][s.name] for i in part if i in kept] for s in group.stages}
             for part in (train, validation)

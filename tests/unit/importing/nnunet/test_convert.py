@@ -10,7 +10,7 @@ from helpers import nnunet_models
 from zoomseg.core.errors import ModelError
 from zoomseg.importing.nnunet.convert import Converted, converted
 from zoomseg.importing.nnunet.plans import configuration_of, parse
-from zoomseg.recipe.spec import FixedSpacing, Window, ZScore
+from zoomseg.recipe.spec import FixedSpacing, MinMax, PerChannel, Polynomial, Unchanged, Window, ZScore
 
 DATASET: dict[str, Any] = {"channel_names": {"0": "CT"}, "labels": nnunet_models.LABELS}
 
@@ -46,6 +46,31 @@ def test_the_recipe_has_every_number_of_the_plans() -> None:
     assert own.channel_names == ("CT",)
 
 
+def test_slices_are_sampled_in_their_plane_and_answered_once() -> None:
+    plans = parse(nnunet_models.plans(transpose=(1, 0, 2)))
+    (stage,) = converted(plans, "2d", configuration_of(plans, "2d"), DATASET).recipe.stages
+    grid = stage.grid
+    assert isinstance(grid, FixedSpacing)
+    # nnU-Net's axes are j, k, i here, and its slices lie across j.
+    assert (grid.mm, grid.tile, grid.overlap) == ((1.25, None, 1.5), (12, 1, 8), (0.5, 0, 0.5))
+    assert stage.network.strides == ((1, 1, 1), (2, 1, 2), (2, 1, 2))  # type: ignore[union-attr]
+    assert stage.network.kernels == ((3, 1, 3),) * 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("patch", "rotation"),
+    [([8, 16, 16], (30.0, 30.0, 30.0)), ([4, 16, 16], (0.0, 0.0, 30.0))],
+    ids=["even", "flat"],
+)
+def test_fine_tuning_turns_and_scales_patches_as_nnunet_does(
+    patch: list[int], rotation: tuple[float, float, float]
+) -> None:
+    training = of(changed(patch_size=patch)).recipe.stages[0].training
+    assert training.augmentation.rotation_deg == rotation
+    assert (training.augmentation.scale, training.augmentation.flip_axes) == ((0.7, 1.4), ())
+    assert (training.gradient_clip, training.schedule) == (12.0, Polynomial())
+
+
 def test_ct_is_clipped_and_standardised_by_numbers_of_the_training_scans() -> None:
     window = of(nnunet_models.plans()).recipe.intensity
     assert isinstance(window, Window)
@@ -57,6 +82,56 @@ def test_zscore_is_that_of_the_whole_scan_unclipped() -> None:
     assert of(nnunet_models.plans(scheme="ZScoreNormalization")).recipe.intensity == ZScore(
         clip_percentiles=None
     )
+
+
+def test_every_channel_is_normalised_by_its_own_scheme() -> None:
+    given = changed(
+        normalization_schemes=[
+            "CTNormalization",
+            "ZScoreNormalization",
+            "RescaleTo01Normalization",
+            "RGBTo01Normalization",
+            "NoNormalization",
+            "CTNormalization",
+        ],
+        use_mask_for_norm=[False, True, False, False, None, False],
+    )
+    other = {"mean": 1.0, "std": 2.0, "percentile_00_5": 0.0, "percentile_99_5": 4.0}
+    given["foreground_intensity_properties_per_channel"]["5"] = other
+    names = {str(n): f"channel {n}" for n in range(6)}
+    intensity = of(given, DATASET | {"channel_names": names}).recipe.intensity
+    assert isinstance(intensity, PerChannel)
+    ct, *others, last = intensity.channels
+    assert isinstance(ct, Window)
+    assert (ct.lower, ct.upper) == (-100.0, 200.0)
+    assert others == [
+        ZScore(clip_percentiles=None, within="nonzero"),
+        MinMax(),
+        Window(lower=0, upper=255, output=(0, 1)),
+        Unchanged(),
+    ]
+    assert last == Window(lower=0, upper=4, output=(-0.5, 1.5))
+
+
+def test_channels_alike_are_said_once() -> None:
+    given = changed(normalization_schemes=["ZScoreNormalization"] * 2, use_mask_for_norm=[True, True])
+    names = {"channel_names": {"0": "T1", "1": "T2"}}
+    assert of(given, DATASET | names).recipe.intensity == ZScore(clip_percentiles=None, within="nonzero")
+
+
+def test_ct_needs_the_intensities_of_its_channel() -> None:
+    given = changed(normalization_schemes=["CTNormalization"] * 2, use_mask_for_norm=[False, False])
+    with pytest.raises(ModelError, match="no foreground intensities of channel 1, which CTNormalization"):
+        of(given, DATASET | {"channel_names": {"0": "CT", "1": "CT"}})
+
+
+def test_regions_are_labels_in_the_order_in_which_they_are_written() -> None:
+    labels = {"background": 0, "tumour": [1, 2, 3], "core": [1, 3], "rim": [3], "ignore": 4}
+    own = of(nnunet_models.plans(), DATASET | {"labels": labels, "regions_class_order": [2, 1, 3]})
+    assert own.schema.value_of == {"tumour": 2, "core": 1, "rim": 3}
+    assert own.recipe.stages[0].labels_overlap
+    single = {"labels": {"background": 0, "b": [2], "a": 1}}  # no region, as no label has several values
+    assert of(nnunet_models.plans(), DATASET | single).schema.value_of == {"a": 1, "b": 2}
 
 
 def test_a_reader_that_turns_scans_makes_the_model_see_them_turned() -> None:
@@ -83,19 +158,13 @@ def test_the_ignore_label_is_none_of_the_models() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (
-            changed(patch_size=[8, 8], spacing=[1.0, 1.0]),
-            "is two-dimensional; supported: 3d_fullres, 3d_lowres",
-        ),
+        (changed(spacing=[1.0, 1.0]), "patch_size has 3 axes and spacing 2; expected 2 or 3 of both"),
+        (changed(patch_size=[8], spacing=[1.0]), "patch_size has 1 axes"),
         (changed(previous_stage="3d_lowres"), "reads the answer of 3d_lowres; supported"),
         (changed(preprocessor_name="Mine"), "preprocessor Mine: supported is DefaultPreprocessor"),
         (
-            changed(normalization_schemes=["RGBTo01Normalization"]),
-            "normalisation RGBTo01Normalization: supported",
-        ),
-        (
-            changed(normalization_schemes=["ZScoreNormalization"], use_mask_for_norm=[True]),
-            "ZScoreNormalization within the nonzero mask: supported",
+            changed(normalization_schemes=["Mine"]),
+            "normalisation Mine: supported are CTNormalization, ZScoreNormalization, Rescale",
         ),
         (changed(normalization_schemes=["CTNormalization"] * 2), "2 normalisation schemes for 1 channels"),
         (
@@ -120,7 +189,18 @@ def test_what_a_recipe_cannot_say_is_refused(given: Any, message: str) -> None:
     [
         ({"labels": nnunet_models.LABELS}, "channel_names must name every channel"),
         (DATASET | {"labels": {"0": "background"}}, "labels must give every name its value"),
-        (DATASET | {"labels": {"background": 0, "all": [1, 2], "core": 1}}, "labels are regions"),
+        (
+            DATASET | {"labels": {"background": 0, "all": [1, 2], "core": 1}},
+            "labels are 2 regions, and regions_class_order is None; expected one value for each",
+        ),
+        (
+            DATASET | {"labels": {"background": 0, "all": [1, 2]}, "regions_class_order": [1, 2]},
+            r"labels are 1 regions, and regions_class_order is \[1, 2\]",
+        ),
+        (
+            DATASET | {"labels": {"background": 0, "all": [1, 2], "b": 1}, "regions_class_order": [1, 1]},
+            "several regions get one value",
+        ),
         (DATASET | {"labels": {"background": 0, "liver": 2}}, r"label values are \[2\]; expected 1, 2, 3"),
     ],
 )

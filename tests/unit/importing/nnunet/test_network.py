@@ -21,6 +21,22 @@ def parsed(residual: bool, **changes: Any) -> Architecture:
     return Architecture.model_validate(given)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_network_of_slices_has_kernels_of_one_voxel_across_them(residual: bool) -> None:
+    theirs = nnunet_models.random_network(residual, dimensions=2)
+    axes = axes_of((1, 0, 2))  # slices lie across j
+    architecture = Architecture.model_validate(nnunet_models.architecture(residual, 2))
+    spec = spec_of(architecture, axes, 2)
+    module = networks.build(spec, 1, 3, "same").eval()
+    weights = weights_of(nnunet_models.stored(theirs), spec, axes, 1, 3)
+    module.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()})
+    slice_BCKI = torch.randn(1, 1, 8, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(slice_BCKI)
+        found = module(slice_BCKI.permute(0, 1, 3, 2)[:, :, :, None])[0]
+    torch.testing.assert_close(found[:, :, :, 0].permute(0, 1, 3, 2), expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("residual", "transpose"), [(False, (0, 1, 2)), (False, (2, 0, 1)), (True, (1, 2, 0))]
 )

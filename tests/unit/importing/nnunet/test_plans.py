@@ -29,7 +29,7 @@ def test_plans_without_an_architecture_give_the_same_network() -> None:
 
 def test_a_circle_and_an_unknown_configuration_are_refused() -> None:
     given = nnunet_models.plans()
-    with pytest.raises(ModelError, match=r"no configuration 3d_lowres, .*it has: 3d_child, 3d_fullres"):
+    with pytest.raises(ModelError, match=r"no configuration 3d_lowres, .*it has: 2d, 3d_child, 3d_fullres"):
         configuration_of(parse(given), "3d_lowres")
     given["configurations"]["3d_fullres"]["inherits_from"] = "3d_child"
     with pytest.raises(ModelError, match="3d_child inherits from itself"):
@@ -47,3 +47,26 @@ def test_plans_of_another_version_or_with_a_key_missing_are_refused() -> None:
     del given["configurations"]["3d_fullres"]["patch_size"]
     with pytest.raises(ModelError, match="configuration 3d_fullres: patch_size: Field required"):
         configuration_of(parse(given), "3d_fullres")
+
+
+def test_older_plans_have_intensities_by_modality() -> None:
+    given = nnunet_models.plans()
+    known = parse(given).foreground_intensity_properties_per_channel
+    given["foreground_intensity_properties_by_modality"] = given.pop(
+        "foreground_intensity_properties_per_channel"
+    )
+    assert parse(given).foreground_intensity_properties_per_channel == known
+    assert known["0"].mean == 60.0
+
+
+def test_slices_of_older_plans_are_normalised_over_two_axes() -> None:
+    given = nnunet_models.plans()
+    numbers = nnunet_models.old_numbers()
+    given["configurations"]["2d"] = {
+        **given["configurations"]["3d_fullres"],
+        **numbers,
+        "patch_size": [8, 12],
+    }
+    del given["configurations"]["2d"]["architecture"]
+    found = configuration_of(parse(given), "2d").architecture.arch_kwargs
+    assert found.norm_op == "torch.nn.modules.instancenorm.InstanceNorm2d"

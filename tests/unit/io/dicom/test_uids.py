@@ -64,7 +64,7 @@ def test_what_a_series_lacks_that_objects_must_name_is_told(tmp_path: Path) -> N
     assert uids.notes_on_identity(SERIES) == ()
     assert uids.notes_on_identity(without_uids(SERIES)) == (
         "it lacks a valid StudyInstanceUID and SeriesInstanceUID and FrameOfReferenceUID; a SEG or RTSTRUCT "
-        "of it has one made up, and archives and viewers do not put it with the images",
+        "of it has a generated one, and archives and viewers do not associate it with the images",
         "it has slices without SOPInstanceUID; a SEG or RTSTRUCT does not refer to these",
     )
     lost = dicom_series.stack(dicom_series.ramp(), StudyInstanceUID=None)

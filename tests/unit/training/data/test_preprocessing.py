@@ -93,10 +93,10 @@ def test_stages_that_it_does_not_follow_are_not_run(data: Dataset, tmp_path: Pat
 def test_a_case_where_nothing_was_found_is_named_and_left_out(data: Dataset, tmp_path: Path) -> None:
     recipe = tiny_recipe(together=False).model_copy(update={"on_missing": "empty"})
     watch = Watch()
-    with pytest.raises(TrainingError, match="'fine' has nowhere to look in any training case"):
+    with pytest.raises(TrainingError, match="'fine' has an empty region in all training cases"):
         prepared(data, recipe, tmp_path, 1, {"coarse": Says(winner=0)}, watch)
     assert watch.messages == [
-        f"{case}: stage 'fine' has nowhere to look; left out" for case in (*IDS, "case_2")
+        f"{case}: stage 'fine' has an empty region; left out" for case in (*IDS, "case_2")
     ]
 
 

@@ -170,13 +170,15 @@ def _check_contents(path: Path, members: list[zipfile.ZipInfo]) -> None:
     stored = path.stat().st_size
     packed, total = sum(info.compress_size for info in members), sum(info.file_size for info in members)
     if packed > stored:
-        raise ScanError(f"{path}: files in the zip overlap; this is no honest zip")
+        raise ScanError(f"{path}: files in the zip overlap; this is not a valid zip")
     if total > MAX_TOTAL_BYTES or max((i.file_size for i in members), default=0) > MAX_FILE_BYTES:
         raise ScanError(f"{path}: inflates to {total} bytes; at most {MAX_TOTAL_BYTES} are read")
     if total > max(HARMLESS_BYTES, MAX_RATIO * stored):
-        raise ScanError(f"{path}: inflates to {total // max(1, stored)} times its size; scans do not")
+        raise ScanError(
+            f"{path}: inflates to {total // max(1, stored)} times its size, which is not plausible for scans"
+        )
     for info in members:
         if info.flag_bits & 1:
             raise ScanError(f"{path}: {info.filename!r} is encrypted; unpack it with its password first")
         if info.compress_type not in _METHODS:
-            raise ScanError(f"{path}: {info.filename!r} is packed in an unusual way; only deflate is read")
+            raise ScanError(f"{path}: {info.filename!r} has an unsupported compression; only deflate is read")

@@ -36,7 +36,7 @@ def without_copies(images: Iterable[Image]) -> tuple[list[StoredSlice], list[str
             copies[first.source, stored.source].append((first, stored))
     _require_equal(copies)
     count = sum(map(len, copies.values()))
-    notes = [f"{count} slices are there twice; the copies were left out"] if count else []
+    notes = [f"{count} slices are duplicated; the copies were left out"] if count else []
     return list(kept.values()), notes
 
 

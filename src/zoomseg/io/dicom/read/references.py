@@ -61,9 +61,9 @@ def series_of(source: Source, stacks: Sequence[Stack]) -> int:
     if len(found) > 1:
         found = [i for i in found if i in with_images] or found
     if not found:
-        raise ScanError(f"{source}: the series that it was drawn on is not here, or is none that can be used")
+        raise ScanError(f"{source}: the series that it belongs to is missing or cannot be used")
     if len(found) > 1:
-        raise ScanError(f"{source}: may be drawn on any of {len(found)} volumes, and does not say on which")
+        raise ScanError(f"{source}: may belong to any of {len(found)} volumes, and does not state to which")
     return found[0]
 
 

@@ -60,7 +60,7 @@ def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
             raise ScanError(f"{path}: damaged, truncated or not DICOM (contours without a number)")
         lost = len(drawn.keys() - rois.keys())
         notes += [f"structures without a number left out: {unnumbered}"] if unnumbered else []
-        notes += [f"contours of structures that it does not name left out: {lost}"] if lost else []
+        notes += [f"contours of unnamed structures left out: {lost}"] if lost else []
         voxels: dict[str, Indices] = {}
         wrong: list[str] = []
         for number, items in rois.items():
@@ -128,7 +128,7 @@ def _voxels(name: str, roi: Dataset, grid: Grid) -> tuple[Indices, list[str]]:
         raise ScanError(f"'{name}' has more than {MAX_IN_SLICE} contours in a slice")
     drawn, notes = _filled(name, slices, grid.shape[:2], exclusive)
     if closed and skipped:
-        notes.append(f"structure '{name}' has contours that are no closed ones; left out: {skipped}")
+        notes.append(f"structure '{name}' has contours that are not closed; left out: {skipped}")
     found = between(name, drawn, grid.shape[:2], np.array(grid.spacing_mm))
     parts = [at * grid.shape[2] + k for k, at in (*drawn.items(), *found.voxels.items())]
     return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *parts])), [*notes, *found.notes]
@@ -148,7 +148,7 @@ def _filled(
         copies, overlapping = copies + drawn.copies, overlapping + drawn.overlapping
     notes = [f"structure '{name}' repeats contours; copies left out: {copies}"] if copies else []
     if overlapping:
-        notes.append(f"contours of structure '{name}' overlap; put together in slices: {overlapping}")
+        notes.append(f"contours of structure '{name}' overlap; merged in slices: {overlapping}")
     return found, notes
 
 

@@ -84,7 +84,7 @@ def _names(path: Path, dataset: Dataset) -> dict[int, str]:
         number = int(segment.SegmentNumber)
         if number in names:
             raise ScanError(
-                f"{path}: describes several segments of number {number}; which is meant is not said"
+                f"{path}: describes several segments of number {number}; which one is meant is ambiguous"
             )
         names[number] = name
     return names
@@ -169,7 +169,7 @@ def _frames(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
             f"{path}: promises {promised} frames and describes {count}; 1 to {MAX_FRAMES} are read"
         )
     if not 0 < count * rows * columns <= MAX_VOXELS:
-        raise ScanError(f"{path}: promises {count} frames of {columns}x{rows}; that is not credible")
+        raise ScanError(f"{path}: promises {count} frames of {columns}x{rows}; this is implausible")
     kind, bits = str(dataset.SegmentationType), int(dataset.BitsAllocated)
     if (kind, bits) not in (("BINARY", 1), ("FRACTIONAL", 8), ("LABELMAP", 8), ("LABELMAP", 16)):
         raise ScanError(

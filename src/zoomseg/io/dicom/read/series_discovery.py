@@ -209,7 +209,7 @@ def _stray_notes(path: Path, strays: Sequence[Source]) -> list[str]:
     what = (
         f"{strays[0]} is" if len(strays) == 1 else f"{len(strays)} files, {strays[0]} the first of them, are"
     )
-    return [f"{path}: {what} no DICOM in spite of the name; left out"]
+    return [f"{path}: {what} not DICOM despite the name; left out"]
 
 
 def _no_volume(path: Path, notes: Sequence[str]) -> str:
@@ -262,7 +262,7 @@ def _volumes(path: Path, images: list[Image], differ_in: Sequence[str]) -> _Volu
         return [], [_refused(images, str(error))], []
     notes = [*_identity_notes(images, differ_in), *notes]
     if len(stored) == 1:
-        return [], [], [f"{name}: a single image, no volume; left out"]
+        return [], [], [f"{name}: a single image, not a volume; left out"]
     stacks, failures = [], []
     groups = by_geometry(stored)
     alone = sum(len(group) == 1 for group in groups)
@@ -292,7 +292,7 @@ def _identity_notes(images: Sequence[Image], differ_in: Sequence[str]) -> list[s
     if differ_in:
         uid = images[0].identity.series_uid
         where = "under one SeriesInstanceUID" if uid else "without a SeriesInstanceUID"
-        notes.append(f"images {where} differ in {', '.join(differ_in)}; each kind is a scan of its own")
+        notes.append(f"images {where} differ in {', '.join(differ_in)}; each kind is read as a separate scan")
     return notes
 
 
@@ -312,7 +312,7 @@ def _all_damaged(broken: list[Damaged]) -> Refused:
 
 
 def _of_several(count: int) -> str:
-    return f"the series holds {count} sizes or orientations of slices; each is a volume of its own"
+    return f"the series holds {count} sizes or orientations of slices; each is read as a separate volume"
 
 
 def _named(image: Image) -> str:

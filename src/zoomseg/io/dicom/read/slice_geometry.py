@@ -219,4 +219,4 @@ def _tilt_note(away: FloatArray, along: FloatArray) -> str:
     degrees = math.degrees(math.atan(float(np.linalg.norm(slope))))
     if rest <= max(1.0, 0.1 * float(np.abs(away).max())):
         return f"gantry tilt of {degrees:.1f} degrees corrected by shear resampling"
-    return f"slices are shifted in their planes by up to {np.abs(away).max():.3g} mm; brought in line"
+    return f"slices are shifted in their planes by up to {np.abs(away).max():.3g} mm; aligned"

@@ -85,7 +85,7 @@ def _told(name: str, step: int, found: Mapping[int, InSlice]) -> str:
     empty = sum(not voxels.size for voxels in found.values())
     return (
         f"structure '{name}' is drawn on one slice in {step}; slices interpolated between: {len(found)}"
-        + (f", of them empty, as the contours on both sides lie apart: {empty}" if empty else "")
+        + (f", of them empty, as the contours on both sides do not overlap: {empty}" if empty else "")
     )
 
 

@@ -51,7 +51,7 @@ class Structures:
         """
         if schema is None:
             if not self.voxels:
-                raise LabelError("no structure was drawn; there is nothing to learn from")
+                raise LabelError("no structure is annotated, so there is nothing to learn from")
             schema = LabelSchema.consecutive(self.names)
         drawn = self.named(schema)
         if not drawn:

@@ -54,16 +54,17 @@ def patient_and_study(series: DicomSeries) -> Dataset:
     return found
 
 
-def series_of_result(series: DicomSeries, model: str, offset: int, made: datetime) -> Dataset:
+def series_of_result(series: DicomSeries, model: str, offset: int, made: datetime, seed: str = "") -> Dataset:
     """A data set that describes the series that an object made by ``model`` is alone in: two runs are told
     apart by the time.
 
     Args:
         offset: added to the number of ``series``, unlike those of other kinds of objects.
+        seed: what its UID is made of, with ``offset``; at random, if left out.
     """
     date, seconds = f"{made:%Y%m%d}", f"{made:%H%M%S}"
     found = Dataset()
-    found.SeriesInstanceUID = UID(new_uid())
+    found.SeriesInstanceUID = UID(new_uid(seed, "series", str(offset)))
     found.SeriesNumber = (series.number or 0) % 100_000 + offset
     found.SeriesDescription = (
         f"{MANUFACTURER} {short_text(model, longest=_MODEL_CHARACTERS)} {made:%Y-%m-%d %H:%M:%S}"
@@ -103,8 +104,9 @@ def software_version() -> str:
     return importlib.metadata.version("zoomseg")
 
 
-def new_uid() -> str:
-    return str(generate_uid())
+def new_uid(seed: str = "", *what: str) -> str:
+    """A UID that nothing has yet; with a ``seed``, the one that ``what`` has in all runs of that seed."""
+    return str(generate_uid(entropy_srcs=[seed, *what] if seed else None))
 
 
 def reference_item(series: DicomSeries, k: int) -> Dataset | None:

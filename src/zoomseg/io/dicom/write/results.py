@@ -37,13 +37,19 @@ def require_series(scans: Iterable[ScanInput], kinds: Collection[DicomResult]) -
 
 
 def write_results(
-    out: Path, scan: ScanInput, labels: LabelMap, kinds: Collection[DicomResult], model: str
+    out: Path,
+    scan: ScanInput,
+    labels: LabelMap,
+    kinds: Collection[DicomResult],
+    model: str,
+    seed: str = "",
 ) -> None:
     """Write objects of ``kinds``. A scan without any organ has none, not even those of an earlier run.
 
     Args:
         labels: on the grid of ``scan``, which came as DICOM if there are any ``kinds``.
         model: what made them.
+        seed: what their UIDs are made of; at random, if left out.
 
     Raises:
         OutputError: a file cannot be written.
@@ -58,6 +64,6 @@ def write_results(
     series = scan.dicom.usable().series
     for kind in kinds:
         path = kind.path(out, scan.id)
-        if not writers[kind](path, labels, series, model):
+        if not writers[kind](path, labels, series, model, seed=seed):
             with writing(path):
                 path.unlink(missing_ok=True)

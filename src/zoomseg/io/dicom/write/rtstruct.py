@@ -30,12 +30,15 @@ _CONTOUR_DATA = Tag("ContourData")
 _DECIMALS = 4  # a ten-thousandth of a millimetre; with it every coordinate fits into sixteen characters
 
 
-def write_rtstruct(path: Path, labels: LabelMap, series: DicomSeries, model: str, version: str = "") -> bool:
+def write_rtstruct(
+    path: Path, labels: LabelMap, series: DicomSeries, model: str, version: str = "", seed: str = ""
+) -> bool:
     """Write the organs that were found as an RTSTRUCT.
 
     Args:
         labels: on the series' own grid.
         model, version: what made them, for the record.
+        seed: what the UIDs are made of (see ``derived_objects.new_uid``).
 
     Returns:
         False where no organ was found: nothing is written.
@@ -49,7 +52,7 @@ def write_rtstruct(path: Path, labels: LabelMap, series: DicomSeries, model: str
     found = derived_objects.found_classes(labels, series)
     if not found:
         return False
-    dataset = _header(series, model, version)
+    dataset = _header(series, model, version, seed)
     classes = labels.data
     rois, contours, observations = [], [], []
     for number, value in enumerate(found, start=1):
@@ -64,12 +67,12 @@ def write_rtstruct(path: Path, labels: LabelMap, series: DicomSeries, model: str
     return True
 
 
-def _header(series: DicomSeries, model: str, version: str) -> Dataset:
+def _header(series: DicomSeries, model: str, version: str, seed: str) -> Dataset:
     dataset = derived_objects.patient_and_study(series)
-    dataset.update(derived_objects.series_of_result(series, model, 2000, datetime.now()))
+    dataset.update(derived_objects.series_of_result(series, model, 2000, datetime.now(), seed))
     dataset.file_meta = FileMetaDataset()
     dataset.SOPClassUID = RTStructureSetStorage
-    dataset.SOPInstanceUID = UID(derived_objects.new_uid())
+    dataset.SOPInstanceUID = UID(derived_objects.new_uid(seed, "rtstruct"))
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     # Explicit VRs have 16 bits for the length of a contour: longer ones would become UN (PS3.5 6.2.2).

@@ -31,12 +31,15 @@ from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.write import derived_objects
 
 
-def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, version: str = "") -> bool:
+def write_seg(
+    path: Path, labels: LabelMap, series: DicomSeries, model: str, version: str = "", seed: str = ""
+) -> bool:
     """Write the organs that were found as a binary DICOM SEG.
 
     Args:
         labels: on the series' own grid.
         model, version: what made them, for the record.
+        seed: what the UIDs are made of (see ``derived_objects.new_uid``).
 
     Returns:
         False where no organ was found: a SEG without a segment cannot be, and nothing is written.
@@ -50,7 +53,7 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
     found = derived_objects.found_classes(labels, series)
     if not found:
         return False
-    told = derived_objects.series_of_result(series, model, 1000, datetime.now())
+    told = derived_objects.series_of_result(series, model, 1000, datetime.now(), seed)
     algorithm = hd.AlgorithmIdentificationSequence(
         name=short_text(model) or derived_objects.MANUFACTURER,
         family=_concept(derived_objects.ARTIFICIAL_INTELLIGENCE),
@@ -58,7 +61,7 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
         source=derived_objects.MANUFACTURER,
     )
     names = [labels.schema.names[c - 1] for c in found]
-    described = [_segment(number, name, algorithm) for number, name in enumerate(names, start=1)]
+    described = [_segment(number, name, algorithm, seed) for number, name in enumerate(names, start=1)]
     dataset = hd.seg.Segmentation(
         source_images=_planes(series),
         pixel_array=_numbered(labels, found),
@@ -66,7 +69,7 @@ def write_seg(path: Path, labels: LabelMap, series: DicomSeries, model: str, ver
         segment_descriptions=described,
         series_instance_uid=told.SeriesInstanceUID,
         series_number=told.SeriesNumber,
-        sop_instance_uid=derived_objects.new_uid(),
+        sop_instance_uid=derived_objects.new_uid(seed, "seg"),
         instance_number=1,
         manufacturer=derived_objects.MANUFACTURER,
         manufacturer_model_name=derived_objects.MANUFACTURER,
@@ -104,7 +107,7 @@ def _concept(code: Code) -> hd.sr.CodedConcept:
 
 
 def _segment(
-    number: int, name: str, algorithm: hd.AlgorithmIdentificationSequence
+    number: int, name: str, algorithm: hd.AlgorithmIdentificationSequence, seed: str
 ) -> hd.seg.SegmentDescription:
     organ = coded(name)
     described = hd.seg.SegmentDescription(
@@ -114,7 +117,7 @@ def _segment(
         segmented_property_type=_concept(organ.type),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
-        tracking_uid=derived_objects.new_uid(),
+        tracking_uid=derived_objects.new_uid(seed, "segment", name),
         tracking_id=short_text(name),
         display_color=hd.color.CIELabColor.from_rgb(*organ_colour(name)),
     )

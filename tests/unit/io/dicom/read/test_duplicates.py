@@ -46,14 +46,14 @@ def test_a_copy_may_be_compressed(tmp_path: Path) -> None:
     write(tmp_path / "a", stack(SLICES))
     write(tmp_path / "b", stack(SLICES), as_jpeg_2000)
     write(tmp_path / "c", stack(SLICES)[:2], as_jpeg_ls)
-    assert the_series(tmp_path).series.notes == ("7 slices are there twice; the copies were left out",)
+    assert the_series(tmp_path).series.notes == ("7 slices are duplicated; the copies were left out",)
     assert (values(tmp_path) == SLICES.astype(int) - 1024).all()
 
 
 def test_a_copy_may_be_in_a_zip(tmp_path: Path) -> None:
     write(tmp_path / "a", stack(SLICES))
     shutil.make_archive(str(tmp_path / "b"), "zip", tmp_path / "a")
-    assert the_series(tmp_path).series.notes == ("5 slices are there twice; the copies were left out",)
+    assert the_series(tmp_path).series.notes == ("5 slices are duplicated; the copies were left out",)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -103,7 +103,7 @@ def test_frames_are_compared_one_by_one(tmp_path: Path) -> None:
 
     write(tmp_path / "a", [enhanced(SLICES)])
     write(tmp_path / "b", [enhanced(SLICES)], as_jpeg_2000)
-    assert the_series(tmp_path).series.notes == ("5 slices are there twice; the copies were left out",)
+    assert the_series(tmp_path).series.notes == ("5 slices are duplicated; the copies were left out",)
     changed = SLICES.copy()
     changed[4] = np.flipud(changed[4])
     write(tmp_path / "b", [enhanced(changed)], as_jpeg_2000)

@@ -100,7 +100,7 @@ def test_a_series_that_lost_all_uids(kind: str, stacks: list[Stack], tmp_path: P
 def test_the_only_one_in_the_frame_of_reference(kind: str, stacks: list[Stack], tmp_path: Path) -> None:
     assert series_of(Source(without_series(drawn_at(stacks[2], kind, tmp_path))), stacks) == 2
     source = Source(without_series(drawn_at(stacks[0], kind, tmp_path)))
-    with pytest.raises(ScanError, match="may be drawn on any of 2 volumes"):
+    with pytest.raises(ScanError, match="may belong to any of 2 volumes"):
         series_of(source, stacks)
     assert series_of(source, [stacks[2], stacks[1]]) == 1
 
@@ -113,7 +113,7 @@ def test_of_a_series_of_several_volumes_the_one_with_its_images(
     volumes = [dataclasses.replace(stacks[1], series=alike), stacks[0]]
     source = Source(drawn_at(stacks[0], kind, tmp_path))
     assert series_of(source, volumes) == 1
-    with pytest.raises(ScanError, match="may be drawn on any of 2 volumes"):
+    with pytest.raises(ScanError, match="may belong to any of 2 volumes"):
         series_of(source, [volumes[1], volumes[1]])
 
 

@@ -123,7 +123,7 @@ def test_open_lines_among_closed_contours_are_told_of(tmp_path: Path, series: Di
         Liver=[contour(closed), contour(line, "OPEN_PLANAR"), contour(pair[:2]), without_kind],
     )
     structures = read_rtstruct(path, series)
-    assert structures.notes == ("structure 'Liver' has contours that are no closed ones; left out: 3",)
+    assert structures.notes == ("structure 'Liver' has contours that are not closed; left out: 3",)
     assert set(np.unravel_index(structures.voxels["Liver"], series.grid.shape)[2]) == {2}
 
 
@@ -176,7 +176,7 @@ def test_contours_that_overlap_add_up(tmp_path: Path, series: DicomSeries) -> No
     expected[1:7, 1:6, 2] = expected[5:10, 4:9, 2] = expected[13:15, 1:3, 2] = True
     assert (mask_of(path, series) == expected).all()
     notes = read_rtstruct(path, series).notes
-    assert notes == ("contours of structure 'Liver' overlap; put together in slices: 1",)
+    assert notes == ("contours of structure 'Liver' overlap; merged in slices: 1",)
 
 
 def test_contours_marked_as_exclusive_are_that(tmp_path: Path, series: DicomSeries) -> None:

@@ -52,7 +52,7 @@ def test_what_is_no_scan_is_left_out_by_name(tmp_path: Path) -> None:
         f"{tmp_path}: RT Structure Set left out",
         f"{tmp_path}: Secondary Capture Image left out",
         f"{tmp_path}: 2 objects of the kind 'localizer' left out",
-        f"{tmp_path}: series 9 'body': a single image, no volume; left out",
+        f"{tmp_path}: series 9 'body': a single image, not a volume; left out",
     )
 
 
@@ -79,7 +79,7 @@ def test_copies_are_left_out(tmp_path: Path) -> None:
     write(tmp_path / "b", stack(ramp())[:2])
     found = the_series(tmp_path).series
     assert found.grid.shape == (7, 6, 5)
-    assert found.notes == ("2 slices are there twice; the copies were left out",)
+    assert found.notes == ("2 slices are duplicated; the copies were left out",)
 
 
 def test_what_is_called_dicom_and_is_none_is_told_of(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_what_is_called_dicom_and_is_none_is_told_of(tmp_path: Path) -> None:
     file = sorted(folder.iterdir())[4].rename(folder / "4.DCM")
     file.write_bytes(b"hello")
     found = find_series(folder)
-    assert found.notes == (f"{folder}: {file} is no DICOM in spite of the name; left out",)
+    assert found.notes == (f"{folder}: {file} is not DICOM despite the name; left out",)
     assert found.stacks[0].series.grid.shape == (7, 6, 9)
     (tmp_path / "none").mkdir()
     file.rename(tmp_path / "none" / "4.dcm")

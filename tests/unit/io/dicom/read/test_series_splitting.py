@@ -270,7 +270,7 @@ def test_what_differs_in_identity_is_apart(
     ]
     for volume in stacks:
         where = "under one SeriesInstanceUID" if uid else "without a SeriesInstanceUID"
-        note = f"images {where} differ in {keyword}; each kind is a scan of its own"
+        note = f"images {where} differ in {keyword}; each kind is read as a separate scan"
         assert note in volume.series.notes
 
 

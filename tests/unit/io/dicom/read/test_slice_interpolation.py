@@ -91,7 +91,7 @@ def test_where_neighbours_lie_apart_nothing_is_made_up() -> None:
     assert not result.voxels
     assert result.notes == (
         "structure 'A' is drawn on one slice in 2; slices interpolated between: 2, of them empty, as the "
-        "contours on both sides lie apart: 2",
+        "contours on both sides do not overlap: 2",
     )
     nothing = np.empty(0, dtype=np.int64)
     assert not found({0: disc(8), 2: nothing, 4: disc(8)}).voxels

@@ -79,7 +79,7 @@ def test_a_name_in_other_letters_means_no_label_that_it_is_not() -> None:
 
 
 def test_nothing_to_learn_from_is_refused() -> None:
-    with pytest.raises(LabelError, match=r"^no structure was drawn; there is nothing to learn from$"):
+    with pytest.raises(LabelError, match=r"^no structure is annotated, so there is nothing to learn from$"):
         drawn().label_map()
     with pytest.raises(
         LabelError, match=r"^none of the labels spleen, liver was drawn; there are: Couch, Kidney$"

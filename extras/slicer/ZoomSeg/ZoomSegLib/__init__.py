@@ -1,0 +1,1 @@
+"""What the module does that needs nothing of 3D Slicer."""

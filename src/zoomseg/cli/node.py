@@ -1,0 +1,83 @@
+"""``zoomseg node``: a DICOM node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from zoomseg.node.settings import Settings
+
+
+@click.command(name="node")
+@click.argument("settings", type=click.Path(path_type=Path))
+@click.option(
+    "--dry-run", is_flag=True, help="Receive, and say what would be done; segment and send nothing."
+)
+@click.option(
+    "--pull",
+    "studies",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Do not run, but have the studies of FILE (a Study Instance UID a line) sent to the node that runs.",
+)
+@click.option(
+    "--from", "source", metavar="NAME", help="The destination of SETTINGS that --pull asks for them."
+)
+def command(settings: Path, dry_run: bool, studies: Path | None, source: str | None) -> int:
+    """Receive CT and MR series by C-STORE, segment those that a rule of SETTINGS (a YAML file) asks for, and
+    send SEG, RTSTRUCT and a structured report back to where the file says. What has been received survives
+    a restart and a power cut; what arrives twice is done once.
+
+    Only the listed peers are answered. How the node is shows a page at its own port; others than this
+    machine's users need the token that is printed, or taken from the environment variable ZOOMSEG_TOKEN.
+    """
+    import logging
+    import os
+
+    from zoomseg.backends.device import resolve
+    from zoomseg.node.run import Node
+    from zoomseg.node.settings import read_settings
+    from zoomseg.node.status import create_app
+    from zoomseg.serve import server
+    from zoomseg.serve.access import access
+
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("zoomseg.node").setLevel(logging.INFO)
+    found = read_settings(settings)
+    if studies is not None:
+        return _pull(found, studies, source)
+    resolve(found.device)  # refused now, not by the first job
+    page = found.page
+    token = server.token_for(page.host, page.allow_hosts, os.environ)
+    with server.listening(page.host, page.port) as sock:
+        node = Node(found, dry_run)
+        try:
+            node.start()
+            click.echo(f"Open {server.address(sock, token)}")
+            click.echo(
+                f"Receiving as {found.ae_title} at port {node.receiver.port}; series and results are kept in "
+                f"{found.folder}. For research, not for diagnosis. Ctrl-C stops."
+            )
+            app = create_app(node, access(page.host, page.allow_hosts, token))
+            server.run(app, sock, "stopping; what waits is done after the next start", "the node has stopped")
+        finally:
+            node.stop()
+    return 0
+
+
+def _pull(settings: Settings, studies: Path, source: str | None) -> int:
+    from zoomseg.node.pull import pull, read_studies
+    from zoomseg.node.settings import SettingsError
+
+    place = settings.destinations.get(source or "")
+    if place is None:
+        raise SettingsError(f"--from must name a destination: {', '.join(settings.destinations) or 'none'}")
+    uids, failed = read_studies(studies), 0
+    for one in pull(uids, place, settings):
+        failed += one.error is not None
+        left = f", {one.left} not taken" if one.left else ""
+        click.echo(f"study {one.number} of {len(uids)}: {one.error or f'{one.images} images{left}'}")
+    return 0 if not failed else 1 if failed < len(uids) else 2

@@ -1,0 +1,29 @@
+"""Imported models that look at the body alone: nnU-Net computes the air around it and the table, too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from zoomseg.core.errors import ModelError
+from zoomseg.core.modality import named
+from zoomseg.io.bundle import Bundle
+from zoomseg.recipe.spec import BodyMask, WholeVolume
+
+
+def within_body(model: Bundle) -> Bundle:
+    """The model with a body mask as the region of every stage that looks at all of a scan: what lies outside
+    is background, and tiles without a voxel of the body are not computed.
+
+    Raises:
+        ModelError: its first channel is no CT, whose numbers alone tell a body from air.
+    """
+    if "CT" not in named(model.channel_names[0]):
+        raise ModelError(
+            f"--body needs CT, where a threshold finds the body; the model's first channel is "
+            f"'{model.channel_names[0]}': leave --body out"
+        )
+    stages = tuple(
+        stage.model_copy(update={"roi": BodyMask()}) if isinstance(stage.roi, WholeVolume) else stage
+        for stage in model.recipe.stages
+    )
+    return replace(model, recipe=model.recipe.model_copy(update={"stages": stages}))

@@ -1,0 +1,174 @@
+"""Several models made one: each keeps its stages, and writes what it found over what those before it found.
+
+Their labels are those of all; grids, networks and intensities are each model's own. What a recipe says of a
+scan as a whole (its orientation, what of it is cut off) must be alike.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Mapping, Sequence
+
+from zoomseg.core.arrays import AnyNumpy
+from zoomseg.core.errors import LabelError, ModelError
+from zoomseg.core.labels import LabelSchema
+from zoomseg.importing.nnunet.network import LAST_LAYERS
+from zoomseg.io.bundle import JSON, Bundle
+from zoomseg.recipe import graph
+from zoomseg.recipe.quantities import MAX_NAME
+from zoomseg.recipe.spec import Stage
+
+OWN_KEYS = {"name", "description", "source", "intensity", "stages", "train_together"}
+"""Of a recipe: those that models which become one need not have in common."""
+
+_PREFIX = 100
+"""Of a stage's name, characters that tell which model it is of."""
+
+
+def combined(
+    models: Sequence[Bundle],
+    names: Sequence[str],
+    labels: Sequence[str] | None = None,
+    name: str = "combined",
+) -> Bundle:
+    """One model of several imported ones.
+
+    A label that several have, in whatever spelling, is one label of the result; the last of them alone
+    answers for it. Where two found something else in the same voxel, the later one's stays.
+
+    Args:
+        models: in the order in which they enter the label map.
+        names: what each is called; their stages are named after them.
+        labels: names and order of the result's labels, if those are known; else as the models have them, one
+            model after the other.
+        name: the result's.
+
+    Raises:
+        ModelError: they read other channels, or treat a scan as a whole differently; there are too many
+            labels; or ``labels`` lack one.
+    """
+    _check_alike(models, names)
+    schema = _schema(models, labels)
+    prefixes = _distinct(names)
+    stages: list[Stage] = []
+    weights: dict[str, Mapping[str, AnyNumpy]] = {}
+    groups: list[tuple[str, ...]] = []
+    for model, prefix in zip(models, prefixes, strict=True):
+        new = {s.name: _stage_name(prefix, s.name, len(model.recipe.stages)) for s in model.recipe.stages}
+        own = graph.renamed(model.recipe, new)
+        groups += own.train_together
+        for before, stage in zip(model.recipe.stages, own.stages, strict=True):
+            known = tuple(_known(schema, label) for label in graph.resolve_labels(stage, model.schema))
+            stages.append(_entering(stage, model, known))
+            weights[stage.name] = _in_order(model, before.name, _places(known, schema))
+    recipe = models[0].recipe.model_copy(
+        update={
+            "name": _slug(name) or "combined",
+            "description": f"Combined of {', '.join(names)}.",
+            "stages": tuple(stages),
+            "train_together": tuple(groups),
+        }
+    )
+    graph.validate(recipe)
+    graph.validate_labels(recipe, schema)
+    return Bundle(recipe, schema, models[0].channel_names, weights, _provenance(models, names))
+
+
+def _check_alike(models: Sequence[Bundle], names: Sequence[str]) -> None:
+    def shown(model: Bundle) -> dict[str, object]:
+        whole = model.recipe.model_dump(mode="json", exclude=OWN_KEYS)
+        return {"number of channels": len(model.channel_names), **whole}
+
+    first = shown(models[0])
+    for model, name in zip(models[1:], names[1:], strict=True):
+        for key, value in shown(model).items():
+            if value != first[key]:
+                raise ModelError(
+                    f"{names[0]} and {name} cannot become one model: {key} is {first[key]} in the one and "
+                    f"{value} in the other; import them each for itself"
+                )
+
+
+def _schema(models: Sequence[Bundle], labels: Sequence[str] | None) -> LabelSchema:
+    found = LabelSchema.consecutive(models[0].schema.names if labels is None else labels)
+    for label in (label for model in models for label in model.schema.names):
+        if found.find(label) is not None:
+            continue
+        if labels is not None:
+            raise ModelError(f"label '{label}' is none of those expected: {', '.join(labels)}")
+        try:
+            found = LabelSchema.consecutive((*found.names, label))
+        except LabelError as error:
+            raise ModelError(f"the models have too many labels together: {error}") from error
+    return found
+
+
+def _known(schema: LabelSchema, label: str) -> str:
+    known = schema.find(label)
+    assert known is not None  # the schema was made of these labels
+    return known
+
+
+def _places(labels: tuple[str, ...], schema: LabelSchema) -> tuple[int, ...]:
+    """Of a network's classes, background first, the order in which a stage of these labels has them."""
+    ordered = sorted(range(len(labels)), key=lambda n: schema.class_of(labels[n]))
+    return (0, *(n + 1 for n in ordered))
+
+
+def _in_order(model: Bundle, stage: str, places: tuple[int, ...]) -> Mapping[str, AnyNumpy]:
+    """A stage's weights with the last layer's classes put in order.
+
+    Raises:
+        ModelError: other stages read its answer, and expect the classes where they are.
+    """
+    weights = model.weights[stage]
+    if places == tuple(range(len(places))):
+        return weights
+    if graph.stage_of(model.recipe, stage).labels_overlap:
+        raise ModelError(
+            f"{model.recipe.name} has labels that overlap, in another order than the model before it; give "
+            "it first, or import them each for itself"
+        )
+    if len(model.recipe.stages) > 1:
+        raise ModelError(
+            f"{model.recipe.name} is a cascade that names its labels in another order than the model before "
+            "it; give it first"
+        )
+    return {
+        key: value[list(places)] if key.startswith(LAST_LAYERS) else value for key, value in weights.items()
+    }
+
+
+def _entering(stage: Stage, model: Bundle, labels: tuple[str, ...]) -> Stage:
+    """A stage with the intensities that it sees, whose answer leaves others' labels alone."""
+    update = {
+        "intensity": graph.intensity_of(model.recipe, stage),
+        "labels": labels,
+        "fusion": "none" if stage.fusion == "none" else "paste",
+    }
+    return stage.model_copy(update=update)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Short names for stages, no two alike."""
+    found: list[str] = []
+    for name in names:
+        slug = (_slug(name) or "model")[:_PREFIX]
+        found.append(slug if slug not in found else f"{slug}-{len(found) + 1}")
+    return found
+
+
+def _slug(name: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789").rstrip("-")[:MAX_NAME]
+
+
+def _stage_name(prefix: str, stage: str, stages: int) -> str:
+    return prefix if stages == 1 else f"{prefix}-{stage}"[:MAX_NAME]
+
+
+def _provenance(models: Sequence[Bundle], names: Sequence[str]) -> dict[str, JSON]:
+    return {
+        "combined_of": [{"name": n, **m.provenance} for n, m in zip(names, models, strict=True)],
+        "zoomseg": importlib.metadata.version("zoomseg"),
+    }

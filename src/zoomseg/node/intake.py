@@ -1,0 +1,258 @@
+"""From received objects to jobs: when a study is complete, and what becomes of its series."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from zoomseg.core.errors import OutputError, ScanError
+from zoomseg.node.jobs import Delivery, NodeJob, NodeJobs, Series, SeriesState
+from zoomseg.node.rules import Decision, SeriesFacts, decide
+from zoomseg.node.settings import Rule, Settings
+from zoomseg.node.store import Arrival, Instance, Store, digest, read_instance
+from zoomseg.serve.job_queue import State
+
+LOOK_EVERY_SECONDS = 0.25
+
+LOG = logging.getLogger("zoomseg.node")
+"""Gets keys of series and ids of jobs, and nothing that a header says."""
+
+
+@dataclass
+class _Open:
+    """A study that is arriving."""
+
+    series: set[str] = field(default_factory=set)
+    last: float = 0.0
+    """When its last image came, by the monotonic clock."""
+    bringing: set[str] = field(default_factory=set)
+    """Associations that brought images of it and are open."""
+    broken: bool = False
+    """Whether one of them ended without a release: images may be missing."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that rules ask for. ``fingerprint`` stands for its weights and recipe."""
+
+    name: str
+    fingerprint: str
+
+
+class Intake:
+    """Takes objects, and makes jobs of studies that are complete."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        jobs: NodeJobs,
+        models: Mapping[str, Model],
+        dry_run: bool = False,
+    ) -> None:
+        """
+        Args:
+            models: by what rules call them.
+            dry_run: whether it is only said what would be done.
+        """
+        self._settings = settings
+        self._store = store
+        self._jobs = jobs
+        self._models = models
+        self._dry_run = dry_run
+        self._open: dict[str, _Open] = {}
+        self._guard = threading.RLock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="zoomseg-intake", daemon=True)
+
+    def start(self) -> None:
+        """Go on with what had arrived when the last node ended; then look for studies that are complete."""
+        self._recover()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; studies that are arriving are complete some time after the next start."""
+        self._stopping.set()
+        self._thread.join()
+
+    # --- arriving ---------------------------------------------------------------------------------
+
+    def take(self, instance: Instance, content: bytes, association: str) -> Arrival:
+        """Store an object that an association brought; when this returns, it is on the disk.
+
+        Raises:
+            OutputError: it could not be stored.
+            ConflictError: another object has its UID.
+        """
+        with self._guard:
+            arrival = self._store.put(instance, content)
+            study = self._open.setdefault(instance.study_uid, _Open())
+            study.last = time.monotonic()
+            study.bringing.add(association)
+            if instance.series not in study.series:
+                study.series.add(instance.series)  # first: what is stored is decided upon, whatever follows
+                self._receiving(instance)
+            return arrival
+
+    def _receiving(self, instance: Instance) -> None:
+        known = self._jobs.series(instance.series)
+        self._jobs.note(
+            Series(
+                key=instance.series,
+                study_uid=instance.study_uid,
+                series_uid=instance.series_uid,
+                state=SeriesState.RECEIVING,
+                first=time.time() if known is None else known.first,
+            )
+        )
+
+    def ended(self, association: str, released: bool) -> None:
+        """An association has ended, by release or otherwise."""
+        with self._guard:
+            for study in self._open.values():
+                if association in study.bringing:
+                    study.bringing.discard(association)
+                    study.broken = not released
+
+    def _recover(self) -> None:
+        """Studies whose images lie there, but were not decided upon: as if they had just arrived."""
+        decided = {SeriesState.TAKEN, SeriesState.LEFT} | ({SeriesState.DRY_RUN} if self._dry_run else set())
+        with self._guard:
+            for key in self._store.series():
+                known = self._jobs.series(key)
+                if known is not None and known.state in decided:
+                    continue
+                instance = self._header(key)
+                if instance is not None:
+                    self._receiving(instance)
+                    study = self._open.setdefault(instance.study_uid, _Open())
+                    study.series.add(key)
+                    study.last, study.broken = time.monotonic(), True
+
+    def _header(self, series: str) -> Instance | None:
+        for file in self._store.files(series)[:1]:
+            try:
+                return read_instance(file.read_bytes())
+            except (OSError, ScanError):
+                LOG.error("series %s: a file that was stored cannot be read", series)
+        return None
+
+    # --- completing -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping.wait(LOOK_EVERY_SECONDS):
+            self.complete()
+
+    def complete(self) -> None:
+        """Decide upon the studies that are complete by now."""
+        with self._guard:
+            for uid in [uid for uid, study in self._open.items() if self._is_complete(study)]:
+                try:
+                    self._decide(uid, self._open[uid].series)
+                    del self._open[uid]
+                except OutputError as error:  # tried again: a full disk may be cleared
+                    self._open[uid].last = time.monotonic()
+                    LOG.error("%s", error)
+
+    def _is_complete(self, study: _Open) -> bool:
+        times = self._settings.complete
+        released = not study.bringing and not study.broken
+        quiet = time.monotonic() - study.last
+        return quiet >= (times.released_seconds if released else times.quiet_seconds)
+
+    def _decide(self, study_uid: str, keys: set[str]) -> None:
+        facts, uids = {}, {}
+        for key in sorted(keys):
+            found = self._facts(key)
+            if found is not None:
+                facts[key], uids[key] = found
+        earlier = {s.rule: s.key for s in self._jobs.series_of(study_uid) if s.rule and s.key not in facts}
+        decisions = decide(self._settings.rules, facts, earlier)
+        jobs = {} if self._dry_run else self._jobs_of(study_uid, decisions, facts, uids)
+        for key, job in jobs.items():
+            if self._jobs.find(job.id) is None or not self._jobs.scan(job.id).is_dir():
+                self._store.link(key, self._jobs.scan(job.id))
+        series = [
+            self._decided(study_uid, key, uids[key][0], facts[key], decisions[key], jobs.get(key))
+            for key in facts
+        ]
+        begun = self._jobs.decide(series, list(jobs.values()))
+        for one in series:
+            LOG.info("series %s: %d slices, %s", one.key, one.slices, one.state)
+        for job in begun:
+            LOG.info("job %s: series %s, rule %s", job.id, job.series, job.rule)
+
+    def _facts(self, key: str) -> tuple[SeriesFacts, tuple[str, list[str]]] | None:
+        """What rules ask about a series, its UID, and the names of its objects."""
+        instance, files = self._header(key), self._store.files(key)
+        if instance is None:
+            return None
+        slices = max(len(files), instance.frames)
+        facts = SeriesFacts(
+            instance.modality, instance.body_part, instance.description, slices, instance.number
+        )
+        return facts, (instance.series_uid, [file.stem for file in files])
+
+    def _jobs_of(
+        self,
+        study_uid: str,
+        decisions: Mapping[str, Decision],
+        facts: Mapping[str, SeriesFacts],
+        uids: Mapping[str, tuple[str, list[str]]],
+    ) -> dict[str, NodeJob]:
+        made = {}
+        for key, decision in decisions.items():
+            rule = decision.rule
+            if rule is not None:
+                series_uid, objects = uids[key]
+                seed = seed_of(series_uid, objects, rule, self._models[rule.model].fingerprint)
+                made[key] = NodeJob(
+                    id=digest("job", seed, rule.name, *rule.outputs, ":", *rule.send_to),
+                    model=self._models[rule.model].name,
+                    state=State.QUEUED,
+                    created=time.time(),
+                    series=key,
+                    study_uid=study_uid,
+                    series_uid=series_uid,
+                    rule=rule.name,
+                    slices=facts[key].slices,
+                    outputs=rule.outputs,
+                    organs=rule.organs,
+                    seed=seed,
+                    deliveries=tuple(Delivery(destination=name) for name in rule.send_to),
+                )
+        return made
+
+    def _decided(
+        self,
+        study_uid: str,
+        key: str,
+        series_uid: str,
+        facts: SeriesFacts,
+        decision: Decision,
+        job: NodeJob | None,
+    ) -> Series:
+        known = self._jobs.series(key)
+        taken = SeriesState.DRY_RUN if self._dry_run else SeriesState.TAKEN
+        return Series(
+            key=key,
+            study_uid=study_uid,
+            series_uid=series_uid,
+            state=SeriesState.LEFT if decision.rule is None else taken,
+            first=time.time() if known is None else known.first,
+            decided=time.time(),
+            slices=facts.slices,
+            why=decision.why,
+            job=None if job is None else job.id,
+            rule=None if decision.rule is None else decision.rule.name,
+        )
+
+
+def seed_of(series_uid: str, objects: Sequence[str], rule: Rule, fingerprint: str) -> str:
+    """What the UIDs of results are made of: the images, the model, what it was asked for, this version."""
+    version = importlib.metadata.version("zoomseg")
+    return digest(series_uid, *objects, ":", *rule.organs, ":", fingerprint, version)

@@ -1,0 +1,399 @@
+"""A node's queue: which series have arrived, the jobs they became, and where results have been sent.
+
+```
+FOLDER/.lock                  held by the node that uses the folder
+FOLDER/jobs.sqlite            series and jobs
+FOLDER/received/              see ``node.store``
+FOLDER/jobs/<id>/scan/        the series of a job, as links: what arrives later does not change it
+FOLDER/jobs/<id>/out/         its results
+```
+
+A job's id is made of its input, its model and its settings, so that what arrives twice is done once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from zoomseg.anatomy.colours import RGB
+from zoomseg.core.errors import DatasetError
+from zoomseg.io.files import parse_json
+from zoomseg.node.settings import Output, Retry
+from zoomseg.serve.job_queue import JobQueue, QueuedJob, State, Time
+from zoomseg.serve.organs import notes_of_result, organs_of_result
+from zoomseg.serve.worker import Task
+
+CASE = "result"
+"""What a job's results are called."""
+
+MOST_STARTS = 10
+"""A job that was running at so many ends of the node is given up: it may be what ends it."""
+
+SHOWN_SERIES = 200
+
+
+class SeriesState(StrEnum):
+    """What became of a series."""
+
+    RECEIVING = "receiving"
+    TAKEN = "taken"
+    """A job was made of it."""
+    LEFT = "left"
+    """No rule takes it."""
+    DRY_RUN = "dry run"
+    """A rule would take it."""
+
+
+class Series(BaseModel):
+    """A series that has arrived. Times are seconds since 1970."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    study_uid: str
+    series_uid: str
+    state: SeriesState
+    first: Time
+    decided: Time | None = None
+    slices: int = 0
+    why: str = ""
+    job: str | None = None
+    rule: str | None = None
+
+
+class DeliveryState(StrEnum):
+    """Where a result is on its way to one destination."""
+
+    WAITING = "waiting"
+    SENT = "sent"
+    FAILED = "failed"
+
+
+class Delivery(BaseModel):
+    """A job's results on their way to one destination."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    destination: str
+    state: DeliveryState = DeliveryState.WAITING
+    attempts: int = 0
+    due: Time = 0.0
+    error: str | None = None
+
+
+class OrganResult(BaseModel):
+    """What was found of an organ; None: not known."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    name: str
+    colour: RGB
+    volume_ml: float | None = None
+    mean_intensity: float | None = None
+    confidence: float | None = None
+    flags: tuple[str, ...] = ()
+
+
+class NodeJob(QueuedJob):
+    """One series to be segmented by one rule."""
+
+    series: str
+    """Its key."""
+    study_uid: str
+    series_uid: str
+    rule: str
+    slices: int
+    outputs: tuple[Output, ...]
+    organs: tuple[str, ...] = ()
+    """That are asked for; all, if empty."""
+    seed: str
+    """What the UIDs of the results are made of: the same for the same input, model and settings."""
+    deliveries: tuple[Delivery, ...] = ()
+    starts: int = 0
+    segmented: Time | None = None
+    """When its results were written."""
+    found: tuple[OrganResult, ...] = ()
+
+    @property
+    def segmentation_seconds(self) -> float | None:
+        """From its start until its results were written; None if it is not so far."""
+        if self.started is None or self.segmented is None:
+            return None
+        return max(0.0, self.segmented - self.started)
+
+    @property
+    def least_confidence(self) -> float | None:
+        """Of the organs that were found."""
+        sure = [organ.confidence for organ in self.found if organ.confidence is not None and organ.volume_ml]
+        return min(sure, default=None)
+
+
+class NodeJobs(JobQueue[NodeJob]):
+    """Series and jobs of a node's folder. Any thread may use this."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            OutputError: the folder cannot be written, or another node uses it.
+        """
+        super().__init__(folder, NodeJob, "another node keeps its series there; give another folder")
+        self.segmented = 0
+        """Jobs since the node began."""
+        self.segmented_seconds = 0.0
+        """That they took together."""
+        for job in self.in_state(State.RUNNING):
+            self.interrupt(job.id, "the node stopped each time it ran")
+
+    def tables(self) -> tuple[str, ...]:
+        """As ``JobQueue.tables``, and the series'."""
+        return (
+            *super().tables(),
+            "CREATE TABLE IF NOT EXISTS series (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, "
+            "study_uid TEXT NOT NULL, state TEXT NOT NULL, content TEXT NOT NULL)",
+            "CREATE INDEX IF NOT EXISTS series_by_study ON series (study_uid)",
+        )
+
+    # --- series -----------------------------------------------------------------------------------
+
+    def series(self, key: str) -> Series | None:
+        """The series of this key."""
+        found = self._series("WHERE key = ?", key)
+        return found[0] if found else None
+
+    def series_of(self, study_uid: str) -> list[Series]:
+        """All series of a study that have arrived, oldest first."""
+        return self._series("WHERE study_uid = ? ORDER BY number", study_uid)
+
+    def last_series(self) -> list[Series]:
+        """The latest ones, newest first."""
+        return self._series(f"ORDER BY number DESC LIMIT {SHOWN_SERIES}")
+
+    def series_in(self, *states: SeriesState) -> list[Series]:
+        """The series in any of these states, oldest first."""
+        marks = ", ".join("?" * len(states))
+        return self._series(f"WHERE state IN ({marks}) ORDER BY number", *states)
+
+    def _series(self, where: str, *values: str) -> list[Series]:
+        with self._changed, self._refusing():
+            rows = self._db.execute(f"SELECT content FROM series {where}", values).fetchall()
+        return [Series.model_validate(parse_json(content)) for (content,) in rows]
+
+    def note(self, *series: Series) -> None:
+        """What series are now, known before or not.
+
+        Raises:
+            OutputError: the disk refuses it.
+        """
+        with self._changed, self._refusing(), self._db:
+            self._note(series)
+
+    def _note(self, series: Sequence[Series]) -> None:
+        for one in series:
+            self._db.execute(
+                "INSERT INTO series (key, study_uid, state, content) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (key) DO UPDATE SET state = excluded.state, content = excluded.content",
+                (one.key, one.study_uid, one.state, one.model_dump_json()),
+            )
+
+    def forget_series(self, key: str) -> None:
+        """Of a series whose files are gone."""
+        with self._changed, self._refusing(), self._db:
+            self._db.execute("DELETE FROM series WHERE key = ?", (key,))
+
+    # --- jobs -------------------------------------------------------------------------------------
+
+    def last(self, most: int) -> list[NodeJob]:
+        """The latest ones, newest first."""
+        return self._select(f"ORDER BY number DESC LIMIT {most}")
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs are in each state."""
+        with self._changed, self._refusing():
+            found = dict(self._db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+        return {state: found.get(state, 0) for state in State}
+
+    def folder(self, job_id: str) -> Path:
+        """Of a job's files."""
+        return self._folder / "jobs" / job_id
+
+    def scan(self, job_id: str) -> Path:
+        """The folder of a job's series."""
+        return self.folder(job_id) / "scan"
+
+    def out(self, job_id: str) -> Path:
+        """The folder of a job's results."""
+        return self.folder(job_id) / "out"
+
+    def results(self, job: NodeJob) -> list[Path]:
+        """The objects that a job has made, in the order in which they are sent."""
+        paths = (result_path(self.out(job.id), output) for output in Output if output in job.outputs)
+        return [path for path in paths if path.is_file()]
+
+    def decide(self, series: Sequence[Series], jobs: Sequence[NodeJob]) -> list[NodeJob]:
+        """What becomes of series that are complete, all of it or nothing. Of ``jobs``, those are returned
+        that begin: a job that is there is not made twice, but one that failed begins again. Jobs of a series
+        that wait are of fewer images than a new one, which takes their place.
+
+        Raises:
+            OutputError: the disk refuses it.
+        """
+        with self._changed:
+            known = {job.id: self.find(job.id) for job in jobs}
+            begin = [job for job in jobs if _begins(known[job.id])]
+            replaced = {(job.series, job.rule) for job in begin}
+            for old in self.in_state(State.QUEUED):
+                if (old.series, old.rule) in replaced and old.id not in known:
+                    self._put(old, state=State.CANCELLED, error="more images of the series came")
+            with self._refusing(), self._db:
+                self._note(series)
+                for job in begin:
+                    self._db.execute(
+                        "INSERT INTO jobs (id, state, content) VALUES (?, ?, ?) ON CONFLICT (id) "
+                        "DO UPDATE SET state = excluded.state, content = excluded.content",
+                        (job.id, job.state, job.model_dump_json()),
+                    )
+            for job in begin:
+                self._unwritten.pop(job.id, None)
+            self._changed.notify_all()
+            return begin
+
+    def task(self, job: NodeJob, model: Path) -> Task:
+        """What a worker is told of a job; results of an earlier start are removed."""
+        shutil.rmtree(self.out(job.id), ignore_errors=True)
+        wanted = {"outputs": list(job.outputs), "organs": list(job.organs), "seed": job.seed}
+        return Task(CASE, str(self.scan(job.id)), str(self.out(job.id)), str(model), wanted)
+
+    def settle(self, job: NodeJob, error: str | None) -> None:
+        """A job that ran is segmented, or failed."""
+        with self._changed:
+            now = self.find(job.id)
+            if now is None or now.state is not State.RUNNING:
+                return
+            if error is not None:
+                self._put(now, state=State.FAILED, error=error)
+                return
+            newer = [j for j in self._of_series(job) if j.created > job.created and not j.state.is_end]
+            deliveries = now.deliveries if self.results(now) and not newer else ()
+            notes, found = self._told(now)
+            if newer:
+                notes += ("nothing was sent: more images of the series came meanwhile",)
+            elif not self.results(now):
+                notes += ("no organ was found, and nothing sent",)
+            state = State.SENDING if deliveries else State.FINISHED
+            done = self._put(
+                now, state=state, notes=notes, found=found, deliveries=deliveries, segmented=time.time()
+            )
+            self.segmented += 1
+            self.segmented_seconds += done.segmentation_seconds or 0.0
+
+    def _of_series(self, job: NodeJob) -> list[NodeJob]:
+        return [j for j in self.in_state(State.QUEUED) if (j.series, j.rule) == (job.series, job.rule)]
+
+    def _told(self, job: NodeJob) -> tuple[tuple[str, ...], tuple[OrganResult, ...]]:
+        """Notes and organs of a result."""
+        try:
+            notes = notes_of_result(self.out(job.id), CASE)
+            organs = organs_of_result(self.out(job.id), CASE)
+        except DatasetError as error:
+            return (str(error),), ()
+        return tuple(notes), tuple(OrganResult.model_validate(organ.model_dump()) for organ in organs)
+
+    def interrupt(self, job_id: str, why: str) -> None:
+        """The node stops, or has stopped, while a job runs: it waits again, but not for ever."""
+        with self._changed:
+            job = self.find(job_id)
+            if job is None or job.state is not State.RUNNING:
+                return
+            if job.starts + 1 >= MOST_STARTS:
+                self._put(job, state=State.FAILED, error=f"given up after {MOST_STARTS} starts: {why}")
+            else:
+                self._put(job, state=State.QUEUED, starts=job.starts + 1)
+
+    # --- deliveries -------------------------------------------------------------------------------
+
+    def next_delivery(self, destination: str) -> NodeJob | None:
+        """The oldest job whose results are due at a destination."""
+        now = time.time()
+        for job in self.in_state(State.SENDING):
+            if any(d.destination == destination and _due(d, now) for d in job.deliveries):
+                return job
+        return None
+
+    def delivered(self, job_id: str, destination: str, error: str | None, retry: Retry) -> NodeJob | None:
+        """An attempt to send a job's results has ended; what the job is now."""
+        with self._changed:
+            job = self.find(job_id)
+            if job is None or job.state is not State.SENDING:
+                return job
+            now = time.time()
+            deliveries = tuple(
+                _after(d, error, now, job.segmented or now, retry) if d.destination == destination else d
+                for d in job.deliveries
+            )
+            return self._put(job, deliveries=deliveries, **_when_sent(deliveries))
+
+    # --- retention --------------------------------------------------------------------------------
+
+    def clear(self, before: float) -> list[Series]:
+        """Delete the files of jobs that ended before a time; what is known of them stays. The series are
+        returned, forgotten, that were decided by then and belong to no other job."""
+        open_series = set()
+        for job in self.all():
+            if job.state.is_end and (job.ended or 0) < before:
+                shutil.rmtree(self.folder(job.id), ignore_errors=True)
+            else:
+                open_series.add(job.series)
+        old = [s for s in self.series_in(SeriesState.TAKEN, SeriesState.LEFT) if (s.decided or 0) < before]
+        gone = [s for s in old if s.key not in open_series]
+        for one in gone:
+            self.forget_series(one.key)
+        return gone
+
+
+def result_path(out: Path, output: Output) -> Path:
+    """Where an object that is made for a job lies."""
+    return out / f"{CASE}.{_SUFFIXES[output]}"
+
+
+_SUFFIXES = {
+    Output.SEG: "seg.dcm",
+    Output.RTSTRUCT: "rtstruct.dcm",
+    Output.SR: "sr.dcm",
+    Output.SECONDARY_CAPTURE: "capture.dcm",
+}
+
+
+def _begins(known: NodeJob | None) -> bool:
+    return known is None or known.state in (State.FAILED, State.INTERRUPTED, State.CANCELLED)
+
+
+def _due(delivery: Delivery, now: float) -> bool:
+    return delivery.state is DeliveryState.WAITING and delivery.due <= now
+
+
+def _after(delivery: Delivery, error: str | None, now: float, since: float, retry: Retry) -> Delivery:
+    """A delivery after an attempt that ended with an error, or well."""
+    attempts = delivery.attempts + 1
+    if error is None:
+        changes: dict[str, object] = {"state": DeliveryState.SENT, "error": None}
+    elif now - since > retry.give_up_hours * 3600:
+        changes = {"state": DeliveryState.FAILED, "error": error}
+    else:
+        wait = min(retry.longest_seconds, retry.first_seconds * 2.0 ** min(delivery.attempts, 30))
+        changes = {"due": now + wait, "error": error}
+    return delivery.model_copy(update={"attempts": attempts, **changes})
+
+
+def _when_sent(deliveries: Sequence[Delivery]) -> dict[str, object]:
+    """What a job becomes once none of its deliveries waits."""
+    if any(d.state is DeliveryState.WAITING for d in deliveries):
+        return {}
+    failed = [d for d in deliveries if d.state is DeliveryState.FAILED]
+    if not failed:
+        return {"state": State.FINISHED}
+    why = "; ".join(f"{d.destination}: {d.error}" for d in failed)
+    return {"state": State.FAILED, "error": f"its results could not be sent ({why})"}

@@ -1,0 +1,67 @@
+"""A node's numbers for Prometheus, read when they are asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from zoomseg.node.jobs import Delivery, DeliveryState
+from zoomseg.serve.job_queue import State
+
+if TYPE_CHECKING:
+    from zoomseg.node.run import Node
+
+
+class NodeCollector(Collector):
+    """Queue, results, refusals and room of a node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def collect(self) -> Iterator[Metric]:
+        """As Prometheus' client library asks."""
+        jobs, receiver = self._node.jobs, self._node.receiver
+        states = GaugeMetricFamily("zoomseg_node_jobs", "Jobs by state.", labels=["state"])
+        for state, count in jobs.counts().items():
+            states.add_metric([state.value], count)
+        yield states
+        objects = CounterMetricFamily(
+            "zoomseg_node_objects", "Objects that came, and associations rejected.", labels=["what"]
+        )
+        for what in ("stored", "known", "refused", "rejected"):
+            objects.add_metric([what], receiver.counts[what])
+        yield objects
+        waiting = GaugeMetricFamily(
+            "zoomseg_node_deliveries_waiting", "Results that wait to be sent.", labels=["destination"]
+        )
+        sending = jobs.in_state(State.SENDING)
+        for name in self._node.settings.destinations:
+            waiting.add_metric([name], sum(_waits(job.deliveries, name) for job in sending))
+        yield waiting
+        yield SummaryMetricFamily(
+            "zoomseg_node_segmentation_seconds",
+            "Seconds from a job's start until its results were written.",
+            count_value=jobs.segmented,
+            sum_value=jobs.segmented_seconds,
+        )
+        queued = jobs.in_state(State.QUEUED)
+        oldest = time.time() - queued[0].created if queued else 0.0
+        yield GaugeMetricFamily("zoomseg_node_oldest_queued_seconds", "Age of the oldest queued job.", oldest)
+        room = self._node.store.room()
+        yield GaugeMetricFamily("zoomseg_node_free_bytes", "Room on the disk beyond limits.free_bytes.", room)
+
+
+def _waits(deliveries: tuple[Delivery, ...], name: str) -> bool:
+    return any(d.destination == name and d.state is DeliveryState.WAITING for d in deliveries)
+
+
+def exposition(node: Node) -> bytes:
+    """The text that Prometheus reads."""
+    registry = CollectorRegistry()
+    registry.register(NodeCollector(node))
+    return generate_latest(registry)

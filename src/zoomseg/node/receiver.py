@@ -1,0 +1,277 @@
+"""The node's DICOM service: C-ECHO and C-STORE of CT and MR, from the peers that are listed.
+
+Everything that is refused is told to its sender by the status that DICOM has for it, and listed with its
+reason for the status page; nothing of it is stored.
+"""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, cast
+
+import pynetdicom
+from pydicom import config as pydicom_config
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    JPEG2000,
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+    MRImageStorage,
+    RLELossless,
+)
+from pynetdicom import evt
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
+from zoomseg.node.intake import Intake
+from zoomseg.node.settings import Peer, Settings, Tls
+from zoomseg.node.store import ConflictError, read_instance
+
+LOG = logging.getLogger("zoomseg.node")
+
+IMAGES = (
+    CTImageStorage,
+    MRImageStorage,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+)
+"""What is taken. Objects that a node makes are none of these: results that an archive sends back are refused
+with their presentation context, and make no job."""
+
+SYNTAXES = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    JPEGLosslessSV1,
+    JPEGLossless,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEG2000Lossless,
+    JPEG2000,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
+"""Transfer syntaxes that ``io.dicom.read`` decodes."""
+
+SUCCESS = 0x0000
+OUT_OF_RESOURCES = 0xA700
+OTHER_SOP_CLASS = 0xA900
+NOT_UNDERSTOOD = 0xC000
+CONFLICT = 0xC001
+"""Of the range for what cannot be understood: C-STORE has no status of its own for it (PS3.4 Table B.2-1)."""
+
+LISTED_REFUSALS = 200
+
+_REJECTED = (0x01, 0x01)
+"""Permanently, by the service user (PS3.8 9.3.4)."""
+_CALLED_UNKNOWN, _CALLING_UNKNOWN = 0x07, 0x03
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Something that was not taken; ``time`` in seconds since 1970."""
+
+    time: float
+    sender: str
+    """AE title and address."""
+    why: str
+
+
+class Receiver:
+    """Listens for associations."""
+
+    def __init__(self, settings: Settings, intake: Intake) -> None:
+        self._settings = settings
+        self._intake = intake
+        self.refusals: deque[Refusal] = deque(maxlen=LISTED_REFUSALS)
+        self.counts: Counter[str] = Counter()
+        """How often something of this kind happened: ``stored``, ``known``, ``refused``, ``rejected``."""
+        self._ae = pynetdicom.AE(settings.ae_title)
+        self._ae.maximum_associations = settings.limits.associations
+        self._ae.network_timeout = settings.limits.idle_seconds
+        self._ae.dimse_timeout = settings.limits.idle_seconds
+        self._ae.add_supported_context(Verification)
+        for image in IMAGES:
+            self._ae.add_supported_context(image, list(SYNTAXES))
+        self._server: Any = None
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ZoomSegError: the address is taken, or not this machine's; a certificate cannot be used.
+        """
+        # What is stored must not depend on what pydicom thinks of its values, and its warnings repeat them.
+        pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
+        tls = self._settings.tls
+        place = (self._settings.host, self._settings.port)
+        try:
+            self._server = self._ae.start_server(
+                place,
+                block=False,
+                ssl_context=None if tls is None else server_context(tls),
+                evt_handlers=[
+                    (evt.EVT_REQUESTED, self._requested),
+                    (evt.EVT_REJECTED, self._rejected),
+                    (evt.EVT_C_ECHO, lambda event: SUCCESS),
+                    (evt.EVT_C_STORE, self._store),
+                    (evt.EVT_RELEASED, lambda event: self._ended(event, True)),
+                    (evt.EVT_ABORTED, lambda event: self._ended(event, False)),
+                    (evt.EVT_CONN_CLOSE, lambda event: self._ended(event, False)),
+                ],
+            )
+        except OSError as error:
+            raise ZoomSegError(f"cannot listen at {place[0]}, port {place[1]} ({error.strerror})") from error
+
+    @property
+    def port(self) -> int:
+        """At which it listens."""
+        port: int = self._server.socket.getsockname()[1]
+        return port
+
+    def stop(self) -> None:
+        """End all associations."""
+        self._ae.shutdown()
+
+    # --- associations -----------------------------------------------------------------------------
+
+    def _requested(self, event: evt.Event) -> None:
+        """Reject whom nobody has listed."""
+        asked = cast("A_ASSOCIATE", event.assoc.requestor.primitive)
+        title, address = str(asked.calling_ae_title).strip(), event.assoc.requestor.address
+        if str(asked.called_ae_title).strip() != self._settings.ae_title:
+            self._reject(event, title, address, _CALLED_UNKNOWN, "asked for another AE title")
+        elif not any(_knows(peer, title, address) for peer in self._settings.peers):
+            self._reject(event, title, address, _CALLING_UNKNOWN, "no peer of this AE title and address")
+
+    def _reject(self, event: evt.Event, title: str, address: str, reason: int, why: str) -> None:
+        self._refused("rejected", f"{title} at {address}", why)
+        event.assoc.acse.send_reject(*_REJECTED, reason)
+        event.assoc.kill()
+
+    def _rejected(self, event: evt.Event) -> None:
+        """By pynetdicom itself: there are as many associations as may be."""
+        self._refused("rejected", _sender(event), "too many associations")
+
+    def _refused(self, kind: str, sender: str, why: str) -> None:
+        shown = "".join(c if c.isprintable() else "?" for c in sender)
+        self.counts[kind] += 1
+        self.refusals.append(Refusal(time.time(), shown, why))
+        LOG.warning("%s from %s: %s", kind, shown, why)
+
+    def _ended(self, event: evt.Event, released: bool) -> None:
+        self._intake.ended(_association(event), released)
+
+    # --- objects ----------------------------------------------------------------------------------
+
+    def _store(self, event: evt.Event) -> int | Dataset:
+        """Store an object; its status is the answer, given when it is on the disk."""
+        try:
+            content = self._content(event)
+            instance = read_instance(content)
+            asked = _request(event)
+            announced = (asked.AffectedSOPInstanceUID, asked.AffectedSOPClassUID)
+            if (instance.sop_uid, instance.sop_class_uid) != announced:
+                return self._refusal(event, OTHER_SOP_CLASS, "the object is not the one that was announced")
+            arrival = self._intake.take(instance, content, _association(event))
+        except OutputError as error:
+            return self._refusal(event, OUT_OF_RESOURCES, _room(error))
+        except ConflictError as error:
+            return self._refusal(event, CONFLICT, str(error))
+        except ScanError as error:
+            return self._refusal(event, NOT_UNDERSTOOD, str(error))
+        self.counts["stored" if arrival.value == "new" else "known"] += 1
+        return SUCCESS
+
+    def _content(self, event: evt.Event) -> bytes:
+        """The object as a file has it.
+
+        Raises:
+            OutputError: it is larger than may be.
+        """
+        size = len(cast("BytesIO", _request(event).DataSet).getbuffer())
+        if size > self._settings.limits.object_bytes:
+            raise OutputError(f"larger than {self._settings.limits.object_bytes} bytes (limits.object_bytes)")
+        content: bytes = event.encoded_dataset()
+        return content
+
+    def _refusal(self, event: evt.Event, status: int, why: str) -> Dataset:
+        self._refused("refused", _sender(event), why)
+        answer = Dataset()
+        answer.Status = status
+        answer.ErrorComment = why[:64]
+        return answer
+
+
+def _request(event: evt.Event) -> C_STORE:
+    return cast("C_STORE", event.request)
+
+
+def _room(error: OutputError) -> str:
+    """Without the path, which is the node's own business."""
+    text = str(error)
+    return text if text.startswith("larger") else "no room to store it, or the disk refuses it"
+
+
+def _knows(peer: Peer, title: str, address: str) -> bool:
+    return peer.ae_title == title and peer.is_at(address)
+
+
+def _sender(event: evt.Event) -> str:
+    return f"{event.assoc.requestor.ae_title} at {event.assoc.requestor.address}"
+
+
+def _association(event: evt.Event) -> str:
+    return str(id(event.assoc))
+
+
+def server_context(tls: Tls) -> ssl.SSLContext:
+    """TLS as in the Secure Transport Connection Profiles (PS3.15 B): both sides show certificates.
+
+    Raises:
+        ZoomSegError: a file cannot be used.
+    """
+    return _with_files(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tls)
+
+
+def client_context(tls: Tls) -> ssl.SSLContext:
+    """The same for associations that the node opens; as ``server_context``."""
+    return _with_files(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls)
+
+
+def _with_files(context: ssl.SSLContext, tls: Tls) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+        context.load_verify_locations(tls.authorities)
+    except (OSError, ssl.SSLError) as error:
+        raise ZoomSegError(f"tls: a certificate or key cannot be used ({error})") from error
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context

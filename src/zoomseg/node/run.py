@@ -1,0 +1,127 @@
+"""A whole node: it receives, segments and sends until it is asked to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from zoomseg.core.errors import ModelError, OutputError
+from zoomseg.io import bundle
+from zoomseg.node.intake import LOG, Intake, Model
+from zoomseg.node.jobs import NodeJob, NodeJobs
+from zoomseg.node.receiver import Receiver
+from zoomseg.node.segmentation import segment
+from zoomseg.node.sending import Sender
+from zoomseg.node.settings import Settings, SettingsError
+from zoomseg.node.store import Store
+from zoomseg.serve.job_runner import Runner
+from zoomseg.serve.worker import ProcessWorker, Worker
+
+CLEAR_EVERY_SECONDS = 300
+
+
+class Node:
+    """All parts of a node."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        dry_run: bool = False,
+        start_worker: Callable[[], Worker] | None = None,
+    ) -> None:
+        """
+        Args:
+            dry_run: whether series are only received, and said what would be done with them.
+            start_worker: what segments, instead of a process.
+
+        Raises:
+            ModelError: a rule's model cannot be read.
+            SettingsError: a rule asks for an organ that its model does not know.
+            OutputError: the folder cannot be written, or another node uses it.
+        """
+        self.settings = settings
+        self.dry_run = dry_run
+        folders, models = found_models(settings)
+        self.jobs = NodeJobs(settings.folder)
+        try:
+            self.store = Store(settings.folder / "received", settings.limits.free_bytes)
+        except OutputError:
+            self.jobs.close()
+            raise
+        self.intake = Intake(settings, self.store, self.jobs, models, dry_run)
+        self.receiver = Receiver(settings, self.intake)
+        self.sender = Sender(settings, self.jobs)
+        start = start_worker or (lambda: ProcessWorker(settings.device, segment))
+        self.runner: Runner[NodeJob] = Runner(self.jobs, folders, start)
+        self._stopping = threading.Event()
+        self._clearing = threading.Thread(target=self._clear, name="zoomseg-clear", daemon=True)
+
+    def start(self) -> None:
+        """Begin, with what an earlier node left.
+
+        Raises:
+            ZoomSegError: the address is taken, or a certificate cannot be used.
+        """
+        self.receiver.start()
+        self.intake.start()
+        if not self.dry_run:
+            self.runner.start()
+            self.sender.start()
+        self._clearing.start()
+        LOG.info("listening as %s at port %d", self.settings.ae_title, self.receiver.port)
+
+    def stop(self) -> None:
+        """End all parts; what waits is done after the next start."""
+        self._stopping.set()
+        self.receiver.stop()
+        self.intake.stop()
+        if not self.dry_run:
+            self.runner.stop()
+            self.sender.stop()
+        self._clearing.join()
+        self.jobs.close()
+
+    def _clear(self) -> None:
+        while not self._stopping.wait(CLEAR_EVERY_SECONDS):
+            self.clear(time.time())
+
+    def clear(self, now: float) -> None:
+        """Delete what has been kept for as long as it should be."""
+        try:
+            for series in self.jobs.clear(now - self.settings.keep_hours * 3600):
+                self.store.remove(series.key)
+                LOG.info("series %s: deleted", series.key)
+        except OutputError as error:
+            LOG.error("%s", error)
+
+
+def found_models(settings: Settings) -> tuple[dict[str, Path], dict[str, Model]]:
+    """Folders of models by their names, and models by what rules call them.
+
+    Raises:
+        ModelError: one cannot be read, or two have one name.
+        SettingsError: a rule asks for an organ that its model does not know.
+    """
+    folders: dict[str, Path] = {}
+    models: dict[str, Model] = {}
+    for rule in settings.rules:
+        folder = bundle.find(rule.model).resolve()
+        if folders.setdefault(folder.name, folder) != folder:
+            raise ModelError(f"two models are called '{folder.name}'; rename the folder of one")
+        schema = bundle.load(folder).schema
+        unknown = [organ for organ in rule.organs if organ not in {*schema.names, *schema.groups}]
+        if unknown:
+            raise SettingsError(f"rule '{rule.name}': its model knows no '{unknown[0]}'")
+        models[rule.model] = Model(folder.name, _fingerprint(folder))
+    return folders, models
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of what a model computes: recipe, labels, weights."""
+    found = hashlib.sha256()
+    for file in sorted([folder / "model.json", *(folder / "weights").glob("*")]):
+        found.update(file.name.encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()

@@ -1,0 +1,74 @@
+"""What the worker of a node does with a job: one series to label map, measurements and DICOM objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoomseg.core.errors import ScanError
+from zoomseg.node.jobs import result_path
+from zoomseg.node.settings import Output
+from zoomseg.serve.job_queue import Step
+from zoomseg.serve.worker import Task, one_scan
+
+if TYPE_CHECKING:
+    from zoomseg.inference.batch import Outcome
+    from zoomseg.inference.predictor import Predictor
+
+
+def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
+    """Segment a series and write the objects that its job asks for.
+
+    Raises:
+        ScanError: the series cannot be used.
+        ZoomSegError: what else hinders.
+    """
+    from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
+    from zoomseg.inference.outputs import segment_to_folder
+    from zoomseg.inference.summary import OrganRow
+    from zoomseg.io.dicom.write.report import Finding, write_report
+    from zoomseg.io.dicom.write.results import DicomResult
+    from zoomseg.io.dicom.write.secondary_capture import write_capture
+
+    notes: list[str] = []
+    scan, out = one_scan(Path(task.scan), notes.append), Path(task.out)
+    outputs = [Output(name) for name in task.wanted["outputs"]]
+    organs = predictor.bundle.schema.select(task.wanted["organs"] or "all")
+    seed = task.wanted["seed"]
+    dicom = tuple(kind for kind in DicomResult if kind.name in {output.name for output in outputs})
+    if scan.dicom is None:
+        raise ScanError(f"{scan.paths[0]}: no DICOM series")
+    series = scan.dicom.usable().series
+    rows: list[OrganRow] = []
+
+    def settle(outcome: Outcome) -> None:
+        match outcome:
+            case Failed(_, reason):
+                raise ScanError(reason)
+            case Segmented(_, _, image, result):
+                model = predictor.bundle.recipe.name
+                if Output.SECONDARY_CAPTURE in outputs:
+                    path = result_path(out, Output.SECONDARY_CAPTURE)
+                    write_capture(path, result.labels, image, series, model, seed)
+                if Output.SR in outputs and result_path(out, Output.SEG).is_file():
+                    found = [
+                        Finding(row.organ, row.volume_ml, row.mean_intensity, row.confidence)
+                        for row in rows
+                        if row.mean_intensity is not None
+                    ]
+                    seg = result_path(out, Output.SEG)
+                    write_report(result_path(out, Output.SR), found, seg, series, model, seed=seed)
+
+    segment_to_folder(
+        [replace(scan, id=task.case)],
+        out,
+        predictor,
+        organs,
+        on_result=settle,
+        on_progress=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
+        beside=ExtraOutputs(dicom=dicom, uid_seed=seed),
+        on_organs=rows.extend,
+        notes=notes,
+    )

@@ -1,0 +1,192 @@
+"""A job's results to where they are wanted: C-STORE or STOW-RS, again and again until they are taken.
+
+Each destination has a thread of its own: one that does not answer keeps no other from getting its results.
+"""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pydicom
+import pynetdicom
+import requests
+from dicomweb_client.api import DICOMwebClient
+from dicomweb_client.session_utils import create_session_from_user_pass
+from pydicom.dataset import Dataset
+
+from zoomseg.node.jobs import NodeJobs
+from zoomseg.node.receiver import client_context
+from zoomseg.node.settings import Destination, DimseDestination, Settings, WebDestination
+from zoomseg.node.store import quiet
+from zoomseg.serve.job_queue import State
+
+LOOK_EVERY_SECONDS = 0.25
+CONNECT_SECONDS = 10
+"""How long a destination may take to answer."""
+
+LOG = logging.getLogger("zoomseg.node")
+
+
+class NotSentError(Exception):
+    """A destination did not take an object; the message says why, and nothing about a patient."""
+
+
+class Sender:
+    """Sends the results of jobs that are segmented."""
+
+    def __init__(self, settings: Settings, jobs: NodeJobs) -> None:
+        self._settings = settings
+        self._jobs = jobs
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(
+                target=self._run, args=(name, destination), name=f"zoomseg-to-{name}", daemon=True
+            )
+            for name, destination in settings.destinations.items()
+        ]
+
+    def start(self) -> None:
+        """Begin with what waits."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End after what is being sent."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, name: str, destination: Destination) -> None:
+        while not self._stopping.wait(LOOK_EVERY_SECONDS):
+            while not self._stopping.is_set() and self.send_next(name, destination):
+                pass
+
+    def send_next(self, name: str, destination: Destination) -> bool:
+        """Send the results of the oldest job that is due at a destination; False if there is none."""
+        job = self._jobs.next_delivery(name)
+        if job is None:
+            return False
+        error = attempted(lambda: send(self._jobs.results(job), destination, self._settings))
+        now = self._jobs.delivered(job.id, name, error, self._settings.retry)
+        LOG.info("job %s: to %s: %s", job.id, name, error or "sent")
+        if now is not None and now.state is State.FINISHED:
+            LOG.info("job %s: finished", job.id)
+        return True
+
+
+def attempted(work: Callable[[], None]) -> str | None:
+    """None if it went well; else why not, in one line without anything of a patient."""
+    try:
+        work()
+    except NotSentError as error:
+        return str(error)
+    except Exception as error:  # what a destination answers may be anything, and say anything
+        return f"unexpected {type(error).__name__}"
+    return None
+
+
+def send(files: Sequence[Path], destination: Destination, settings: Settings) -> None:
+    """Send files; all of them, or a NotSentError."""
+    if not files:
+        raise NotSentError("the results are gone")
+    match destination:
+        case DimseDestination():
+            store_dimse(files, destination, settings)
+        case WebDestination():
+            store_web(files, destination)
+
+
+def read(file: Path) -> Dataset:
+    """An object to be sent."""
+    with quiet():
+        return pydicom.dcmread(file)
+
+
+# --- DIMSE ----------------------------------------------------------------------------------------
+
+
+def associate(
+    destination: DimseDestination, settings: Settings, contexts: Mapping[str, Sequence[str]]
+) -> pynetdicom.association.Association:
+    """An association with a destination, for SOP classes with their transfer syntaxes.
+
+    Raises:
+        NotSentError: it cannot be had.
+    """
+    ae = pynetdicom.AE(settings.ae_title)
+    ae.connection_timeout = ae.acse_timeout = CONNECT_SECONDS
+    ae.dimse_timeout = ae.network_timeout = settings.limits.idle_seconds
+    for sop_class, syntaxes in contexts.items():
+        ae.add_requested_context(sop_class, list(syntaxes))
+    tls = settings.tls if destination.tls else None
+    association = ae.associate(
+        destination.host,
+        destination.port,
+        ae_title=destination.ae_title,
+        tls_args=None if tls is None else (client_context(tls), destination.host),
+    )
+    if association.is_established:
+        return association
+    if association.is_rejected:
+        raise NotSentError("it rejects the association; does it know this node's AE title and address?")
+    raise NotSentError("it cannot be reached, or does not answer")
+
+
+def store_dimse(files: Sequence[Path], destination: DimseDestination, settings: Settings) -> None:
+    """C-STORE."""
+    objects = [read(file) for file in files]
+    contexts = {one.SOPClassUID: [one.file_meta.TransferSyntaxUID] for one in objects}
+    association = associate(destination, settings, contexts)
+    try:
+        accepted = {context.abstract_syntax for context in association.accepted_contexts}
+        for one in objects:
+            if one.SOPClassUID not in accepted:
+                raise NotSentError(f"it does not take objects of the kind {one.SOPClassUID.name}")
+            status = association.send_c_store(one)
+            if "Status" not in status:
+                raise NotSentError("the association ended before it answered")
+            # 0xBxxx are warnings: stored, with something changed (PS3.4 Table B.2-1).
+            if status.Status != 0 and status.Status >> 12 != 0xB:
+                raise NotSentError(f"it refuses an object with status 0x{status.Status:04X}")
+    finally:
+        association.release()
+
+
+# --- DICOMweb -------------------------------------------------------------------------------------
+
+
+def web_client(destination: WebDestination) -> DICOMwebClient:
+    """A client of a DICOMweb service.
+
+    Raises:
+        NotSentError: its password is not in the environment.
+    """
+    session = requests.Session()
+    if destination.user is not None:
+        password = os.environ.get(destination.password_variable or "")
+        if not password:
+            raise NotSentError(f"the environment variable {destination.password_variable} holds no password")
+        session = create_session_from_user_pass(destination.user, password)
+    client = DICOMwebClient(destination.url, session=session)
+    client.set_http_retry_params(retry=False)
+    return client
+
+
+def store_web(files: Sequence[Path], destination: WebDestination) -> None:
+    """STOW-RS."""
+    client = web_client(destination)
+    try:
+        answer = client.store_instances([read(file) for file in files])
+    except requests.HTTPError as error:
+        raise NotSentError(f"it answers with status {error.response.status_code}") from error
+    except requests.RequestException as error:
+        raise NotSentError(f"it cannot be reached, or does not answer ({type(error).__name__})") from error
+    refused = answer.get("FailedSOPSequence")
+    if refused:
+        raise NotSentError(f"it refuses {len(refused)} of {len(files)} objects")

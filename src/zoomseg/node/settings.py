@@ -1,0 +1,264 @@
+"""What a node is told in its one YAML file: who it is, whom it answers, what it does with which series.
+
+The file is checked as a whole before anything is opened; all that is wrong with it is said at once.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from zoomseg.core.errors import ZoomSegError
+from zoomseg.inference.memory_limits import parse_bytes
+from zoomseg.io.files import read_file
+from zoomseg.recipe.problems import describe, short
+
+MAX_FILE_BYTES = 200_000
+
+
+class SettingsError(ZoomSegError):
+    """A node's file is malformed, or asks for what cannot be."""
+
+
+class Output(StrEnum):
+    """A kind of object that a node makes; its file is called ``result.<suffix>``."""
+
+    SEG = "seg"
+    RTSTRUCT = "rtstruct"
+    SR = "sr"
+    SECONDARY_CAPTURE = "secondary_capture"
+
+
+def _size(value: object) -> object:
+    try:
+        return parse_bytes(value) if isinstance(value, str) else value
+    except ZoomSegError as error:
+        raise ValueError(str(error)) from error
+
+
+def _regular_expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"no regular expression ({error})") from error
+    return text
+
+
+def _address(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError("neither an IP address nor a network such as 10.0.0.0/24") from error
+    return text
+
+
+AeTitle = Annotated[str, Field(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")]
+"""1 to 16 characters, no backslash, no blank at either end (PS3.5, VR AE)."""
+Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Peer(_Part):
+    """Who may open associations."""
+
+    ae_title: AeTitle
+    addresses: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], Field(min_length=1)]
+    """IP addresses or networks that it may come from."""
+
+    def is_at(self, address: str) -> bool:
+        """Whether an address is one of its own."""
+        found = ipaddress.ip_address(address)
+        return any(found in ipaddress.ip_network(network) for network in self.addresses)
+
+
+class Completion(_Part):
+    """When a study's series are taken for complete."""
+
+    quiet_seconds: Seconds = 30
+    """After the last image, if its association was not released."""
+    released_seconds: Seconds = 2
+    """After the last image, once the associations that brought the study are released."""
+
+
+class Limits(_Part):
+    """What a node takes."""
+
+    associations: Annotated[int, Field(ge=1, le=1000)] = 10
+    object_bytes: Bytes = 2 * 1024**3
+    """Of one object; a larger one is refused."""
+    free_bytes: Bytes = 1024**3
+    """Where the disk has less room, everything is refused."""
+    idle_seconds: Seconds = 60
+    """After which a silent association is aborted."""
+
+
+class Tls(_Part):
+    """Certificates, as PEM files; ``~`` and paths relative to the settings' folder are understood."""
+
+    certificate: Path
+    key: Path
+    authorities: Path
+    """Of the other sides' certificates, which are required of all who connect."""
+
+
+class Page(_Part):
+    """The status page and the metrics."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    allow_hosts: tuple[str, ...] = ()
+    """Names by which a reverse proxy is reached."""
+
+
+class Rule(_Part):
+    """Which series a model segments, and what becomes of the result. All that is given must hold."""
+
+    name: Name
+    modality: Literal["CT", "MR"]
+    body_part: tuple[str, ...] = ()
+    """Any of these BodyPartExamined, upper or lower case."""
+    description: Annotated[str, AfterValidator(_regular_expression)] | None = None
+    """A regular expression that is found in SeriesDescription, upper or lower case."""
+    min_slices: Annotated[int, Field(ge=2)] = 10
+    max_slices: int | None = None
+    one_per_study: bool = False
+    """Of a study's series that it holds for, only the one with the most slices."""
+    model: str
+    """A folder, or the name of a model that comes with ZoomSeg."""
+    organs: tuple[str, ...] = ()
+    """Only these; all, if empty."""
+    outputs: Annotated[tuple[Output, ...], Field(min_length=1)] = (Output.SEG, Output.RTSTRUCT, Output.SR)
+    send_to: tuple[Name, ...] = ()
+    """Names of destinations."""
+
+    @model_validator(mode="after")
+    def _report_has_segments(self) -> Self:
+        if Output.SR in self.outputs and Output.SEG not in self.outputs:
+            raise ValueError("the report (sr) refers to the segments of seg; ask for both")
+        return self
+
+
+class DimseDestination(_Part):
+    """Where results go by C-STORE, or where studies are pulled from by C-MOVE."""
+
+    ae_title: AeTitle
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    tls: bool = False
+    """With the node's own certificate."""
+
+
+class WebDestination(_Part):
+    """Where results go by STOW-RS, or where studies are pulled from by QIDO-RS and WADO-RS."""
+
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    """Of the DICOMweb service, up to before ``/studies``."""
+    user: str | None = None
+    password_variable: str | None = None
+    """Environment variable that holds the password."""
+
+
+Destination = DimseDestination | WebDestination
+
+
+class Retry(_Part):
+    """How often results are sent that were not taken."""
+
+    first_seconds: Seconds = 5
+    """Before the second attempt; each further wait is twice as long."""
+    longest_seconds: Seconds = 600
+    give_up_hours: Annotated[float, Field(gt=0, le=8760)] = 72
+
+
+class Settings(_Part):
+    """A node's whole file."""
+
+    ae_title: AeTitle = "ZOOMSEG"
+    host: str = "0.0.0.0"
+    port: Port = 11112
+    folder: Path
+    device: str = "auto"
+    peers: Annotated[tuple[Peer, ...], Field(min_length=1)]
+    complete: Completion = Completion()
+    limits: Limits = Limits()
+    retry: Retry = Retry()
+    keep_hours: Annotated[float, Field(gt=0, le=8760 * 10)] = 48
+    """For which received images and results are kept after all is done with them."""
+    tls: Tls | None = None
+    page: Page = Page()
+    destinations: dict[Name, Destination] = {}
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        names = [rule.name for rule in self.rules]
+        if len(set(names)) < len(names):
+            raise ValueError("two rules have one name")
+        for rule in self.rules:
+            unknown = [name for name in rule.send_to if name not in self.destinations]
+            if unknown:
+                raise ValueError(f"rule '{rule.name}' sends to '{unknown[0]}', which is no destination")
+        dimse = [d for d in self.destinations.values() if isinstance(d, DimseDestination)]
+        if self.tls is None and any(one.tls for one in dimse):
+            raise ValueError("a destination asks for tls, for which the node has no certificate (key tls)")
+        return self
+
+
+def read_settings(path: Path) -> Settings:
+    """A node's settings; relative paths in them start at the file's folder.
+
+    Raises:
+        SettingsError: no such file, or one line with all that is wrong with it.
+    """
+    try:
+        data = yaml.safe_load(read_file(path, MAX_FILE_BYTES))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+        raise SettingsError(f"{path}: no YAML ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path}: settings are a mapping of keys, got {short(data)}")
+    try:
+        found = Settings.model_validate(data)
+    except ValidationError as error:
+        raise SettingsError(f"{path}: {describe(error, Settings, data)}") from error
+    return _placed(found, path.absolute().parent)
+
+
+def _placed(settings: Settings, folder: Path) -> Settings:
+    """With absolute paths."""
+
+    def absolute(path: Path) -> Path:
+        return folder / path.expanduser()
+
+    tls = settings.tls
+    if tls is not None:
+        parts = {name: absolute(path) for name, path in tls}
+        tls = Tls(**parts)
+    rules = tuple(
+        rule.model_copy(update={"model": str(absolute(Path(rule.model)))})
+        if (absolute(Path(rule.model)) / "model.json").is_file()
+        else rule
+        for rule in settings.rules
+    )
+    return settings.model_copy(update={"folder": absolute(settings.folder), "tls": tls, "rules": rules})

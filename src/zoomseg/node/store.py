@@ -1,0 +1,237 @@
+"""What a node has received, on the disk: a folder for each series, a file for each object.
+
+```
+received/<series>/<object>.dcm
+```
+
+A file is on the disk, its name included, before its sender is told that it was stored: what was answered with
+success survives a power cut. Names are digests of UIDs: they are no paths that a sender chooses, and tell
+nothing about a patient.
+"""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+
+from zoomseg.core.errors import OutputError, ScanError
+from zoomseg.io.dicom.tags import text
+from zoomseg.io.dicom.uids import valid_uid
+from zoomseg.io.files import writing
+
+IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "SeriesInstanceUID")
+"""In which two objects of one SOP Instance UID must agree."""
+
+
+class Arrival(Enum):
+    """What an object turned out to be."""
+
+    NEW = "new"
+    KNOWN = "known"
+    """It is there already, with the same pixels."""
+
+
+class ConflictError(ScanError):
+    """An object of this SOP Instance UID is there, with other pixels or of another patient."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What is read of an object's header."""
+
+    sop_uid: str
+    sop_class_uid: str
+    study_uid: str
+    series_uid: str
+    modality: str
+    body_part: str
+    description: str
+    number: int | None
+    frames: int
+
+    @property
+    def series(self) -> str:
+        """The key of its series."""
+        return digest(self.study_uid, self.series_uid)
+
+
+def digest(*parts: str) -> str:
+    """16 hexadecimal digits that stand for these texts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without pydicom's warnings: they repeat values, which may be a patient's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_instance(content: bytes) -> Instance:
+    """The header of an object, as DICOM files have it.
+
+    Raises:
+        ScanError: it is damaged, or lacks a UID; the message repeats nothing of it.
+    """
+    with quiet():
+        try:
+            header = pydicom.dcmread(io.BytesIO(content))
+            pixels = len(header.PixelData)
+            found = Instance(
+                sop_uid=valid_uid(text(header, "SOPInstanceUID")),
+                sop_class_uid=valid_uid(text(header, "SOPClassUID")),
+                study_uid=valid_uid(text(header, "StudyInstanceUID")),
+                series_uid=valid_uid(text(header, "SeriesInstanceUID")),
+                modality=text(header, "Modality"),
+                body_part=text(header, "BodyPartExamined"),
+                description=text(header, "SeriesDescription"),
+                number=_number(header, "SeriesNumber"),
+                frames=_number(header, "NumberOfFrames") or 1,
+            )
+            expected = _native_bytes(header)
+        except Exception as error:  # parsers of hostile bytes fail in any way they like
+            raise ScanError(f"not a whole image ({type(error).__name__})") from error
+    if expected is not None and pixels < expected:
+        raise ScanError("its pixel data are cut off")
+    lacking = [
+        name for name in ("sop_uid", "sop_class_uid", "study_uid", "series_uid") if not getattr(found, name)
+    ]
+    if lacking:
+        raise ScanError(f"it has no valid {' and '.join(lacking)}")
+    return found
+
+
+def _number(header: Dataset, keyword: str) -> int | None:
+    value = header.get(keyword)
+    return None if value is None or value == "" else int(value)
+
+
+def _native_bytes(header: Dataset) -> int | None:
+    """How many bytes of pixels a header promises; None if they are compressed."""
+    if header.file_meta.TransferSyntaxUID.is_compressed:
+        return None
+    bits = int(header.Rows) * int(header.Columns) * int(header.BitsAllocated)
+    return bits * (_number(header, "NumberOfFrames") or 1) * int(header.get("SamplesPerPixel", 1)) // 8
+
+
+class Store:
+    """The received objects of a node. Any thread may use this, but no two for one series."""
+
+    def __init__(self, folder: Path, free_bytes: int) -> None:
+        """
+        Args:
+            free_bytes: room that must be left on the disk.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        self._folder = folder
+        self._free_bytes = free_bytes
+        with writing(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for partial in folder.glob("*/.*.partial"):  # of a process that was killed: nobody was told
+                partial.unlink()
+
+    def series(self) -> list[str]:
+        """Of all series that are there."""
+        return sorted(place.name for place in self._folder.iterdir() if place.is_dir())
+
+    def files(self, series: str) -> list[Path]:
+        """The objects of a series, in an order that does not depend on that of their arrival."""
+        return sorted((self._folder / series).glob("*.dcm"))
+
+    def room(self) -> int:
+        """Bytes that are free beyond what must be left."""
+        return shutil.disk_usage(self._folder).free - self._free_bytes
+
+    def put(self, instance: Instance, content: bytes) -> Arrival:
+        """Store an object; when this returns, it is on the disk.
+
+        Raises:
+            OutputError: there is no room, or the disk refuses it.
+            ConflictError: another one has its UID.
+        """
+        place = self._folder / instance.series / f"{digest(instance.sop_uid)}.dcm"
+        with writing(place):
+            if place.exists():
+                return _compared(place, content)
+            if self.room() < len(content):
+                raise OutputError("the disk is full, or nearly so")
+            if not place.parent.exists():
+                place.parent.mkdir(mode=0o700)
+                _flush(self._folder)
+            partial = place.with_name(f".{place.name}.partial")
+            try:
+                with partial.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(place)
+            except OSError:
+                partial.unlink(missing_ok=True)
+                raise
+            _flush(place.parent)
+            return Arrival.NEW
+
+    def link(self, series: str, to: Path) -> None:
+        """The objects of a series in another folder, which later arrivals do not change.
+
+        Raises:
+            OutputError: the disk refuses it.
+        """
+        with writing(to):
+            shutil.rmtree(to, ignore_errors=True)
+            to.mkdir(mode=0o700, parents=True)
+            for file in self.files(series):
+                os.link(file, to / file.name)
+            _flush(to)
+            _flush(to.parent)
+
+    def remove(self, series: str) -> None:
+        """Forget a series."""
+        shutil.rmtree(self._folder / series, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """A file's name is on the disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _compared(place: Path, content: bytes) -> Arrival:
+    stored = place.read_bytes()
+    if stored == content or _same(stored, content):
+        return Arrival.KNOWN
+    raise ConflictError(f"another object of its UID is there, series {place.parent.name}")
+
+
+def _same(stored: bytes, content: bytes) -> bool:
+    """Whether two objects are of one patient and series, and have the same pixels, however compressed."""
+    with quiet():
+        try:
+            one, other = (pydicom.dcmread(io.BytesIO(each)) for each in (stored, content))
+            if any(text(one, keyword) != text(other, keyword) for keyword in IDENTITY):
+                return False
+            if one.file_meta.TransferSyntaxUID == other.file_meta.TransferSyntaxUID:
+                return bool(one.PixelData == other.PixelData)
+            return np.array_equal(one.pixel_array, other.pixel_array)
+        except Exception:  # of what cannot be decoded nothing is known
+            return False

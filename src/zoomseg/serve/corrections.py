@@ -1,0 +1,173 @@
+"""Corrected label maps become training cases: a data set for every model, in nnU-Net's raw layout, which
+`zoomseg train` reads.
+
+```
+FOLDER/corrected/<model>/dataset.json                  the model's channel and labels
+FOLDER/corrected/<model>/imagesTr/<job>_0000.nii.gz    the scan
+FOLDER/corrected/<model>/labelsTr/<job>.nii.gz         its corrected label map
+```
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from zoomseg.core.errors import DatasetError, ScanError, ZoomSegError
+from zoomseg.core.labels import BACKGROUND, LabelSchema
+from zoomseg.datasets.layouts import read_json
+from zoomseg.io.files import atomic_path, writable_directory, write_json_atomic, writing
+from zoomseg.io.nifti_header import AnyArray
+from zoomseg.io.scans import read_grid, read_label_values, write_array
+from zoomseg.serve.jobs import Job, QueueFullError
+
+MAX_ARRIVING = 8
+"""Corrected maps that are uploaded at the same time."""
+
+_ARRIVING = ".arriving-"
+
+
+class NotCorrectableError(ZoomSegError):
+    """A corrected map cannot become a training case; the message says why."""
+
+
+class Corrections:
+    """The corrected label maps of a server. Any thread may use this."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: the server's.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._folder = writable_directory(folder / "corrected")
+        self._folder.chmod(0o700)
+        self._guard = threading.Lock()
+        self._arriving = threading.BoundedSemaphore(MAX_ARRIVING)
+        for left in self._folder.glob(f"{_ARRIVING}*"):  # by a server that was killed
+            left.unlink(missing_ok=True)
+
+    def data_set(self, model: str) -> Path:
+        """The folder that `zoomseg train` reads."""
+        return self._folder / model
+
+    def labels(self, job: Job) -> Path:
+        """A job's corrected label map, if there is one."""
+        return self.data_set(job.model) / "labelsTr" / f"{job.id}.nii.gz"
+
+    @contextmanager
+    def arriving(self, job: Job) -> Iterator[Path]:
+        """A place for an upload, which is deleted at the end.
+
+        Raises:
+            QueueFullError: too many arrive already.
+        """
+        if not self._arriving.acquire(blocking=False):
+            raise QueueFullError(f"{MAX_ARRIVING} corrections are being uploaded already; try again later")
+        place = self._folder / f"{_ARRIVING}{job.id}-{secrets.token_hex(4)}.nii.gz"
+        try:
+            yield place
+        finally:
+            with suppress(OSError):
+                place.unlink(missing_ok=True)
+            self._arriving.release()
+
+    def add(
+        self,
+        job: Job,
+        uploaded: Path,
+        scan: Path,
+        predicted: Path,
+        schema: LabelSchema,
+        channels: Sequence[str],
+    ) -> None:
+        """Make a training case of a job, or another one of what it was.
+
+        Args:
+            uploaded: the corrected label map, as somebody sent it.
+            scan: as NIfTI.
+            predicted: the label map that was corrected; its grid is the scan's.
+            schema: of the label map.
+            channels: of the model.
+
+        Raises:
+            ScanError: what was sent is no label map, lies on another grid, or holds other values.
+            NotCorrectableError: the model reads several channels, or its labels have changed.
+            OutputError: the disk refuses it.
+        """
+        if len(channels) != 1:
+            raise NotCorrectableError("only scans of one channel can become training cases")
+        values = _checked(uploaded, predicted, schema)
+        with self._guard:
+            self._describe(job.model, schema, channels[0])
+            image = self._image(job)
+            for place in (image, self.labels(job)):
+                writable_directory(place.parent)
+            if not image.is_file():
+                _link_or_copy(scan, image)
+            write_array(self.labels(job), values, read_grid(predicted), like=predicted)
+
+    def remove(self, job: Job) -> None:
+        """Forget a job's training case, if it has one."""
+        with self._guard:
+            for place in (self.labels(job), self._image(job)):
+                with writing(place):
+                    place.unlink(missing_ok=True)
+
+    def _image(self, job: Job) -> Path:
+        return self.data_set(job.model) / "imagesTr" / f"{job.id}_0000.nii.gz"
+
+    def _describe(self, model: str, schema: LabelSchema, channel: str) -> None:
+        folder = writable_directory(self.data_set(model))
+        said = {
+            "name": f"corrected results of {model}",
+            "channel_names": {"0": channel},
+            "labels": {BACKGROUND: 0, **schema.value_of},
+            "file_ending": ".nii.gz",
+        }
+        if not (folder / "dataset.json").exists():
+            write_json_atomic(folder / "dataset.json", said)
+            return
+        try:
+            known = read_json(folder / "dataset.json")
+        except DatasetError as error:
+            raise NotCorrectableError("the training cases' dataset.json is damaged") from error
+        if any(known.get(key) != said[key] for key in ("channel_names", "labels")):
+            raise NotCorrectableError(
+                "there are training cases of a model of this name with other labels; move their folder "
+                f"corrected/{model} away"
+            )
+
+
+def _checked(uploaded: Path, predicted: Path, schema: LabelSchema) -> AnyArray:
+    """The values of an uploaded label map. Its grid is looked at before its voxels are read: they can be no
+    more than the scan's."""
+    try:
+        alike = read_grid(uploaded).same_as(read_grid(predicted))
+        values, _ = read_label_values(uploaded) if alike else (None, None)
+    except ScanError as error:  # it names files of the server
+        raise ScanError("what was sent is no label map in NIfTI that can be read") from error
+    if values is None:
+        raise ScanError("what was sent lies on another grid than labels.nii.gz")
+    strange = sorted(set(np.unique(values).tolist()) - {0, *schema.values})
+    if strange:
+        raise ScanError(f"what was sent holds the value {strange[0]}, which is none of the model's labels")
+    return values.astype(np.uint8 if max(schema.values) <= np.iinfo(np.uint8).max else np.int32)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """As a second name of the same file where the file system can: a scan is large, and does not change."""
+    with atomic_path(target) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)

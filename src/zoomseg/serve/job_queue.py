@@ -1,0 +1,267 @@
+"""A queue of jobs in an SQLite database: what was asked, how far it is, how it ended.
+
+What has been put into it survives the end of the process and of the machine: every change is a transaction
+that is on the disk before it is answered for. `zoomseg serve` and the DICOM node keep their jobs in it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zoomseg.core.errors import OutputError
+from zoomseg.io.files import parse_json, writable_directory
+from zoomseg.io.locks import locked
+
+DATABASE = "jobs.sqlite"
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS jobs "
+    "(number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, content TEXT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number)",
+)
+
+
+class State(StrEnum):
+    """Where a job is; the last four are ends."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SENDING = "sending"
+    """Segmented; its results are on their way to where they are wanted."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_end(self) -> bool:
+        """Whether nothing will happen to the job any more."""
+        return self not in (State.QUEUED, State.RUNNING, State.SENDING)
+
+
+Time = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+
+
+class QueuedJob(BaseModel):
+    """What every job has. Times are seconds since 1970."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    model: str
+    state: State
+    created: Time
+    started: Time | None = None
+    ended: Time | None = None
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+    """Of its result, as ``organs.notes_of_result`` has them."""
+
+    @property
+    def seconds(self) -> float:
+        """For which it has been running."""
+        if self.started is None:
+            return 0.0
+        return max(0.0, (self.ended or time.time()) - self.started)
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a running job is: ``done`` of ``total`` in a stage."""
+
+    stage: str
+    done: int
+    total: int
+
+
+J = TypeVar("J", bound=QueuedJob)
+
+
+class JobQueue(Generic[J]):
+    """The jobs of a folder, oldest first. Any thread may use this; one process at a time."""
+
+    def __init__(self, folder: Path, kind: type[J], used: str) -> None:
+        """
+        Args:
+            kind: of the jobs.
+            used: what to say if another process uses the folder.
+
+        Raises:
+            OutputError: the folder cannot be written, another process uses it, or its database is damaged.
+        """
+        self._folder = writable_directory(folder)
+        self._folder.chmod(0o700)  # what lies there is of patients
+        self._kind = kind
+        self._lock_file = locked(self._folder / ".lock", used)
+        self._steps: dict[str, Step] = {}
+        self._stage_began: dict[str, float] = {}
+        """By the monotonic clock."""
+        self._unwritten: dict[str, J] = {}
+        """As the disk could not be told; what holds until it can."""
+        self._changed = threading.Condition(threading.RLock())
+        self._path = self._folder / DATABASE
+        try:
+            self._db = sqlite3.connect(self._path, check_same_thread=False)
+            with self._refusing():
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")  # on the disk when it is answered for
+                with self._db:
+                    for statement in self.tables():
+                        self._db.execute(statement)
+                self._path.chmod(0o600)
+        except (OutputError, sqlite3.Error) as error:
+            self._lock_file.close()
+            raise OutputError(f"{self._path}: cannot be opened ({error}); move it away") from error
+
+    def tables(self) -> tuple[str, ...]:
+        """SQL statements that make what is not there yet."""
+        return _TABLE
+
+    def close(self) -> None:
+        """Let another process use the folder."""
+        with self._changed:
+            self._db.close()
+            self._lock_file.close()
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """What the database refuses (full disk, damage) is an OutputError."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise OutputError(f"{self._path}: {error}; make room, or move it away") from error
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    def all(self) -> list[J]:
+        """Every job, oldest first."""
+        return self._select("ORDER BY number")
+
+    def in_state(self, *states: State) -> list[J]:
+        """The jobs in any of these states, oldest first."""
+        marks = ", ".join("?" * len(states))
+        # Where the disk could not be told, its states are those of before.
+        also = ", ".join("?" * len(self._unwritten))
+        where = f"WHERE state IN ({marks}) OR id IN ({also}) ORDER BY number"
+        found = self._select(where, *states, *self._unwritten)
+        return [job for job in found if job.state in states]
+
+    def find(self, job_id: str) -> J | None:
+        """The job of this id, which may be anything."""
+        found = self._select("WHERE id = ?", job_id)
+        return found[0] if found else None
+
+    def _select(self, where: str, *values: str) -> list[J]:
+        with self._changed:
+            rows = self._db.execute(f"SELECT id, content FROM jobs {where}", values).fetchall()
+            found = (self._unwritten.get(job_id) or self._parsed(job_id, content) for job_id, content in rows)
+            return [job for job in found if job is not None]
+
+    def _parsed(self, job_id: str, content: str) -> J | None:
+        """None of what is damaged, which is told of and left alone: the others are served."""
+        try:
+            job = self._kind.model_validate(parse_json(content))
+            if job.id == job_id:
+                return job
+        except (ValueError, ValidationError):
+            pass
+        print(f"zoomseg: {self._path}: job {job_id} is damaged", file=sys.stderr, flush=True)
+        return None
+
+    def step(self, job_id: str) -> Step | None:
+        """How far a job is that runs."""
+        with self._changed:
+            return self._steps.get(job_id)
+
+    def stage_seconds(self, job_id: str) -> float:
+        """For how long a running job has been in its stage."""
+        with self._changed:
+            began = self._stage_began.get(job_id)
+            return 0.0 if began is None else time.monotonic() - began
+
+    def ahead_of(self, job: J) -> int:
+        """How many jobs come before one that waits."""
+        before = [j.id for j in self.in_state(State.QUEUED, State.RUNNING)]
+        return before.index(job.id) if job.id in before else 0
+
+    # --- changing ---------------------------------------------------------------------------------
+
+    def take(self, seconds: float) -> J | None:
+        """The job that waits longest, now running; None if there is none for so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._first_waiting() is not None, seconds)
+            job = self._first_waiting()
+            return None if job is None else self._put(job, state=State.RUNNING, started=time.time())
+
+    def _first_waiting(self) -> J | None:
+        waiting = self.in_state(State.QUEUED)
+        return waiting[0] if waiting else None
+
+    def tell(self, job_id: str, step: Step) -> None:
+        """A running job is so far."""
+        with self._changed:
+            before = self._steps.get(job_id)
+            if before is None or before.stage != step.stage:
+                self._stage_began[job_id] = time.monotonic()
+            self._steps[job_id] = step
+
+    def end(self, job_id: str, state: State, error: str | None = None, notes: tuple[str, ...] = ()) -> bool:
+        """A job that waits or runs ends so; False if it has ended already, which stays as it is."""
+        with self._changed:
+            job = self.find(job_id)
+            if job is None or job.state.is_end:
+                return False
+            self._put(job, state=state, error=error, notes=notes)
+            return True
+
+    def _insert(self, job: J) -> None:
+        """A new job.
+
+        Raises:
+            OutputError: the disk refuses it.
+        """
+        with self._changed:
+            with self._refusing(), self._db:
+                self._db.execute(
+                    "INSERT INTO jobs (id, state, content) VALUES (?, ?, ?)",
+                    (job.id, job.state, job.model_dump_json()),
+                )
+            self._changed.notify_all()
+
+    def _delete(self, job_id: str) -> None:
+        with self._changed, self._refusing():
+            self._unwritten.pop(job_id, None)
+            with self._db:
+                self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+    def _put(self, job: J, **changes: object) -> J:
+        """A job with changes; where the disk refuses them, they hold as long as the process, and go to the
+        disk with the next ones."""
+        changed = job.model_copy(update=changes)
+        if changed.state.is_end and changed.ended is None:
+            changed = changed.model_copy(update={"ended": time.time()})
+        if changed.state is not State.RUNNING:
+            self._steps.pop(job.id, None)
+            self._stage_began.pop(job.id, None)
+        self._unwritten[job.id] = changed
+        self._changed.notify_all()
+        try:
+            with self._db:
+                for one in self._unwritten.values():
+                    self._db.execute(
+                        "UPDATE jobs SET state = ?, content = ? WHERE id = ?",
+                        (one.state, one.model_dump_json(), one.id),
+                    )
+            self._unwritten.clear()
+        except sqlite3.Error as error:  # a full disk must not stop the server
+            print(f"zoomseg: {self._path}: {error}", file=sys.stderr, flush=True)
+        return changed

@@ -1,0 +1,132 @@
+"""What people say of a result: every organ accepted or rejected, with a comment. Kept with the job, in
+``review.json``, which is replaced at every change."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from zoomseg.core.errors import DatasetError
+from zoomseg.io.files import parse_json, read_file, write_json_atomic
+from zoomseg.serve.organs import Organ, csv_text
+
+MAX_COMMENT = 1000
+"""Characters."""
+
+
+class Verdict(StrEnum):
+    """What is said of an organ."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
+class Opinion(BaseModel):
+    """Of one organ; ``verdict``: None if nothing was decided."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    verdict: Verdict | None = None
+    comment: Annotated[str, Field(max_length=MAX_COMMENT)] = ""
+
+    @field_validator("comment")
+    @classmethod
+    def _one_line(cls, comment: str) -> str:
+        return "".join(c if c.isprintable() else " " for c in comment).strip()
+
+
+class KeptOpinion(Opinion):
+    """An opinion, and when it was given: seconds since 1970."""
+
+    changed: Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+
+
+class ReviewRow(BaseModel):
+    """An organ and what was said of it; None: nothing yet."""
+
+    organ: str
+    value: int
+    volume_ml: float | None
+    confidence: float | None
+    verdict: Verdict | None
+    comment: str
+    changed: float | None
+
+
+class Review(BaseModel):
+    """Of a job's result."""
+
+    scan: str
+    model: str
+    organs: list[ReviewRow]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    organs: dict[int, KeptOpinion] = {}
+    """By value in the label map."""
+
+
+_guard = threading.Lock()
+"""Two people may say something of one result at the same time."""
+
+
+def opinions(file: Path) -> dict[int, KeptOpinion]:
+    """What was said, by an organ's value; nothing if there is no file.
+
+    Raises:
+        DatasetError: it is damaged.
+    """
+    try:
+        return _File.model_validate(parse_json(read_file(file))).organs
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, ValidationError) as error:
+        raise DatasetError(f"{file}: damaged") from error
+
+
+def keep(file: Path, value: int, opinion: Opinion) -> None:
+    """Keep what was said of the organ of a value, in place of what was said before.
+
+    Raises:
+        DatasetError: the file is damaged.
+        OutputError: the disk refuses it.
+    """
+    with _guard:
+        said = opinions(file)
+        said[value] = KeptOpinion(verdict=opinion.verdict, comment=opinion.comment, changed=time.time())
+        write_json_atomic(file, _File(organs=said).model_dump(mode="json"))
+
+
+def review_of(scan: str, model: str, organs: Sequence[Organ], said: dict[int, KeptOpinion]) -> Review:
+    """Every organ of a result with what was said of it."""
+    rows = [_row(organ, said.get(organ.value)) for organ in organs]
+    return Review(scan=scan, model=model, organs=rows)
+
+
+def _row(organ: Organ, said: KeptOpinion | None) -> ReviewRow:
+    return ReviewRow(
+        organ=organ.name,
+        value=organ.value,
+        volume_ml=organ.volume_ml,
+        confidence=organ.confidence,
+        verdict=said.verdict if said else None,
+        comment=said.comment if said else "",
+        changed=said.changed if said else None,
+    )
+
+
+def review_csv(review: Review) -> str:
+    """As a table: a row for every organ."""
+    return csv_text(
+        ["case", "model", *ReviewRow.model_fields],
+        [
+            {"case": review.scan, "model": review.model, **row.model_dump(mode="json")}
+            for row in review.organs
+        ],
+    )

@@ -1,0 +1,449 @@
+"""A slow model made a faster one by scans that nobody labelled: the model labels them, and what learns from
+that is a coarse stage that tells the model where to look, or a whole small cascade in its place.
+
+```
+OUT/accelerate.json                 what was asked for; who resumes reads it and decides nothing anew
+OUT/distillation/labels/            <case>.nii.gz, and in labels.json the organs that the model found there
+OUT/distillation/region/            the coarse stage's training
+OUT/region.json                     the regions that were chosen, and what they do in the scans kept back
+OUT/                                the accelerated model (of several models, fold-0, fold-1, ...)
+```
+
+A fifth of the scans is kept back: regions are chosen by them, and a small cascade is scored on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from zoomseg.backends.device import Device
+from zoomseg.core.case import Case
+from zoomseg.core.errors import DatasetError, ModelError, TrainingError, ZoomSegError, listed
+from zoomseg.core.labels import LabelSchema
+from zoomseg.core.volume import LabelMap
+from zoomseg.datasets.layouts import CaseFiles, Dataset, folds
+from zoomseg.inference.load import load_predictor, ready_predictor
+from zoomseg.inference.predictor import Predictor
+from zoomseg.io import bundle
+from zoomseg.io.bundle import Bundle, first_problem
+from zoomseg.io.files import (
+    check_name,
+    read_file,
+    reason_of,
+    writable_directory,
+    write_json_atomic,
+    write_text_atomic,
+)
+from zoomseg.io.scans import ScanInput, find_scans, read_labels, read_scan, write_labels
+from zoomseg.pipeline import stage_input
+from zoomseg.recipe import graph
+from zoomseg.recipe.load import dump, load
+from zoomseg.recipe.spec import BodyMask, PlannedRecipe, Recipe, Stage, WholeVolume
+from zoomseg.training import candidate_regions, loop, record, training_run
+from zoomseg.training.candidate_regions import ChosenRegion
+from zoomseg.training.log import Observer
+from zoomseg.training.record import AccelerationRecord
+from zoomseg.training.training_run import TrainingRequest
+
+DISTILLATION = "distillation"
+REGION = "region"
+"""The coarse stage's name."""
+REGIONS = "region.json"
+PARTS = 5
+"""One in so many scans is kept back; of fewer scans, one."""
+
+
+class _Found(BaseModel):
+    """``labels.json``: by case, the organs that the model found; of scans that could not be used, None."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    cases: dict[str, tuple[str, ...] | None]
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """Of ``models``, which answer together, by the scans in a folder. ``wish`` says how long is trained."""
+
+    models: tuple[str, ...]
+    scans: Path
+    out: Path
+    small: bool
+    wish: TrainingRequest
+    longer: bool = False
+    """Whether the training goes on though it was finished, as a new length was given."""
+
+    @cached_property
+    def bundles(self) -> tuple[Bundle, ...]:
+        return tuple(bundle.load(model) for model in self.models)
+
+    @property
+    def schema(self) -> LabelSchema:
+        return self.bundles[0].schema
+
+    @property
+    def _labels(self) -> Path:
+        return self.out / DISTILLATION / "labels"
+
+    # --- what the model says of the scans ----------------------------------------------------------
+
+    def label(self, device: Device, observer: Observer) -> None:
+        """Label the scans that are not yet done. One that cannot be used is named and left out.
+
+        Raises:
+            TrainingError: fewer than two could be used, or the model found nothing.
+            OutputError: labels cannot be written, or another process works there.
+        """
+        with record.alone(self.out):
+            done = self._found()
+            todo = [scan for scan in scans_in(self.scans) if scan.id not in done]
+            if todo:
+                predictor = load_predictor(self.models, device, on_warning=observer.message)
+                writable_directory(self._labels)
+            for number, scan in enumerate(todo):
+                observer.preparing("labels", number, len(todo))
+                done[scan.id] = self._labelled(scan, predictor, observer)
+                file = self._labels / "labels.json"
+                write_json_atomic(file, _Found(cases=done).model_dump(mode="json"))
+            observer.preparing("labels", len(todo), len(todo))
+        self._tell(observer)
+
+    def _labelled(self, scan: ScanInput, predictor: Predictor, observer: Observer) -> tuple[str, ...] | None:
+        path = self._labels / f"{scan.id}.nii.gz"
+        try:
+            check_name(path)
+            case = read_scan(scan, channels_last=predictor.channels > 1)
+            found = predictor.predict(case, keep=False).labels
+        except ZoomSegError as error:
+            observer.message(f"{scan.id}: not used ({error})")
+            return None
+        write_labels(path, found)
+        present = np.unique(found.data)
+        return tuple(name for name in self.schema.names if self.schema.class_of(name) in present)
+
+    def _found(self) -> dict[str, tuple[str, ...] | None]:
+        file = self._labels / "labels.json"
+        try:
+            return dict(_Found.model_validate_json(read_file(file)).cases)
+        except FileNotFoundError:
+            return {}
+        except (ValidationError, OSError) as error:
+            reason = first_problem(error) if isinstance(error, ValidationError) else reason_of(error)
+            raise TrainingError(f"{file} is damaged ({reason}); remove it to label the scans anew") from error
+
+    @cached_property
+    def split(self) -> loop.Split:
+        """The scans that are learned from, and those kept back.
+
+        Raises:
+            TrainingError: there are fewer than two.
+        """
+        used = [case for case, found in self._found().items() if found is not None]
+        if len(used) < 2:
+            raise TrainingError(
+                f"{len(used)} of the scans in {self.scans} could be used; one is learned from and one kept "
+                "back at least: give more"
+            )
+        kept_back = folds(used, min(PARTS, len(used)), self.wish.seed)[0]
+        return loop.Split(tuple(sorted(set(used) - set(kept_back))), kept_back)
+
+    @cached_property
+    def organs(self) -> tuple[str, ...]:
+        """Those that the model found in scans that are learned from."""
+        found = self._found()
+        known = {name for case in self.split.train for name in found[case] or ()}
+        return tuple(name for name in self.schema.names if name in known)
+
+    def _tell(self, observer: Observer) -> None:
+        if not self.organs:
+            raise TrainingError(
+                f"the model found nothing in the {len(self.split.train)} scans that would be learned from; "
+                "give scans that show its organs"
+            )
+        missing = [name for name in self.schema.names if name not in self.organs]
+        if missing:
+            observer.message(
+                f"in no scan that is learned from, and so not looked for by themselves: {listed(missing)}"
+            )
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The scans with the model's labels; labels that no scan learned from has are left out."""
+        schema = self.schema
+        names = self.organs
+        known = LabelSchema(names, tuple(schema.values[schema.names.index(name)] for name in names))
+        files = {scan.id: scan.paths for scan in scans_in(self.scans)}
+        cases = [
+            CaseFiles(id_, files[id_], self._known_labels(id_, known))
+            for id_ in sorted((*self.split.train, *self.split.validation))
+        ]
+        name = f"{self.scans.resolve().name}, labelled by {Path(self.models[0]).name}"
+        return Dataset(self.scans, name, self.bundles[0].channel_names, known, tuple(cases))
+
+    def _known_labels(self, case: str, known: LabelSchema) -> Path:
+        """The file of a scan's labels; of one kept back, without those that nothing was learned of."""
+        file = self._labels / f"{case}.nii.gz"
+        if set(self._found()[case] or ()) <= set(known.names):
+            return file
+        kept = self._labels / "kept-back" / f"{case}.nii.gz"
+        if not kept.is_file():
+            labels = read_labels(file, self.schema)
+            writable_directory(kept.parent)
+            write_labels(kept, LabelMap(_as(labels, known), labels.grid, known))
+        return kept
+
+    # --- a coarse stage ----------------------------------------------------------------------------
+
+    def region_stage(self, device: Device, observer: Observer) -> Bundle:
+        """The coarse stage as a model of its own: trained, or gone on with.
+
+        Raises:
+            InterruptedTrainingError: stopped; the next call goes on.
+            TrainingError: scans are so small that a coarse stage saves nothing.
+            ZoomSegError: as ``training_run.start``.
+        """
+        folder = self.out / DISTILLATION / REGION
+        file = folder.with_suffix(".yaml")
+        if not file.is_file():
+            recipe = self._region_recipe(device, observer)
+            writable_directory(folder)
+            write_text_atomic(file, dump(recipe))
+        wish = replace(self.wish, recipe=str(file), split=self.split)
+        if self.longer and (folder / record.FILE).is_file():
+            return training_run.resume(
+                self.dataset, folder, device, observer, self.wish.seconds, self.wish.epochs
+            )
+        return training_run.finished(self.dataset, folder, wish, device, observer)
+
+    def _region_recipe(self, device: Device, observer: Observer) -> Recipe:
+        default = load("default")
+        assert isinstance(default, PlannedRecipe)
+        planned = training_run.plan_recipe(self.dataset, self.split, default, device, observer, self.wish)
+        recipe, model = planned.recipe, self.bundles[0].recipe
+        if len(recipe.stages) == 1:
+            raise TrainingError(
+                "the scans are so small that a coarse look would cost as much as the model's own; use the "
+                "model as it is"
+            )
+        stage = recipe.stages[0].model_copy(update={"name": REGION})
+        if model.orientation == "stored":  # axes of files are of no known direction
+            unmirrored = stage.training.augmentation.model_copy(update={"flip_axes": ()})
+            training = stage.training.model_copy(update={"augmentation": unmirrored})
+            stage = stage.model_copy(update={"training": training})
+        return recipe.model_copy(
+            update={
+                "name": REGION,
+                "description": f"Where the organs of {model.name} may be.",
+                "stages": (stage,),
+                "train_together": (),
+                "islands": None,
+                "orientation": model.orientation,
+                "crop": model.crop,
+            }
+        )
+
+    # --- regions -----------------------------------------------------------------------------------
+
+    def choose(self, coarse: Bundle, device: Device, observer: Observer) -> Mapping[str, ChosenRegion]:
+        """The region of every stage that has looked at all of a scan.
+
+        Raises:
+            TrainingError: no region holds enough of what the model finds.
+        """
+        model = self.bundles[0]
+        stages = _everywhere(model.recipe)
+        searches = candidate_regions.searches(stages, self.schema, REGION, self.organs)
+        predictor = ready_predictor(coarse, device, on_warning=observer.message)
+        kept_back = self.dataset.subset(self.split.validation).cases
+        for number, files in enumerate(kept_back):
+            observer.preparing("choosing the region", number, len(kept_back))
+            case = self.dataset.load(files)
+            prediction = predictor.predict(Case(case.id, case.image)).stages[REGION]
+            answer = stage_input.prepare(case, model.recipe).labels
+            assert answer is not None
+            for search in searches:
+                search.add(prediction, answer)
+        observer.preparing("choosing the region", len(kept_back), len(kept_back))
+        return {search.stage.name: search.chosen() for search in searches}
+
+    def write(self, coarse: Bundle, regions: Mapping[str, ChosenRegion], observer: Observer) -> None:
+        """Write the accelerated model, or one for each fold."""
+        folders = (
+            (self.out,)
+            if len(self.bundles) == 1
+            else tuple(self.out / f"fold-{n}" for n in range(len(self.bundles)))
+        )
+        for model, folder in zip(self.bundles, folders, strict=True):
+            bundle.save(_accelerated(model, coarse, regions), folder)
+            loop.convert(folder, observer)
+        if len(folders) > 1:
+            write_json_atomic(self.out / bundle.FOLDS, {"accelerated": list(self.models)})
+
+    def compare(
+        self, regions: Mapping[str, ChosenRegion], device: Device, observer: Observer
+    ) -> Mapping[str, float]:
+        """By organ, the Dice between the accelerated model and the model in the scans kept back, all of their
+        voxels taken together; written to ``region.json`` with the regions."""
+        predictor = load_predictor((self.out,), device, on_warning=observer.message)
+        overlaps = np.zeros((3, 1 + len(self.organs)), dtype=np.int64)
+        for files in self.dataset.subset(self.split.validation).cases:
+            case = self.dataset.load(files)
+            assert case.labels is not None
+            found = predictor.predict(Case(case.id, case.image), self.organs, keep=False).labels
+            own = _as(found, case.labels.schema)
+            overlaps += _overlaps(own, case.labels.data, case.labels.schema.classes)
+        dice = {
+            name: 2 * int(both) / int(one + other)
+            for name, one, other, both in zip(self.organs, *overlaps[:, 1:], strict=True)
+            if one + other
+        }
+        stages = {
+            name: {**asdict(own), "roi": own.roi.model_dump(mode="json")} for name, own in regions.items()
+        }
+        told = {"scans": list(self.split.validation), "stages": stages, "dice": dice}
+        write_json_atomic(self.out / REGIONS, told)
+        return dice
+
+    # --- a small cascade ---------------------------------------------------------------------------
+
+    def small_cascade(self, device: Device, observer: Observer) -> Bundle:
+        """A cascade of the default recipe that learns the model's labels: trained, or gone on with.
+
+        Raises:
+            InterruptedTrainingError: stopped; the next call goes on.
+            ZoomSegError: as ``training_run.start``.
+        """
+        wish = replace(self.wish, split=self.split, part_of=record.ACCELERATION)
+        return training_run.finished(self.dataset, self.out, wish, device, observer)
+
+
+def begin(
+    models: tuple[str, ...], scans: Path, out: Path, small: bool, wish: TrainingRequest
+) -> Acceleration:
+    """Write down what was asked for, once it can be done.
+
+    Raises:
+        ModelError: ``out`` already holds a model, ``models`` are none, or look at parts of scans already.
+        DatasetError: DICOM, or too few scans.
+        ScanError: there are no scans.
+        OutputError: ``out`` cannot be written, or another process works there.
+    """
+    record.require_free(out)
+    found = scans_in(scans)
+    if len(found) < 2:
+        raise DatasetError(
+            f"{scans} holds one scan; one is learned from and one kept back at least: give more"
+        )
+    known = tuple(str(bundle.find(model).resolve()) for model in models)
+    run = Acceleration(known, scans, out, small, wish)
+    model = run.bundles[0]
+    if not small and not _everywhere(model.recipe):
+        raise ModelError(
+            f"{models[0]} has no stage that looks at all of a scan, so no region would save anything; "
+            "--small trains a smaller model"
+        )
+    asked = AccelerationRecord(
+        channels=model.channel_names,
+        labels=model.schema.value_of,
+        seed=wish.seed,
+        seconds=wish.seconds,
+        epochs=wish.epochs,
+        cases=tuple(scan.id for scan in found),
+        models=known,
+        scans=str(scans.resolve()),
+        small=small,
+    )
+    with record.alone_in_free(out):
+        record.write(asked, out / record.ACCELERATION)
+    return run
+
+
+def reopen(out: Path, seconds: float | None = None, epochs: int | None = None) -> Acceleration:
+    """The acceleration in ``out``; ``seconds`` or ``epochs`` replace the length of its training.
+
+    Raises:
+        TrainingError: there is none, it is damaged, or scans came or went since.
+    """
+    known = record.read_acceleration(out)
+    scans = Path(known.scans)
+    changed = set(known.cases) ^ {scan.id for scan in scans_in(scans)}
+    if changed:
+        raise TrainingError(f"{scans} has other scans than {out} was begun with ({min(changed)})")
+    longer = seconds is not None or epochs is not None
+    seconds, epochs = known.length(seconds, epochs)
+    wish = TrainingRequest(seconds=seconds, epochs=epochs, seed=known.seed)
+    return Acceleration(known.models, scans, out, known.small, wish, longer)
+
+
+def scans_in(folder: Path) -> list[ScanInput]:
+    """The scans to learn from.
+
+    Raises:
+        ScanError: there are none.
+        DatasetError: DICOM.
+    """
+    found = find_scans(folder)
+    if any(scan.dicom is not None for scan in found):
+        raise DatasetError(f"{folder}: scans to learn from must be NIfTI, NRRD or MHA files, not DICOM")
+    return found
+
+
+def _as(labels: LabelMap, schema: LabelSchema) -> npt.NDArray[np.uint8]:
+    """As classes of a schema that has some of the labels; others become background."""
+    table = np.zeros(labels.schema.classes, dtype=np.uint8)
+    for name in schema.names:
+        table[labels.schema.class_of(name)] = schema.class_of(name)
+    out: npt.NDArray[np.uint8] = table[labels.data]
+    return out
+
+
+def _overlaps(
+    one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8], classes: int
+) -> npt.NDArray[np.int64]:
+    """By class, the voxels of the one, of the other and of both."""
+    counted = (one.ravel(), other.ravel(), one[one == other].ravel())
+    return np.stack([np.bincount(part, minlength=classes) for part in counted])
+
+
+def _everywhere(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages that look at all of a scan and are computed in tiles."""
+    return tuple(
+        stage
+        for stage in recipe.stages
+        if isinstance(stage.roi, WholeVolume | BodyMask) and stage.grid.kind != "shape"
+    )
+
+
+def _accelerated(model: Bundle, coarse: Bundle, regions: Mapping[str, ChosenRegion]) -> Bundle:
+    """The model behind the coarse stage, its stages in their regions."""
+    (stage,) = coarse.recipe.stages
+    first = stage.model_copy(
+        update={
+            "labels": graph.resolve_labels(stage, coarse.schema),
+            "intensity": graph.intensity_of(coarse.recipe, stage),
+            "fusion": "none",
+        }
+    )
+    stages = (
+        own.model_copy(update={"roi": regions[own.name].roi}) if own.name in regions else own
+        for own in model.recipe.stages
+    )
+    recipe = model.recipe.model_copy(
+        update={"stages": (first, *stages), "description": f"{model.recipe.description} Accelerated."}
+    )
+    graph.validate(recipe)
+    graph.validate_labels(recipe, model.schema)
+    return replace(
+        model,
+        recipe=recipe,
+        weights={REGION: coarse.weights[REGION], **model.weights},
+        provenance={**model.provenance, "region_learned_from": coarse.provenance["training_cases"]},
+        graphs={},
+    )

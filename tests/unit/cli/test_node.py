@@ -1,0 +1,43 @@
+"""``zoomseg node`` as a process: it says where it is, receives, and stops when it is asked to."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from helpers.nodes import settings
+from zoomseg.cli.main import main
+
+
+def test_it_receives_and_stops_when_it_is_asked_to(tmp_path: Path) -> None:
+    file = tmp_path / "node.yaml"
+    file.write_text(yaml.safe_dump(settings(tmp_path).model_dump(mode="json")))
+    command = [sys.executable, "-u", "-m", "zoomseg", "node", str(file), "--dry-run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.match(r"Open (http://127\.0\.0\.1:\d+/)$", process.stdout.readline())
+        assert found is not None
+        assert "Receiving as ZOOMSEG at port " in process.stdout.readline()
+        assert "dry run" in httpx.get(found[1], timeout=60).text
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the node has stopped" in errors
+
+
+@pytest.mark.parametrize("text", ["rules: []", "{"])
+def test_settings_that_are_wrong_are_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "node.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["node", str(tmp_path / "node.yaml")])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,156 @@
+"""When a study is complete, and what its jobs are called."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydicom.dataset import Dataset
+
+from helpers.nodes import series, settings
+from zoomseg.core.errors import OutputError
+from zoomseg.node import intake as module
+from zoomseg.node.intake import Intake, Model, seed_of
+from zoomseg.node.jobs import NodeJobs, SeriesState
+from zoomseg.node.settings import Settings
+from zoomseg.node.store import Store, read_instance
+
+MODELS = "fingerprint"
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(module, "time", found)
+    return found
+
+
+class Parts:
+    """An intake without its thread; quiet after 30 s, or 2 s after a release."""
+
+    def __init__(self, folder: Path) -> None:
+        times = {"quiet_seconds": 30, "released_seconds": 2}
+        self.settings: Settings = settings(folder, complete=times)
+        self.jobs = NodeJobs(folder / "node")
+        self.store = Store(folder / "node" / "received", 0)
+        model = Model("tiny", MODELS)
+        self.intake = Intake(self.settings, self.store, self.jobs, {self.settings.rules[0].model: model})
+
+    def take(self, image: Dataset, association: str) -> None:
+        file = io.BytesIO()
+        image.save_as(file, enforce_file_format=True)
+        self.intake.take(read_instance(file.getvalue()), file.getvalue(), association)
+
+    def count(self) -> int:
+        """Of jobs, after a look."""
+        self.intake.complete()
+        return len(self.jobs.all())
+
+
+@pytest.fixture
+def parts(tmp_path: Path, clock: Clock) -> Iterator[Parts]:
+    found = Parts(tmp_path)
+    yield found
+    found.jobs.close()
+
+
+def test_a_released_study_is_complete_soon(parts: Parts, clock: Clock) -> None:
+    for image in series()[:4]:
+        parts.take(image, "a")
+    clock.now += 29
+    assert parts.count() == 0
+    parts.intake.ended("a", released=True)
+    parts.intake.ended("a", released=False)  # the connection closes after the release
+    assert parts.count() == 1
+    assert parts.jobs.all()[0].slices == 4
+
+
+def test_a_study_that_several_associations_bring_waits_for_all(parts: Parts, clock: Clock) -> None:
+    images = series()
+    parts.take(images[0], "a")
+    parts.take(images[1], "b")
+    parts.intake.ended("a", released=True)
+    clock.now += 10
+    assert parts.count() == 0
+    parts.intake.ended("b", released=True)
+    assert parts.count() == 1
+
+
+def test_a_study_whose_association_broke_waits_for_the_rest(parts: Parts, clock: Clock) -> None:
+    images = series()
+    parts.take(images[0], "a")
+    parts.take(images[1], "a")
+    parts.intake.ended("a", released=False)
+    clock.now += 29
+    assert parts.count() == 0
+    clock.now += 1
+    assert parts.count() == 1
+
+
+def test_studies_are_complete_each_by_itself(parts: Parts, clock: Clock) -> None:
+    for study in ("1.2.1", "1.2.2"):
+        for image in series(study=study)[:3]:
+            parts.take(image, study)
+    parts.intake.ended("1.2.1", released=True)
+    clock.now += 3
+    assert parts.count() == 1
+    assert parts.jobs.all()[0].study_uid == "1.2.1"
+
+
+def test_what_cannot_be_decided_is_tried_again(
+    parts: Parts, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for image in series()[:3]:
+        parts.take(image, "a")
+    parts.intake.ended("a", released=True)
+    clock.now += 3
+
+    def full(*arguments: object) -> None:
+        raise OutputError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.store, "link", full)
+        assert parts.count() == 0
+    clock.now += 3
+    assert parts.count() == 1
+    assert parts.jobs.last_series()[0].state is SeriesState.TAKEN
+
+
+def test_what_an_earlier_node_had_not_decided_is_decided(parts: Parts, clock: Clock, tmp_path: Path) -> None:
+    """Also where it was killed before it noted the series."""
+    for image in series()[:3]:
+        parts.take(image, "a")
+    parts.jobs.forget_series(parts.store.series()[0])
+    parts.jobs.close()
+    again = Parts(tmp_path)
+    again.intake._recover()
+    assert [one.state for one in again.jobs.last_series()] == [SeriesState.RECEIVING]
+    clock.now += 31
+    assert again.count() == 1
+    again.jobs.close()
+
+
+def test_a_seed_stands_for_images_model_and_settings(tmp_path: Path) -> None:
+    rule = settings(tmp_path).rules[0]
+    seeds = [
+        seed_of("1.2", ["a", "b"], rule, "model"),
+        seed_of("1.2", ["a"], rule, "model"),
+        seed_of("1.3", ["a", "b"], rule, "model"),
+        seed_of("1.2", ["a", "b"], rule, "other"),
+        seed_of("1.2", ["a", "b"], rule.model_copy(update={"organs": ("liver",)}), "model"),
+    ]
+    assert len(set(seeds)) == 5
+    moved = rule.model_copy(update={"name": "renamed", "send_to": ("x",), "min_slices": 3})
+    assert seed_of("1.2", ["a", "b"], moved, "model") == seeds[0]

@@ -1,0 +1,164 @@
+"""Results reach their destinations, in the end, and what does not is said."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+
+from helpers.dicom_series import write
+from helpers.nodes import archive, finished, push, running, series, settings, until
+from helpers.untrained_models import predictor
+from zoomseg.node.segmentation import segment
+from zoomseg.node.sending import NotSentError, attempted, send, store_web, web_client
+from zoomseg.node.settings import DimseDestination, Output, WebDestination
+from zoomseg.serve.job_queue import State
+from zoomseg.serve.worker import Task
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Objects to be sent."""
+    folder = tmp_path_factory.mktemp("results")
+    write(folder / "scan", series())
+    wanted = {"outputs": list(Output), "organs": [], "seed": "s"}
+    task = Task("result", str(folder / "scan"), str(folder / "out"), "model", wanted)
+    segment(task, predictor(), lambda step: None)
+    return [folder / "out" / f"result.{kind}.dcm" for kind in ("seg", "rtstruct", "sr")]
+
+
+@contextmanager
+def web(status: int = 200, answer: dict[str, Any] | None = None) -> Iterator[tuple[str, list[Any]]]:
+    """A DICOMweb service that answers so, and the requests that it got."""
+    asked: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            asked.append((self.path, dict(self.headers), body))
+            content = json.dumps(answer or {}).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/dicom+json")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/dicom-web", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_what_is_refused_is_sent_again_until_it_is_taken(tmp_path: Path) -> None:
+    answers = iter([0xA700, 0xC000])
+    with (
+        archive(lambda dataset: next(answers, 0)) as there,
+        running(settings(tmp_path, there)) as node,
+    ):
+        push(node, series())
+        (job,) = finished(node)
+        assert job.deliveries[0].attempts == 3
+        assert there.modalities() == ["RTSTRUCT", "SEG", "SR"]
+
+
+def test_a_destination_that_is_down_keeps_no_other_waiting(tmp_path: Path) -> None:
+    with archive() as there, archive() as down:
+        down.close()
+        found = settings(tmp_path, there)
+        destinations = {
+            **found.destinations,
+            "down": DimseDestination(ae_title="DOWN", host="127.0.0.1", port=down.port),
+        }
+        rule = found.rules[0].model_copy(update={"send_to": ("down", "archive")})
+        with running(found.model_copy(update={"destinations": destinations, "rules": (rule,)})) as node:
+            push(node, series())
+            until(lambda: len(there.objects) == 3)
+            (job,) = node.jobs.all()
+            assert job.state is State.SENDING
+            waiting = until(lambda: node.jobs.all()[0].deliveries[0].error)
+            assert waiting == "it cannot be reached, or does not answer"
+
+
+def test_stow(files: list[Path]) -> None:
+    with web() as (url, asked):
+        store_web(files, WebDestination(url=url))
+    ((path, headers, body),) = asked
+    assert path == "/dicom-web/studies"
+    assert headers["Content-Type"].startswith('multipart/related; type="application/dicom"')
+    for file in files:
+        assert pydicom.dcmread(file).SOPInstanceUID.encode() in body
+    assert body.count(b"DICM") == len(files)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "said"),
+    [
+        (401, None, "it answers with status 401"),
+        (503, None, "it answers with status 503"),
+        (202, {"00081198": {"vr": "SQ", "Value": [{}]}}, "it refuses 1 of 3 objects"),
+    ],
+)
+def test_a_web_service_that_refuses(
+    files: list[Path], status: int, answer: dict[str, Any] | None, said: str
+) -> None:
+    with web(status, answer) as (url, _):
+        assert attempted(lambda: store_web(files, WebDestination(url=url))) == said
+
+
+def test_a_web_service_that_is_down(files: list[Path]) -> None:
+    with web() as (url, _):
+        pass
+    said = attempted(lambda: store_web(files, WebDestination(url=url)))
+    assert said is not None
+    assert said.startswith("it cannot be reached")
+
+
+def test_a_password_comes_from_the_environment(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with web() as (url, asked):
+        there = WebDestination(url=url, user="me", password_variable="NODE_TEST_PASSWORD")
+        with pytest.raises(NotSentError, match="NODE_TEST_PASSWORD holds no password"):
+            web_client(there)
+        monkeypatch.setenv("NODE_TEST_PASSWORD", "secret")
+        store_web(files, there)
+    assert asked[0][1]["Authorization"] == "Basic bWU6c2VjcmV0"
+
+
+def test_an_archive_that_does_not_know_us_or_the_kind(tmp_path: Path, files: list[Path]) -> None:
+    found = settings(tmp_path / "other")
+    with archive() as there:
+        place = DimseDestination(ae_title="ARCHIVE", host="127.0.0.1", port=there.port)
+        there._ae.require_calling_aet = ["SOMEBODY"]
+        with pytest.raises(NotSentError, match="rejects the association"):
+            send(files, place, found)
+    with archive() as there:
+        for context in there._ae.supported_contexts:
+            if "Segmentation" not in context.abstract_syntax.name:
+                there._server.contexts.remove(context)
+        place = DimseDestination(ae_title="ARCHIVE", host="127.0.0.1", port=there.port)
+        with pytest.raises(NotSentError, match="does not take objects of the kind RT Structure Set"):
+            send(files, place, found)
+
+
+def test_results_that_are_gone_are_said(tmp_path: Path) -> None:
+    place = WebDestination(url="http://127.0.0.1:1")
+    assert attempted(lambda: send([], place, settings(tmp_path))) == "the results are gone"
+
+
+def test_what_an_error_says_is_not_repeated() -> None:
+    def fail() -> None:
+        raise ValueError("Secret^Name")
+
+    assert attempted(fail) == "unexpected ValueError"

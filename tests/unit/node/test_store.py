@@ -1,0 +1,171 @@
+"""Received objects: on the disk before anybody is told, and one of each."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
+
+from helpers.nodes import series
+from zoomseg.core.errors import OutputError, ScanError
+from zoomseg.node.store import Arrival, ConflictError, Store, read_instance
+
+
+def encoded(dataset: Dataset) -> bytes:
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def put(store: Store, dataset: Dataset) -> Arrival:
+    content = encoded(dataset)
+    return store.put(read_instance(content), content)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "received", 0)
+
+
+def test_objects_lie_in_a_folder_for_each_series(store: Store) -> None:
+    images = series(1)[:3] + series(2)[:2]
+    assert [put(store, one) for one in images] == [Arrival.NEW] * 5
+    keys = store.series()
+    assert sorted(len(store.files(key)) for key in keys) == [2, 3]
+    assert store.files(keys[0])[0].read_bytes() in [encoded(one) for one in images]
+
+
+def test_names_say_nothing_of_a_patient(store: Store, tmp_path: Path) -> None:
+    image = series(study="1.2.3.999")[0]
+    put(store, image)
+    names = " ".join(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert "999" not in names.replace(store.series()[0], "")
+    assert "/" not in store.series()[0]
+
+
+def test_an_object_is_on_the_disk_before_put_returns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file's content, then its name, then that of its folder."""
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    put(store, series()[0])
+    key = store.series()[0]
+    (file,) = store.files(key)
+    assert flushed == ["received", f".{file.name}.partial", key]
+
+
+def test_the_same_object_is_known_whatever_its_header_and_compression(store: Store) -> None:
+    image = series()[0]
+    put(store, image)
+    assert put(store, image) is Arrival.KNOWN
+    image.StudyDescription = "corrected"
+    assert put(store, image) is Arrival.KNOWN
+    image.compress(RLELossless, generate_instance_uid=False)
+    assert put(store, image) is Arrival.KNOWN
+    assert len(store.files(store.series()[0])) == 1
+
+
+@pytest.mark.parametrize("change", ["pixels", "patient", "compressed pixels"])
+def test_another_object_of_its_uid_is_refused_and_the_first_one_kept(store: Store, change: str) -> None:
+    image = series()[0]
+    put(store, image)
+    before = store.files(store.series()[0])[0].read_bytes()
+    if change == "patient":
+        image.PatientID = "p2"
+    else:
+        image.PixelData = bytes(2) + image.PixelData[2:]
+    if change == "compressed pixels":
+        image.compress(RLELossless, generate_instance_uid=False)
+    with pytest.raises(ConflictError, match=store.series()[0]):
+        put(store, image)
+    assert store.files(store.series()[0])[0].read_bytes() == before
+
+
+def test_a_disk_that_is_nearly_full_takes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path, 2**60)
+    assert store.room() < 0
+    with pytest.raises(OutputError, match="full"):
+        put(store, series()[0])
+    assert list(tmp_path.rglob("*.dcm")) == []
+
+
+def test_a_disk_that_fails_leaves_nothing_half(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = series()[0]
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OutputError, match="No space left"):
+            put(store, image)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert put(store, image) is Arrival.NEW
+
+
+def test_what_a_killed_process_left_half_is_no_object(store: Store, tmp_path: Path) -> None:
+    put(store, series()[0])
+    (file,) = store.files(store.series()[0])
+    half = file.with_name(f".{'0' * 16}.dcm.partial")
+    half.write_bytes(b"half")
+    again = Store(tmp_path / "received", 0)
+    assert not half.exists()
+    assert again.files(again.series()[0]) == [file]
+
+
+def test_links_do_not_change_with_later_arrivals(store: Store, tmp_path: Path) -> None:
+    images = series()
+    put(store, images[0])
+    key = store.series()[0]
+    store.link(key, tmp_path / "job" / "scan")
+    put(store, images[1])
+    assert len(list((tmp_path / "job" / "scan").iterdir())) == 1
+    store.remove(key)
+    assert store.series() == []
+    assert len(list((tmp_path / "job" / "scan").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"StudyInstanceUID": None}, "no valid study_uid"),
+        ({"SeriesInstanceUID": "1.2.x"}, "no valid series_uid"),
+        ({"SOPInstanceUID": "../../etc/passwd"}, "no valid sop_uid"),
+        ({"PixelData": None}, "not a whole image"),
+        ({"PixelData": b"\0\0"}, "cut off"),
+        ({"NumberOfFrames": "many"}, "not a whole image"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_objects_that_are_no_images_are_refused(changes: dict[str, Any], said: str) -> None:
+    image = series()[0]
+    for keyword, value in changes.items():
+        if value is None:
+            delattr(image, keyword)
+        elif keyword == "NumberOfFrames":
+            image.add_new("NumberOfFrames", "LO", value)
+        else:
+            image[keyword]._value = value
+    with pytest.raises(ScanError, match=said) as refused:
+        read_instance(encoded(image))
+    assert "Doe" not in str(refused.value)
+
+
+def test_bytes_that_are_no_dicom_are_refused() -> None:
+    whole = encoded(series()[0])
+    for content in (b"", b"x" * 1000, whole[:200], whole[: len(whole) // 2]):
+        with pytest.raises(ScanError):
+            read_instance(content)

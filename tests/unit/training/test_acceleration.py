@@ -1,0 +1,198 @@
+"""A model that looks everywhere learns where to look, from scans that it labels itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_recipe
+from helpers.untrained_models import untrained
+from zoomseg.core.case import Case
+from zoomseg.core.errors import DatasetError, ModelError, TrainingError
+from zoomseg.core.volume import LabelMap
+from zoomseg.inference.load import load_predictor
+from zoomseg.io import bundle
+from zoomseg.io.scans import read_labels, write_image
+from zoomseg.recipe.load import dump, load
+from zoomseg.recipe.spec import BoxAround, FixedShape, ImageInput, Recipe, WholeVolume
+from zoomseg.training import acceleration, record
+from zoomseg.training.acceleration import Acceleration
+from zoomseg.training.log import Silent
+from zoomseg.training.training_run import TrainingRequest
+
+SCANS = 5
+
+
+class Oracle:
+    """Stands in for the model where it labels scans: it finds what is there."""
+
+    channels = 1
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def predict(self, case: Case, organs: object = None, keep: bool = True) -> object:
+        self.seen.append(case.id)
+        labels = tiny_case(int(case.id[-1]))[1]
+        return type("Found", (), {"labels": labels})
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.told.append(text)
+
+
+def everywhere() -> Recipe:
+    """A single stage that looks at all of a scan, in eight tiles or more."""
+    fine = tiny_recipe(together=False).stages[1]
+    grid = fine.grid.model_copy(update={"tile": (8, 8, 8), "overlap": 0.5})
+    stage = fine.model_copy(
+        update={"name": "whole", "grid": grid, "roi": WholeVolume(), "inputs": (ImageInput(),)}
+    )
+    return tiny_recipe(together=False).model_copy(update={"stages": (stage,), "roi_expansion": False})
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    (tmp_path / "scans").mkdir()
+    for seed in range(SCANS):
+        write_image(tmp_path / "scans" / f"scan_{seed}.nii.gz", tiny_case(seed)[0])
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    bundle.save(untrained(everywhere(), SCHEMA), tmp_path / "slow")
+    return tmp_path / "slow"
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
+    made = Oracle()
+    monkeypatch.setattr(acceleration, "load_predictor", lambda *_, **__: made)
+    planned = load("default").model_copy(
+        update={"coarse_voxels": 1000, "fine_voxels": 4000, "fine_patch_voxels": 700, "base_channels": (8, 8)}
+    )
+    monkeypatch.setattr(acceleration, "load", lambda name: planned)
+    return made
+
+
+def begin(scans: Path, model: Path, out: Path, small: bool = False) -> Acceleration:
+    wish = TrainingRequest(epochs=1)
+    return acceleration.begin((str(model),), scans, out, small, wish)
+
+
+def test_the_model_computes_around_what_the_coarse_stage_finds(
+    scans: Path, model: Path, oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "fast"
+    run = begin(scans, model, out)
+    run.label(CPU, Silent())
+    assert sorted(oracle.seen) == [f"scan_{n}" for n in range(SCANS)]
+    assert len(run.split.validation) == 1
+    assert run.organs == SCHEMA.names
+    coarse = run.region_stage(CPU, Silent())
+    regions = run.choose(coarse, CPU, Silent())
+    chosen = regions["whole"]
+    assert chosen.lowest_recall >= 0.999
+    assert chosen.roi.of == "region"
+    assert chosen.tile_share < 1
+    run.write(coarse, regions, Silent())
+    monkeypatch.setattr(acceleration, "load_predictor", load_predictor)
+    run.compare(regions, CPU, Silent())
+    fast = bundle.load(out)
+    assert [stage.name for stage in fast.recipe.stages] == ["region", "whole"]
+    assert [stage.fusion for stage in fast.recipe.stages] == ["none", "replace_in_roi"]
+    assert set(fast.graphs) == {"region", "whole"}
+    told = json.loads((out / "region.json").read_text())
+    assert told["scans"] == list(run.split.validation)
+    assert told["stages"]["whole"]["lowest_recall"] == chosen.lowest_recall
+    # Inside its region the stage answers as before, outside with background.
+    case = Case("a", tiny_case(9)[0])
+    result = load_predictor([out], CPU).predict(case)
+    records = {record.stage: record for record in result.records}
+    assert records["whole"].tiles < 5 * 4 * 3
+    region = result.stages["whole"].region
+    assert not result.labels.data[~region.on(result.labels.grid).mask_in(result.labels.grid.box)].any()
+
+
+def test_what_was_interrupted_goes_on(scans: Path, model: Path, oracle: Oracle, tmp_path: Path) -> None:
+    run = begin(scans, model, tmp_path / "fast")
+    run.label(CPU, Silent())
+    again = acceleration.reopen(tmp_path / "fast")
+    again.label(CPU, Silent())
+    assert len(oracle.seen) == SCANS
+    assert again.split == run.split
+    assert (again.models, again.wish.epochs, again.longer) == ((str(model.resolve()),), 1, False)
+    assert acceleration.reopen(tmp_path / "fast", epochs=2).longer
+    (scans / "scan_0.nii.gz").unlink()
+    with pytest.raises(TrainingError, match="has other scans than"):
+        acceleration.reopen(tmp_path / "fast")
+
+
+def test_organs_that_no_scan_learned_from_has_are_told_and_left_out(
+    scans: Path, model: Path, oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(scans, model, tmp_path / "fast")
+    (kept_back,) = acceleration.folds([f"scan_{n}" for n in range(SCANS)], SCANS, 0)[0]
+
+    def right_only_in(case: Case, **_: object) -> object:
+        labels = tiny_case(int(case.id[-1]))[1]
+        data = labels.data if case.id == kept_back else np.where(labels.data == 2, 0, labels.data)
+        return type("Found", (), {"labels": LabelMap(data.astype(np.uint8), labels.grid, SCHEMA)})
+
+    monkeypatch.setattr(oracle, "predict", right_only_in)
+    notes = Notes()
+    run.label(CPU, notes)
+    assert run.split.validation == (kept_back,)
+    assert run.organs == ("left kidney",)
+    assert any("not looked for by themselves: right kidney" in line for line in notes.told)
+    case = next(case for case in run.dataset.cases if case.id == kept_back)
+    assert case.labels is not None
+    labels = read_labels(case.labels, run.dataset.schema)
+    assert np.array_equal(labels.data == 1, tiny_case(int(kept_back[-1]))[1].data == 1)
+    assert labels.data.max() == 1
+
+
+def test_a_small_cascade_learns_the_models_labels(
+    scans: Path, model: Path, oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(scans, model, tmp_path / "small", small=True)
+    run.label(CPU, Silent())
+    run = replace(run, wish=replace(run.wish, recipe=_tiny(tmp_path)))
+    trained = run.small_cascade(CPU, Silent())
+    assert trained.provenance["training_cases"] == list(run.split.train)
+    assert trained.provenance["data_set"] == "scans, labelled by slow"
+    assert [stage.name for stage in trained.recipe.stages] == ["coarse", "fine"]
+
+
+def _tiny(folder: Path) -> str:
+    file = folder / "tiny.yaml"
+    file.write_text(dump(tiny_recipe(together=True, iterations=4)))
+    return str(file)
+
+
+def test_what_cannot_be_accelerated_is_refused(scans: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    write_image(tmp_path / "one" / "a.nii.gz", tiny_case(0)[0])
+    with pytest.raises(DatasetError, match="holds one scan"):
+        begin(tmp_path / "one", model, tmp_path / "x")
+    begin(scans, model, tmp_path / "fast")
+    with pytest.raises(ModelError, match="already holds a training"):
+        begin(scans, model, tmp_path / "fast")
+    assert record.read_acceleration(tmp_path / "fast").small is False
+    looks_closer = tiny_recipe(together=False).stages
+    boxed = looks_closer[1].model_copy(update={"roi": BoxAround(of="coarse")})
+    shape = FixedShape(shape=(8, 8, 8), tile=(8, 8, 8))
+    first = looks_closer[0].model_copy(update={"grid": shape})
+    recipe = everywhere().model_copy(update={"stages": (first, boxed)})
+    bundle.save(untrained(recipe, SCHEMA), tmp_path / "boxes")
+    with pytest.raises(ModelError, match="has no stage that looks at all of a scan"):
+        begin(scans, tmp_path / "boxes", tmp_path / "y")
