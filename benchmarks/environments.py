@@ -47,7 +47,7 @@ def main() -> None:
         rows = {
             "ZoomSeg: predicts, evaluates, checks, shows, serves": [str(wheel)],
             "ZoomSeg with `train`": [f"{wheel}[train]", *options.more],
-            "ZoomSeg with all extras": [f"{wheel}[train,atlas,dicom-extra]", *options.more],
+            "ZoomSeg with all extras": [f"{wheel}[train,atlas,dicom-extra,cluster]", *options.more],
             **{name: [requirement, *options.more] for name, requirement in PEERS.items()},
         }
         for number, (name, requirements) in enumerate(rows.items()):

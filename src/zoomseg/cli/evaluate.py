@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Folder or data set of scans on which contours are drawn; not needed if REFERENCE is a data set.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Score with so many processes, each a case at a time; without it, two threads do.",
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -43,6 +49,7 @@ def command(
     tolerance_mm: float,
     table: str | None,
     images: Path | None,
+    workers: int | None,
 ) -> int:
     """Score PREDICTIONS against REFERENCE: Dice, NSD, HD95, ASSD, volumes.
 
@@ -73,7 +80,9 @@ def command(
             bar.update(task, completed=done, total=total)
 
         with ending(lambda: f"{count[0]} of {count[1]} cases were scored, and nothing was written"):
-            evaluation = evaluate(predictions, reference, out, rules, images=images, on_progress=step)
+            evaluation = evaluate(
+                predictions, reference, out, rules, images=images, on_progress=step, workers=workers
+            )
     for warning in evaluation.warnings:
         notes.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False, soft_wrap=True)
     for failure in evaluation.failures:

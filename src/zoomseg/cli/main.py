@@ -24,6 +24,7 @@ COMMANDS = {
     "import": "Convert a trained nnU-Net model into a ZoomSeg model.",
     "accelerate": "Train a model's region of interest on unlabelled scans.",
     "predict": "Segment scans with a trained model.",
+    "gather": "One account of what several jobs predicted into one folder.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
     "compare": "Compare evaluations of the same cases: differences, intervals, paired tests.",
     "view": "Show a scan and its label map in the browser.",

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from zoomseg.cli.options import models_option
 
 if TYPE_CHECKING:
+    from zoomseg.cluster.predict import Request
     from zoomseg.inference.summary import OrganRow
     from zoomseg.io.scans import ScanInput
 
+_PART = re.compile(r"(\d{1,9})/(\d{1,9})")
+
 REVIEWED_FIRST = 3
 """Number of organs with the lowest confidence that are named at the end of a batch."""
+
+
+def parse_part(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """``3/8`` -> ``(3, 8)``."""
+    if value is None:
+        return None
+    match = _PART.fullmatch(value)
+    number, parts = (int(n) for n in match.groups()) if match else (0, 0)
+    if not 1 <= number <= parts:
+        raise click.BadParameter(f"got '{value}', expected a part such as 3/8, counted from 1", ctx, param)
+    return number, parts
 
 
 @click.command(name="predict")
@@ -75,6 +90,29 @@ REVIEWED_FIRST = 3
     "warning and a confidence of 0.",
 )
 @click.option(
+    "--resume",
+    is_flag=True,
+    help="Leave out scans whose results lie whole in OUT, made of the same scan by the same model.",
+)
+@click.option(
+    "--part",
+    metavar="I/N",
+    callback=parse_part,
+    help="Only the I-th of N parts of SCANS, for jobs that share OUT; `zoomseg gather OUT` then writes the "
+    "summaries.",
+)
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Compute on a Dask cluster: its scheduler's address or file, or local:N for N workers here.",
+)
+@click.option(
+    "--ship",
+    is_flag=True,
+    help="With --cluster: send model and scans to the workers, and results back; without it, all machines "
+    "see the same folders.",
+)
+@click.option(
     "-v", "--verbose", is_flag=True, help="Show the progress of tiles, then seconds, FLOPs and memory."
 )
 def command(
@@ -94,6 +132,10 @@ def command(
     seg_nrrd: bool,
     probabilities: str | None,
     any_scan: bool,
+    resume: bool,
+    part: tuple[int, int] | None,
+    cluster: str | None,
+    ship: bool,
     verbose: bool,
 ) -> int:
     """Segment SCANS: NIfTI, NRRD or MHA files, folders of those, or folders and zips of DICOM series.
@@ -109,24 +151,54 @@ def command(
     from rich.console import Console
 
     from zoomseg.cli.prediction_display import PredictionDisplay
+    from zoomseg.core.extras import require
     from zoomseg.core.interrupts import ending
     from zoomseg.inference.batch import ExtraOutputs
     from zoomseg.inference.load import load_predictor
     from zoomseg.inference.memory_limits import parse_bytes
-    from zoomseg.inference.outputs import segment_to_folder
+    from zoomseg.inference.outputs import ALL, Part, segment_to_folder
     from zoomseg.io.dicom.write.results import DicomResult, require_series
-    from zoomseg.io.files import writable_directory
 
-    found, notes = _found(scans)
-    wanted = [(DicomResult.SEG, dicom_seg), (DicomResult.RTSTRUCT, rtstruct)]
-    dicom = tuple(kind for kind, asked in wanted if asked)
+    if cluster is None and ship:
+        raise click.UsageError("--ship is for --cluster; give both")
+    if cluster is not None and part is not None:
+        raise click.UsageError("--part and --cluster both share the scans out; give one")
+    found, notes = _found(scans if cluster is None else [path.absolute() for path in scans])
+    kinds = [(DicomResult.SEG, dicom_seg), (DicomResult.RTSTRUCT, rtstruct)]
+    dicom = tuple(kind for kind, asked in kinds if asked)
     require_series(found, dicom)
-    display = PredictionDisplay(Console(stderr=True), len(found), verbose)
+    organ_names = None if organs is None else _listed(organs)
+    map_names = () if probabilities is None else _listed(probabilities)
+    ram: int | Literal["free"] = "free" if max_ram is None else parse_bytes(max_ram)
+    vram = None if max_vram is None else parse_bytes(max_vram)
+    if cluster is not None:
+        require("distributed", "predict --cluster")
+        from zoomseg.cluster.predict import Request
+
+        beside = ExtraOutputs(keep_stages, dicom, seg_nrrd)
+        request = Request(
+            models,
+            organ_names,
+            map_names,
+            beside,
+            device,
+            backend,
+            ram,
+            vram,
+            any_scan,
+            overlap,
+            ship,
+            resume,
+        )
+        return _on_cluster(found, out, cluster, request, notes)
+    mine = ALL if part is None else Part(*part)
+    wanted = len(mine.of(found))
+    display = PredictionDisplay(Console(stderr=True), wanted, verbose)
     predictor = load_predictor(
         models,
         device,
-        max_ram="free" if max_ram is None else parse_bytes(max_ram),
-        max_vram=None if max_vram is None else parse_bytes(max_vram),
+        max_ram=ram,
+        max_vram=vram,
         any_scan=any_scan,
         backend=backend,
         overlap=overlap,
@@ -135,11 +207,10 @@ def command(
         on_registration=display.register,
     )
     select = predictor.bundle.schema.select
-    chosen = None if organs is None else select(_listed(organs))
-    maps = () if probabilities is None else select(_listed(probabilities))
-    writable_directory(out)
+    chosen = None if organ_names is None else select(organ_names)
+    maps = select(map_names)
     rows: list[OrganRow] = []
-    with display, ending(lambda: f"{display.settled} of {len(found)} scans done, in {out}"):
+    with display, ending(lambda: f"{display.settled} of {wanted} scans done, in {out}"):
         for note in notes:
             display.warn(note)
         # One scan after the other where memory is counted: two that overlap would both have to fit.
@@ -155,14 +226,51 @@ def command(
             ExtraOutputs(keep_stages, dicom, seg_nrrd, maps),
             rows.extend,
             notes,
+            resume,
+            mine,
+            display.leave_out,
         )
-    written = len(found) - len(failed)
-    click.echo(f"{written} of {len(found)} scans written to {out}")
-    if written > 1:
-        _say_least_certain(rows)
+    written = wanted - len(failed)
+    click.echo(f"{written} of {wanted} scans written to {out}{_before(display.left_out)}")
+    if part is not None:
+        click.echo(f"once all parts are done: zoomseg gather {out}")
+    elif written - display.left_out > 1:
+        say_least_certain(rows)
     if not failed:
         return 0
     return 1 if written else 2
+
+
+def _on_cluster(
+    found: Sequence[ScanInput], out: Path, address: str, request: Request, notes: Sequence[str]
+) -> int:
+    from rich.console import Console
+
+    from zoomseg.cli.cluster_display import ClusterDisplay
+    from zoomseg.cluster.predict import predict
+    from zoomseg.core.interrupts import ending
+
+    display = ClusterDisplay(Console(stderr=True), len(found))
+    with display, ending(lambda: f"{display.settled} of {len(found)} scans done, in {out}"):
+        for note in notes:
+            display.warn(note)
+        outcome = predict(found, out, address, request, display, notes)
+    written = len(found) - outcome.failed
+    click.echo(f"{written} of {len(found)} scans written to {out}{_before(outcome.left_out)}")
+    if missing := outcome.found.missing:
+        click.echo(
+            f"{missing} of them are not there: do the workers see this folder? Else give --ship", err=True
+        )
+        return 2
+    if written - outcome.left_out > 1:
+        say_least_certain(outcome.found.rows)
+    if not outcome.failed:
+        return 0
+    return 1 if written else 2
+
+
+def _before(scans: int) -> str:
+    return f", {scans} of them by earlier runs" if scans else ""
 
 
 def _found(paths: Iterable[Path]) -> tuple[list[ScanInput], list[str]]:
@@ -179,7 +287,8 @@ def _found(paths: Iterable[Path]) -> tuple[list[ScanInput], list[str]]:
     return found, notes
 
 
-def _say_least_certain(rows: Sequence[OrganRow]) -> None:
+def say_least_certain(rows: Sequence[OrganRow]) -> None:
+    """Name the organs to look at first."""
     from zoomseg.core.errors import quoted
     from zoomseg.inference.summary import least_certain
 

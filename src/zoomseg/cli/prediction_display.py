@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -39,6 +40,8 @@ class PredictionDisplay:
         self._last_line = time.monotonic()
         self.settled = 0
         """So many scans are done with."""
+        self.left_out = 0
+        """So many of them were whole before."""
 
     def __enter__(self) -> PredictionDisplay:
         self._bars.start()
@@ -88,6 +91,14 @@ class PredictionDisplay:
                 self.warn(f"{outcome.case}: {note}")
         self.settled += 1
         self._bars.advance(self._scans)
+
+    def leave_out(self, cases: Sequence[str]) -> None:
+        """Scans whose results are there already."""
+        self.left_out += len(cases)
+        self.settled += len(cases)
+        self._bars.advance(self._scans, len(cases))
+        if cases:
+            self._line(Text(f"results of {len(cases)} scans are whole, and left as they are"))
 
     def _line(self, what: Text | Group) -> None:
         self._console.print(what, highlight=False, soft_wrap=True)

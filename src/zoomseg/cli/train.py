@@ -89,7 +89,12 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     "cross-validation that is trained first, each fold with --time-budget or --epochs; uncertain organs are "
     "left out.",
 )
-@click.option("--resume", is_flag=True, help="Resume the interrupted training in this folder.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Resume the interrupted training in this folder. Under `torchrun`, which restarts a command when a "
+    "process dies, a training starts if there is none yet.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--seed",
@@ -128,7 +133,7 @@ def command(
     from zoomseg.datasets.layouts import open_dataset
     from zoomseg.io.bundle import models_in
     from zoomseg.training import cross_validation, self_training, training_run
-    from zoomseg.training.distributed import joined
+    from zoomseg.training.distributed import by_torchrun, joined
     from zoomseg.training.log import Silent
 
     if time_budget is not None and epochs is not None:
@@ -151,7 +156,7 @@ def command(
         where = devices.resolve(processes.device(device))
         shown = TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent())
         with shown as display, ending(lambda: "training had not started; nothing is lost"):
-            if resume:
+            if resume and processes.agree(training_run.is_begun(out) or not by_torchrun()):
                 model = training_run.resume(data, out, where, display, time_budget, epochs, processes)
             else:
                 wish = training_run.TrainingRequest(

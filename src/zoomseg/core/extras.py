@@ -14,6 +14,7 @@ EXTRAS = {
     "train": ("blosc2", "matplotlib", "onnx", "onnxscript", "scipy", "tensorboardX", "torch"),
     "atlas": ("ants",),
     "dicom-extra": ("gdcm",),
+    "cluster": ("distributed",),
     "pacs": ("dicomweb_client", "prometheus_client", "pynetdicom"),
 }
 """Extra -> the modules that come with it."""

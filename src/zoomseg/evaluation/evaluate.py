@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
+import multiprocessing
+import signal
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,8 +38,9 @@ from zoomseg.io.scans import header_notes_by_case, read_grid
 SCORES = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml")
 COLUMNS = ("case", "organ", *SCORES, "region_recall", *LOSSES)
 
-WORKERS = 2
-"""Cases scored at once. Threads: the heavy parts release Python's lock, and each holds one case."""
+THREADS = 2
+"""Cases scored at once in this process: the heavy parts release Python's lock, and each holds one case. More
+of them wait for each other; then processes are faster."""
 
 PICTURED_CASES = 6
 """So many of the worst cases have their worst organ drawn,"""
@@ -63,6 +67,7 @@ def evaluate(
     training_log: Path | None = None,
     provenance: Mapping[str, object] | None = None,
     on_progress: OnCaseScored | None = None,
+    workers: int | None = None,
 ) -> Evaluation:
     """Score every case that has a prediction and a reference, and write the results to ``out``.
 
@@ -78,6 +83,7 @@ def evaluate(
             those that the predictions' ``run.json`` names.
         training_log: the ``metrics.csv`` of the training that the report shall show.
         provenance: what else the report shall say about where the predictions come from.
+        workers: processes that score, each a case at a time; None: ``THREADS`` of this one.
 
     Raises:
         DatasetError: nothing to score: no such folders, no files, or none that match.
@@ -90,7 +96,7 @@ def evaluate(
     pairs = find_pairs(predictions, reference, schema, images)
     missing = _without_tolerance(rules, pairs.organs)
     writable_directory(out)
-    cases, failures = _score_all(pairs, rules, on_progress)
+    cases, failures = _score_all(pairs, rules, on_progress, workers)
     if not cases:
         raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
     found = (*missing, *_header_notes(pairs), *_copies(cases), *_without_stages(pairs), *without_figures())
@@ -130,17 +136,22 @@ def write_all(
 
 
 def _score_all(
-    pairs: Pairs, rules: Tolerances, on_progress: OnCaseScored | None
+    pairs: Pairs, rules: Tolerances, on_progress: OnCaseScored | None, workers: int | None
 ) -> tuple[list[CaseResult], list[Failure]]:
     done: dict[str, CaseResult | Failure] = {}
-    with ThreadPoolExecutor(WORKERS) as pool:
-        waiting = {pool.submit(_score_case, pairs, pair, rules): pair for pair in pairs.pairs}
+    alone = replace(pairs, pairs=())  # all that another process needs beside a pair
+    with _pool(workers) as pool:
+        waiting = {pool.submit(_score_case, alone, pair, rules): pair for pair in pairs.pairs}
         try:
             for future in as_completed(waiting):
                 case = waiting[future].id
                 done[case] = future.result()
                 if on_progress is not None:
                     on_progress(case, len(done), len(waiting))
+        except BrokenProcessPool as error:
+            raise ZoomSegError(
+                "a process that scores was killed, by the system if memory ran out; give fewer --workers"
+            ) from error
         except BaseException:  # an interrupted user does not wait for the cases not yet begun
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -149,6 +160,19 @@ def _score_all(
         [result for result in in_order if isinstance(result, CaseResult)],
         [result for result in in_order if isinstance(result, Failure)],
     )
+
+
+def _pool(workers: int | None) -> Executor:
+    if workers is None:
+        return ThreadPoolExecutor(THREADS)
+    # Afresh, not forked: this process may have threads.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, _leave_signals)
+
+
+def _leave_signals() -> None:
+    """A terminal interrupts all processes of a command; the first one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stages_of(pair: Pair) -> Path | None:

@@ -23,6 +23,7 @@ from zoomseg.core.volume import Volume
 from zoomseg.inference import probability_maps, stage_outputs
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.resource_usage import ResourceMonitor, ResourceUsage
+from zoomseg.io import digests
 from zoomseg.io.dicom.write.results import DicomResult, write_results
 from zoomseg.io.files import check_name, printable, reason_of
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, write_labels
@@ -46,6 +47,9 @@ class Segmented:
     usage: ResourceUsage
     """Of the process while this scan had the computation: from the wait for its reading to the turn of the
     next scan; if none was waiting, until this one was written."""
+    scan: ScanInput
+    scan_sha256: str
+    """Of the files that it was read from (see ``io.digests``)."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,14 @@ def segment(
 class _Read:
     scan: ScanInput
     case: Case | Failed
+    sha256: str
     seconds: float
 
 
 @dataclass(frozen=True, eq=False)
 class _Computed:
     scan: ScanInput
+    sha256: str
     image: Volume
     result: Prediction
     seconds: dict[str, float]
@@ -194,11 +200,15 @@ class _Batch:
     def _read(self, scan: ScanInput) -> _Read:
         began = time.perf_counter()
         case = tried(scan.id, scan.paths[0], lambda: self._admitted(scan))
-        return _Read(scan, case, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        if isinstance(case, Failed):
+            return _Read(scan, case, "", seconds)
+        image, sha256 = case
+        return _Read(scan, image, sha256, seconds)
 
-    def _admitted(self, scan: ScanInput) -> Case:
-        """A scan that is refused before it is read if it is too large for the memory allowed, or its results
-        cannot have its name."""
+    def _admitted(self, scan: ScanInput) -> tuple[Case, str]:
+        """A scan and its files' digest. It is refused before it is read if it is too large for the memory
+        allowed, or its results cannot have its name."""
         for path in (
             result_path(self.out, scan),
             *self.beside.paths(self.out, scan, self.predictor.bundle.recipe),
@@ -208,7 +218,8 @@ class _Batch:
         if self.predictor.limits.any:
             grid, reading = reading_bytes(scan, channels_last=channels > 1)
             self.predictor.admit(grid, reading + self.beside.writing_bytes(grid), keep=self.beside.held)
-        return read_scan(scan, channels_last=channels > 1)
+        sha256 = _digest(scan)  # before the voxels: of a file that is replaced now, it is then the old one's
+        return read_scan(scan, channels_last=channels > 1), sha256
 
     def _compute(self, read: _Read, waited: float) -> _Computed | Failed:
         scan, case = read.scan, read.case
@@ -230,7 +241,7 @@ class _Batch:
             return result
         total = read.seconds + time.perf_counter() - began
         seconds = {"read": read.seconds, "waited": waited, **result.seconds}
-        return _Computed(scan, case.image, result, seconds, total)
+        return _Computed(scan, read.sha256, case.image, result, seconds, total)
 
     def _write(self, found: _Computed | Failed, meter: ResourceMonitor) -> None:
         self._await_writing()  # no more than one finished scan is held
@@ -285,8 +296,23 @@ class _Batch:
         meter.end()
         seconds = found.seconds | {"write": write, "total": found.total + write}
         return Segmented(
-            scan.id, path, found.image, replace(result, stages={}, atlas=None), seconds, meter.usage
+            scan.id,
+            path,
+            found.image,
+            replace(result, stages={}, atlas=None),
+            seconds,
+            meter.usage,
+            scan,
+            found.sha256,
         )
+
+
+def _digest(scan: ScanInput) -> str:
+    """Empty where a file cannot be read: whoever reads its voxels says so."""
+    try:
+        return digests.of_scan(scan)
+    except OSError:
+        return ""
 
 
 def tried(case: str, file: Path, work: Callable[[], T]) -> T | Failed:
@@ -341,7 +367,12 @@ def _in_background(work: Callable[[], T]) -> Future[T]:
 
 def result_path(out: Path, scan: ScanInput) -> Path:
     """Where a scan's label map goes."""
-    return out / f"{scan.id}.nii.gz"
+    return out / result_name(scan.id)
+
+
+def result_name(case: str) -> str:
+    """What a case's label map is called."""
+    return f"{case}.nii.gz"
 
 
 def segmentation_path(out: Path, scan: ScanInput) -> Path:

@@ -3,16 +3,15 @@ on listing the label maps that lie there."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoomseg.inference.batch import result_name
+from zoomseg.inference.journal import OF_A_RUN, Recorded
 from zoomseg.inference.summary import OrganRow, read_summary
 from zoomseg.io.files import parse_json, read_file
-
-OF_A_RUN = ("zoomseg", "recipe", "models", "trained", "device", "precision", "backend", "started", "labels")
-"""Keys of ``run.json`` that are kept with an earlier case where they are others than the last run's."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,18 @@ class EarlierResults:
         }
         return EarlierResults(kept, tuple(row for row in self.rows if row.case in kept))
 
+    def over(self, other: EarlierResults) -> EarlierResults:
+        """Those of both; of a case in both, these."""
+        rows = (*self.rows, *(row for row in other.rows if row.case not in self.cases))
+        return EarlierResults({**other.cases, **self.cases}, rows)
+
+
+def of_journal(recorded: Iterable[Recorded], run: Mapping[str, Any]) -> EarlierResults:
+    """Cases of other processes, as these entered them; those that are done."""
+    done = [one for one in recorded if one.entry.done]
+    cases = {one.entry.case: of_its_run(one.entry.account, one.run.run, run) for one in done}
+    return EarlierResults(cases, tuple(row for one in done for row in one.entry.rows))
+
 
 def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
     """The cases that the account in ``out`` has as done; each says what of ``run``, the account that is to be
@@ -44,7 +55,7 @@ def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
         return EarlierResults()
     told = before.get("cases")
     kept = {
-        case: _of_its_run(account, before, run)
+        case: of_its_run(account, before, run)
         for case, account in (told.items() if isinstance(told, dict) else ())
         if _is_done(account)
     }
@@ -58,10 +69,10 @@ def _is_done(account: object) -> bool:
 
 
 def _label_map_is_there(out: Path, case: str) -> bool:
-    return Path(case).name == case and (out / f"{case}.nii.gz").is_file()
+    return Path(case).name == case and (out / result_name(case)).is_file()
 
 
-def _of_its_run(account: dict[str, Any], before: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+def of_its_run(account: dict[str, Any], before: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """An account that says what was different when it was made."""
     known = {**{key: before[key] for key in OF_A_RUN if key in before}, **account.get("run", {})}
     other = {key: value for key, value in known.items() if value != run[key]}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from typing import Any
 
 from zoomseg.inference.batch import Segmented
 from zoomseg.inference.resource_usage import ResourceUsage
@@ -23,6 +24,12 @@ def measures(done: Segmented) -> dict[str, float]:
     """Of a scan; seconds are those that it takes alone."""
     usage = {name: round(value, 1) for name, value in asdict(done.usage).items()}
     return {"seconds": round(done.seconds["total"], 3), **usage}
+
+
+def of_account(account: Mapping[str, Any]) -> Measures:
+    """Of a case's entry in ``run.json``."""
+    seconds = {"seconds": float(account["seconds"]["total"])}
+    return seconds | {measure: float(account[measure]) for measure in MEASURES if measure not in seconds}
 
 
 def summarise(cases: Sequence[Measures]) -> dict[str, dict[str, float]]:

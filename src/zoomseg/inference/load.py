@@ -92,7 +92,7 @@ def ready_predictor(
 ) -> Predictor:
     """``load_predictor`` of models that are in memory."""
     if overlap is not None:
-        model, *others = (_with_less_overlap(one, overlap) for one in (model, *others))
+        model, *others = (with_less_overlap(one, overlap) for one in (model, *others))
     name = device if isinstance(device, str) else device.kind
     chosen = choose(backend, name, (model, *others))
     if chosen.note:
@@ -104,5 +104,10 @@ def ready_predictor(
     return Predictor(model, device, atlas_of, limits, others, any_scan, chosen.backend, mirror)
 
 
-def _with_less_overlap(model: Bundle, overlap: float) -> Bundle:
+def with_less_overlap(model: Bundle, overlap: float) -> Bundle:
+    """A model whose recipe has tiles overlap less, as in ``load_predictor``.
+
+    Raises:
+        RecipeError: not below the model's.
+    """
     return replace(model, recipe=graph.with_less_overlap(model.recipe, overlap))

@@ -10,14 +10,16 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from zoomseg.core.errors import OutputError
-from zoomseg.core.labels import BACKGROUND
-from zoomseg.inference import batch, earlier_results, probability_maps, result_page
+from zoomseg.core.labels import BACKGROUND, LabelSchema
+from zoomseg.inference import batch, earlier_results, journal, probability_maps, result_page
 from zoomseg.inference.batch import (
     LABELS_ALONE,
     ExtraOutputs,
@@ -30,8 +32,10 @@ from zoomseg.inference.batch import (
 from zoomseg.inference.confidence import organ_rows_of
 from zoomseg.inference.earlier_results import EarlierResults
 from zoomseg.inference.efficiency import measures, summarise
+from zoomseg.inference.journal import STARTED_FORMAT, Entry, Journal, Recorded
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow, write_review, write_summary
+from zoomseg.io.bundle import Bundle
 from zoomseg.io.dicom.write.results import require_series
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.locks import waiting_for
@@ -47,6 +51,21 @@ OnOrgans = Callable[[Sequence[OrganRow]], None]
 """Gets the rows of a scan."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of ``of_parts`` parts of a list of scans, which together are all of them, counted from 1. Every
+    ``of_parts``-th scan is in it, so that parts take about equally long where neighbours are alike."""
+
+    number: int
+    of_parts: int
+
+    def of(self, scans: Sequence[ScanInput]) -> Sequence[ScanInput]:
+        return scans[self.number - 1 :: self.of_parts]
+
+
+ALL = Part(1, 1)
+
+
 def segment_to_folder(
     scans: Iterable[ScanInput],
     out: Path,
@@ -58,6 +77,9 @@ def segment_to_folder(
     beside: ExtraOutputs = LABELS_ALONE,
     on_organs: OnOrgans | None = None,
     notes: Sequence[str] = (),
+    resume: bool = False,
+    part: Part = ALL,
+    on_whole: Callable[[Sequence[str]], None] | None = None,
 ) -> tuple[Failed, ...]:
     """Segment scans into ``out`` with ``summary.csv``, ``review.csv``, ``run.json`` and ``report.html``,
     which also list what earlier runs left there; the failed ones are returned.
@@ -67,6 +89,10 @@ def segment_to_folder(
         on_organs: before that, in the same thread.
         on_progress, ahead, beside: as in ``inference.batch.segment``.
         notes: on the folders that the scans were found in, for ``run.json``.
+        resume: whether scans whose results lie whole in ``out`` (see ``inference.journal``) are left out.
+        part: of the scans, the one to be done; if it is not all of them, the summaries and ``run.json`` are
+            left to ``inference.gather``.
+        on_whole: gets the ids of the scans that are left out, before any other is begun.
 
     Raises:
         OutputError: ``out`` cannot be written, or a result would overwrite a scan or another result.
@@ -75,53 +101,164 @@ def segment_to_folder(
         ScanError: DICOM objects of a scan that did not come as such.
     """
     scans = tuple(scans)
-    require_series(scans, beside.dicom)
-    schema = predictor.bundle.schema
-    if beside.probabilities:
-        require_probabilities(predictor.bundle.recipe)
-        beside = replace(beside, probabilities=schema.select(beside.probabilities))
-    chosen = schema.names if organs is None else schema.select(organs)
-    writable_directory(out)
-    _spare_files(scans, out, predictor.bundle.recipe, beside)
-    write_colour_tables(out, schema, chosen)
+    wanted = Wanted.of(predictor.bundle, organs, beside)
+    wanted.prepare(scans, out)
+    recorder = Recorder(out, predictor, wanted, len(scans), notes)
+    mine = part.of(scans)
+    whole = recorder.whole(mine) if resume else {}
+    if on_whole is not None:
+        on_whole(tuple(whole))
     rows: list[OrganRow] = []
-    run = _header(predictor, chosen, notes)
+    run = recorder.header
     failed: list[Failed] = []
     costs: list[dict[str, float]] = []
-    given = {scan.id: scan for scan in scans}
-    account = _Account(out)
+    account = _Account(out, whole) if part == ALL else None
     began = time.perf_counter()
+    if account is not None and whole:
+        account.write(run, rows)
 
     def settle(outcome: Outcome) -> None:
-        if isinstance(outcome, Segmented):
-            done = outcome
-            summed = batch.tried(done.case, done.path, lambda: _summed_up(done, out, predictor, chosen))
-            found, outcome = ([], summed) if isinstance(summed, Failed) else summed
+        outcome, entry = recorder.record(outcome)
+        run["cases"][outcome.case] = entry.account
         match outcome:
             case Segmented():
-                rows.extend(found)
+                rows.extend(entry.rows)
                 if on_organs is not None:
-                    on_organs(found)
-                run["cases"][outcome.case] = {
-                    "scan": _from(out, given[outcome.case].paths),
-                    **_account(outcome, beside),
-                }
+                    on_organs(entry.rows)
                 costs.append(measures(outcome))
             case Failed():
                 failed.append(outcome)
-                run["cases"][outcome.case] = {"status": "failed", "error": outcome.reason}
-        run["seconds"] = round(time.perf_counter() - began, 3)
-        run["efficiency"] = summarise(costs)
-        account.write(run, rows)
+        if account is not None:
+            run["seconds"] = round(time.perf_counter() - began, 3)
+            run["efficiency"] = summarise(costs)
+            account.write(run, rows)
         if on_result is not None:
             on_result(outcome)
 
+    left = [scan for scan in mine if scan.id not in whole]
     try:
-        batch.segment(scans, out, predictor, settle, chosen, on_progress, ahead, beside)
+        with closing(recorder):
+            batch.segment(left, out, predictor, settle, wanted.organs, on_progress, ahead, wanted.beside)
     finally:
-        if run["cases"]:
+        if account is not None and (run["cases"] or whole):
             result_page.write(out)
     return tuple(failed)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for of every scan; names of organs are the model's own."""
+
+    organs: tuple[str, ...]
+    beside: ExtraOutputs
+    schema: LabelSchema
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, model: Bundle, organs: tuple[str, ...] | None, beside: ExtraOutputs) -> Wanted:
+        """
+        Raises:
+            LabelError: an organ that the model does not know.
+            RecipeError: probability maps of a recipe whose stages vote.
+        """
+        schema, recipe = model.schema, model.recipe
+        if beside.probabilities:
+            require_probabilities(recipe)
+            beside = replace(beside, probabilities=schema.select(beside.probabilities))
+        return cls(schema.names if organs is None else schema.select(organs), beside, schema, recipe)
+
+    def prepare(self, scans: Sequence[ScanInput], out: Path) -> None:
+        """Make the folder, with names and colours of the values for viewers.
+
+        Raises:
+            OutputError: it cannot be written to, or a result would overwrite a scan or another result.
+            ScanError: DICOM objects of a scan that did not come as such.
+        """
+        require_series(scans, self.beside.dicom)
+        writable_directory(out)
+        _spare_files(scans, out, self.recipe, self.beside)
+        write_colour_tables(out, self.schema, self.organs)
+
+
+class Recorder:
+    """Enters what a process has done with its scans into the journal of ``out``."""
+
+    def __init__(
+        self,
+        out: Path,
+        predictor: Predictor,
+        wanted: Wanted,
+        scans: int,
+        notes: Sequence[str] = (),
+        told: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """
+        Args:
+            scans: how many the command is about, for all of its processes together.
+            told: keys of ``run.json`` that the command knows better than this process.
+        """
+        self._out, self._predictor, self._wanted = out, predictor, wanted
+        self.header = _header(predictor, wanted.organs, notes) | dict(told)
+        """Of ``run.json``, without cases."""
+        self.run = journal.describe(predictor.sha256, predictor.bundle.recipe, self.header, scans)
+        self._journal = Journal(out, self.run)
+
+    def whole(self, scans: Sequence[ScanInput]) -> dict[str, Recorded]:
+        """As ``inference.journal.whole``."""
+        wanted = self._wanted
+        return journal.whole(self._out, scans, self.run, wanted.recipe, wanted.beside)
+
+    def record(self, outcome: Outcome) -> tuple[Outcome, Entry]:
+        """Sum up a scan whose results are written, and enter it; what goes wrong with its summary is that
+        scan's failure.
+
+        Raises:
+            OutputError: the journal cannot be written.
+        """
+        if isinstance(outcome, Segmented):
+            done = outcome
+            summed = batch.tried(done.case, done.path, lambda: self._summed_up(done))
+            if not isinstance(summed, Failed):
+                self._journal.append(summed[1])
+                return summed
+            outcome = summed
+        assert isinstance(outcome, Failed)
+        entry = failure(outcome)
+        self._journal.append(entry)
+        return outcome, entry
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _summed_up(self, done: Segmented) -> tuple[Segmented, Entry]:
+        """The case with the seconds that this took, and its entry."""
+        began = time.perf_counter()
+        out, wanted, model = self._out, self._wanted, self._predictor.bundle
+        rows = organ_rows_of(
+            done.case, done.result, done.image, model.calibration, wanted.organs, model.domain
+        )
+        files = journal.digests_of_results(out, done.scan, wanted.recipe, wanted.beside)
+        summed = time.perf_counter()
+        missing = _drawn(out, done, wanted.organs)
+        took = {"summary": summed - began, "report": time.perf_counter() - summed}
+        steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
+        seconds = steps | took | {"total": done.seconds["total"] + sum(took.values())}
+        result = replace(done.result, notes=(*done.result.notes, *missing))
+        done = replace(done, result=result, seconds=seconds)
+        return done, Entry(
+            case=done.case,
+            finished=time.time(),
+            account={"scan": seen_from(out, done.scan.paths), **_account(done, wanted.beside)},
+            rows=tuple(rows),
+            scan_sha256=done.scan_sha256,
+            files=files,
+        )
+
+
+def failure(failed: Failed) -> Entry:
+    """Of a scan that could not be segmented."""
+    account = {"status": "failed", "error": failed.reason}
+    return Entry(case=failed.case, finished=time.time(), account=account)
 
 
 def _drawn(out: Path, done: Segmented, organs: tuple[str, ...]) -> list[str]:
@@ -134,7 +271,7 @@ def _drawn(out: Path, done: Segmented, organs: tuple[str, ...]) -> list[str]:
     return [f"no pictures: {found.reason}"] if isinstance(found, Failed) else []
 
 
-def _from(out: Path, paths: Iterable[Path]) -> list[str]:
+def seen_from(out: Path, paths: Iterable[Path]) -> list[str]:
     """Paths as seen from the folder of results, so that both can be moved together; absolute ones where there
     is no way from there."""
     found = []
@@ -150,8 +287,13 @@ class _Account:
     """Of a run, and of what others left or leave in its folder meanwhile: read again only where another than
     this run has written since, as it grows with every case."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, whole: Mapping[str, Recorded]) -> None:
+        """
+        Args:
+            whole: results of earlier runs, which may be in no account yet.
+        """
         self._out = out
+        self._whole = whole
         self._earlier = EarlierResults()
         self._written: tuple[int, int, int] | None = None
 
@@ -159,12 +301,24 @@ class _Account:
         out, file = self._out, self._out / "run.json"
         with waiting_for(out):
             if self._written is None or _version(file) != self._written:
-                self._earlier = earlier_results.read(out, run)
+                found = earlier_results.read(out, run)
+                self._earlier = earlier_results.of_journal(self._whole.values(), run).over(found)
             self._earlier = earlier = self._earlier.besides(run["cases"], out)
-            write_summary(out / "summary.csv", [*earlier.rows, *rows])
-            write_review(out / "review.csv", [*earlier.rows, *rows])
-            write_json_atomic(file, {**run, "cases": {**earlier.cases, **run["cases"]}})
+            write_account(out, run, earlier, rows)
             self._written = _version(file)
+
+
+def write_account(
+    out: Path, run: Mapping[str, Any], earlier: EarlierResults, rows: Sequence[OrganRow]
+) -> None:
+    """Write ``summary.csv``, ``review.csv`` and ``run.json`` of a run and of what others did.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    write_summary(out / "summary.csv", [*earlier.rows, *rows])
+    write_review(out / "review.csv", [*earlier.rows, *rows])
+    write_json_atomic(out / "run.json", {**run, "cases": {**earlier.cases, **run["cases"]}})
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:
@@ -208,42 +362,40 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _header(predictor: Predictor, organs: tuple[str, ...], notes: Sequence[str]) -> dict[str, Any]:
-    """``labels`` names only the organs asked for, so that an evaluation scores no other."""
-    schema = predictor.bundle.schema
+    device = predictor.device
+    where = {"device": device.name, "precision": device.precision, "backend": predictor.backend}
+    return header(predictor.bundle, predictor.folders, where, organs, notes)
+
+
+def header(
+    model: Bundle,
+    folders: Iterable[str | Path],
+    where: Mapping[str, str],
+    organs: tuple[str, ...],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """``run.json`` without cases. ``labels`` names only the organs asked for, so that an evaluation scores no
+    other.
+
+    Args:
+        folders: of the models that answer.
+        where: ``device``, ``precision`` and ``backend``.
+    """
+    schema = model.schema
     return {
         "zoomseg": importlib.metadata.version("zoomseg"),
-        "recipe": predictor.bundle.recipe.name,
-        "recipe_in_full": predictor.bundle.recipe.model_dump(mode="json"),
-        "models": [str(folder) for folder in predictor.folders],
-        "trained": {
-            key: predictor.bundle.provenance[key] for key in TRAINED if key in predictor.bundle.provenance
-        },
-        "device": predictor.device.name,
-        "precision": predictor.device.precision,
-        "backend": predictor.backend,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "recipe": model.recipe.name,
+        "recipe_in_full": model.recipe.model_dump(mode="json"),
+        "models": [str(folder) for folder in folders],
+        "trained": {key: model.provenance[key] for key in TRAINED if key in model.provenance},
+        **{key: where[key] for key in ("device", "precision", "backend")},
+        "started": time.strftime(STARTED_FORMAT, time.gmtime()),
         "seconds": 0.0,
         "efficiency": {},
         "labels": {BACKGROUND: 0} | {name: schema.values[schema.names.index(name)] for name in organs},
         "notes": list(notes),
         "cases": {},
     }
-
-
-def _summed_up(
-    done: Segmented, out: Path, predictor: Predictor, organs: tuple[str, ...]
-) -> tuple[list[OrganRow], Segmented]:
-    """The rows of a case, and the case with the seconds that they and its pictures took."""
-    began = time.perf_counter()
-    model = predictor.bundle
-    rows = organ_rows_of(done.case, done.result, done.image, model.calibration, organs, model.domain)
-    summed = time.perf_counter()
-    missing = _drawn(out, done, organs)
-    took = {"summary": summed - began, "report": time.perf_counter() - summed}
-    steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
-    seconds = steps | took | {"total": done.seconds["total"] + sum(took.values())}
-    result = replace(done.result, notes=(*done.result.notes, *missing))
-    return rows, replace(done, result=result, seconds=seconds)
 
 
 def _account(done: Segmented, beside: ExtraOutputs) -> dict[str, Any]:

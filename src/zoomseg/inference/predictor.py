@@ -15,6 +15,7 @@ from zoomseg.core.region import Region
 from zoomseg.inference import atlas_priors, memory_limits
 from zoomseg.inference.memory_limits import MemoryLimits
 from zoomseg.inference.scan_likeness import compare
+from zoomseg.io import digests
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.training_domain import Likeness
 from zoomseg.pipeline import inputs, stage_input
@@ -73,6 +74,8 @@ class Predictor:
         self.bundle = bundle
         self.folders = tuple(model.folder for model in (bundle, *others) if model.folder is not None)
         """Of the models that answer, if they came from disk."""
+        self.sha256 = digests.of_models((bundle, *others))
+        """Of the models that answer, without their recipe (see ``io.digests``)."""
         self.device = device
         self._atlas_of = atlas_of or atlas_priors.of_model(bundle)
         self.limits = limits or MemoryLimits(device)

@@ -70,6 +70,7 @@ __all__ = [
     "scan_files",
     "scan_name",
     "scan_suffix",
+    "source_files",
     "split_channel",
     "the_scan",
     "write_array",
@@ -232,6 +233,24 @@ def read_scan(scan: ScanInput, channels_last: bool = False) -> Case:
     stack = scan.dicom.usable()
     image = _checked(scan.paths, [_dicom_voxels(scan.paths[0], stack)])
     return Case(scan.id, image, modality=stack.series.modality or None, notes=notes_on(scan))
+
+
+def source_files(scan: ScanInput) -> tuple[Path, ...]:
+    """Every file that a scan is read from: those given, of DICOM all slices of the series (or the zips that
+    hold them), of a text header also the file of its voxels.
+
+    Raises:
+        ScanError: a text header cannot be read.
+    """
+    if scan.dicom is not None:
+        return tuple(dict.fromkeys(scan.dicom.paths))
+    found = list(scan.paths)
+    for path in scan.paths:
+        if scan_suffix(path) in (".nrrd", ".mha", ".mhd"):
+            header = _header(path, channels_last=True)
+            assert isinstance(header, ItkHeader)
+            found.append(header.place.file)
+    return tuple(dict.fromkeys(found))
 
 
 def notes_on(scan: ScanInput, channels_last: bool = False) -> tuple[str, ...]:

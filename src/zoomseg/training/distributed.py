@@ -145,6 +145,11 @@ class Processes:
 ALONE = Processes()
 
 
+def by_torchrun() -> bool:
+    """Whether it started this process; it starts the same command again when one of its processes dies."""
+    return "LOCAL_RANK" in os.environ
+
+
 @contextmanager
 def joined() -> Iterator[Processes]:
     """The processes that this one was started with; ``ALONE`` where ``torchrun`` did not start it.
@@ -152,7 +157,7 @@ def joined() -> Iterator[Processes]:
     Raises:
         ZoomSegError: they do not find each other.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    world = int(os.environ.get("WORLD_SIZE", "1")) if by_torchrun() else 1
     if world == 1:
         yield ALONE
         return

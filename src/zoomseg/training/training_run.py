@@ -100,6 +100,11 @@ def start(
         return _train_new(new, started)
 
 
+def is_begun(out: Path) -> bool:
+    """Whether there is a training in ``out`` that ``resume`` could go on with."""
+    return (out / record.FILE).is_file()
+
+
 def _train_new(new: _New, started: float) -> bundle.Bundle:
     request, decided = new.request, _decide(new)
     # Planning is part of the time the user gave.

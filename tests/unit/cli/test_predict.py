@@ -212,6 +212,7 @@ def test_a_bad_scan_is_named_and_the_good_one_is_written(
     assert says.lower() in line.lower()
     assert "Traceback" not in err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "journal",
         "labels.ctbl",
         "labels.itksnap.txt",
         "patient.nii.gz",
@@ -316,6 +317,24 @@ def test_same_name_twice(scan: Path, model: Path, tmp_path: Path, capfd: pytest.
     other = write(tmp_path / "other" / "patient.nii.gz", 8)
     assert run("predict", scan, other, "-m", model, "-o", tmp_path / "out") == 2
     assert "two scans are named 'patient'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("--ship",), "--ship is for --cluster; give both"),
+        (
+            ("--cluster", "local:2", "--part", "1/2"),
+            "--part and --cluster both share the scans out; give one",
+        ),
+    ],
+)
+def test_wrong_use_of_a_cluster(
+    given: tuple[str, ...], says: str, scan: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(scan, tmp_path / "model", tmp_path / "out", *given) == 2
+    assert says in " ".join(capfd.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_if_no_scan_is_left_that_is_wrong_use(

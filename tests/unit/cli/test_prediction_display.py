@@ -15,6 +15,7 @@ from zoomseg.cli.prediction_display import PredictionDisplay
 from zoomseg.core.volume import LabelMap
 from zoomseg.inference.batch import Failed, Segmented
 from zoomseg.inference.resource_usage import ResourceUsage
+from zoomseg.io.scans import ScanInput
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.pipeline.sliding_window import StageRecord, TileProgress
 
@@ -28,9 +29,9 @@ def a_scan(name: str = "a", vram_mb: float = 0.0) -> Segmented:
     )
     seconds = {"read": 1.5, "waited": 0.25, "coarse": 3.0, "fine [1]": 5.0, "write": 0.5, "total": 10.04}
     usage = ResourceUsage(1536.0, vram_mb, 0.0, 1234.5 if vram_mb else 0.0, 0.0, 0.0)
-    return Segmented(
-        name, Path("a.nii.gz"), image, Prediction(name, labels, {}, {}, records, {}), seconds, usage
-    )
+    result = Prediction(name, labels, {}, {}, records, {})
+    scan = ScanInput(name, (Path("a.nii.gz"),))
+    return Segmented(name, Path("a.nii.gz"), image, result, seconds, usage, scan, "")
 
 
 def console(terminal: bool) -> tuple[Console, io.StringIO]:

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import psutil
 import pytest
 
 from helpers.tiny_dataset import tiny_case, tiny_dataset, tiny_recipe
@@ -380,3 +382,54 @@ def test_a_training_with_unlabelled_scans_is_not_overwritten_and_is_of_one_fold(
     assert "--unlabelled cannot be combined with --fold all" in refused(
         capfd, *asked, "--folds", "2", "--fold", "all"
     )
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_started_again_by_torchrun(data: Path, tmp_path: Path) -> None:
+    """One of two is killed once the first stage is done: that stage is not trained again."""
+    out, recipe = tmp_path / "model", tmp_path / "tiny.yaml"
+    recipe.write_text(dump(tiny_recipe(together=False, iterations=60)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "zoomseg", "train", data, "-o", out, "-r", recipe, "--resume", "--device", "cpu"]
+    environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # docs/how-to/several-gpus.md
+    with (tmp_path / "said.txt").open("w") as said:
+        torchrun = subprocess.Popen(
+            [*launcher, "--max-restarts", "1", "--monitor-interval", "0.2", *command],
+            stdout=said,
+            stderr=said,
+            env=environment,
+        )
+        try:
+            finished = out / "training" / "group-0.safetensors"
+            _until(finished.is_file, torchrun)
+            (second,) = [p for p in psutil.Process(torchrun.pid).children() if p.environ()["RANK"] == "1"]
+            second.kill()
+            assert torchrun.wait(300) == 0, (tmp_path / "said.txt").read_text()
+        finally:
+            torchrun.terminate()
+    told = (tmp_path / "said.txt").read_text()
+    assert "stage 'coarse': resumed at step 60, trained 0 more steps" in told
+    assert "go on with --resume" in told  # the first one, of the second
+    assert f"Model: {out}" in told
+    assert set(bundle.load(out).weights) == {"coarse", "fine"}
+    assert bundle.load(out).graphs  # written last
+
+
+def _until(there: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    while not there():
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def test_only_torchrun_begins_with_resume(
+    data: Path,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    given = (data, "-o", tmp_path / "model", "-r", recipe, "--resume", "--device", "cpu")
+    assert "there is no training to resume" in refused(capfd, *given)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert run("train", *given) == 0
+    assert set(bundle.load(tmp_path / "model").weights) == {"coarse", "fine"}

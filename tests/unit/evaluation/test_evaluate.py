@@ -6,6 +6,7 @@ import csv
 import html
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import pytest
 
 from helpers.label_files import AFFINE, LIVER, SPLEEN, VALUES, box, organs, save, save_description, save_scan
 from helpers.tiny_dataset import tiny_recipe
-from zoomseg.core.errors import DatasetError, GeometryError, OutputError, ScanError
+from zoomseg.core.errors import DatasetError, GeometryError, OutputError, ScanError, ZoomSegError
+from zoomseg.evaluation import evaluate as evaluation
 from zoomseg.evaluation.case_matching import Pairs, find_pairs
 from zoomseg.evaluation.evaluate import evaluate, write_all
 from zoomseg.evaluation.saved import read_scores
@@ -186,6 +188,28 @@ def test_progress_counts_every_case(folders, tmp_path):
     evaluate(*folders, tmp_path / "out", on_progress=lambda *call: calls.append(call))
     assert [(done, total) for _, done, total in calls] == [(1, 3), (2, 3), (3, 3)]
     assert {case for case, _, _ in calls} == {"a", "b", "c"}
+
+
+def test_processes_score_as_threads_do(folders, tmp_path):
+    save(folders[0] / "b.nii.gz", organs(LIVER) * 77)  # a value that nobody knows
+    seen = {}
+    for out, workers in ((tmp_path / "threads", None), (tmp_path / "processes", 2)):
+        calls = seen.setdefault(out.name, [])
+        evaluate(*folders, out, workers=workers, on_progress=lambda *call, calls=calls: calls.append(call))
+    for name in ("metrics.csv", "summary.json"):
+        there = (tmp_path / "processes" / name).read_bytes()
+        assert there == (tmp_path / "threads" / name).read_bytes()
+    assert b"77" in there
+    for calls in seen.values():
+        assert [(done, total) for _, done, total in calls] == [(1, 3), (2, 3), (3, 3)]
+        assert {case for case, _, _ in calls} == {"a", "b", "c"}
+
+
+def test_a_process_that_dies_ends_the_evaluation_in_one_line(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "_leave_signals", os.abort)
+    with pytest.raises(ZoomSegError, match="a process that scores was killed"):
+        evaluate(*folders, tmp_path / "out", workers=1)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_an_interrupted_evaluation_stops_and_writes_nothing(folders, tmp_path):

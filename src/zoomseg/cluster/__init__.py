@@ -1,0 +1,1 @@
+"""Prediction on many machines: scans as tasks of a Dask cluster."""

@@ -1,0 +1,265 @@
+"""Who asks: gives each worker one scan after the other, and puts together what they did."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import dask
+from distributed import Client, Future, KilledWorker, LocalCluster
+
+from zoomseg.cluster.shipping import ShippedScan, model_files
+from zoomseg.cluster.worker import Job, Preparation, Reply, segment_scan
+from zoomseg.core.errors import ScanError, ZoomSegError
+from zoomseg.inference.batch import Failed
+from zoomseg.inference.journal import Journal, Run
+from zoomseg.inference.outputs import failure, seen_from
+from zoomseg.io.files import reason_of
+from zoomseg.io.scans import ScanInput
+
+CRASHES = 3
+"""A scan that ended so many workers is not given to another one."""
+
+CONNECT_SECONDS = 30
+LOOK_SECONDS = 1.0
+"""How often the workers are counted."""
+
+_CONFIG = {
+    "distributed.scheduler.allowed-failures": CRASHES - 1,  # of a scheduler that is started here
+    "distributed.deploy.lost-worker-timeout": "1 hour",  # in which a worker started here is started again
+    "distributed.admin.large-graph-warning-threshold": "16 GiB",  # shipped scans are large
+}
+
+
+_LEAVE_SIGNALS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""Run by workers that are started here: a terminal interrupts them, too, but this process ends them."""
+
+LOST = "the scheduler was lost; what is written is kept, --resume goes on from there"
+
+
+class ClusterError(ZoomSegError):
+    """The cluster cannot be reached, was lost, or cannot run ZoomSeg."""
+
+
+class Observer(Protocol):
+    """What is told while scans are computed, all in the thread that waits for them."""
+
+    def leave_out(self, cases: Sequence[str]) -> None:
+        """The results of these are there already."""
+
+    def settle(self, reply: Reply) -> None:
+        """A scan is done with."""
+
+    def count(self, workers: int) -> None:
+        """So many workers there are now."""
+
+
+@contextmanager
+def connected(address: str, threads: int) -> Iterator[Client]:
+    """A client of a scheduler: its address, the JSON file that it wrote (``--scheduler-file``), or
+    ``local:N`` for N workers that are started here, each with so many threads.
+
+    Raises:
+        ClusterError: nobody answers.
+    """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said by who catches it
+    with dask.config.set(_CONFIG):
+        workers = local_workers(address)
+        if workers is not None:
+            with started(workers, threads) as cluster, Client(cluster) as client:
+                yield client
+            return
+        file = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
+        try:
+            client = Client(**file, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ClusterError(f"no scheduler answers at {address} ({reason_of(error)})") from error
+        with client:
+            yield client
+
+
+@contextmanager
+def started(workers: int, threads: int) -> Iterator[LocalCluster]:
+    """A scheduler in this process, and worker processes that are started again when they die."""
+    with (
+        dask.config.set(_CONFIG),
+        LocalCluster(
+            workers,
+            threads_per_worker=threads,
+            processes=True,
+            memory_limit=0,  # limits are ours: Dask would kill where a smaller tile does
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+            preload=_LEAVE_SIGNALS,
+        ) as cluster,
+    ):
+        yield cluster
+
+
+def local_workers(address: str) -> int | None:
+    """Of ``local:N``; None of other addresses.
+
+    Raises:
+        ClusterError: N is no number of workers.
+    """
+    kind, _, number = address.partition(":")
+    if kind != "local":
+        return None
+    if not (number.isascii() and number.isdigit() and int(number) > 0):
+        raise ClusterError(f"--cluster {address}: how many workers? Give local:4, say")
+    return int(number)
+
+
+def segment(
+    client: Client,
+    scans: Sequence[ScanInput],
+    job: Job,
+    folders: Iterable[Path],
+    failed_run: Run,
+    observer: Observer,
+) -> tuple[Failed, ...]:
+    """Segment scans on the workers of a cluster; the failed ones are returned. Workers may come and go.
+
+    Args:
+        folders: of the models.
+        failed_run: what the journal says of scans that no worker could tell of.
+
+    Raises:
+        ClusterError: the scheduler was lost, or workers cannot run ZoomSeg.
+        OutputError: a worker, or this process, cannot write a result.
+        ModelError: a worker cannot load the model.
+    """
+    out = Path(job.out)
+    models = tuple(model_files(folder) for folder in folders) if job.ship else ()
+    preparation = Preparation(job, models)
+    client.register_plugin(preparation)
+    try:
+        work = _Work(client, job, deque(scans), observer, out, failed_run)
+        return work.run()
+    finally:
+        if client.status == "running":
+            client.unregister_worker_plugin(preparation.name)
+
+
+@dataclass(eq=False)
+class _Work:
+    client: Client
+    job: Job
+    waiting: deque[ScanInput]
+    observer: Observer
+    out: Path
+    failed_run: Run
+    running: dict[Future[Reply], ScanInput] = field(default_factory=dict)
+    ended: queue.SimpleQueue[Future[Reply]] = field(default_factory=queue.SimpleQueue)
+    failed: list[Failed] = field(default_factory=list)
+    journals: dict[str, Journal] = field(default_factory=dict)
+    """By run: of what workers sent, and of scans of which no worker told."""
+    workers: int = 0
+    looked: float = -LOOK_SECONDS
+
+    def run(self) -> tuple[Failed, ...]:
+        try:
+            while self.waiting or self.running:
+                self._look()
+                self._give()
+                self._take()
+            return tuple(self.failed)
+        except (OSError, CancelledError) as error:  # of a call to the scheduler that it did not survive
+            raise ClusterError(LOST) from error
+        finally:
+            if self._connected:
+                self.client.cancel(list(self.running), force=True)
+            for one in self.journals.values():
+                one.close()
+
+    @property
+    def _connected(self) -> bool:
+        return bool(self.client.status == "running")
+
+    def _look(self) -> None:
+        """Who is there."""
+        if time.monotonic() - self.looked < LOOK_SECONDS:
+            return
+        self._require_scheduler()
+        self.workers = len(self.client.nthreads())
+        self.looked = time.monotonic()
+        self.observer.count(self.workers)
+
+    def _require_scheduler(self) -> None:
+        if not self._connected:
+            raise ClusterError(LOST)
+
+    def _give(self) -> None:
+        """No more scans than workers: then each has one, and of a worker that dies it is known what it
+        computed."""
+        while self.waiting and len(self.running) < self.workers:
+            scan = self.waiting.popleft()
+            try:
+                given = ShippedScan.of(scan) if self.job.ship else scan
+            except ScanError as error:
+                self._fail(Failed(scan.id, str(error)))
+                continue
+            key = f"zoomseg-{self.job.id}-{scan.id}"
+            future = self.client.submit(segment_scan, self.job, given, key=key, pure=False)
+            self.running[future] = scan
+            future.add_done_callback(self.ended.put)
+
+    def _take(self) -> None:
+        """What has ended, for which to wait a moment."""
+        try:
+            future = self.ended.get(timeout=LOOK_SECONDS)
+        except queue.Empty:
+            return
+        scan = self.running.pop(future)
+        if future.status == "cancelled":
+            raise ClusterError(LOST)
+        try:
+            reply: Reply = future.result()
+        except KilledWorker as error:
+            self._fail(Failed(scan.id, crashed(error.allowed_failures + 1)))
+            return
+        except (ZoomSegError, CancelledError):
+            raise
+        except Exception as error:
+            self._require_scheduler()
+            raise ClusterError(
+                f"workers cannot do what they are asked for ({reason_of(error)}); they need this ZoomSeg, "
+                "installed with its extra 'cluster', and the same version of dask"
+            ) from error
+        if reply.shipped is not None:
+            run, entry, files = reply.shipped
+            files.write(self.out)
+            if entry.done:  # the worker had the scan in a folder of its own
+                place = {"scan": seen_from(self.out, scan.paths)}
+                entry = entry.model_copy(update={"account": entry.account | place})
+            self._journal(run).append(entry)
+        self._settle(reply)
+
+    def _fail(self, failed: Failed) -> None:
+        """Of which no worker told."""
+        self._journal(self.failed_run).append(failure(failed))
+        self._settle(Reply(failed.case, failed.reason, (), 0.0))
+
+    def _settle(self, reply: Reply) -> None:
+        if reply.error is not None:
+            self.failed.append(Failed(reply.case, reply.error))
+        self.observer.settle(reply)
+
+    def _journal(self, run: Run) -> Journal:
+        return self.journals.setdefault(run.model_dump_json(), Journal(self.out, run))
+
+
+def crashed(times: int) -> str:
+    """Why a scan is not tried again."""
+    return (
+        f"crashed {times} workers that computed it, and is not given to another one; their logs say more "
+        "(too little memory, most often)"
+    )

@@ -1,0 +1,158 @@
+"""A batch of predictions on a cluster, from the scans to the account of what all workers wrote."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from zoomseg.backends.cpu import usable_threads
+from zoomseg.cluster import client
+from zoomseg.cluster.client import Observer
+from zoomseg.cluster.worker import Job
+from zoomseg.core.memory import free_ram
+from zoomseg.inference import journal
+from zoomseg.inference.batch import LABELS_ALONE, ExtraOutputs
+from zoomseg.inference.gather import Gathered, gather
+from zoomseg.inference.journal import STARTED_FORMAT
+from zoomseg.inference.load import with_less_overlap
+from zoomseg.inference.outputs import Wanted, header
+from zoomseg.io import bundle, digests
+from zoomseg.io.bundle import Bundle
+from zoomseg.io.scans import ScanInput
+
+SHARED_OUT = 0.9
+"""Of the memory that is free, what workers started here may take together."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """How scans are to be segmented; the rest as in ``inference.load.load_predictor``.
+
+    ``ship``: models, scans and results go through the network, for workers that see other folders.
+    ``resume``: scans whose results lie whole in the folder are left out."""
+
+    models: tuple[str | Path, ...]
+    organs: tuple[str, ...] | str | None = None
+    probabilities: tuple[str, ...] | str = ()
+    """Organs whose probability maps are wanted; as of ``organs``, their names, or ``all``."""
+    beside: ExtraOutputs = LABELS_ALONE
+    device: str = "auto"
+    backend: str = "auto"
+    max_ram: int | Literal["free"] = "free"
+    max_vram: int | None = None
+    any_scan: bool = False
+    overlap: float | None = None
+    ship: bool = False
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``left_out`` of the scans were whole before; ``found`` is what now lies in the folder."""
+
+    left_out: int
+    failed: int
+    found: Gathered
+
+
+def predict(
+    scans: Sequence[ScanInput],
+    out: Path,
+    address: str,
+    request: Request,
+    observer: Observer,
+    notes: Sequence[str] = (),
+) -> Outcome:
+    """Segment scans, whose paths are absolute, on the workers of a Dask cluster into ``out``.
+
+    Args:
+        address: as in ``cluster.client.connected``.
+
+    Raises:
+        ClusterError: no scheduler answers, it was lost, or its workers cannot run ZoomSeg.
+        ModelError: no such model, or a damaged one.
+        OutputError: ``out`` cannot be written, here or by a worker.
+        LabelError, RecipeError, ScanError: as ``inference.outputs.segment_to_folder``.
+    """
+    out = out.absolute()
+    names = [part for model in request.models for part in bundle.models_in(model)]
+    models = [bundle.load(name) for name in names]
+    if request.overlap is not None:
+        models = [with_less_overlap(model, request.overlap) for model in models]
+    wanted = _wanted(models[0], request)
+    wanted.prepare(scans, out)
+    job = replace(_job(out, request, names, wanted, len(scans), notes), max_ram=_room(address, request))
+    where = {"device": request.device, "precision": "", "backend": request.backend}
+    told = {**header(models[0], job.models, where, wanted.organs, notes), "started": job.started}
+    run = journal.describe(digests.of_models(models), wanted.recipe, told, len(scans))
+    whole = journal.whole(out, scans, run, wanted.recipe, wanted.beside) if request.resume else {}
+    observer.leave_out(tuple(whole))
+    left = [scan for scan in scans if scan.id not in whole]
+    folders = [bundle.find(name) for name in names]
+    del models  # their networks are for the workers
+    try:
+        with client.connected(address, _threads(address)) as connection:
+            failed = client.segment(connection, left, job, folders, run, observer)
+    finally:
+        found = gather(out, [scan.id for scan in scans]) if journal.read(out) else Gathered(0, (), 0, ())
+    return Outcome(len(whole), len(failed), found)
+
+
+def _wanted(model: Bundle, request: Request) -> Wanted:
+    select = model.schema.select
+    organs = None if request.organs is None else select(request.organs)
+    beside = replace(request.beside, probabilities=select(request.probabilities))
+    return Wanted.of(model, organs, beside)
+
+
+def _job(
+    out: Path,
+    request: Request,
+    names: Sequence[str | Path],
+    wanted: Wanted,
+    scans: int,
+    notes: Sequence[str],
+) -> Job:
+    return Job(
+        id=secrets.token_hex(4),
+        models=tuple(_everywhere(name) for name in names),
+        out=str(out),
+        organs=wanted.organs,
+        beside=wanted.beside,
+        device=request.device,
+        backend=request.backend,
+        max_ram=request.max_ram,
+        max_vram=request.max_vram,
+        any_scan=request.any_scan,
+        overlap=request.overlap,
+        scans=scans,
+        notes=tuple(notes),
+        started=time.strftime(STARTED_FORMAT, time.gmtime()),
+        ship=request.ship,
+    )
+
+
+def _everywhere(model: str | Path) -> str:
+    """A model's folder in full; the name of one that comes with ZoomSeg, which lies elsewhere on another
+    machine."""
+    path = Path(model)
+    return str(path.absolute()) if path.exists() else str(model)
+
+
+def _room(address: str, request: Request) -> int | Literal["free"]:
+    """Of each worker. Those of one machine cannot all take what is free there."""
+    workers = client.local_workers(address)
+    if workers is None or workers == 1 or request.max_ram != "free":
+        return request.max_ram
+    return int(SHARED_OUT * free_ram() / workers)
+
+
+def _threads(address: str) -> int:
+    """Of each worker that is started here."""
+    cores = usable_threads() or os.cpu_count() or 1
+    return max(1, cores // (client.local_workers(address) or 1))

@@ -1,0 +1,93 @@
+"""Files as bytes, for workers that do not see the folders of who asks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from zoomseg.core.errors import ScanError
+from zoomseg.io.bundle import ATLASES
+from zoomseg.io.files import reading, write_bytes_atomic
+from zoomseg.io.scans import ScanInput, find_scans, source_files
+
+
+@dataclass(frozen=True)
+class Files:
+    """The contents of files by their path from a folder, with ``/`` between its parts."""
+
+    contents: dict[str, bytes]
+
+    @classmethod
+    def of(cls, folder: Path, paths: Iterable[Path]) -> Files:
+        """
+        Raises:
+            OSError: one cannot be read.
+        """
+        return cls({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})
+
+    def write(self, folder: Path) -> None:
+        """Write them into ``folder``, one after the other; none is ever half there.
+
+        Raises:
+            OutputError: one cannot be written.
+            ValueError: a path that leaves the folder.
+        """
+        for name, content in self.contents.items():
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"a path that leaves its folder: {name!r}")
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes_atomic(folder / name, content)
+
+
+def model_files(folder: Path) -> Files:
+    """Of a model folder, what prediction reads."""
+    inside = [folder / "model.json"]
+    for part in ("weights", ATLASES):
+        inside += sorted(path for path in (folder / part).rglob("*") if path.is_file())
+    return Files.of(folder, inside)
+
+
+@dataclass(frozen=True)
+class ShippedScan:
+    """A scan with all files that it is read from."""
+
+    id: str
+    files: Files
+    paths: tuple[str, ...]
+    """``ScanInput.paths``, in ``files``; of DICOM none."""
+    slice_uids: tuple[str | None, ...] = ()
+    """Which series of those in the files."""
+
+    @classmethod
+    def of(cls, scan: ScanInput) -> ShippedScan:
+        """
+        Raises:
+            ScanError: a file cannot be read, or the series cannot be used.
+        """
+        with reading(scan.paths[0], "a scan"):
+            found = source_files(scan)
+            folder = Path(os.path.commonpath([path.parent.absolute() for path in found]))
+            files = Files.of(folder, (path.absolute() for path in found))
+            if scan.dicom is not None:
+                return cls(scan.id, files, (), scan.dicom.usable().series.slice_uids)
+            paths = tuple(path.absolute().relative_to(folder).as_posix() for path in scan.paths)
+            return cls(scan.id, files, paths)
+
+    def unpack(self, folder: Path) -> ScanInput:
+        """Write the files into an empty folder; the scan that is read from them.
+
+        Raises:
+            ScanError: the series is not found again.
+            OutputError: a file cannot be written.
+        """
+        from zoomseg.io.dicom.read.series_discovery import Stack
+
+        self.files.write(folder)
+        if self.paths:
+            return ScanInput(self.id, tuple(folder / path for path in self.paths))
+        for scan in find_scans(folder):
+            if isinstance(scan.dicom, Stack) and scan.dicom.series.slice_uids == self.slice_uids:
+                return ScanInput(self.id, scan.paths, scan.dicom)
+        raise ScanError(f"{self.id}: its series was not found again where it was sent")

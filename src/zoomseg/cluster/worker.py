@@ -1,0 +1,187 @@
+"""What workers run: one scan after the other, with a model that is loaded once."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from distributed import Worker, WorkerPlugin, get_worker
+
+from zoomseg.cluster.shipping import Files, ShippedScan
+from zoomseg.core.errors import OutputError, ZoomSegError
+from zoomseg.inference import batch, journal, result_page
+from zoomseg.inference.batch import ExtraOutputs, Failed, Outcome
+from zoomseg.inference.journal import Entry, Run
+from zoomseg.inference.load import load_predictor
+from zoomseg.inference.outputs import Recorder, Wanted
+from zoomseg.inference.predictor import Predictor
+from zoomseg.io.scans import ScanInput
+
+PREDICTION_THREADS = "OMP_NUM_THREADS"
+"""Read by what computes the networks (``backends.cpu``, torch)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all scans of a command have in common. Paths are absolute."""
+
+    id: str
+    models: tuple[str, ...]
+    out: str
+    organs: tuple[str, ...]
+    beside: ExtraOutputs
+    device: str
+    backend: str
+    max_ram: int | Literal["free"]
+    max_vram: int | None
+    any_scan: bool
+    overlap: float | None
+    scans: int
+    notes: tuple[str, ...]
+    started: str
+    ship: bool
+    """Whether models, scans and results go through the network, as workers see other folders."""
+    zoomseg: str = field(default_factory=lambda: importlib.metadata.version("zoomseg"))
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """Of a scan that is done with."""
+
+    case: str
+    error: str | None
+    """Why it failed."""
+    notes: tuple[str, ...]
+    seconds: float
+    shipped: tuple[Run, Entry, Files] | None = None
+    """What is to be written where the command was given, the entry of the journal last."""
+
+
+class Preparation(WorkerPlugin):
+    """Makes every worker ready for a job, also those that come later: it computes with all its threads, and
+    gets the models if they are shipped."""
+
+    def __init__(self, job: Job, models: tuple[Files, ...]) -> None:
+        self.name = f"zoomseg-{job.id}"
+        self._job = job
+        self._models = models
+
+    def setup(self, worker: Worker) -> None:
+        # Dask sets one thread for all libraries; here a scan has all threads of its worker.
+        os.environ[PREDICTION_THREADS] = str(worker.state.nthreads)
+        for number, files in enumerate(self._models):
+            files.write(_model_folder(worker, self._job, number))
+
+    def teardown(self, worker: Worker) -> None:
+        shutil.rmtree(_model_folder(worker, self._job, 0).parent, ignore_errors=True)
+
+
+def _model_folder(worker: Worker, job: Job, number: int) -> Path:
+    return Path(worker.local_directory) / f"zoomseg-{job.id}" / f"model-{number}"
+
+
+_one_at_a_time = threading.Lock()
+"""A worker computes one scan at a time, of whatever job, with all its threads or its GPU."""
+
+
+def segment_scan(job: Job, scan: ScanInput | ShippedScan) -> Reply:
+    """Segment a scan and write its results, or send them back.
+
+    Raises:
+        OutputError: a result cannot be written.
+        ZoomSegError: the models cannot be loaded here, or this is another ZoomSeg.
+    """
+    with _one_at_a_time:
+        if isinstance(scan, ScanInput):
+            if not Path(job.out).is_dir():
+                raise OutputError(
+                    f"{job.out}: is not there on worker {socket.gethostname()}; "
+                    "give a folder that all machines see, or --ship"
+                )
+            return _segmented(job, scan, Path(job.out), _recorder(job))
+        with tempfile.TemporaryDirectory(dir=get_worker().local_directory) as place:
+            return _sent_back(job, scan, Path(place))
+
+
+def _segmented(job: Job, scan: ScanInput, out: Path, recorder: Recorder) -> Reply:
+    settled: list[tuple[Outcome, Entry]] = []
+    predictor, wanted = _predictor(job)
+    batch.segment(
+        [scan],
+        out,
+        predictor,
+        lambda outcome: settled.append(recorder.record(outcome)),
+        wanted.organs,
+        ahead=False,
+        beside=wanted.beside,
+    )
+    ((outcome, _),) = settled
+    if isinstance(outcome, Failed):
+        return Reply(scan.id, outcome.reason, (), 0.0)
+    return Reply(scan.id, None, outcome.result.notes, outcome.seconds["total"])
+
+
+def _sent_back(job: Job, shipped: ShippedScan, place: Path) -> Reply:
+    out = place / "out"
+    for folder in (out, place / "in"):
+        folder.mkdir()
+    recorder = _new_recorder(job, out)
+    try:
+        scan = batch.tried(shipped.id, Path(shipped.id), lambda: shipped.unpack(place / "in"))
+        if isinstance(scan, Failed):
+            _, entry = recorder.record(scan)
+            reply = Reply(shipped.id, scan.reason, (), 0.0)
+        else:
+            reply = _segmented(job, scan, out, recorder)
+            entry = journal.read(out)[shipped.id].entry
+    finally:
+        recorder.close()
+    results = [out / name for name, digest in entry.files.items() if digest is not None]
+    pictures = [path for path in (out / result_page.FOLDER).rglob("*") if path.is_file()]
+    files = Files.of(out, [*pictures, *results])
+    return replace(reply, shipped=(recorder.run, entry, files))
+
+
+@functools.lru_cache(maxsize=1)
+def _predictor(job: Job) -> tuple[Predictor, Wanted]:
+    """Loaded once."""
+    here = importlib.metadata.version("zoomseg")
+    if here != job.zoomseg:
+        raise ZoomSegError(
+            f"worker {socket.gethostname()} has ZoomSeg {here}, this is {job.zoomseg}; "
+            "install the same everywhere"
+        )
+    models: tuple[str | Path, ...] = job.models
+    if job.ship:
+        models = tuple(_model_folder(get_worker(), job, number) for number in range(len(job.models)))
+    predictor = load_predictor(
+        models,
+        job.device,
+        max_ram=job.max_ram,
+        max_vram=job.max_vram,
+        any_scan=job.any_scan,
+        backend=job.backend,
+        overlap=job.overlap,
+    )
+    return predictor, Wanted.of(predictor.bundle, job.organs, job.beside)
+
+
+@functools.lru_cache(maxsize=1)
+def _recorder(job: Job) -> Recorder:
+    """The worker's own journal."""
+    return _new_recorder(job, Path(job.out))
+
+
+def _new_recorder(job: Job, out: Path) -> Recorder:
+    predictor, wanted = _predictor(job)
+    return Recorder(
+        out, predictor, wanted, job.scans, job.notes, {"models": list(job.models), "started": job.started}
+    )

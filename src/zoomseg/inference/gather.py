@@ -1,0 +1,99 @@
+"""One account of what any number of processes wrote into a folder of results: ``summary.csv``, ``review.csv``
+and ``run.json``, from their journals."""
+
+from __future__ import annotations
+
+import calendar
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoomseg.core.errors import OutputError
+from zoomseg.inference import earlier_results, journal, result_page
+from zoomseg.inference.batch import Failed, result_name
+from zoomseg.inference.efficiency import of_account, summarise
+from zoomseg.inference.journal import STARTED_FORMAT, Recorded, Run
+from zoomseg.inference.outputs import write_account
+from zoomseg.inference.summary import OrganRow
+from zoomseg.io.locks import waiting_for
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What lies in a folder of results."""
+
+    done: int
+    failed: tuple[Failed, ...]
+    missing: int
+    """Scans of the command, as its processes know it, of which there is nothing: not begun, or not ended."""
+    rows: tuple[OrganRow, ...]
+
+
+def gather(out: Path, order: Sequence[str] = ()) -> Gathered:
+    """Write the account of all that lies in ``out``; processes may go on meanwhile.
+
+    Args:
+        order: ids of cases; those that are not in it come last, sorted.
+
+    Raises:
+        OutputError: there is no journal, or the account cannot be written.
+    """
+    place = {case: number for number, case in enumerate(order)}
+    with waiting_for(out):
+        found = journal.read(out)
+        if not found:
+            raise OutputError(
+                f"{out}: there is nothing to gather; `zoomseg predict` keeps a journal of what it writes here"
+            )
+        last = max(found.values(), key=lambda one: (one.entry.done, one.entry.finished)).run
+        kept = [
+            one
+            for one in sorted(
+                found.values(), key=lambda one: (place.get(one.entry.case, len(place)), one.entry.case)
+            )
+            if _lies_there(out, one)
+        ]
+        run = _together(kept, last)
+        rows = tuple(row for one in kept for row in one.entry.rows)
+        earlier = earlier_results.read(out, run).besides(run["cases"], out)
+        write_account(out, run, earlier, rows)
+        result_page.write(out)
+    same = [one for one in kept if one.run.same_results(last)]
+    failed = tuple(
+        Failed(one.entry.case, str(one.entry.account["error"])) for one in kept if not one.entry.done
+    )
+    wanted = max(one.run.scans for one in found.values() if one.run.same_results(last))
+    return Gathered(len(kept) - len(failed), failed, max(0, wanted - len(same)), rows)
+
+
+def _lies_there(out: Path, one: Recorded) -> bool:
+    return not one.entry.done or (out / result_name(one.entry.case)).is_file()
+
+
+def _together(kept: Iterable[Recorded], last: Run) -> dict[str, Any]:
+    """``run.json``: of processes that ran the same, they are one run, from the start of the first to the end
+    of the last."""
+    same = [one for one in kept if one.run.same_results(last)]
+    started = min((str(one.run.run["started"]) for one in same), default=str(last.run["started"]))
+    ended = max((one.entry.finished for one in same), default=_seconds(started))
+    head = {**last.run, "started": started}
+    costs = [of_account(one.entry.account) for one in same if one.entry.done]
+    return {
+        **head,
+        "seconds": round(max(0.0, ended - _seconds(started)), 3),
+        "efficiency": summarise(costs),
+        "notes": list(dict.fromkeys(note for one in same for note in one.run.run["notes"])),
+        "cases": {one.entry.case: _account(one, head) for one in kept},
+    }
+
+
+def _account(one: Recorded, head: Mapping[str, Any]) -> dict[str, Any]:
+    """With what was different where it was made."""
+    told = earlier_results.of_its_run(one.entry.account, {**one.run.run, "started": head["started"]}, head)
+    return told if told["run"] else {key: value for key, value in told.items() if key != "run"}
+
+
+def _seconds(started: str) -> float:
+    return calendar.timegm(time.strptime(started, STARTED_FORMAT))

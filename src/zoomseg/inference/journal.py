@@ -1,0 +1,274 @@
+"""What was written for which scan, by which model: one line for every scan that is done with, in
+``OUT/journal/<process>.jsonl``.
+
+Each process appends to a file of its own, so that any number of them, on any machines, share a folder of
+results without locks. The first line says what the process ran; a line that a killed process left unfinished
+is none. From these lines a later run knows what is whole (``whole``), and the account of all processes is put
+together (``inference.gather``).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from zoomseg.core.errors import ScanError
+from zoomseg.inference import efficiency
+from zoomseg.inference.batch import ExtraOutputs, result_path
+from zoomseg.inference.summary import OrganRow
+from zoomseg.io import digests
+from zoomseg.io.files import parse_json, writing
+from zoomseg.io.scans import ScanInput
+from zoomseg.recipe.spec import Recipe
+
+FOLDER = "journal"
+
+STARTED_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
+OF_A_RUN = ("zoomseg", "recipe", "models", "trained", "device", "precision", "backend", "started", "labels")
+"""Keys of ``run.json`` that are kept with an earlier case where they are others than the last run's."""
+
+MAX_LINE_BYTES = 16 * 1024**2
+"""Of one scan or one run; what ZoomSeg writes has thousands."""
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Run(_Line):
+    """The first line: what a process ran."""
+
+    format: Literal[1] = 1
+    model_sha256: str
+    """Of the models that answered together."""
+    recipe_sha256: str
+    scans: int
+    """Of the command, for all of its processes together."""
+    run: dict[str, Any]
+    """The keys of ``run.json`` that are not about single cases."""
+
+    @field_validator("run")
+    @classmethod
+    def _is_complete(cls, run: dict[str, Any]) -> dict[str, Any]:
+        time.strptime(str(run.get("started")), STARTED_FORMAT)
+        if not (isinstance(run.get("labels"), dict) and isinstance(run.get("notes"), list)):
+            raise ValueError("says nothing of labels or notes")
+        if not set(OF_A_RUN) <= set(run):
+            raise ValueError("does not say what ran")
+        return run
+
+    def same_results(self, other: Run) -> bool:
+        """Whether both make the same of a scan: models, recipe and labels are the same."""
+        mine, theirs = ((run.model_sha256, run.recipe_sha256, run.run["labels"]) for run in (self, other))
+        return mine == theirs
+
+
+class Entry(_Line):
+    """A scan that is done with."""
+
+    case: str
+    finished: float
+    """Seconds since 1970 (UTC)."""
+    account: dict[str, Any]
+    """As in ``run.json``."""
+    rows: tuple[OrganRow, ...] = ()
+    """As in ``summary.csv``."""
+    scan_sha256: str = ""
+    files: dict[str, str | None] = {}
+    """Every file that was asked for, from the folder of results, and its SHA-256; None: there was nothing to
+    write into it."""
+
+    @field_validator("case")
+    @classmethod
+    def _names_a_file(cls, case: str) -> str:
+        if not case or case.startswith(".") or PurePosixPath(case).name != case:
+            raise ValueError("no name of a case")
+        return case
+
+    @field_validator("account")
+    @classmethod
+    def _is_one(cls, account: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if account["status"] == "done":
+                efficiency.of_account(account)
+            elif not isinstance(account["error"], str):
+                raise TypeError
+        except (KeyError, TypeError) as error:
+            raise ValueError("no account of a scan") from error
+        return account
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, str | None]) -> dict[str, str | None]:
+        if any(PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts for file in files):
+            raise ValueError("a file outside of the folder of results")
+        return files
+
+    @property
+    def done(self) -> bool:
+        """Whether there are results."""
+        return bool(self.account["status"] == "done")
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """An entry, and the run that it is of."""
+
+    entry: Entry
+    run: Run
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def describe(model_sha256: str, recipe: Recipe, header: Mapping[str, Any], scans: int) -> Run:
+    """A run; ``header`` holds the keys of ``run.json`` that are not about single cases."""
+    recipe_sha256 = digests.of_json(recipe.model_dump(mode="json"))
+    return Run(model_sha256=model_sha256, recipe_sha256=recipe_sha256, scans=scans, run=dict(header))
+
+
+class Journal:
+    """Of one process, which appends to a file of its own; the file is there from the first entry on."""
+
+    def __init__(self, out: Path, run: Run) -> None:
+        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{_host()}-{os.getpid()}"
+        self._path = out / FOLDER / f"{name}-{secrets.token_hex(4)}.jsonl"
+        self._run = run
+        self._file: IO[bytes] | None = None
+
+    def append(self, entry: Entry) -> None:
+        """Add a line; when this returns it is on disk.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with writing(self._path):
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("xb")
+                self._file.write(_line(self._run))
+            self._file.write(_line(entry))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _host() -> str:
+    """This machine's name, as far as it may be part of a file's."""
+    return "".join(c for c in socket.gethostname() if c.isascii() and (c.isalnum() or c == "-"))[:40]
+
+
+def _line(content: _Line) -> bytes:
+    return (content.model_dump_json() + "\n").encode()
+
+
+def digests_of_results(
+    out: Path, scan: ScanInput, recipe: Recipe, beside: ExtraOutputs
+) -> dict[str, str | None]:
+    """``Entry.files`` of a scan whose results have been written.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    paths = asked_for(out, scan, recipe, beside)
+    return {
+        path.relative_to(out).as_posix(): digests.of_files([path]) if path.is_file() else None
+        for path in paths
+    }
+
+
+def asked_for(out: Path, scan: ScanInput, recipe: Recipe, beside: ExtraOutputs) -> list[Path]:
+    """Every file that a scan may get; the label map is last, as it is written."""
+    return [*beside.paths(out, scan, recipe), result_path(out, scan)]
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read(out: Path) -> dict[str, Recorded]:
+    """By case, the last entry of all journals in a folder of results. What is none of ours, and a line that
+    was never finished, is left out."""
+    found: dict[str, Recorded] = {}
+    for path in sorted((out / FOLDER).glob("*.jsonl")):
+        for recorded in _recorded(path):
+            known = found.get(recorded.entry.case)
+            if known is None or known.entry.finished <= recorded.entry.finished:
+                found[recorded.entry.case] = recorded
+    return found
+
+
+def _recorded(path: Path) -> Iterator[Recorded]:
+    try:
+        if not path.is_file():  # a pipe would be waited for without end
+            return
+        with path.open("rb") as file:
+            run = _parsed(Run, file.readline(MAX_LINE_BYTES))
+            while run is not None and (line := file.readline(MAX_LINE_BYTES)):
+                entry = _parsed(Entry, line)
+                if entry is not None:
+                    yield Recorded(entry, run)
+    except OSError:
+        return
+
+
+L = TypeVar("L", bound=_Line)
+
+
+def _parsed(kind: type[L], line: bytes) -> L | None:
+    """None of what is no such line."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return kind.model_validate(parse_json(line))
+    except (ValueError, ValidationError):
+        return None
+
+
+def whole(
+    out: Path,
+    scans: Sequence[ScanInput],
+    run: Run,
+    recipe: Recipe,
+    beside: ExtraOutputs,
+) -> dict[str, Recorded]:
+    """By case, what need not be computed again of ``scans``: it was made of the same scan by the same models,
+    and all that is asked for now lies in ``out`` as it was written. Scans and results are read for that."""
+    known = read(out)
+    candidates = [
+        (scan, recorded)
+        for scan in scans
+        if (recorded := known.get(scan.id)) is not None
+        and recorded.entry.done
+        and recorded.run.same_results(run)
+    ]
+    return {
+        scan.id: recorded
+        for scan, recorded in candidates
+        if _is_whole(out, scan, recorded.entry, asked_for(out, scan, recipe, beside))
+    }
+
+
+def _is_whole(out: Path, scan: ScanInput, entry: Entry, asked: Iterable[Path]) -> bool:
+    try:
+        for path in asked:
+            name = path.relative_to(out).as_posix()
+            if name not in entry.files:
+                return False
+            found = digests.of_files([path]) if path.is_file() else None
+            if found != entry.files[name]:
+                return False
+        return digests.of_scan(scan) == entry.scan_sha256
+    except (OSError, ScanError):
+        return False

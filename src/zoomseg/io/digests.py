@@ -1,0 +1,79 @@
+"""SHA-256 of what a result was made of, and of the result: equal digests, equal content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from zoomseg.core.arrays import AnyNumpy
+from zoomseg.io.bundle import Bundle
+from zoomseg.io.calibration import Calibration
+from zoomseg.io.scans import ScanInput, source_files
+from zoomseg.io.training_domain import TrainingDomain
+
+_CALIBRATION: TypeAdapter[Calibration | None] = TypeAdapter(Calibration | None)
+_DOMAIN: TypeAdapter[TrainingDomain | None] = TypeAdapter(TrainingDomain | None)
+
+
+def of_files(files: Iterable[Path]) -> str:
+    """Of the contents of files, one after the other; their names do not count.
+
+    Raises:
+        OSError: one cannot be read, or is no regular file.
+    """
+    parts = hashlib.sha256()
+    for path in files:
+        if not path.is_file():  # a pipe would be waited for without end
+            raise FileNotFoundError(f"{path}: no such file")
+        with path.open("rb") as file:
+            parts.update(hashlib.file_digest(file, "sha256").digest())
+    return parts.hexdigest()
+
+
+def of_scan(scan: ScanInput) -> str:
+    """Of all files that a scan is read from.
+
+    Raises:
+        OSError: one cannot be read.
+        ScanError: a header that should name the file of its voxels cannot be read.
+    """
+    return of_files(source_files(scan))
+
+
+def of_json(value: object) -> str:
+    """Of a value as JSON; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def of_models(models: Iterable[Bundle]) -> str:
+    """Of models that answer together."""
+    return of_json([of_model(model) for model in models])
+
+
+def of_model(model: Bundle) -> str:
+    """Of what a model's answers depend on beside its recipe: weights, labels, channels, and how the
+    confidence follows."""
+    schema = model.schema
+    return of_json(
+        {
+            "weights": {stage: _of_arrays(arrays) for stage, arrays in model.weights.items()},
+            "labels": [schema.names, schema.values, {k: list(v) for k, v in schema.groups.items()}],
+            "channels": model.channel_names,
+            "calibration": _CALIBRATION.dump_python(model.calibration, mode="json"),
+            "domain": _DOMAIN.dump_python(model.domain, mode="json"),
+        }
+    )
+
+
+def _of_arrays(arrays: Mapping[str, AnyNumpy]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data if array.ndim else array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,90 @@
+"""Addresses, and what ends a batch; scans on real workers are in ``test_predict.py``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("distributed", reason="needs the extra 'cluster'")
+
+from distributed import Client, LocalCluster
+
+from helpers.clusters import Told, job_of, tiny_scans
+from zoomseg.cluster import client
+from zoomseg.cluster.client import ClusterError, local_workers
+from zoomseg.core.errors import ModelError
+from zoomseg.inference.journal import Run
+
+RUN = Run(
+    model_sha256="",
+    recipe_sha256="",
+    scans=1,
+    run={
+        **dict.fromkeys(("zoomseg", "recipe", "device", "precision", "backend"), ""),
+        "models": [],
+        "trained": {},
+        "started": "2026-01-02T03:04:05Z",
+        "labels": {"background": 0},
+        "notes": [],
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[Client]:
+    """A worker in this process."""
+    with (
+        LocalCluster(
+            1,
+            processes=False,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as found,
+    ):
+        yield found
+
+
+def test_local_workers() -> None:
+    assert local_workers("local:3") == 3
+    assert local_workers("tcp://local:3") is None
+    for address in ("local", "local:", "local:0", "local:two", "local:-1"):
+        with pytest.raises(ClusterError, match="how many workers"):
+            local_workers(address)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "scheduler.json", "no address"])
+def test_nobody_answers(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "CONNECT_SECONDS", 0.5)
+    with (
+        pytest.raises(ClusterError, match=f"no scheduler answers at {address}"),
+        client.connected(address, 1),
+    ):
+        pass
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_batch(connection: Client, tmp_path: Path) -> None:
+    scans = tiny_scans(tmp_path / "in", "a", "b")
+    job = job_of(tmp_path, tmp_path / "model")
+    with pytest.raises(ModelError, match="no model folder at"):
+        client.segment(connection, scans, job, [], RUN, Told())
+
+
+def test_what_is_no_error_of_ours_is_told_in_one_line(
+    connection: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'zoomseg'")
+
+    monkeypatch.setattr(client, "segment_scan", missing)
+    with pytest.raises(
+        ClusterError, match=r"cannot do what .* \(No module named 'zoomseg'\); they need this"
+    ):
+        client.segment(
+            connection, tiny_scans(tmp_path, "a"), replace(job_of(tmp_path), id="2f"), [], RUN, Told()
+        )

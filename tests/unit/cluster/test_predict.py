@@ -1,0 +1,172 @@
+"""Real Dask workers, in processes of their own: what they write is what one process writes, and what dies
+takes nothing finished along."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("distributed", reason="needs the extra 'cluster'")
+
+from distributed import Client, LocalCluster
+
+from helpers.clusters import Crashes, Told, label_maps, tiny_model, tiny_scans
+from zoomseg.cli.main import main
+from zoomseg.cluster.client import ClusterError, crashed, started
+from zoomseg.cluster.predict import Request, predict
+from zoomseg.cluster.worker import Reply
+from zoomseg.inference.batch import ExtraOutputs
+from zoomseg.inference.load import load_predictor
+from zoomseg.inference.outputs import segment_to_folder
+from zoomseg.io.scans import ScanInput
+
+STAGES = ExtraOutputs(stages=True)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with started(2, 1) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("cluster") / "model")
+
+
+def request_of(model: Path, ship: bool = False, resume: bool = False) -> Request:
+    return Request((model,), beside=STAGES, backend="openvino", device="cpu", ship=ship, resume=resume)
+
+
+def one_process(model: Path, scans: list[ScanInput], out: Path) -> None:
+    predictor = load_predictor([model], "cpu", backend="openvino")
+    segment_to_folder(scans, out, predictor, beside=STAGES)
+
+
+@pytest.mark.parametrize("ship", [False, True])
+def test_workers_write_what_one_process_writes(
+    cluster: LocalCluster, model: Path, tmp_path: Path, ship: bool
+) -> None:
+    scans = tiny_scans(tmp_path / "in", *"dcba")
+    (tmp_path / "in" / "a.nii.gz").write_bytes(b"no")
+    told = Told()
+    outcome = predict(
+        scans, tmp_path / "out", cluster.scheduler_address, request_of(model, ship), told, ["a note"]
+    )
+    one_process(model, scans, tmp_path / "one")
+    assert label_maps(tmp_path / "out") == label_maps(tmp_path / "one")
+    assert len(label_maps(tmp_path / "one")) == 3 * 4
+    for name in ("summary.csv", "review.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    here, there = (json.loads((tmp_path / out / "run.json").read_text()) for out in ("one", "out"))
+    assert list(there["cases"]) == list("dcba")
+    assert (there["models"], there["labels"]) == (here["models"], here["labels"])
+    assert there["notes"] == ["a note"]
+    assert there["cases"]["d"]["flops"] == here["cases"]["d"]["flops"]
+    assert [(reply.case, reply.error is None) for reply in sorted(told.replies, key=lambda r: r.case)] == [
+        ("a", False),
+        *((case, True) for case in "bcd"),
+    ]
+    assert (outcome.failed, outcome.found.missing, outcome.found.done) == (1, 0, 3)
+    assert max(told.workers) == 2
+    again = Told()
+    predict(scans, tmp_path / "out", cluster.scheduler_address, request_of(model, ship, resume=True), again)
+    assert again.left_out == ("d", "c", "b")
+    assert [reply.case for reply in again.replies] == ["a"]
+
+
+def test_a_scan_that_crashes_its_workers_is_named(cluster: LocalCluster, model: Path, tmp_path: Path) -> None:
+    scans = tiny_scans(tmp_path / "in", "always-1", "once-2", "a", "b")
+    told = Told()
+    with Client(cluster) as connection:
+        connection.register_plugin(Crashes())
+        predict(scans, tmp_path / "out", cluster.scheduler_address, request_of(model), told)
+        connection.unregister_worker_plugin("crashes")
+        connection.restart()
+    errors = {reply.case: reply.error for reply in told.replies}
+    assert errors == {"always-1": crashed(3), "once-2": None, "a": None, "b": None}
+    assert (tmp_path / "in" / "once-2.nii.crashed").exists()
+    one_process(model, scans[1:], tmp_path / "one")
+    assert label_maps(tmp_path / "out") == label_maps(tmp_path / "one")
+    cases = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]
+    assert cases["always-1"] == {"status": "failed", "error": crashed(3)}
+    assert not list((tmp_path / "out").rglob("*.partial*"))
+
+
+def test_a_killed_scheduler_takes_no_result_along(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scans = tiny_scans(tmp_path / "in", *"abcdef")
+    file, out = tmp_path / "scheduler.json", tmp_path / "out"
+    dask = [sys.executable, "-m", "dask"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    scheduler = subprocess.Popen(
+        [
+            *dask,
+            "scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--scheduler-file",
+            file,
+        ],
+        **quiet,
+    )
+    worker = subprocess.Popen(
+        [*dask, "worker", "--scheduler-file", file, "--nthreads", "1", "--no-nanny", "--no-dashboard"],
+        **quiet,
+    )
+    told = _KillsWhenTold(scheduler)
+    try:
+        _until(file.is_file)
+        with pytest.raises(ClusterError, match="scheduler was lost; what is written is kept"):
+            predict(scans, out, str(file), request_of(model), told)
+    finally:
+        for process in (worker, scheduler):
+            process.kill()
+            process.wait()
+    finished = {reply.case for reply in told.replies}
+    assert finished
+    with (out / "summary.csv").open(newline="") as table:
+        assert finished <= {row["case"] for row in csv.DictReader(table)}
+    again = ["predict", tmp_path / "in", "-o", out, "-m", model, "--cluster", "local:1", "--resume"]
+    with pytest.raises(SystemExit) as ended:
+        main([str(a) for a in (*again, "--keep-stages", "--backend", "openvino", "--device", "cpu")])
+    assert ended.value.code == 0
+    said = capfd.readouterr()
+    (whole,) = re.findall(r"results of (\d) scans are whole", said.err)
+    assert f"6 of 6 scans written to {out}, {whole} of them by earlier runs" in said.out
+    assert len(finished) <= int(whole) < 6
+    one_process(model, scans, tmp_path / "one")
+    assert label_maps(out) == label_maps(tmp_path / "one")
+
+
+class _KillsWhenTold(Told):
+    """Kills a process after the second scan."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        super().__init__()
+        self._process = process
+
+    def settle(self, reply: Reply) -> None:
+        super().settle(reply)
+        if len(self.replies) == 2:
+            self._process.send_signal(signal.SIGKILL)
+
+
+def _until(there: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -1,0 +1,87 @@
+"""The account of several processes is that of one which did it all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.tiny_dataset import tiny_case
+from helpers.untrained_models import predictor
+from zoomseg.core.errors import OutputError
+from zoomseg.inference.gather import gather
+from zoomseg.inference.outputs import Part, segment_to_folder
+from zoomseg.io.scans import ScanInput, write_image
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> tuple[ScanInput, ...]:
+    for seed, name in enumerate("abcd"):
+        write_image(tmp_path / f"{name}.nii.gz", tiny_case(seed)[0])
+    (tmp_path / "e.nii.gz").write_bytes(b"no")
+    return tuple(ScanInput(name, (tmp_path / f"{name}.nii.gz",)) for name in "abcde")
+
+
+def account(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "run.json").read_text())
+    return found
+
+
+def without_measures(found: dict[str, Any]) -> dict[str, Any]:
+    """What two runs of the same have alike."""
+    for case in found["cases"].values():
+        for key in [
+            key for key in case if key.startswith(("peak", "ram", "vram", "cpu", "machine", "seconds"))
+        ]:
+            del case[key]
+        for stage in case.get("stages", ()):
+            del stage["seconds"], stage["network_seconds"]
+        case.pop("run", None)
+    return {key: found[key] for key in found if key not in ("seconds", "efficiency", "started")}
+
+
+def test_parts_gathered_are_as_one_run(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    parts, one = tmp_path / "parts", tmp_path / "one"
+    segment_to_folder(scans, one, predictor(), notes=["a file was left out"])
+    for number in (2, 1):
+        segment_to_folder(scans, parts, predictor(), notes=["a file was left out"], part=Part(number, 2))
+        found = gather(parts)
+        assert (found.done, found.missing) == ((2, 3) if number == 2 else (4, 0))
+    assert [failed.case for failed in found.failed] == ["e"]
+    for name in ("summary.csv", "review.csv", *(f"{case}.nii.gz" for case in "abcd")):
+        assert (parts / name).read_bytes() == (one / name).read_bytes(), name
+    together, alone = account(parts), account(one)
+    costs = [case["seconds"]["total"] for case in together["cases"].values() if case["status"] == "done"]
+    assert together["efficiency"]["seconds"]["total"] == pytest.approx(sum(costs), abs=1e-3)
+    assert list(together["cases"]) == list(alone["cases"]) == list("abcde")
+    assert without_measures(together) == without_measures(alone)
+    assert len(found.rows) == 8
+
+
+def test_label_maps_that_are_gone_are_left_out_and_others_say_what_they_mean(
+    scans: tuple[ScanInput, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    segment_to_folder(scans[:1], out, predictor())
+    segment_to_folder(scans[1:4], out, predictor(), ("right kidney",))
+    (out / "c.nii.gz").unlink()
+    found = gather(out)
+    assert (found.done, found.failed, found.missing) == (3, (), 1)
+    run = account(out)
+    assert list(run["cases"]) == ["a", "b", "d"]
+    assert run["labels"] == {"background": 0, "right kidney": 7}
+    assert run["cases"]["a"]["run"]["labels"] == {"background": 0, "left kidney": 3, "right kidney": 7}
+    assert "run" not in run["cases"]["b"]
+
+
+def test_cases_come_in_the_order_asked_for(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    segment_to_folder(scans[:3], tmp_path / "out", predictor())
+    gather(tmp_path / "out", ["c", "a"])
+    assert list(account(tmp_path / "out")["cases"]) == ["c", "a", "b"]
+
+
+def test_nothing_to_gather(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="there is nothing to gather"):
+        gather(tmp_path)
