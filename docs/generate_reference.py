@@ -26,6 +26,10 @@ def reference() -> str:
         "<!-- Written by docs/generate_reference.py; change the commands, not this page. -->",
         "",
         *_paragraphs(cli),
+        "| command | purpose |",
+        "|---|---|",
+        *(f"| [`zoomseg {name}`](#zoomseg-{name}) | {purpose} |" for name, purpose in COMMANDS.items()),
+        "",
     ]
     for name in COMMANDS:
         command = cli.get_command(context, name)

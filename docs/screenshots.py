@@ -160,8 +160,8 @@ def serve_page(ct: Path, model: Path, folder: Path) -> bytes:
     ):
         page.wait_for("document.querySelector('#formats').textContent.includes('.zip')")
         page.choose_file("#file", ct)
-        page.wait_for("document.querySelector('#result').dataset.shown", seconds=300)
-        page.wait_for("document.querySelector('.where').textContent.includes('mm')")
+        page.wait_for("document.querySelector('#result').dataset.shown", seconds=600)
+        page.wait_for("document.querySelector('.below .where').textContent.includes('mm')", seconds=300)
         _click(page, ".picture", 0.27, 0.19)  # the crosshair into the upper abdomen, on the coronal plane
         time.sleep(3)  # the 3D view is drawn last
         return page.screenshot()

@@ -143,7 +143,7 @@ class TestScansInMemory:
         model = zoomseg.load(trained, device="cpu")
         with pytest.raises(ScanError, match="give its affine"):
             model.predict(np.zeros((4, 4, 4)))
-        with pytest.raises(ScanError, match="files know their own"):
+        with pytest.raises(ScanError, match="files contain their own"):
             model.predict(tmp_path / "scan.nii.gz", affine=np.eye(4))
 
 

@@ -74,7 +74,7 @@ def _entry(message: bytes) -> tuple[bytes, bytes]:
 
 def _number(text: bytes) -> int:
     if not text.isdigit() or len(text) > 18:
-        raise ValueError("the offset or length of a tensor of the graph is not a number")
+        raise ValueError("the offset or length of a tensor of the graph is invalid")
     return int(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,7 @@ def networks_of(
     backend: Backend,
     device: Device,
     threads: int | None = None,
+    mirror: bool = False,
 ) -> dict[str, StageNetwork]:
     """The network of every stage of the models' common recipe; of several models, their mean probabilities.
     Compiled networks take and give numpy arrays; torch's give what they get.
@@ -33,12 +35,23 @@ def networks_of(
     Args:
         device: for torch; its precision counts for all.
         threads: of compiled networks; None: as many as this process may use.
+        mirror: whether each is asked of mirrored tiles, too, along the ``mirror_axes`` of its stage.
 
     Raises:
         BackendError: the backend refuses a network.
         ModelError: a model lacks the graph of a stage, or the graph reads other files than its own weights;
             or weights do not fit the network.
     """
+    found = _answering(models, backend, device, threads)
+    if not mirror:
+        return found
+    stages = {stage.name: stage for stage in models[0].recipe.stages}
+    return {name: mirrored(own, mirror_axes(stages[name]), stages[name].mean) for name, own in found.items()}
+
+
+def _answering(
+    models: Sequence[Bundle], backend: Backend, device: Device, threads: int | None
+) -> dict[str, StageNetwork]:
     mean_of = {stage.name: stage.mean for stage in models[0].recipe.stages}
     if backend == "torch":
         from zoomseg.backends.torch_networks import as_network, ready_network
@@ -93,6 +106,33 @@ def mean(networks: Sequence[StageNetwork], kind: MeanKind = "arithmetic") -> Sta
         return answer
 
     return compute
+
+
+def mirror_axes(stage: Stage) -> tuple[int, ...]:
+    """Those that a stage may be mirrored along, by number."""
+    return tuple("ijk".index(axis) for axis in stage.mirror_axes)
+
+
+def mirrored(network: StageNetwork, axes: Sequence[int], kind: MeanKind) -> StageNetwork:
+    """The mean of what a network says of a tile and of its mirror images along all subsets of ``axes``,
+    mirrored back."""
+
+    def seen(flipped: tuple[int, ...]) -> StageNetwork:
+        if not flipped:
+            return network
+
+        def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
+            xp = namespace(x_BCIJK)
+            # Copied, as torch reads no array of numpy's that runs backwards.
+            image = xp.asarray(xp.flip(x_BCIJK, axis=flipped), copy=True)
+            return xp.flip(network(image, tiles), axis=flipped)
+
+        return compute
+
+    subsets = itertools.chain.from_iterable(
+        itertools.combinations([2 + a for a in axes], n) for n in range(len(axes) + 1)
+    )
+    return mean([seen(subset) for subset in subsets], kind)
 
 
 def _compiled(

@@ -1,4 +1,4 @@
-"""``zoomseg accelerate``: a slow model made a faster one, by scans without labels."""
+"""``zoomseg accelerate``: make a model faster with unlabelled scans."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("scans", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the new model.")
-@click.option("--small", is_flag=True, help="Train a whole small cascade in the model's place instead.")
+@click.option("--small", is_flag=True, help="Train a small cascade that replaces the model instead.")
 @click.option(
     "--time-budget",
     metavar="TIME",
     callback=parse_duration,
-    help="How long training may take, e.g. 15m or 1h30m. Labelling the scans with MODEL comes before.",
+    help="Training time, e.g. 15m or 1h30m, without the time for labelling the scans with MODEL.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Length of the training in epochs of 100 steps.")
-@click.option("--resume", is_flag=True, help="Go on where an interrupted run of this folder stopped.")
+@click.option("--resume", is_flag=True, help="Resume the interrupted run in this folder.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is drawn."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers."
 )
 def command(
     model: str,
@@ -43,13 +43,13 @@ def command(
     device: str,
     seed: int,
 ) -> int:
-    """Make MODEL faster by SCANS, a folder of scans like those that it will see; labels are not needed.
+    """Make MODEL faster with SCANS, a folder of unlabelled scans like those that it will be applied to.
 
-    MODEL, an imported one say, labels the scans. A small coarse stage learns from that where its organs are,
-    and the new model computes MODEL's own networks only around what that stage finds or thinks possible. How
-    far around is chosen by scans that were kept back: a fifth, in each of which the region must hold 99.9 %
+    MODEL (for example an imported one) labels the scans. A small coarse stage learns from these labels where
+    the organs are, and the new model applies MODEL's networks only around what that stage finds or considers
+    possible. The margin is chosen on held-out scans: a fifth, in each of which the region must contain 99.9 %
     of what MODEL finds. With --small, a cascade of the recipe 'default' learns MODEL's labels and replaces
-    it: it is much faster, and answers differently; the scans kept back say how much.
+    it: it is much faster, but its predictions differ; by how much is measured on the held-out scans.
     """
     from zoomseg.core.interrupts import ending
     from zoomseg.io.bundle import models_in
@@ -64,7 +64,7 @@ def command(
         wish = TrainingRequest(seconds=time_budget, epochs=epochs, seed=seed)
         models = tuple(str(part) for part in models_in(model))
         run = acceleration.begin(models, scans, out, small, wish)
-    with ending(lambda: "--resume goes on from here"):
+    with ending(lambda: "--resume continues from here"):
         return _small(run, device) if run.small else _with_regions(run, device)
 
 

@@ -15,6 +15,11 @@ import click
     "--folds", default="", metavar="LIST", help="Folds, e.g. 0,1 or all [default: all that were trained]."
 )
 @click.option(
+    "--lowres",
+    type=click.Path(path_type=Path),
+    help="For a 3d_cascade_fullres: folder or zip of its 3d_lowres, if it is not next to it.",
+)
+@click.option(
     "--task",
     metavar="TASK",
     help="Task of TotalSegmentator: total, total_fast, total_mr, body and others [default: total].",
@@ -25,7 +30,13 @@ import click
     help="For CT: predict inside the body only, not in the air around it; everything outside is background.",
 )
 def command(
-    program: str, sources: tuple[Path, ...], out: Path, folds: str, task: str | None, body: bool
+    program: str,
+    sources: tuple[Path, ...],
+    out: Path,
+    folds: str,
+    lowres: Path | None,
+    task: str | None,
+    body: bool,
 ) -> None:
     """Convert a model trained by nnU-Net v2 into a ZoomSeg model: `zoomseg import nnunet SOURCE -o MODEL`.
 
@@ -44,29 +55,29 @@ def command(
     for module in ("torch", "onnx", "onnxscript"):
         require(module, "zoomseg import")
     if program == "totalsegmentator":
-        written = _of_totalsegmentator(sources, out, folds, task, body)
+        written = _of_totalsegmentator(sources, out, folds, lowres, task, body)
     else:
-        written = _of_nnunet(sources, out, folds, task, body)
+        written = _of_nnunet(sources, out, folds, lowres, task, body)
     number = f"{len(written)} folds" if len(written) > 1 else "model"
     click.echo(f"{out} written ({number}); use it with: zoomseg predict SCAN -m {out} -o OUT")
 
 
 def _of_nnunet(
-    sources: tuple[Path, ...], out: Path, folds: str, task: str | None, body: bool
+    sources: tuple[Path, ...], out: Path, folds: str, lowres: Path | None, task: str | None, body: bool
 ) -> tuple[Path, ...]:
     from zoomseg.importing.nnunet.run import import_models
 
     if task is not None:
         raise click.UsageError("--task is for models of TotalSegmentator")
     wanted = tuple(fold.strip() for fold in folds.split(",") if fold.strip()) or None
-    return import_models(sources, out, wanted, body)
+    return import_models(sources, out, wanted, lowres, body)
 
 
 def _of_totalsegmentator(
-    sources: tuple[Path, ...], out: Path, folds: str, task: str | None, body: bool
+    sources: tuple[Path, ...], out: Path, folds: str, lowres: Path | None, task: str | None, body: bool
 ) -> tuple[Path, ...]:
     from zoomseg.importing.totalsegmentator.run import import_task
 
-    if len(sources) > 1 or folds:
+    if len(sources) > 1 or folds or lowres:
         raise click.UsageError("of TotalSegmentator, one folder of weights is read, and its one fold")
     return (import_task(sources[0], out, task or "total", body),)

@@ -14,28 +14,29 @@ if TYPE_CHECKING:
 @click.command(name="node")
 @click.argument("settings", type=click.Path(path_type=Path))
 @click.option(
-    "--dry-run", is_flag=True, help="Receive, and say what would be done; segment and send nothing."
+    "--dry-run", is_flag=True, help="Receive and report what would be done, without segmenting or sending."
 )
 @click.option(
     "--pull",
     "studies",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Do not run, but have the studies of FILE (a Study Instance UID a line) sent to the node that runs.",
+    help="Request the studies of FILE (one Study Instance UID per line) for the running node, and exit.",
 )
 @click.option(
-    "--from", "source", metavar="NAME", help="The destination of SETTINGS that --pull asks for them."
+    "--from", "source", metavar="NAME", help="Destination in SETTINGS from which --pull requests them."
 )
 def command(settings: Path, dry_run: bool, studies: Path | None, source: str | None) -> int:
-    """Receive CT and MR series by C-STORE, segment those that a rule of SETTINGS (a YAML file) asks for, and
-    send SEG, RTSTRUCT and a structured report back to where the file says. What has been received survives
-    a restart and a power cut; what arrives twice is done once.
+    """Receive CT and MR series by C-STORE, segment those selected by a rule in SETTINGS (a YAML file), and
+    send SEG, RTSTRUCT and a structured report to the destinations in that file. Received series survive a
+    restart and a power failure; duplicates are processed once.
 
-    Only the listed peers are answered. How the node is shows a page at its own port; others than this
-    machine's users need the token that is printed, or taken from the environment variable ZOOMSEG_TOKEN.
+    Only listed peers are accepted. A page on a separate port shows the state of the node; access from other
+    machines requires the token that is printed, or taken from the environment variable ZOOMSEG_TOKEN.
     """
     import logging
     import os
+    import warnings
 
     from zoomseg.backends.device import resolve
     from zoomseg.node.run import Node
@@ -44,6 +45,7 @@ def command(settings: Path, dry_run: bool, studies: Path | None, source: str | N
     from zoomseg.serve import server
     from zoomseg.serve.access import access
 
+    warnings.simplefilter("ignore")  # pydicom's repeat values, which may be a patient's
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("zoomseg.node").setLevel(logging.INFO)
     found = read_settings(settings)
@@ -54,15 +56,20 @@ def command(settings: Path, dry_run: bool, studies: Path | None, source: str | N
     token = server.token_for(page.host, page.allow_hosts, os.environ)
     with server.listening(page.host, page.port) as sock:
         node = Node(found, dry_run)
+        node.start()
         try:
-            node.start()
             click.echo(f"Open {server.address(sock, token)}")
             click.echo(
-                f"Receiving as {found.ae_title} at port {node.receiver.port}; series and results are kept in "
+                f"Receiving as {found.ae_title} on port {node.receiver.port}; results are stored in "
                 f"{found.folder}. For research, not for diagnosis. Ctrl-C stops."
             )
             app = create_app(node, access(page.host, page.allow_hosts, token))
-            server.run(app, sock, "stopping; what waits is done after the next start", "the node has stopped")
+            server.run(
+                app,
+                sock,
+                "stopping; waiting series are processed after the next start",
+                "the node has stopped",
+            )
         finally:
             node.stop()
     return 0

@@ -59,6 +59,12 @@ def parse_part(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "0.5, with slightly different labels at tile borders.",
 )
 @click.option(
+    "--mirror",
+    is_flag=True,
+    help="Ask the networks of every tile's mirror images, too, along the axes that the model was trained "
+    "with, and average: up to 8 times the time, for labels that are right a little more often.",
+)
+@click.option(
     "--keep-stages",
     is_flag=True,
     help="Also write the label map and region of every stage to OUT/stages, so that `evaluate` can attribute "
@@ -119,6 +125,7 @@ def command(
     max_ram: str | None,
     max_vram: str | None,
     overlap: float | None,
+    mirror: bool,
     keep_stages: bool,
     dicom_seg: bool,
     rtstruct: bool,
@@ -195,6 +202,7 @@ def command(
         any_scan=any_scan,
         backend=backend,
         overlap=overlap,
+        mirror=mirror,
         on_warning=display.warn,
         on_registration=display.register,
     )

@@ -40,6 +40,8 @@ class StagePrediction:
     labels: tuple[str, ...]
     region: Region
     source: str
+    decided: LabelMap | None = None
+    """What it alone makes of the scan's grid, if a later stage reads that."""
 
     def __post_init__(self) -> None:
         expected = (1 + len(self.labels), *self.grid.shape)

@@ -179,6 +179,7 @@ class Grid:
         return self._rescaled((int(shape[0]), int(shape[1]), int(shape[2])), factors)
 
     def downsampled(self, factor: Vector3) -> Grid:
+        """A grid with voxels larger by ``factor`` along each axis, which covers the field of view."""
         s = self.spacing_mm
         return self.with_spacing((s[0] * factor[0], s[1] * factor[1], s[2] * factor[2]))
 
@@ -235,6 +236,7 @@ class Grid:
         return float(np.abs(apart).max())
 
     def same_as(self, other: Grid, tolerance_vox: float = GEOMETRY_TOLERANCE_VOX) -> bool:
+        """Whether no voxel differs by more than ``tolerance_vox`` voxels along any axis."""
         return self.distance_vox(other) <= tolerance_vox
 
 

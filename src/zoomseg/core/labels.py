@@ -101,6 +101,11 @@ class LabelSchema:
         return tuple(n for n in self.names if all(t.isdigit() or t in _COUNTED for t in name_tokens(n)))
 
     def class_of(self, name: str) -> int:
+        """Class index of a label.
+
+        Raises:
+            LabelError: the schema has no label of this name.
+        """
         if name not in self.names:
             raise LabelError(f"unknown label '{name}'; allowed: {', '.join(self.names)}")
         return self.names.index(name) + 1

@@ -41,9 +41,11 @@ class Volume:
         return int(self.data.shape[0])
 
     def reoriented(self, orientation: Orientation) -> Volume:
+        """The same voxels with permuted and reversed axes."""
         return Volume(_reorient(self.data, orientation), orientation.grid(self.grid))
 
     def crop(self, box: Box) -> Volume:
+        """The part inside a box of voxel indices, with all channels."""
         return Volume(self.data[(slice(None), *box.slices)], self.grid.crop(box))
 
 
@@ -67,7 +69,9 @@ class LabelMap:
             raise GeometryError(f"label maps hold uint8 class indices, got {self.data.dtype}")
 
     def reoriented(self, orientation: Orientation) -> LabelMap:
+        """The same voxels with permuted and reversed axes."""
         return LabelMap(_reorient(self.data, orientation), orientation.grid(self.grid), self.schema)
 
     def crop(self, box: Box) -> LabelMap:
+        """The part inside a box of voxel indices."""
         return LabelMap(self.data[box.slices], self.grid.crop(box), self.schema)

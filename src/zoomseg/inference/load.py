@@ -28,6 +28,7 @@ def load_predictor(
     any_scan: bool = False,
     backend: str = "auto",
     overlap: float | None = None,
+    mirror: bool = False,
     on_warning: Callable[[str], None] = atlas_priors.warn,
     on_registration: OnRegistration = atlas_priors.ignore_progress,
 ) -> Predictor:
@@ -41,13 +42,14 @@ def load_predictor(
         any_scan: whether scans that are plainly unlike those of the training are segmented, too.
         backend: what computes the networks: ``auto``, or one of ``backends.choice.BACKENDS``.
         overlap: the share of themselves that tiles have in common at most, where the models' share more.
+        mirror: whether networks see every tile mirrored, too, as far as the recipe allows.
         on_warning: is told of every atlas that is dropped, and of a GPU that lies idle.
         on_registration: registration takes many seconds for each atlas.
 
     Raises:
         ModelError: no such model, a damaged one, or models that cannot answer together.
         BackendError: no such backend, it is not installed, or it refuses a network.
-        RecipeError: an overlap that is not below the models'.
+        RecipeError: an overlap that is not below the models', or a recipe that allows no mirroring.
         ZoomSegError: no such device.
     """
     first, *others = (bundle.load(part) for model in models for part in bundle.models_in(model))
@@ -60,6 +62,7 @@ def load_predictor(
         any_scan=any_scan,
         backend=backend,
         overlap=overlap,
+        mirror=mirror,
         on_warning=on_warning,
         on_registration=on_registration,
     )
@@ -75,6 +78,7 @@ def ready_predictor(
     any_scan: bool = False,
     backend: str = "auto",
     overlap: float | None = None,
+    mirror: bool = False,
     on_warning: Callable[[str], None] = atlas_priors.warn,
     on_registration: OnRegistration = atlas_priors.ignore_progress,
 ) -> Predictor:
@@ -89,7 +93,7 @@ def ready_predictor(
         device = devices.resolve(device if chosen.backend == "torch" else "cpu")
     atlas_of = atlas_priors.of_model(model, on_warning, on_registration)
     limits = MemoryLimits(device, max_ram, max_vram)
-    return Predictor(model, device, atlas_of, limits, others, any_scan, chosen.backend)
+    return Predictor(model, device, atlas_of, limits, others, any_scan, chosen.backend, mirror)
 
 
 def with_less_overlap(model: Bundle, overlap: float) -> Bundle:

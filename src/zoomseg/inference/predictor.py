@@ -9,7 +9,7 @@ from zoomseg.backends.choice import Backend
 from zoomseg.backends.device import Device
 from zoomseg.backends.networks import costs_of, networks_of
 from zoomseg.core.case import Case
-from zoomseg.core.errors import GeometryError, ModelError
+from zoomseg.core.errors import GeometryError, ModelError, RecipeError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.region import Region
 from zoomseg.inference import atlas_priors, memory_limits
@@ -44,6 +44,7 @@ class Predictor:
         others: Sequence[Bundle] = (),
         any_scan: bool = False,
         backend: Backend = "torch",
+        mirror: bool = False,
     ) -> None:
         """
         Args:
@@ -53,14 +54,21 @@ class Predictor:
                 every stage, the probabilities of all are averaged.
             any_scan: whether scans that are plainly unlike those of the training are segmented, too.
             backend: what computes the networks (see ``backends.choice``).
+            mirror: whether networks see every tile mirrored, too, as far as the recipe allows.
 
         Raises:
             BackendError: the backend refuses a network.
             ModelError: the weights do not fit the networks, the model's atlases are missing, or ``others``
                 look elsewhere or for something else.
-            RecipeError: the recipe does not fit the model's labels and channels.
+            RecipeError: the recipe does not fit the model's labels and channels, or allows no mirroring.
         """
         graph.validate_labels(bundle.recipe, bundle.schema)
+        if mirror and not any(stage.mirror_axes for stage in bundle.recipe.stages):
+            raise RecipeError(
+                f"recipe '{bundle.recipe.name}' allows no mirroring: no stage has mirror_axes; supported: "
+                "models that were trained with mirrored scans and say so"
+            )
+        self._mirror = mirror
         for other in others:
             _check_alike(bundle, other)
         self.bundle = bundle
@@ -75,7 +83,7 @@ class Predictor:
         self.backend = backend
         models = (bundle, *others)
         self._models = len(models)
-        self._networks = networks_of(models, backend, device)
+        self._networks = networks_of(models, backend, device, mirror=mirror)
         self._costs = costs_of(bundle, backend)
         self._works = {stage.name: self._work(stage) for stage in bundle.recipe.stages}
 
@@ -134,7 +142,9 @@ class Predictor:
         )
 
     def _flops(self, record: StageRecord) -> int:
-        return self._models * record.tiles * self._costs[record.stage].flops(record.tile)
+        axes = graph.stage_of(self.bundle.recipe, record.stage).mirror_axes if self._mirror else ()
+        times: int = self._models * 2 ** len(axes)
+        return times * record.tiles * self._costs[record.stage].flops(record.tile)
 
     def _likeness(self, case: Case) -> Likeness:
         """How like the training scans a scan is; where nothing is known of these, it is taken to be."""

@@ -147,6 +147,18 @@ class Intake:
         while not self._stopping.wait(LOOK_EVERY_SECONDS):
             self.complete()
 
+    def clear(self, before: float) -> None:
+        """Delete what was done with before a time, in seconds since 1970. Nothing arrives meanwhile, so that
+        nothing is deleted that somebody was just told of.
+
+        Raises:
+            OutputError: the disk refuses it.
+        """
+        with self._guard:
+            for series in self._jobs.clear(before):
+                self._store.remove(series.key)
+                LOG.info("series %s: deleted", series.key)
+
     def complete(self) -> None:
         """Decide upon the studies that are complete by now."""
         with self._guard:
@@ -154,7 +166,7 @@ class Intake:
                 try:
                     self._decide(uid, self._open[uid].series)
                     del self._open[uid]
-                except OutputError as error:  # tried again: a full disk may be cleared
+                except OutputError as error:  # tried again: a disk that fails now may be mended
                     self._open[uid].last = time.monotonic()
                     LOG.error("%s", error)
 

@@ -342,9 +342,11 @@ class NodeJobs(JobQueue[NodeJob]):
         """Delete the files of jobs that ended before a time; what is known of them stays. The series are
         returned, forgotten, that were decided by then and belong to no other job."""
         open_series = set()
-        for job in self.all():
-            if job.state.is_end and (job.ended or 0) < before:
-                shutil.rmtree(self.folder(job.id), ignore_errors=True)
+        places = self._folder / "jobs"
+        for place in places.iterdir() if places.is_dir() else ():
+            job = self.find(place.name)
+            if job is None or (job.state.is_end and (job.ended or 0) < before):
+                shutil.rmtree(place, ignore_errors=True)
             else:
                 open_series.add(job.series)
         old = [s for s in self.series_in(SeriesState.TAKEN, SeriesState.LEFT) if (s.decided or 0) < before]

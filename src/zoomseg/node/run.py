@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from zoomseg.core.errors import ModelError, OutputError
+from zoomseg.core.errors import ModelError, OutputError, ZoomSegError
 from zoomseg.io import bundle
 from zoomseg.node.intake import LOG, Intake, Model
 from zoomseg.node.jobs import NodeJob, NodeJobs
@@ -63,10 +63,16 @@ class Node:
         """Begin, with what an earlier node left.
 
         Raises:
-            ZoomSegError: the address is taken, or a certificate cannot be used.
+            ZoomSegError: the address is taken, a certificate cannot be used, or the disk fails; then it is
+                closed.
         """
-        self.receiver.start()
-        self.intake.start()
+        try:
+            self.receiver.start()
+            self.intake.start()
+        except ZoomSegError:
+            self.receiver.stop()
+            self.jobs.close()
+            raise
         if not self.dry_run:
             self.runner.start()
             self.sender.start()
@@ -91,9 +97,7 @@ class Node:
     def clear(self, now: float) -> None:
         """Delete what has been kept for as long as it should be."""
         try:
-            for series in self.jobs.clear(now - self.settings.keep_hours * 3600):
-                self.store.remove(series.key)
-                LOG.info("series %s: deleted", series.key)
+            self.intake.clear(now - self.settings.keep_hours * 3600)
         except OutputError as error:
             LOG.error("%s", error)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from zoomseg.core.errors import ScanError
 from zoomseg.node.jobs import result_path
 from zoomseg.node.settings import Output
+from zoomseg.node.store import quiet
 from zoomseg.serve.job_queue import Step
 from zoomseg.serve.worker import Task, one_scan
 
@@ -61,14 +62,15 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
                     seg = result_path(out, Output.SEG)
                     write_report(result_path(out, Output.SR), found, seg, series, model, seed=seed)
 
-    segment_to_folder(
-        [replace(scan, id=task.case)],
-        out,
-        predictor,
-        organs,
-        on_result=settle,
-        on_progress=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
-        beside=ExtraOutputs(dicom=dicom, uid_seed=seed),
-        on_organs=rows.extend,
-        notes=notes,
-    )
+    with quiet():
+        segment_to_folder(
+            [replace(scan, id=task.case)],
+            out,
+            predictor,
+            organs,
+            on_result=settle,
+            on_progress=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
+            beside=ExtraOutputs(dicom=dicom, uid_seed=seed),
+            on_organs=rows.extend,
+            notes=notes,
+        )

@@ -20,13 +20,14 @@ from dicomweb_client.api import DICOMwebClient
 from dicomweb_client.session_utils import create_session_from_user_pass
 from pydicom.dataset import Dataset
 
+from zoomseg.core.errors import OutputError
 from zoomseg.node.jobs import NodeJobs
 from zoomseg.node.receiver import client_context
 from zoomseg.node.settings import Destination, DimseDestination, Settings, WebDestination
 from zoomseg.node.store import quiet
 from zoomseg.serve.job_queue import State
 
-LOOK_EVERY_SECONDS = 0.25
+LOOK_EVERY_SECONDS = 0.5
 CONNECT_SECONDS = 10
 """How long a destination may take to answer."""
 
@@ -64,8 +65,11 @@ class Sender:
 
     def _run(self, name: str, destination: Destination) -> None:
         while not self._stopping.wait(LOOK_EVERY_SECONDS):
-            while not self._stopping.is_set() and self.send_next(name, destination):
-                pass
+            try:
+                while not self._stopping.is_set() and self.send_next(name, destination):
+                    pass
+            except OutputError as error:  # a disk that fails now may be mended
+                LOG.error("%s", error)
 
     def send_next(self, name: str, destination: Destination) -> bool:
         """Send the results of the oldest job that is due at a destination; False if there is none."""

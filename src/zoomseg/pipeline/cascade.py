@@ -232,7 +232,8 @@ class _Run:
         labels = graph.resolve_labels(stage, cascade.schema)
         view = stage_input.view(stage, cascade.recipe, self.scan, self.priors)
         if view is None:
-            self.priors[stage.name] = stage_input.background_prediction(stage, self.scan, labels)
+            nothing = stage_input.background_prediction(stage, self.scan, labels)
+            self.priors[stage.name] = self._read_by_others(nothing, stage)
             return False
         whole = held_whole(stage, cascade.recipe, self.keep)
         if not whole:
@@ -241,11 +242,33 @@ class _Run:
         done = self._expanded(self._pass(view, labels, whole), labels, whole)
         if done.prediction is not None:
             self.stages[stage.name] = done.prediction
-            self.priors[stage.name] = _read_by_others(done.prediction, stage)
+            self.priors[stage.name] = self._read_by_others(done.prediction, stage)
         self.records.append(done.record)
         if stage.fusion != "none":
             self._judge(labels, done)
         return True
+
+    def _read_by_others(self, prediction: StagePrediction, stage: Stage) -> StagePrediction:
+        """With probabilities of the label that stays, where labels overlap; and with the label map, if that
+        is read."""
+        cascade, decided = self.cascade, None
+        if graph.label_map_is_read(cascade.recipe, stage.name):
+            blank = fusion.FusedLabelMap.blank(self.scan.grid, cascade.schema, self.fused.labels)
+            fusion.fuse("replace_in_roi", blank, [self._entering(prediction, stage)])
+            decided = LabelMap(to_numpy(blank.labels), self.scan.grid, cascade.schema)
+        probabilities = prediction.probabilities
+        if stage.labels_overlap:
+            probabilities = overlapping(logarithms(probabilities))
+        return replace(prediction, probabilities=probabilities, decided=decided)
+
+    def _entering(self, prediction: StagePrediction, stage: Stage) -> fusion.FusionInput:
+        return fusion.FusionInput(
+            prediction.beside(self.fused.labels),
+            stage.argmax_on,
+            grids.answer_kernels(stage.grid, self.fused.grid),
+            stage.mean == "geometric",
+            stage.labels_overlap,
+        )
 
     def _pass(self, view: StageView, labels: tuple[str, ...], whole: bool) -> _Pass:
         cascade = self.cascade
@@ -290,25 +313,12 @@ class _Run:
         fusing = (stage for stage in entering if stage.fusion != "none")
         for kind, stages in itertools.groupby(fusing, key=lambda stage: stage.fusion):
             found = [
-                fusion.FusionInput(
-                    self.stages[stage.name].beside(self.fused.labels),
-                    stage.argmax_on,
-                    grids.answer_kernels(stage.grid, self.fused.grid),
-                    stage.mean == "geometric",
-                    stage.labels_overlap,
-                )
+                self._entering(self.stages[stage.name], stage)
                 for stage in stages
                 if stage.name in self.stages
             ]
             if found:
                 fusion.fuse(kind, self.fused, found, self.priors.get(ATLAS))
-
-
-def _read_by_others(prediction: StagePrediction, stage: Stage) -> StagePrediction:
-    """With probabilities of the label that stays, where labels overlap."""
-    if not stage.labels_overlap:
-        return prediction
-    return replace(prediction, probabilities=overlapping(logarithms(prediction.probabilities)))
 
 
 def held_whole(stage: Stage, recipe: Recipe, keep: bool) -> bool:

@@ -47,6 +47,11 @@ def image_kernels(spec: GridSpec, scan: Grid) -> Kernels:
     return _kernels("cubic" if cubic else "antialiased", _axis_apart(spec, scan.spacing_mm, first=True))
 
 
+def label_kernels(spec: GridSpec, scan: Grid) -> Kernels:
+    """How label maps on a scan's grid are interpolated, label by label."""
+    return _kernels("linear", _axis_apart(spec, scan.spacing_mm, first=True))
+
+
 def answer_kernels(spec: GridSpec, scan: Grid) -> Kernels:
     """How answers are interpolated on the way back to the scan."""
     return _kernels("linear", _axis_apart(spec, scan.spacing_mm, first=False))

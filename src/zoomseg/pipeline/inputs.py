@@ -17,7 +17,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.morphology import Mask, filled
 from zoomseg.core.region import bounding_box
 from zoomseg.core.resample import Kernels, resample_data
-from zoomseg.core.volume import Volume
+from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import (
     AtlasInput,
@@ -283,14 +283,52 @@ def image_on(
     return resample_data(own.filled(seen), image.grid, grid, change=own.apply, kernels=kernels)
 
 
-def priors_on(specs: Sequence[InputSpec], priors: Mapping[str, StagePrediction], grid: Grid) -> list[Array]:
-    """The channels ``[C, *grid.shape]`` of every prior that these inputs show."""
-    parts = []
+def priors_on(
+    specs: Sequence[InputSpec],
+    priors: Mapping[str, StagePrediction],
+    grid: Grid,
+    kernels: Kernels | None = None,
+) -> list[Array]:
+    """The channels ``[C, *grid.shape]`` of every prior that these inputs show.
+
+    Args:
+        kernels: of label maps, by axis of ``grid``; None: linear.
+    """
+    parts: list[Array] = []
     for spec in prior_specs(specs):
         prior = priors[spec.of]
+        if isinstance(spec, PriorInput) and spec.form == "label_map":
+            assert prior.decided is not None  # who computes the stage asks ``graph.label_map_is_read``
+            names = prior_names(spec, prior.labels)
+            parts.append(beside(label_map_on(prior.decided, names, grid, kernels), prior.probabilities))
+            continue
         chosen = select_prior(spec, prior.probabilities, prior.labels)
         parts.append(resample_data(chosen, prior.grid, grid))
     return parts
+
+
+def label_map_on(
+    labels: LabelMap, names: Sequence[str], grid: Grid, kernels: Kernels | None = None
+) -> AnyNumpy:
+    """``[len(names), *grid.shape]`` float32: 1 where a label has half of a voxel or more, interpolated for
+    itself; of two that have, the one of the higher value stays (``resize_segmentation`` of batchgenerators).
+    """
+    values = labels.schema.value_of
+    won = np.zeros(grid.shape, dtype=np.int64)
+    for n in sorted(range(len(names)), key=lambda n: values[names[n]]):
+        c = labels.schema.class_of(names[n])
+        own = resample_data(
+            labels.data[None], labels.grid, grid, False, functools.partial(_share_of, c), kernels
+        )
+        won[own[0] >= 0.5] = n + 1
+    out: AnyNumpy = (won == np.arange(1, 1 + len(names)).reshape(-1, 1, 1, 1)).astype(np.float32)
+    return out
+
+
+def _share_of(c: int, labels: AnyNumpy) -> AnyNumpy:
+    """1 where a label is, 0 elsewhere."""
+    out: AnyNumpy = (labels == c).astype(np.float32)
+    return out
 
 
 def window_of(spec: IntensitySpec) -> tuple[float, float] | None:

@@ -198,11 +198,13 @@ class InputReader:
         self._view = view
         self._start = box.start
         self._image = image_in(view, scan, box)
+        self._label_kernels = grids.label_kernels(view.stage.grid, scan.grid)
         read = {spec.of for spec in inputs.prior_specs(view.stage.inputs)}
         self._priors = {name: priors[name].beside(self._image) for name in read}
 
     def read(self, box: Box) -> Array:
         """``[C, *box.shape]``."""
         image = self._image[(slice(None), *box.relative_to(self._start).slices)]
-        priors = inputs.priors_on(self._view.stage.inputs, self._priors, self._view.grid.crop(box))
+        grid = self._view.grid.crop(box)
+        priors = inputs.priors_on(self._view.stage.inputs, self._priors, grid, self._label_kernels)
         return namespace(image).concat([image, *priors])

@@ -139,6 +139,11 @@ def require_trainable(recipe: Recipe) -> None:
                 f"stage '{stage.name}', labels_overlap: such a network is imported, and cannot be trained "
                 "here"
             )
+        if any(isinstance(source, PriorInput) and source.form == "label_map" for source in stage.inputs):
+            raise RecipeError(
+                f"stage '{stage.name}', inputs: a prior of form label_map has no gradient and is not "
+                "computed in training; allowed: probabilities"
+            )
 
 
 def uses_atlas(stage: Stage) -> bool:
@@ -391,6 +396,15 @@ def ancestors(recipe: Recipe, name: str) -> tuple[str, ...]:
 def is_read(recipe: Recipe, name: str) -> bool:
     """Whether a later stage looks where stage ``name`` found something, or sees its answer."""
     return any(reference.of == name for stage in recipe.stages for reference in _references(stage))
+
+
+def label_map_is_read(recipe: Recipe, name: str) -> bool:
+    """Whether a later stage sees the label map that stage ``name`` alone would give."""
+    return any(
+        isinstance(source, PriorInput) and source.of == name and source.form == "label_map"
+        for stage in recipe.stages
+        for source in stage.inputs
+    )
 
 
 def with_less_overlap(recipe: Recipe, overlap: float) -> Recipe:

@@ -307,11 +307,14 @@ class ImageInput(Spec):
 
 
 class PriorInput(Spec):
-    """Auto-context: probabilities of an earlier stage, one channel per label."""
+    """Auto-context: what an earlier stage says, one channel per label."""
 
     kind: Literal["prior"] = "prior"
     of: str
     labels: Labels = "all"
+    form: Literal["probabilities", "label_map"] = "probabilities"
+    """``label_map``: of each label, 1 where the label map that the stage alone would give has it and 0
+    elsewhere; brought to the grid label by label, linearly, and decided at a half (nnU-Net's cascade)."""
 
 
 ATLAS = "atlas"
@@ -650,6 +653,7 @@ the argmax. ``replace_times_atlas``: the same of the probabilities times the atl
 stage's labels are erased and its foreground written over what is there. ``most_probable``: as paste, but
 where such stages disagree the higher probability wins. ``majority_vote``: every voxel gets the label most
 of these stages give it."""
+GridAxis = Literal["i", "j", "k"]
 ArgmaxPlace = Literal["scan_grid", "stage_grid"]
 MeanKind = Literal["arithmetic", "geometric"]
 """``geometric``: the mean of the logarithms, normalised: what comes of averaging or interpolating the
@@ -675,6 +679,10 @@ class Stage(Spec):
     mean: MeanKind = "arithmetic"
     """How probabilities are averaged: of tiles that overlap, of several models, and between voxels where
     labels are decided."""
+    mirror_axes: Annotated[tuple[GridAxis, ...], Field(max_length=3)] = ()
+    """Of the stage's grid, along which ``predict --mirror`` shows the network every scan mirrored, too: those
+    along which its training did (nnU-Net's ``inference_allowed_mirroring_axes``). Labels do not change
+    sides."""
     labels_overlap: bool = False
     """Labels are regions that may lie in one another: each is decided against background alone, and of those
     that a voxel has, the last one stays (nnU-Net's ``regions_class_order``). A network's odds of a label to

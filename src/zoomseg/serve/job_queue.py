@@ -162,7 +162,8 @@ class JobQueue(Generic[J]):
 
     def _select(self, where: str, *values: str) -> list[J]:
         with self._changed:
-            rows = self._db.execute(f"SELECT id, content FROM jobs {where}", values).fetchall()
+            with self._refusing():
+                rows = self._db.execute(f"SELECT id, content FROM jobs {where}", values).fetchall()
             found = (self._unwritten.get(job_id) or self._parsed(job_id, content) for job_id, content in rows)
             return [job for job in found if job is not None]
 

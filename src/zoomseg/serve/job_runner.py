@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, Protocol
 
+from zoomseg.core.errors import OutputError
 from zoomseg.serve.job_queue import J, State, Step
 from zoomseg.serve.worker import Task, Worker, WorkerDiedError
 
@@ -75,9 +77,13 @@ class Runner(Generic[J]):
             if not self._stopping.is_set():
                 self._worker = self._start_worker()
         while not self._stopping.is_set():
-            job = self._jobs.take(LOOK_EVERY_SECONDS)
-            if job is not None:
-                self._do(job)
+            try:
+                job = self._jobs.take(LOOK_EVERY_SECONDS)
+                if job is not None:
+                    self._do(job)
+            except OutputError as error:  # a disk that fails now may be mended
+                print(f"zoomseg: {error}", file=sys.stderr, flush=True)
+                self._stopping.wait(LOOK_EVERY_SECONDS)
 
     def _do(self, job: J) -> None:
         with self._guard:

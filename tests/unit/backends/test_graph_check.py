@@ -71,15 +71,15 @@ HOSTILE: dict[str, tuple[Callable[[ModelProto], object], str]] = {
     "elsewhere, with a control character": (replaced(outside("a\nb")), "reads 'a b'"),
     "absolute": (replaced(outside("/etc/passwd")), "reads '/etc/passwd'"),
     "another stage": (replaced(outside("coarse-0123.safetensors")), "reads 'coarse"),
-    "no name": (replaced(outside("")), "does not say plainly|reads ''"),
+    "no name": (replaced(outside("")), "has an ambiguous location|reads ''"),
     "beyond the end": (replaced(outside(offset=61)), "beyond the end"),
-    "before the start": (replaced(outside(offset=-8)), "lies at no number"),
-    "huge number": (replaced(outside(length=10**18)), "lies at no number"),
+    "before the start": (replaced(outside(offset=-8)), "tensor of the graph is invalid"),
+    "huge number": (replaced(outside(length=10**18)), "tensor of the graph is invalid"),
     "second tensor": (lambda m: m.graph.initializer.append(outside("b", name="v")), "reads 'b'"),
     "in an attribute": (in_attribute(outside("b")), "reads 'b'"),
-    "said twice": (with_twice, "says twice"),
-    "no length": (without_length, "by location, offset and length"),
-    "more than we write": (with_checksum, "by location, offset and length"),
+    "said twice": (with_twice, "has two locations"),
+    "no length": (without_length, "lacks its location, offset or length"),
+    "more than we write": (with_checksum, "lacks its location, offset or length"),
     "subgraph": (subgraph, "attribute of the graph has a field 6"),
     "tensors in an attribute": (
         lambda m: m.graph.node[0].attribute[0].tensors.append(outside("b")),
@@ -110,7 +110,7 @@ def test_a_second_value_which_a_parser_would_take_is_refused() -> None:
     content = field(7, field(5, field(13, entry)))
     (tensor,) = onnx.load_from_string(content).graph.initializer
     assert tensor.external_data[0].value == "evil"
-    with pytest.raises(ValueError, match="does not say plainly"):
+    with pytest.raises(ValueError, match="has an ambiguous location"):
         check(content, FILE, SIZE)
 
 
@@ -130,7 +130,7 @@ def test_a_graph_in_two_parts_which_a_parser_would_join_is_checked_whole() -> No
         (b"\x3a", "cut off"),
         (b"\x09ab", "cut off"),
         (b"\x3b", "wire type 3"),
-        (b"\xff" * 11, "a number without end"),
+        (b"\xff" * 11, "unterminated number"),
         (b"\x38\x01", "field 7"),
         (bytes(graph_check.LARGEST + 1), "at most"),
     ],

@@ -58,7 +58,7 @@ def test_partly_annotated(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     partly = {"labels": {"background": 0, "liver": 1, "tail[s]": 2}, "cases": {"b": {"annotated": ["liver"]}}}
     (root / "dataset.json").write_text(json.dumps(description | partly))
     assert run(root) == 0
-    assert "of 2 labelled cases, annotated: liver 2, tail[s] 1\n" in capsys.readouterr().out
+    assert "cases with annotation, of 2 labelled ones: liver 2, tail[s] 1\n" in capsys.readouterr().out
 
 
 def test_warnings_alone_exit_with_zero(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,5 +170,5 @@ def test_dicom_becomes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[
     elsewhere = replace(series, series_uid="1.9", slices=slices)
     write_seg(folder / "p[1]" / "other.dcm", drawn_on(series.grid), elsewhere, "a")
     assert run(folder, "--fix", tmp_path / "again") == 1
-    wrong = f"cannot be used: {folder}/p[1]/other.dcm: the series that it was drawn on is not here"
+    wrong = f"cannot be used: {folder}/p[1]/other.dcm: the series that it belongs to is missing"
     assert wrong in capsys.readouterr().out

@@ -120,7 +120,7 @@ def test_a_stopped_training_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(log.Log, "write", stopped_by_user)
-        with pytest.raises(InterruptedTrainingError, match="the same command goes on"):
+        with pytest.raises(InterruptedTrainingError, match="the same command resumes"):
             demo.run(tmp_path, TINY, silent())
     assert not (tmp_path / "report.html").exists()
     demo.run(tmp_path, TINY, silent())

@@ -10,7 +10,13 @@ import pytest
 from zoomseg.core import extras
 from zoomseg.core.extras import EXTRAS, MissingPackageError, explained, how_to_install, installed, require
 
-OTHER_NAMES = {"ants": "antspyx", "gdcm": "python-gdcm", "tensorboardX": "tensorboardx"}
+OTHER_NAMES = {
+    "ants": "antspyx",
+    "dicomweb_client": "dicomweb-client",
+    "gdcm": "python-gdcm",
+    "prometheus_client": "prometheus-client",
+    "tensorboardX": "tensorboardx",
+}
 """Of packages that are not called as their modules are."""
 
 

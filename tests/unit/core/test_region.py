@@ -81,7 +81,7 @@ def test_on_another_grid_keeps_a_box_a_box() -> None:
 
 def test_on_refuses_a_grid_it_does_not_meet() -> None:
     elsewhere = Grid.from_spacing((6, 6, 6), (1.0, 1.0, 1.0), (100.0, 0.0, 0.0))
-    with pytest.raises(GeometryError, match="does not meet the grid"):
+    with pytest.raises(GeometryError, match="does not overlap the requested grid"):
         Region(GRID, BOX).on(elsewhere)
 
 

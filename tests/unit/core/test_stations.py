@@ -178,7 +178,7 @@ def thin() -> Case:
         (dataclasses.replace(other(), modality="CT"), r"stations a and b are MR and CT"),
         (station("b", scan(), 12, 30, gain=-1), r"differ where they overlap \(correlation -1\.00\)"),
         (unrelated(), r"differ where they overlap"),
-        (station("b", scan(), 12, 30, gain=0, offset=5), r"one intensity fills their overlap"),
+        (station("b", scan(), 12, 30, gain=0, offset=5), r"their overlap has a constant intensity"),
         (thin(), r"station b is thinner than a voxel of station a"),
     ],
 )

@@ -121,7 +121,7 @@ def test_cases_that_are_called_like_channels_are_told(tmp_path: Path) -> None:
     assert open_dataset(root).ids == ("img_0000", "img_0001", "x")
     (one,) = advice(root)
     assert one.found == "img_0000 to img_0001 are named like channels of one case, but each has labels"
-    assert "give them other names" in one.todo
+    assert "rename them" in one.todo
 
 
 def test_numbers_that_nobody_could_mistake_for_channels_are_not_told(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_what_cannot_be_used_is_told(tmp_path: Path) -> None:
     found = survey(tmp_path)
     assert of(found) == {"a": ("liver",)}
     first, second, third = sorted(found.problems)
-    assert first.startswith(f"{tmp_path}/b/drawn/labels.dcm: the series that it was drawn on is not here")
+    assert first.startswith(f"{tmp_path}/b/drawn/labels.dcm: the series that it belongs to is missing")
     assert second.startswith(f"{tmp_path}/c/drawn/labels.dcm: ")
     assert third.startswith("d: its slices are missing or uneven")
     (tmp_path / "a" / "drawn" / "labels.dcm").unlink()

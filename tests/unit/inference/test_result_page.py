@@ -57,8 +57,8 @@ def test_scans_with_their_organs_and_what_to_look_at_first(tmp_path: Path) -> No
         row("two", "spleen", 0.8),
     ]
     text = render(run(one=DONE, two=DONE), rows, tmp_path)
-    assert "2 scans,\n2 organs looked for" in text
-    first = text[text.index("Look at these first") : text.index("<h2>Scans</h2>")]
+    assert "2 scans,\n2 organs searched for" in text
+    first = text[text.index("Review first") : text.index("<h2>Scans</h2>")]
     places = [first.index(f"<td>{number}</td>") for number in ("0.30", "0.80", "0.91")]
     assert places == sorted(places)
     assert "far from where training had it, left and right exchanged" in first
@@ -81,7 +81,7 @@ def test_a_failed_scan_is_named_and_the_others_are_shown(tmp_path: Path) -> None
 def test_nothing_was_segmented(tmp_path: Path) -> None:
     text = render(run(bad={"status": "failed", "error": "no slices"}), [], tmp_path)
     assert "No scan was segmented." in text
-    assert "Look at these first" not in text
+    assert "Review first" not in text
 
 
 def test_pictures_are_addressed_where_they_are(tmp_path: Path) -> None:

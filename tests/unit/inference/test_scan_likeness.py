@@ -30,7 +30,7 @@ def test_however_it_is_stored(order: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("modality", ["MR", "PT", "CR"])
 def test_another_modality_is_refused(modality: str) -> None:
-    line = rf"^the scan is of modality {modality}, the model was trained on CT; take a model .* --any-scan"
+    line = rf"^the scan is of modality {modality}, the model was trained on CT; use a model .* --any-scan"
     with pytest.raises(ScanError, match=line):
         compare(trained(), replace(scan(9), modality=modality), CT)
     assert compare(trained(), replace(scan(9), modality="CT"), CT).warnings == ()
@@ -65,7 +65,7 @@ def test_intensities_far_from_all_are_refused_and_from_some_warned_of() -> None:
     case = scan(9)
     lungs = changed(case, case.image.data.clip(min=-125) * 2 + 200)  # fat at 60, muscle at 310
     lungs.image.data[:, :, :10] = -1000
-    with pytest.raises(ScanError, match=r"^the scan's intensities are not like those"):
+    with pytest.raises(ScanError, match=r"^the scan's intensities differ from those"):
         compare(trained(), lungs, CT)
     bright = changed(case, np.where(case.image.data > -300, case.image.data + 60, case.image.data))
     found = compare(trained(), bright, CT)

@@ -101,7 +101,7 @@ def test_a_model_is_found_by_its_path_or_by_the_name_it_comes_with(
     monkeypatch.chdir(work)
     assert find("torso-ct") == shipped / "torso-ct"
     assert load("torso-ct").schema == make().schema
-    reason = r"^no model folder at torso-mr, and none of that name comes with ZoomSeg \(these do: torso-ct\)$"
+    reason = r"^no model folder at torso-mr, and no included model of that name \(included: torso-ct\)$"
     with pytest.raises(ModelError, match=reason):
         load("torso-mr")
     assert find("elsewhere/torso-ct") == Path("elsewhere/torso-ct")  # a path is no name

@@ -225,7 +225,7 @@ def test_geometry_that_is_not_there_is_told_of(tmp_path: Path) -> None:
     note, no_origin = header_notes(bare)
     assert no_origin == NO_ORIGIN
     assert note.startswith(
-        "no orientation is stored (no space in the header): the patient's sides are assumed; as ITK"
+        "no orientation is stored (no space in the header): the patient's sides are assumed; as in ITK"
     )
     nothing = nrrd(tmp_path / "b.nrrd", fields=BARE)
     assert read_grid(nothing).spacing_mm == (1, 1, 1)
@@ -238,7 +238,7 @@ def test_geometry_that_is_not_there_is_told_of(tmp_path: Path) -> None:
     assert same(unturned)
     (note,) = header_notes(unturned)
     assert note.startswith(
-        "no orientation is stored (no TransformMatrix): the patient's sides are assumed; as ITK"
+        "no orientation is stored (no TransformMatrix): the patient's sides are assumed; as in ITK"
     )
     unsized = meta(tmp_path / "b.mha", fields=without(META, "ElementSpacing"))
     assert header_notes(unsized) == ("no voxel sizes are stored: interpreted as 1 mm, as in ITK",)

@@ -108,6 +108,6 @@ def test_voxels_that_do_not_match_the_checksum_are_refused(tmp_path: Path) -> No
     content[-100] ^= 1
     path.write_bytes(content)
     with pytest.raises(
-        ScanError, match=r"a\.nii\.gz: damaged, what it holds does not match its checksum; get"
+        ScanError, match=r"a\.nii\.gz: damaged, what it holds does not match its checksum; obtain"
     ):
         read_voxels(path)

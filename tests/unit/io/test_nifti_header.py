@@ -123,7 +123,7 @@ def test_without_orientation_the_first_axis_runs_to_the_left(tmp_path: Path) -> 
     assert grid.world((4, 5, 6)).tolist() == [-4, 7.5, 12]
     (note,) = header_notes(path)
     assert note.startswith("no orientation is stored (qform_code and sform_code are 0)")
-    assert "sides are a guess" in note
+    assert "sides are assumed" in note
 
 
 def test_the_sform_wins_and_the_disagreement_is_told(tmp_path: Path) -> None:

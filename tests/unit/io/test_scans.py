@@ -308,7 +308,7 @@ def test_a_path_of_one_dicom_series_is_an_image(tmp_path: Path) -> None:
     assert image.grid == read_grid(folder)
     assert int(image.data[0, 2, 3, 4]) == 4 * 42 + 3 * 7 + 2 - 1024
     file = next(folder.iterdir())
-    with pytest.raises(ScanError, match="a single image, no volume"):
+    with pytest.raises(ScanError, match="a single image, not a volume"):
         read_image(file)
     dicom_series.write(tmp_path / "mr", dicom_series.stack(dicom_series.ramp(), SeriesInstanceUID="1.9"))
     with pytest.raises(ScanError, match="2 DICOM volumes"):

@@ -186,6 +186,8 @@ def test_a_task_says_what_is_wanted_and_begins_from_nothing(jobs: NodeJobs) -> N
 
 def test_files_are_kept_while_any_job_of_their_series_needs_them(jobs: NodeJobs) -> None:
     jobs.decide([series(state="taken", decided=1.0)], [job(1), job(2, rule="other")])
+    for number in (1, 2):
+        jobs.scan(job(number).id).mkdir(parents=True)
     jobs.end(job(1).id, State.FINISHED)
     assert jobs.clear(time.time() + 1) == []
     jobs.end(job(2).id, State.FAILED)

@@ -306,8 +306,7 @@ def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
     with running(settings(tmp_path)) as node:
         other = Node(settings(tmp_path / "other", port=node.receiver.port))
         with pytest.raises(ZoomSegError, match=f"port {node.receiver.port}"):
-            other.receiver.start()
-        other.jobs.close()
+            other.start()
 
 
 def test_volumes_are_those_of_the_voxels_that_are_sent(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,17 @@ import pytest
 import yaml
 
 from zoomseg.node.settings import (
+    Completion,
     DimseDestination,
+    Limits,
     Output,
+    Page,
     Peer,
+    Retry,
+    Rule,
+    Settings,
     SettingsError,
+    Tls,
     WebDestination,
     read_settings,
 )
@@ -95,6 +103,17 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         read_settings(written(tmp_path, **changes))
+
+
+def test_the_documentation_names_every_key_and_its_examples_are_right(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "node.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "node.yaml").write_text(example)
+    assert read_settings(tmp_path / "node.yaml").rules[0].send_to == ("pacs",)
+    keys = set(Settings.model_fields) | set(Rule.model_fields)
+    for part in (Completion, Limits, Retry, Tls, Page, DimseDestination, WebDestination):
+        keys |= set(part.model_fields)
+    assert sorted(key for key in keys if not re.search(rf"`(\w+\.)?{key}(\.\w+)?`", page, re.M)) == []
 
 
 @pytest.mark.parametrize("text", ["- a list", "{", "folder: !!python/object:os.system x", "\x00"])

@@ -104,7 +104,7 @@ def test_image_is_normalised_and_raw_is_not() -> None:
 def test_a_scan_of_air_alone_is_refused_by_a_recipe_with_a_window() -> None:
     grid = Grid.from_spacing((4, 4, 4), (1.0, 1.0, 1.0))
     air = np.linspace(-1100, -950, 64).astype(np.int16).reshape(1, 4, 4, 4)
-    with pytest.raises(ScanError, match=r"^no voxel of a lies inside the window"):
+    with pytest.raises(ScanError, match=r"^no voxel of a lies inside the model's intensity window"):
         stage_input.prepare(Case("a", Volume(air, grid)), RECIPE)
     stage_input.prepare(
         Case("a", Volume(np.concatenate([air, air + 1000]), grid)), RECIPE
@@ -134,7 +134,7 @@ def test_a_scan_that_one_stage_s_window_shows_nothing_of_is_refused() -> None:
     grid = Grid.from_spacing((2, 1, 1), (4.0, 4.0, 4.0))
     image = Volume(np.array([0.0, 100.0]).reshape(1, 2, 1, 1), grid)
     stage_input.prepare(Case("a", image), in_stage(COARSE, RECIPE, Window(lower=50, upper=90)))
-    with pytest.raises(ScanError, match="inside the window that the model sees, 500 to 900"):
+    with pytest.raises(ScanError, match="inside the model's intensity window, 500 to 900"):
         stage_input.prepare(Case("a", image), in_stage(COARSE, RECIPE, Window(lower=500, upper=900)))
 
 

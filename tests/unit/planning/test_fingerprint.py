@@ -159,7 +159,7 @@ def test_few_cases_are_all_read_many_evenly(
 
 def test_nothing_labelled_is_refused(tmp_path: Path) -> None:
     data = written(tmp_path / "d", [{}, {}])
-    with pytest.raises(DatasetError, match=r"no labelled voxel in 2 cases read; zoomseg check says which"):
+    with pytest.raises(DatasetError, match=r"no labelled voxel in 2 cases read; zoomseg check lists"):
         take(data, data.ids)
 
 

@@ -52,8 +52,7 @@ def test_a_chain_is_valid() -> None:
         ((stage("one", roi=BOX),), "stage 'one', roi.of: 'one' is not an earlier stage"),
         (
             (stage("one", labels_overlap=True, mean="geometric", fusion="majority_vote"),),
-            "stage 'one', fusion: 'majority_vote' is not for labels that overlap; "
-            "allowed: none, replace_in_roi",
+            "stage 'one', fusion: 'majority_vote' is not for labels that overlap; allowed: none, replace",
         ),
         ((stage("one", labels_overlap=True),), "labels_overlap needs geometric, got 'arithmetic'"),
         (

@@ -79,7 +79,7 @@ def test_the_graph_is_checked_on_loading() -> None:
             "qqq",
             "no recipe 'qqq'; Included: default, flare22-whole-volume, .*zhou2016-2d-vote. Or give the path",
         ),
-        ("nowhere/mine.yaml", "no file 'nowhere/mine.yaml'; Shipped"),
+        ("nowhere/mine.yaml", "no file 'nowhere/mine.yaml'; Included"),
         ("", "no recipe ''"),
         ("..", "no recipe '..'"),
         ("../recipes/default", "no file"),
@@ -98,8 +98,8 @@ def laughs(doubled: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (b"name: a\nname: b\n", r"key 'name' comes twice \(line 2\)"),
-        (b"a: {b: 1, 'b': 2}", r"key 'b' comes twice \(line 1\)"),
+        (b"name: a\nname: b\n", r"key 'name' is duplicated \(line 2\)"),
+        (b"a: {b: 1, 'b': 2}", r"key 'b' is duplicated \(line 1\)"),
         (b"? [a, b]\n: 1\n", r"not valid YAML: found unhashable key \(line 1, column 3\)"),
         (b"name: [1, 2\n", r"not valid YAML: .*\(line 2, column 1\)"),
         (b"\xff\xfe\x00", "not UTF-8"),

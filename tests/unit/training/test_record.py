@@ -75,7 +75,7 @@ def test_there_and_back(tmp_path: Path, file: Path) -> None:
 def test_an_entry_that_is_wrong_is_named(tmp_path: Path, file: Path, wrong: dict[str, object]) -> None:
     (key,) = wrong
     file.write_text(json.dumps({**RECORD.model_dump(mode="json"), **wrong}))
-    with pytest.raises(TrainingError, match=rf"job\.json is damaged \({key}.*train anew"):
+    with pytest.raises(TrainingError, match=rf"job\.json is damaged \({key}.*train again"):
         record.read_training(tmp_path)
 
 

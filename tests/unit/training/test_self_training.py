@@ -280,7 +280,7 @@ def test_no_scans_and_no_teacher_are_refused_before_anything_is_written(
         begin(data, tmp_path / "m", tmp_path / "empty")
     with pytest.raises(ModelError, match="no model folder at nowhere"):
         begin(data, tmp_path / "m", unlabelled, "nowhere")
-    with pytest.raises(DatasetError, match="two labelled cases at least"):
+    with pytest.raises(DatasetError, match="at least two labelled cases"):
         begin(data.subset(data.ids[:1]), tmp_path / "m", unlabelled)
     stranger = replace(untrained_bundle(), schema=LabelSchema.consecutive(("aorta", "heart")))
     bundle.save(stranger, tmp_path / "stranger")

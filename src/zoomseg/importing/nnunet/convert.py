@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zoomseg.core.errors import LabelError, ModelError, quoted
@@ -19,11 +19,14 @@ from zoomseg.recipe.spec import (
     ChannelIntensity,
     FixedSpacing,
     Foreground,
+    GridAxis,
+    ImageInput,
     IntensitySpec,
     MinMax,
     PerChannel,
     PlainConvUNet,
     Polynomial,
+    PriorInput,
     Recipe,
     ResEncUNet,
     Stage,
@@ -37,9 +40,8 @@ SOURCE = (
     "Isensee et al. 2021, nnU-Net: a self-configuring method for deep learning-based biomedical image "
     "segmentation"
 )
-STAGE = "whole"
-SUPPORTED = ("2d", "3d_fullres", "3d_lowres")
-"""Configurations, and whichever else reads no other's answer."""
+STAGE, LOWRES, FULLRES = "whole", "lowres", "fullres"
+"""Names of stages: of one alone, and of the two of a cascade."""
 
 ITERATIONS = 250_000
 """1000 epochs of 250, as nnU-Net trains."""
@@ -69,14 +71,30 @@ class Converted:
     axes: Axes
 
     @property
+    def stage(self) -> Stage:
+        """The configuration's own, which is the last."""
+        return self.recipe.stages[-1]
+
+    @property
     def network(self) -> PlainConvUNet | ResEncUNet:
-        network = self.recipe.stages[0].network
+        network = self.stage.network
         assert isinstance(network, PlainConvUNet | ResEncUNet)
         return network
 
 
-def converted(plans: Plans, name: str, configuration: Configuration, dataset: dict[str, Any]) -> Converted:
+def converted(
+    plans: Plans,
+    name: str,
+    configuration: Configuration,
+    dataset: dict[str, Any],
+    mirrored: Sequence[int] = (),
+    before: Converted | None = None,
+) -> Converted:
     """The recipe of one configuration, called ``name``.
+
+    Args:
+        mirrored: axes of the network's input that were mirrored in training.
+        before: the configuration whose label map this one reads, if it reads one.
 
     Raises:
         ModelError: what cannot be imported is named, with what can.
@@ -84,12 +102,60 @@ def converted(plans: Plans, name: str, configuration: Configuration, dataset: di
     _check(plans, name, configuration)
     channels = _channel_names(dataset)
     schema, regions = _schema(dataset)
+    own = _stage(plans, configuration, mirrored, regions)
+    intensity = _intensity(plans, configuration, len(channels))
+    recipe = Recipe(
+        name=_recipe_name(plans.dataset_name, name),
+        description=f"Imported from nnU-Net v2: {name} of {plans.dataset_name or 'a data set'}.",
+        source=SOURCE,
+        intensity=intensity,
+        stages=(own,),
+        orientation=_ORIENTATIONS[plans.image_reader_writer],  # type: ignore[arg-type]
+        crop="nonzero",
+        prior_from="predictions",
+        roi_expansion=False,
+    )
+    alone = Converted(recipe, schema, channels, axes_of(plans.transpose_forward))
+    return alone if before is None else _cascade(alone, before)
+
+
+def _cascade(own: Converted, before: Converted) -> Converted:
+    """A configuration behind the one whose label map it reads."""
+    for what, one, other in (
+        ("labels", own.schema, before.schema),
+        ("channels", own.channel_names, before.channel_names),
+        ("orientation", own.recipe.orientation, before.recipe.orientation),
+    ):
+        if one != other:
+            raise ModelError(
+                f"the configuration that the cascade reads has other {what}; give the one of the same "
+                "data set"
+            )
+    overlap = own.stage.labels_overlap
+    names = tuple(sorted(own.schema.names, key=own.schema.value_of.__getitem__))
+    if overlap and sorted(own.schema.values) != list(range(1, len(names) + 1)):
+        raise ModelError(
+            f"dataset.json: regions have the values {sorted(own.schema.values)}; supported in a cascade are "
+            "1, 2, 3 and so on"
+        )
+    prior = PriorInput(of=LOWRES, labels=names if overlap else "all", form="label_map")
+    differs = before.recipe.intensity != own.recipe.intensity
+    low = {"name": LOWRES, "fusion": "none", "intensity": before.recipe.intensity if differs else None}
+    stages = (
+        before.stage.model_copy(update=low),
+        own.stage.model_copy(update={"name": FULLRES, "inputs": (ImageInput(), prior)}),
+    )
+    recipe = Recipe.model_validate(own.recipe.model_copy(update={"stages": stages}).model_dump())
+    return replace(own, recipe=recipe)
+
+
+def _stage(plans: Plans, configuration: Configuration, mirrored: Sequence[int], regions: bool) -> Stage:
     axes = axes_of(plans.transpose_forward)
     dimensions = len(configuration.patch_size)
     across = [None] * (3 - dimensions)
     spacing = [[*across, *configuration.spacing][axis] for axis in axes]
     patch = turned(in_space(configuration.patch_size), axes)
-    stage = Stage(
+    return Stage(
         name=STAGE,
         grid=FixedSpacing(
             mm=(spacing[0], spacing[1], spacing[2]),
@@ -113,19 +179,21 @@ def converted(plans: Plans, name: str, configuration: Configuration, dataset: di
             gradient_clip=12.0,
         ),
         mean="geometric",
+        mirror_axes=_mirror_axes(mirrored, axes, dimensions),
         labels_overlap=regions,
     )
-    recipe = Recipe(
-        name=_recipe_name(plans.dataset_name, name),
-        description=f"Imported from nnU-Net v2: {name} of {plans.dataset_name or 'a data set'}.",
-        source=SOURCE,
-        intensity=_intensity(plans, configuration, len(channels)),
-        stages=(stage,),
-        orientation=_ORIENTATIONS[plans.image_reader_writer],  # type: ignore[arg-type]
-        crop="nonzero",
-        roi_expansion=False,
-    )
-    return Converted(recipe, schema, channels, axes)
+
+
+def _mirror_axes(mirrored: Sequence[int], axes: Axes, dimensions: int) -> tuple[GridAxis, ...]:
+    wrong = [axis for axis in mirrored if not 0 <= axis < dimensions]
+    if wrong:
+        raise ModelError(
+            f"the checkpoint allows mirroring along axis {wrong[0]}, which a network of {dimensions} axes "
+            "does not have; get it anew"
+        )
+    there = {axis + 3 - dimensions for axis in mirrored}
+    names: tuple[GridAxis, ...] = ("i", "j", "k")
+    return tuple(name for name, axis in zip(names, axes, strict=True) if axis in there)
 
 
 def _overlap(axes: Axes, dimensions: int) -> float | tuple[float, float, float]:
@@ -158,11 +226,6 @@ def _check(plans: Plans, name: str, configuration: Configuration) -> None:
         raise ModelError(
             f"plans.json, configuration {quoted(name)}: patch_size has {dimensions} axes and spacing "
             f"{len(configuration.spacing)}; expected 2 or 3 of both"
-        )
-    if configuration.previous_stage is not None:
-        raise ModelError(
-            f"configuration {quoted(name)} reads the answer of {quoted(configuration.previous_stage)}; "
-            f"supported are those that read the scan alone ({', '.join(SUPPORTED)})"
         )
     if configuration.preprocessor_name != "DefaultPreprocessor":
         raise ModelError(

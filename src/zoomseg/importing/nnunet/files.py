@@ -91,6 +91,22 @@ def read(folder: Path, folds: tuple[str, ...] | None) -> ModelFiles:
     return ModelFiles(_json(folder / "plans.json"), _json(folder / "dataset.json"), checkpoints)
 
 
+def beside(folder: Path, configuration: str) -> Path:
+    """The folder of another configuration of the same data set, trainer and plans.
+
+    Raises:
+        ModelError: there is none under nnU-Net's name.
+    """
+    trainer, _, _ = folder.resolve().name.rpartition("__")
+    found = folder.resolve().parent / f"{trainer}__{configuration}"
+    if not trainer or not (found / "plans.json").is_file():
+        raise ModelError(
+            f"{folder} is a cascade that reads {quoted(configuration)}, and there is no {quoted(found.name)} "
+            "beside it; give that model's folder or zip with --lowres"
+        )
+    return found
+
+
 def _checkpoint(fold: Path) -> Path | None:
     return next((fold / name for name in CHECKPOINTS if (fold / name).is_file()), None)
 
@@ -98,6 +114,8 @@ def _checkpoint(fold: Path) -> Path | None:
 def _model_in(folder: Path, source: Path) -> Path:
     depths = ("", "*/", "*/*/", "*/*/*/")
     found = sorted(file.parent for depth in depths for file in folder.glob(f"{depth}plans.json"))
+    if len(found) > 1:  # of a cascade's two folders, the second
+        found = [path for path in found if not _is_read(path, found)]
     if len(found) == 1:
         return found[0]
     if not found:
@@ -106,6 +124,11 @@ def _model_in(folder: Path, source: Path) -> Path:
         )
     names = [str(path.relative_to(folder)) for path in found]
     raise ModelError(f"{source} holds {len(found)} models ({listed(names)}); give the folder of one")
+
+
+def _is_read(folder: Path, others: list[Path]) -> bool:
+    trainer, _, configuration = folder.name.rpartition("__")
+    return configuration == "3d_lowres" and folder.with_name(f"{trainer}__3d_cascade_fullres") in others
 
 
 def _unpack(source: Path, folder: Path) -> None:

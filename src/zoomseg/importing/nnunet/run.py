@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from zoomseg.backends import onnx_graph
+from zoomseg.core.arrays import AnyNumpy
 from zoomseg.core.errors import ModelError, RecipeError
 from zoomseg.importing.body import within_body
 from zoomseg.importing.combined import combined
@@ -19,16 +21,23 @@ from zoomseg.importing.nnunet.network import weights_of
 from zoomseg.io import bundle
 from zoomseg.io.bundle import JSON, Bundle
 from zoomseg.io.files import write_json_atomic
+from zoomseg.pipeline.inputs import input_channels
 from zoomseg.recipe import network_shapes
 
 
-def import_model(source: Path, out: Path, folds: tuple[str, ...] | None = None) -> tuple[Path, ...]:
+def import_model(
+    source: Path, out: Path, folds: tuple[str, ...] | None = None, lowres: Path | None = None
+) -> tuple[Path, ...]:
     """``import_models`` of one."""
-    return import_models((source,), out, folds)
+    return import_models((source,), out, folds, lowres)
 
 
 def import_models(
-    sources: Sequence[Path], out: Path, folds: tuple[str, ...] | None = None, body: bool = False
+    sources: Sequence[Path],
+    out: Path,
+    folds: tuple[str, ...] | None = None,
+    lowres: Path | None = None,
+    body: bool = False,
 ) -> tuple[Path, ...]:
     """Make a ZoomSeg model of a trained nnU-Net v2 model, or of several: one with the labels of all.
 
@@ -37,6 +46,8 @@ def import_models(
             models found something in the same voxel, the later one's label stays.
         out: the model folder to write. Of several folds it holds one model each, which predict together.
         folds: those wanted; None: all that were trained.
+        lowres: of a cascade, the model whose label map it reads, as a folder or zip; None: it lies beside the
+            cascade's, under nnU-Net's name.
         body: whether only the body is looked at.
 
     Returns:
@@ -47,21 +58,37 @@ def import_models(
         OutputError: no permission, full disk.
     """
     require_free(out)
-    models = _together([read_models(source, folds) for source in sources], sources)
+    models = _together([read_models(source, folds, lowres) for source in sources], sources)
     if body:
         models = {fold: within_body(model) for fold, model in models.items()}
     return write_models(models, out)
 
 
-def read_models(source: Path, folds: tuple[str, ...] | None = None) -> dict[str, Bundle]:
-    """A trained model in a folder or zip, by fold.
+def read_models(
+    source: Path, folds: tuple[str, ...] | None = None, lowres: Path | None = None
+) -> dict[str, Bundle]:
+    """A trained model in a folder or zip, by fold; ``lowres`` as in ``import_models``.
 
     Raises:
         ModelError: as ``import_models``.
     """
     with files.opened(source) as folder:
         given = files.read(folder, folds)
-        return {fold: _model(given, fold) for fold in given.checkpoints}
+        name = _previous(given)
+        if name is None:
+            if lowres is not None:
+                raise ModelError(f"{source} is no cascade: it reads no model such as {lowres}")
+            return {fold: _model(given, fold) for fold in given.checkpoints}
+        with files.opened(lowres or files.beside(folder, name)) as other:
+            low = files.read(other, tuple(given.checkpoints))
+            return {fold: _model(given, fold, low) for fold in given.checkpoints}
+
+
+def _previous(given: files.ModelFiles) -> str | None:
+    """The configuration whose label map a model reads; None: it reads none."""
+    known = plans.parse(given.plans)
+    path = next(iter(given.checkpoints.values()))
+    return plans.configuration_of(known, checkpoints.read(path).configuration).previous_stage
 
 
 def _together(models: Sequence[Mapping[str, Bundle]], sources: Sequence[Path]) -> Mapping[str, Bundle]:
@@ -105,46 +132,63 @@ def require_free(out: Path) -> None:
         raise ModelError(f"{out} exists already; choose another folder, or remove it first")
 
 
-def _model(given: files.ModelFiles, fold: str) -> Bundle:
-    known = plans.parse(given.plans)
-    checkpoint = checkpoints.read(given.checkpoints[fold])
-    configuration = plans.configuration_of(known, checkpoint.configuration)
-    try:
-        own = converted(known, checkpoint.configuration, configuration, given.dataset)
-        stage = own.recipe.stages[0]
-        network_shapes.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile)
-    except ValidationError as error:
-        raise ModelError(f"plans.json: {bundle.first_problem(error)}") from None
-    except RecipeError as error:
-        raise ModelError(f"plans.json: {error}") from None
-    weights = weights_of(
-        checkpoint.weights,
-        own.network,
-        own.axes,
-        len(own.channel_names),
-        own.schema.classes,
-        stage.labels_overlap,
-    )
-    return Bundle(
-        own.recipe,
-        own.schema,
-        own.channel_names,
-        {stage.name: weights},
-        _provenance(known, checkpoint, fold, own),
-    )
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """One configuration's plans and one fold's checkpoint."""
+
+    plans: plans.Plans
+    checkpoint: checkpoints.Checkpoint
+    converted: Converted
+
+    @classmethod
+    def of(cls, given: files.ModelFiles, fold: str, before: Converted | None = None) -> _Fold:
+        known = plans.parse(given.plans)
+        checkpoint = checkpoints.read(given.checkpoints[fold])
+        name = checkpoint.configuration
+        configuration = plans.configuration_of(known, name)
+        if (configuration.previous_stage is None) != (before is None):
+            raise ModelError(f"{name} reads {configuration.previous_stage or 'no other configuration'}")
+        try:
+            own = converted(known, name, configuration, given.dataset, checkpoint.mirror_axes, before)
+            grid = own.stage.grid
+            network_shapes.check_input_shape(own.network, grid.padding, grid.tile)
+        except ValidationError as error:
+            raise ModelError(f"plans.json: {bundle.first_problem(error)}") from None
+        except RecipeError as error:
+            raise ModelError(f"plans.json: {error}") from None
+        return cls(known, checkpoint, own)
+
+    @property
+    def weights(self) -> dict[str, AnyNumpy]:
+        own = self.converted
+        channels = input_channels(own.stage, own.recipe, own.schema, len(own.channel_names))
+        return weights_of(
+            self.checkpoint.weights,
+            own.network,
+            own.axes,
+            channels,
+            own.schema.classes,
+            own.stage.labels_overlap,
+        )
 
 
-def _provenance(
-    known: plans.Plans, checkpoint: checkpoints.Checkpoint, fold: str, own: Converted
-) -> dict[str, JSON]:
-    axes: list[JSON] = [list(own.axes).index(axis) for axis in checkpoint.mirror_axes if axis in own.axes]
+def _model(given: files.ModelFiles, fold: str, low: files.ModelFiles | None = None) -> Bundle:
+    before = None if low is None else _Fold.of(low, fold)
+    last = _Fold.of(given, fold, None if before is None else before.converted)
+    own = last.converted
+    weights = {own.stage.name: last.weights}
+    if before is not None:
+        weights = {own.recipe.stages[0].name: before.weights} | weights
+    return Bundle(own.recipe, own.schema, own.channel_names, weights, _provenance(last, fold))
+
+
+def _provenance(own: _Fold, fold: str) -> dict[str, JSON]:
     return {
         "imported_from": "nnU-Net v2",
-        "data_set": known.dataset_name,
-        "plans": known.plans_name,
-        "configuration": checkpoint.configuration,
-        "trainer": checkpoint.trainer,
+        "data_set": own.plans.dataset_name,
+        "plans": own.plans.plans_name,
+        "configuration": own.checkpoint.configuration,
+        "trainer": own.checkpoint.trainer,
         "fold": fold,
-        "mirrored_axes_in_training": axes,
         "zoomseg": importlib.metadata.version("zoomseg"),
     }

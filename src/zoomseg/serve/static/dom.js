@@ -36,7 +36,7 @@ export async function request(url, options) {
   try {
     answer = await fetch(url, options);
   } catch {
-    throw new Error("The server does not answer. Is it still running?");
+    throw new Error("The server does not respond. Is it still running?");
   }
   if (!answer.ok) throw new Error(await problem(answer));
   return answer;
@@ -51,7 +51,7 @@ export async function problem(answer) {
   const text = await answer.text();
   try {
     const { detail } = JSON.parse(text);
-    return typeof detail === "string" ? detail : `the request is not right (${answer.status})`;
+    return typeof detail === "string" ? detail : `the request is invalid (${answer.status})`;
   } catch {
     return text.trim() || `the server answered ${answer.status}`;
   }

@@ -4,11 +4,11 @@ import { button, element, number, volume } from "./dom.js";
 
 const FLAGS = {
   missing: "not found",
-  touches_scan_border: "reaches the end of the scan: it may go on outside",
-  touches_region_border: "reaches the end of where the model looked: it may be cut",
-  sides_swapped: "lies on the other side than its name says",
-  misplaced: "lies far from where the model's training had it",
-  unusual_volume: "is of a size far from any in the model's training",
+  touches_scan_border: "reaches the border of the scan and may extend beyond it",
+  touches_region_border: "reaches the border of the region and may be cut",
+  sides_swapped: "lies on the wrong side for its name",
+  misplaced: "lies far from its position in the training scans",
+  unusual_volume: "has a volume unlike any in the training scans",
 };
 const VERDICTS = { accepted: ["✓", "Accept"], rejected: ["✗", "Reject"] };
 const MAX_COMMENT = 1000;
@@ -35,7 +35,7 @@ export function organList(organs, shown, { onShown, onOrgan, review }) {
     element("th", { scope: "col" }, element("span", { class: "hidden" }, "Shown")),
     element("th", { scope: "col" }, "Organ"),
     element("th", { scope: "col", class: "number" }, "ml"),
-    element("th", { scope: "col", class: "number", title: "How sure the model is" }, "Sure"),
+    element("th", { scope: "col", class: "number", title: "Confidence: an estimate of the Dice" }, "Conf."),
   ];
   if (review) heads.push(element("th", { scope: "col" }, "Review"));
   const head = element("thead", {}, element("tr", {}, ...heads));

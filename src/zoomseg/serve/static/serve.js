@@ -17,7 +17,7 @@ const DOWNLOADS = {
   "summary.csv": "Volumes (CSV)",
   "review.csv": "Review (CSV)",
   "review.json": "Review (JSON)",
-  "run.json": "How it was computed (JSON)",
+  "run.json": "Run record (JSON)",
   "scan.nii.gz": "Scan (NIfTI)",
 };
 const OF_EVERY_RESULT = ["review.csv", "review.json"];
@@ -306,7 +306,7 @@ function comparison(job, corrected) {
   const choose = async (chosen) => {
     if (chosen === NOTHING) return viewer.endComparing();
     const other = chosen === BEFORE ? job : known.find(({ id }) => id === chosen);
-    if (!other) return complain("This scan is not there any more.");
+    if (!other) return complain("This scan no longer exists.");
     const sameScan = chosen === BEFORE;
     const itsOwn = !sameScan && other.results.includes("corrected.nii.gz");
     const title = sameScan ? "before the correction" : other.name;
@@ -322,7 +322,7 @@ function comparison(job, corrected) {
     { id: "compare", onchange: (event) => choose(event.target.value) },
     ...options.map(([value, text]) => element("option", { value }, text)),
   );
-  return element("label", { class: "slider", hidden: options.length < 2 }, "Beside it ", select);
+  return element("label", { class: "slider", hidden: options.length < 2 }, "Compare with ", select);
 }
 
 // --- the beginning ----------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ async function main() {
   if (asked === null) return;
   const job = known.find(({ id, state }) => id === asked && state === "finished");
   if (job) await open(job);
-  else complain("The scan of this address is not there, or not segmented yet.");
+  else complain("The scan of this address does not exist, or is not segmented yet.");
 }
 
 main().catch((error) => complain(error.message));

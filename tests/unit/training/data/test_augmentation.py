@@ -269,7 +269,7 @@ def test_mirror_table_swaps_pairs_and_nothing_else() -> None:
 
 def test_mirroring_along_r_needs_both_sides() -> None:
     alone = LabelSchema.consecutive(("liver", "right_kidney", "left_adrenal_gland"))
-    with pytest.raises(RecipeError, match=r"'right_kidney' has no counterpart .* leave R out"):
+    with pytest.raises(RecipeError, match=r"'right_kidney' has no counterpart .* omit R"):
         augmentation.check_flips(Augmentation(flip_axes=("S", "R")), alone, alone)
     augmentation.check_flips(Augmentation(flip_axes=("S", "A")), alone, alone)
     augmentation.check_flips(Augmentation(flip_axes=("R",)), PAIRED, PAIRED)

@@ -64,7 +64,7 @@ def test_the_series_that_is_named(kind: str, stacks: list[Stack], tmp_path: Path
     for index, one in enumerate(stacks):
         source = Source(drawn_at(one, kind, tmp_path))
         assert series_of(source, stacks) == index
-        with pytest.raises(ScanError, match="the series that it was drawn on is not here"):
+        with pytest.raises(ScanError, match="the series that it belongs to is missing"):
             series_of(source, [s for s in stacks if s is not one])
 
 
@@ -79,7 +79,7 @@ def test_a_series_that_lost_its_uid(kind: str, stacks: list[Stack], tmp_path: Pa
     without_images = dataclasses.replace(
         nameless, series=dataclasses.replace(nameless.series, slices=stacks[2].series.slices)
     )
-    with pytest.raises(ScanError, match="is not here"):
+    with pytest.raises(ScanError, match="belongs to is missing"):
         series_of(by_us, [stacks[0], without_images])
     assert series_of(by_us, [stacks[0], nameless]) == 1
 

@@ -304,7 +304,7 @@ def test_bad_files_are_refused_in_one_line(
 ONE_BAD: dict[str, tuple[Callable[[Dataset], None], set[str], str]] = {
     "no points": (_with_data("1", "2", "3", "4"), {"liver"}, "has 4 coordinates that make no points"),
     "not finite": (_with_data("1e999", *"23456789"), {"liver"}, "has 9 coordinates that make no points"),
-    "no name": (_unnamed, {"liver"}, "structures that it does not name left out: 1"),
+    "no name": (_unnamed, {"liver"}, "unnamed structures left out: 1"),
     "two places": (_twice, {"liver", "left kidney"}, "'liver' has the number of another structure"),
     "one number": (_same_number, {"liver", "left kidney"}, "'liver' has the number of another structure"),
     "no number": (_unnumbered, {"liver"}, "structures without a number left out: 1"),

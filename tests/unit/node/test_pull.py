@@ -1,0 +1,110 @@
+"""Studies of a list come to the node that runs, and each outcome is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pynetdicom
+import pytest
+from pydicom.dataset import Dataset
+from pynetdicom import evt
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove
+
+from helpers.nodes import finished, running, series, settings
+from zoomseg.node import pull as module
+from zoomseg.node.pull import Pulled, pull, read_studies
+from zoomseg.node.run import Node
+from zoomseg.node.settings import DimseDestination, SettingsError, WebDestination
+
+WEB = WebDestination(url="http://127.0.0.1:1/dicom-web")
+
+
+def test_a_list_has_a_uid_a_line(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("# yesterday\n1.2.3\n\n 1.2.4 \n1.2.3\n")
+    assert read_studies(tmp_path / "list") == ["1.2.3", "1.2.4"]
+    (tmp_path / "list").write_text("1.2.3\nSecret^Name\n")
+    with pytest.raises(SettingsError, match="line 2 is no Study Instance UID") as refused:
+        read_studies(tmp_path / "list")
+    assert "Secret" not in str(refused.value)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_studies(tmp_path / "none")
+
+
+class Web:
+    """A DICOMweb client of an archive that holds these objects."""
+
+    def __init__(self, objects: list[Dataset]) -> None:
+        self._objects = objects
+
+    def search_for_series(self, study: str, search_filters: dict[str, str]) -> list[dict[str, Any]]:
+        found = {
+            one.SeriesInstanceUID: one
+            for one in self._objects
+            if (one.StudyInstanceUID, one.Modality) == (study, search_filters["Modality"])
+        }
+        return [{"0020000E": {"vr": "UI", "Value": [uid]}} for uid in found]
+
+    def iter_series(self, study: str, uid: str) -> Iterator[Dataset]:
+        return (one for one in self._objects if (one.StudyInstanceUID, one.SeriesInstanceUID) == (study, uid))
+
+
+def placed(node: Node) -> Any:
+    """Settings as a second process reads them, with the port that was free."""
+    return node.settings.model_copy(update={"port": node.receiver.port})
+
+
+def test_by_dicomweb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = [*series(1), *series(2, Modality="OT")]
+    monkeypatch.setattr(module, "web_client", lambda source: Web(objects))
+    peers = [{"ae_title": "ZOOMSEG", "addresses": ["127.0.0.1", "::1"]}]
+    with running(settings(tmp_path, peers=peers)) as node:
+        first, second = pull(["1.2.3", "1.2.9"], WEB, placed(node))
+        assert first == Pulled(1, len(series(1)), 0)
+        assert second == Pulled(2, 0, 0, "it has no images of this study that the node takes")
+        assert finished(node)[0].slices == len(series(1))
+
+
+def test_a_node_that_does_not_know_itself_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "web_client", lambda source: Web(series()))
+    with running(settings(tmp_path), dry_run=True) as node:
+        (one,) = pull(["1.2.3"], WEB, placed(node))
+    assert one.error is not None
+    assert "list ZOOMSEG at 127.0.0.1 as a peer" in one.error
+
+
+def test_an_archive_that_is_down(tmp_path: Path) -> None:
+    (one,) = pull(["1.2.3"], WEB, settings(tmp_path))
+    assert one.error is not None
+    assert one.error.startswith("it cannot be reached")
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [(True, None), (False, "it refuses C-MOVE with status 0xA801; does it know this node?")],
+)
+def test_by_c_move(tmp_path: Path, known: bool, said: str | None) -> None:
+    images = series()
+    with running(settings(tmp_path)) as node:
+
+        def handle(event: evt.Event) -> Iterator[Any]:
+            assert event.move_destination == "ZOOMSEG"
+            assert event.identifier.StudyInstanceUID == "1.2.3"
+            yield ("127.0.0.1", node.receiver.port, {"ae_title": "ZOOMSEG"}) if known else (None, None)
+            yield len(images)
+            for image in images:
+                yield 0xFF00, image
+
+        ae = pynetdicom.AE("SENDER")
+        ae.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
+        ae.add_requested_context(images[0].SOPClassUID)
+        server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_MOVE, handle)])
+        try:
+            place = DimseDestination(ae_title="SENDER", host="127.0.0.1", port=server.socket.getsockname()[1])
+            (one,) = pull(["1.2.3"], place, placed(node))
+        finally:
+            ae.shutdown()
+        assert one == Pulled(1, len(images) if known else 0, 0, said)
+        if known:
+            finished(node)
