@@ -251,7 +251,7 @@ def checkpoint(network: nn.Module, configuration: str = "3d_fullres") -> dict[st
         "current_epoch": 1000,
         "init_args": {"configuration": configuration, "fold": 0, "device": torch.device("cpu")},
         "trainer_name": "nnUNetTrainerOfSomebody",
-        "inference_allowed_mirroring_axes": (0, 1, 2),
+        "inference_allowed_mirroring_axes": (0, 1) if configuration == "2d" else (0, 1, 2),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -174,7 +175,7 @@ def finished(node: Node, count: int = 1) -> list[NodeJob]:
 class Archive:
     """Takes what it is sent, or answers as it is told."""
 
-    def __init__(self, reply: Reply | None = None) -> None:
+    def __init__(self, reply: Reply | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.objects: list[Dataset] = []
         self.attempts = 0
         self._reply = reply
@@ -187,7 +188,10 @@ class Archive:
         ):
             ae.add_supported_context(kind, [UID("1.2.840.10008.1.2.1"), ImplicitVRLittleEndian])
         self._server: Any = ae.start_server(
-            ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+            ("127.0.0.1", 0),
+            block=False,
+            ssl_context=tls,
+            evt_handlers=[(evt.EVT_C_STORE, self._store)],
         )
         self._ae = ae
         self.port: int = self._server.socket.getsockname()[1]
@@ -209,9 +213,9 @@ class Archive:
 
 
 @contextmanager
-def archive(reply: Reply | None = None) -> Iterator[Archive]:
+def archive(reply: Reply | None = None, tls: ssl.SSLContext | None = None) -> Iterator[Archive]:
     """An archive until the end of the test."""
-    found = Archive(reply)
+    found = Archive(reply, tls)
     try:
         yield found
     finally:

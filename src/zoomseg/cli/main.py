@@ -15,23 +15,23 @@ from zoomseg.core.extras import explained
 from zoomseg.core.interrupts import answering
 
 COMMANDS = {
-    "demo": "Train, predict and evaluate on synthetic scans, in a few minutes on 2 cores.",
+    "demo": "Train, predict and evaluate on synthetic scans, in minutes.",
     "check": "Audit a data set before training; --fix writes a repaired copy.",
     "recipes": "List the recipes, print one, or plan one for a data set.",
-    "ceiling": "Compute the best Dice of a recipe, and what its grids and regions lose.",
+    "ceiling": "Compute the best Dice that a recipe permits, per organ.",
     "train": "Train a recipe on labelled scans.",
-    "stitch": "Join a scan acquired in overlapping stations, such as whole-body MR.",
+    "stitch": "Join a scan acquired in overlapping stations (whole-body MR).",
     "import": "Convert a trained nnU-Net model into a ZoomSeg model.",
-    "accelerate": "Train a model's region of interest on unlabelled scans, so that it predicts faster.",
+    "accelerate": "Train a model's region of interest on unlabelled scans.",
     "predict": "Segment scans with a trained model.",
     "gather": "One account of what several jobs predicted into one folder.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
     "compare": "Compare evaluations of the same cases: differences, intervals, paired tests.",
-    "view": "Show a scan and its label map in the browser, in three planes and 3D.",
+    "view": "Show a scan and its label map in the browser.",
     "node": "Run a DICOM node: receive series, segment them by rules, send the results back.",
     "serve": "Segment in the browser: drop a scan, inspect its organs, download the results.",
-    "export": "Export a model as a zip that runs without ZoomSeg and without PyTorch.",
-    "study": "Rerun a paper's ablation on your data, next to the paper's numbers.",
+    "export": "Export a model as a zip that runs without ZoomSeg or PyTorch.",
+    "study": "Rerun a paper's ablation on your data.",
 }
 """Command name -> one line of help. The command is ``command`` in ``zoomseg.cli.<name>``, or
 ``<name>_`` where Python keeps the name for itself."""

@@ -204,8 +204,8 @@ def _fit(own: Float32Array, theirs: Float32Array, name: str, other: str) -> tupl
     correlation = float(((x - x.mean()) * (y - y.mean())).mean()) / (spread_x * spread_y)
     if correlation < LEAST_CORRELATION:
         raise ScanError(
-            f"{names} differ where they overlap (correlation {correlation:.2f}); are they of one "
-            "channel and one patient?"
+            f"{names} differ where they overlap (correlation {correlation:.2f}); are they of the "
+            "same channel and patient?"
         )
     gain = spread_y / spread_x
     return gain, float(y.mean() - gain * x.mean())

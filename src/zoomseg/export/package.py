@@ -102,8 +102,8 @@ def refuse(recipe: Recipe) -> None:
     for stage in recipe.stages:
         if graph.uses_atlas(stage):
             raise RecipeError(
-                f"stage '{stage.name}' needs an atlas prior, which a package cannot make; "
-                "only recipes without atlas can be exported: use 'zoomseg predict'"
+                f"stage '{stage.name}' needs an atlas prior, which a package cannot compute; "
+                "only recipes without an atlas can be exported: use 'zoomseg predict'"
             )
 
 

@@ -9,7 +9,9 @@ from typing import Literal
 
 from zoomseg.backends import device as devices
 from zoomseg.backends.choice import choose
+from zoomseg.backends.compilers import BackendError
 from zoomseg.backends.device import Device
+from zoomseg.core.errors import ModelError
 from zoomseg.inference import atlas_priors
 from zoomseg.inference.atlas_priors import OnRegistration
 from zoomseg.inference.memory_limits import MemoryLimits
@@ -52,20 +54,26 @@ def load_predictor(
         RecipeError: an overlap that is not below the models', or a recipe that allows no mirroring.
         ZoomSegError: no such device.
     """
-    first, *others = (bundle.load(part) for model in models for part in bundle.models_in(model))
-    return ready_predictor(
-        first,
-        device,
-        others,
-        max_ram=max_ram,
-        max_vram=max_vram,
-        any_scan=any_scan,
-        backend=backend,
-        overlap=overlap,
-        mirror=mirror,
-        on_warning=on_warning,
-        on_registration=on_registration,
-    )
+    parts = [part for model in models for part in bundle.models_in(model)]
+    while True:
+        first, *others = (bundle.load(part) for part in parts)
+        try:
+            return ready_predictor(
+                first,
+                device,
+                others,
+                max_ram=max_ram,
+                max_vram=max_vram,
+                any_scan=any_scan,
+                backend=backend,
+                overlap=overlap,
+                mirror=mirror,
+                on_warning=on_warning,
+                on_registration=on_registration,
+            )
+        except (ModelError, BackendError):  # a training may have replaced a model before its graphs were read
+            if all(model.graphs_are_there for model in (first, *others)):
+                raise
 
 
 def ready_predictor(

@@ -47,7 +47,7 @@ FLAG_WORDS = {
     MISSING: "not found",
     TOUCHES_SCAN_BORDER: "reaches the end of the scan",
     TOUCHES_REGION_BORDER: "reaches the end of the searched region",
-    MISPLACED: "far from where training had it",
+    MISPLACED: "far from its position in training",
     UNUSUAL_VOLUME: "unusual volume",
     SIDES_SWAPPED: "left and right exchanged",
     MIRRORED_SCAN: "scan mirrored?",

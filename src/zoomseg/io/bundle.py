@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from zoomseg.core.arrays import AnyNumpy, to_numpy
-from zoomseg.core.errors import LabelError, ModelError, RecipeError
+from zoomseg.core.errors import LabelError, ModelError, RecipeError, quoted
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.memory import require_ram
 from zoomseg.io.calibration import Calibration
@@ -105,6 +105,11 @@ class Bundle:
     """What it saw in training; None: nobody wrote it down, and any scan is taken to be like that."""
     graphs: Mapping[str, NetworkFiles] = field(default_factory=dict)
     """Stage -> its network with these ``weights``, where the folder has it as an ONNX graph."""
+
+    @property
+    def graphs_are_there(self) -> bool:
+        """Whether the folder still has them; not where another model took this one's place."""
+        return all(file.is_file() for own in self.graphs.values() for file in (own.graph, own.weights))
 
     def __post_init__(self) -> None:
         stages = [stage.name for stage in self.recipe.stages]
@@ -366,12 +371,14 @@ def _read_manifest(path: Path) -> _Manifest:
         raise ModelError(f"{path} is not a model: model.json is missing")
     try:
         data = parse_json(read_file(file))
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise _damaged(path, f"model.json: {error.strerror}") from error
+    except ValueError as error:
         raise _damaged(path, f"model.json: {error}") from error
     found = data.get("format") if isinstance(data, dict) else None
     if isinstance(found, int) and found > FORMAT:
         raise ModelError(
-            f"model {path} has format {found}, this ZoomSeg reads up to {FORMAT}; update ZoomSeg"
+            f"model {path} has format {quoted(found)}, this ZoomSeg reads up to {FORMAT}; update ZoomSeg"
         )
     try:
         return _Manifest.model_validate(data)

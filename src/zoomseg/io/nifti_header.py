@@ -56,8 +56,9 @@ _NOTED_VOX = 0.1
 _PIECE_BYTES = 1 << 24
 
 _UNORIENTED = (
-    "no orientation is stored (qform_code and sform_code are 0): the patient's sides are assumed. Its axes "
-    "are taken to run to the left, front and head, as nibabel and FSL do; ITK and 3D Slicer assume otherwise"
+    "no orientation is stored (qform_code and sform_code are 0): the patient's sides are assumed. Its "
+    "axes are assumed to run to the left, front and head, as in nibabel and FSL; ITK and 3D Slicer assume "
+    "otherwise"
 )
 
 

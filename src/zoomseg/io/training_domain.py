@@ -194,8 +194,8 @@ def _other_unit(domain: TrainingDomain, seen: Features, window: Window | None) -
     below_zero = seen.darkest < -NEGATIVE * max(seen.brightest, 0.0)
     if window is None and domain.darkest[0] >= 0 and below_zero:
         what = (
-            f"the scan has values far below zero, down to {seen.darkest:.4g}, as none has of those that the "
-            "model was trained on, so that it may be CT"
+            f"the scan has values far below zero, down to {seen.darkest:.4g}, unlike all training scans, "
+            "so it may be CT"
         )
         return what, WAY_OUT
     return None

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from zoomseg.core.errors import OutputError, ScanError
-from zoomseg.node.jobs import Delivery, NodeJob, NodeJobs, Series, SeriesState
+from zoomseg.node.jobs import LOG, Delivery, NodeJob, NodeJobs, Series, SeriesState
 from zoomseg.node.rules import Decision, SeriesFacts, decide
 from zoomseg.node.settings import Rule, Settings
 from zoomseg.node.store import Arrival, Instance, Store, digest, read_instance
 from zoomseg.serve.job_queue import State
 
 LOOK_EVERY_SECONDS = 0.25
-
-LOG = logging.getLogger("zoomseg.node")
-"""Gets keys of series and ids of jobs, and nothing that a header says."""
 
 
 @dataclass

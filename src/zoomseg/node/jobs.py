@@ -13,6 +13,7 @@ A job's id is made of its input, its model and its settings, so that what arrive
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ from zoomseg.node.settings import Output, Retry
 from zoomseg.serve.job_queue import JobQueue, QueuedJob, State, Time
 from zoomseg.serve.organs import notes_of_result, organs_of_result
 from zoomseg.serve.worker import Task
+
+LOG = logging.getLogger("zoomseg.node")
+"""Gets keys of series and ids of jobs, and nothing that a header says."""
 
 CASE = "result"
 """What a job's results are called."""
@@ -275,6 +279,7 @@ class NodeJobs(JobQueue[NodeJob]):
                 return
             if error is not None:
                 self._put(now, state=State.FAILED, error=error)
+                LOG.error("job %s: failed; the page says why", job.id)
                 return
             newer = [j for j in self._of_series(job) if j.created > job.created and not j.state.is_end]
             deliveries = now.deliveries if self.results(now) and not newer else ()

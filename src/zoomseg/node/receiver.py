@@ -8,7 +8,6 @@ reason for the status page; nothing of it is stored.
 
 from __future__ import annotations
 
-import logging
 import ssl
 import time
 from collections import Counter, deque
@@ -47,10 +46,9 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
 from zoomseg.node.intake import Intake
+from zoomseg.node.jobs import LOG
 from zoomseg.node.settings import Peer, Settings, Tls
 from zoomseg.node.store import ConflictError, read_instance
-
-LOG = logging.getLogger("zoomseg.node")
 
 IMAGES = (
     CTImageStorage,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from zoomseg.core.errors import ModelError, OutputError, ZoomSegError
 from zoomseg.io import bundle
-from zoomseg.node.intake import LOG, Intake, Model
-from zoomseg.node.jobs import NodeJob, NodeJobs
+from zoomseg.node.intake import Intake, Model
+from zoomseg.node.jobs import LOG, NodeJob, NodeJobs
 from zoomseg.node.receiver import Receiver
 from zoomseg.node.segmentation import segment
 from zoomseg.node.sending import Sender

@@ -7,7 +7,6 @@ Each destination has a thread of its own: one that does not answer keeps no othe
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from dicomweb_client.session_utils import create_session_from_user_pass
 from pydicom.dataset import Dataset
 
 from zoomseg.core.errors import OutputError
-from zoomseg.node.jobs import NodeJobs
+from zoomseg.node.jobs import LOG, NodeJobs
 from zoomseg.node.receiver import client_context
 from zoomseg.node.settings import Destination, DimseDestination, Settings, WebDestination
 from zoomseg.node.store import quiet
@@ -30,8 +29,6 @@ from zoomseg.serve.job_queue import State
 LOOK_EVERY_SECONDS = 0.5
 CONNECT_SECONDS = 10
 """How long a destination may take to answer."""
-
-LOG = logging.getLogger("zoomseg.node")
 
 
 class NotSentError(Exception):

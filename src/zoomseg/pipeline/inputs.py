@@ -199,8 +199,8 @@ def check_within(lower: float, upper: float, lowest: float, highest: float, name
     if lowest < upper and highest > lower:
         return
     raise ScanError(
-        f"no voxel of {name} lies inside the window that the model sees, {lower:g} to {upper:g}: they run "
-        f"from {lowest:g} to {highest:g}; is there a body in the scan, and is its unit the model's (CT: HU)?"
+        f"no voxel of {name} lies inside the model's intensity window, {lower:g} to {upper:g}: they run "
+        f"from {lowest:g} to {highest:g}; does the scan contain a body, in the model's unit (CT: HU)?"
     )
 
 

@@ -50,7 +50,7 @@ def require_probabilities(recipe: Recipe) -> None:
     voting = [stage.name for stage in recipe.stages if stage.fusion == "majority_vote"]
     if voting:
         raise RecipeError(
-            f"recipe '{recipe.name}' has no probability maps: its stages {', '.join(voting)} vote about "
+            f"recipe '{recipe.name}' has no probability maps: its stages {', '.join(voting)} vote for "
             "every voxel (majority_vote)"
         )
 

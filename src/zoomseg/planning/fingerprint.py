@@ -197,8 +197,8 @@ def require(dataset: Dataset, ids: Sequence[str], organs: Iterable[str]) -> None
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         raise DatasetError(
             f"data set '{dataset.name}': no voxel of {', '.join(missing[:NAMED])}{more} in any of the "
-            f"{len(ids)} training cases, so it cannot be learned; take it out of 'labels' in dataset.json, "
-            "or train on cases that show it"
+            f"{len(ids)} training cases, so it cannot be learned; remove it from 'labels' in "
+            "dataset.json, or train on cases that contain it"
         )
 
 

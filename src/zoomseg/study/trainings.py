@@ -203,7 +203,7 @@ class Trainings:
         recipe = training.change(self.start(training))
         wish = self._wish(training, recipe, fold)
         if atlas_priors.uses_atlas(recipe):
-            self._make_priors(recipe, fold)
+            self._make_priors(recipe, fold, self.dataset, drawn=self._drawn(training, fold))
         with self.watch.training() as observer:
             return training_run.start(self.dataset, folder, wish, self.device, observer)
 
@@ -214,8 +214,8 @@ class Trainings:
         write_text_atomic(file, dump(recipe.model_copy(update={"name": f"{recipe.name}-{training.id}"})))
         settings = self.settings
         split = self._listed(fold) if self.splits else None
-        if split is not None and training.drawn and settings.unlabelled is not None:
-            split = replace(split, train=(*split.train, *self._scans(settings.unlabelled, fold)))
+        if split is not None:
+            split = replace(split, train=(*split.train, *self._drawn(training, fold)))
         return training_run.TrainingRequest(
             str(file),
             settings.seconds,
@@ -233,33 +233,49 @@ class Trainings:
         data = self._of_fold(fold)
         if self_training.is_begun(folder):
             run = self_training.reopen(data, folder)
+            run = replace(run, wish=replace(run.wish, registered=self.registered))
         else:
             wish = self._wish(training, training.change(self.start(training)), fold)
             run = self_training.begin(data, folder, self.settings.unlabelled, wish)
         run.teach(self.device, self.watch.training, self._tell_teacher)
         with self.watch.training() as observer:
             run.label(self.device, observer)
+        recipe = shipped(str(run.wish.recipe))
+        if not (folder / "training" / "job.json").is_file() and atlas_priors.uses_atlas(recipe):
+            self._make_priors(recipe, fold, self_training.extended(data, folder))
+        with self.watch.training() as observer:
             return run.model(self.device, observer)
 
     def _of_fold(self, fold: int) -> Dataset:
         split = self.split(fold)
         return self.dataset.subset((*split.train, *split.validation)) if self.splits else self.dataset
 
-    def _scans(self, unlabelled: Path, fold: int) -> tuple[str, ...]:
-        return tuple(scan.id for scan in self_training.scans_in(unlabelled, self._of_fold(fold)))
+    def _drawn(self, training: Training, fold: int) -> tuple[str, ...]:
+        """The scans given as unlabelled that a training learns from with the labels they have."""
+        if not (training.drawn and self.splits and self.settings.unlabelled is not None):
+            return ()
+        scans = self_training.scans_in(self.settings.unlabelled, self._of_fold(fold))
+        return tuple(scan.id for scan in scans)
 
     def _tell_teacher(self, folder: Path, found: Validation) -> None:
         self.watch.say(
             f"teacher {folder.name}: mean Dice {found.scores.mean['dice']:.3f} of its held-out cases"
         )
 
-    def _make_priors(self, recipe: Recipe, fold: int) -> None:
+    def _make_priors(self, recipe: Recipe, fold: int, dataset: Dataset, drawn: tuple[str, ...] = ()) -> None:
         """Atlas priors are made before the training's clock starts, as rows with and without them are to have
-        the same time to learn."""
-        split, prior_of = self.split(fold), self.atlas_of(fold)
-        ids = (*split.train, *split.validation)
+        the same time to learn: of the fold's cases, of those in ``dataset`` that models labelled, and of
+        those ``drawn``, which are atlases as well."""
+        split, stop = self.split(fold), threading.Event()
+        pseudo = (case.id for case in dataset.cases if case.pseudo)
         with self.watch.training() as observer:
-            atlases.prepare_all(prior_of, self.dataset, ids, recipe, observer, threading.Event())
+            if drawn:
+                library = atlases.collect(dataset, (*split.train, *drawn), recipe, observer, stop)
+                prior_of = atlases.of_library(library, self.registered, self.watch.say)
+            else:
+                prior_of = self.atlas_of(fold)
+            ids = (*split.train, *drawn, *pseudo, *split.validation)
+            atlases.prepare_all(prior_of, dataset, ids, recipe, observer, stop)
 
 
 def open_trainings(

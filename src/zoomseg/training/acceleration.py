@@ -136,7 +136,9 @@ class Acceleration:
             return {}
         except (ValidationError, OSError) as error:
             reason = first_problem(error) if isinstance(error, ValidationError) else reason_of(error)
-            raise TrainingError(f"{file} is damaged ({reason}); remove it to label the scans anew") from error
+            raise TrainingError(
+                f"{file} is damaged ({reason}); remove it to label the scans again"
+            ) from error
 
     @cached_property
     def split(self) -> loop.Split:

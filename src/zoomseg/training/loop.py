@@ -550,6 +550,6 @@ def _check_shapes(stage: Stage, processes: int) -> None:
     batch_norm, patches = stage.network.kind not in INSTANCE_NORM, stage.training.batch // processes
     if batch_norm and patches == 1 and all(size == factor for size, factor in lowest):
         raise RecipeError(
-            f"stage '{stage.name}', training: a patch of {list(stage.training.patch)} comes down to a single "
+            f"stage '{stage.name}', training: a patch of {list(stage.training.patch)} is reduced to a single "
             "voxel, which batch norm cannot normalise with a batch of 1; give a larger patch or batch"
         )

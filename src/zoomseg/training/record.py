@@ -184,7 +184,7 @@ def _refuse_begun(out: Path, part_of: str | None) -> None:
     there = _begun(out, part_of)
     if there is not None:
         raise ModelError(
-            f"{out} already holds a training ({there.name}); give --resume to go on with it, or another "
+            f"{out} already holds a training ({there.name}); give --resume to continue it, or choose another "
             "folder"
         )
 

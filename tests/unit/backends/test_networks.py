@@ -14,11 +14,13 @@ import torch
 from helpers.onnx_models import KINDS, converted
 from helpers.tiny_dataset import CPU
 from zoomseg.backends.choice import BACKENDS, Backend
-from zoomseg.backends.networks import mean, networks_of
+from zoomseg.backends.networks import mean, mirrored, networks_of
+from zoomseg.core.arrays import Array
 from zoomseg.core.errors import ModelError
 from zoomseg.core.tiling import Tile
 from zoomseg.io.bundle import Bundle, NetworkFiles
 from zoomseg.recipe import network_shapes
+from zoomseg.recipe.spec import MeanKind
 
 EXACT = 1e-4
 
@@ -110,3 +112,25 @@ def test_a_graph_that_reads_another_file_is_refused(backend: Backend, tmp_path: 
     model = dataclasses.replace(model, graphs={"coarse": NetworkFiles(forged, files.weights)})
     with pytest.raises(ModelError, match=r"reads 'other.safetensors', and may read coarse-\w+.safetensors"):
         networks_of([model], backend, CPU)
+
+
+@pytest.mark.parametrize("kind", ["arithmetic", "geometric"])
+def test_mirror_images_are_answered_mirrored_back_and_averaged(kind: MeanKind) -> None:
+    weights = np.random.default_rng(0).normal(size=(3, 6, 4, 5))
+
+    def network(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
+        logits = np.asarray(x_BCIJK)[:, :1] * weights
+        share = np.exp(logits)
+        return share / share.sum(axis=1, keepdims=True)
+
+    image = np.random.default_rng(1).normal(size=(2, 1, 6, 4, 5))
+    subsets = ((), (2,), (4,), (2, 4))
+    parts = [np.flip(network(np.flip(image, axes), ()), axes) for axes in subsets]
+    if kind == "arithmetic":
+        expected = np.mean(parts, axis=0)
+    else:
+        expected = np.exp(np.mean(np.log(parts), axis=0))
+        expected /= expected.sum(axis=1, keepdims=True)
+    found = mirrored(network, (0, 2), kind)(image, ())
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert mirrored(network, (), kind) is network

@@ -62,7 +62,7 @@ def test_region_recall_tiles_and_dice_are_told(
     assert "in 1 scans kept back: mean 0.9992, lowest 0.9985 (spleen)" in told
     assert acceleration.reopen(tmp_path / "fast").wish.seconds == 90
     assert run(*asked) == 2
-    assert "give --resume to go on with it" in capsys.readouterr().err
+    assert "give --resume to continue it" in capsys.readouterr().err
     assert run(*asked, "--resume") == 0
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from helpers.tiny_dataset import CPU, tiny_case
 from helpers.untrained_models import untrained_bundle
+from zoomseg.backends.compilers import BackendError
 from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError, ModelError, RecipeError, ZoomSegError
 from zoomseg.inference.load import load_predictor, ready_predictor
@@ -43,6 +44,29 @@ def test_the_folds_of_a_cross_validation_answer_together(folds: Path) -> None:
 def test_a_model_in_memory_predicts_as_from_disk(folds: Path) -> None:
     ready = probabilities(ready_predictor(bundle.load(folds / "fold-0"), "cpu"))
     np.testing.assert_array_equal(ready, probabilities(load_predictor([folds / "fold-0"], "cpu")))
+
+
+def test_a_model_that_is_replaced_before_its_networks_are_read_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, new = tmp_path / "m", untrained_bundle(seed=1)
+    bundle.save(untrained_bundle(seed=0), folder)
+    bundle.store_graphs(folder, {s: bundle.NetworkGraph(b"a graph", 1, 1) for s in new.weights})
+    with pytest.raises((ModelError, BackendError)):  # no network, and nobody replaces it
+        load_predictor([folder])
+    read, times = bundle.load, []
+
+    def replaced_afterwards(model: str | Path) -> bundle.Bundle:
+        found = read(model)
+        times.append(model)
+        if len(times) == 1:
+            bundle.save(new, folder)
+        return found
+
+    monkeypatch.setattr(bundle, "load", replaced_afterwards)
+    found = probabilities(load_predictor([folder]))
+    assert len(times) == 2
+    np.testing.assert_array_equal(found, probabilities(ready_predictor(read(folder), "cpu")))
 
 
 def test_what_cannot_be_loaded_is_named(folds: Path) -> None:

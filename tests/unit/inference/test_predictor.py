@@ -131,6 +131,11 @@ class TestPredictor:
         other = replace(bundle, recipe=longer.model_copy(update={"name": "b"}))
         Predictor(bundle, CPU, others=[other])
 
+    def test_a_recipe_that_allows_no_mirroring_is_not_mirrored(self) -> None:
+        bundle = untrained_bundle(3)
+        with pytest.raises(RecipeError, match="allows no mirroring: no stage has mirror_axes"):
+            Predictor(bundle, CPU, mirror=True)
+
     def test_wrong_number_of_channels(self) -> None:
         image = case().image
         two = Case("b", Volume(image.data.repeat(2, axis=0), image.grid))

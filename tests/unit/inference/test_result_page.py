@@ -61,7 +61,7 @@ def test_scans_with_their_organs_and_what_to_look_at_first(tmp_path: Path) -> No
     first = text[text.index("Review first") : text.index("<h2>Scans</h2>")]
     places = [first.index(f"<td>{number}</td>") for number in ("0.30", "0.80", "0.91")]
     assert places == sorted(places)
-    assert "far from where training had it, left and right exchanged" in first
+    assert "far from its position in training, left and right exchanged" in first
     assert "<strong>Not found:</strong> spleen" in text
     assert "1 organ found in 3.2 s" in text
     assert "slices &lt;interpolated&gt;" in text

@@ -87,7 +87,7 @@ def test_hounsfield_units_are_refused_by_a_model_of_mr() -> None:
     alike = changed(scan(9), scan(9).image.data + 1100)
     assert compare(known, alike, MR).warnings == ()
     with pytest.raises(
-        ScanError, match=r"^the scan has values far below zero, down to -10.*it may be CT; take"
+        ScanError, match=r"^the scan has values far below zero, down to -10.*it may be CT; use"
     ):
         compare(known, scan(9), MR)
 

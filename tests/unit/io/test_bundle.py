@@ -332,6 +332,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "json bottomless": (lambda p: (p / "model.json").write_text("[" * 100_000), "damaged"),
     "future": (edit(lambda d: d.update(format=2, hologram=[])), "update ZoomSeg"),
+    "far future": (edit(lambda d: d.update(format=10**400)), r"has format 10{60,70}\.\.\.0+, this"),
     "format a string": (edit(lambda d: d.update(format="1")), "format"),
     "labels missing": (edit(lambda d: d.pop("labels")), "labels: Field required"),
     "label values text": (edit(lambda d: d["labels"].update(values=["1", "5", "9"])), "labels.values.0"),
@@ -381,7 +382,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "weights of a terabyte": (lambda p: os.truncate(weights_file(p), 2**40), "at most are read"),
     "graph a pipe": (lambda p: in_place_of(graph_file(p), os.mkfifo), "onnx: not a file"),
-    "json of a gigabyte": (lambda p: os.truncate(p / "model.json", 2**30), "at most are read"),
+    "json of a gigabyte": (
+        lambda p: os.truncate(p / "model.json", 2**30),
+        r"model\.json: has \d+ bytes, \d+ at most are read\)",
+    ),
     "json a pipe": (lambda p: in_place_of(p / "model.json", os.mkfifo), "model.json is missing"),
     "weights boolean": (
         lambda p: replace_weights(p, safetensors_bytes({"w": torch.tensor([True])})),

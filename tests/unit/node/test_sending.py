@@ -13,12 +13,14 @@ from typing import Any
 import pydicom
 import pytest
 
+from helpers.certificates import certificates, openssl
 from helpers.dicom_series import write
 from helpers.nodes import archive, finished, push, running, series, settings, until
 from helpers.untrained_models import predictor
+from zoomseg.node.receiver import server_context
 from zoomseg.node.segmentation import segment
 from zoomseg.node.sending import NotSentError, attempted, send, store_web, web_client
-from zoomseg.node.settings import DimseDestination, Output, WebDestination
+from zoomseg.node.settings import DimseDestination, Output, Tls, WebDestination
 from zoomseg.serve.job_queue import State
 from zoomseg.serve.worker import Task
 
@@ -149,6 +151,22 @@ def test_an_archive_that_does_not_know_us_or_the_kind(tmp_path: Path, files: lis
                 there._server.contexts.remove(context)
         place = DimseDestination(ae_title="ARCHIVE", host="127.0.0.1", port=there.port)
         with pytest.raises(NotSentError, match="does not take objects of the kind RT Structure Set"):
+            send(files, place, found)
+
+
+@openssl
+def test_by_tls_only_to_those_whose_certificate_is_known(tmp_path: Path, files: list[Path]) -> None:
+    mine, other = certificates(tmp_path / "mine"), certificates(tmp_path / "other")
+    found = settings(tmp_path, tls=mine)
+    with archive(tls=server_context(Tls.model_validate(mine))) as there:
+        place = DimseDestination(ae_title="ARCHIVE", host="localhost", port=there.port, tls=True)
+        send(files, place, found)
+        assert there.modalities() == ["RTSTRUCT", "SEG", "SR"]
+        with pytest.raises(NotSentError):
+            send(files, place.model_copy(update={"tls": False}), found)
+    with archive(tls=server_context(Tls.model_validate(other))) as there:
+        place = DimseDestination(ae_title="ARCHIVE", host="localhost", port=there.port, tls=True)
+        with pytest.raises(NotSentError, match="cannot be reached"):
             send(files, place, found)
 
 

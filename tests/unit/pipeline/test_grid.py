@@ -5,7 +5,7 @@ import pytest
 
 from helpers.grids import oriented
 from zoomseg.core.geometry import Box, Grid
-from zoomseg.pipeline.grid import answer_kernels, image_kernels, stage_grid
+from zoomseg.pipeline.grid import answer_kernels, image_kernels, label_kernels, stage_grid
 from zoomseg.recipe.spec import Downsample, FixedShape, FixedSpacing
 
 SCAN = Grid.from_spacing((20, 30, 10), (1.0, 1.0, 3.0), (5.0, 6.0, 7.0))
@@ -93,6 +93,7 @@ def test_slices_are_taken_apart_across_the_coarse_axis(
     spec = FixedSpacing(mm=mm, tile=(8, 8, 8), interpolation="cubic", slices_apart_above=3)
     scan = Grid.from_spacing((8, 8, 8), scan_mm)
     assert image_kernels(spec, scan) == tuple("nearest" if a == image else "cubic" for a in range(3))
+    assert label_kernels(spec, scan) == tuple("nearest" if a == image else "linear" for a in range(3))
     assert answer_kernels(spec, scan) == tuple("nearest" if a == answer else "linear" for a in range(3))
     never = spec.model_copy(update={"slices_apart_above": None, "interpolation": "linear"})
     assert image_kernels(never, scan) == ("antialiased",) * 3

@@ -13,7 +13,8 @@ from zoomseg.core.errors import RecipeError, ScanError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
-from zoomseg.core.volume import Volume
+from zoomseg.core.resample import Kernels
+from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.pipeline import inputs
 from zoomseg.pipeline.inputs import Normalisation, check_within, line
 from zoomseg.recipe.load import load
@@ -316,3 +317,32 @@ def test_the_likeness_of_scans_is_judged_by_the_first_channels_window() -> None:
     spec = PerChannel(channels=(Window(lower=5, upper=9), MinMax()))
     assert inputs.window_of(spec) == (5, 9)
     assert inputs.limits_of(spec) is None
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_label_map_is_brought_over_label_by_label(apart: bool) -> None:
+    """Each where half of a voxel or more is its own; ``apart``: the nearest slice along k."""
+    data = np.random.default_rng(5).integers(0, 4, size=(9, 8, 6)).astype(np.uint8)
+    schema = LabelSchema(("b", "a", "c"), (2, 1, 3))  # of two halves, the higher value stays
+    source = Grid.from_spacing(data.shape, (1.0, 1.0, 1.5))
+    target = source.with_shape((18, 12, 9))
+    kernels: Kernels = ("linear", "linear", "nearest" if apart else "linear")
+    found = inputs.label_map_on(LabelMap(data, source, schema), ("a", "b", "c"), target, kernels)
+    won = np.zeros(target.shape, dtype=int)
+    for c, n in ((2, 1), (1, 2), (3, 3)):  # classes by rising value
+        mask = (data == c).astype(np.float64)
+        if apart:
+            at = (np.arange(9) + 0.5) * 6 / 9 - 0.5
+            mask = mask[:, :, np.floor(at + 0.5 + 1e-9).astype(int).clip(0, 5)]
+        factors = [after / before for before, after in zip(mask.shape, target.shape, strict=True)]
+        share = ndimage.zoom(mask, factors, order=1, mode="nearest", grid_mode=True)
+        won[share >= 0.5 - 1e-9] = n
+    assert np.array_equal(found, np.stack([won == n for n in (1, 2, 3)]))
+    assert found.sum() > 500
+
+
+def test_on_its_own_grid_a_label_map_stays_as_it_is() -> None:
+    data = np.random.default_rng(5).integers(0, 3, size=(4, 4, 4)).astype(np.uint8)
+    labels = LabelMap(data, GRID, LabelSchema.consecutive(["a", "b"]))
+    found = inputs.label_map_on(labels, ("b",), GRID)
+    assert np.array_equal(found[0], data == 2)

@@ -63,7 +63,7 @@ def test_a_chain_is_valid() -> None:
             (stage("zero"), stage("two", roi={"kind": "dilated_foreground", "of": "one"})),
             "stage 'two', roi.of: 'one' is not an earlier stage; allowed: zero$",
         ),
-        ((stage("one", fusion="none"),), "stage 'one', fusion: every stage says 'none'"),
+        ((stage("one", fusion="none"),), "stage 'one', fusion: all stages have 'none'"),
         ((stage("one"), stage("atlas")), r"stages\[1\]\.name: 'atlas' is the atlas prior's; choose another"),
         (
             (stage("one", per_label=True), stage("two", roi=BOX)),
@@ -430,3 +430,12 @@ def test_labels_that_overlap_cannot_be_trained() -> None:
     with pytest.raises(RecipeError, match="stage 'two', labels_overlap: such a network is imported"):
         graph.require_trainable(own)
     graph.require_trainable(recipe(stage("one")))
+
+
+def test_a_prior_that_is_a_label_map_cannot_be_trained() -> None:
+    prior = {"kind": "prior", "of": "one", "form": "label_map"}
+    own = recipe(stage("one"), stage("two", inputs=({"kind": "image"}, prior)))
+    assert [graph.label_map_is_read(own, name) for name in ("one", "two")] == [True, False]
+    assert not graph.label_map_is_read(recipe(stage("one"), stage("two", inputs=reads("one"))), "one")
+    with pytest.raises(RecipeError, match="stage 'two', inputs: a prior of form label_map has no gradient"):
+        graph.require_trainable(own)

@@ -433,6 +433,39 @@ def test_priors_are_made_before_the_clock_of_a_training_starts(
     assert done[len(priors) + 2 :] == [*priors, "started"]
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_priors_of_scans_given_as_unlabelled_are_made_before_the_clock_starts_too(
+    with_atlas: Trainings,
+    with_unlabelled: Ablation,
+    data: Dataset,
+    done: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: bool,
+) -> None:
+    """With the labels they have they are atlases, too; with those of models they are none."""
+    settings = Settings(
+        split=of_split(tmp_path, ["case_0", "case_1"], "case_2"),
+        unlabelled=scans_of(data, tmp_path / "u", "case_3"),
+        recipe=with_atlas.study.recipe,
+    )
+    trainings = opened(with_unlabelled, data, tmp_path / "of-split", settings)
+    with pytest.raises(StartedError, match=str(trainings.registered)):
+        trainings.model(DRAWN, 0)
+    assert done == ["collected", "case_0", "case_1", "case_3", "case_2", "started"]
+    done.clear()
+    extra = [replace(case, pseudo=case.id == "case_3") for case in data.cases]
+    monkeypatch.setattr(self_training, "extended", lambda *_: replace(data, cases=tuple(extra)))
+    monkeypatch.setattr(self_training.SelfTraining, "teach", lambda *_: done.append("taught"))
+    monkeypatch.setattr(self_training.SelfTraining, "label", lambda *_: done.append("labelled"))
+    for _ in range(1 + begun):
+        done.clear()
+        with pytest.raises(StartedError, match=str(trainings.registered)):
+            opened(with_unlabelled, data, tmp_path / "of-split", settings).model(SELF_TAUGHT, 0)
+    collected = [] if begun else ["collected"]
+    assert done == ["taught", "labelled", *collected, "case_0", "case_1", "case_3", "case_2", "started"]
+
+
 def test_no_priors_for_a_training_that_uses_none(with_atlas: Trainings, done: list[str]) -> None:
     def blind(stage: Stage) -> Stage:
         return stage.model_copy(update={"inputs": (ImageInput(),)})

@@ -20,14 +20,14 @@ from typing import Any
 
 from zoomseg.core.errors import ModelError, listed, quoted
 from zoomseg.io.files import parse_json, read_file
+from zoomseg.io.zips import ZipLimits, checked_zip
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 """In the order in which they are looked for; nnU-Net predicts with the first."""
 
 MAX_JSON_BYTES = 50_000_000
-MAX_ZIP_FILES = 10_000
-MAX_ZIP_BYTES = 40_000_000_000
-"""Unpacked: five folds of the largest networks have some 10 GB."""
+_LIMITS = ZipLimits("models", 10_000, file_bytes=40_000_000_000, total_bytes=40_000_000_000)
+"""Five folds of the largest networks have some 10 GB."""
 
 _WANTED = re.compile(r"(^|/)(plans\.json|dataset\.json|fold_[^/]+/checkpoint_(final|best)\.pth)$")
 
@@ -134,9 +134,9 @@ def _is_read(folder: Path, others: list[Path]) -> bool:
 def _unpack(source: Path, folder: Path) -> None:
     """The wanted files of a zip, each to its place below ``folder``."""
     try:
-        with zipfile.ZipFile(source) as archive:
+        with checked_zip(source, _LIMITS, ModelError) as archive:
             members = archive.infolist()
-            _check_members(source, members)
+            _check_names(source, members)
             for member in members:
                 if _WANTED.search(member.filename) is None:
                     continue
@@ -148,7 +148,7 @@ def _unpack(source: Path, folder: Path) -> None:
         raise ModelError(f"{source} cannot be unpacked ({error}); copy it again") from error
 
 
-def _check_members(source: Path, members: list[zipfile.ZipInfo]) -> None:
+def _check_names(source: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
         path = PurePosixPath(member.filename)
         outside = (
@@ -160,12 +160,6 @@ def _check_members(source: Path, members: list[zipfile.ZipInfo]) -> None:
                 f"{source} holds {quoted(member.filename)}, which would be written outside its own folder; "
                 "it is not unpacked: get the model from elsewhere"
             )
-    size = sum(member.file_size for member in members)
-    if len(members) > MAX_ZIP_FILES or size > MAX_ZIP_BYTES:
-        raise ModelError(
-            f"{source} holds {len(members):,} files of {size / 1e9:.1f} GB, more than any trained model "
-            f"(allowed: {MAX_ZIP_FILES:,} files, {MAX_ZIP_BYTES / 1e9:.0f} GB)"
-        )
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def notes_on_identity(series: DicomSeries) -> tuple[str, ...]:
     if lacking:
         what = " and ".join(lacking)
         notes.append(
-            f"it lacks a valid {what}; a SEG or RTSTRUCT of it has one made up, and archives and viewers do "
-            "not put it with the images"
+            f"it lacks a valid {what}; a SEG or RTSTRUCT of it has a generated one, and archives and viewers "
+            "do not associate it with the images"
         )
     if any(s is not None and not valid_uid(s.sop_uid) for s in series.slices):
         notes.append("it has slices without SOPInstanceUID; a SEG or RTSTRUCT does not refer to these")

@@ -17,6 +17,8 @@ export function correctionBar(viewer, organs, url, done) {
     ...values.map(({ name, value }) => element("option", { value: String(value) }, name)),
     element("option", { value: ERASE }, "nothing (erase)"),
   );
+  const here = values.find(({ name }) => name === viewer.at); // in which the crosshair is
+  if (here) organ.value = String(here.value);
   const brush = () => scene.setBrush(Number(organ.value), size);
   const sizes = choice("Brush, in voxels", BRUSHES, size, (value) => {
     size = value;

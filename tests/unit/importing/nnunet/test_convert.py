@@ -71,6 +71,19 @@ def test_fine_tuning_turns_and_scales_patches_as_nnunet_does(
     assert (training.gradient_clip, training.schedule) == (12.0, Polynomial())
 
 
+def test_axes_that_were_mirrored_are_named_as_the_grid_s() -> None:
+    plans = parse(nnunet_models.plans(transpose=(1, 0, 2)))  # nnU-Net's axes are j, k, i
+
+    def mirrored(name: str, axes: tuple[int, ...]) -> tuple[str, ...]:
+        own = converted(plans, name, configuration_of(plans, name), DATASET, axes)
+        return own.recipe.stages[0].mirror_axes
+
+    assert mirrored("3d_fullres", (0, 2)) == ("i", "j")
+    assert mirrored("3d_fullres", ()) == ()
+    assert mirrored("2d", (0, 1)) == ("i", "k")
+    assert mirrored("2d", (0,)) == ("k",)
+
+
 def test_ct_is_clipped_and_standardised_by_numbers_of_the_training_scans() -> None:
     window = of(nnunet_models.plans()).recipe.intensity
     assert isinstance(window, Window)
@@ -160,7 +173,6 @@ def test_the_ignore_label_is_none_of_the_models() -> None:
     [
         (changed(spacing=[1.0, 1.0]), "patch_size has 3 axes and spacing 2; expected 2 or 3 of both"),
         (changed(patch_size=[8], spacing=[1.0]), "patch_size has 1 axes"),
-        (changed(previous_stage="3d_lowres"), "reads the answer of 3d_lowres; supported"),
         (changed(preprocessor_name="Mine"), "preprocessor Mine: supported is DefaultPreprocessor"),
         (
             changed(normalization_schemes=["Mine"]),

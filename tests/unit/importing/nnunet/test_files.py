@@ -10,6 +10,7 @@ import pytest
 from helpers import nnunet_models
 from zoomseg.core.errors import ModelError
 from zoomseg.importing.nnunet import files
+from zoomseg.io.zips import ZipLimits
 
 
 def zipped(folder: Path, path: Path, inside: str = "Dataset007/trainer") -> Path:
@@ -59,8 +60,8 @@ def test_a_zip_of_too_much_is_refused_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = zipped(nnunet_models.write(tmp_path / "model"), tmp_path / "a.zip")
-    monkeypatch.setattr(files, "MAX_ZIP_BYTES", 1000)
-    with pytest.raises(ModelError, match="more than any trained model"), files.opened(path):
+    monkeypatch.setattr(files, "_LIMITS", ZipLimits("models", 100, 1000, 1000))
+    with pytest.raises(ModelError, match=r"inflates to \d+ bytes; at most 1000 are read"), files.opened(path):
         pass
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -57,31 +58,55 @@ def resampled(data: Floats, shape: tuple[int, int, int], order: int, apart: bool
     return slices[np.floor(at + 0.5).astype(int).clip(0, len(data) - 1)]
 
 
-def windowed(image: Floats, network: torch.nn.Module, patch: list[int]) -> Floats:
+def one_hot(labels: npt.NDArray[np.int64], shape: tuple[int, int, int], apart: bool) -> Floats:
+    """``resample_data_or_seg`` of a segmentation with order 1, and ``convert_labelmap_to_one_hot``."""
+    won = np.zeros(shape)
+    for label in (1, 2):
+        share = resampled((labels == label).astype(np.float64), shape, 1, apart)
+        won[share >= 0.5] = label
+    return np.stack([won == label for label in (1, 2)]).astype(np.float64)
+
+
+def asked(network: torch.nn.Module, tile: torch.Tensor, mirrored: bool) -> torch.Tensor:
+    """``_internal_maybe_mirror_and_predict``."""
+    axes = range(2, tile.ndim) if mirrored else ()
+    found = [
+        torch.flip(network(torch.flip(tile, subset)), subset)
+        for n in range(len(axes) + 1)
+        for subset in itertools.combinations(axes, n)
+    ]
+    return torch.stack(found).mean(dim=0)
+
+
+def windowed(image: Floats, network: torch.nn.Module, patch: list[int], mirrored: bool = False) -> Floats:
     """Logits ``[C, K, J, I]``: tiles overlap by half, weights are Gaussian; padded with zeros. A patch of two
     axes is one of a slice."""
-    if len(patch) < image.ndim:
-        return np.stack([windowed(plane, network, patch) for plane in image], axis=1)
-    lacking = [max(0, p - n) for p, n in zip(patch, image.shape, strict=True)]
-    padded = np.pad(image, [(n // 2, n - n // 2) for n in lacking])
-    counts = [int(np.ceil((n - p) / (p / 2))) + 1 for n, p in zip(padded.shape, patch, strict=True)]
+    sides = image.shape[1:]
+    if len(patch) < len(sides):
+        slices = [windowed(image[:, k], network, patch, mirrored) for k in range(sides[0])]
+        return np.stack(slices, axis=1)
+    lacking = [max(0, p - n) for p, n in zip(patch, sides, strict=True)]
+    padded = np.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in lacking)])
+    sizes = padded.shape[1:]
+    counts = [int(np.ceil((n - p) / (p / 2))) + 1 for n, p in zip(sizes, patch, strict=True)]
     starts = [
         [int(np.round((n - p) / max(1, c - 1) * m)) for m in range(c)]
-        for n, p, c in zip(padded.shape, patch, counts, strict=True)
+        for n, p, c in zip(sizes, patch, counts, strict=True)
     ]
     delta = np.zeros(patch)
     delta[tuple(p // 2 for p in patch)] = 1
     weight = ndimage.gaussian_filter(delta, [p / 8 for p in patch], mode="constant")
     weight = (weight / weight.max()).clip(2.0**-24 / 10)
     classes = network.decoder.seg_layers[-1].out_channels  # type: ignore[union-attr]
-    total, weights = np.zeros((classes, *padded.shape)), np.zeros(padded.shape)
+    total, weights = np.zeros((classes, *sizes)), np.zeros(sizes)
     for start in itertools.product(*starts):
         box = tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))
         with torch.no_grad():
-            logits = network(torch.from_numpy(padded[box][None, None]).float())[0].double().numpy()
+            tile = torch.from_numpy(padded[(slice(None), *box)][None]).float()
+            logits = asked(network, tile, mirrored)[0].double().numpy()
         total[(slice(None), *box)] += logits * weight
         weights[box] += weight
-    crop = tuple(slice(n // 2, n // 2 + size) for n, size in zip(lacking, image.shape, strict=True))
+    crop = tuple(slice(n // 2, n // 2 + size) for n, size in zip(lacking, sides, strict=True))
     return (total / weights)[(slice(None), *crop)]
 
 
@@ -91,8 +116,11 @@ def by_hand(
     spacing: list[float],
     zscore: bool,
     painted: tuple[int, ...] | None = None,
+    mirrored: bool = False,
+    before: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """nnU-Net's prediction, ``[I, J, K]``; ``painted`` are the values of its regions, if it has regions."""
+    """nnU-Net's prediction, ``[I, J, K]``; ``painted`` are the values of its regions, if it has regions, and
+    ``before`` the prediction of the model whose cascade it is."""
     data = image.data[0].T.astype(np.float64)
     own_mm = image.grid.spacing_mm[::-1]
     box = tuple(slice(where.min(), where.max() + 1) for where in np.nonzero(data))
@@ -102,7 +130,10 @@ def by_hand(
     apart = max(own_mm) / min(own_mm) > 3 or max(spacing) / min(spacing) > 3
     i, j, k = shape
     patch = nnunet_models.PATCH[-2 if isinstance(network.decoder.seg_layers[0], torch.nn.Conv2d) else -3 :]
-    logits = windowed(resampled(crop, (i, j, k), 3, apart), network, patch)
+    seen = resampled(crop, (i, j, k), 3, apart)[None]
+    if before is not None:
+        seen = np.concatenate([seen, one_hot(before.T[box], (i, j, k), apart)])
+    logits = windowed(seen, network, patch, mirrored)
     back = np.stack([resampled(one, crop.shape, 1, apart) for one in logits])  # type: ignore[arg-type]
     labels = np.zeros(data.shape, dtype=np.int64)
     labels[box] = back.argmax(axis=0) if painted is None else regions(back, painted)
@@ -186,6 +217,101 @@ def test_regions_are_written_over_one_another_as_in_nnunet(backend: str, tmp_pat
         assert (values != expected).mean() < 1e-3
     assert found.probabilities is not None
     np.testing.assert_allclose(found.probabilities.probabilities.sum(axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("backend", "dimensions"), [("openvino", 3), ("torch", 3), ("onnxruntime", 2)])
+def test_mirrored_tiles_are_averaged_as_in_nnunet(backend: str, dimensions: int, tmp_path: Path) -> None:
+    network = nnunet_models.random_network(False, seed=5 if dimensions == 2 else 1, dimensions=dimensions)
+    name = "2d" if dimensions == 2 else "3d_fullres"
+    import_model(nnunet_models.write(tmp_path / "given", network, configuration=name), tmp_path / "model")
+    image = scan()
+    model = bundle.load(tmp_path / "model")
+    plain = ready_predictor(model, Device("cpu"), backend=backend).predict(Case("a", image))
+    both = ready_predictor(model, Device("cpu"), backend=backend, mirror=True).predict(Case("a", image))
+    spacing = [3.0, 1.5, 1.25] if dimensions == 3 else [2.0, 1.5, 1.25]
+    expected = by_hand(image, network, spacing, False, mirrored=True)
+    assert (both.labels.data != expected).mean() < 1e-3
+    assert (plain.labels.data != expected).mean() > 0.01
+    assert both.records[0].flops == 2**dimensions * plain.records[0].flops
+
+
+def cascade(folder: Path) -> tuple[Path, torch.nn.Module, torch.nn.Module]:
+    """nnU-Net's folder of a cascade, beside that of the model that it reads; and both networks."""
+    low = nnunet_models.random_network(False, seed=1)
+    full = nnunet_models.random_network(True, channels=3, seed=6)
+    known = nnunet_models.plans()
+    known["configurations"]["3d_lowres"] = known["configurations"]["3d_fullres"] | {
+        "spacing": [3.0, 2.5, 2.4]
+    }
+    known["configurations"]["3d_fullres"]["architecture"] = nnunet_models.architecture(True)
+    known["configurations"]["3d_cascade_fullres"] = {
+        "inherits_from": "3d_fullres",
+        "previous_stage": "3d_lowres",
+        "spacing": [2.5, 1.5, 1.25],
+    }
+    for name, network in (("3d_lowres", low), ("3d_cascade_fullres", full)):
+        own = folder / f"nnUNetTrainer__nnUNetPlans__{name}"
+        nnunet_models.write(own, network, known, configuration=name)
+    return own, low, full
+
+
+@pytest.mark.parametrize(("scan_mm", "mirror"), [((1.5, 1.0, 2.0), False), ((1.0, 1.0, 4.0), True)])
+def test_a_cascade_reads_the_label_map_of_the_one_before(
+    scan_mm: tuple[float, float, float], mirror: bool, tmp_path: Path
+) -> None:
+    given, low, full = cascade(tmp_path / "given")
+    import_model(given, tmp_path / "model")
+    image = scan(scan_mm)
+    predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), mirror=mirror)
+    assert [stage.name for stage in predictor.bundle.recipe.stages] == ["lowres", "fullres"]
+    before = by_hand(image, low, [3.0, 2.5, 2.4], False, mirrored=mirror)
+    expected = by_hand(image, full, [2.5, 1.5, 1.25], False, mirrored=mirror, before=before)
+    alone = by_hand(image, full, [2.5, 1.5, 1.25], False, mirrored=mirror, before=0 * before)
+    assert (alone != expected).mean() > 0.01
+    for keep in (False, True):
+        found = predictor.predict(Case("a", image), keep=keep).labels.data
+        assert (
+            found != expected
+        ).mean() < 5e-3  # a voxel of the prior that is decided otherwise moves others
+
+
+def test_the_model_that_a_cascade_reads_is_found_given_or_asked_for(tmp_path: Path) -> None:
+    given, _, _ = cascade(tmp_path / "given")
+    archive = shutil.make_archive(str(tmp_path / "both"), "zip", tmp_path / "given")
+    low = (given.parent / "nnUNetTrainer__nnUNetPlans__3d_lowres").rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        ModelError, match=r"no nnUNetTrainer__nnUNetPlans__3d_lowres beside it; give .*--lowres"
+    ):
+        import_model(given, tmp_path / "model")
+    import_model(given, tmp_path / "model", lowres=low)
+    import_model(Path(archive), tmp_path / "zipped")
+    one, other = bundle.load(tmp_path / "model"), bundle.load(tmp_path / "zipped")
+    assert one.recipe == other.recipe
+    with pytest.raises(ModelError, match="is no cascade: it reads no model such as"):
+        import_model(low, tmp_path / "third", lowres=given)
+    with pytest.raises(ModelError, match="3d_cascade_fullres reads 3d_lowres"):
+        import_model(given, tmp_path / "third", lowres=given)
+    shutil.rmtree(low / "fold_0")
+    (low / "fold_1").mkdir()
+    with pytest.raises(ModelError, match=r"elsewhere has no fold_\*/checkpoint_final\.pth"):
+        import_model(given, tmp_path / "third", lowres=low)
+
+
+def test_a_cascade_of_other_labels_is_refused(tmp_path: Path) -> None:
+    given, _, _ = cascade(tmp_path / "given")
+    other = given.parent / "nnUNetTrainer__nnUNetPlans__3d_lowres" / "dataset.json"
+    other.write_text(other.read_text().replace("spleen", "kidney"))
+    with pytest.raises(ModelError, match="the configuration that the cascade reads has other labels"):
+        import_model(given, tmp_path / "model")
+
+
+def test_axes_that_a_checkpoint_cannot_mirror_are_refused(tmp_path: Path) -> None:
+    network = nnunet_models.random_network(False, seed=5, dimensions=2)
+    given = nnunet_models.write(tmp_path / "given", network, configuration="2d")
+    path = given / "fold_0" / "checkpoint_final.pth"
+    torch.save(torch.load(path, weights_only=False) | {"inference_allowed_mirroring_axes": (0, 2)}, path)
+    with pytest.raises(ModelError, match="allows mirroring along axis 2, which a network of 2 axes"):
+        import_model(given, tmp_path / "model")
 
 
 def test_folds_become_models_that_predict_together(tmp_path: Path) -> None:

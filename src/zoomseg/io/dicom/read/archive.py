@@ -1,8 +1,7 @@
 """Where DICOM objects lie: files in nested folders, or members of a zip.
 
 A zip is read where it is: nothing is extracted, so its names are never paths. It is hostile until its
-directory of contents has been checked: number and size of members, how far they claim to inflate, whether
-they overlap, encryption.
+directory of contents has been checked (``io.zips``).
 """
 
 from __future__ import annotations
@@ -17,24 +16,12 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from zoomseg.core.errors import ScanError
+from zoomseg.io.zips import ZipLimits, checked_zip
 
 MAX_FILES = 200_000
 """More files in one folder or zip are refused."""
 
-MAX_FILE_BYTES = 4 * 1024**3
-"""A larger member of a zip is refused."""
-
-MAX_TOTAL_BYTES = 64 * 1024**3
-"""A zip that inflates to more is refused."""
-
-MAX_RATIO = 100
-"""A zip that inflates to more than so many times its size is refused, unless that is little: scans, even of
-much air, compress to a tenth at best."""
-
-HARMLESS_BYTES = 256 * 1024**2
-"""What any zip may inflate to."""
-
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_LIMITS = ZipLimits("scans", MAX_FILES, file_bytes=4 * 1024**3, total_bytes=64 * 1024**3)
 
 
 @dataclass(frozen=True, order=True)
@@ -71,7 +58,7 @@ class Opener:
     def add_zip(self, path: Path) -> zipfile.ZipFile:
         """The checked zip; call it before threads share this."""
         if path not in self._zips:
-            self._zips[path] = self._stack.enter_context(_checked_zip(path))
+            self._zips[path] = self._stack.enter_context(checked_zip(path, _LIMITS, ScanError))
         return self._zips[path]
 
     def open(self, source: Source) -> BinaryIO:
@@ -144,41 +131,3 @@ def _members(path: Path, opener: Opener) -> list[Source]:
     names = (info.filename for info in opener.add_zip(path).infolist())
     files = (name for name in names if name and not name.endswith("/"))  # a hostile one may have no name
     return [Source(path, name) for name in files if not name.rpartition("/")[2].startswith(".")]
-
-
-def _checked_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        opened = zipfile.ZipFile(path)
-    except OSError as error:
-        raise ScanError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # the directory of contents of a hostile zip fails in many ways
-        raise ScanError(f"{path}: damaged, truncated or not a zip ({error})") from error
-    try:
-        _check_contents(path, opened.infolist())
-    except ScanError:
-        opened.close()
-        raise
-    return opened
-
-
-def _check_contents(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    if len(members) > MAX_FILES:
-        raise ScanError(f"{path}: {len(members)} files in the zip; at most {MAX_FILES} are read")
-    names = [info.filename for info in members]
-    if len(set(names)) < len(names):
-        raise ScanError(f"{path}: several files of the zip have one name; pack it again")
-    stored = path.stat().st_size
-    packed, total = sum(info.compress_size for info in members), sum(info.file_size for info in members)
-    if packed > stored:
-        raise ScanError(f"{path}: files in the zip overlap; this is not a valid zip")
-    if total > MAX_TOTAL_BYTES or max((i.file_size for i in members), default=0) > MAX_FILE_BYTES:
-        raise ScanError(f"{path}: inflates to {total} bytes; at most {MAX_TOTAL_BYTES} are read")
-    if total > max(HARMLESS_BYTES, MAX_RATIO * stored):
-        raise ScanError(
-            f"{path}: inflates to {total // max(1, stored)} times its size, which is not plausible for scans"
-        )
-    for info in members:
-        if info.flag_bits & 1:
-            raise ScanError(f"{path}: {info.filename!r} is encrypted; unpack it with its password first")
-        if info.compress_type not in _METHODS:
-            raise ScanError(f"{path}: {info.filename!r} has an unsupported compression; only deflate is read")

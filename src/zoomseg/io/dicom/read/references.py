@@ -139,6 +139,6 @@ def _require_patient(path: Path, dataset: Dataset, patient: Mapping[str, str]) -
     other = next((k for k, its, ours in given if its not in (plain(ours), plain(short_text(ours)))), None)
     if other is not None:
         raise ScanError(
-            f"{path}: its {other} is not that of the series; nothing is read of one patient's labels on "
-            "another's images: correct the header, if they belong together"
+            f"{path}: its {other} is not that of the series; labels of one patient are not used on "
+            "images of another; correct the header if they belong together"
         )

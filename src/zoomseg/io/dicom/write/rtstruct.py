@@ -19,7 +19,8 @@ from pydicom.uid import UID, ImplicitVRLittleEndian, RTStructureSetStorage
 
 from zoomseg.anatomy.codes import coded, short_text
 from zoomseg.anatomy.colours import organ_colour
-from zoomseg.core.geometry import FloatArray, Grid
+from zoomseg.core.geometry import Box, FloatArray, Grid
+from zoomseg.core.region import class_boxes
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom import coordinates, uids
 from zoomseg.io.dicom.contours import outlines
@@ -53,12 +54,14 @@ def write_rtstruct(
     if not found:
         return False
     dataset = _header(series, model, version, seed)
-    classes = labels.data
+    boxes = class_boxes(labels.data, found)
     rois, contours, observations = [], [], []
     for number, value in enumerate(found, start=1):
         name = labels.schema.names[value - 1]
         rois.append(_roi(number, name, series, model))
-        contours.append(_contours(number, name, np.asarray(classes == value), series))
+        contours.append(
+            _contours(number, name, labels.data[boxes[value].slices] == value, boxes[value], series)
+        )
         observations.append(_observation(number, name))
     dataset.StructureSetROISequence = rois
     dataset.ROIContourSequence = contours
@@ -132,12 +135,15 @@ def _observation(number: int, name: str) -> Dataset:
     return observation
 
 
-def _contours(number: int, name: str, mask: derived_objects.Mask, series: DicomSeries) -> Dataset:
+def _contours(number: int, name: str, mask: derived_objects.Mask, box: Box, series: DicomSeries) -> Dataset:
+    """Of an organ's mask in the box that holds it."""
     found: list[Dataset] = []
-    for k in np.flatnonzero(mask.any(axis=(0, 1))).tolist():
+    # Slices one after the other in memory: they are looked at one by one.
+    for k, plane in enumerate(np.ascontiguousarray(mask.transpose(2, 0, 1)), start=box.start[2]):
         reference = derived_objects.reference_item(series, k)
-        for polygon in outlines(mask[:, :, k]):
-            found.append(_contour(len(found) + 1, polygon, k, series.grid, reference))
+        for polygon in outlines(plane):
+            placed = polygon + np.array(box.start[:2])
+            found.append(_contour(len(found) + 1, placed, k, series.grid, reference))
     roi = Dataset()
     roi.ReferencedROINumber = number
     roi.ROIDisplayColor = list(organ_colour(name))

@@ -107,7 +107,8 @@ def _range(values: npt.NDArray[np.number[Any]]) -> tuple[float, float]:
 
 def _fullest(classes: npt.NDArray[np.uint8], axis: int) -> int:
     """The plane across an axis in which most voxels have an organ."""
-    return int(np.argmax(np.count_nonzero(classes, axis=tuple(a for a in range(3) if a != axis))))
+    planes = np.moveaxis(classes, axis, 0)
+    return int(np.argmax([np.count_nonzero(plane) for plane in planes]))
 
 
 def _coloured(grey: FloatArray, classes: npt.NDArray[np.uint8], colours: FloatArray) -> FloatArray:

@@ -169,7 +169,9 @@ def test_labels_of_another_patient_are_refused(
     with pytest.raises(ScanError) as error:
         read(kind, path, stack_)
     text = str(error.value)
-    assert text.startswith(f"{path}: its {other} is not that of the series; nothing is read of one patient's")
+    assert text.startswith(
+        f"{path}: its {other} is not that of the series; labels of one patient are not used"
+    )
     assert not any(str(value) in text for value in drawn.values() if value), "nobody is named"
 
 
