@@ -90,7 +90,9 @@ def _together(kept: Iterable[Recorded], last: Run) -> dict[str, Any]:
 
 
 def _account(one: Recorded, head: Mapping[str, Any]) -> dict[str, Any]:
-    """With what was different where it was made."""
+    """With what was different where it was made; of a failed one, the reason alone."""
+    if not one.entry.done:
+        return one.entry.account
     told = earlier_results.of_its_run(one.entry.account, {**one.run.run, "started": head["started"]}, head)
     return told if told["run"] else {key: value for key, value in told.items() if key != "run"}
 
