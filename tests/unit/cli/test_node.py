@@ -24,7 +24,7 @@ def test_it_receives_and_stops_when_it_is_asked_to(tmp_path: Path) -> None:
         assert process.stdout is not None
         found = re.match(r"Open (http://127\.0\.0\.1:\d+/)$", process.stdout.readline())
         assert found is not None
-        assert "Receiving as ZOOMSEG at port " in process.stdout.readline()
+        assert "Receiving as ZOOMSEG on port " in process.stdout.readline()
         assert "dry run" in httpx.get(found[1], timeout=60).text
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
