@@ -221,19 +221,24 @@ def _sform(fields: Any) -> FloatArray:
 
 
 def _qform(fields: Any) -> FloatArray:
-    """Method 2 of the standard. A quaternion that rounding made longer than 1 is shortened."""
-    stored = np.array([fields[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
+    """Method 2 of the standard."""
+    stored = _quaternion(fields)
     squared = float(stored @ stored)
     if not squared <= _LONGEST_QUATERNION:  # NaN is not, either
         return np.full((4, 4), math.nan)
-    if squared > 1:
-        stored /= math.sqrt(squared)
     edges = fields["pixdim"][1:4].astype(np.float64)
     edges[2] *= -1 if fields["pixdim"][0] < 0 else 1
     affine = np.eye(4)
     affine[:3, :3] = quat2mat([math.sqrt(max(0.0, 1 - squared)), *stored]) * edges
     affine[:3, 3] = [fields[f"qoffset_{axis}"] for axis in "xyz"]
     return affine
+
+
+def _quaternion(fields: Any) -> FloatArray:
+    """Its three stored parts; where rounding made them longer than 1, shortened to that."""
+    stored = np.array([fields[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
+    squared = float(stored @ stored)
+    return stored / math.sqrt(squared) if 1 < squared <= _LONGEST_QUATERNION else stored
 
 
 def _disagreements(grids: dict[str, Grid], fields: Any, unit: float) -> Iterator[str]:
@@ -289,9 +294,9 @@ def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
 
     Args:
         like: the fields of a header on this grid. Its geometry is copied as it is, units, codes and all, so
-            that every program lays the result where it lays the scan, by whichever rules; but for a damaged
-            qform beside an sform of a code that the standard does not have: nibabel would turn to the qform,
-            and stop.
+            that every program lays the result where it lays the scan, by whichever rules. Two things are not,
+            as nibabel would stop at them: a quaternion that is a little too long, and a damaged qform beside
+            an sform of a code that the standard does not have.
     """
     kind = nib.Nifti2Image if max(array.shape) > SIZES_1 else nib.Nifti1Image
     if like is None:
@@ -305,6 +310,8 @@ def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
     for name in _GEOMETRY:
         made.header[name] = like[name]
     made.header["pixdim"][:4] = like["pixdim"][:4]
+    for axis, part in zip("bcd", _quaternion(like), strict=True):
+        made.header[f"quatern_{axis}"] = part
     if int(like["sform_code"]) not in _CODES and not np.isfinite(_qform(like)).all():
         made.header["sform_code"] = _ALIGNED
         for name in ("qform_code", "quatern_b", "quatern_c", "quatern_d"):

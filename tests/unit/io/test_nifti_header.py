@@ -193,6 +193,16 @@ def test_a_quaternion_that_rounding_made_too_long_is_shortened(tmp_path: Path) -
     assert header_notes(path) == ()
 
 
+def test_a_quaternion_that_is_too_long_is_shortened_in_what_is_written(tmp_path: Path) -> None:
+    """nibabel opens no file in which it is longer than 1 by more than a few parts in ten millions."""
+    path = save(tmp_path / "a.nii", codes=(0, 1), patches={QUATERN: floats(0, 2e-4, 1.000003)})
+    with pytest.raises(ValueError, match="w2 should be positive"):
+        nib.load(path)
+    scan = nib.Nifti1Header.from_fileobj(path.open("rb"), check=False)
+    nib.save(image(np.ones((4, 5, 6), np.uint8), read_grid(path), scan), tmp_path / "labels.nii")
+    np.testing.assert_allclose(nib.load(tmp_path / "labels.nii").affine, itk_affine(path), atol=1e-4)
+
+
 @pytest.mark.parametrize("turn", [0.0, 0.7, 2.5, np.pi])
 @pytest.mark.parametrize("side", [-1.0, 1.0])
 def test_a_qform_is_read_as_nibabel_and_itk_read_it(tmp_path: Path, turn: float, side: float) -> None:
