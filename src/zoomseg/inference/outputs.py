@@ -1,8 +1,9 @@
 """What a batch of predictions leaves beside the label maps: ``summary.csv``, ``review.csv``, ``run.json``,
 ``report.html``, and names and colours of their values for viewers.
 
-The first three are rewritten after every case: a batch that is stopped keeps the account of what it did. They
-go on listing the label maps of earlier runs, and of others at the same time.
+The first three are rewritten after a case, but for a twentieth of the time at most, and at the end: a batch
+that is stopped keeps the account of what it did, and of one that is killed the journal has the rest. They go
+on listing the label maps of earlier runs, and of others at the same time.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ from zoomseg.recipe.spec import Recipe
 
 TRAINED = ("data_set", "date", "seconds", "device", "seed", "zoomseg")
 """What a run tells of its model's provenance; not the names of the cases."""
+
+WRITING_SHARE = 0.05
+"""Of the time, for rewriting what lists all cases: it takes the longer the more there are."""
 
 OnOrgans = Callable[[Sequence[OrganRow]], None]
 """Gets the rows of a scan."""
@@ -114,8 +118,15 @@ def segment_to_folder(
     costs: list[dict[str, float]] = []
     account = _Account(out, whole) if part == ALL else None
     began = time.perf_counter()
-    if account is not None and whole:
-        account.write(run, rows)
+
+    def rewrite() -> None:
+        if account is not None:
+            run["seconds"] = round(time.perf_counter() - began, 3)
+            run["efficiency"] = summarise(costs)
+            account.write(run, rows)
+
+    if whole:
+        rewrite()
 
     def settle(outcome: Outcome) -> None:
         outcome, entry = recorder.record(outcome)
@@ -128,10 +139,8 @@ def segment_to_folder(
                 costs.append(measures(outcome))
             case Failed():
                 failed.append(outcome)
-        if account is not None:
-            run["seconds"] = round(time.perf_counter() - began, 3)
-            run["efficiency"] = summarise(costs)
-            account.write(run, rows)
+        if account is not None and account.is_due:
+            rewrite()
         if on_result is not None:
             on_result(outcome)
 
@@ -141,6 +150,7 @@ def segment_to_folder(
             batch.segment(left, out, predictor, settle, wanted.organs, on_progress, ahead, wanted.beside)
     finally:
         if account is not None and (run["cases"] or whole):
+            rewrite()
             result_page.write(out)
     return tuple(failed)
 
@@ -296,9 +306,15 @@ class _Account:
         self._whole = whole
         self._earlier = EarlierResults()
         self._written: tuple[int, int, int] | None = None
+        self._due = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether writing it again keeps within ``WRITING_SHARE`` of the time."""
+        return time.monotonic() >= self._due
 
     def write(self, run: dict[str, Any], rows: Sequence[OrganRow]) -> None:
-        out, file = self._out, self._out / "run.json"
+        out, file, began = self._out, self._out / "run.json", time.monotonic()
         with waiting_for(out):
             if self._written is None or _version(file) != self._written:
                 found = earlier_results.read(out, run)
@@ -306,6 +322,7 @@ class _Account:
             self._earlier = earlier = self._earlier.besides(run["cases"], out)
             write_account(out, run, earlier, rows)
             self._written = _version(file)
+        self._due = time.monotonic() + (time.monotonic() - began) / WRITING_SHARE
 
 
 def write_account(

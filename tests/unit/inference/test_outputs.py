@@ -245,3 +245,26 @@ def test_the_model_is_named_without_its_cases(scans: tuple[ScanInput, ...], tmp_
     assert json.loads(text)["models"] == [str(tmp_path / "first"), str(tmp_path / "second")]
     assert json.loads(text)["trained"] == {"data_set": "mine", "seed": 3}
     assert "secret" not in text
+
+
+def test_the_account_of_many_scans_is_rewritten_for_a_twentieth_of_the_time(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time, all cases are written: 10,000 scans would wait for their run.json more than for anything."""
+    now, written = [0.0], []
+
+    def slow(out: Path, run: dict[str, dict[str, object]], *others: object) -> None:
+        now[0] += 0.5
+        written.append(len(run["cases"]))
+        (out / "run.json").write_text(f"{written}")
+
+    monkeypatch.setattr(outputs, "write_account", slow)
+    monkeypatch.setattr(outputs.time, "monotonic", lambda: now[0])
+    account = outputs._Account(tmp_path, {})
+    run: dict[str, dict[str, object]] = {"cases": {}, "labels": {}}
+    for case in range(100):  # a second each
+        now[0] += 1.0
+        run["cases"][f"{case}"] = {}
+        if account.is_due:
+            account.write(run, [])
+    assert written == list(range(1, 101, 10))
