@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -20,7 +21,11 @@ def test_it_receives_and_stops_when_it_is_asked_to(tmp_path: Path) -> None:
     file = tmp_path / "node.yaml"
     file.write_text(yaml.safe_dump(settings(tmp_path).model_dump(mode="json")))
     command = [sys.executable, "-u", "-m", "zoomseg", "node", str(file), "--dry-run"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        ExitStack() as leaving,
+    ):
+        leaving.callback(process.kill)  # it would be waited for without end
         assert process.stdout is not None
         found = re.match(r"Open (http://127\.0\.0\.1:\d+/)$", process.stdout.readline())
         assert found is not None
