@@ -16,7 +16,7 @@ from zoomseg.recipe import load
 from zoomseg.recipe.spec import Recipe
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs" / "papers").glob("*.md"))
+PAGES = sorted(p for p in (ROOT / "docs" / "papers").glob("*.md") if p.name != "index.md")
 SOURCE = ROOT / "src" / "zoomseg"
 
 HEADER = "| The paper says | Recipe | Code |"
