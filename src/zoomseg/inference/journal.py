@@ -9,6 +9,7 @@ together (``inference.gather``).
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -171,7 +172,8 @@ def _host() -> str:
 
 
 def _line(content: _Line) -> bytes:
-    return (content.model_dump_json() + "\n").encode()
+    # Not pydantic's own: names of files that are no UTF-8 hold what it cannot write.
+    return (json.dumps(content.model_dump()) + "\n").encode()
 
 
 def digests_of_results(

@@ -87,7 +87,7 @@ def test_stopped_it_says_how_to_go_on(
         (["--ablation", "roth2018-candidate-region", "--test", "x"], "omit --test"),
         (["--ablation", "flare22", "--test", "nowhere"], "no such data set folder"),
         (["--ablation", "flare22", "--split", "nowhere"], "cannot be read"),
-        (["--ablation", "flare22", "--unlabelled", "x"], "labelled scans alone; omit --unlabelled"),
+        (["--ablation", "flare22", "--unlabelled", "x"], "labelled scans only; omit --unlabelled"),
         (["--ablation", "flare22-unlabelled"], "give them with --unlabelled FOLDER"),
         (["--ablation", "flare22-unlabelled", "--unlabelled", "nowhere"], "no such file or folder"),
         (["--ablation", "flare22", "--recipe", "default"], "has no numbers of its own"),

@@ -154,7 +154,7 @@ def test_an_existing_model_is_not_overwritten(
         (("--time-budget", "5m", "--epochs", "3"), "not both"),
         (("--folds", "3", "--fold", "7"), "fold must be 0 to 2, got 7"),
         (("--folds", "9"), "4 labelled cases can be split into 2 to 4 folds, got 9"),
-        (("--fold", "1"), "give both"),
+        (("--fold", "1"), "--fold requires --folds"),
         (("--resume",), "there is no training to resume"),
         (("--device", "tpu"), "unknown device 'tpu'"),
         (("-r", "defualt"), "default"),
@@ -409,7 +409,7 @@ def test_a_process_that_dies_is_started_again_by_torchrun(data: Path, tmp_path: 
             torchrun.terminate()
     told = (tmp_path / "said.txt").read_text()
     assert "stage 'coarse': resumed at step 60, trained 0 more steps" in told
-    assert "go on with --resume" in told  # the first one, of the second
+    assert "continue with --resume" in told  # the first one, of the second
     assert f"Model: {out}" in told
     assert set(bundle.load(out).weights) == {"coarse", "fine"}
     assert bundle.load(out).graphs  # written last

@@ -148,6 +148,13 @@ def test_failed_scans_are_tried_again(tmp_path: Path) -> None:
     assert computed(scans, tmp_path / "out") == []
 
 
+def test_a_name_that_is_no_utf_8_is_recorded(tmp_path: Path) -> None:
+    odd = (scan(tmp_path, os.fsdecode(b"a\xff"), 1),)
+    assert computed(odd, tmp_path / "out") == ["a\udcff"]
+    assert journal.read(tmp_path / "out")["a\udcff"].entry.done
+    assert computed(odd, tmp_path / "out") == []
+
+
 def test_parts_are_all_scans_once(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
     four = (*scans, scan(tmp_path, "d", 3))
     found = [computed(four, tmp_path / "out", part=Part(number, 3)) for number in (1, 2, 3)]

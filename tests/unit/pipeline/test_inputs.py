@@ -299,7 +299,7 @@ def test_a_constant_channel_becomes_zero() -> None:
 def test_a_window_of_one_channel_that_shows_nothing_names_it() -> None:
     spec = PerChannel(channels=(Unchanged(), Window(lower=5, upper=9)))
     image = Volume(np.zeros((2, 4, 4, 4)), GRID)
-    with pytest.raises(ScanError, match=r"no voxel of a, channel 1 lies inside the window"):
+    with pytest.raises(ScanError, match=r"no voxel of a, channel 1 lies inside the model's intensity window"):
         inputs.check_seen(spec, image, "a")
 
 

@@ -323,7 +323,7 @@ def test_unlabelled_scans_are_needed_refused_and_of_no_case_that_is_used(
     folder, out = scans_of(data, tmp_path / "u", "case_3"), tmp_path / "out"
     with pytest.raises(TrainingError, match="give them with --unlabelled FOLDER"):
         opened(with_unlabelled, data, out)
-    with pytest.raises(TrainingError, match="labelled scans alone; omit --unlabelled"):
+    with pytest.raises(TrainingError, match="labelled scans only; omit --unlabelled"):
         opened(study, data, out, Settings(unlabelled=folder))
     named = "'case_3' has the name of a case"
     with pytest.raises(DatasetError, match=named):
