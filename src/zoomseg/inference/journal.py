@@ -9,7 +9,6 @@ together (``inference.gather``).
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -172,8 +171,7 @@ def _host() -> str:
 
 
 def _line(content: _Line) -> bytes:
-    # Not pydantic's own: names of files that are no UTF-8 hold what it cannot write.
-    return (json.dumps(content.model_dump()) + "\n").encode()
+    return (content.model_dump_json() + "\n").encode()
 
 
 def digests_of_results(

@@ -38,7 +38,7 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow, write_review, write_summary
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dicom.write.results import require_series
-from zoomseg.io.files import writable_directory, write_json_atomic
+from zoomseg.io.files import printable, writable_directory, write_json_atomic
 from zoomseg.io.locks import waiting_for
 from zoomseg.io.scans import ScanInput
 from zoomseg.io.seg_nrrd import write_colour_tables
@@ -283,13 +283,14 @@ def _drawn(out: Path, done: Segmented, organs: tuple[str, ...]) -> list[str]:
 
 def seen_from(out: Path, paths: Iterable[Path]) -> list[str]:
     """Paths as seen from the folder of results, so that both can be moved together; absolute ones where there
-    is no way from there."""
+    is no way from there. Of a name that is no UTF-8, which JSON cannot hold, the odd bytes are spelled
+    out."""
     found = []
     for path in paths:
         try:
-            found.append(Path(os.path.relpath(path, out)).as_posix())
+            found.append(printable(Path(os.path.relpath(path, out)).as_posix()))
         except ValueError:  # another drive
-            found.append(str(path.resolve()))
+            found.append(printable(str(path.resolve())))
     return found
 
 

@@ -149,9 +149,11 @@ def test_failed_scans_are_tried_again(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_utf_8_is_recorded(tmp_path: Path) -> None:
-    odd = (scan(tmp_path, os.fsdecode(b"a\xff"), 1),)
-    assert computed(odd, tmp_path / "out") == ["a\udcff"]
-    assert journal.read(tmp_path / "out")["a\udcff"].entry.done
+    named = scan(tmp_path, "a", 1).paths[0]
+    odd = (ScanInput("a", (named.rename(tmp_path / os.fsdecode(b"a\xff.nii.gz")),)),)
+    assert computed(odd, tmp_path / "out") == ["a"]
+    account = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["a"]
+    assert account["scan"] == ["../a\\xff.nii.gz"]
     assert computed(odd, tmp_path / "out") == []
 
 
