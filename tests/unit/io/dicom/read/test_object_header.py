@@ -308,7 +308,8 @@ def test_a_syntax_newer_than_the_library_is_named(tmp_path: Path) -> None:
         known, newer = b"1.2.840.10008.1.2.4.94", b"1.2.840.10008.1.2.8.1\x00"
         file.write_bytes(file.read_bytes().replace(known, newer))
     (refused,) = find_series(folder).refused
-    assert "its transfer syntax 1.2.840.10008.1.2.8.1 is not read; convert it" in refused.reason
+    name = UID("1.2.840.10008.1.2.8.1").name  # pynetdicom, once imported, knows it
+    assert f"its transfer syntax {name} is not read; convert it" in refused.reason
 
 
 def test_an_object_in_an_unknown_syntax_is_not_called_damaged(tmp_path: Path) -> None:
