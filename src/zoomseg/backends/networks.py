@@ -27,15 +27,14 @@ def networks_of(
     backend: Backend,
     device: Device,
     threads: int | None = None,
-    mirror: bool = False,
 ) -> dict[str, StageNetwork]:
-    """The network of every stage of the models' common recipe; of several models, their mean probabilities.
-    Compiled networks take and give numpy arrays; torch's give what they get.
+    """The network of every stage of the models' common recipe; of several models, their mean probabilities,
+    and of a stage with ``mirror_axes`` also over tiles mirrored along these. Compiled networks take and give
+    numpy arrays; torch's give what they get.
 
     Args:
         device: for torch; its precision counts for all.
         threads: of compiled networks; None: as many as this process may use.
-        mirror: whether each is asked of mirrored tiles, too, along the ``mirror_axes`` of its stage.
 
     Raises:
         BackendError: the backend refuses a network.
@@ -43,8 +42,6 @@ def networks_of(
             or weights do not fit the network.
     """
     found = _answering(models, backend, device, threads)
-    if not mirror:
-        return found
     stages = {stage.name: stage for stage in models[0].recipe.stages}
     return {name: mirrored(own, mirror_axes(stages[name]), stages[name].mean) for name, own in found.items()}
 

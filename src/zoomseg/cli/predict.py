@@ -187,6 +187,7 @@ def command(
             vram,
             any_scan,
             overlap,
+            mirror,
             ship,
             resume,
         )

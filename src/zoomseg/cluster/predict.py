@@ -19,7 +19,7 @@ from zoomseg.inference import journal
 from zoomseg.inference.batch import LABELS_ALONE, ExtraOutputs
 from zoomseg.inference.gather import Gathered, gather
 from zoomseg.inference.journal import STARTED_FORMAT
-from zoomseg.inference.load import with_less_overlap
+from zoomseg.inference.load import as_asked
 from zoomseg.inference.outputs import Wanted, header
 from zoomseg.io import bundle, digests
 from zoomseg.io.bundle import Bundle
@@ -47,6 +47,7 @@ class Request:
     max_vram: int | None = None
     any_scan: bool = False
     overlap: float | None = None
+    mirror: bool = False
     ship: bool = False
     resume: bool = False
 
@@ -82,8 +83,7 @@ def predict(
     out = out.absolute()
     names = [part for model in request.models for part in bundle.models_in(model)]
     models = [bundle.load(name) for name in names]
-    if request.overlap is not None:
-        models = [with_less_overlap(model, request.overlap) for model in models]
+    models = [as_asked(model, request.overlap, request.mirror) for model in models]
     wanted = _wanted(models[0], request)
     wanted.prepare(scans, out)
     job = replace(_job(out, request, names, wanted, len(scans), notes), max_ram=_room(address, request))
@@ -130,6 +130,7 @@ def _job(
         max_vram=request.max_vram,
         any_scan=request.any_scan,
         overlap=request.overlap,
+        mirror=request.mirror,
         scans=scans,
         notes=tuple(notes),
         started=time.strftime(STARTED_FORMAT, time.gmtime()),

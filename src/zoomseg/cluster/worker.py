@@ -44,6 +44,7 @@ class Job:
     max_vram: int | None
     any_scan: bool
     overlap: float | None
+    mirror: bool
     scans: int
     notes: tuple[str, ...]
     started: str
@@ -170,6 +171,7 @@ def _predictor(job: Job) -> tuple[Predictor, Wanted]:
         any_scan=job.any_scan,
         backend=job.backend,
         overlap=job.overlap,
+        mirror=job.mirror,
     )
     return predictor, Wanted.of(predictor.bundle, job.organs, job.beside)
 

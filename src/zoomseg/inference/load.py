@@ -91,8 +91,7 @@ def ready_predictor(
     on_registration: OnRegistration = atlas_priors.ignore_progress,
 ) -> Predictor:
     """``load_predictor`` of models that are in memory."""
-    if overlap is not None:
-        model, *others = (with_less_overlap(one, overlap) for one in (model, *others))
+    model, *others = (as_asked(one, overlap, mirror) for one in (model, *others))
     name = device if isinstance(device, str) else device.kind
     chosen = choose(backend, name, (model, *others))
     if chosen.note:
@@ -104,10 +103,11 @@ def ready_predictor(
     return Predictor(model, device, atlas_of, limits, others, any_scan, chosen.backend, mirror)
 
 
-def with_less_overlap(model: Bundle, overlap: float) -> Bundle:
-    """A model whose recipe has tiles overlap less, as in ``load_predictor``.
+def as_asked(model: Bundle, overlap: float | None, mirror: bool) -> Bundle:
+    """A model with the recipe as it predicts; ``overlap`` and ``mirror`` as in ``load_predictor``.
 
     Raises:
-        RecipeError: not below the model's.
+        RecipeError: an overlap that is not below the model's, or a recipe that allows no mirroring.
     """
-    return replace(model, recipe=graph.with_less_overlap(model.recipe, overlap))
+    recipe = model.recipe if overlap is None else graph.with_less_overlap(model.recipe, overlap)
+    return replace(model, recipe=graph.with_mirroring(recipe, mirror))

@@ -9,7 +9,7 @@ from zoomseg.backends.choice import Backend
 from zoomseg.backends.device import Device
 from zoomseg.backends.networks import costs_of, networks_of
 from zoomseg.core.case import Case
-from zoomseg.core.errors import GeometryError, ModelError, RecipeError
+from zoomseg.core.errors import GeometryError, ModelError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.region import Region
 from zoomseg.inference import atlas_priors, memory_limits
@@ -63,27 +63,24 @@ class Predictor:
             RecipeError: the recipe does not fit the model's labels and channels, or allows no mirroring.
         """
         graph.validate_labels(bundle.recipe, bundle.schema)
-        if mirror and not any(stage.mirror_axes for stage in bundle.recipe.stages):
-            raise RecipeError(
-                f"recipe '{bundle.recipe.name}' allows no mirroring: no stage has mirror_axes; supported: "
-                "models that were trained with mirrored scans and say so"
-            )
-        self._mirror = mirror
         for other in others:
             _check_alike(bundle, other)
-        self.bundle = bundle
-        self.folders = tuple(model.folder for model in (bundle, *others) if model.folder is not None)
+        models = tuple(
+            replace(model, recipe=graph.with_mirroring(model.recipe, mirror)) for model in (bundle, *others)
+        )
+        self.bundle = bundle = models[0]
+        """The first of the models that answer, with the recipe as it predicts."""
+        self.folders = tuple(model.folder for model in models if model.folder is not None)
         """Of the models that answer, if they came from disk."""
-        self.sha256 = digests.of_models((bundle, *others))
+        self.sha256 = digests.of_models(models)
         """Of the models that answer, without their recipe (see ``io.digests``)."""
         self.device = device
         self._atlas_of = atlas_of or atlas_priors.of_model(bundle)
         self.limits = limits or MemoryLimits(device)
         self._any_scan = any_scan
         self.backend = backend
-        models = (bundle, *others)
         self._models = len(models)
-        self._networks = networks_of(models, backend, device, mirror=mirror)
+        self._networks = networks_of(models, backend, device)
         self._costs = costs_of(bundle, backend)
         self._works = {stage.name: self._work(stage) for stage in bundle.recipe.stages}
 
@@ -142,7 +139,7 @@ class Predictor:
         )
 
     def _flops(self, record: StageRecord) -> int:
-        axes = graph.stage_of(self.bundle.recipe, record.stage).mirror_axes if self._mirror else ()
+        axes = graph.stage_of(self.bundle.recipe, record.stage).mirror_axes
         times: int = self._models * 2 ** len(axes)
         return times * record.tiles * self._costs[record.stage].flops(record.tile)
 

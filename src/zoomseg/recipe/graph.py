@@ -430,6 +430,24 @@ def with_less_overlap(recipe: Recipe, overlap: float) -> Recipe:
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
+def with_mirroring(recipe: Recipe, wanted: bool) -> Recipe:
+    """The recipe as it predicts: with mirroring along the axes that its stages allow, if it is wanted, else
+    along none.
+
+    Raises:
+        RecipeError: wanted, and no stage allows any.
+    """
+    if not wanted:
+        stages = (stage.model_copy(update={"mirror_axes": ()}) for stage in recipe.stages)
+        return recipe.model_copy(update={"stages": tuple(stages)})
+    if not any(stage.mirror_axes for stage in recipe.stages):
+        raise RecipeError(
+            f"recipe '{recipe.name}' allows no mirroring: no stage has mirror_axes; supported: "
+            "models that were trained with mirrored scans and say so"
+        )
+    return recipe
+
+
 def _shares(overlap: float | tuple[float, float, float]) -> tuple[float, float, float]:
     return overlap if isinstance(overlap, tuple) else (overlap, overlap, overlap)
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from zoomseg.cli.main import main
 from zoomseg.cluster.client import ClusterError, crashed, started
 from zoomseg.cluster.predict import Request, predict
 from zoomseg.cluster.worker import Reply
+from zoomseg.core.errors import RecipeError
 from zoomseg.inference.batch import ExtraOutputs
 from zoomseg.inference.load import load_predictor
 from zoomseg.inference.outputs import segment_to_folder
@@ -47,8 +50,8 @@ def request_of(model: Path, ship: bool = False, resume: bool = False) -> Request
     return Request((model,), beside=STAGES, backend="openvino", device="cpu", ship=ship, resume=resume)
 
 
-def one_process(model: Path, scans: list[ScanInput], out: Path) -> None:
-    predictor = load_predictor([model], "cpu", backend="openvino")
+def one_process(model: Path, scans: list[ScanInput], out: Path, mirror: bool = False) -> None:
+    predictor = load_predictor([model], "cpu", backend="openvino", mirror=mirror)
     segment_to_folder(scans, out, predictor, beside=STAGES)
 
 
@@ -82,6 +85,25 @@ def test_workers_write_what_one_process_writes(
     predict(scans, tmp_path / "out", cluster.scheduler_address, request_of(model, ship, resume=True), again)
     assert again.left_out == ("d", "c", "b")
     assert [reply.case for reply in again.replies] == ["a"]
+
+
+def test_workers_mirror_where_it_is_asked_for(cluster: LocalCluster, model: Path, tmp_path: Path) -> None:
+    scans = tiny_scans(tmp_path / "in", "a")
+    with pytest.raises(RecipeError, match="allows no mirroring"):
+        predict(scans, tmp_path / "no", "nowhere", replace(request_of(model), mirror=True), Told())
+    allowing = shutil.copytree(model, tmp_path / "model")
+    told = json.loads((allowing / "model.json").read_text())
+    for stage in told["recipe"]["stages"]:
+        stage["mirror_axes"] = ["k"]
+    (allowing / "model.json").write_text(json.dumps(told))
+    maps = {}
+    for mirror in (False, True):
+        out, request = tmp_path / f"out {mirror}", replace(request_of(allowing), mirror=mirror)
+        predict(scans, out, cluster.scheduler_address, request, Told())
+        one_process(allowing, scans, tmp_path / f"one {mirror}", mirror)
+        maps[mirror] = label_maps(out)
+        assert maps[mirror] == label_maps(tmp_path / f"one {mirror}")
+    assert maps[False] != maps[True]
 
 
 def test_a_scan_that_crashes_its_workers_is_named(cluster: LocalCluster, model: Path, tmp_path: Path) -> None:

@@ -137,6 +137,19 @@ def test_another_model_recipe_or_wish_computes_all_again(
     assert computed(one, out, Predictor(changed, CPU), ("right kidney",)) == ["a"]
 
 
+def test_what_was_not_mirrored_is_computed_again_with_mirroring(
+    scans: tuple[ScanInput, ...], tmp_path: Path
+) -> None:
+    model, out, one = untrained_bundle(), tmp_path / "out", scans[:1]
+    stages = tuple(s.model_copy(update={"mirror_axes": ("k",)}) for s in model.recipe.stages)
+    model = replace(model, recipe=model.recipe.model_copy(update={"stages": stages}))
+    for mirror in (False, True):
+        assert computed(one, out, Predictor(model, CPU, mirror=mirror)) == ["a"]
+        assert computed(one, out, Predictor(model, CPU, mirror=mirror)) == []
+        told = json.loads((out / "run.json").read_text())["recipe_in_full"]["stages"]
+        assert [stage["mirror_axes"] for stage in told] == [["k"] if mirror else []] * len(stages)
+
+
 def test_failed_scans_are_tried_again(tmp_path: Path) -> None:
     (tmp_path / "a.nii.gz").write_bytes(b"no")
     scans = (ScanInput("a", (tmp_path / "a.nii.gz",)),)
