@@ -23,7 +23,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import numpy.typing as npt
+from nnunet_import import dices
 
 from zoomseg.backends.device import Device
 from zoomseg.backends.torch_networks import trained_network
@@ -157,16 +157,6 @@ def _row(
         reference = np.asanyarray(nibabel.load(path).dataobj).astype(np.int64)  # type: ignore[attr-defined]
         cells += [f"{np.mean(dices(one, reference, least)):.4f}" for one in (theirs["labels"], values)]
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
-def dices(one: npt.NDArray[np.generic], other: npt.NDArray[np.generic], least: int) -> list[float]:
-    """Of every label that has ``least`` voxels or more in either map."""
-    found = []
-    for label in range(1, 1 + max(int(one.max()), int(other.max()))):
-        a, b = one == label, other == label
-        if max(a.sum(), b.sum()) >= least:
-            found.append(2 * float((a & b).sum()) / float(a.sum() + b.sum()))
-    return found
 
 
 if __name__ == "__main__":

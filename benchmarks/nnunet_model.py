@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-FEATURES = [32, 64, 128, 256, 320, 320]
-PATCH = [128, 128, 128]
+sys.path.insert(0, str(Path(__file__).parent / "predict"))
+
+from networks import DEFAULT_FEATURES, IMPORTED, NETWORK_CLASS, PATCH, architecture
 
 
 def main() -> None:
@@ -42,34 +44,13 @@ def main() -> None:
     torch.save(checkpoint, folder / "checkpoint_final.pth")
 
 
-def _architecture() -> dict[str, Any]:
-    levels = len(FEATURES)
-    return {
-        "n_stages": levels,
-        "features_per_stage": FEATURES,
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * levels,
-        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (levels - 1),
-        "n_conv_per_stage": [2] * levels,
-        "n_conv_per_stage_decoder": [2] * (levels - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-
-
 def _network(classes: int) -> torch.nn.Module:
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     torch.manual_seed(0)
-    kind = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-    imported = ["conv_op", "norm_op", "dropout_op", "nonlin"]
+    settings = architecture(DEFAULT_FEATURES)
     network = get_network_from_plans(
-        kind, _architecture(), imported, 1, classes, allow_init=True, deep_supervision=True
+        NETWORK_CLASS, settings, list(IMPORTED), 1, classes, allow_init=True, deep_supervision=True
     )
     assert isinstance(network, torch.nn.Module)
     return network
@@ -94,9 +75,9 @@ def _plans(spacing: float) -> dict[str, Any]:
         "resampling_fn_probabilities": resampling,
         "resampling_fn_probabilities_kwargs": options | {"is_seg": False, "order": 1},
         "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": _architecture(),
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+            "network_class_name": NETWORK_CLASS,
+            "arch_kwargs": architecture(DEFAULT_FEATURES),
+            "_kw_requires_import": IMPORTED,
         },
         "batch_dice": True,
     }
