@@ -69,6 +69,7 @@ def job_of(out: Path, *models: Path, ship: bool = False) -> Job:
         max_vram=None,
         any_scan=False,
         overlap=None,
+        mirror=False,
         scans=3,
         notes=(),
         started="2026-01-02T03:04:05Z",

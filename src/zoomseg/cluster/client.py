@@ -26,7 +26,7 @@ from zoomseg.io.files import reason_of
 from zoomseg.io.scans import ScanInput
 
 CRASHES = 3
-"""A scan that ended so many workers is not given to another one."""
+"""A scan that ended so many workers while it was computed alone is not given to another one."""
 
 CONNECT_SECONDS = 30
 LOOK_SECONDS = 1.0
@@ -162,12 +162,15 @@ class _Work:
     failed: list[Failed] = field(default_factory=list)
     journals: dict[str, Journal] = field(default_factory=dict)
     """By run: of what workers sent, and of scans of which no worker told."""
+    suspects: deque[ScanInput] = field(default_factory=deque)
+    """Scans that were there when workers died, the first of them computed alone now or next: another one may
+    have ended these workers, as Dask moves what a dead one had to those that are left."""
     workers: int = 0
     looked: float = -LOOK_SECONDS
 
     def run(self) -> tuple[Failed, ...]:
         try:
-            while self.waiting or self.running:
+            while self.waiting or self.running or self.suspects:
                 self._look()
                 self._give()
                 self._take()
@@ -198,19 +201,22 @@ class _Work:
             raise ClusterError(LOST)
 
     def _give(self) -> None:
-        """No more scans than workers: then each has one, and of a worker that dies it is known what it
-        computed."""
-        while self.waiting and len(self.running) < self.workers:
+        """No more scans than workers, so that each has one; or one alone, if it is suspected."""
+        while self.waiting and not self.suspects and len(self.running) < self.workers:
             scan = self.waiting.popleft()
             try:
-                given = ShippedScan.of(scan) if self.job.ship else scan
+                self._submit(scan, "")
             except ScanError as error:
                 self._fail(Failed(scan.id, str(error)))
-                continue
-            key = f"zoomseg-{self.job.id}-{scan.id}"
-            future = self.client.submit(segment_scan, self.job, given, key=key, pure=False)
-            self.running[future] = scan
-            future.add_done_callback(self.ended.put)
+        if self.suspects and not self.running and self.workers:
+            self._submit(self.suspects[0], "-alone")
+
+    def _submit(self, scan: ScanInput, how: str) -> None:
+        given = ShippedScan.of(scan) if self.job.ship else scan
+        key = f"zoomseg-{self.job.id}-{scan.id}{how}"
+        future = self.client.submit(segment_scan, self.job, given, key=key, pure=False)
+        self.running[future] = scan
+        future.add_done_callback(self.ended.put)
 
     def _take(self) -> None:
         """What has ended, for which to wait a moment."""
@@ -219,12 +225,18 @@ class _Work:
         except queue.Empty:
             return
         scan = self.running.pop(future)
+        alone = bool(self.suspects) and self.suspects[0] is scan
+        if alone:
+            self.suspects.popleft()
         if future.status == "cancelled":
             raise ClusterError(LOST)
         try:
             reply: Reply = future.result()
         except KilledWorker as error:
-            self._fail(Failed(scan.id, crashed(error.allowed_failures + 1)))
+            if alone:
+                self._fail(Failed(scan.id, crashed(error.allowed_failures + 1)))
+            else:
+                self.suspects.append(scan)
             return
         except (ZoomSegError, CancelledError):
             raise

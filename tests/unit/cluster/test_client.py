@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -58,6 +59,15 @@ def test_local_workers() -> None:
             local_workers(address)
 
 
+@pytest.fixture
+def nothing_left_over() -> Iterator[None]:
+    """Dask's clients that found no scheduler go now: collected while another one starts, they wait for a lock
+    that it holds, and both without end."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.usefixtures("nothing_left_over")
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "scheduler.json", "no address"])
 def test_nobody_answers(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "CONNECT_SECONDS", 0.5)
