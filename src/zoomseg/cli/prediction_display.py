@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console, Group
 from rich.markup import escape
-from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, ProgressColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
@@ -25,25 +26,25 @@ SHOWN = 1000
 """Characters of a line; names in it come from files."""
 
 
-class PredictionDisplay:
-    """One line for every scan; ``verbose``: also the tiles of the scan at hand, and after it a table of what
-    it cost. ``tell`` and ``settle`` may be called from different threads."""
+class ScanDisplay:
+    """A line for every scan, and a bar that counts them, wherever they are predicted."""
 
-    def __init__(self, console: Console, scans: int, verbose: bool) -> None:
-        columns = (*Bars.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    def __init__(self, console: Console, scans: int, *columns: ProgressColumn) -> None:
+        """
+        Args:
+            columns: of the bar, between the count and the time left.
+        """
+        shown = (*Bars.get_default_columns()[:2], MofNCompleteColumn(), *columns, TimeRemainingColumn())
         self._console = console
-        self._verbose = verbose
-        self._bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bars = Bars(*shown, console=console, transient=True, disable=not console.is_terminal)
         self._scans = self._bars.add_task("Predicting", total=scans)
-        self._tiles = self._bars.add_task("", total=None, visible=False)
-        self._stage = ("", "")
         self._last_line = time.monotonic()
         self.settled = 0
         """So many scans are done with."""
         self.left_out = 0
         """So many of them were whole before."""
 
-    def __enter__(self) -> PredictionDisplay:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 
@@ -51,6 +52,48 @@ class PredictionDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+
+    def warn(self, message: str) -> None:
+        """Something is left out, and the scan is segmented all the same."""
+        self._line(Text(quoted(message, SHOWN), style="yellow"))
+
+    def leave_out(self, cases: Sequence[str]) -> None:
+        """Scans whose results are there already."""
+        self.left_out += len(cases)
+        self.settled += len(cases)
+        self._bars.advance(self._scans, len(cases))
+        if cases:
+            self._line(Text(f"results of {len(cases)} scans are whole, and left as they are"))
+
+    def _fail(self, case: str, reason: str) -> None:
+        why = quoted(f"{case}: {reason}", SHOWN)
+        self._settle(case, Text.assemble(("failed:", "red"), f" {why}"))
+
+    def _settle(self, case: str, line: Text | Group, notes: Iterable[str] = ()) -> None:
+        self._line(line)
+        for note in notes:
+            self.warn(f"{case}: {note}")
+        self.settled += 1
+        self._bars.advance(self._scans)
+
+    def _line(self, what: Text | Group) -> None:
+        self._console.print(what, highlight=False, soft_wrap=True)
+
+
+def done_line(case: str, seconds: float) -> Text:
+    """Of a scan that was segmented."""
+    return Text(f"{quoted(case)}  {seconds:.1f} s")
+
+
+class PredictionDisplay(ScanDisplay):
+    """Of scans that this process predicts; ``verbose``: also the tiles of the scan at hand, and after it a
+    table of what it cost. ``tell`` and ``settle`` may be called from different threads."""
+
+    def __init__(self, console: Console, scans: int, verbose: bool) -> None:
+        super().__init__(console, scans)
+        self._verbose = verbose
+        self._tiles = self._bars.add_task("", total=None, visible=False)
+        self._stage = ("", "")
 
     def tell(self, case: str, progress: TileProgress) -> None:
         """How many tiles of a stage are done."""
@@ -60,10 +103,6 @@ class PredictionDisplay:
     def register(self, case: str, done: int, total: int) -> None:
         """How far a scan's atlases are; shown to everybody, as they take minutes."""
         self._show(case, TileProgress("registering atlases", done, total), "steps")
-
-    def warn(self, message: str) -> None:
-        """Something is left out, and the scan is segmented all the same."""
-        self._line(Text(quoted(message, SHOWN), style="yellow"))
 
     def _show(self, case: str, progress: TileProgress, unit: str) -> None:
         if self._console.is_terminal:
@@ -82,26 +121,11 @@ class PredictionDisplay:
     def settle(self, outcome: Segmented | Failed) -> None:
         """A scan is done with."""
         if isinstance(outcome, Failed):
-            why = quoted(f"{outcome.case}: {outcome.reason}", SHOWN)
-            self._line(Text.assemble(("failed:", "red"), f" {why}"))
-        else:
-            line = Text(f"{quoted(outcome.case)}  {outcome.seconds['total']:.1f} s")
-            self._line(Group(line, *costs(outcome)) if self._verbose else line)
-            for note in outcome.result.notes:
-                self.warn(f"{outcome.case}: {note}")
-        self.settled += 1
-        self._bars.advance(self._scans)
-
-    def leave_out(self, cases: Sequence[str]) -> None:
-        """Scans whose results are there already."""
-        self.left_out += len(cases)
-        self.settled += len(cases)
-        self._bars.advance(self._scans, len(cases))
-        if cases:
-            self._line(Text(f"results of {len(cases)} scans are whole, and left as they are"))
-
-    def _line(self, what: Text | Group) -> None:
-        self._console.print(what, highlight=False, soft_wrap=True)
+            self._fail(outcome.case, outcome.reason)
+            return
+        line = done_line(outcome.case, outcome.seconds["total"])
+        shown = Group(line, *costs(outcome)) if self._verbose else line
+        self._settle(outcome.case, shown, outcome.result.notes)
 
 
 def costs(done: Segmented) -> tuple[Table, Text]:
