@@ -124,9 +124,7 @@ def replace_in_roi(
 ) -> None:
     """Inside the prediction's region the label map becomes its argmax, or of labels that overlap the last
     one that is likelier than background; outside it stays."""
-    grid, labels, region = prediction.grid, prediction.labels, prediction.region
-    slabs = SlabFusion(fused, grid, labels, region, argmax_place, kernels, geometric, overlap=overlap)
-    slabs.add(logarithms(prediction.probabilities) if geometric else prediction.probabilities)
+    _enter_whole(fused, prediction, argmax_place, kernels, geometric, False, overlap)
 
 
 def paste(
@@ -139,8 +137,20 @@ def paste(
 ) -> None:
     """The prediction's labels are erased from the whole label map, and what it found inside its region is
     written over what is there."""
+    _enter_whole(fused, prediction, argmax_place, kernels, geometric, True, overlap)
+
+
+def _enter_whole(
+    fused: FusedLabelMap,
+    prediction: StagePrediction,
+    place: ArgmaxPlace,
+    kernels: Kernels,
+    geometric: bool,
+    pasted: bool,
+    overlap: bool,
+) -> None:
     grid, labels, region = prediction.grid, prediction.labels, prediction.region
-    slabs = SlabFusion(fused, grid, labels, region, argmax_place, kernels, geometric, True, overlap)
+    slabs = SlabFusion(fused, grid, labels, region, place, kernels, geometric, pasted, overlap)
     slabs.add(logarithms(prediction.probabilities) if geometric else prediction.probabilities)
 
 
