@@ -150,7 +150,8 @@ def segment_to_folder(
             batch.segment(left, out, predictor, settle, wanted.organs, on_progress, ahead, wanted.beside)
     finally:
         if account is not None and (run["cases"] or whole):
-            rewrite()
+            if account.listed < len(run["cases"]):
+                rewrite()
             result_page.write(out)
     return tuple(failed)
 
@@ -308,6 +309,8 @@ class _Account:
         self._earlier = EarlierResults()
         self._written: tuple[int, int, int] | None = None
         self._due = 0.0
+        self.listed = 0
+        """Cases of the run when it was last written."""
 
     @property
     def is_due(self) -> bool:
@@ -323,6 +326,7 @@ class _Account:
             self._earlier = earlier = self._earlier.besides(run["cases"], out)
             write_account(out, run, earlier, rows)
             self._written = _version(file)
+        self.listed = len(run["cases"])
         self._due = time.monotonic() + (time.monotonic() - began) / WRITING_SHARE
 
 
