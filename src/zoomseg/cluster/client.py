@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +41,9 @@ _CONFIG = {
 
 _LEAVE_SIGNALS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 """Run by workers that are started here: a terminal interrupts them, too, but this process ends them."""
+
+_SCHEDULER_GONE = (OSError, CancelledError)
+"""What a call to the scheduler raises that it did not survive."""
 
 LOST = "the scheduler was lost; what is written is kept, --resume goes on from there"
 
@@ -140,13 +143,16 @@ def segment(
     out = Path(job.out)
     models = tuple(model_files(folder) for folder in folders) if job.ship else ()
     preparation = Preparation(job, models)
-    client.register_plugin(preparation)
     try:
-        work = _Work(client, job, deque(scans), observer, out, failed_run)
-        return work.run()
-    finally:
-        if client.status == "running":
-            client.unregister_worker_plugin(preparation.name)
+        client.register_plugin(preparation)
+        try:
+            return _Work(client, job, deque(scans), observer, out, failed_run).run()
+        finally:
+            with suppress(*_SCHEDULER_GONE):  # what would be removed is gone with it
+                if client.status == "running":
+                    client.unregister_worker_plugin(preparation.name)
+    except _SCHEDULER_GONE as error:
+        raise ClusterError(LOST) from error
 
 
 @dataclass(eq=False)
@@ -175,11 +181,10 @@ class _Work:
                 self._give()
                 self._take()
             return tuple(self.failed)
-        except (OSError, CancelledError) as error:  # of a call to the scheduler that it did not survive
-            raise ClusterError(LOST) from error
         finally:
-            if self._connected:
-                self.client.cancel(list(self.running), force=True)
+            with suppress(*_SCHEDULER_GONE):
+                if self._connected:
+                    self.client.cancel(list(self.running), force=True)
             for one in self.journals.values():
                 one.close()
 

@@ -37,7 +37,6 @@ class Files:
         for name, content in self.contents.items():
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise ValueError(f"a path that leaves its folder: {name!r}")
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes_atomic(folder / name, content)
 
 

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("distributed", reason="needs the extra 'cluster'")
 
 from distributed import Client, LocalCluster
+from distributed.comm import CommClosedError
 
 from helpers.clusters import Told, job_of, tiny_scans
 from zoomseg.cluster import client
@@ -98,3 +99,27 @@ def test_what_is_no_error_of_ours_is_told_in_one_line(
         client.segment(
             connection, tiny_scans(tmp_path, "a"), replace(job_of(tmp_path), id="2f"), [], RUN, Told()
         )
+
+
+def test_a_scheduler_lost_where_the_client_does_not_know_yet(
+    connection: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever asks the scheduler something, also what tidies up, may be the first to notice."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise CommClosedError("in <TCP (closed)>: ConnectionResetError")
+
+    job = replace(job_of(tmp_path), id="3f")
+    scans = tiny_scans(tmp_path / "in", "a")
+    with monkeypatch.context() as patched:
+        patched.setattr(connection, "register_plugin", gone)
+        with pytest.raises(ClusterError, match="the scheduler was lost"):
+            client.segment(connection, scans, job, [], RUN, Told())
+    for called in ("nthreads", "submit"):
+        with monkeypatch.context() as patched:
+            for tidying in ("cancel", "unregister_worker_plugin"):
+                patched.setattr(connection, tidying, gone)
+            patched.setattr(connection, called, gone)
+            with pytest.raises(ClusterError, match="the scheduler was lost"):
+                client.segment(connection, scans, job, [], RUN, Told())
+    assert connection.status == "running"
