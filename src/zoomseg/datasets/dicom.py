@@ -173,7 +173,7 @@ def _names_patient(name: str, patient: Mapping[str, str]) -> bool:
     return any(word in name.lower() for word in words if len(word) > 1)
 
 
-# --- what was drawn -------------------------------------------------------------------------------
+# --- annotations -----------------------------------------------------------------------------------
 
 
 def _drawn(objects: Iterable[Other], stack: Stack) -> tuple[Structures, list[str]]:

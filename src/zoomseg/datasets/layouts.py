@@ -399,7 +399,7 @@ def _pair_cases(root: Path, pairs: Sequence[object]) -> list[CaseFiles]:
     return list(cases.values())
 
 
-# --- what dataset.json says -----------------------------------------------------------------------
+# --- content of dataset.json -----------------------------------------------------------------------
 
 
 def _parse_channels(where: Path, description: Mapping[str, Any]) -> tuple[str, ...]:

@@ -239,7 +239,7 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-# --- what is left out -----------------------------------------------------------------------------
+# --- what is omitted ------------------------------------------------------------------------------
 
 
 def _only_one_has(first: Evaluation, other: Evaluation, names: tuple[str, str]) -> Iterator[str]:

@@ -257,7 +257,7 @@ def _inside(scan: Grid, stage: Stage, prediction: StagePrediction | None) -> Mas
     return prediction.region.on(scan).mask_in(scan.box)
 
 
-# --- what is told ---------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[UpperBound]) -> list[list[str]]:

@@ -1,1 +1,1 @@
-"""Recipes: their specification, checks, and the recipes that come with ZoomSeg."""
+"""The specification of recipes, their checks, and the recipes that come with ZoomSeg."""

@@ -296,7 +296,7 @@ class FixedShape(_Tiled):
 
 GridSpec = Annotated[Downsample | FixedSpacing | FixedShape, Field(discriminator="kind")]
 
-# --- inputs: what the network sees ----------------------------------------------------------------
+# --- inputs: input of the network -----------------------------------------------------------------
 
 
 class ImageInput(Spec):

@@ -154,7 +154,7 @@ def find_organ(paper: str, schema: LabelSchema) -> str | None:
     return next((own for own in (label_of(name, schema) for name in names) if own is not None), None)
 
 
-# --- what the papers published --------------------------------------------------------------------
+# --- published results ----------------------------------------------------------------------------
 
 
 def _row(organs: tuple[str, ...], *dice: float, mean: float | None = None, unit: float = 1.0) -> Published:

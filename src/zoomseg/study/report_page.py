@@ -20,7 +20,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture (PNG) with what it shows."""
+    """A picture (PNG) with its caption."""
 
     title: str
     png: bytes

@@ -93,7 +93,7 @@ class Acceleration:
     def _labels(self) -> Path:
         return self.out / DISTILLATION / "labels"
 
-    # --- what the model says of the scans ----------------------------------------------------------
+    # --- the labels of the model --------------------------------------------------------------------
 
     def label(self, device: Device, observer: Observer) -> None:
         """Label the scans that are not yet labelled. A scan that cannot be used is named and left out.
@@ -208,7 +208,7 @@ class Acceleration:
         """The coarse stage as a separate model: trained, or resumed.
 
         Raises:
-            InterruptedTrainingError: stopped; the next call goes on.
+            InterruptedTrainingError: stopped; the next call continues.
             TrainingError: scans are so small that a coarse stage saves nothing.
             ZoomSegError: as ``training_run.start``.
         """
@@ -320,7 +320,7 @@ class Acceleration:
         """A cascade of the default recipe that learns the model's labels: trained, or resumed.
 
         Raises:
-            InterruptedTrainingError: stopped; the next call goes on.
+            InterruptedTrainingError: stopped; the next call continues.
             ZoomSegError: as ``training_run.start``.
         """
         wish = replace(self.wish, split=self.split, part_of=record.ACCELERATION)

@@ -163,7 +163,7 @@ class SelfTraining:
         """The student: trained, or resumed.
 
         Raises:
-            InterruptedTrainingError: stopped; the next call goes on.
+            InterruptedTrainingError: stopped; the next call continues.
             ZoomSegError: as ``training.training_run.start`` and ``resume``.
         """
         data = extended(self.dataset, self.out)
