@@ -1,1 +1,1 @@
-"""Recipe numbers from data, device and time, each with a reason."""
+"""Planning: recipe numbers from data, device and time, each with a reason."""
