@@ -1,1 +1,1 @@
-"""What a recipe may say, its checks and the recipes that come with ZoomSeg."""
+"""Recipes: their specification, checks, and the recipes that come with ZoomSeg."""
