@@ -44,6 +44,7 @@ def test_ruff_notices(tmp_path: Path) -> None:
     assert "S301" in result.stdout  # pickle
 
 
+@pytest.mark.slow
 def test_mypy() -> None:
     result = run("mypy")
     assert result.returncode == 0, result.stdout + result.stderr
