@@ -41,6 +41,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
 
+@pytest.mark.slow
 def test_zoomseg_is_measured_from_end_to_end(tmp_path: Path) -> None:
     model = untrained_bundle()
     bundle.save(model, tmp_path / "model")

@@ -60,6 +60,7 @@ def voxels(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_one_scan(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,6 +235,7 @@ def test_training_notebook_makes_phantoms_where_there_is_no_data(
     assert len(list((tmp_path / "data" / "labelsTr").iterdir())) == 8
 
 
+@pytest.mark.slow
 def test_quickstart_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")

@@ -33,6 +33,7 @@ def predict(folder: Path, *more: str) -> int:
     return run("predict", folder / "in", "-o", folder / "out", "-m", folder / "model", *more)
 
 
+@pytest.mark.slow
 def test_parts_are_gathered(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = folder / "out"
     assert predict(folder, "--part", "1/2") == 0

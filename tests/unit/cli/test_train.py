@@ -292,6 +292,7 @@ def pooled(out: Path) -> dict[str, list[str]]:
     return {",".join(line.split(",")[:2]): line.split(",")[2:] for line in lines}
 
 
+@pytest.mark.slow
 def test_all_folds_are_trained_gathered_and_answer_together(data: Path, recipe: Path, tmp_path: Path) -> None:
     """Interrupted before the second fold, whose scores are then taken up into those of the first."""
     out = tmp_path / "cv"
@@ -342,6 +343,7 @@ def unlabelled(tmp_path: Path) -> Path:
     return tmp_path / "unlabelled"
 
 
+@pytest.mark.slow
 def test_unlabelled_scans_are_labelled_by_a_first_round_and_learned_from(
     data: Path,
     unlabelled: Path,

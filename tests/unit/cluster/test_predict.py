@@ -55,6 +55,7 @@ def one_process(model: Path, scans: list[ScanInput], out: Path, mirror: bool = F
     segment_to_folder(scans, out, predictor, beside=STAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ship", [False, True])
 def test_workers_write_what_one_process_writes(
     cluster: LocalCluster, model: Path, tmp_path: Path, ship: bool
@@ -124,6 +125,7 @@ def test_a_scan_that_crashes_its_workers_is_named(cluster: LocalCluster, model: 
     assert not list((tmp_path / "out").rglob("*.partial*"))
 
 
+@pytest.mark.slow
 def test_a_killed_scheduler_takes_no_result_along(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -169,6 +169,7 @@ def test_a_place_that_cannot_be_written_ends_the_batch(
         outcomes(scans, tmp_path, predictor())
 
 
+@pytest.mark.slow
 def test_headers_are_judged_while_a_network_with_valid_padding_computes(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -354,6 +354,7 @@ CONFIGURATIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "precision", "workspace"), CONFIGURATIONS)
 def test_a_prediction_stays_within_a_hard_limit(model: str, precision: str, workspace: int) -> None:
     """The least limit is what the program itself says it needs, on this processor; none that was refused on

@@ -107,6 +107,7 @@ def boxes_of(recipe: Recipe) -> list[tuple[str, object, object]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_plan_with_boxes_trains_and_predicts(tmp_path: Path) -> None:
     made = far_apart(tmp_path / "data")
     plan = small_plan(tmp_path / "p.yaml", coarse_voxels=1000, region_margin_mm=4.0, iterations=3)

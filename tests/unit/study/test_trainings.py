@@ -269,6 +269,7 @@ def of_split(tmp_path: Path, train: list[str], validation: str, test: list[str] 
     return file
 
 
+@pytest.mark.slow
 def test_cases_that_a_split_leaves_out_are_labelled_by_models_or_as_they_are(
     with_unlabelled: Ablation, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

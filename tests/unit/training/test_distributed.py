@@ -60,6 +60,7 @@ def farthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
+@pytest.mark.slow
 def test_numbers_are_exchanged(two: Path) -> None:
     for rank, found in enumerate(per_rank(two, "exchanged")):
         assert found["sum"].tolist() == [[3.0] * 3] * 2
