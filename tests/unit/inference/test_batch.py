@@ -1,4 +1,5 @@
-"""Many scans: one that fails is named, the others are done; reading, computing and writing overlap."""
+"""Many scans: one that fails is reported, the others are processed; reading, computing and writing
+overlap."""
 
 from __future__ import annotations
 

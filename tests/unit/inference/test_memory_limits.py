@@ -1,4 +1,4 @@
-"""Memory limits: what is counted, what is made smaller, what is refused."""
+"""Memory limits: counted memory, reduced tiles, refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a batch leaves: summary, account, and nothing of the user's overwritten."""
+"""The files of a batch: summaries, and nothing of the user's is overwritten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model loaded once: its networks answer for any scan, alone or with others, or refuse it."""
+"""A model loaded once: its networks predict any scan, alone or as an ensemble, or refuse it."""
 
 from __future__ import annotations
 

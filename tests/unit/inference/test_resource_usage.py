@@ -1,4 +1,4 @@
-"""Areas under known curves, to the last digit; and a real process that works, and holds memory."""
+"""Areas under known curves, exactly; and a real process that computes and holds memory."""
 
 from __future__ import annotations
 
