@@ -1,7 +1,7 @@
 """A second device, for machines without one: CPU memory under another name, which data enter only by a copy.
 An operation on tensors of both fails, as it does between a GPU and the CPU; results are the CPU's.
 
-python tests/helpers/simulated_device.py FOLDER
+    python tests/helpers/simulated_device.py FOLDER
 
 trains and predicts on it and on the CPU, and prints their differences. It needs a separate process: torch
 supports one such device at most, and never unregisters it.
