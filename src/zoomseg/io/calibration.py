@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 
 class Calibration(BaseModel):
@@ -18,6 +18,9 @@ class Calibration(BaseModel):
     organs: dict[str, float]
     cases: Annotated[int, Field(ge=1)]
     """Number of held-out cases on which it was fitted."""
-    residuals: tuple[Annotated[float, Field(le=0)], Annotated[float, Field(ge=0)]] | None = None
+    residuals: (
+        Annotated[tuple[Annotated[float, Field(le=0)], Annotated[float, Field(ge=0)]], Strict(False)] | None
+    ) = None
     """The 5th and 95th percentile of the logit of a Dice minus the estimated one, of cases on which the
-    estimate was not fitted. None: there were too few organs, or it is of an earlier version."""
+    estimate was not fitted; a list in JSON. None: there were too few organs, or it is of an earlier
+    version."""

@@ -77,11 +77,11 @@ def test_a_saved_model_comes_back_exactly(tmp_path: Path) -> None:
 
 
 def test_a_calibration_comes_back_and_one_that_is_none_is_refused(tmp_path: Path) -> None:
-    known = Calibration(offset=-0.5, slope=0.9, organs={"liver": 0.1}, cases=5)
+    known = Calibration(offset=-0.5, slope=0.9, organs={"liver": 0.1}, cases=5, residuals=(-1.5, 0.5))
     save(dataclasses.replace(make(), calibration=known), tmp_path / "model")
     assert_same(load(tmp_path / "model"), dataclasses.replace(make(), calibration=known))
     file = tmp_path / "model" / "model.json"
-    for key, value in (("slope", "1.0"), ("cases", 0), ("offset", None), ("more", 1)):
+    for key, value in (("slope", "1.0"), ("cases", 0), ("offset", None), ("residuals", ["a"]), ("more", 1)):
         manifest = json.loads(file.read_text())
         manifest["calibration"][key] = value
         other = tmp_path / "other"
