@@ -21,12 +21,12 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.inference.confidence import organ_rows_of
 from zoomseg.inference.html_page import environment
-from zoomseg.inference.load import ready_predictor
+from zoomseg.inference.load import load_predictor
 from zoomseg.inference.organ_pictures import overview
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.result_page import flag_words
 from zoomseg.inference.summary import OrganRow
-from zoomseg.io import bundle, memory_images
+from zoomseg.io import memory_images
 from zoomseg.io.scans import read_scan, reading_bytes, the_scan, write_labels
 from zoomseg.io.seg_nrrd import write_segmentation
 
@@ -188,7 +188,7 @@ class Model:
 
 
 def load_model(path: Path, device: str) -> Model:
-    return Model(ready_predictor(bundle.load(path), resolve(device)))
+    return Model(load_predictor([path], resolve(device)))
 
 
 def train_model(dataset: Path, out: Path, request: TrainingRequest, resume: bool, device: str) -> Model:
@@ -200,4 +200,4 @@ def train_model(dataset: Path, out: Path, request: TrainingRequest, resume: bool
         training_run.resume(data, out, where, Silent(), request.seconds, request.epochs)
     else:
         training_run.start(data, out, request, where, Silent())
-    return Model(ready_predictor(bundle.load(out), where))
+    return Model(load_predictor([out], where))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import zoomseg
 from helpers.tiny_dataset import CPU, tiny_case
 from helpers.untrained_models import untrained_bundle
 from zoomseg.backends.compilers import BackendError
 from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError, ModelError, RecipeError, ZoomSegError
 from zoomseg.inference.load import load_predictor, ready_predictor
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.recipe.spec import Stage
 
@@ -46,14 +49,19 @@ def test_a_model_in_memory_predicts_as_from_disk(folds: Path) -> None:
     np.testing.assert_array_equal(ready, probabilities(load_predictor([folds / "fold-0"], "cpu")))
 
 
+@pytest.mark.parametrize(
+    "loaded",
+    [lambda folder: load_predictor([folder]), lambda folder: zoomseg.load(folder)._predictor],
+    ids=["predictor", "python"],
+)
 def test_a_model_that_is_replaced_before_its_networks_are_read_is_read_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: Callable[[Path], Predictor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, new = tmp_path / "m", untrained_bundle(seed=1)
     bundle.save(untrained_bundle(seed=0), folder)
     bundle.store_graphs(folder, {s: bundle.NetworkGraph(b"a graph", 1, 1) for s in new.weights})
     with pytest.raises((ModelError, BackendError)):  # no network, and no other process replaces it
-        load_predictor([folder])
+        loaded(folder)
     read, times = bundle.load, []
 
     def replaced_afterwards(model: str | Path) -> bundle.Bundle:
@@ -64,7 +72,7 @@ def test_a_model_that_is_replaced_before_its_networks_are_read_is_read_anew(
         return found
 
     monkeypatch.setattr(bundle, "load", replaced_afterwards)
-    found = probabilities(load_predictor([folder]))
+    found = probabilities(loaded(folder))
     assert len(times) == 2
     np.testing.assert_array_equal(found, probabilities(ready_predictor(read(folder), "cpu")))
 
