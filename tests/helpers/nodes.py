@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import socket
 import ssl
 import threading
 import time
@@ -37,7 +38,7 @@ from zoomseg.serve.job_queue import State, Step
 from zoomseg.serve.worker import Task, WorkerDiedError
 
 SENDER = "SENDER"
-SECONDS = 60.0
+SECONDS = 180.0
 """For which a test waits, on a machine that does other things, too."""
 
 Reply = Callable[[Dataset], int]
@@ -125,6 +126,8 @@ def association(
         ae.add_requested_context(sop_class, syntax)
     ae.add_requested_context(Verification)
     found = ae.associate("127.0.0.1", node.receiver.port, ae_title=called, **options)
+    if found.is_established:  # else every object waits for the node's delayed acknowledgement, 40 ms or more
+        found.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         yield found
     finally:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -327,6 +327,12 @@ class NodeJobs(JobQueue[NodeJob]):
             if any(d.destination == destination and _due(d, now) for d in job.deliveries):
                 return job
         return None
+
+    def await_delivery(self, destination: str, seconds: float, stopping: Callable[[], bool]) -> None:
+        """Return once results are due at a destination, ``stopping`` says so (see ``wake``), or so many
+        seconds have passed: what is to be sent again becomes due with time alone."""
+        with self._changed:
+            self._changed.wait_for(lambda: stopping() or self.next_delivery(destination) is not None, seconds)
 
     def delivered(self, job_id: str, destination: str, error: str | None, retry: Retry) -> NodeJob | None:
         """An attempt to send a job's results has ended; what the job is now."""
