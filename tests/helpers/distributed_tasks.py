@@ -59,7 +59,7 @@ def start(data: Path, out: Path) -> list[int | None]:
     for child in children:
         child.start()
     for child in children:
-        child.join(120)
+        child.join(600)  # who waits for another one for ever; two busy processes may need minutes
         child.kill()
     return [child.exitcode for child in children]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,7 +29,7 @@ from zoomseg.io.scans import ScanInput, read_label_values, read_scan, write_imag
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.pipeline.sliding_window import TileProgress
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 """Seconds after which what should overlap does not."""
 
 
@@ -169,7 +170,17 @@ def test_a_place_that_cannot_be_written_ends_the_batch(
         outcomes(scans, tmp_path, predictor())
 
 
-@pytest.mark.slow
+@pytest.fixture
+def turns() -> Iterator[None]:
+    """Threads that are both busy take turns fifty times as often as they do by default, every 5 ms: one that
+    computes in many small steps would wait as long before each of them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("turns")
 def test_headers_are_judged_while_a_network_with_valid_padding_computes(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
