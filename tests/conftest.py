@@ -1,4 +1,4 @@
-"""Settings that every test runs under."""
+"""Settings of all tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The node's benchmark on small studies: kills lose nothing and double nothing."""
+"""The node's benchmark on small studies: kills lose and duplicate nothing."""
 
 from __future__ import annotations
 

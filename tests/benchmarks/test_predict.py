@@ -1,6 +1,6 @@
 """The prediction benchmark: its ZoomSeg row from end to end on a tiny scan, and the arithmetic of the rest.
 
-The peers' rows need an environment of their own and are not run here.
+The peers' rows need a separate environment and are not run here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model's networks as callables, by whichever backend was chosen."""
+"""A model's networks as callables, with the chosen backend."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def networks_of(
     device: Device,
     threads: int | None = None,
 ) -> dict[str, StageNetwork]:
-    """The network of every stage of the models' common recipe; of several models, their mean probabilities,
-    and of a stage with ``mirror_axes`` also over tiles mirrored along these. Compiled networks take and give
-    numpy arrays; torch's give what they get.
+    """The network of every stage of the models' common recipe; for several models, their mean probabilities,
+    and for a stage with ``mirror_axes`` also averaged over tiles mirrored along these. Compiled networks
+    accept and return numpy arrays; torch's return the type of their input.
 
     Args:
-        device: for torch; its precision counts for all.
+        device: for torch; its precision applies to all.
         threads: of compiled networks; None: as many as this process may use.
 
     Raises:
@@ -71,7 +71,7 @@ def _for_tiles(network: Network) -> StageNetwork:
 
 
 def costs_of(model: Bundle, backend: Backend) -> dict[str, NetworkCosts]:
-    """What a tile costs every stage's network (see ``backends.network_costs``)."""
+    """Costs of a tile for every stage's network (see ``backends.network_costs``)."""
     return {stage.name: _costs(model, stage, backend) for stage in model.recipe.stages}
 
 
@@ -87,7 +87,7 @@ def _costs(model: Bundle, stage: Stage, backend: Backend) -> NetworkCosts:
 
 
 def mean(networks: Sequence[StageNetwork], kind: MeanKind = "arithmetic") -> StageNetwork:
-    """What several networks say together: the mean of their probabilities, as the stage has it."""
+    """The ensemble of several networks: the mean of their probabilities, of the stage's kind."""
     first, *others = networks
     if not others:
         return first
@@ -106,12 +106,12 @@ def mean(networks: Sequence[StageNetwork], kind: MeanKind = "arithmetic") -> Sta
 
 
 def mirror_axes(stage: Stage) -> tuple[int, ...]:
-    """Those that a stage may be mirrored along, by number."""
+    """Axes along which a stage may be mirrored, by number."""
     return tuple("ijk".index(axis) for axis in stage.mirror_axes)
 
 
 def mirrored(network: StageNetwork, axes: Sequence[int], kind: MeanKind) -> StageNetwork:
-    """The mean of what a network says of a tile and of its mirror images along all subsets of ``axes``,
+    """The mean of a network's predictions for a tile and its mirror images along all subsets of ``axes``,
     mirrored back."""
 
     def seen(flipped: tuple[int, ...]) -> StageNetwork:
@@ -120,7 +120,7 @@ def mirrored(network: StageNetwork, axes: Sequence[int], kind: MeanKind) -> Stag
 
         def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
             xp = namespace(x_BCIJK)
-            # Copied, as torch reads no array of numpy's that runs backwards.
+            # Copied, as torch does not support numpy arrays with negative strides.
             image = xp.asarray(xp.flip(x_BCIJK, axis=flipped), copy=True)
             return xp.flip(network(image, tiles), axis=flipped)
 

@@ -1,4 +1,4 @@
-"""A network that OpenVINO computes on the CPU."""
+"""A network computed by OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 def load(graph: Path | bytes, precision: Precision = "fastest", threads: int | None = None) -> Network:
     """A network, compiled for this machine from its ONNX graph.
 
-    Shapes stay open: one compiled network takes any batch and tile, as fast as one compiled for a single
-    shape, and compiling takes so little (0.1 to 0.2 s) that a cache on disk saves less than 0.1 s
+    Shapes stay dynamic: one compiled network accepts any batch and tile, as fast as one compiled for a single
+    shape, and compiling takes so little time (0.1 to 0.2 s) that a cache on disk saves less than 0.1 s
     (docs/decisions/0018-networks-without-torch.md).
 
     Args:
-        graph: a file, as graphs with weights outside name these by a path relative to it; or the content.
-        threads: how many to compute with; None: as many as this process may use.
+        graph: a file, as graphs with external weights name these by a relative path; or the content.
+        threads: number of threads; None: as many as this process may use.
 
     Raises:
-        Exception: what OpenVINO says of a graph that it cannot read; its errors share no base.
+        Exception: from OpenVINO, if it cannot read the graph; its errors have no common base.
     """
     settings: dict[str, str | int] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": usable_threads() if threads is None else threads,
     }
-    if precision == "float32":  # otherwise bfloat16, where the CPU has it
+    if precision == "float32":  # otherwise bfloat16, if the CPU supports it
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     core = _core()
     request = core.compile_model(core.read_model(graph), "CPU", settings).create_infer_request()
@@ -44,8 +44,8 @@ def load(graph: Path | bytes, precision: Precision = "fastest", threads: int | N
 
 @functools.cache
 def _core() -> openvino.Core:
-    """One for the process. OpenVINO's CPU plugin gives signal handlers a stack of its own as long as it
-    lives; of several that go in the order in which they came, the stack that is left is no memory any more,
+    """A single instance per process. OpenVINO's CPU plugin gives signal handlers a separate stack during its
+    lifetime; if several are destroyed in the order of their creation, the remaining stack is invalid memory,
     and the next signal (Ctrl-C) ends the process with a segmentation fault."""
     import openvino
 

@@ -1,4 +1,4 @@
-"""``zoomseg gather``: what parts wrote, in one account; what is missing is said."""
+"""``zoomseg gather``: the results of parts in one summary; missing ones are reported."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Real Dask workers, in processes of their own: what they write is what one process writes, and what dies
-takes nothing finished along."""
+"""Real Dask workers, in separate processes: they write the same as one process, and a worker that dies loses
+no finished results."""
 
 from __future__ import annotations
 

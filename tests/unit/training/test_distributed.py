@@ -1,4 +1,4 @@
-"""Two processes that share every batch do what one does with the whole of it."""
+"""Two processes that share every batch give the same result as one with the whole batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two processes left what they did."""
+    """The folder with the results of two processes."""
     out = tmp_path_factory.mktemp("two")
     codes = distributed_tasks.start(data, out)
     assert codes == [2, 3], "the last task ends both"
