@@ -330,7 +330,7 @@ class NodeJobs(JobQueue[NodeJob]):
         return None
 
     def await_delivery(self, destination: str, seconds: float, stopping: Callable[[], bool]) -> None:
-        """Wait until results are due at a destination or ``stopping`` returns True (see ``wake``), for at most
+        """Wait until results are due at a destination or ``stopping`` returns True (see ``wake``), at most
         ``seconds``: nothing notifies this queue when a failed transfer is due again."""
         with self._changed:
             self._changed.wait_for(lambda: stopping() or self.next_delivery(destination) is not None, seconds)
