@@ -69,7 +69,8 @@ def settings(folder: Path, archive: Archive | None = None, **changes: Any) -> Se
         "folder": folder / "node",
         "device": "cpu",
         "peers": [{"ae_title": SENDER, "addresses": ["127.0.0.1"]}],
-        "complete": {"quiet_seconds": 1.5, "released_seconds": 0.2},
+        # On a busy machine, seconds pass between two objects of one association.
+        "complete": {"quiet_seconds": 4, "released_seconds": 0.2},
         "limits": {"free_bytes": 0},
         "retry": {"first_seconds": 0.2, "longest_seconds": 0.4},
         "page": {"port": 0},

@@ -173,8 +173,8 @@ def test_a_place_that_cannot_be_written_ends_the_batch(
 
 @pytest.fixture
 def turns() -> Iterator[None]:
-    """Switch threads every 0.1 ms instead of every 5 ms, which a thread that computes in small steps would have
-    to wait for the interpreter before each of them."""
+    """Switch threads every 0.1 ms. By default it is every 5 ms, and a thread that computes in small steps
+    would wait so long for the interpreter before each of them."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
     yield
