@@ -142,4 +142,4 @@ def page(environment: Path, *arguments: object) -> Iterator[httpx.Client]:
                 yield client
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)

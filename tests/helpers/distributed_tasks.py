@@ -59,7 +59,7 @@ def start(data: Path, out: Path) -> list[int | None]:
     for child in children:
         child.start()
     for child in children:
-        child.join(120)
+        child.join(600)  # only a deadlock takes so long, on a busy machine, too
         child.kill()
     return [child.exitcode for child in children]
 

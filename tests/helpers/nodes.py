@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import socket
 import ssl
 import threading
 import time
@@ -37,7 +38,7 @@ from zoomseg.serve.job_queue import State, Step
 from zoomseg.serve.worker import Task, WorkerDiedError
 
 SENDER = "SENDER"
-SECONDS = 60.0
+SECONDS = 180.0
 """Timeout of a test, on a machine that is also used otherwise."""
 
 Reply = Callable[[Dataset], int]
@@ -68,7 +69,8 @@ def settings(folder: Path, archive: Archive | None = None, **changes: Any) -> Se
         "folder": folder / "node",
         "device": "cpu",
         "peers": [{"ae_title": SENDER, "addresses": ["127.0.0.1"]}],
-        "complete": {"quiet_seconds": 1.5, "released_seconds": 0.2},
+        # On a busy machine, seconds pass between two objects of one association.
+        "complete": {"quiet_seconds": 4, "released_seconds": 0.2},
         "limits": {"free_bytes": 0},
         "retry": {"first_seconds": 0.2, "longest_seconds": 0.4},
         "page": {"port": 0},
@@ -124,6 +126,8 @@ def association(
         ae.add_requested_context(sop_class, syntax)
     ae.add_requested_context(Verification)
     found = ae.associate("127.0.0.1", node.receiver.port, ae_title=called, **options)
+    if found.is_established:  # otherwise every object waits for a delayed acknowledgement
+        found.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         yield found
     finally:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -328,6 +328,12 @@ class NodeJobs(JobQueue[NodeJob]):
             if any(d.destination == destination and _due(d, now) for d in job.deliveries):
                 return job
         return None
+
+    def await_delivery(self, destination: str, seconds: float, stopping: Callable[[], bool]) -> None:
+        """Wait until results are due at a destination or ``stopping`` returns True (see ``wake``), at most
+        ``seconds``: nothing notifies this queue when a failed transfer is due again."""
+        with self._changed:
+            self._changed.wait_for(lambda: stopping() or self.next_delivery(destination) is not None, seconds)
 
     def delivered(self, job_id: str, destination: str, error: str | None, retry: Retry) -> NodeJob | None:
         """Record an attempt to send a job's results; returns the updated job."""

@@ -27,6 +27,7 @@ from zoomseg.node.store import quiet
 from zoomseg.serve.job_queue import State
 
 LOOK_EVERY_SECONDS = 0.5
+"""Interval at which a sender checks for results to send again; new results are sent immediately."""
 CONNECT_SECONDS = 10
 """Maximum time for a destination to answer."""
 
@@ -57,16 +58,18 @@ class Sender:
     def stop(self) -> None:
         """Stop after the current transfer."""
         self._stopping.set()
+        self._jobs.wake()
         for thread in self._threads:
             thread.join()
 
     def _run(self, name: str, destination: Destination) -> None:
-        while not self._stopping.wait(LOOK_EVERY_SECONDS):
+        while not self._stopping.is_set():
             try:
-                while not self._stopping.is_set() and self.send_next(name, destination):
-                    pass
+                if not self.send_next(name, destination):
+                    self._jobs.await_delivery(name, LOOK_EVERY_SECONDS, self._stopping.is_set)
             except OutputError as error:  # a disk error may be temporary
                 LOG.error("%s", error)
+                self._stopping.wait(LOOK_EVERY_SECONDS)
 
     def send_next(self, name: str, destination: Destination) -> bool:
         """Send the results of the oldest job that is due at a destination; returns False if there is none."""

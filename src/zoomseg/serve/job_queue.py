@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -197,12 +197,18 @@ class JobQueue(Generic[J]):
 
     # --- changing ---------------------------------------------------------------------------------
 
-    def take(self, seconds: float) -> J | None:
-        """The job that has waited longest, now running; None if there is none within ``seconds``."""
+    def take(self, seconds: float, stopping: Callable[[], bool] = lambda: False) -> J | None:
+        """The job that has waited longest, now running; None if there is none within ``seconds``, or once
+        ``stopping`` returns True (see ``wake``)."""
         with self._changed:
-            self._changed.wait_for(lambda: self._first_waiting() is not None, seconds)
-            job = self._first_waiting()
+            self._changed.wait_for(lambda: stopping() or self._first_waiting() is not None, seconds)
+            job = None if stopping() else self._first_waiting()
             return None if job is None else self._put(job, state=State.RUNNING, started=time.time())
+
+    def wake(self) -> None:
+        """Make threads that wait for a job check whether to stop."""
+        with self._changed:
+            self._changed.notify_all()
 
     def _first_waiting(self) -> J | None:
         waiting = self.in_state(State.QUEUED)

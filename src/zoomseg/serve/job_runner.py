@@ -13,13 +13,14 @@ from zoomseg.serve.job_queue import J, State, Step
 from zoomseg.serve.worker import Task, Worker, WorkerDiedError
 
 LOOK_EVERY_SECONDS = 0.5
-"""Interval at which an idle runner checks whether it should stop."""
+"""Interval at which an idle runner, or one whose disk failed, tries again."""
 
 
 class Jobs(Protocol[J]):
     """The part of a queue that a runner needs (see ``job_queue.JobQueue``)."""
 
-    def take(self, seconds: float) -> J | None: ...
+    def take(self, seconds: float, stopping: Callable[[], bool]) -> J | None: ...
+    def wake(self) -> None: ...
     def find(self, job_id: str) -> J | None: ...
     def tell(self, job_id: str, step: Step) -> None: ...
     def end(self, job_id: str, state: State, error: str | None = None) -> bool: ...
@@ -57,6 +58,7 @@ class Runner(Generic[J]):
             if self._running is not None:
                 self._jobs.interrupt(self._running, "the server was stopped while this ran")
             self._kill()
+        self._jobs.wake()
         self._thread.join()
 
     def cancel(self, job_id: str) -> bool:
@@ -78,7 +80,7 @@ class Runner(Generic[J]):
                 self._worker = self._start_worker()
         while not self._stopping.is_set():
             try:
-                job = self._jobs.take(LOOK_EVERY_SECONDS)
+                job = self._jobs.take(LOOK_EVERY_SECONDS, self._stopping.is_set)
                 if job is not None:
                     self._do(job)
             except OutputError as error:  # a disk error may be temporary

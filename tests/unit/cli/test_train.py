@@ -112,7 +112,7 @@ def test_a_stopped_training_goes_on(data: Path, recipe: Path, tmp_path: Path) ->
     while time.monotonic() < deadline and not (log.is_file() and len(log.read_text().splitlines()) > 2):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "continue with --resume" in err.splitlines()[-1]
     assert "Traceback" not in err

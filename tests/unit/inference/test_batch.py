@@ -4,10 +4,11 @@ overlap."""
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +30,7 @@ from zoomseg.io.scans import ScanInput, read_label_values, read_scan, write_imag
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.pipeline.sliding_window import TileProgress
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 """Seconds after which what should overlap does not."""
 
 
@@ -170,7 +171,17 @@ def test_a_place_that_cannot_be_written_ends_the_batch(
         outcomes(scans, tmp_path, predictor())
 
 
-@pytest.mark.slow
+@pytest.fixture
+def turns() -> Iterator[None]:
+    """Switch threads every 0.1 ms. By default it is every 5 ms, and a thread that computes in small steps
+    would wait so long for the interpreter before each of them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("turns")
 def test_headers_are_judged_while_a_network_with_valid_padding_computes(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

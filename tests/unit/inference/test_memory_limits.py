@@ -37,7 +37,7 @@ from zoomseg.recipe.spec import UNet3D
 
 FINE = tiny_recipe(together=True).stages[1]
 MB = 1024**2
-PATIENCE = 20.0
+PATIENCE = 120.0
 """Seconds after which threads do not wait for each other any more."""
 ABOVE_LEAST = 100 * MB
 """For tiles larger than the smallest, which would take minutes."""

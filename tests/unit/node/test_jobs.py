@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from zoomseg.node.settings import Output, Retry
 from zoomseg.serve.job_queue import State
 
 RETRY = Retry(first_seconds=5, longest_seconds=30, give_up_hours=1)
+PATIENCE = 60.0
+"""Seconds after which who waits was not woken."""
 
 
 @pytest.fixture
@@ -142,6 +145,22 @@ def test_a_job_is_finished_when_all_destinations_have_it(jobs: NodeJobs) -> None
     jobs.delivered(sent.id, "web", None, RETRY)
     assert state(jobs) is State.FINISHED
     assert jobs.counts()[State.FINISHED] == 1
+
+
+def test_a_result_is_due_at_once_for_who_waits_for_it(jobs: NodeJobs) -> None:
+    waiting = threading.Thread(target=jobs.await_delivery, args=("pacs", 2 * PATIENCE, lambda: False))
+    waiting.start()
+    sent = segmented(jobs)
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    jobs.delivered(sent.id, "pacs", None, RETRY)
+    stopping = threading.Event()
+    waiting = threading.Thread(target=jobs.await_delivery, args=("pacs", 2 * PATIENCE, stopping.is_set))
+    waiting.start()
+    stopping.set()
+    jobs.wake()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
 
 
 def test_waits_grow_to_their_longest(jobs: NodeJobs) -> None:

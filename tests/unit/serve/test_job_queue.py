@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from zoomseg.core.errors import OutputError
 from zoomseg.serve.job_queue import DATABASE, JobQueue, QueuedJob, State, Step
 
 IDS = [f"{number:016x}" for number in range(4)]
+PATIENCE = 60.0
+"""Seconds after which who waits was not woken."""
 
 
 class Queue(JobQueue[QueuedJob]):
@@ -54,6 +57,20 @@ def test_an_end_is_an_end(tmp_path: Path) -> None:
     assert not queue.end(IDS[0], State.FINISHED)
     assert states(queue) == [State.CANCELLED]
     assert queue.take(0) is None
+    queue.close()
+
+
+def test_who_waits_for_a_job_is_woken_to_stop(tmp_path: Path) -> None:
+    queue, stopping, found = opened(tmp_path), threading.Event(), []
+    waiting = threading.Thread(target=lambda: found.append(queue.take(2 * PATIENCE, stopping.is_set)))
+    waiting.start()
+    stopping.set()
+    queue.wake()
+    waiting.join(PATIENCE)
+    assert found == [None]
+    queue.add(IDS[0])
+    assert queue.take(0, stopping.is_set) is None
+    assert states(queue) == [State.QUEUED]
     queue.close()
 
 

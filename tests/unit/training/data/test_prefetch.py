@@ -37,7 +37,7 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for() -> None:
 
 def test_later_ones_are_made_while_one_is_used() -> None:
     """Three threads meet: steps 1 to 3 are being prepared when step 0 is ready."""
-    meeting = threading.Barrier(4, timeout=30)
+    meeting = threading.Barrier(4, timeout=120)
 
     def make(step: int) -> int:
         if 0 < step < 4:
