@@ -1,11 +1,11 @@
-"""Does every part of the default recipe earn its place? Trains it without, or with another, part.
+"""Ablation of the default recipe: trains it with single parts removed or replaced.
 
     uv run python benchmarks/ablation.py DATASET -o OUT --time-budget 5m [--fold N ...] [--row NAME ...]
 
-Every row is planned from the same cases, trained for the same time and scored on the same cases kept back,
-those of all folds that were asked for. Writes OUT/<row>/fold-N/ (models), OUT/<row>/validation/ (label maps,
-metrics.csv, report.html), which `zoomseg compare` tells chance from, and OUT/table.md. May be stopped at any
-moment: the same command goes on, and one with more rows or folds adds them.
+Every row is planned from the same cases, trained for the same time and scored on the same held-out cases,
+those of all requested folds. Writes OUT/<row>/fold-N/ (models), OUT/<row>/validation/ (label maps,
+metrics.csv, report.html), which `zoomseg compare` can test for significance, and OUT/table.md. It can be
+interrupted at any time: the same command resumes, and one with more rows or folds adds them.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ Change = Callable[[Stage], Stage]
 
 
 def trained_with(**change: Any) -> Change:
-    """Another training of the same network."""
+    """The same network with changed training settings."""
     return lambda stage: stage.model_copy(update={"training": stage.training.model_copy(update=change)})
 
 
 def augmented_with(**change: Any) -> Change:
-    """Other numbers of the augmentation."""
+    """The same training with changed augmentation settings."""
 
     def changed(stage: Stage) -> Stage:
         augmentation = stage.training.augmentation.model_copy(update=change)
@@ -64,7 +64,7 @@ def augmented_with(**change: Any) -> Change:
 
 
 def toned_as(tone: Contrast) -> Change:
-    """The contrast that the planner gives another kind of scan."""
+    """The contrast augmentation that the planner chooses for another kind of scan."""
     return augmented_with(contrast=tone.contrast, gamma=tone.gamma, organ_brightness=tone.organ_brightness)
 
 
@@ -74,8 +74,8 @@ def without_deep_supervision(stage: Stage) -> Stage:
 
 
 def with_plain_network(stage: Stage) -> Stage:
-    """The papers' U-Net, with the same channels at its upper four levels. It halves every axis three times:
-    where patches do not allow that, the planned network stays."""
+    """The papers' U-Net, with the same channels at its upper four levels. It halves every axis three times;
+    if the patch size does not allow this, the planned network is kept."""
     network = UNet3D(channels=stage.network.channels[:4])
     factors = zip(stage.training.patch, network_shapes.divisor(network), strict=True)
     fits = all(size % factor == 0 for size, factor in factors)
@@ -83,7 +83,7 @@ def with_plain_network(stage: Stage) -> Stage:
 
 
 def wider(stage_name: str, factor: float) -> Change:
-    """So many times the channels in one stage's network."""
+    """Multiply the channels of one stage's network by ``factor``."""
 
     def changed(stage: Stage) -> Stage:
         if stage.name != stage_name:
@@ -95,7 +95,7 @@ def wider(stage_name: str, factor: float) -> Change:
 
 
 def finer(stage_name: str, factor: float) -> Change:
-    """A grid whose voxels have so many times the planned sides, with patches of as many voxels."""
+    """Multiply the voxel size of one stage's grid by ``factor``; patches keep their number of voxels."""
 
     def changed(stage: Stage) -> Stage:
         if stage.name != stage_name or not isinstance(stage.grid, FixedSpacing):
@@ -136,8 +136,8 @@ ROWS: Mapping[str, Change] = {
 
 
 def changed(recipe: Recipe, change: Change) -> Recipe | None:
-    """The recipe with every stage changed; None where the change changes nothing. Stages that no longer read
-    another's answer are trained one after the other, in the same time."""
+    """The recipe with the change applied to every stage; None if it has no effect. Stages that no longer read
+    another's prediction are trained one after the other, in the same total time."""
     stages = tuple(map(change, recipe.stages))
     if stages == recipe.stages:
         return None
@@ -147,7 +147,7 @@ def changed(recipe: Recipe, change: Change) -> Recipe | None:
 
 
 def table(scores: Mapping[str, Evaluation], trained: Mapping[str, str]) -> str:
-    """Markdown, one line per row; differences are to the first."""
+    """A Markdown table with one line per row; differences are relative to the first row."""
     first = next(iter(scores.values()))
     lines = ["| row | Dice | to default | lowest organ | NSD | steps |", "|---|---:|---:|---|---:|---|"]
     for name, found in scores.items():
@@ -162,7 +162,7 @@ def table(scores: Mapping[str, Evaluation], trained: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What all rows have in common."""
+    """Settings shared by all rows."""
 
     dataset: Dataset
     out: Path
@@ -175,7 +175,7 @@ class Ablation:
         return self.out / re.sub("[,']", "", row).replace(" ", "-")
 
     def planned(self) -> Recipe:
-        """The default recipe for these cases and this time, as every row starts from it; planned once."""
+        """The default recipe planned for these cases and this time, the basis of every row; planned once."""
         file = self.out / "planned.yaml"
         if not file.is_file():
             template = load.load("default")
@@ -191,7 +191,8 @@ class Ablation:
         return recipe
 
     def scored(self, row: str, recipe: Recipe) -> tuple[Evaluation, str]:
-        """A row's folds, trained as far as they are not, scored together; and their steps."""
+        """Train the row's folds that are not finished and score all of them together; returns the scores and
+        the numbers of steps."""
         folder = self.folder(row)
         if cross_validation.is_begun(folder):
             folds = cross_validation.reopen(self.dataset, folder)
@@ -217,9 +218,15 @@ class Ablation:
 @click.command()
 @click.argument("source", metavar="DATASET", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
-@click.option("--time-budget", "seconds", callback=parse_duration, required=True, help="Of each training.")
 @click.option(
-    "--row", "wanted", multiple=True, type=click.Choice(list(ROWS)), help="Only these; default first."
+    "--time-budget", "seconds", callback=parse_duration, required=True, help="Duration of each training."
+)
+@click.option(
+    "--row",
+    "wanted",
+    multiple=True,
+    type=click.Choice(list(ROWS)),
+    help="Compute only these rows; the row 'default' is always included.",
 )
 @click.option("--folds", default=5, show_default=True)
 @click.option("--fold", "chosen", multiple=True, type=int, default=(0,), show_default=True)

@@ -1,11 +1,11 @@
-"""How long does an atlas prior take, and how good is it? One case against others of its data set.
+"""Computing time and accuracy of atlas priors: cases segmented by the other cases of their data set.
 
     uv run python benchmarks/atlas.py DATASET CASE [CASE ...] -o OUT
 
-The cases named are targets in turn; the atlases are the other cases, `AtlasSpec`'s defaults (ten, 4 mm,
-affine and deformable). Writes OUT/table.md: Dice per organ of the labels that each way of fusion finds most
-probable, on the atlas grid against the reference brought to it, and the seconds of each step: by the clock,
-and of the processor, which are the same unless others compute on it too.
+Each CASE is a target, and the other cases are the atlases, with the defaults of `AtlasSpec` (ten atlases,
+4 mm, affine and deformable registration). Writes OUT/table.md: for each method of label fusion, the Dice per
+organ of the most probable labels, on the atlas grid and against the reference resampled to it; and for each
+step, wall-clock and processor seconds, which agree unless other processes use the processor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from zoomseg.recipe.spec import (
 )
 
 FUSIONS: tuple[AtlasFusionSpec, ...] = (MajorityFusion(), IntensityFusion(), PatchFusion())
-"""The first one finds the cache empty, so that it pays for registration."""
+"""The cache is empty for the first one, whose time therefore includes registration."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Seconds:
 
 
 def dice(found: Tensor, reference: Tensor, schema_names: tuple[str, ...]) -> dict[str, float]:
-    """Organs that the reference has not are left out."""
+    """Dice per organ; organs that are missing from the reference are omitted."""
     out = {}
     for c, name in enumerate(schema_names, start=1):
         a, b = found == c, reference == c
@@ -65,7 +65,8 @@ def dice(found: Tensor, reference: Tensor, schema_names: tuple[str, ...]) -> dic
 def cases(
     dataset: Dataset, recipe: Recipe, targets: dict[str, stage_input.PreparedScan | None]
 ) -> Iterator[tuple[str, Volume, LabelMap]]:
-    """What a library is built of, one scan in memory at a time but for the targets, which are kept."""
+    """The cases from which the library is built. One scan at a time is in memory, except for the targets,
+    which are stored in ``targets``."""
     for files in dataset.cases:
         scan = stage_input.prepare(dataset.load(files), recipe)
         if scan.id in targets:
@@ -77,7 +78,7 @@ def cases(
 def run(
     target: stage_input.PreparedScan, library: AtlasLibrary
 ) -> tuple[dict[str, dict[str, float]], dict[str, Seconds]]:
-    """Dice by fusion and organ; seconds by step."""
+    """Dice per fusion method and organ, and seconds per step."""
     scores: dict[str, dict[str, float]] = {}
     seconds: dict[str, Seconds] = {}
     assert isinstance(target.labels, LabelMap)
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("targets", nargs="+", metavar="CASE")
     parser.add_argument(
-        "-r", "--recipe", default="valindria2018-small-organs", help="whose intensity normalisation"
+        "-r", "--recipe", default="valindria2018-small-organs", help="recipe with the intensity normalisation"
     )
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()

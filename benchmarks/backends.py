@@ -1,11 +1,12 @@
-"""What computes a model's networks on one thread of a CPU: seconds, memory, and whether all say the same.
+"""Compare the backends that compute a model's networks on one CPU thread: seconds, memory and agreement.
 
     python benchmarks/backends.py MODEL SCAN
 
-Up to five tiles of every stage, from what its network sees of the scan. Prints a Markdown table, a row per
-stage, backend and precision: processor seconds (others may compute beside) to load the networks of all stages
-and of a tile, best of three; what memory rises by for both, in a process of its own; and the share of voxels
-with the same class as PyTorch finds in float32, of all and of those that either takes for an organ.
+Up to five input tiles of every stage are computed. Prints a Markdown table with a row per stage, backend and
+precision: processor seconds (unaffected by other processes) for loading the networks of all stages and for
+one tile (best of three); the increase in memory by both, measured in a separate process; and the share of
+voxels with the same class as in PyTorch with float32, among all voxels and among those that either of the two
+assigns to an organ.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ ROWS = [(b, p) for b in BACKENDS for p in get_args(Precision) if (b, p) != ("onn
 
 
 def tiles_of(model: bundle.Bundle, scan: Path) -> dict[str, list[npt.NDArray[np.float32]]]:
-    """What every stage's network sees of a scan, as PyTorch computes the stages before."""
+    """The input tiles of every stage's network for a scan; the preceding stages are computed by PyTorch."""
     from zoomseg.backends.device import resolve
     from zoomseg.backends.torch_networks import as_network, ready_network
     from zoomseg.pipeline.cascade import Cascade
@@ -62,13 +63,13 @@ def tiles_of(model: bundle.Bundle, scan: Path) -> dict[str, list[npt.NDArray[np.
 
 
 def spread(tiles: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """So many, evenly from first to last."""
+    """``TILES`` of the tiles, evenly spaced from the first to the last."""
     chosen = np.linspace(0, len(tiles) - 1, min(TILES, len(tiles))).round().astype(int)
     return np.concatenate([tiles[n] for n in chosen])
 
 
 def measure(model: str, stage: str, backend: str, precision: str, folder: Path) -> None:
-    """One row's figures to stdout, and its classes to a file; in a process of its own."""
+    """Print one row's figures and save its classes to a file; run in a separate process."""
     tiles = np.load(folder / f"{stage}.npy")
     loaded = bundle.load(model)
     if backend == "torch":
@@ -87,14 +88,14 @@ def measure(model: str, stage: str, backend: str, precision: str, folder: Path) 
 
 
 def seconds(compute: StageNetwork, tile: npt.NDArray[np.float32]) -> float:
-    """Of the processor."""
+    """Processor seconds of one tile."""
     began = time.process_time()
     compute(tile)
     return time.process_time() - began
 
 
 def peak_ram() -> int:
-    """Of this process alone: what ``getrusage`` says begins with the peak of the one that started it."""
+    """Peak memory of this process in bytes. ``getrusage`` would include the peak of the parent process."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) << 10
 

@@ -1,15 +1,15 @@
-"""Predictions on a cluster: throughput, what Dask costs a scan, the client's memory, and what dies.
+"""Prediction on a cluster: throughput, overhead of Dask per scan, memory of the client, and fault tolerance.
 
     uv run python benchmarks/cluster.py throughput -o OUT [--scans 10000] [--workers 0 1 2]
     uv run python benchmarks/cluster.py overhead -o OUT [--scans 2000]
     uv run python benchmarks/cluster.py kills -o OUT [--scans 60] [--kills 20]
     sudo uv run python benchmarks/cluster.py hosts -o OUT [--scans 60]        # Linux, as root
 
-`throughput` makes small scans (24 x 20 x 16 voxels) and predicts them with an untrained model of two
-stages by one process (0 workers) and by local workers. `overhead` does the same with workers that do
-nothing: what is left is Dask and the client. `kills` ends workers with SIGKILL at random, `hosts` lets
-two network namespaces be machines of their own, one of which is cut off for a while; both compare every
-byte with what one process writes. Prints rows of Markdown.
+`throughput` makes small scans (24 x 20 x 16 voxels) and segments them with an untrained model of two
+stages, in one process (0 workers) and with local workers. `overhead` does the same with workers that compute
+nothing, which leaves the time of Dask and the client. `kills` terminates random workers with SIGKILL. `hosts`
+simulates two machines by network namespaces and disconnects one of them for a while. Both compare the results
+with those of a single process, byte by byte. Prints rows of a Markdown table.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from zoomseg.inference.outputs import segment_to_folder  # noqa: E402
 from zoomseg.io.scans import ScanInput, write_image  # noqa: E402
 
 DIFFERENT = 16
-"""Scans that differ; the others are links to these."""
+"""Number of different scans; the others are links to these."""
 
 
 def scans_in(folder: Path, count: int) -> list[ScanInput]:
@@ -65,7 +65,7 @@ def request_of(model: Path, ship: bool = False, resume: bool = False) -> Request
 
 
 class Timed(Told):
-    """Seconds at which scans were done with, and this process's memory meanwhile."""
+    """Records the time at which each scan was finished, and the memory of this process at that time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Timed(Told):
         self.memory_mb.append(psutil.Process().memory_info().rss / 2**20)
 
     def pace(self) -> float:
-        """Scans a second, from the first end of each worker on: loading the model is not in it."""
+        """Scans per second, without the first tenth of the scans, which includes loading the model."""
         late = self.ends[len(self.ends) // 10 :]
         return (len(late) - 1) / (late[-1] - late[0])
 
@@ -140,13 +140,13 @@ def kills(options: argparse.Namespace, model: Path) -> None:
     with _meanwhile(lambda: _kill_workers(options.kills, killed, told)):
         predict(scans, out, "local:2", request_of(model), told)
     again = Timed()
-    if len(label_maps(out)) < len(scans):  # a scan that three kills have hit
+    if len(label_maps(out)) < len(scans):  # a scan is given up after three kills
         predict(scans, out, "local:2", request_of(model, resume=True), again)
     _compare(options, model, scans, out, f"{len(killed)} kills, {len(again.ends)} scans again")
 
 
 def _kill_workers(count: int, killed: list[float], told: Timed) -> None:
-    """One of the workers, at random, at random times, but no sooner than another scan was done with."""
+    """Kill random workers at random times, but not before another scan has been finished."""
     rng = random.Random(0)
     done = 0
     while len(killed) < count:
@@ -161,7 +161,7 @@ def _kill_workers(count: int, killed: list[float], told: Timed) -> None:
 
 
 def hosts(options: argparse.Namespace, model: Path) -> None:
-    """Two namespaces with a worker each; the second one's link is down for a while."""
+    """Predict on two network namespaces with a worker each; the link of the second is down for a while."""
     scans = scans_in(options.out / "in", options.scans)
     out, file = options.out / "hosts", options.out / "scheduler.json"
     for old in (out, file):
@@ -265,7 +265,9 @@ def main() -> None:
     parser.add_argument("--scans", type=int, default=60)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long the second host is cut off")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="seconds for which the second host is disconnected"
+    )
     options = parser.parse_args()
     options.out = options.out.absolute()
     model = options.out / "model"

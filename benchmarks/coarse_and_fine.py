@@ -1,10 +1,10 @@
-"""Does the closer look pay? Scores a cascade's stages one by one on the cases kept back in training.
+"""Accuracy of a cascade after each of its stages, on the cases held out in training.
 
     uv run python benchmarks/coarse_and_fine.py DATASET MODEL -o OUT
 
-Writes OUT/<stage>/ (label maps, metrics.csv, report.html) for the cascade cut after each stage,
-OUT/attributed/ (the whole cascade, with where Dice is lost), and OUT/table.md: Dice per organ and stage,
-voxels of each organ in the region of the stage that answers, seconds.
+Writes OUT/<stage>/ (label maps, metrics.csv, report.html) for the cascade truncated after each stage,
+OUT/attributed/ (the whole cascade, with the stage at which Dice is lost), and OUT/table.md: Dice per organ
+and stage, the share of each organ's voxels in the region of the stage that predicts it, and seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from zoomseg.io.scans import ScanInput
 
 
 def cut_after(model: bundle.Bundle, stages: int) -> bundle.Bundle:
-    """The same cascade without its later stages."""
+    """The same cascade with only its first ``stages`` stages."""
     kept = model.recipe.stages[:stages]
     names = {s.name for s in kept}
     groups = tuple(g for g in model.recipe.train_together if set(g) <= names)
@@ -58,7 +58,7 @@ def main() -> None:
         dice[stage.name] = {row.organ: row.dice for row in scores.summary} | {"mean": scores.mean["dice"]}
         run = json.loads((folder / "predictions" / "run.json").read_text())
         seconds[stage.name] = float(np.median([c["seconds"]["total"] for c in run["cases"].values()]))
-    folder = options.out / "attributed"  # a run of its own: keeping what stages said takes seconds
+    folder = options.out / "attributed"  # a separate run: storing the stages' predictions takes time
     segment_to_folder(
         scans, folder / "predictions", Predictor(model, device, any_scan=True), keep_stages=True
     )

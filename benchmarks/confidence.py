@@ -1,11 +1,11 @@
-"""Whether low confidence means low Dice: cases that the model did not see, as they are and made worse.
+"""Association between confidence and Dice on held-out cases, unchanged and artificially degraded.
 
     uv run python benchmarks/confidence.py DATASET MODEL -o OUT [--more IMAGE LABELS NAMES.json]
 
-DATASET is the one that MODEL was trained on; the cases it kept back are predicted. `--more` adds a scan
-from elsewhere, with its labels and a JSON file of their values by name. Writes OUT/rows.csv, a row per case,
-change and organ (what is there is not predicted again), and OUT/table.md. The estimate for a case is learned
-from the other cases as they are.
+DATASET is the one that MODEL was trained on; its held-out cases are predicted. `--more` adds a scan from
+another source, with its labels and a JSON file with their values by name. Writes OUT/rows.csv, one row per
+case, change and organ (existing rows are not predicted again), and OUT/table.md. The calibration for a case
+is estimated from the other cases, unchanged.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from zoomseg.io.scans import read_image, read_label_values
 
 AS_IT_IS = "as it is"
 BAD, REVIEWED = 0.5, 0.1
-"""A Dice below is worth a look; so large a part of the organs is looked at."""
+"""A Dice below the first should be reviewed; the second is the share of organs that is reviewed."""
 WORSE = ("noise of 40 HU", "slices of 10 mm", "without contrast", "middle third only")
 
 
 def rows_of(name: str, change: str, scan: Scan, predictor: Predictor) -> list[dict[str, object]]:
-    """A row per organ that reference or prediction has; of organs at a cut's edge, none."""
+    """One row per organ in the reference or the prediction. In a changed scan, organs of which fewer than
+    ``LEAST_VOXELS`` are left (at the edge of a cut) are omitted."""
     image, labels = scan
     result = predictor.predict(Case(name, image), keep=False)
     widened = len(result.records[-1].widened)
@@ -61,7 +62,7 @@ def rows_of(name: str, change: str, scan: Scan, predictor: Predictor) -> list[di
 
 
 def more(image: Path, labels: Path, names: Path, schema: LabelSchema) -> Scan:
-    """A scan from elsewhere with those of its labels that the model predicts."""
+    """A scan from another source, with those of its labels that the model predicts."""
     scan, (values, grid) = read_image(image), read_label_values(labels)
     known: dict[str, int] = json.loads(names.read_text(encoding="utf-8"))
     theirs = LabelSchema(tuple(known), tuple(known.values()))
@@ -75,8 +76,8 @@ def more(image: Path, labels: Path, names: Path, schema: LabelSchema) -> Scan:
 
 
 def estimates(rows: pd.DataFrame) -> pd.DataFrame:
-    """The confidence of every row and the 90 % interval of its Dice, learned from the data set's other cases
-    as they are."""
+    """The confidence of every row and the 90 % interval of its Dice, estimated from the unchanged other cases
+    of the data set."""
     plain = rows[(rows.change == AS_IT_IS) & ~rows.elsewhere]
     out = pd.DataFrame(np.nan, index=rows.index, columns=["confidence", "low", "high"])
     for case in rows.case.unique():
@@ -91,12 +92,12 @@ def estimates(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def covered(rows: pd.DataFrame) -> float:
-    """The share of organs that lie in their 90 % interval."""
+    """The share of organs whose Dice lies in its 90 % interval."""
     return float(((rows.low <= rows.dice) & (rows.dice <= rows.high)).mean())
 
 
 def found(rows: pd.DataFrame) -> str:
-    """How many of the bad organs are among the tenth with the lowest confidence, as far as that has room."""
+    """How many of the organs with a Dice below ``BAD`` are among the tenth with the lowest confidence."""
     bad = rows.dice < BAD
     first = rows.confidence.rank(method="first") <= max(1, round(REVIEWED * len(rows)))
     return f"{int((bad & first).sum())} of {int(bad.sum())} ({int(first.sum())} seen)"

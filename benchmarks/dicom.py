@@ -1,10 +1,10 @@
-"""Reading a DICOM series beside SimpleITK's series reader, on the same files.
+"""Time to read a DICOM series, compared with SimpleITK's series reader on the same files.
 
     python benchmarks/dicom.py SERIES [--slices 300] [--repeat 3]
 
-Makes a long series of a short one (its slices over and over, further along), as it came and uncompressed, in
-a temporary folder, and prints the seconds of both from folder to voxels, the best of the repeats. Both have
-one thread, and have to find the files and their order themselves.
+Repeats the slices of the series until it has the required length, in its original compression and
+uncompressed, in a temporary folder. Prints the seconds of both readers from folder to voxels, best of the
+repeats. Both use one thread, and find the files and their order themselves.
 """
 
 # mypy: allow-untyped-calls
@@ -31,7 +31,7 @@ STEP_MM = 2.0
 
 
 def lengthened(files: list[Path], folder: Path, slices: int, plain: bool) -> None:
-    """The series again and again, each slice ``STEP_MM`` above the one before."""
+    """Write the series repeatedly until it has ``slices`` slices, each ``STEP_MM`` above the previous one."""
     folder.mkdir()
     for k in range(slices):
         dataset = pydicom.dcmread(files[k % len(files)])
@@ -67,7 +67,7 @@ def seconds(read: Callable[[Path], npt.NDArray[Any]], folder: Path) -> tuple[flo
 
 
 def compare(folder: Path, repeat: int) -> tuple[float, float]:
-    """Best seconds of ZoomSeg and SimpleITK, taken in turn."""
+    """Lowest seconds of ZoomSeg and SimpleITK, measured alternately."""
     ours, theirs = [], []
     for _ in range(repeat):
         took, mine = seconds(by_zoomseg, folder)

@@ -1,12 +1,13 @@
-"""Which library computes a model's last network fastest on one thread, and what do eight bits cost?
+"""Speed of a model's last network in several libraries on one thread, and the effect of int8 quantisation.
 
     python benchmarks/engines.py MODEL SCAN [SCAN ...]
 
-The last scan is compared: five of its tiles are computed by PyTorch, ONNX Runtime and OpenVINO, in float32,
-in bfloat16 where the library can, and in eight bits. The scans before it calibrate the eight bits (four scans
-or more are sensible; of one scan alone, other tiles calibrate). Prints a Markdown table: processor seconds of
-a tile, best of three, and the share of voxels with the same class as PyTorch finds in float32, of all voxels
-and of those that either takes for an organ. Needs `onnxruntime` and `openvino`.
+Five tiles of the last scan are computed by PyTorch, ONNX Runtime and OpenVINO, in float32, in bfloat16 where
+the library supports it, and in int8. The other scans are used to calibrate the quantisation (four or more
+are advisable; if there is only one scan, other tiles of it are used). Prints a Markdown table: processor
+seconds per tile (best of three), and the share of voxels with the same class as in PyTorch with float32,
+among all voxels and among those that either of the two assigns to an organ. Needs `onnxruntime` and
+`openvino`.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ from zoomseg.recipe.spec import Stage
 
 Array = npt.NDArray[np.float32]
 Engine = Callable[[Array], Array]
-"""A tile ``[1, C, I, J, K]`` to probabilities."""
+"""Computes probabilities from a tile ``[1, C, I, J, K]``."""
 
 CALIBRATING, COMPARED, REPEATS = 20, 5, 3
 QUANTISED = ["Conv", "ConvTranspose"]
-"""Nearly all the work. Norms and the softmax stay in float32."""
+"""These make up nearly all of the computation. Normalisation and softmax stay in float32."""
 
 
 def as_predicted(model: bundle.Bundle, stage: Stage) -> torch.nn.Module:
@@ -54,7 +55,8 @@ def as_predicted(model: bundle.Bundle, stage: Stage) -> torch.nn.Module:
 
 
 def tiles_of(model: bundle.Bundle, scan: Path) -> list[Array]:
-    """What the last network gets to see of a scan. It is not computed: all it says is background."""
+    """The input tiles of the last network for a scan. The network itself is replaced by one that predicts
+    background everywhere."""
     device, last = resolve("cpu"), model.recipe.stages[-1]
     seen: list[Array] = []
 
@@ -85,14 +87,14 @@ class Probabilities(torch.nn.Module):
 
 
 def to_onnx(network: torch.nn.Module, tile: Tensor, path: Path) -> None:
-    """For tiles of this shape alone, with the weights inside, as what makes eight bits of them wants it."""
+    """Export for this tile shape only and with embedded weights, as required by the quantisation."""
     torch.onnx.export(
         Probabilities(network).eval(), (tile,), path, dynamo=True, input_names=["inputs"], external_data=False
     )
 
 
 def spread(tiles: Sequence[Array], count: int) -> list[Array]:
-    """So many, evenly from first to last."""
+    """``count`` of the tiles, evenly spaced from the first to the last."""
     chosen = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).round().astype(int)
     return [tiles[n] for n in chosen]
 
@@ -107,7 +109,8 @@ class Tiles(CalibrationDataReader):  # type: ignore[misc]  # untyped
 
 
 def in_eight_bits(network: Path, folder: Path, calibrating: Sequence[Array]) -> Path:
-    """Static: weights by channel, activations by what they are on the tiles, both as QDQ pairs."""
+    """Quantise statically: weights per channel, activations by their range on the calibration tiles, both as
+    pairs of QuantizeLinear and DequantizeLinear (QDQ)."""
     prepared, out = folder / "prepared.onnx", folder / "int8.onnx"
     quant_pre_process(network, prepared)
     quantize_static(
@@ -142,7 +145,7 @@ def of_openvino(network: Path, precision: str) -> Engine:
 
 
 def seconds(engine: Engine, tile: Array) -> float:
-    """Of the processor, not by the clock: others may compute beside."""
+    """Processor seconds per tile, best of ``REPEATS``; wall-clock time would depend on other processes."""
     engine(tile)
     found = []
     for _ in range(REPEATS):

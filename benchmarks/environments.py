@@ -1,10 +1,10 @@
-"""How much each program takes on disk, and how many packages: one fresh environment each.
+"""Disk space and number of packages of each program, in a fresh environment each.
 
     uv run python benchmarks/environments.py [--with REQUIREMENT]
 
-The wheel of this source tree, alone and with its extras, beside nnU-Net, TotalSegmentator and MONAI. What
-Python compiles when it first runs comes on top of all. --with adds a requirement to everything that needs
-PyTorch, for instance a build without CUDA.
+Compares the wheel of this source tree, without and with its extras, with nnU-Net, TotalSegmentator and MONAI.
+Byte code that Python compiles on first use is not included. --with adds a requirement to everything that
+needs PyTorch, for example a build without CUDA.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def uv(*arguments: str | Path) -> None:
 
 
 def measured(folder: Path, requirements: list[str]) -> tuple[float, int]:
-    """Megabytes (2^20) of a new environment's packages, and their number."""
+    """Size of the packages of a new environment in megabytes (2^20 bytes), and their number."""
     uv("venv", folder)
     uv("pip", "install", "--no-compile", "--python", folder / "bin" / "python", *requirements)
     (packages,) = folder.glob("lib/python*/site-packages")

@@ -1,11 +1,11 @@
-"""`evaluate --tolerance flare22` beside the challenge's own script, on the same cases.
+"""Compare `evaluate --tolerance flare22` with the challenge's own script on the same cases.
 
     git clone https://github.com/JunMa11/FLARE
     uv run python benchmarks/flare_metrics.py PREDICTIONS REFERENCE --flare FLARE/FLARE22/Evaluation -o OUT
 
-Both maps of every case are written to OUT with the challenge's values, 1 to 13. Its script is run as it is,
-but for its paths and its digits (12 instead of 4), for names that NumPy and SciPy have dropped since, and for
-pandas, in whose place the table is written as JSON.
+Both label maps of every case are written to OUT with the challenge's values, 1 to 13. The script is run
+unchanged except for its paths, its number of digits (12 instead of 4), names that NumPy and SciPy have
+removed since, and pandas, in place of which the table is written as JSON.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ sys.modules["pandas"] = types.SimpleNamespace(DataFrame=DataFrame)
 """
 
 Scores = dict[tuple[str, str], tuple[float, float]]
-"""Dice and NSD by case and the challenge's name of an organ."""
+"""Dice and NSD by case and organ, with the challenge's names of organs."""
 
 
 def write_maps(pairs: Pairs, out: Path) -> None:
-    """Predictions and references with the values 1 to 13; organs that a data set lacks are in neither."""
+    """Write predictions and references with the values 1 to 13; organs that the data set lacks are in
+    neither."""
     known = {organ_words(organ): organ for organ in pairs.organs}
     table = np.zeros(256, dtype=np.uint8)
     for value, (organ, _) in enumerate(FLARE22_ORGANS.values(), start=1):
@@ -93,7 +94,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("predictions", type=Path)
     parser.add_argument("reference", type=Path)
-    parser.add_argument("--flare", type=Path, required=True, help="folder with the challenge's scripts")
+    parser.add_argument(
+        "--flare", type=Path, required=True, help="folder with the challenge's evaluation scripts"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
     write_maps(find_pairs(options.predictions, options.reference, None, None), options.out)

@@ -1,10 +1,10 @@
-"""Seconds that a prediction takes to enter the label map of a 512x512x300 scan: numpy and torch, one thread.
+"""Time to write a prediction to the label map of a 512x512x300 scan, with numpy and torch, on one thread.
 
     OMP_NUM_THREADS=1 uv run python benchmarks/fusion.py
 
-The prediction is made up: ellipsoids with rough borders at 1.5 mm, on a scan of 0.75x0.75x1 mm, in
-slabs of 40 planes as tiles give them. The median of the rounds, in seconds of the processor: other work on
-the machine counts less in them.
+The prediction is synthetic: ellipsoids with rough borders at 1.5 mm, on a scan of 0.75x0.75x1 mm, in slabs
+of 40 planes, as produced by tiles. Prints the median of the rounds in processor seconds, which depend less
+than wall-clock time on other processes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LIBRARIES: dict[str, Callable[[npt.NDArray[np.float32]], Array]] = {
 
 
 def rough(random: np.random.Generator, shape: Index3) -> npt.NDArray[np.float32]:
-    """Noise that changes within ``ROUGH_VOX`` voxels."""
+    """Noise drawn for every ``ROUGH_VOX``-th voxel along each axis and interpolated linearly in between."""
     few = tuple(n // ROUGH_VOX for n in shape)
     noise = random.standard_normal(few).astype(np.float32)
     out: npt.NDArray[np.float32] = ndimage.zoom(
@@ -46,7 +46,7 @@ def rough(random: np.random.Generator, shape: Index3) -> npt.NDArray[np.float32]
 
 
 def predicted(classes: int, shape: Index3) -> npt.NDArray[np.float32]:
-    """Probabilities ``[classes, *shape]``: an ellipsoid for every class but the background."""
+    """Probabilities ``[classes, *shape]``, with one ellipsoid for every class except background."""
     random = np.random.default_rng(classes)
     axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij", sparse=True)
     logits = np.zeros((classes, *shape), dtype=np.float32)

@@ -1,9 +1,9 @@
-"""Dice, NSD and HD95 of all organs of one case, beside DeepMind's surface-distance: seconds and agreement.
+"""Dice, NSD and HD95 of all organs of one case, compared with DeepMind's surface-distance: time, agreement.
 
     uv run python benchmarks/metrics.py PREDICTION REFERENCE
 
-Both are label files of one case on one grid, brought to 512x512x300 voxels (nearest) before the clock runs.
-The two programs take turns; each figure is the median of the rounds.
+Both are label files of one case on one grid, resampled to 512x512x300 voxels (nearest neighbour) before the
+timing starts. The two programs are run alternately; each figure is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Scores = npt.NDArray[np.float64]
 
 
 def resized(path: Path) -> tuple[Classes, Vector3]:
-    """The map with ``SHAPE`` over the same extent, and its spacing in mm."""
+    """The label map resampled to ``SHAPE`` over the same extent, and its spacing in mm."""
     values, grid = read_label_values(path)
     nearest = [(np.arange(n) + 0.5) * old / n for n, old in zip(SHAPE, values.shape, strict=True)]
     classes = values[np.ix_(*(at.astype(int) for at in nearest))].astype(np.uint8)
@@ -57,7 +57,7 @@ def theirs(prediction: Classes, reference: Classes, spacing_mm: Vector3, schema:
             nsd = surface_distance.compute_surface_dice_at_tolerance(found, TOLERANCE_MM)
             hd95 = surface_distance.compute_robust_hausdorff(found, 95)
             rows.append((surface_distance.compute_dice_coefficient(a, b), nsd, hd95))
-        else:  # it is infinite, or NaN, by definition; no time is taken
+        else:  # infinite or NaN by definition; nothing is computed
             rows.append((0.0, 0.0, math.inf) if a.any() or b.any() else (math.nan,) * 3)
     return np.array(rows)
 
@@ -77,7 +77,7 @@ def main() -> None:
     prediction, _ = resized(options.prediction)
     reference, spacing_mm = resized(options.reference)
     values = [int(v) for v in np.unique(reference) if v]
-    # Classes are the file's values here, so that neither program has to translate them.
+    # Classes equal the values in the files, so that neither program has to map them.
     schema = LabelSchema.consecutive([f"label_{n}" for n in range(1, max(values) + 1)])
     seconds: dict[str, list[float]] = {"ZoomSeg": [], "surface-distance": []}
     apart = 0.0

@@ -1,15 +1,16 @@
-"""An imported nnU-Net model beside nnU-Net itself: do both say the same of the same patch and scans.
+"""Agreement of an imported nnU-Net model with nnU-Net itself, on the same patch and scans.
 
     python benchmarks/nnunet_agreement.py MODEL_FOLDER SCAN... --peers PYTHON [--mirror] [--labels FOLDER]
 
-MODEL_FOLDER is what nnU-Net's training wrote (of a cascade, its 3d_lowres lies beside it); SCAN is a file,
-or of several channels their files joined by commas; PYTHON is that of an environment with nnunetv2. Both
-predict one scan after the other, in float32 on the CPU, tiles overlapping by half, with ``--mirror``
-mirrored. Prints the largest difference of logits on one patch of each network; then, for every scan, the
-lowest and the mean Dice between the two label maps over the labels that either has found with ``--least``
-voxels or more, the share of voxels that are alike, and both programs' seconds; with ``--labels``, the mean
-Dice of both to the label map of the scan's name in that folder. nnU-Net adds logits up in half precision;
-``--exact`` makes it do so in float32, to tell that from what else differs.
+MODEL_FOLDER was written by nnU-Net's training (for a cascade, its 3d_lowres lies next to it); SCAN is a file,
+or several files, one per channel, separated by commas; PYTHON is the interpreter of an environment with
+nnunetv2. Both predict one scan after the other, in float32 on the CPU, with tiles that overlap by half and,
+with ``--mirror``, mirroring. Prints the largest difference of logits on one patch of each network; then, for
+every scan, the lowest and the mean Dice between the two label maps over the labels that have at least
+``--least`` voxels in either of them, the share of equal voxels, and the seconds of both programs; with
+``--labels``, also the mean Dice of both with the label map of the same name in that folder. nnU-Net
+accumulates logits in half precision; ``--exact`` makes it use float32, to separate this effect from other
+differences.
 """
 
 from __future__ import annotations
@@ -115,13 +116,13 @@ def main() -> None:
 
 
 def _logits_differ(model: Bundle, n: int, theirs: np.lib.npyio.NpzFile, folder: Path) -> float:
-    """The largest difference of one stage's logits on a patch, in nnU-Net's axes."""
+    """The largest absolute difference between the logits of one stage on a patch."""
     import torch
 
     stage = model.recipe.stages[n]
     axes = axes_of(plans.parse(read(folder, None).plans).transpose_forward)
     image, expected = theirs["image"], theirs["logits"]
-    if image.ndim == 4:  # a slice
+    if image.ndim == 4:  # a 2D patch
         image, expected = image[:, :, None], expected[:, :, None]
     turn = (0, 1, *(2 + axis for axis in axes))
     with torch.no_grad():

@@ -1,17 +1,16 @@
-"""An imported nnU-Net model beside nnU-Net itself: do both say the same of the same scans, how fast, and in
-how much memory.
+"""Compare an imported nnU-Net model with nnU-Net itself on the same scans: agreement, time and memory.
 
     python benchmarks/nnunet_import.py MODEL_FOLDER SCAN... --peers PYTHON [--overlap 0.25] [--body]
 
-MODEL_FOLDER is what nnU-Net's training wrote, or ``nnunet_model.py``; PYTHON is that of an environment with
-nnunetv2. Both predict one scan after the other, each in a process of its own, on the CPU with ``--threads``
-threads, without mirroring; nnU-Net in float32, ZoomSeg as ``zoomseg predict`` does (bfloat16 where the CPU
-multiplies it natively, unless ``--float32``). nnU-Net's seconds are from reading to labels; ZoomSeg's are all
-of ``run.json``'s, writing included. Prints, for every scan and every overlap, the lowest and the mean Dice
-between the two label maps over the labels that either has found with ``--least`` voxels or more, the share of
-voxels that are alike, and both programs' seconds and peak memory.
+MODEL_FOLDER was written by nnU-Net's training or by ``nnunet_model.py``; PYTHON is the interpreter of an
+environment with nnunetv2. Both predict one scan after the other, each in a separate process, on the CPU with
+``--threads`` threads and without mirroring: nnU-Net in float32, ZoomSeg as in ``zoomseg predict`` (bfloat16
+if the CPU supports it natively, unless ``--float32`` is given). nnU-Net's seconds extend from reading to the
+labels; ZoomSeg's are the total in ``run.json``, which includes writing. Prints, for every scan and overlap,
+the lowest and the mean Dice between the two label maps over the labels that have at least ``--least`` voxels
+in either of them, the share of equal voxels, and the seconds and peak memory of both programs.
 
-A scan of 512 x 512 x 300 voxels is made by ``predict/scan.py`` from the folder ct_fullres of ZOOMSEG_DATA.
+``predict/scan.py`` makes a scan of 512 x 512 x 300 voxels from the folder ct_fullres in ZOOMSEG_DATA.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ main()
 
 @dataclass(frozen=True)
 class Answer:
-    """What one program made of a scan. ``labels`` is ``[I, J, K]``."""
+    """The result of one program for a scan. ``labels`` is ``[I, J, K]``."""
 
     labels: npt.NDArray[np.uint8]
     seconds: float
@@ -87,9 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     add("scans", type=Path, nargs="+")
     add("--peers", type=Path, required=True, metavar="PYTHON")
     add("--fold", default="0")
-    add("--overlap", type=float, action="append", default=[], help="also with this one; may be given again")
-    add("--body", action="store_true", help="import with --body")
-    add("--float32", action="store_true", help="ZoomSeg in float32, too")
+    add("--overlap", type=float, action="append", default=[], help="an additional overlap; can be repeated")
+    add("--body", action="store_true", help="import the model with --body")
+    add("--float32", action="store_true", help="run ZoomSeg in float32 as well")
     add("--threads", type=int, default=os.cpu_count())
     add("--least", type=int, default=50, metavar="VOXELS")
     return parser
@@ -136,7 +135,7 @@ def _row(scan: Path, overlap: float | None, own: Answer, theirs: Answer, least: 
 
 
 def dices(one: npt.NDArray[np.integer], other: npt.NDArray[np.integer], least: int) -> list[float]:
-    """Of every label that has ``least`` voxels or more in either map."""
+    """Dice of every label that has at least ``least`` voxels in either map."""
     found = []
     for label in range(1, 1 + max(int(one.max()), int(other.max()))):
         a, b = one == label, other == label

@@ -1,9 +1,9 @@
-"""A nnU-Net model of a usual size with random weights, for measuring what prediction costs.
+"""Write an nnU-Net model of usual size with random weights, to measure the cost of prediction.
 
     PEERS/bin/python benchmarks/nnunet_model.py OUT --spacing 1.5 --classes 14
 
-PEERS is an environment with nnunetv2. The network is that of nnU-Net's plans for abdominal CT: six levels of
-32 to 320 channels, patches of 128 x 128 x 128 voxels.
+PEERS is an environment with nnunetv2. The network is that of nnU-Net's plans for abdominal CT: six levels
+with 32 to 320 channels, patches of 128 x 128 x 128 voxels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--spacing", type=float, default=1.5)
-    parser.add_argument("--classes", type=int, default=14, help="background included")
+    parser.add_argument("--classes", type=int, default=14, help="number of classes, including background")
     given = parser.parse_args()
     network = _network(given.classes)
     folder = given.out / "fold_0"

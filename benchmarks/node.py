@@ -1,13 +1,14 @@
-"""The DICOM node, measured from outside: how soon results are back, what kills lose, how memory grows.
+"""The DICOM node, measured from outside: delay of results, losses when it is killed, growth of memory.
 
     python benchmarks/node.py large SERIES [--slices 300] [-m abdomen-ct]
     python benchmarks/node.py many SERIES [--studies 200] [--kills 10] [-m abdomen-ct]
 
-`large`: SERIES (a folder of a CT series), lengthened to so many slices, is sent to a node in a
-process of its own; seconds from the answer to the last image until the last result has reached an archive on
-this machine (Orthanc where it is installed, else one that only counts), and which of them the job's own steps
-took. `many`: small studies (every fourth pixel of SERIES) one after the other, while the node is killed
-(SIGKILL) and started again; studies lost, objects that came under two UIDs, and memory of node and worker.
+`large`: SERIES (the folder of a CT series), extended to the given number of slices, is sent to a node in a
+separate process. Prints the seconds from the response to the last image until the last result has reached an
+archive on this machine (Orthanc if it is installed, otherwise one that only counts objects), and the share of
+the job's steps in them. `many`: small studies (every fourth pixel of SERIES) are sent one after the other,
+while the node is killed (SIGKILL) and restarted. Prints the number of lost studies and of results that
+arrived under two UIDs, and the memory of node and worker.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ from pynetdicom.sop_class import Comprehensive3DSRStorage, RTStructureSetStorage
 
 KINDS = (SegmentationStorage, RTStructureSetStorage, Comprehensive3DSRStorage)
 PATIENCE = 600.0
-"""Seconds after which what has not come is lost."""
+"""Seconds after which a missing result counts as lost."""
 
 
 class Archive:
-    """Takes results; where Orthanc is given, hands each on to it before it answers."""
+    """Receives results; if a port of Orthanc is given, forwards each result to it before responding."""
 
     def __init__(self, orthanc_port: int | None = None) -> None:
         self.uids: dict[str, list[str]] = defaultdict(list)
-        """Of the objects of each study, in the order of their arrival."""
+        """SOP instance UIDs of the results of each study, in the order of arrival."""
         self.last = 0.0
         self._orthanc = orthanc_port
         self._ae = pynetdicom.AE("ARCHIVE")
@@ -79,7 +80,7 @@ class Archive:
 
 
 class Node:
-    """`zoomseg node` in a process of its own, which can be killed and started again."""
+    """`zoomseg node` in a separate process, which can be killed and restarted."""
 
     def __init__(self, folder: Path, model: str, archive_port: int) -> None:
         self._file = folder / "node.yaml"
@@ -120,7 +121,7 @@ class Node:
         self._process.wait()
 
     def memory_mb(self) -> float:
-        """Of node and worker."""
+        """Memory of node and worker."""
         assert self._process is not None
         node = psutil.Process(self._process.pid)
         return sum(one.memory_info().rss for one in (node, *node.children(recursive=True))) / 1e6
@@ -146,7 +147,7 @@ def _free_port() -> int:
 
 @contextmanager
 def orthanc(folder: Path) -> Iterator[int | None]:
-    """The HTTP port of an Orthanc that runs; None where it is not installed."""
+    """The HTTP port of a running Orthanc; None if Orthanc is not installed."""
     import shutil
 
     if shutil.which("Orthanc") is None:
@@ -194,7 +195,7 @@ def _until(what: Callable[[], bool]) -> bool:
 
 
 def read_series(folder: Path) -> list[Dataset]:
-    """The slices of a series, uncompressed, along the patient."""
+    """The slices of a series, uncompressed, sorted by position along z."""
     slices = [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]
     for one in slices:
         if one.file_meta.TransferSyntaxUID.is_compressed:
@@ -203,7 +204,8 @@ def read_series(folder: Path) -> list[Dataset]:
 
 
 def study(slices: Sequence[Dataset], uid: str, count: int, every: int = 1) -> list[Dataset]:
-    """A study of so many slices, made of others: there and back again, of every n-th pixel."""
+    """A study of ``count`` slices: the given ones, repeated in alternating direction, reduced to every
+    ``every``-th pixel of each row and column."""
     step = float(slices[1].ImagePositionPatient[2]) - float(slices[0].ImagePositionPatient[2])
     there_and_back = [*range(len(slices)), *reversed(range(len(slices)))]
     made = []
@@ -216,7 +218,7 @@ def study(slices: Sequence[Dataset], uid: str, count: int, every: int = 1) -> li
             one.Rows, one.Columns = pixels.shape
             one.PixelData = pixels.tobytes()
             one.PixelSpacing = [float(mm) * every for mm in one.PixelSpacing]
-        one.SOPClassUID, one.Modality = CTImageStorage, "CT"  # which badly anonymised files have lost
+        one.SOPClassUID, one.Modality = CTImageStorage, "CT"  # missing in badly anonymised files
         one.file_meta.MediaStorageSOPClassUID = CTImageStorage
         one.PatientID, one.PatientName = f"P{uid[-6:]}", "Benchmark"
         one.StudyInstanceUID, one.SeriesInstanceUID = uid, f"{uid}.1"
@@ -228,7 +230,7 @@ def study(slices: Sequence[Dataset], uid: str, count: int, every: int = 1) -> li
 
 
 def send(port: int, images: Sequence[Dataset]) -> bool:
-    """C-STORE of all images; False where one was not answered with success, as of a node that was killed."""
+    """Send all images by C-STORE; False unless all succeed, for example because the node was killed."""
     ae = pynetdicom.AE("SENDER")
     ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = 30
     ae.add_requested_context(images[0].SOPClassUID, images[0].file_meta.TransferSyntaxUID)
@@ -237,17 +239,17 @@ def send(port: int, images: Sequence[Dataset]) -> bool:
         return False
     try:
         return all(association.send_c_store(one).get("Status") == 0 for one in images)
-    except (RuntimeError, ValueError):  # the association is gone
+    except (RuntimeError, ValueError):  # the association was lost
         return False
     finally:
         association.release()
 
 
-# --- what is measured -----------------------------------------------------------------------------
+# --- measurements ---------------------------------------------------------------------------------
 
 
 def large(slices: Sequence[Dataset], count: int, model: str, folder: Path) -> dict[str, Any]:
-    """Seconds from the last image to the last result, and those of the job's steps."""
+    """Seconds from the last image to the last result, and seconds of the job's steps."""
     images = study(slices, "1.2.826.0.1.3680043.8.498.1", count)
     (folder / "orthanc").mkdir()
     with orthanc(folder / "orthanc") as port:
@@ -284,7 +286,7 @@ def large(slices: Sequence[Dataset], count: int, model: str, folder: Path) -> di
 def many(
     slices: Sequence[Dataset], studies: int, kills: int, model: str, folder: Path, seed: int = 0
 ) -> dict[str, Any]:
-    """What becomes of small studies while the node is killed so many times."""
+    """Losses and repetitions among small studies while the node is killed ``kills`` times."""
     archive = Archive()
     node = Node(folder, model, archive.port)
     chance = random.Random(seed)
@@ -315,7 +317,7 @@ def many(
             _until(lambda: sum(map(archive.complete, uids[: number + 1])) >= number - 1)  # noqa: B023
             memory.append(node.memory_mb())
         _until(lambda: all(map(archive.complete, uids)))
-        time.sleep(3)  # for what might come twice
+        time.sleep(3)  # for results that might arrive twice
         jobs = node.status()["jobs"]
     finally:
         node.close()

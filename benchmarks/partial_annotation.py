@@ -1,14 +1,15 @@
-"""Do cases help in which not every organ was drawn? The default recipe, trained twice on one fold's cases.
+"""Benefit of partially annotated cases: the default recipe, trained twice on the cases of one fold.
 
     uv run python benchmarks/partial_annotation.py DATASET -o OUT --time-budget 20m
 
-``partly``: on all training cases, each teaching what was drawn in it. ``complete``: only on those in which
-everything was drawn. Same recipe (planned from all training cases), same time, same cases kept back, of which
-each is scored for the organs that were drawn in it. ``complete`` is what a training is left with that cannot
-tell "not drawn" from "not there"; where few cases are complete, it is short of cases, too.
+``partly``: trained on all training cases, each with the organs that are annotated in it. ``complete``: only
+on those in which all organs are annotated. Both have the same recipe (planned from all training cases), the
+same time and the same held-out cases, each scored for the organs that are annotated in it. A training that
+cannot distinguish "not annotated" from "absent" is limited to ``complete``; if few cases are complete, it
+also has few cases.
 
 Writes OUT/<training>/ (model), OUT/<training>/validation/ (label maps, metrics.csv, report.html) and
-OUT/table.md: per organ, the training cases in which it was drawn, the scored cases, and Dice.
+OUT/table.md: per organ, the training cases in which it is annotated, the scored cases, and Dice.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ from zoomseg.training import training_run
 
 
 def complete_cases(dataset: Dataset, ids: Sequence[str]) -> tuple[str, ...]:
-    """Those of ``ids`` in which every label was drawn.
+    """Those of ``ids`` in which every label is annotated.
 
     Raises:
-        DatasetError: there are none, or no others: nothing to compare.
+        DatasetError: there are none, or no others, so that there is nothing to compare.
     """
     every = set(dataset.schema.names)
     found = tuple(
@@ -56,14 +57,14 @@ def complete_cases(dataset: Dataset, ids: Sequence[str]) -> tuple[str, ...]:
 
 
 def score(model: Bundle, held_back: Dataset, folder: Path, device: Device) -> Evaluation:
-    """Predict and score the cases kept back."""
+    """Predict and score the held-out cases."""
     scans = [ScanInput(case.id, case.images) for case in held_back.cases]
     segment_to_folder(scans, folder / "predictions", Predictor(model, device, any_scan=True))
     return evaluate(folder / "predictions", held_back, folder)
 
 
 def steps(folder: Path) -> str:
-    """How many steps each stage was trained for, as logged."""
+    """The number of training steps of each stage, from the log."""
     last: dict[str, str] = {}
     with (folder / "training" / "metrics.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -72,7 +73,8 @@ def steps(folder: Path) -> str:
 
 
 def table(taught: dict[str, Dataset], scores: dict[str, Evaluation], trained: dict[str, str]) -> str:
-    """Markdown: one row per organ, two columns per training, and what each training was."""
+    """A Markdown table with one row per organ and two columns per training, and a description of each
+    training."""
     drawn = {name: annotated_cases(dataset) for name, dataset in taught.items()}
     header = "".join(f" drawn in ({n}) | Dice ({n}) |" for n in taught)
     lines = [f"| organ | cases scored |{header}", "|---|---:|" + "---:|" * 2 * len(taught)]
@@ -89,7 +91,9 @@ def table(taught: dict[str, Dataset], scores: dict[str, Evaluation], trained: di
 @click.command()
 @click.argument("source", metavar="DATASET", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
-@click.option("--time-budget", "seconds", callback=parse_duration, required=True, help="Of each training.")
+@click.option(
+    "--time-budget", "seconds", callback=parse_duration, required=True, help="Duration of each training."
+)
 @click.option("--folds", default=5, show_default=True)
 @click.option("--fold", default=0, show_default=True)
 @click.option("--seed", default=0, show_default=True)

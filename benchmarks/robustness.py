@@ -1,8 +1,8 @@
-"""What scans unlike the training scans cost: the cases kept back in training, each changed in one way.
+"""Accuracy on scans unlike the training scans: the cases held out in training, changed in one way at a time.
 
     uv run python benchmarks/robustness.py DATASET MODEL -o OUT
 
-Writes OUT/table.md: Dice per organ for every change, over the organs that the changed scan still shows.
+Writes OUT/table.md: Dice per organ for every change, for the organs that are still in the changed scan.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 
 LEAST_VOXELS = 50
-"""Of less an organ, at a cut's edge, no Dice is taken."""
+"""Organs with fewer voxels, as at the edge of a cut, are not scored."""
 
 Scan = tuple[Volume, LabelMap]
 
 
 def part(first: float, last: float) -> Callable[[Scan], Scan]:
-    """Slices between two shares of the scan's height: what lies beyond was never scanned."""
+    """Crop the scan to the slices between two fractions of its height."""
 
     def cut(scan: Scan) -> Scan:
         image, labels = scan
@@ -47,7 +47,7 @@ def part(first: float, last: float) -> Callable[[Scan], Scan]:
 
 
 def thick(mm: float) -> Callable[[Scan], Scan]:
-    """Slices of ``mm``, each the mean of what lies in it."""
+    """Average the scan into slices ``mm`` thick."""
 
     def thicken(scan: Scan) -> Scan:
         image, labels = scan
@@ -63,7 +63,7 @@ def thick(mm: float) -> Callable[[Scan], Scan]:
 
 
 def without_contrast(scan: Scan) -> Scan:
-    """Soft tissue above 45 HU a quarter as far above it: roughly what no contrast agent leaves."""
+    """Reduce intensities above 45 HU to 45 HU plus a quarter of the excess: roughly an unenhanced scan."""
     image, labels = scan
     data = image.data.astype(np.float32)
     return Volume(torch.where(data > 45, 45 + (data - 45) / 4, data).numpy(), image.grid), labels
@@ -76,7 +76,7 @@ def noisy(scan: Scan) -> Scan:
 
 
 def turned(scan: Scan) -> Scan:
-    """The same patient, all three axes stored the other way round."""
+    """The same image with all three axes stored in reverse order; world positions are unchanged."""
     image, labels = scan
     shape = np.array(image.grid.shape)
     flip = np.diag([-1.0, -1.0, -1.0, 1.0])
@@ -102,7 +102,7 @@ CHANGES: dict[str, Callable[[Scan], Scan]] = {
 
 
 def arguments(described: str | None) -> argparse.ArgumentParser:
-    """A data set, a model that kept some of its cases back, and a folder for results."""
+    """A parser for a data set, a model that held out some of its cases, and a folder for results."""
     parser = argparse.ArgumentParser(description=described, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("model", type=Path)
@@ -111,7 +111,7 @@ def arguments(described: str | None) -> argparse.ArgumentParser:
 
 
 def opened(options: argparse.Namespace) -> tuple[Predictor, Dataset]:
-    """The model, and the cases that it kept back."""
+    """The model, and the cases that were held out in its training."""
     options.out.mkdir(parents=True, exist_ok=True)
     model = bundle.load(options.model)
     held_back = [str(i) for i in model.provenance["validation_cases"]]  # type: ignore[union-attr]

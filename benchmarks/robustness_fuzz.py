@@ -1,11 +1,11 @@
-"""Hostile input: no traceback, signal, hang, 4 GB, file elsewhere, or result that only looks complete.
+"""Fuzzing: invalid input must not cause a traceback, signal, hang, 4 GB of memory, or misleading files.
 
     uv run python benchmarks/robustness_fuzz.py 5000 -o OUT       seeds 0 to 4999
-    uv run python benchmarks/robustness_fuzz.py --seed 17 -o OUT  one: what was done to it, and what it prints
+    uv run python benchmarks/robustness_fuzz.py --seed 17 -o OUT  one seed, with its changes and its output
 
-OUT gets report.md, and the inputs that failed in a folder each.
-
-The inputs are those of tests/guards/test_robustness.py, which runs the first few hundred.
+Misleading files are those outside the command's folder, and incomplete results that look complete. Writes
+OUT/report.md, and a folder with the input for each failure. The inputs are those of
+tests/guards/test_robustness.py, which runs the first few hundred.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fuzzing.samples import Samples
 
 
 def report(found: Iterable[Outcome], seconds: float) -> str:
-    """Inputs and failures by kind, then every cause with the seeds that show it."""
+    """Number of inputs and failures by kind, then every cause with the seeds that reproduce it."""
     found = list(found)
     lines = [
         f"{len(found)} inputs in {seconds:.0f} s",
@@ -54,7 +54,7 @@ def report(found: Iterable[Outcome], seconds: float) -> str:
 
 
 def _run(seeds: range, share: int, workers: int, out: Path) -> Iterator[Outcome]:
-    """The seeds of one of several workers."""
+    """Run the seeds of one of several workers."""
     mine = seeds[share::workers]
     folder = out / f"worker-{share}"
     with Runner(folder / "home") as runner:
@@ -68,13 +68,11 @@ def _run(seeds: range, share: int, workers: int, out: Path) -> Iterator[Outcome]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("inputs", type=int, nargs="?", default=300, help="so many seeds")
-    parser.add_argument("--first", type=int, default=0, help="the first of them")
-    parser.add_argument(
-        "--seed", type=int, help="only this one; its input is kept and what it prints is shown"
-    )
-    parser.add_argument("--workers", type=int, default=1, help="processes side by side")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="a new folder for inputs that fail")
+    parser.add_argument("inputs", type=int, nargs="?", default=300, help="number of seeds")
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--seed", type=int, help="run only this seed, keep its input and show its output")
+    parser.add_argument("--workers", type=int, default=1, help="number of parallel processes")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="new folder for failing inputs")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Which scans a model refuses, warns of, or takes for scans like those of its training.
+"""Which scans a model rejects, which cause a warning, and which it accepts as similar to its training scans.
 
     uv run python benchmarks/training_domain.py MODEL SCANS... [--trained-on DATASET]
 
 MODEL is a model's folder or name, SCANS are files or folders. With --trained-on, every case of the data set
-that the model was trained on is compared with what the other cases show. Prints a table in Markdown.
+that the model was trained on is compared with the description of the other cases. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Compared = tuple[TrainingDomain, Case]
 
 
 def row(name: str, compared: Iterable[Compared], intensity: IntensitySpec) -> str:
-    """How many were refused and warned of, and how much they are trusted."""
+    """A line of the table: numbers of rejected scans and of warnings, and the range of the trust factor."""
     refused, warned, trust = 0, 0, []
     for known, case in compared:
         try:
@@ -40,7 +40,7 @@ def row(name: str, compared: Iterable[Compared], intensity: IntensitySpec) -> st
 
 
 def left_out(dataset: Path, model: bundle.Bundle) -> Iterator[Compared]:
-    """Every case, and what all the others show."""
+    """Every case, with the description of all other cases."""
     data, intensity = open_dataset(dataset), model.recipe.intensity
     seen = [training_domain.sample(data.load(case)) for case in data.cases]
     for n, case in enumerate(data.cases):

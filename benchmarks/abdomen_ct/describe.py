@@ -1,9 +1,9 @@
-"""Write what a model saw in training into a model that does not say it yet.
+"""Add the description of the training scans (training domain) to a model that lacks it.
 
     uv run python benchmarks/abdomen_ct/describe.py BTCV src/zoomseg/models/abdomen-ct
 
-BTCV holds the cases that the model was trained on, and no others. `zoomseg train` does the same for the
-models that it makes; `abdomen-ct` was trained before it did.
+BTCV contains exactly the cases that the model was trained on. `zoomseg train` writes this description into
+every model; `abdomen-ct` was trained with an earlier version.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     dataset, model = open_dataset(options.dataset), bundle.load(options.model)
     seen = training_domain.samples(dataset, dataset.ids)
     known = training_domain.describe(seen, model.recipe.intensity, model.channel_names, model.schema.names)
-    # The manifest alone: its weights stay as they are, and the card is written by hand.
+    # Only the manifest is rewritten: the weights are unchanged, and the card is written by hand.
     manifest = json.loads((options.model / "model.json").read_text(encoding="utf-8"))
     manifest["training_domain"] = asdict(known)
     text = json.dumps(manifest, indent=1, ensure_ascii=False)

@@ -1,11 +1,11 @@
-"""Make the model that comes with ZoomSeg from one that was trained: weights in half precision, its own card.
+"""Package a trained model as the one included in ZoomSeg: weights in half precision, a card of its own.
 
     uv run python benchmarks/abdomen_ct/package.py MODEL VALIDATION -o src/zoomseg/models/abdomen-ct
 
-MODEL was trained on all cases, VALIDATION is the folder of scores of its twin, which had not seen the cases
-that it is scored on (`metrics.csv`, of `zoomseg train --folds` or `zoomseg evaluate`). README.md beside
-this file has the commands that make both. The packaged model has the recipe beside this file, and the
-calibration of its confidence from the twin, whose folder VALIDATION is in.
+MODEL was trained on all cases. VALIDATION contains the scores (`metrics.csv`, written by `zoomseg train
+--folds` or `zoomseg evaluate`) of its twin, a model with the same recipe that was trained without the cases
+that it is scored on. README.md in this folder lists the commands for both. The packaged model gets the recipe
+from this folder, and the calibration of its confidence from the twin, in whose folder VALIDATION lies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RECIPE = Path(__file__).with_name("recipe.yaml")
 
 
 def table(metrics: pd.DataFrame, model: bundle.Bundle) -> str:
-    """Dice per organ on cases kept back, in Markdown."""
+    """Dice per organ on held-out cases, in Markdown."""
     lines = ["| value | organ | Dice | lowest | cases |", "|---:|---|---:|---:|---:|"]
     for name, value in zip(model.schema.names, model.schema.values, strict=True):
         dice = metrics.loc[metrics.organ == name, "dice"].dropna()
@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     trained = bundle.load(options.model)
     metrics = pd.read_csv(options.validation / "metrics.csv")
-    # How long and on what, but not the names of its patients' scans.
+    # Duration and hardware of the training are recorded, the identifiers of its scans are not.
     unsaid = {"training_cases", "validation_cases", "init"}
     told: dict[str, JSON] = {key: value for key, value in trained.provenance.items() if key not in unsaid}
     cases = trained.provenance["training_cases"]

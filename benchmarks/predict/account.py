@@ -1,8 +1,8 @@
-"""What a row of the benchmark did and when: the protocol between the rows' processes and the benchmark.
+"""The record that each row's process writes for the benchmark: its steps and their times.
 
-A row writes one JSON file: its steps as stretches of time (seconds since the epoch, so that the benchmark can
-lay them beside the memory that it watched from outside), how many tiles its network computed, and the peak of
-GPU memory. Only the standard library is needed here, as rows run in environments of their own.
+A row writes one JSON file: the time intervals of its steps (in seconds since the epoch, so that the benchmark
+can relate them to the memory that it samples from outside), the number of tiles that its network computed,
+and the peak of GPU memory. This module needs only the standard library, as rows run in separate environments.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 GROUPS = ("start", "read", "prepare", "network", "other", "merge", "write")
-"""What steps of different programs have in common. ``start``: imports, weights, and what no step claims;
-``prepare``: from the scan's voxels to the network's; ``merge``: from its answer to the label map; ``other``:
-both of these, tile by tile, where a program does not tell them apart."""
+"""Groups of corresponding steps in different programs. ``start``: imports, weights, and time that belongs to
+no step; ``prepare``: from the scan's voxels to the network's input; ``merge``: from its output to the label
+map; ``other``: both of these, tile by tile, in a program that does not distinguish them."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of time that one step took; a step may have several."""
+    """A time interval of one step; a step may have several."""
 
     step: str
     group: str
@@ -40,7 +40,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Account:
-    """What a row's process says about itself."""
+    """The record of a row's process."""
 
     program: str
     """Name and version."""
@@ -50,10 +50,11 @@ class Account:
 
 
 class Clock:
-    """Steps of a process. Steps may lie within each other: each counts only what no inner one does."""
+    """Records the steps of a process. Steps may be nested: the time of an inner one is not counted in the
+    outer one."""
 
     def __init__(self, settle: Callable[[], None] = lambda: None) -> None:
-        """``settle`` waits for work that is under way elsewhere (a GPU) before a step ends."""
+        """``settle`` waits for pending work on another device (a GPU) before a step ends."""
         self._settle = settle
         self._open: list[tuple[str, str]] = []
         self._since = 0.0
@@ -70,7 +71,7 @@ class Clock:
             self._open.pop()
 
     def timed(self, name: str, group: str, function: Callable[P, T]) -> Callable[P, T]:
-        """The function as a step."""
+        """The function, recorded as a step whenever it is called."""
 
         def call(*arguments: P.args, **named: P.kwargs) -> T:
             with self.step(name, group):
@@ -79,7 +80,7 @@ class Clock:
         return call
 
     def _turn(self) -> None:
-        """The innermost open step ends its stretch here; a new one begins."""
+        """End the current interval, which belongs to the innermost open step, and begin a new one."""
         self._settle()
         now = time.time()
         if self._open:

@@ -1,8 +1,8 @@
-"""What the network of a ZoomSeg model's last stage costs: the yardstick of the peers' networks.
+"""Cost of the network of a ZoomSeg model's last stage, to which the peers' networks are matched.
 
     python benchmarks/predict/fine_network.py MODEL
 
-prints as JSON its FLOPs per voxel that it answers for, its kind and channels, and its classes.
+prints as JSON its FLOPs per predicted voxel, its kind and channels, and its classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zoomseg.recipe import network_shapes
 
 
 def describe(model: bundle.Bundle) -> dict[str, object]:
-    """FLOPs count multiplications and additions one each."""
+    """Multiplications and additions count as one FLOP each."""
     stage, scans = model.recipe.stages[-1], len(model.channel_names)
     module = build_network(stage, model.recipe, model.schema, scans).eval()
     shape = (input_channels(stage, model.recipe, model.schema, scans), *stage.grid.tile)

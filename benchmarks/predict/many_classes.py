@@ -1,9 +1,9 @@
-"""A model with many classes, made from one with few: for what classes cost in prediction.
+"""Make a model with many classes from one with few, to measure the cost of classes in prediction.
 
     python benchmarks/predict/many_classes.py MODEL --classes 105 -o OUT
 
-The last stage's final layer holds each organ several times, with noise, so that every organ has as many
-rivals that look like it: a harder case than so many organs would be. Earlier stages stay as they are.
+The final layer of the last stage contains each organ several times, with noise, so that every organ competes
+with similar ones: a harder case than the same number of different organs. Earlier stages are unchanged.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.recipe.spec import PriorInput, Stage
 
 NOISE = 0.02
-"""Of the copied layers, in parts of their weights' standard deviation."""
+"""Standard deviation of the noise in copied layers, relative to that of the layer's weights."""
 
 
 def names_of(schema: LabelSchema, classes: int) -> tuple[str, ...]:
-    """So many names, background apart: the organs', then numbered copies of them."""
+    """Names for ``classes`` classes without background: those of the organs, then numbered copies of them."""
     count = len(schema.names)
     return tuple(
         schema.names[n % count] + (f" {n // count + 1}" if n >= count else "") for n in range(classes - 1)
@@ -33,14 +33,14 @@ def names_of(schema: LabelSchema, classes: int) -> tuple[str, ...]:
 
 
 def widened(layer: AnyNumpy, classes: int, random: np.random.Generator) -> AnyNumpy:
-    """A final layer's weights or biases ``[few, ...]`` for many classes: ``[classes, ...]``."""
+    """Extend a final layer's weights or biases ``[few, ...]`` to many classes: ``[classes, ...]``."""
     organs = np.resize(layer[1:], (classes - 1, *layer.shape[1:]))
     organs[len(layer) - 1 :] += NOISE * layer.std() * random.standard_normal(organs[len(layer) - 1 :].shape)
     return np.concatenate([layer[:1], organs]).astype(layer.dtype)
 
 
 def with_classes(model: Bundle, classes: int) -> Bundle:
-    """``model`` with so many classes in its last stage, background included."""
+    """``model`` with ``classes`` classes in its last stage, including background."""
     random, few = np.random.default_rng(0), 1 + len(model.schema.names)
     last = model.recipe.stages[-1]
     weights = {
@@ -59,7 +59,8 @@ def with_classes(model: Bundle, classes: int) -> Bundle:
 
 
 def _naming(stage: Stage, model: Bundle, labels: str | None = None) -> Stage:
-    """What ``all`` meant before there were more labels, by name; the last stage's own labels are all."""
+    """Replace ``all`` labels by the names of the original ones; the last stage has all labels of the new
+    model."""
     inputs = tuple(
         source.model_copy(update={"labels": model.schema.names}) if isinstance(source, PriorInput) else source
         for source in stage.inputs

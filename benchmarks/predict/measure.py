@@ -1,4 +1,4 @@
-"""One row measured: its process run and watched, its steps laid beside its memory."""
+"""Measure one row: run its process, sample its memory and assign the samples to its steps."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from watch import Sample, Watched, watch
 class Step:
     name: str
     group: str
-    """Of ``account.GROUPS``."""
+    """One of ``account.GROUPS``."""
     seconds: float
     peak_ram_mb: float | None
-    """The highest that was seen meanwhile; None if the step was over before anyone looked."""
+    """The highest sample during the step; None if there was no sample during it."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of the table. ``seconds`` and ``peak_ram_mb`` are of the whole process, or until it failed."""
+    """A row of the table. ``seconds`` and ``peak_ram_mb`` refer to the whole process, or the part before it
+    failed."""
 
     name: str
     title: str
     program: str
-    """Name and version, once the process has told."""
+    """Name and version as recorded by the process; empty if it failed."""
     network: str
     flops_per_voxel: float
     classes: int
@@ -40,14 +41,14 @@ class Measured:
     tiles: int
     steps: tuple[Step, ...]
     failure: str | None = None
-    """Why there are no steps."""
+    """The reason if the row failed; it then has no steps."""
 
     def group_seconds(self, group: str) -> float:
         return sum(step.seconds for step in self.steps if step.group == group)
 
 
 def measure(row: Row, job: Job, out: Path, env: Mapping[str, str], limit_mb: float) -> Measured:
-    """Run ``row`` in ``out``; a row that fails, or needs more than ``limit_mb``, says so."""
+    """Run ``row`` in ``out``; if it fails or exceeds ``limit_mb``, the result contains the reason."""
     out.mkdir(parents=True, exist_ok=True)
     watched = watch(row.command(job, row.network, out), env, out / "log.txt", limit_mb)
     failure = failure_of(watched, out / "log.txt", limit_mb)
@@ -88,7 +89,7 @@ def failure_of(watched: Watched, log: Path, limit_mb: float) -> str | None:
 
 
 def steps_of(watched: Watched, segments: Iterable[Segment]) -> tuple[Step, ...]:
-    """Steps in order of their first segment; before them the rest of the process's time, as its start."""
+    """Steps in the order of their first segment, preceded by ``start``, the remaining time of the process."""
     parts: dict[tuple[str, str], list[Segment]] = {}
     for segment in sorted(segments, key=lambda s: s.start):
         parts.setdefault((segment.step, segment.group), []).append(segment)
@@ -105,7 +106,7 @@ def _step(name: str, group: str, segments: list[Segment], samples: Iterable[Samp
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The benchmark's own, with as many threads for every library that has a say in it."""
+    """The environment of the benchmark, with the number of threads set for every library."""
     names = (
         "OMP_NUM_THREADS",
         "MKL_NUM_THREADS",
@@ -117,7 +118,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's name and how many cores there are."""
+    """The processor's name and number of cores."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,9 +1,9 @@
-"""The peers' network: nnU-Net's plain 3D U-Net, and how wide it must be to cost as much as another network.
+"""The peers' network: nnU-Net's plain 3D U-Net, and the width at which it costs as much as another network.
 
     python networks.py --flops-per-voxel F --classes N
 
 prints as JSON the features per level and the FLOPs per voxel of nnU-Net's default (32 to 320) and of the
-U-Net that comes closest to F. Needs the peers' environment.
+U-Net whose FLOPs per voxel are closest to F. Needs the peers' environment.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 DEFAULT_FEATURES = (32, 64, 128, 256, 320, 320)
 GROWTH = (1, 2, 4, 8, 10, 10)
-"""Features per level of the default, in units of the first level's."""
+"""Features per level of the default, relative to the first level."""
 MULTIPLE = 8
-"""Convolutions are slow on other numbers of channels, so that matching FLOPs by them would not be fair."""
+"""Numbers of channels are multiples of this: convolutions are slow for other numbers, which would make the
+comparison at equal FLOPs unfair."""
 PATCH = (128, 128, 128)
 
 Features = tuple[int, ...]
 
 
 def architecture(features: Features) -> dict[str, Any]:
-    """As nnU-Net's plans have it: isotropic, two convolutions a level, on the way down and up."""
+    """The network as described in nnU-Net's plans: isotropic, two convolutions per level of the encoder and
+    the decoder."""
     levels = len(features)
     return {
         "n_stages": levels,
@@ -52,12 +54,12 @@ def architecture(features: Features) -> dict[str, Any]:
 
 
 IMPORTED = ("conv_op", "norm_op", "dropout_op", "nonlin")
-"""Keys of the architecture whose values name classes."""
+"""Keys of the architecture whose values are names of classes."""
 NETWORK_CLASS = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
 
 
 def plain_unet(features: Features, classes: int) -> nn.Module:
-    """The network for one channel, with nnU-Net's random initialisation, ready to answer."""
+    """The network for one channel, with nnU-Net's random initialisation, in evaluation mode."""
     named = architecture(features)
     settings = named | {key: pydoc.locate(named[key]) for key in IMPORTED if named[key]}
     network: nn.Module = PlainConvUNet(1, num_classes=classes, **settings)
@@ -66,7 +68,8 @@ def plain_unet(features: Features, classes: int) -> nn.Module:
 
 
 def flops_per_voxel(features: Features, classes: int) -> float:
-    """Of one patch; multiplications and additions count one each. Nothing is computed."""
+    """FLOPs per voxel of one patch; multiplications and additions count as one each. They are counted on the
+    meta device, without computing anything."""
     with torch.device("meta"):
         network, patch = plain_unet(features, classes), torch.empty(1, 1, *PATCH)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -75,8 +78,8 @@ def flops_per_voxel(features: Features, classes: int) -> float:
 
 
 def closest_features(wanted: float, classes: int) -> Features:
-    """The features whose FLOPs per voxel come closest to ``wanted``: the widest first level that costs no
-    more with the default's growth, and the levels below it up to twice as wide, for finer steps."""
+    """The features whose FLOPs per voxel are closest to ``wanted``. The first level is the widest that does
+    not exceed ``wanted`` with the default's growth; for finer steps, lower levels are up to twice as wide."""
     first = MULTIPLE
     while flops_per_voxel(_grown(first + MULTIPLE, 1.0), classes) <= wanted:
         first += MULTIPLE
@@ -85,7 +88,7 @@ def closest_features(wanted: float, classes: int) -> Features:
 
 
 def _grown(first: int, factor: float) -> Features:
-    """``first``, then levels below it of ``factor`` times the default's growth."""
+    """Features per level: ``first``, then ``factor`` times the default's growth for the lower levels."""
     below = (max(1, round(first * growth * factor / MULTIPLE)) * MULTIPLE for growth in GROWTH[1:])
     return (first, *below)
 

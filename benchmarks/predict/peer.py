@@ -1,4 +1,4 @@
-"""What the peers' rows have in common: their arguments, and the device that they run on."""
+"""Common parts of the peers' rows: arguments, device, counting of tiles, and the record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from networks import Features
 class Job:
     scan: Path
     out: Path
-    """Folder: the label map, and what the row says about itself in ``account.json``."""
+    """Folder for the label map and the row's record (``account.json``)."""
     features: Features
     classes: int
     spacing_mm: float
@@ -35,12 +35,12 @@ def parse(description: str | None) -> Job:
 
 
 def clock_of(job: Job) -> Clock:
-    """A clock whose steps end when the device has done its work."""
+    """A clock whose steps end when the device has finished its work."""
     return Clock(torch.cuda.synchronize) if job.device.type == "cuda" else Clock()
 
 
 class Counted(torch.nn.Module):
-    """A network that counts the tiles it was given."""
+    """A network that counts the tiles that it computes."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()

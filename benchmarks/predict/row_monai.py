@@ -1,7 +1,7 @@
 """MONAI's usual inference: transforms, sliding window, inverse transforms of the logits, argmax.
 
-Half of a window overlaps the next, weighted by a Gaussian, as in nnU-Net. Everything else is MONAI's default
-(its resampling counts in float64).
+Windows overlap by half, with Gaussian weights, as in nnU-Net. Everything else is MONAI's default (its
+resampling computes in float64).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def segment(job: Job, network: Counted, clock: Clock) -> None:
 
 
 def compute(image: MetaTensor, network: Counted, device: torch.device) -> MetaTensor:
-    """Logits ``[classes, I, J, K]`` with the image's transforms, so that these can be inverted."""
+    """Logits ``[classes, I, J, K]`` with the transforms of the image, so that these can be inverted."""
     with torch.inference_mode(), torch.autocast(device.type, enabled=device.type == "cuda"):
         logits = sliding_window_inference(image[None], PATCH, 1, network, OVERLAP, mode="gaussian")
     return MetaTensor(logits[0].as_tensor(), meta=image.meta, applied_operations=image.applied_operations)

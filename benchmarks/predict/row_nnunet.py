@@ -1,7 +1,7 @@
-"""nnU-Net v2's own pipeline, from file to file, its functions timed from outside; no mirroring.
+"""nnU-Net v2's own pipeline, from file to file and without mirroring, its functions timed from outside.
 
-Preprocessing, sliding window, resampling of the logits, argmax and saving are nnU-Net's, driven by plans as
-its default planner writes them for CT; only the network's weights are random.
+Preprocessing, sliding window, resampling of the logits, argmax and saving are nnU-Net's, with the plans that
+its default planner writes for CT; only the network's weights are random.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from peer import Counted, Job, clock_of, finish, parse
 
 INTENSITIES = {"mean": 80.0, "std": 140.0, "percentile_00_5": -900.0, "percentile_99_5": 300.0}
-"""Of foreground in abdominal CT, about; they change values, not costs."""
+"""Approximate statistics of the foreground in abdominal CT; they affect values, but not computing time."""
 
 
 def resampling(is_seg: bool, order: int) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def resampling(is_seg: bool, order: int) -> dict[str, Any]:
 
 
 def plans(job: Job) -> dict[str, Any]:
-    """As the default planner's, of its ``3d_fullres``."""
+    """Plans as written by the default planner, with only the configuration ``3d_fullres``."""
     resample = "resample_data_or_seg_to_shape"
     fullres = {
         "preprocessor_name": "DefaultPreprocessor",
@@ -65,7 +65,8 @@ def data_set(classes: int) -> dict[str, Any]:
 
 
 def time_steps(clock: Clock, manager: PlansManager) -> None:
-    """Put a clock around nnU-Net's functions; what one does besides those within it is its own step."""
+    """Time nnU-Net's functions; the time of a function outside the timed functions that it calls is a step of
+    its own."""
 
     def wrap(owner: Any, name: str, step: str, group: str) -> None:
         setattr(owner, name, clock.timed(step, group, getattr(owner, name)))

@@ -1,4 +1,4 @@
-"""The rows of the benchmark: which process each is, and what is read from it when it is done."""
+"""The rows of the benchmark: the command of each, and how its record is read."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ ZOOMSEG_GROUPS = {
     "write": "write",
     "summary": "write",
 }
-"""Of the steps in ``run.json`` that are no stage."""
+"""Groups of the steps in ``run.json`` that are not stages."""
 AFTER_WRITING = ("summary",)
 NO_STEPS = ("total", "waited")
-"""Seconds of others told once more: of all, and of reading."""
+"""Keys that repeat the time of other steps: that of all, and part of the reading time."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all rows do."""
+    """The task of all rows."""
 
     scan: Path
     model: Path
     peers: Path | None
-    """The Python that has nnU-Net and MONAI."""
+    """Python interpreter of the environment with nnU-Net and MONAI."""
     spacing_mm: float
     device: str
 
@@ -54,9 +54,9 @@ class Row:
     title: str
     network: Network
     command: Callable[[Job, Network, Path], list[str]]
-    """Job, network and an empty folder for the results -> the process."""
+    """Job, network and an empty folder for the results -> command."""
     account: Callable[[Path], Account]
-    """The folder with the results -> what the process says about itself."""
+    """Folder with the results -> record of the process."""
 
 
 def zoomseg_command(job: Job, network: Network, out: Path) -> list[str]:
@@ -65,8 +65,8 @@ def zoomseg_command(job: Job, network: Network, out: Path) -> list[str]:
 
 
 def zoomseg_account(out: Path) -> Account:
-    """From ``run.json``, which has seconds without times: the steps are laid one after the other, so that the
-    last ends when the label map was written."""
+    """The record from ``run.json``, which contains durations only: steps are assumed to follow one another,
+    the last one ending when the label map was written."""
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     ((case, record),) = run["cases"].items()
     if record["status"] != "done":
@@ -85,11 +85,11 @@ def zoomseg_account(out: Path) -> Account:
 
 
 def _parts(step: str, seconds: float, in_network: float | None) -> list[tuple[str, str, float]]:
-    """Name, group and seconds of a step: of a stage its network, then what is done around it. The two take
-    turns, tile by tile, so that memory seen in one of them may have been taken by the other."""
+    """Name, group and seconds of a step. A stage has two parts, its network and the remaining work. They
+    alternate tile by tile, so that memory sampled in one may have been allocated by the other."""
     if in_network is None:
         return [(step, ZOOMSEG_GROUPS.get(step, "other"), seconds)]
-    network = min(in_network, seconds)  # seconds of steps are rounded
+    network = min(in_network, seconds)  # durations of steps are rounded
     return [(step, "network", network), (f"{step}, around", "other", seconds - network)]
 
 

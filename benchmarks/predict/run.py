@@ -1,15 +1,16 @@
-"""ZoomSeg, nnU-Net v2 and MONAI on the same large scan: seconds and peak memory of every step.
+"""Compare ZoomSeg, nnU-Net v2 and MONAI on the same large scan: seconds and peak memory of every step.
 
     python benchmarks/predict/run.py -o OUT -m MODEL [--peers PYTHON] [--scan FILE] [--only zoomseg,nnunet]
 
-Every row is a process of its own, run one after the other and watched from outside. Writes OUT/table.md,
-results.json, steps.csv and plot.png; OUT/<row>/ has each row's label map and output. Without --scan, a CT of
-512 x 512 x 300 is made from the folder ct_fullres in ZOOMSEG_DATA. README.md says how to set up the peers.
+Rows run one after the other, each in a separate process that is monitored from outside. Writes OUT/table.md,
+results.json, steps.csv and plot.png; OUT/<row>/ contains each row's label map and output. Without --scan, a
+CT of 512 x 512 x 300 voxels is made from the folder ct_fullres in ZOOMSEG_DATA. README.md describes how to
+set up the peers.
 """
 
 from __future__ import annotations
 
-# Nothing large here: a child's peak of memory begins with that of whoever started it (see watch).
+# Import nothing large here: the peak memory of a child process includes that of its parent (see watch).
 import argparse
 import json
 import os
@@ -27,7 +28,7 @@ from table import Setting, write_results
 
 SOURCE = Path("ct_fullres") / "chaos_ct_case.nii.gz"
 FREE_SHARE = 0.9
-"""Of the memory that is free at the start, what a row may hold unless --max-ram says otherwise."""
+"""Share of the memory that is free at the start to which a row is limited unless --max-ram is given."""
 
 
 def main() -> None:
@@ -60,14 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-o", "--out", type=Path, required=True)
     add("-m", "--model", type=Path, required=True, help="model folder for ZoomSeg")
-    add("--scan", type=Path, help="NIfTI file; made if not given")
-    add("--spacing", type=float, default=1.5, help="of the peers' networks, in mm; 1.5 by default")
-    add("--peers", type=Path, help="the Python that has nnU-Net and MONAI")
+    add("--scan", type=Path, help="NIfTI file; generated if not given")
+    add("--spacing", type=float, default=1.5, help="spacing of the peers' networks in mm; default: 1.5")
+    add("--peers", type=Path, help="Python interpreter of the environment with nnU-Net and MONAI")
     add("--only", help=f"rows, separated by commas: {', '.join(NAMES)}")
-    add("--classes", type=int, help="of the peers' last layer; the model's own by default")
+    add("--classes", type=int, help="number of classes of the peers' networks; default: that of the model")
     add("--threads", type=int, default=os.cpu_count())
     add("--device", default="cpu", help="cpu or cuda")
-    add("--max-ram", type=float, help="GB that a row may hold; 90 %% of what is free by default")
+    add("--max-ram", type=float, help="memory limit per row in GB; default: 90 %% of the free memory")
     return parser
 
 
@@ -83,7 +84,7 @@ def _made_scan(parser: argparse.ArgumentParser, out: Path) -> Path:
 
 
 def _rows(job: Job, classes: int | None, with_peers: bool) -> list[Row]:
-    """All rows that can be measured, with networks that cost what ZoomSeg's last one does."""
+    """All rows that can be measured, with networks that cost as much as ZoomSeg's last one."""
     fine = json.loads(_run([sys.executable, str(HERE / "fine_network.py"), str(job.model)]))
     ours = Network(fine["network"], (), fine["flops_per_voxel"], fine["classes"])
     if not with_peers:
@@ -102,7 +103,7 @@ def _peer_network(found: dict[str, Any], classes: int) -> Network:
 
 
 def _run(command: list[str]) -> str:
-    """The last line that a command prints; if it fails, its complaint ends the benchmark."""
+    """The last line that a command prints; if it fails, the benchmark ends with its error message."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         complaint = result.stderr.strip().splitlines() or ["no message"]

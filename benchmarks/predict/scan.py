@@ -1,11 +1,11 @@
-"""A large scan to measure prediction on, made from any CT.
+"""Make a large scan for measurements of prediction from any CT.
 
     python benchmarks/predict/scan.py SCAN -o OUT.nii.gz [--labels LABELS OUT_LABELS.nii.gz]
 
 Resamples SCAN to 512 x 512 x 300 voxels of int16 (linear, half-voxel exact; labels by nearest neighbour).
-A scan shorter than 375 mm in z, such as a slab, is stretched to that length: its organs are then longer than
-anatomy has them, but a pipeline has the work of a whole torso to do. Noise of 10 HU (seeded) is added, as
-interpolated voxels are smoother than measured ones and gzip would find them too easy.
+A scan shorter than 375 mm in z, such as a slab, is stretched to that length: its organs are then
+anatomically too long, but a pipeline has as much to compute as for a whole torso. Noise of 10 HU (seeded) is
+added, as interpolated voxels are smoother than measured ones and would be too easy to compress.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Target:
-    """The grid to bring a volume to: ``scale`` is old over new voxels per axis."""
+    """The grid to which a volume is resampled; ``scale`` is old voxels per new voxel along each axis."""
 
     shape: tuple[int, int, int]
     affine: Floats
 
 
 def target_of(shape: tuple[int, ...], affine: Floats, wanted: tuple[int, int, int]) -> Target:
-    """``wanted`` voxels over a scan's field of view, its last axis stretched to ``LENGTH_MM`` at least."""
+    """``wanted`` voxels over a scan's field of view, whose last axis is stretched to at least
+    ``LENGTH_MM``."""
     scale = np.array(shape) / np.array(wanted)
     new = affine.copy()
     new[:3, :3] = affine[:3, :3] * scale
-    # The outer faces of the field of view stay: the first voxel's centre moves by half the difference.
+    # The outer faces of the field of view are kept: the first voxel's centre moves by half the difference.
     new[:3, 3] = affine[:3, 3] + affine[:3, :3] @ ((scale - 1) / 2)
     length = float(np.linalg.norm(new[:3, 2])) * wanted[2]
     new[:3, 2] *= max(1.0, LENGTH_MM / length)
@@ -69,7 +70,7 @@ def read(path: Path) -> nib.Nifti1Image:
 def make_scan(
     source: Path, out: Path, wanted: tuple[int, int, int] = SHAPE, noise_hu: float = NOISE_HU
 ) -> None:
-    """Write the large scan of ``source`` as int16."""
+    """Write the large scan made from ``source`` as int16."""
     image = read(source)
     target = target_of(image.shape, image.affine, wanted)
     data = resized(np.asarray(image.dataobj, dtype=np.float32), wanted, order=1)
@@ -78,7 +79,7 @@ def make_scan(
 
 
 def make_labels(source: Path, out: Path, wanted: tuple[int, int, int] = SHAPE) -> None:
-    """Write the labels of ``source`` on the grid that ``make_scan`` gives its scan, as uint8."""
+    """Write the labels of ``source`` as uint8, on the grid that ``make_scan`` uses for its scan."""
     image = read(source)
     data = resized(np.asarray(image.dataobj, dtype=np.float32), wanted, order=0)
     save(data.astype(np.uint8), target_of(image.shape, image.affine, wanted), out)

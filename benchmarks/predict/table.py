@@ -13,15 +13,15 @@ from measure import Measured
 
 _BRIGHT = ("#bbbbbb", "#4477aa", "#66ccee", "#228833", "#ee6677", "#ccbb44", "#aa3377")
 COLOURS = dict(zip(GROUPS, _BRIGHT, strict=True))
-"""Told apart by colour-blind readers, too (Paul Tol's bright scheme)."""
+"""Distinguishable by colour-blind readers (Paul Tol's bright scheme)."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What was the same for all rows."""
+    """Conditions shared by all rows."""
 
     scan: str
-    """Name, shape, spacing and size."""
+    """Name, shape, spacing and size of the scan."""
     machine: str
     device: str
     threads: int
@@ -30,7 +30,7 @@ class Setting:
 
 
 def write_results(setting: Setting, rows: Sequence[Measured], out: Path) -> None:
-    """``table.md``, ``results.json``, ``steps.csv`` and ``plot.png`` in ``out``."""
+    """Write ``table.md``, ``results.json``, ``steps.csv`` and ``plot.png`` to ``out``."""
     (out / "table.md").write_text(markdown(setting, rows), encoding="utf-8")
     everything = {"setting": asdict(setting), "rows": [asdict(row) for row in rows]}
     (out / "results.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
@@ -96,8 +96,8 @@ def _memory(mb: float | None) -> str:
 
 
 def draw(rows: Sequence[Measured], path: Path) -> None:
-    """Seconds per group as stacked bars, beside them the peak of memory; a row that failed says so."""
-    # Not at the top: whoever starts the rows' processes must be small (see watch).
+    """Plot seconds per group as stacked bars, with the peak memory next to them; failed rows are marked."""
+    # Imported late: the process that starts the rows must be small (see watch).
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 1.6 + 0.7 * len(rows)), layout="constrained")

@@ -1,4 +1,4 @@
-"""Run a command and watch, from outside, how much memory it holds."""
+"""Run a command and monitor its memory from outside."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import psutil
 
 PERIOD_SECONDS = 0.02
 FAMILY_SECONDS = 0.5
-"""Pause between two looks for new child processes: a search through all processes, so not at every look."""
+"""Interval between searches for new child processes, which take longer than a memory sample."""
 
 _MB = 1024**2
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Resident memory of a process and all its children at one moment; pages that they share count twice."""
+    """Resident memory of a process and all its children at one time; shared pages are counted repeatedly."""
 
     time: float
     ram_mb: float
@@ -36,15 +36,17 @@ class Watched:
     exit_code: int
     samples: tuple[Sample, ...]
     peak_ram_mb: float
-    """The highest sample, or the system's own peak of a single process, which misses nothing in between."""
+    """The highest sample, or the peak of a single process as recorded by the system (between samples, too),
+    whichever is higher."""
     over_limit: bool
-    """It was ended because it held more than it was allowed."""
+    """Whether it was terminated because it exceeded the memory limit."""
 
 
 def watch(command: Sequence[str], env: Mapping[str, str], log: Path, limit_mb: float) -> Watched:
-    """Run ``command`` to its end, or end it when it holds more than ``limit_mb``; ``log`` gets its output.
+    """Run ``command``, and terminate it if it exceeds ``limit_mb``; its output is written to ``log``.
 
-    The system's peak of a child begins with the memory of whoever started it: the caller must be small.
+    The peak that the system records for a child includes the memory of its parent at the start, so the caller
+    must be small.
     """
     with log.open("wb") as out:
         started = time.time()
@@ -73,7 +75,7 @@ def watch(command: Sequence[str], env: Mapping[str, str], log: Path, limit_mb: f
 
 
 def _reaped(child: subprocess.Popen[bytes]) -> tuple[int, float] | None:
-    """Exit code and highest resident memory of a process that has ended; None while it runs."""
+    """Exit code and peak resident memory in MB of a process that has ended; None while it runs."""
     pid, status, usage = os.wait4(child.pid, os.WNOHANG)
     if pid == 0:
         return None

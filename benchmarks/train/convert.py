@@ -1,11 +1,11 @@
-"""A data set and one of its folds in nnU-Net's raw layout.
+"""Convert a data set and one of its folds to nnU-Net's raw layout.
 
     python benchmarks/train/convert.py DATASET -o RAW --folds 5 --fold 0 [--for-nnunet]
 
-Writes RAW/imagesTr and labelsTr with all labelled cases, RAW/imagesTs with the cases kept back, dataset.json
-and splits_final.json, and prints as JSON what was decided. Files that nnU-Net reads as they are become links;
-others (several channels in one file, other formats, label values with gaps) are written anew. The fold is
-the one that ``zoomseg train`` keeps back.
+Writes RAW/imagesTr and labelsTr with all labelled cases, RAW/imagesTs with the held-out cases, dataset.json
+and splits_final.json, and prints a description as JSON. Files that nnU-Net can read directly become links;
+others (several channels in one file, other formats, label values with gaps) are rewritten. The fold is the
+one that ``zoomseg train`` holds out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def convert(dataset: Dataset, split: Split, raw: Path) -> None:
     """Write the labelled cases of ``split`` to ``raw``.
 
     Raises:
-        ScanError: a case that has to be written anew cannot be read.
+        ScanError: a case that has to be rewritten cannot be read.
         OutputError: ``raw`` cannot be written.
     """
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
@@ -50,7 +50,7 @@ def convert(dataset: Dataset, split: Split, raw: Path) -> None:
 
 
 def describe(dataset: Dataset, cases: int) -> dict[str, object]:
-    """nnU-Net's ``dataset.json``: label values count from 1 in the schema's order."""
+    """nnU-Net's ``dataset.json``; labels are numbered from 1 in the order of the schema."""
     return {
         "channel_names": {str(c): name for c, name in enumerate(dataset.channel_names)},
         "labels": {BACKGROUND: 0} | {name: value for value, name in enumerate(dataset.schema.names, start=1)},
@@ -60,10 +60,10 @@ def describe(dataset: Dataset, cases: int) -> dict[str, object]:
 
 
 def require_full_annotation(dataset: Dataset, ids: Sequence[str]) -> None:
-    """nnU-Net would learn that an organ nobody drew is background.
+    """Require that all labels are annotated: nnU-Net would learn unannotated organs as background.
 
     Raises:
-        DatasetError: a case in which some labels were not drawn.
+        DatasetError: some labels of a case are not annotated.
     """
     for case in dataset.subset(ids).cases:
         if case.annotated is not None and case.annotated != set(dataset.schema.names):
@@ -74,7 +74,7 @@ def require_full_annotation(dataset: Dataset, ids: Sequence[str]) -> None:
 
 
 def _convert_case(dataset: Dataset, case: CaseFiles, raw: Path) -> tuple[Path, ...]:
-    """The case's images, one a channel, in ``raw/imagesTr``; its labels go to ``raw/labelsTr``."""
+    """Write the case's images, one file per channel, to ``raw/imagesTr``, and its labels to ``labelsTr``."""
     channels = range(len(dataset.channel_names))
     images = tuple(raw / "imagesTr" / f"{case.id}_{channel:04d}{SUFFIX}" for channel in channels)
     labels = raw / "labelsTr" / f"{case.id}{SUFFIX}"
@@ -95,7 +95,7 @@ def _convert_case(dataset: Dataset, case: CaseFiles, raw: Path) -> tuple[Path, .
 
 def _link(source: Path, target: Path) -> None:
     with writing(target):
-        target.unlink(missing_ok=True)  # of an earlier run for other rows
+        target.unlink(missing_ok=True)  # left by an earlier run for other rows
         target.symlink_to(source.resolve())
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     add("-o", "--out", type=Path, required=True)
     add("--folds", type=int, required=True)
     add("--fold", type=int, required=True)
-    add("--for-nnunet", action="store_true", help="refuse cases that nnU-Net cannot train on")
+    add("--for-nnunet", action="store_true", help="reject cases that nnU-Net cannot train on")
     options = parser.parse_args()
     try:
         dataset = open_dataset(options.dataset)

@@ -1,10 +1,10 @@
-"""nnU-Net v2 planned, trained and asked in one process, for so many seconds instead of so many epochs.
+"""Plan, train and predict with nnU-Net v2 in one process, for a given time instead of a number of epochs.
 
 Runs with the peers' Python, in an environment where nnUNet_raw, nnUNet_preprocessed and nnUNet_results are
-set. Planning and preprocessing are nnU-Net's own command; its trainer is its own but for the length (below);
-the cases in imagesTs are answered for by its own predictor, file to file. Writes label maps and account.json.
-Run again in the same folder, it goes on from its last checkpoint: what was lost by an interruption counts for
-nothing.
+set. Planning and preprocessing are done by nnU-Net's own command, training by its own trainer except for the
+length (below), and prediction of the cases in imagesTs by its own predictor, from file to file. Writes label
+maps and account.json. If it is run again in the same folder, it resumes from its last checkpoint; the time
+lost by the interruption is not counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import nn
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetPlans"
 KEEP_EVERY_SECONDS = 60.0
-"""As often as ZoomSeg keeps its state."""
+"""Interval between checkpoints, equal to ZoomSeg's."""
 
 PREPARED = "prepared.json"
 CHECKPOINT = "checkpoint.pt"
@@ -41,30 +41,30 @@ WORKERS = "nnUNet_n_proc_DA"
 @dataclass(frozen=True)
 class Job:
     raw: Path
-    """The data set in nnUNet_raw: its number is in its name."""
+    """The data set's folder in nnUNet_raw, whose name contains its number."""
     out: Path
     seconds: float
-    """For planning, preprocessing and training together."""
+    """Time for planning, preprocessing and training together."""
     threads: int
     workers: int
-    """Processes that make batches; 0: the training makes them itself."""
+    """Number of processes that prepare batches; with 0, the training process prepares them."""
     memory_gb: float | None
-    """What the planner plans for; None: its default."""
+    """GPU memory for which the planner plans; None: its default."""
     batch: int | None
-    """Instead of the planned one, where it is given."""
+    """Batch size that replaces the planned one; None: the planned one."""
     device: torch.device
 
 
 class TimedTrainer(nnUNetTrainer):  # type: ignore[misc]
-    """nnU-Net's trainer, but its length is a time: the learning rate falls by nnU-Net's own polynomial over
-    the share of the time that has passed, and the time's end is looked for at every step. So there are no
-    epochs, and no time goes into what comes after each (validation on patches, plots, checkpoints)."""
+    """nnU-Net's trainer with a time limit instead of epochs. The learning rate follows nnU-Net's own
+    polynomial schedule as a function of the elapsed share of the time; the limit is checked at every step.
+    Hence no time is spent on what follows each epoch (validation on patches, plots, checkpoints)."""
 
     seconds: float
     checkpoint: Path
     steps = 0
     elapsed = 0.0
-    """Seconds of training, those before an interruption included."""
+    """Seconds of training, including those before an interruption."""
 
     def run_training(self) -> None:
         began = time.monotonic()
@@ -105,7 +105,8 @@ class TimedTrainer(nnUNetTrainer):  # type: ignore[misc]
 
 
 def prepare(job: Job) -> float:
-    """nnU-Net's command, for the one configuration that is trained. Returns its seconds, now or before."""
+    """Run nnU-Net's command for planning and preprocessing, for the trained configuration only, unless an
+    earlier run has done so. Returns the seconds that it took."""
     done = job.out / PREPARED
     if done.exists():
         return float(json.loads(done.read_text(encoding="utf-8"))["seconds"])
@@ -115,7 +116,7 @@ def prepare(job: Job) -> float:
     command += ["-npfp", str(job.threads), "-np", str(job.threads)]
     if job.memory_gb is not None:
         command += ["-gpu_memory_target", str(job.memory_gb)]
-    # The planner takes this for a number of threads, of which there is one at least.
+    # The planner uses this as a number of threads, which must be at least one.
     with mock.patch.dict(os.environ, {WORKERS: str(max(1, job.workers))}), mock.patch("sys.argv", command):
         plan_and_preprocess_entrypoints.plan_and_preprocess_entry()
     seconds = time.monotonic() - began
@@ -139,12 +140,12 @@ def trainer_of(job: Job, seconds: float) -> TimedTrainer:
 
 
 def predict(job: Job, trainer: TimedTrainer) -> dict[str, float]:
-    """Seconds of every case kept back, its reading and writing included. Cases predicted before an
-    interruption are not predicted again."""
+    """Predict the held-out cases; returns the seconds of each, including reading and writing. Cases predicted
+    before an interruption are not predicted again."""
     gpu = job.device.type == "cuda"
     predictor = nnUNetPredictor(use_mirroring=gpu, device=job.device, allow_tqdm=False)
     trainer.set_deep_supervision_enabled(False)
-    bare = getattr(trainer.network, "_orig_mod", trainer.network)  # inside of a compiled one
+    bare = getattr(trainer.network, "_orig_mod", trainer.network)  # unwrap a compiled network
     assert isinstance(bare, nn.Module)
     bare.eval()
     axes = trainer.inference_allowed_mirroring_axes
@@ -167,7 +168,7 @@ def predict(job: Job, trainer: TimedTrainer) -> dict[str, float]:
 
 
 def account(trainer: TimedTrainer, preparing: float, scans: dict[str, float]) -> dict[str, Any]:
-    """What this process says about itself."""
+    """The record of this process."""
     configuration, gpu = trainer.configuration_manager, trainer.device.type == "cuda"
     arguments = configuration.network_arch_init_kwargs
     width = "-".join(map(str, arguments["features_per_stage"]))
@@ -220,7 +221,7 @@ def main() -> None:
         sys.exit(f"preprocessing took {preparing:.0f} s of {job.seconds:.0f} s: nothing is left to train in")
     os.environ[WORKERS] = str(job.workers)
     gpu = job.device.type == "cuda"
-    torch.set_num_threads(1 if gpu else job.threads)  # as nnU-Net's command does
+    torch.set_num_threads(1 if gpu else job.threads)  # as in nnU-Net's command
     torch.backends.cudnn.benchmark = gpu
     trainer = trainer_of(job, job.seconds - preparing)
     trainer.run_training()

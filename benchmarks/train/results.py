@@ -1,4 +1,4 @@
-"""The benchmark's results as JSON, Markdown and a plot. Rows of several runs come together here."""
+"""The benchmark's results as JSON, Markdown and a plot, which combine the rows of several runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sides import Row
 FILE = "results.json"
 MEAN = "mean"
 COLOURS = ("#4477aa", "#ee6677", "#ccbb44")
-"""Told apart by colour-blind readers, too (Paul Tol's bright scheme)."""
+"""Distinguishable by colour-blind readers (Paul Tol's bright scheme)."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What was the same for all rows."""
+    """Conditions shared by all rows."""
 
     data_set: str
     training: int
-    """Cases."""
+    """Number of training cases."""
     held_back: tuple[str, ...]
     minutes: float
     machine: str
@@ -31,12 +31,12 @@ class Setting:
     command: str = ""
 
     def agrees(self, other: Setting) -> bool:
-        """Whether rows of both can stand in one table: the command may have named other rows."""
+        """Whether rows of both can be combined in one table; the commands may differ, as they name rows."""
         return replace(self, command="") == replace(other, command="")
 
 
 def write_results(setting: Setting, rows: Sequence[Row], out: Path) -> None:
-    """``results.json``, ``table.md`` and ``plot.png`` in ``out``."""
+    """Write ``results.json``, ``table.md`` and ``plot.png`` to ``out``."""
     everything = {"setting": asdict(setting), "rows": [asdict(row) for row in rows]}
     (out / FILE).write_text(json.dumps(everything, indent=1), encoding="utf-8")
     (out / "table.md").write_text(markdown(setting, rows), encoding="utf-8")
@@ -44,10 +44,10 @@ def write_results(setting: Setting, rows: Sequence[Row], out: Path) -> None:
 
 
 def read_results(out: Path) -> tuple[Setting, list[Row]] | None:
-    """What an earlier run left; None if there was none.
+    """The results of an earlier run; None if there are none.
 
     Raises:
-        ValueError: the file is none of this benchmark's.
+        ValueError: the file was not written by this benchmark.
     """
     if not (out / FILE).exists():
         return None
@@ -60,7 +60,7 @@ def read_results(out: Path) -> tuple[Setting, list[Row]] | None:
 
 
 def organs_of(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Of the first row that has any: all were scored against the same labels."""
+    """The organs of the first row with scores; all rows are scored against the same labels."""
     return next((tuple(row.dice) for row in rows if row.dice), ())
 
 
@@ -118,8 +118,8 @@ def _gb(mb: float | None) -> float | None:
 
 
 def draw(setting: Setting, rows: Sequence[Row], path: Path) -> None:
-    """Dice as bars: a group for every organ, and one for the mean. A row that failed has none."""
-    # Not at the top: whoever starts the rows' processes must be small (see watch).
+    """Plot Dice as bars: a group for every organ, and one for the mean. Failed rows have no bars."""
+    # Imported late: the process that starts the rows must be small (see watch).
     from matplotlib.figure import Figure
 
     columns = [row for row in rows if row.failure is None]

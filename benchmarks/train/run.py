@@ -1,16 +1,16 @@
-"""ZoomSeg and nnU-Net v2 trained side by side: same cases, same device, same minutes, same score.
+"""Compare training of ZoomSeg and nnU-Net v2: same cases, same device, same time, same metrics.
 
     python benchmarks/train/run.py DATASET -o OUT --minutes M [--peers PYTHON] [--nnunet-memory GB]
 
-Every row is run in processes of its own, one after the other, and watched from outside. Writes OUT/table.md,
-results.json and plot.png; OUT/<row>/ has each row's model, label maps, scores and output. A later run with
---only adds its rows to those that OUT has; one with --resume goes on with what was interrupted. README.md
-says how to set up the peers.
+Rows run one after the other, in separate processes that are monitored from outside. Writes OUT/table.md,
+results.json and plot.png; OUT/<row>/ contains each row's model, label maps, scores and output. A later run
+with --only adds its rows to those in OUT; one with --resume continues interrupted rows. README.md describes
+how to set up the peers.
 """
 
 from __future__ import annotations
 
-# Nothing large here: a child's peak of memory begins with that of whoever started it (see watch).
+# Import nothing large here: the peak memory of a child process includes that of its parent (see watch).
 import argparse
 import json
 import math
@@ -41,7 +41,7 @@ from sides import (
 NAMES = ("zoomseg", "nnunet", "nnunet-small")
 RAW = Path("nnUNet_raw") / "Dataset001_benchmark"
 FREE_SHARE = 0.9
-"""Of the memory that is free at the start, what a row may hold."""
+"""Share of the memory that is free at the start to which each row is limited."""
 
 
 def main() -> None:
@@ -72,15 +72,30 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("dataset", type=Path)
     add("-o", "--out", type=Path, required=True)
-    add("--minutes", type=_positive, required=True, help="of each row, planning and preprocessing included")
+    add(
+        "--minutes",
+        type=_positive,
+        required=True,
+        help="time of each row, including planning and preprocessing",
+    )
     add("--folds", type=int, default=5)
-    add("--fold", type=int, default=0, help="the one that is kept back")
-    add("--peers", type=Path, help="the Python that has nnU-Net")
-    add("--nnunet-memory", type=_positive, metavar="GB", help="a further row planned for so much GPU memory")
-    add("--nnunet-batch", type=_count, metavar="N", help="of that further row, instead of the batch planned")
+    add("--fold", type=int, default=0, help="held-out fold")
+    add("--peers", type=Path, help="Python interpreter of the environment with nnU-Net")
+    add("--nnunet-memory", type=_positive, metavar="GB", help="add a row planned for this GPU memory")
+    add(
+        "--nnunet-batch",
+        type=_count,
+        metavar="N",
+        help="batch size of the added row, instead of the planned one",
+    )
     add("--only", help=f"rows, separated by commas: {', '.join(NAMES)}")
-    add("--zoomseg", type=Path, metavar="MODEL", help="trained before on this fold: only predict and score")
-    add("--resume", action="store_true", help="go on with rows that were interrupted")
+    add(
+        "--zoomseg",
+        type=Path,
+        metavar="MODEL",
+        help="only predict and score with a model trained before on this fold",
+    )
+    add("--resume", action="store_true", help="continue interrupted rows")
     add("--threads", type=int, default=os.cpu_count())
     add("--device", default="cpu", choices=("cpu", "cuda"))
     return parser
@@ -93,7 +108,7 @@ def _positive(text: str) -> float:
     return value
 
 
-_positive.__name__ = "positive number"  # what argparse calls it in its complaint
+_positive.__name__ = "positive number"  # the name in argparse's error message
 
 
 def _count(text: str) -> int:
@@ -103,7 +118,7 @@ def _count(text: str) -> int:
 
 
 def _names(parser: argparse.ArgumentParser, options: argparse.Namespace, smaller: Plan) -> list[str]:
-    """The rows that are wanted, in their order; ends the program where they cannot be had."""
+    """The requested rows, in their order; exits with an error if one is not possible."""
     possible = NAMES[: 1 if options.peers is None else 2 if smaller == Plan() else 3]
     names = options.only.split(",") if options.only else list(possible)
     if unknown := sorted(set(names) - set(NAMES)):
@@ -135,7 +150,7 @@ def _check_peers(parser: argparse.ArgumentParser, peers: Path) -> None:
 def _converted(
     parser: argparse.ArgumentParser, options: argparse.Namespace, for_nnunet: bool
 ) -> dict[str, Any]:
-    """The data set's name, organs and fold, after it was laid out for nnU-Net."""
+    """Convert the data set to nnU-Net's layout; returns its name, organs and fold."""
     command = [sys.executable, str(HERE / "convert.py"), str(options.dataset), "-o", str(options.out / RAW)]
     command += ["--folds", str(options.folds), "--fold", str(options.fold)]
     command += ["--for-nnunet"] if for_nnunet else []
@@ -173,7 +188,7 @@ def _setting(options: argparse.Namespace, facts: dict[str, Any]) -> Setting:
 
 
 def _earlier(parser: argparse.ArgumentParser, out: Path, setting: Setting, again: list[str]) -> list[Row]:
-    """Rows that an earlier run finished, without those that are run ``again``."""
+    """Rows finished in an earlier run, without those to be run ``again``."""
     try:
         found = read_results(out)
     except ValueError as error:
@@ -205,7 +220,7 @@ def _contest(options: argparse.Namespace, facts: dict[str, Any]) -> Contest:
 
 
 def _run(contest: Contest, name: str, smaller: Plan) -> Row:
-    """One row, or why it came to no result."""
+    """Compute one row; if it fails, the row contains the reason."""
     plan = smaller if name == "nnunet-small" else Plan()
     title = "ZoomSeg" if name == "zoomseg" else plan.title
     side: Callable[[], Row] = partial(nnunet, contest, name, plan)

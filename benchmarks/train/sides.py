@@ -1,5 +1,5 @@
-"""The rows of the benchmark: ZoomSeg and nnU-Net trained on the same cases for the same time, asked about the
-same scans, scored by the same command."""
+"""The rows of the benchmark: ZoomSeg and nnU-Net, trained on the same cases for the same time, applied to the
+same scans and scored by the same command."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from measure import environment, failure_of, processor  # noqa: E402
 from watch import Watched, watch  # noqa: E402
 
 MOST_WORKERS = 12
-"""nnU-Net's own number of processes that make batches, where there are enough cores."""
+"""Number of processes with which nnU-Net prepares batches if there are enough cores."""
 
 TIME_TOLERANCE = 0.1
-"""Share of the minutes by which a model that was trained before may differ."""
+"""Relative difference in training time that is allowed for a model that was trained before."""
 
 __all__ = ["environment", "processor"]
-"""Of the other benchmark, for whoever imports from here."""
+"""From the benchmark of prediction, re-exported."""
 
 ZOOMSEG = (sys.executable, "-m", "zoomseg")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What nnU-Net is asked for; None: what it does by itself."""
+    """Settings of nnU-Net's plan; None: nnU-Net's default."""
 
     memory_gb: float | None = None
     batch: int | None = None
@@ -57,37 +57,37 @@ class Plan:
 
 
 class RowError(Exception):
-    """A row came to no result, and why."""
+    """A row failed; the message states the reason."""
 
 
 @dataclass(frozen=True)
 class Contest:
-    """What is the same for all rows."""
+    """Conditions shared by all rows."""
 
     dataset: Path
     raw: Path
-    """The data set in nnU-Net's layout, the cases kept back in its imagesTs."""
+    """The data set in nnU-Net's layout, with the held-out cases in imagesTs."""
     held_back: tuple[str, ...]
     out: Path
-    """Every row has a folder of its name here."""
+    """Contains a folder with the name of each row."""
     seconds: float
     folds: int
     fold: int
     threads: int
     device: str
     peers: Path | None
-    """The Python that has nnU-Net."""
+    """Python interpreter of the environment with nnU-Net."""
     limit_mb: float
-    """A row that holds more memory is ended."""
+    """A row that uses more memory is terminated."""
     resume: bool
-    """Go on with rows that were interrupted."""
+    """Continue interrupted rows."""
     model: Path | None
     """A ZoomSeg model that was trained on the same fold before."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A column of the table. Where ``failure`` says why there is no result, the numbers are None."""
+    """A column of the table. If the row failed, ``failure`` states the reason and the numbers are None."""
 
     name: str
     title: str
@@ -99,15 +99,15 @@ class Row:
     """Networks, patches and batches."""
     notes: str = ""
     minutes: float | None = None
-    """Planning, preprocessing and training, as the program itself counts them."""
+    """Planning, preprocessing and training, as recorded by the program itself."""
     steps: int | None = None
     parameters: int | None = None
     scan_seconds: float | None = None
-    """Median over the cases kept back, from file to file, in a process that has its network already."""
+    """Median over the held-out cases, from file to file, in a process that has already loaded its network."""
     peak_ram_mb: float | None = None
-    """Of all that the row did, children included."""
+    """Highest of all processes of the row, including children."""
     dice: Mapping[str, float | None] | None = None
-    """By organ, mean over the cases kept back; None for an organ that is in none of them."""
+    """By organ, mean over the held-out cases; None for an organ that is in none of them."""
     mean_dice: float | None = None
     failure: str | None = None
 
@@ -117,7 +117,7 @@ def failed(name: str, title: str, reason: str) -> Row:
 
 
 def zoomseg(contest: Contest, name: str, title: str) -> Row:
-    """Train the default recipe, or take the model that there is, then predict the cases kept back.
+    """Train the default recipe, or use the given model, then predict the held-out cases.
 
     Raises:
         RowError: a process failed.
@@ -157,7 +157,7 @@ def zoomseg(contest: Contest, name: str, title: str) -> Row:
 def _require_same_terms(contest: Contest, facts: Mapping[str, Any]) -> None:
     """
     Raises:
-        RowError: the model is of another fold or time, as one that was trained before may be.
+        RowError: the model has another fold or training time, which is possible if it was trained before.
     """
     if sorted(facts["held_back"]) != sorted(contest.held_back):
         raise RowError("it kept other cases back than the others do")
@@ -178,7 +178,7 @@ def _train(contest: Contest, model: Path, env: Mapping[str, str], log: Path) -> 
 
 
 def nnunet(contest: Contest, name: str, plan: Plan) -> Row:
-    """Plan, preprocess and train, then predict the cases kept back, all in one process.
+    """Plan, preprocess and train, then predict the held-out cases, all in one process.
 
     Raises:
         RowError: the process failed.
@@ -218,16 +218,16 @@ def nnunet(contest: Contest, name: str, plan: Plan) -> Row:
 
 
 def data_workers(threads: int) -> int:
-    """Processes that make nnU-Net's batches: one core is left to the training; with a single one the training
-    makes them itself."""
+    """Number of processes that prepare nnU-Net's batches: one core is reserved for training; with a single
+    core, the training process prepares them."""
     return min(MOST_WORKERS, threads - 1)
 
 
 def score(contest: Contest, predictions: Path, out: Path) -> tuple[dict[str, float | None], float]:
-    """Dice by organ, and their mean, by ``zoomseg evaluate`` on the data set's own labels.
+    """Dice by organ, and their mean, computed by ``zoomseg evaluate`` with the data set's own labels.
 
     Raises:
-        RowError: a case kept back has no score.
+        RowError: a held-out case has no score.
     """
     command = [*ZOOMSEG, "evaluate", str(predictions), str(contest.dataset), "-o", str(out)]
     _output(command, environment(contest.threads))
@@ -238,7 +238,7 @@ def score(contest: Contest, predictions: Path, out: Path) -> tuple[dict[str, flo
 
 
 def complaint(result: subprocess.CompletedProcess[str]) -> str:
-    """A failed command's last words."""
+    """The last line of a failed command's output."""
     lines = result.stderr.strip().splitlines() or result.stdout.strip().splitlines()
     return lines[-1] if lines else f"exit code {result.returncode}, no message"
 

@@ -1,12 +1,13 @@
-"""One training step of several networks: seconds, GFLOP per second, and the share of it that is convolutions.
+"""Training step of several networks: seconds, GFLOP per second, and the share of its time in convolutions.
 
     python benchmarks/train/step.py [--before SOURCE] [--threads 1,2] [--only "default, fine; ..."]
 
-Patches are random numbers, so that no data are needed and making patches is not measured; a step is what
-``training.stage_group`` does with a batch: forward, loss, backward, update. ``convolutions`` are the same
-convolutions, forward and backward, each alone in a loop. With ``--before``, a folder that holds another
-version of the package ``zoomseg``, both take turns, and the table has the ratio. Processor seconds, of the
-fastest quarter of steps, as other processes slow down some of them.
+Patches are random numbers, so that no data are needed and the preparation of patches is not included. A step
+is that of ``training.stage_group`` for a batch: forward, loss, backward, update. ``convolutions`` is the time
+of the same convolutions, forward and backward, each computed alone in a loop. With ``--before``, a folder
+that contains another version of the package ``zoomseg``, both versions are run alternately, and the table
+contains their ratio. Times are processor seconds at the lower quartile of the steps, as other processes slow
+down some of them.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ THREE, ONE, TWO = [3, 3, 3], [1, 1, 1], [2, 2, 2]
 
 @dataclass(frozen=True)
 class Network:
-    """A stage's network with its training patch; ``recipe`` names the published one that it is of."""
+    """A stage's network with its training patch; ``recipe`` names the published recipe that it is from."""
 
     channels: int
-    """Of the input."""
+    """Number of input channels."""
     recipe: str = ""
     stage: str = ""
     width: int = 1
@@ -63,7 +64,7 @@ NETWORKS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    add("--before", type=Path, help="folder that holds another version of the package zoomseg")
+    add("--before", type=Path, help="folder with another version of the package zoomseg")
     add("--threads", default="1", help="numbers of threads, separated by commas")
     add("--only", default="", help=f"some, separated by semicolons, of: {'; '.join(NETWORKS)}")
     add("--turns", type=int, default=3)
@@ -82,7 +83,7 @@ def main() -> None:
 
 
 def row(name: str, threads: int, before: Path | None, turns: int) -> str:
-    """A line of the table; both versions take turns, each in a process of its own."""
+    """A line of the table; both versions are run alternately, each in a separate process."""
     own: list[dict[str, float]] = []
     other: list[dict[str, float]] = []
     for _ in range(turns):
@@ -152,7 +153,7 @@ def _group(network: Network) -> tuple[Any, Any]:
 
 
 def _laid_out(stage: Any, module: Any) -> Any:
-    """As training does it; before, it did not."""
+    """Lay out the weights in memory as training does; earlier versions did not."""
     import inspect
 
     from zoomseg.backends.device import resolve
@@ -170,7 +171,7 @@ def _stage(network: Network) -> tuple[Any, Any]:
         recipe = load(network.recipe)
         stage = graph.stage_of(recipe, network.stage)
         return recipe, stage.model_copy(update={"labels": "all", "inputs": stage.inputs[:1]})
-    planned: dict[str, Any] = {  # what `default` plans for BTCV
+    planned: dict[str, Any] = {  # as planned by `default` for BTCV
         "name": "step",
         "intensity": {"kind": "zscore"},
         "stages": [
@@ -203,7 +204,7 @@ Call = tuple[Any, Any, Any, bool]
 
 
 def _convolutions(module: Any, patches: Any) -> list[Call]:
-    """All of a forward pass in float32, in which every convolution is its module's."""
+    """All convolutions of a forward pass in float32, where each is computed by its own module."""
     from torch import nn
 
     calls: list[Call] = []
@@ -220,7 +221,8 @@ def _convolutions(module: Any, patches: Any) -> list[Call]:
 
 
 def _operations(layer: Any, given: Any, answer: Any) -> float:
-    """Of forward and backward together: three times two for every multiplication with a weight."""
+    """Operations of forward and backward pass together: three passes with two operations each for every
+    multiplication by a weight."""
     from torch import nn
 
     small = given if isinstance(layer, nn.ConvTranspose3d) else answer
@@ -244,7 +246,7 @@ def _alone(layer: Any, given: Any, answer: Any, with_gradient: bool, dtype: Any)
 
 
 def _fastest(run: Callable[[], Any], repeats: int = 8) -> float:
-    """The lower quartile; of processor seconds, all threads together, divided by their number."""
+    """The lower quartile of the processor seconds, summed over threads and divided by their number."""
     import torch
 
     run()

@@ -1,8 +1,8 @@
-"""What ``zoomseg train`` made, for the table: sizes, steps, and which cases it kept back.
+"""Describe a model of ``zoomseg train`` for the table: size, steps and held-out cases.
 
     python benchmarks/train/trained.py MODEL
 
-prints it as JSON.
+prints the description as JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from zoomseg.recipe.spec import Stage
 
 
 def describe(folder: Path) -> dict[str, object]:
-    """Parameters are those that learn; steps are of all stages together."""
+    """Facts about a model: learnable parameters, steps of all stages together, and its provenance."""
     model = bundle.load(folder)
     recipe, channels = model.recipe, len(model.channel_names)
     modules = [build_network(stage, recipe, model.schema, channels) for stage in recipe.stages]
@@ -37,7 +37,7 @@ def describe(folder: Path) -> dict[str, object]:
 
 
 def count_steps(log: Path) -> int:
-    """A group's last row is of the validation at its end, and so of its last step."""
+    """The number of steps, summed over groups: the highest step in the log of each."""
     last: dict[str, int] = {}
     with log.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):

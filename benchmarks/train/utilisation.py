@@ -1,9 +1,9 @@
-"""How busy training keeps a GPU: the default recipe trained for some minutes while the driver is asked.
+"""GPU utilisation during training: trains the default recipe for some minutes and queries the driver.
 
     python benchmarks/train/utilisation.py DATASET -o OUT --minutes 5
 
-Writes OUT/table.md: the share of time in which the GPU computed, and the memory it held, between the first
-steps and the last, as nvidia-smi tells them; OUT/model is what was trained.
+Writes OUT/table.md: the share of time in which the GPU computed, and its allocated memory, between the first
+steps and the last, as reported by nvidia-smi. OUT/model is the trained model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used,name", "--format
 
 @dataclass(frozen=True)
 class Sample:
-    """Of one GPU at one moment: the share of the last moments with a kernel running, and memory in MiB."""
+    """State of one GPU: the share of the last sampling period in which a kernel ran, and memory in MiB."""
 
     percent: float
     memory_mib: float
@@ -33,13 +33,13 @@ class Sample:
 
 
 def parsed(line: str) -> Sample:
-    """A line of nvidia-smi's answer."""
+    """Parse a line of nvidia-smi's output."""
     percent, memory, name = line.split(", ", 2)
     return Sample(float(percent), float(memory), name.strip())
 
 
 def table(samples: Sequence[Sample], facts: dict[str, object], minutes: float) -> str:
-    """Markdown."""
+    """The results as a Markdown table."""
     busy = [sample.percent for sample in samples]
     rows = {
         "GPU": samples[0].name,
@@ -55,7 +55,7 @@ def table(samples: Sequence[Sample], facts: dict[str, object], minutes: float) -
 
 
 def watched(command: Sequence[str], steps: Path) -> list[Sample]:
-    """The GPU while ``command`` runs, from when it has written down its first steps."""
+    """Sample the GPU while ``command`` runs, starting when it has logged its first steps."""
     samples: list[Sample] = []
     with subprocess.Popen(command) as training:
         while training.poll() is None:
