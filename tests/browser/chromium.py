@@ -29,7 +29,7 @@ class Page:
         """Errors raised by the page's scripts, and violations of its content security policy."""
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command of the protocol; returns its result."""
+        """Send a command of the protocol; returns its result."""
         self._count += 1
         self._connection.send(json.dumps({"id": self._count, "method": method, "params": parameters}))
         while True:
@@ -50,13 +50,13 @@ class Page:
                 self.complaints.append(parameters["entry"]["text"])
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, awaited."""
+        """The value of a JavaScript expression; a promise is awaited."""
         found = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = 60) -> None:
-        """Until a JavaScript expression is true."""
+        """Wait until a JavaScript expression is true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.evaluate(f"Boolean({expression})"):
@@ -127,12 +127,12 @@ class Page:
 
 @contextmanager
 def opened(address: str, folder: Path, size: tuple[int, int] = (1400, 900)) -> Iterator[Page]:
-    """A page at an address. ``folder`` is Chromium's own, and gets its downloads."""
+    """Open a page at an address. ``folder`` contains Chromium's profile and its downloads."""
     assert EXECUTABLE is not None
     command = [
         EXECUTABLE,
         "--headless=new",
-        "--no-sandbox",  # in a container there is no user namespace for it
+        "--no-sandbox",  # containers provide no user namespace for the sandbox
         "--remote-debugging-port=0",
         f"--user-data-dir={folder / 'profile'}",
         f"--window-size={size[0]},{size[1]}",
@@ -158,7 +158,7 @@ def opened(address: str, folder: Path, size: tuple[int, int] = (1400, 900)) -> I
 
 
 def _page_address(profile: Path, process: subprocess.Popen[bytes]) -> str:
-    """Chromium writes the port that it chose to a file."""
+    """The port, which Chromium chooses and writes to a file."""
     end = time.monotonic() + 60
     while time.monotonic() < end and process.poll() is None:
         file = profile / "DevToolsActivePort"

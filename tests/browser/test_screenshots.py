@@ -25,7 +25,7 @@ in_browser = pytest.mark.skipif(
 
 
 def pixels(picture: bytes) -> np.ndarray:
-    """``[rows, columns, 3]`` of 0 to 255."""
+    """Pixels ``[rows, columns, 3]``, 0 to 255."""
     shown = matplotlib.image.imread(io.BytesIO(picture))[..., :3]
     return np.rint(255 * shown)
 

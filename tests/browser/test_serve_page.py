@@ -24,11 +24,11 @@ pytestmark = [
     pytest.mark.skipif(chromium.EXECUTABLE is None, reason="no Chromium here (Debian's package: chromium)"),
 ]
 COLOURFUL = 0.12
-"""A pixel whose red, green and blue differ by more belongs to an organ, as scans are grey."""
+"""A pixel whose red, green and blue values differ by more belongs to an organ, as scans are grey."""
 
 
 def colourful(page: chromium.Page) -> int:
-    """Pixels of the viewer's picture that are not grey (including the crosshair, and the orientation
+    """Number of pixels of the viewer's picture that are not grey (including the crosshair and the orientation
     cube)."""
     picture: npt.NDArray[np.float32] = matplotlib.image.imread(io.BytesIO(page.screenshot()))[..., :3]
     x, y, width, height = page.evaluate(
@@ -88,7 +88,7 @@ def settled(page: chromium.Page) -> int:
 
 
 def downloaded(path: Path) -> bytes:
-    """A download, when it is complete."""
+    """Wait until a download is complete; returns its file."""
     for _ in range(100):
         if path.is_file():
             return path.read_bytes()

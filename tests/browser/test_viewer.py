@@ -71,7 +71,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         for seed, name in enumerate(NAMES):
             image = tiny_case(seed)[0]
             air = image.data.copy()
-            air[0, :2] = -1000  # so that it is CT
+            air[0, :2] = -1000  # makes it a CT
             write_image(folder / f"{name}.nii.gz", Volume(air, image.grid))
             if name == "second":
                 reorient(folder / f"{name}.nii.gz", "SPL")
@@ -98,7 +98,7 @@ def wait_until_shown(page: chromium.Page) -> None:
 
 
 def at(page: chromium.Page, x: float, y: float) -> tuple[float, float]:
-    """A point of the picture, relative to its size, in the window."""
+    """Window coordinates of a point of the picture, given relative to the picture's size."""
     left, top, width, height = page.evaluate(
         "(() => { const r = document.querySelector('.picture').getBoundingClientRect();"
         "return [r.x, r.y, r.width, r.height]; })()"
@@ -136,7 +136,7 @@ def test_with_many_labels_the_background_has_no_colour(tmp_path: Path) -> None:
             page.press("label 117")
             page.press("Crosshair")
             time.sleep(1)
-            # The two organs are to the left and to the right; above and below the middle there is none.
+            # The two organs lie to the left and right of the centre; above and below it there are none.
             assert np.ptp(pixel(page, at(page, 0.5, 0.1))) < 0.02
             assert np.ptp(pixel(page, at(page, 0.5, 0.9))) < 0.02
             colours = [pixel(page, at(page, x, 0.5)) for x in (0.35, 0.65)]
@@ -157,7 +157,8 @@ def test_it_opens_in_an_organ_and_goes_to_the_one_that_is_clicked(page: chromium
 
 
 def test_planes_lie_as_radiologists_have_them(page: chromium.Page) -> None:
-    # In RAS+, x grows to the patient's right, and y to anterior: both are on the left.
+    # The patient's right and anterior are displayed on the left. As RAS+ coordinates are compared,
+    # positions are expected to be larger on the left.
     for view, axis in (("Sagittal", 1), ("Axial", 0), ("Coronal", 0)):
         page.press(view)
         page.drag(at(page, 0.42, 0.5), at(page, 0.42, 0.5))
@@ -180,10 +181,10 @@ def test_ct_has_windows_and_the_right_button_changes_them(page: chromium.Page) -
 
 def test_the_buttons_follow_niivue_s_keys(page: chromium.Page) -> None:
     page.press("Axial")
-    page.drag(at(page, 0.5, 0.5), at(page, 0.5, 0.5))  # it has the focus
+    page.drag(at(page, 0.5, 0.5), at(page, 0.5, 0.5))  # gives it the focus
     for expected in ("Coronal", "Sagittal", "Planes, 3D", "3D"):
         page.key("v")
-        time.sleep(0.1)  # NiiVue takes no key within 50 ms of another
+        time.sleep(0.1)  # NiiVue ignores a key within 50 ms of the previous one
         assert page.text(".choice [aria-pressed=true]") == expected
 
 
@@ -197,7 +198,7 @@ def test_a_line_is_as_long_as_its_ends_are_apart(page: chromium.Page) -> None:
     page.press("Distance")
     page.drag(start, end)
     measured = float(page.text(".measured li").removesuffix(" mm"))
-    assert measured == pytest.approx(math.dist(*ends), abs=1.5)  # where the ends are is told in whole mm
+    assert measured == pytest.approx(math.dist(*ends), abs=1.5)  # positions are displayed in whole mm
     page.press("Clear")
     assert page.evaluate("document.querySelectorAll('.measured li').length") == 0
 
@@ -279,11 +280,11 @@ def test_corrected_maps_are_trained_on(page: chromium.Page, served: Served, tmp_
         (before, affine), (after, _) = (served.result(job, f"{n}.nii.gz") for n in ("labels", "corrected"))
         changed = np.argwhere(before != after)
         assert set(after[before != after].tolist()) == {7}
-        # In one plane, as wide as the brush: the second line was taken back.
+        # The changes lie in one plane and are as wide as the brush: the second line was undone.
         assert sorted(np.unique(axis).size for axis in changed.T)[:2] == [1, 3]
         assert len(changed) >= 6
         world = changed @ affine[:3, :3].T + affine[:3, 3]
-        assert np.linalg.norm(world - end, axis=1).min() < 2  # of voxels of 2 x 2 x 3 mm
+        assert np.linalg.norm(world - end, axis=1).min() < 2  # voxels have 2 x 2 x 3 mm
 
     page.choose("#compare", "its map before the correction")
     page.wait_for("document.querySelectorAll('figure').length === 2")

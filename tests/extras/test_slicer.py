@@ -1,5 +1,5 @@
-"""The module for 3D Slicer, without 3D Slicer: its logic with stand-ins for Slicer's modules, its requests
-against the real server, its command against the real options."""
+"""The module for 3D Slicer, tested without 3D Slicer: its logic with stand-ins for Slicer's modules, its
+requests against the real server, its command against the real options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODULE = Path(__file__).parents[2] / "extras" / "slicer" / "ZoomSeg"
 
 
 class Base:
-    """Of Slicer's three base classes."""
+    """Stand-in for Slicer's three base classes."""
 
     def __init__(self, parent: object = None) -> None:
         self.parent = parent
@@ -39,7 +39,7 @@ class Base:
 
 @pytest.fixture
 def slicer(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
-    """Slicer's modules, as far as they are used."""
+    """Stand-ins for the parts of Slicer's modules that are used."""
     made = MagicMock()
     made.util.startupEnvironment.return_value = dict(os.environ)
     made.util.saveNode.side_effect = lambda node, path: Path(path).write_bytes(node.content) > 0
@@ -81,7 +81,7 @@ def volume(content: bytes = b"voxels") -> SimpleNamespace:
 
 @pytest.fixture
 def command(tmp_path: Path) -> str:
-    """Replaces ``zoomseg``: writes the same files, or fails as requested."""
+    """A replacement for ``zoomseg`` that writes the same files, or fails if requested."""
     script = tmp_path / "zoomseg"
     script.write_text(f"""#!{sys.executable}
 import pathlib, sys, time
@@ -171,7 +171,7 @@ class TestCommand:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[ServerUnderTest, str]]:
-    """The real application behind a real socket, with a token."""
+    """The real application on a real socket, with a token."""
     with serving(tmp_path / "jobs", who=Access("secret", None)) as under_test:
         listening = uvicorn.Server(uvicorn.Config(under_test.client.app, port=0, log_level="error"))
         thread = threading.Thread(target=listening.run, daemon=True)

@@ -1,7 +1,7 @@
-"""Hostile input for every command, and the properties that must hold for any input.
+"""Invalid and malicious input for every command, and the properties that must hold for any input.
 
-One seed makes one input: ``inputs.make`` picks its kind, mutates a valid file of ``samples`` and determines
-the command that reads it. ``runner.Runner`` has a worker process run that command, under a memory limit, and
-``judging`` names violations. The guard ``tests/guards/test_robustness.py`` and
-``benchmarks/robustness_fuzz.py`` are the two users.
+Each seed defines one input: ``inputs.make`` chooses its kind, mutates a valid file from ``samples`` and
+determines the command that reads it. ``runner.Runner`` runs that command in a worker process with a memory
+limit, and ``judging`` reports violations. This package is used by ``tests/guards/test_robustness.py`` and
+``benchmarks/robustness_fuzz.py``.
 """

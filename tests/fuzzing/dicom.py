@@ -1,4 +1,4 @@
-"""DICOM objects: elements that are missing, empty or wrong, files without preamble, flipped bytes."""
+"""Mutated DICOM objects: missing, empty or invalid elements, files without preamble, damaged bytes."""
 
 # mypy: allow-untyped-calls
 
@@ -17,11 +17,11 @@ from pydicom.tag import BaseTag
 from fuzzing.mutation import FLOATS, INTEGERS, TEXTS, Mutation, damaged, shown
 
 PREAMBLE = 132
-"""Bytes before the first element, with the mark ``DICM``."""
+"""Number of bytes before the first element, including the prefix ``DICM``."""
 
 SYNTAX = b"1.2.840.10008.1.2.1\0"
 SYNTAXES = (b"1.2.840.10008.1.2.2\0", b"1.2.840.10008.1.2.5\0", b"1.2.840.10008.1.2.9\0", b"\0" * 20)
-"""Transfer syntaxes of the same length: big endian, RLE, none that exists."""
+"""Transfer syntaxes of the same length: big endian, RLE, and two that do not exist."""
 
 NUMBERS = (
     "0",
@@ -42,7 +42,7 @@ _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "AT": "I", "UV": "Q", "SV
 
 
 def dicom_changed(m: Mutation, data: bytes) -> bytes:
-    """One object with something wrong."""
+    """One object with an error."""
     way = m.pick(("elements",) * 6 + ("bytes",) * 3 + ("bare", "syntax", "empty"))
     match way:
         case "elements":
@@ -66,22 +66,22 @@ def _elements_changed(m: Mutation, data: bytes) -> bytes:
     for _ in m.times(4):
         try:
             holder, tag, path = m.pick(list(_elements(dataset)))
-        except Exception as error:  # what was changed before is not read by pydicom any more
+        except Exception as error:  # pydicom cannot read the object after an earlier change
             m.note(f"not read by pydicom ({type(error).__name__})")
             break
-        if tag in holder:  # not where a change before took it away
+        if tag in holder:  # it may have been removed by an earlier change
             m.pick(_CHANGES)(m, holder, tag, path)
     changed = BytesIO()
     try:
         dataset.save_as(changed)
-    except Exception as error:  # what pydicom will not write is left to bytes
+    except Exception as error:  # pydicom refuses to write it: damage the bytes instead
         m.note(f"not written by pydicom ({type(error).__name__})")
         return damaged(m, data)
     return changed.getvalue()
 
 
 def _elements(dataset: Dataset, path: str = "") -> Iterator[tuple[Dataset, BaseTag, str]]:
-    """Every element in an object and in its sequences."""
+    """Every element of an object and of its sequences."""
     for element in dataset:
         where = f"{path}{element.keyword or element.tag}"
         yield dataset, element.tag, where
@@ -117,7 +117,7 @@ def _set(m: Mutation, holder: Dataset, tag: BaseTag, path: str) -> None:
 
 
 def _value(m: Mutation, representation: str) -> bytes:
-    """An edge value of a value representation, as stored."""
+    """An edge case of a value representation, as stored in a file."""
     if representation in ("FL", "FD"):
         width = np.float32 if representation == "FL" else np.float64
         with np.errstate(over="ignore"):
@@ -137,7 +137,7 @@ def _value(m: Mutation, representation: str) -> bytes:
 
 
 def _store(holder: Dataset, tag: BaseTag, representation: str, value: bytes) -> None:
-    """Unchecked, as no writer would."""
+    """Store a raw value without pydicom's validation."""
     value += b" " * (len(value) % 2)
     holder[tag] = RawDataElement(tag, representation, len(value), value, 0, False, True)
 

@@ -1,4 +1,4 @@
-"""Headers of NIfTI-1, NIfTI-2, NRRD and MetaImage files, field by field."""
+"""Mutated headers of NIfTI-1, NIfTI-2, NRRD and MetaImage files, field by field."""
 
 # mypy: allow-untyped-calls
 
@@ -18,7 +18,7 @@ GEOMETRY = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z", "magic", "sizeof_hdr"),
 )
-"""Fields that say what and where the voxels are; changed more often than the others."""
+"""Fields that define type and position of the voxels; changed more often than the others."""
 
 TOKENS = (
     *(
@@ -65,7 +65,7 @@ TOKENS = (
         "True",
     ),
 )
-"""What may stand where a number or a word of a textual header stood; written as Latin-1, so that some are no
+"""Replacements for numbers and words of a textual header; written as Latin-1, so that some are invalid
 UTF-8."""
 
 
@@ -73,7 +73,7 @@ UTF-8."""
 
 
 def nifti_changed(m: Mutation, data: bytes) -> bytes:
-    """A plain NIfTI file with something wrong in its header, its size or its voxels."""
+    """An uncompressed NIfTI file with an error in its header, its size or its voxels."""
     dtype = _dtype(data)
     way = m.pick(("fields",) * 8 + ("bytes", "order", "cut", "voxels"))
     if way == "fields":
@@ -114,7 +114,7 @@ def _field_changed(m: Mutation, data: bytes, dtype: np.dtype[np.void]) -> bytes:
 
 
 def _number(m: Mutation, base: np.dtype[Any]) -> Any:
-    """An edge value of a field's type, wrapped round where it does not fit."""
+    """An edge case for a field's type, wrapped around if it is out of range."""
     if base.kind == "f":
         with np.errstate(over="ignore"):
             return np.array(m.pick(FLOATS)).astype(base)[()]
@@ -126,7 +126,7 @@ def _number(m: Mutation, base: np.dtype[Any]) -> Any:
 
 
 def zipped(m: Mutation, data: bytes) -> bytes:
-    """The file as a gzip of one member, now and then one that is not as it should be."""
+    """The file as gzip with one member, sometimes with an error in it."""
     packed = gzip.compress(data, 1, mtime=0)
     if m.chance(0.8):
         return packed
@@ -152,7 +152,7 @@ def zipped(m: Mutation, data: bytes) -> bytes:
 
 
 def text_changed(m: Mutation, data: bytes, header_end: int) -> bytes:
-    """A NRRD or MetaImage file with something wrong in its header of ``header_end`` bytes, or behind it."""
+    """A NRRD or MetaImage file with an error in its header of ``header_end`` bytes, or after it."""
     header, voxels = data[:header_end], data[header_end:]
     way = m.pick(("lines",) * 8 + ("bytes", "voxels"))
     if way == "bytes":
@@ -197,7 +197,7 @@ def _line_changed(m: Mutation, lines: list[bytes]) -> None:
 
 
 def _near(m: Mutation, old: bytes) -> bytes:
-    """Another number near the one that was there, or the same; another spelling of a word."""
+    """Another number near the original one, or the same; another spelling of a word."""
     try:
         number = float(old)
     except ValueError:

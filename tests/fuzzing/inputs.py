@@ -26,7 +26,7 @@ ZOOMSEG = "zoomseg.cli.main:main"
 PACKAGE = "fuzzing.packages:main"
 
 SOUND = "sound"
-"""The case that nothing is wrong with, in some batches."""
+"""Name of the valid case that some batches contain."""
 
 NAMES = (
     *(
@@ -45,12 +45,12 @@ NAMES = (
     ),
     *("a\x1b[31m", "CON", "a,b", "a'b", "case_0000", "case_0001", "=1+1", "."),
 )
-"""Of files whose content is sound; the end says nothing about it."""
+"""Names for files with valid content, without suffixes that indicate their type."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """``entry`` is a function of a list of arguments, as ``module:function``. The command reads what is in
+    """``entry`` is a function of a list of arguments, as ``module:function``. The command reads the files in
     ``given``, and may write to the folder of ``out`` and to ``temporary``."""
 
     seed: int
@@ -60,7 +60,7 @@ class Input:
     entry: str
     arguments: tuple[str, ...]
     sound: bool = False
-    """Whether the case ``SOUND`` is in the batch: it must be done whatever becomes of the other."""
+    """Whether the batch contains the case ``SOUND``, which must succeed regardless of the other case."""
 
     @property
     def given(self) -> Path:
@@ -76,7 +76,7 @@ class Input:
 
     @property
     def command(self) -> str:
-        """For a person to type."""
+        """The command as typed in a shell."""
         program = "zoomseg" if self.entry == ZOOMSEG else self.entry
         return f"{program} {shlex.join(self.arguments)}"
 
@@ -87,7 +87,7 @@ def out_of(folder: Path) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class _Making:
-    """An input that is being made."""
+    """An input under construction."""
 
     m: Mutation
     samples: Samples
@@ -110,7 +110,7 @@ class _Command:
 
 
 def make(seed: int, samples: Samples, folder: Path) -> Input:
-    """The input of a seed, in ``folder``, which is new."""
+    """Make the input of a seed in ``folder``, which must not exist."""
     kind = kind_of(seed)
     m = Mutation(random.Random(seed))
     (folder / "given").mkdir(parents=True)
@@ -121,7 +121,7 @@ def make(seed: int, samples: Samples, folder: Path) -> Input:
 
 
 def kind_of(seed: int) -> str:
-    """Kinds take turns."""
+    """The kind of a seed; kinds alternate."""
     return list(KINDS)[seed % len(KINDS)]
 
 
@@ -129,7 +129,7 @@ def kind_of(seed: int) -> str:
 
 
 def _predict(making: _Making, scan: Path, dicom: bool = False, model: Path | None = None) -> _Command:
-    """Segment a scan, now and then in a batch with a sound one, or with everything that can be written."""
+    """Segment a scan, sometimes in a batch with a valid one, or with additional output."""
     m, scans, sound = making.m, [str(scan)], False
     if m.chance(0.3):
         scans.insert(
@@ -193,7 +193,7 @@ def _metaimage(making: _Making) -> _Command:
 
 
 def _series(m: Mutation, objects: Mapping[str, bytes]) -> dict[str, bytes]:
-    """A series of which one object, several in their own way, or all in the same way are wrong."""
+    """A series in which one object, several (differently) or all (equally) have errors."""
     changed = dict(objects)
     way = m.pick(("one", "one", "some", "all", "all", "twice"))
     m.note(f"objects: {way}")
@@ -219,7 +219,7 @@ def _dicom(making: _Making) -> _Command:
 
 
 def _drawn(making: _Making) -> _Command:
-    """What was drawn on a series becomes a data set."""
+    """Convert annotations of a series to a data set."""
     m = making.m
     drawn = dict(making.samples.drawn)
     name = m.pick(sorted(drawn))
@@ -249,7 +249,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _dataset(making: _Making) -> _Command:
-    """A description that makes no sense: of the data set, or of predictions for it."""
+    """An invalid description of a data set, or of predictions for it."""
     m, folder = making.m, making.samples.copied(making.samples.dataset, making.given / "dataset")
     if m.chance(0.15):
         predictions = making.samples.copied(making.samples.predictions, making.given / "predictions")
@@ -300,7 +300,7 @@ def _evaluate(making: _Making, predictions: Path, reference: Path) -> _Command:
 
 def _recipe_file(making: _Making) -> Path:
     path = making.given / "recipe.yaml"
-    path.write_text(json.dumps(making.samples.recipes[0]))  # JSON is YAML
+    path.write_text(json.dumps(making.samples.recipes[0]))  # JSON is valid YAML
     return path
 
 
@@ -337,7 +337,7 @@ def _model(making: _Making) -> _Command:
 
 
 def _change_weights(m: Mutation, folder: Path, named: bool) -> None:
-    """One stage's weights; ``named``: with the right hash in ``model.json``."""
+    """Change the weights of one stage; with ``named``, ``model.json`` contains the correct hash."""
     manifest = json.loads((folder / "model.json").read_text())
     stage = m.pick(sorted(manifest["weights"]))
     file = folder / manifest["weights"][stage]["file"]
@@ -350,7 +350,7 @@ def _change_weights(m: Mutation, folder: Path, named: bool) -> None:
 
 
 def _weights_changed(m: Mutation, data: bytes) -> bytes:
-    """A safetensors file: 8 bytes of length, a JSON header, numbers."""
+    """Change a safetensors file, which consists of 8 bytes of length, a JSON header and numbers."""
     (length,) = struct.unpack("<Q", data[:8])
     if m.chance(0.3):
         header = json_changed(m, json.loads(data[8 : 8 + length]))
@@ -378,10 +378,11 @@ def _recipe(making: _Making) -> _Command:
 
 
 def _package(making: _Making) -> _Command:
-    """Its Python files stay sound: what is wrong with those is Python's to say, before the command runs."""
+    """An invalid package. Its Python files are unchanged: Python reports errors in them before the command
+    runs."""
     m, members = making.m, dict(making.samples.package)
     data = {name: content for name, content in members.items() if not name.endswith(".py")}
-    # Whatever is changed in the manifest is refused by its checksum.
+    # Any change of the manifest is detected by its checksum.
     way = m.pick(("manifest", "manifest", "changed", "missing", *("zip",) * 4))
     if way == "manifest":
         members["model/model.json"] = json_changed(m, json.loads(members["model/model.json"]))
@@ -412,4 +413,4 @@ KINDS: dict[str, Callable[[_Making], _Command]] = {
     "recipe": _recipe,
     "package": _package,
 }
-"""Name of a kind -> what makes an input of it."""
+"""Name of a kind -> function that makes an input of it."""

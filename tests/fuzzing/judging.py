@@ -1,7 +1,7 @@
 """Properties that must hold for any input.
 
-A command ends by itself, in time and memory, with a known exit code and, if it failed, a few clear lines;
-nothing outside its folder is changed, and no incomplete file in it looks complete.
+A command ends by itself, within the limits of time and memory, with a known exit code and, if it failed, a
+few clear lines. Nothing outside its folder is changed, and no incomplete file in it looks complete.
 """
 
 # mypy: allow-untyped-calls
@@ -27,7 +27,7 @@ from zoomseg.io.bundle import load as load_model
 CODES = (0, 1, 2)
 MOST_LINES = 15
 MOST_CHARACTERS = 1_500
-"""Of one line on standard error: a path and what is wrong there, not the whole input again."""
+"""Limit for one line on standard error, which should state a path and a problem, and not repeat the input."""
 
 _FULL = re.compile(
     r"does not fit in memory|can't allocate memory|Unable to allocate|MemoryError|std::bad_alloc"
@@ -38,14 +38,14 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class Violation:
-    """``kind`` is one of a few words; ``detail`` says what happened."""
+    """``kind`` is one of a few words; ``detail`` describes what happened."""
 
     kind: str
     detail: str
 
 
 def violations(given: Input, ran: Ran) -> tuple[Violation, ...]:
-    """Everything that must not be."""
+    """All violations by a command."""
     return (*_ended_badly(ran), *_unclear(ran), *_elsewhere(ran), *_looks_complete(given, ran))
 
 
@@ -65,7 +65,7 @@ def _ended_badly(ran: Ran) -> Iterator[Violation]:
 
 
 def _place(trace: str) -> str:
-    """The last line of a traceback, and where in the package it arose."""
+    """The last line of a traceback, and its origin in the package."""
     ours = re.findall(r'File ".*?/zoomseg/([^"]*)", line (\d+)', trace)
     where = f"{ours[-1][0]}:{ours[-1][1]}: " if ours else ""
     lines = trace.strip().splitlines()
@@ -73,7 +73,7 @@ def _place(trace: str) -> str:
 
 
 def _unclear(ran: Ran) -> Iterator[Violation]:
-    """Of a command that ended with a code: nothing said at all, too much, or what a terminal would obey."""
+    """Output of a command that ended with a code: none at all, too much, or control characters."""
     if ran.code is None:
         return
     lines = ran.stderr.splitlines()
@@ -93,11 +93,11 @@ def _elsewhere(ran: Ran) -> Iterator[Violation]:
     yield from (Violation("left over", path) for path in ran.left)
 
 
-# --- what looks complete --------------------------------------------------------------------------
+# --- files that look complete ---------------------------------------------------------------------
 
 
 def _looks_complete(given: Input, ran: Ran) -> Iterator[Violation]:
-    """What a command left that passes for a result though it failed, or is not what it passes for."""
+    """Files that look like the result of a command that failed, and results that are not valid."""
     command = "package" if given.entry == PACKAGE else given.arguments[0] if given.arguments else ""
     failed = ran.code not in (0, 1)
     match command:
@@ -117,7 +117,7 @@ def _looks_complete(given: Input, ran: Ran) -> Iterator[Violation]:
 
 
 def _predicted(given: Input, ran: Ran) -> Iterator[str]:
-    """Every label map is whole and done according to run.json, and the other way round."""
+    """Label maps that are damaged or not done according to run.json, and cases done without a label map."""
     maps = {path.name.removesuffix(".nii.gz"): path for path in given.out.glob("[!.]*.nii.gz")}
     try:
         cases = json.loads((given.out / "run.json").read_text())["cases"]
@@ -137,7 +137,7 @@ def _predicted(given: Input, ran: Ran) -> Iterator[str]:
 
 
 def _damaged(path: Path) -> str:
-    """What is wrong with a label map; nothing if it can be read and holds small whole numbers."""
+    """The error in a label map; empty if it can be read and contains 3D integers."""
     try:
         image: Any = nib.load(path)
         values = np.asanyarray(image.dataobj)

@@ -1,4 +1,4 @@
-"""Where an input's chance comes from, and what it did; values and bytes that readers trip over."""
+"""Random choices of an input, and their record; values and bytes that are difficult for readers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TEXTS = (
 
 @dataclass(eq=False)
 class Mutation:
-    """The random choices of one input; ``notes`` tell what was changed, in order."""
+    """The random choices of one input; ``notes`` lists the changes in order."""
 
     rng: random.Random
     notes: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Mutation:
         return self.rng.random() < share
 
     def times(self, most: int) -> range:
-        """Once most often, at most ``most`` times."""
+        """A number of repetitions: usually one, at most ``most``."""
         return range(1 if self.chance(0.6) else self.rng.randint(1, most))
 
     def note(self, text: str) -> None:
@@ -58,7 +58,7 @@ class Mutation:
 
 
 def shown(value: object) -> str:
-    """A value for a note: short, one line."""
+    """A value as it appears in a note, shortened and on one line."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
 

@@ -1,4 +1,4 @@
-"""Seeds in, outcomes out."""
+"""Run the inputs of given seeds and collect their outcomes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fuzzing.samples import Samples
 
 @dataclass(frozen=True)
 class Outcome:
-    """An input, what became of it, and what of that must not be."""
+    """An input, the result of its command, and the violations in it."""
 
     given: Input
     ran: Ran
@@ -22,7 +22,7 @@ class Outcome:
 
     @property
     def told(self) -> str:
-        """Everything that a person needs to see it again."""
+        """A description with everything needed to reproduce it."""
         last = (self.ran.traceback or self.ran.stderr or self.ran.stdout)[-LAST_LINES:]
         changes = "; ".join(self.given.mutation) or "nothing"
         wrong = "\n".join(f"  {v.kind}: {v.detail}" for v in self.violations)
@@ -36,7 +36,7 @@ class Outcome:
 
 
 def outcomes(seeds: Iterable[int], folder: Path, samples: Samples, runner: Runner) -> Iterator[Outcome]:
-    """The inputs of these seeds, one after the other, each in a folder of its own in ``folder``."""
+    """Run the inputs of these seeds one after the other, each in a separate folder in ``folder``."""
     for seed in seeds:
         given = make(seed, samples, folder / str(seed))
         ran = runner.run(given)

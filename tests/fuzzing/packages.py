@@ -1,4 +1,4 @@
-"""The command of an exported package: the modules that are in its zip, run from here."""
+"""The command of an exported package, run from the source tree instead of the zip."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from zoomseg.export.run import main as run
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``FILE.zip SCAN -o LABELS``, as behind ``python``."""
+    """Run ``FILE.zip SCAN -o LABELS``, the arguments that follow ``python``."""
     archive, *others = arguments
     return run(Path(archive), others)

@@ -1,4 +1,4 @@
-"""Runs inputs in a worker process that may die, hang or grow, and reports the outcome of each."""
+"""Runs inputs in a worker process that may crash, hang or exceed its memory, and reports each outcome."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fuzzing.inputs import Input
 
 MEMORY_GB = 4.0
 HANG_S = 20.0
-"""Of processor time; on a busy machine the clock would measure the others. Who only waits may do so three
-times as long."""
+"""Limit of processor time, as wall-clock time depends on other processes. The wall-clock time may be three
+times as long, which limits processes that only wait."""
 
 LAST_LINES = 4_000
-"""Bytes of output that are looked at from its end."""
+"""Number of bytes at the end of the output that are examined."""
 
 COMMANDS = (
     *(
@@ -47,40 +47,40 @@ COMMANDS = (
     ),
     *("zoomseg.export.run", "fuzzing.packages"),
 )
-"""Modules that commands import, so that a new child need not."""
+"""Modules that commands import; they are imported before a child is forked."""
 
 _POLL_S = 0.1
 _CACHES = ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")
-"""Where libraries keep what they computed once."""
+"""Variables for the cache folders of libraries."""
 
 _WORKER = Path(__file__).with_name("worker.py")
 
 Listing = Mapping[str, tuple[int, int]]
-"""Path below a folder -> bytes, and when it was changed."""
+"""Path below a folder -> size in bytes and time of the last change."""
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What became of one input: ``code`` and no ``traceback``, or else a process that was ended."""
+    """Result of one input: a ``code``, a ``traceback``, or a process that ended."""
 
     code: int | str | None
     traceback: str
     ended: str
-    """How the process ended, if it did."""
+    """How the process ended, if it did not survive the command."""
     hung: bool
     outside: tuple[str, ...]
-    """Files changed outside the folders that are the command's, processes started, connections."""
+    """Files changed outside the command's folders, processes started, and network connections."""
     stdout: str
     stderr: str
     left: tuple[str, ...]
-    """Temporary files that are still there, of a command that ended by itself."""
+    """Temporary files left by a command that ended by itself."""
     seconds: float
 
 
 @dataclass(eq=False)
 class Runner:
-    """A worker that is started when it is needed, and has imported ``modules``. ``home`` is a folder that
-    commands may write to."""
+    """A worker process that is started on demand and imports ``modules``. ``home`` is a folder to which
+    commands may write."""
 
     home: Path
     modules: tuple[str, ...] = COMMANDS
@@ -112,7 +112,7 @@ class Runner:
         self.close()
 
     def close(self) -> None:
-        """End the worker and its child."""
+        """Terminate the worker and its child."""
         if self._process is not None:
             with suppress(psutil.Error):
                 for child in _children(self._process):
@@ -122,7 +122,7 @@ class Runner:
             self._process = None
 
     def _answered(self, given: Input) -> tuple[dict[str, Any], bool, str]:
-        """The worker's answer; or none, and whether it hung or how it ended."""
+        """The worker's reply; if there is none, whether the command hung, or how its process ended."""
         process = self._process = self._process or self._started()
         request = {
             "entry": given.entry,
@@ -142,7 +142,7 @@ class Runner:
         return ({}, False, answer["ended"]) if "ended" in answer else (answer, False, "")
 
     def _hangs(self, process: subprocess.Popen[bytes]) -> bool:
-        """Whether the answer takes too long to come."""
+        """Whether the reply exceeds the time limit."""
         assert process.stdout is not None
         busy, began = _processor_seconds(process), time.monotonic()
         with selectors.DefaultSelector() as selector:
@@ -167,12 +167,12 @@ class Runner:
             env={**os.environ, **own, **settings},
         )
         assert process.stdout is not None
-        process.stdout.readline()  # once all is imported: that is no command's time
+        process.stdout.readline()  # wait for all imports, which no command's time includes
         return process
 
 
 def _processor_seconds(process: subprocess.Popen[bytes]) -> float:
-    """Of the worker, and of the child that is at work."""
+    """Processor seconds of the worker and its children."""
     total = 0.0
     with suppress(psutil.Error):
         for one in (psutil.Process(process.pid), *_children(process)):
@@ -190,7 +190,7 @@ def _printed(path: Path) -> str:
 
 
 def _listing(given: Input) -> Listing:
-    """Everything that is there, but what the command may write, and what it prints."""
+    """All files of an input, except those that the command may write, and its output."""
     own = {given.out.parent, given.temporary}
     found = {}
     for folder, folders, files in os.walk(given.folder):
@@ -217,6 +217,6 @@ def _differences(before: Listing, after: Listing) -> Iterator[str]:
 
 def _left_over(given: Input) -> Iterator[str]:
     yield from (str(path) for path in sorted(given.temporary.iterdir()))
-    # A training's lock stays in its folder: taken away, two could hold it.
+    # The lock file of a training stays in its folder: if it were removed, two processes could hold it.
     hidden = (path for path in given.out.parent.rglob(".*") if not path.is_dir() and path.name != ".lock")
     yield from (str(path) for path in sorted(hidden))

@@ -1,6 +1,6 @@
 """Valid files from which inputs are made: the tests' tiny scans, series, data set, models and recipes.
 
-The same bytes in every process, so that a seed means the same input everywhere.
+They have the same bytes in every process, so that a seed gives the same input everywhere.
 """
 
 # mypy: allow-untyped-calls
@@ -44,18 +44,18 @@ SERIES_SHAPE = (SLICES, 16, 20)
 _MOMENT = re.compile(r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2}")
 _CLOCK = {"DA": "20260102", "TM": "120000", "DT": "20260102120000"}
 _INVENTED = ("1.2.826.", "2.25.")
-"""How UIDs begin that libraries make up."""
+"""Prefixes of UIDs that libraries generate."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Made in ``root`` when they are first asked for."""
+    """Valid files, made in ``root`` on first use."""
 
     root: Path
 
     @cached_property
     def scan(self) -> Path:
-        """A scan that every command can use."""
+        """A scan that is valid for every command."""
         self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / "scan.nii.gz"
         write_image(path, tiny_case(0)[0])
@@ -64,7 +64,7 @@ class Samples:
 
     @cached_property
     def scans(self) -> dict[str, dict[str, bytes]]:
-        """By kind of file, the files of one scan: name to content; the header is in the first."""
+        """For each kind of file, the files of one scan by name; the first one contains the header."""
         image = tiny_case(0)[0]
         voxels, affine = image.data[0], image.grid.affine
         folder = self.root / "formats"
@@ -82,7 +82,7 @@ class Samples:
 
     @cached_property
     def series(self) -> dict[str, bytes]:
-        """A CT series: file name to object."""
+        """A CT series, as objects by file name."""
         values = np.random.default_rng(0).integers(900, 1200, SERIES_SHAPE).astype(np.uint16)
         values[2:6, 4:12, 5:15] = 1150
         objects = dicom_series.stack(values)
@@ -94,7 +94,7 @@ class Samples:
 
     @cached_property
     def drawn(self) -> dict[str, bytes]:
-        """A SEG and an RTSTRUCT of ``series``: file name to object."""
+        """A SEG and an RTSTRUCT of ``series``, as objects by file name."""
         assert self.series
         series = the_series(self.root / "series").series
         classes = np.zeros(series.grid.shape, dtype=np.uint8)
@@ -117,7 +117,7 @@ class Samples:
 
     @cached_property
     def predictions(self) -> Path:
-        """Label maps that belong to ``dataset``, and what they mean."""
+        """Label maps that belong to ``dataset``, with the meaning of their values."""
         folder = self.root / "predictions"
         folder.mkdir(parents=True)
         for seed in range(CASES):
@@ -135,32 +135,32 @@ class Samples:
 
     @cached_property
     def package(self) -> dict[str, bytes]:
-        """What is in ``model`` as one zip: member to content."""
+        """The exported ``model``, as content by name of the zip's members."""
         export(self.model, self.root / "package.zip")
         with zipfile.ZipFile(self.root / "package.zip") as archive:
             return {name: archive.read(name) for name in archive.namelist()}
 
     @cached_property
     def recipes(self) -> tuple[object, ...]:
-        """A tiny recipe and those that come with ZoomSeg, as YAML has them."""
+        """A tiny recipe and those included in ZoomSeg, as parsed YAML."""
         tiny = load.dump(tiny_recipe(together=True, iterations=1))
         shipped = [load.dump(load.load(name)) for name in sorted(load.names())]
         return tuple(yaml.safe_load(text) for text in (tiny, *shipped))
 
     def copied(self, folder: Path, target: Path) -> Path:
-        """One of the folders above, to be changed."""
+        """Copy one of the folders above, so that it can be changed."""
         shutil.copytree(folder, target)
         return target
 
 
 def _repack(folder: Path) -> None:
-    """Gzip files without a time in them."""
+    """Compress all gzip files again, without a time stamp."""
     for path in folder.rglob("*.gz"):
         path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1, mtime=0))
 
 
 def _same_every_time(data: bytes) -> bytes:
-    """An object with what depends on clock and chance replaced."""
+    """An object in which values that depend on the time or on random numbers are replaced."""
     made = pydicom.dcmread(BytesIO(data))
     uids: dict[str, str] = {}
     for element in made.iterall():

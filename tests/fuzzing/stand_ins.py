@@ -16,14 +16,14 @@ from pathlib import Path
 
 
 def nothing_wrong(arguments: Sequence[str]) -> int:
-    """A result in the right place."""
+    """Writes a result to the right place."""
     Path(arguments[1]).parent.joinpath("result.txt").write_text("done")
     print("done")
     return 0
 
 
 def refuses(arguments: Sequence[str]) -> int:
-    """One clear line."""
+    """Fails with one clear line."""
     print("zoomseg: no such file; give another", file=sys.stderr)
     return 2
 
@@ -101,7 +101,7 @@ def writes_elsewhere(arguments: Sequence[str]) -> int:
 
 
 def writes_elsewhere_natively(arguments: Sequence[str]) -> int:
-    """As C libraries do, which Python's audit does not see."""
+    """Writes like a C library, which Python's audit hooks do not detect."""
     library = ctypes.CDLL(None)
     library.fopen.restype = ctypes.c_void_p
     library.fclose(ctypes.c_void_p(library.fopen(os.fsencode(Path(arguments[2], "new")), b"w")))
@@ -158,14 +158,14 @@ def says_done_without_a_label_map(arguments: Sequence[str]) -> int:
 
 
 def gives_up_the_batch(arguments: Sequence[str]) -> int:
-    """The sound scan is lost with the other."""
+    """Fails on the valid scan, too."""
     Path(arguments[1]).mkdir()
     print("failed: a", file=sys.stderr)
     return 1
 
 
 def leaves_a_file(arguments: Sequence[str]) -> int:
-    """A planned recipe, a report: where the command failed."""
+    """Leaves a file, such as a planned recipe or a report, although it fails."""
     Path(arguments[1]).write_text("name: planned")
     print("failed", file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""JSON and YAML documents whose structure, types, numbers and spelling are wrong."""
+"""JSON and YAML documents with errors in structure, types, numbers and spelling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from fuzzing.mutation import FLOATS, INTEGERS, TEXTS, Mutation, damaged, shown
 
 Tree: TypeAlias = Any
-"""What JSON holds."""
+"""Any JSON value."""
 
 DEPTH = 100_000
 
@@ -22,7 +22,7 @@ JSON_ONLY = (
     *("NaN", "-Infinity", "1e400", "-0", "9" * 5_000, "1" + "0" * 400 + ".5", '"\\ud800"', '"a\\u0000b"'),
     *('{"a": 1, "a": 2}', "[" * DEPTH + "]" * DEPTH, '{"a":' * DEPTH + "1" + "}" * DEPTH, "'a'", "tru"),
 )
-"""What ``json`` writes otherwise, or not at all."""
+"""Texts that ``json`` would write differently, or not at all."""
 
 YAML_ONLY = (
     *(
@@ -87,12 +87,12 @@ YAML_DOCUMENTS = (
 
 @dataclass(eq=False)
 class _Draft:
-    """A document in work: ``raw`` are texts that take the place of marks in what is written."""
+    """A document under construction; ``raw`` contains texts that replace marks in the written document."""
 
     m: Mutation
     tree: Tree
     alone: tuple[str, ...]
-    """Texts that only this format has."""
+    """Texts specific to this format."""
     raw: dict[str, str] = field(default_factory=dict)
 
     def mark(self, text: str) -> str:
@@ -102,7 +102,7 @@ class _Draft:
 
 
 def json_changed(m: Mutation, tree: Tree) -> bytes:
-    """``tree`` as JSON, with one to four things wrong."""
+    """``tree`` as JSON, with one to four errors."""
     if m.chance(0.05):
         document = m.pick(JSON_DOCUMENTS)
         m.note(f"whole document {shown(document)}")
@@ -115,7 +115,7 @@ def json_changed(m: Mutation, tree: Tree) -> bytes:
 
 
 def yaml_changed(m: Mutation, tree: Tree) -> bytes:
-    """``tree`` as YAML, with one to four things wrong."""
+    """``tree`` as YAML, with one to four errors."""
     if m.chance(0.05):
         document = m.pick(YAML_DOCUMENTS)
         m.note(f"whole document {shown(document)}")
@@ -143,7 +143,7 @@ def _changed(m: Mutation, tree: Tree, alone: tuple[str, ...]) -> _Draft:
 
 
 def _places(tree: Tree, path: str = "") -> list[tuple[str, Tree, Any]]:
-    """Every value in a tree: its path, what holds it, and where in that."""
+    """Every value in a tree: its path, its container, and its key or index there."""
     if isinstance(tree, dict):
         items: list[tuple[Any, Tree]] = list(tree.items())
     elif isinstance(tree, list):
@@ -174,7 +174,7 @@ def _replaced(draft: _Draft, path: str, holder: Tree, key: Any) -> None:
 
 
 def _near(draft: _Draft, path: str, holder: Tree, key: Any) -> None:
-    """A value of the type that was there."""
+    """A value of the original type."""
     m, old = draft.m, holder[key]
     new: Tree
     if isinstance(old, bool):
@@ -201,7 +201,7 @@ def _without(draft: _Draft, path: str, holder: Tree, key: Any) -> None:
 
 
 def _twice(draft: _Draft, path: str, holder: Tree, key: Any) -> None:
-    """The same item again; of an object, under another name."""
+    """Repeat an item; in an object, under another name."""
     if isinstance(holder, list):
         holder.insert(key, deepcopy(holder[key]))
         draft.m.note(f"{path} twice")
@@ -221,7 +221,7 @@ def _renamed(draft: _Draft, path: str, holder: Tree, key: Any) -> None:
 
 
 def _reordered(draft: _Draft, path: str, holder: Tree, key: Any) -> None:
-    """An object with its names in another order, which means the same; lists keep theirs."""
+    """Reorder the names of an object, which does not change its meaning; lists are not reordered."""
     unordered = holder if isinstance(holder, dict) else draft.tree
     if isinstance(unordered, dict):
         items = list(unordered.items())

@@ -2,11 +2,11 @@
 
     python worker.py GIGABYTES [MODULE ...]
 
-Imports the modules, and forks a child that runs commands in itself; when one ends it, another is forked.
-Requests come from standard input and answers go to standard output, one JSON object a line each. What a
-command prints, native libraries included, goes to files. A child may not take more memory than told, nor
-write files of more than a gigabyte; what it writes, removes, renames or starts outside the folders that it
-was given is noticed by an audit hook.
+Imports the modules and forks a child, in which the commands are run; when a command ends the child, another
+one is forked. Requests are read from standard input and replies are written to standard output, one JSON
+object per line. The output of a command, including that of native libraries, is written to files. A child is
+limited to the given memory and to files of one gigabyte; an audit hook records files that it writes, removes
+or renames outside the given folders, and processes that it starts.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 MOST_FILE_BYTES = 1024**3
 GROWN = 0.4
-"""A child that keeps so much of its memory after a command gives way to a new one."""
+"""A child that still uses this share of its memory limit after a command is replaced by a new one."""
 
 FINISHED, RENEW = 77, 78
-"""Exit codes of a child that no command ended."""
+"""Exit codes of a child that was not ended by a command."""
 
 _CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _PATHS = {
@@ -39,22 +39,22 @@ _PATHS = {
     **dict.fromkeys(("os.rename", "os.link"), (0, 1)),
     "os.symlink": (1,),
 }
-"""Events that change a file, and which of their arguments are paths."""
+"""Audit events of file changes, and the positions of their arguments that are paths."""
 
 _STARTING = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")
 _HARMLESS = ("uname", "fc-list")
-"""Programs that libraries ask when they are first used."""
+"""Programs that libraries run on first use."""
 
 
 def _in_open_folder(event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether paths are relative to an open folder (`shutil.rmtree` takes care so): where that is, the event
-    does not say, and the listing of what lies outside before and after tells of it."""
+    """Whether paths are relative to an open folder (as used by `shutil.rmtree`). The event does not contain
+    that folder's path; such changes are detected by listing the files before and after the command."""
     return event != "os.truncate" and isinstance(arguments[-1], int) and arguments[-1] >= 0
 
 
 @dataclass(eq=False)
 class Watch:
-    """What happened outside ``allowed`` while it was on."""
+    """Records events outside ``allowed`` while it is switched on."""
 
     allowed: tuple[str, ...] = ()
     outside: list[str] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Watch:
 
 @contextmanager
 def _printing_to(folder: Path) -> Iterator[None]:
-    """File descriptors 1 and 2, and Python's streams on them, are files in ``folder``."""
+    """Redirect file descriptors 1 and 2, and Python's streams on them, to files in ``folder``."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
@@ -106,7 +106,7 @@ def _printing_to(folder: Path) -> Iterator[None]:
 
 
 def _called(entry: str, arguments: Sequence[str]) -> tuple[int | str | None, str]:
-    """What a command ends with, and the traceback if it does not."""
+    """The exit code of a command, or its traceback."""
     try:
         module, _, name = entry.partition(":")
         command: Callable[[list[str]], object] = getattr(importlib.import_module(module), name)
@@ -119,7 +119,7 @@ def _called(entry: str, arguments: Sequence[str]) -> tuple[int | str | None, str
 
 
 def _data_bytes() -> int:
-    """What counts against the limit."""
+    """Memory of this process that counts towards the limit."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmData:"):
             return int(line.split()[1]) * 1024
@@ -137,7 +137,7 @@ def answer(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
 
 
 def _serve(requests: TextIO, answers: TextIO, most_bytes: int) -> int:
-    """Run commands until there are none left, or this process has grown; the exit code."""
+    """Run commands until there are none left or this process has grown too large; returns the exit code."""
     resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE_BYTES, MOST_FILE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,4 +1,4 @@
-"""Zips with hostile names, damaged directories, members that are zips, links, encrypted or enormous."""
+"""Zips with malicious names, damaged directories, and members that are zips, links, encrypted or huge."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ _LOCAL, _CENTRAL = b"PK\3\4", b"PK\1\2"
 
 
 def packed(members: Mapping[str, bytes] | list[tuple[str, bytes]], comment: bytes = b"") -> bytes:
-    """A zip of these members, the same bytes every time."""
+    """A zip of these members, reproducible byte by byte."""
     pairs = members.items() if isinstance(members, Mapping) else members
     target = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        warnings.filterwarnings("ignore", "Duplicate name")  # as it is meant
+        warnings.filterwarnings("ignore", "Duplicate name")  # intended
         for name, data in pairs:
             archive.writestr(_info(name), data)
         archive.comment = comment
@@ -70,14 +70,14 @@ def packed(members: Mapping[str, bytes] | list[tuple[str, bytes]], comment: byte
 
 def _info(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
-    info.filename = name  # zipfile would cut it at a NUL and turn separators
-    stored = name.startswith("model/")  # as packages of models have it, which nothing else is read from
+    info.filename = name  # zipfile would truncate it at NUL and replace separators
+    stored = name.startswith("model/")  # as in exported packages, which are read only so
     info.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
     return info
 
 
 def zip_changed(m: Mutation, members: Mapping[str, bytes]) -> bytes:
-    """A zip of ``members`` with something wrong with the zip itself."""
+    """A zip of ``members`` with an error in the zip itself."""
     way = m.pick(WAYS)
     m.note(f"zip: {way}")
     pairs = list(members.items())
@@ -118,7 +118,7 @@ def zip_changed(m: Mutation, members: Mapping[str, bytes]) -> bytes:
 
 
 def _patched(archive: bytes, name: str, local: int, central: int, value: bytes) -> bytes:
-    """A field of one member set in both of its headers; ``local`` and ``central`` are its places there."""
+    """Set a field of one member in both of its headers; ``local`` and ``central`` are its offsets there."""
     changed = bytearray(archive)
     encoded = name.encode()
     for mark, place, start in ((_LOCAL, local, 30), (_CENTRAL, central, 46)):
@@ -141,7 +141,7 @@ def _link(pairs: list[tuple[str, bytes]], name: str, target: str) -> bytes:
 
 
 def _overlapping(pairs: list[tuple[str, bytes]]) -> bytes:
-    """Every entry of the directory points to the first member's bytes."""
+    """A zip in which every entry of the directory points to the first member's bytes."""
     changed = bytearray(packed(pairs))
     found = changed.find(_CENTRAL)
     while found >= 0:

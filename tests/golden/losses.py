@@ -4,7 +4,7 @@ Atlases are not registered: on images as tiny as these, the last bit of a voxel 
 
     uv run python tests/golden/losses.py
 
-writes them anew to ``losses.json``: only for changes that are intended to change training.
+updates ``losses.json``. Do this only for changes that are intended to change training.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Rows(Silent):
 
 
 def losses(name: str) -> dict[str, list[float]]:
-    """Stage name -> loss of every step, in float32 on one CPU thread."""
+    """Loss of every step by stage name, in float32 on one CPU thread."""
     torch.set_num_threads(1)
     watch = _Rows()
     every, loop.LOG_EVERY_STEPS = loop.LOG_EVERY_STEPS, 1

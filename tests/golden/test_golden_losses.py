@@ -1,6 +1,6 @@
-"""A refactor changes no loss: the first 20 steps of every shipped recipe against committed numbers.
+"""A refactor changes no loss: the first 20 steps of every shipped recipe, compared with committed values.
 
-Where a change is meant to change training, ``uv run python tests/golden/losses.py`` writes them anew.
+If a change is intended to change training, ``uv run python tests/golden/losses.py`` updates them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ SCRIPT = runpy.run_path(str(Path(__file__).with_name("losses.py")))
 GOLDEN = json.loads(SCRIPT["GOLDEN"].read_text())
 
 TOLERANCE = 1e-3
-"""Relative. Convolutions and matrix products sum in another order on other CPUs, and 20 steps amplify that:
-to 3e-6 between the instruction sets of one machine. A changed sampler, loss or optimiser moves losses by
-percents."""
+"""Relative tolerance. The order of summation in convolutions and matrix products depends on the CPU, and 20
+steps amplify the differences, to 3e-6 between the instruction sets of one machine. A changed sampler, loss or
+optimiser changes losses by several per cent."""
 
 
 @functools.cache
@@ -45,5 +45,6 @@ def test_losses(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_a_second_run_is_equal_to_the_last_bit(name: str) -> None:
-    """One seed, one process: no state of the first run (generators, caches) reaches the second."""
+    """With the same seed in the same process: no state of the first run (generators, caches) affects the
+    second."""
     assert SCRIPT["losses"](name) == first_run(name)

@@ -22,7 +22,7 @@ def test_labels_are_the_cpu_s(keep: bool) -> None:
     expected = Predictor(bundle, CPU).predict(case, keep=keep)
     found = Predictor(bundle, gpu).predict(case, keep=keep)
     assert found.labels.data.device.type == "cpu"
-    assert (found.labels.data != expected.labels.data).float().mean() < 1e-3  # near ties
+    assert (found.labels.data != expected.labels.data).float().mean() < 1e-3  # nearly equal probabilities
     assert found.confidence == pytest.approx(expected.confidence, abs=1e-3)
 
 

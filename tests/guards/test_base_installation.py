@@ -1,5 +1,5 @@
-"""The wheel, installed without extras into a separate environment: prediction, evaluation, checks, viewing
-and serving work, it is small, and training commands state what to install."""
+"""The wheel, installed without extras into a separate environment, is small; prediction, evaluation, checks,
+viewing and serving work, and training commands state what to install."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ABSENT = ("SimpleITK", "blosc2", "gdcm", "matplotlib", "onnx", "pandas", "scipy"
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel of this source tree."""
+    """Create an environment with the wheel of this source tree."""
     folder = tmp_path_factory.mktemp("base")
     uv("build", "--wheel", "--out-dir", folder, environment=folder / "env")
     return made(folder, *folder.glob("*.whl"))
@@ -66,7 +66,7 @@ def test_it_holds_nothing_that_only_training_needs(environment: Path) -> None:
 
 
 def test_it_is_small(environment: Path) -> None:
-    """In blocks of the disk, as counted by ``du``, without the files that Python compiles."""
+    """Disk space in blocks, as counted by ``du``, without byte code compiled by Python."""
     files = [path for path in packages(environment).rglob("*") if "__pycache__" not in path.parts]
     assert sum(path.lstat().st_blocks * 512 for path in files) < LIMIT_MB << 20
 
@@ -78,14 +78,14 @@ def test_it_predicts(predicted: Path) -> None:
 
 
 def test_it_evaluates(environment: Path, predicted: Path) -> None:
-    """A label map compared with itself: everything agrees."""
+    """A label map is compared with itself, so that all scores are perfect."""
     out = predicted.parent / "evaluation"
     references = predicted.parent / "references"
     references.mkdir()
     shutil.copy(predicted / "scan.nii.gz", references)
     done = zoomseg(environment, "evaluate", predicted, references, "-o", out)
     assert done.returncode == 0, done.stderr
-    assert "zoomseg[train]" in done.stderr + done.stdout  # charts are left out, and this is said
+    assert "zoomseg[train]" in done.stderr + done.stdout  # charts are omitted, with a note
     with (out / "metrics.csv").open() as file:
         dice = [float(row["dice"]) for row in csv.DictReader(file) if row["dice"]]
     assert set(dice) == {1.0}
@@ -129,7 +129,7 @@ def test_what_trains_says_what_to_install(environment: Path, tmp_path: Path, com
 
 @contextmanager
 def page(environment: Path, *arguments: object) -> Iterator[httpx.Client]:
-    """A command that serves a page, and a client of it."""
+    """Start a command that serves a page; yields a client for it."""
     command = [environment / "bin" / "zoomseg", *map(str, arguments)]
     with subprocess.Popen(
         command, cwd=environment, env={**alone(), "PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, text=True

@@ -1,5 +1,5 @@
-"""The container's files are consistent, and the packages that it installs are small enough. No builder is
-needed: their size is measured in the environment of the tests."""
+"""The container's files are consistent, and the packages that it installs are small enough. Their size is
+measured in the environment of the tests, so that no container has to be built."""
 
 from __future__ import annotations
 
@@ -111,6 +111,6 @@ def test_the_parts_know_each_other() -> None:
         for volume in service["volumes"]:
             source = volume.split(":")[0]
             assert (ROOT / source).exists() if source.startswith(".") else source in compose()["volumes"]
-        # Nothing that is not encrypted is open to other machines.
+        # No unencrypted port is accessible from other machines.
         assert all(re.match(r"127\.0\.0\.1:", port) for port in service["ports"])
     assert list(found_models(settings)[0]) == ["abdomen-ct"]

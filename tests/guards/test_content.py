@@ -1,5 +1,5 @@
 """Content that must never be in the repository: paths of a single machine, unsafe loading, large files. Every
-guard is a function from files to complaints, and is tested with files about which it must complain."""
+guard is a function from files to findings, and is tested with files in which it must find something."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MAX_BYTES = 16_000_000
 
-# [x] keeps the patterns from finding themselves.
+# [x] prevents the patterns from matching themselves.
 PLACES = {
     "package index": re.compile(
         r"p[y]pi\.org/simple|[f]iles\.pythonhosted\.org|[d]ownload\.pytorch\.org"
@@ -23,7 +23,7 @@ PLACES = {
     "one machine's path": re.compile(r"(?<![\w.])/(?:[w]ork|[r]oot|[h]ome)/\w+|\.\./[s]hared\b"),
 }
 ALLOWED = {(".ci/run", "../" + "shared/data"): 1}
-"""(file, text) -> how often it may appear: CI looks there for real scans."""
+"""(file, text) -> number of allowed occurrences: paths at which CI looks for real scans."""
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {
@@ -33,7 +33,7 @@ UNSAFE_CALLS = {
 
 
 def repository_files() -> list[Path]:
-    """All files that are committed or about to be."""
+    """All files that are tracked, or untracked and not ignored."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -64,8 +64,8 @@ def foreign_places(path: Path, root: Path) -> Iterator[str]:
 
 
 def unsafe_loading(path: Path) -> Iterator[str]:
-    """Imports and calls that can run code from a file. ``yaml.load`` may take a safe loader, ``torch.load``
-    be of weights only; what a refused pickle raises may be imported."""
+    """Imports and calls that can run code from a file. Allowed are ``yaml.load`` with a safe loader,
+    ``torch.load`` with ``weights_only``, and importing the exception of a rejected pickle."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
     safe = {node.name for node in classes if "yaml.SafeLoader" in map(ast.unparse, node.bases)}

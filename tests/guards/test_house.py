@@ -19,7 +19,7 @@ TESTED_ELSEWHERE: dict[str, str] = {}
 
 
 def untested(modules: Iterable[Path], package: Path, tests: Path, elsewhere: Mapping[str, str]) -> list[str]:
-    """Modules without ``tests/<layer>/test_<module>.py``."""
+    """Modules without a test file ``tests/<layer>/test_<module>.py``."""
     names = [m.relative_to(package) for m in modules if m.name != "__init__.py"]
     missing = [n for n in names if not (tests / n.parent / f"test_{n.name}").is_file()]
     return [n.as_posix() for n in missing if n.as_posix() not in elsewhere]

@@ -1,7 +1,7 @@
-"""A kind of a recipe that was declared and then forgotten is reported.
+"""A kind that is declared in the recipe but not implemented or tested is reported.
 
-mypy (``exhaustive-match``) reports a ``match`` without it, ``tests/docs`` documentation without it. These
-tests check the rest: no ``match`` hides it in a wildcard, and a test names it.
+mypy (``exhaustive-match``) reports a ``match`` that does not handle it, and ``tests/docs`` documentation that
+does not mention it. These tests check that no ``match`` covers it by a wildcard, and that a test names it.
 """
 
 from __future__ import annotations

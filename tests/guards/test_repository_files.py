@@ -1,4 +1,4 @@
-"""Files that other programs read: workflows, forms, hooks, the citation, packaged files."""
+"""Files read by other programs: workflows, forms, hooks, the citation, packaged files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parsed(path: Path) -> Any:
 
 
 def missing_in_citation(data: dict[str, Any]) -> list[str]:
-    """Keys that the Citation File Format 1.2.0 requires, of the file and of its references."""
+    """Keys required by the Citation File Format 1.2.0, for the file and for its references."""
     missing = [key for key in ("cff-version", "message", "title", "authors") if not data.get(key)]
     for reference in data.get("references", ()):
         keys = ("type", "title", "authors", "year")
@@ -39,7 +39,7 @@ def missing_in_citation(data: dict[str, Any]) -> list[str]:
 
 
 def broken_form(form: dict[str, Any]) -> list[str]:
-    """What GitHub would refuse in an issue form: parts without required fields, duplicate ids."""
+    """Errors for which GitHub would reject an issue form: parts without required fields, duplicate ids."""
     wrong = [key for key in ("name", "description", "body") if not form.get(key)]
     kinds = {
         "markdown": "value",
@@ -144,6 +144,6 @@ def test_hooks_run_in_the_projects_own_environment() -> None:
 
 
 def test_the_wheel_holds_the_package_alone() -> None:
-    """And the files that the hook copies from another package (``hatch_build.py``)."""
+    """Including the files that the hook copies from another package (``hatch_build.py``)."""
     expected = {"packages": ["src/zoomseg"], "hooks": {"custom": {}}}
     assert SETTINGS["tool"]["hatch"]["build"]["targets"]["wheel"] == expected

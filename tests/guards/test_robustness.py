@@ -1,5 +1,6 @@
-"""For any input: no traceback, no signal, no hang, no 4 GB, nothing outside the command's folder, and nothing
-that only looks complete. ``benchmarks/robustness_fuzz.py`` runs any number of inputs, or repeats one."""
+"""No input causes a traceback, a signal, a hang, 4 GB of memory, files outside the command's folder, or
+incomplete results that look complete. ``benchmarks/robustness_fuzz.py`` runs any number of inputs, or repeats
+one."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from zoomseg.io import bundle
 
 INPUTS = 300
 LEAST_DONE = 0.1
-"""Of the inputs of a kind: so many must be fit to be carried out."""
+"""Share of the inputs of each kind that must be accepted."""
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +41,12 @@ def test_nothing_hostile_does_harm(kind: str, samples: Samples, runner: Runner, 
     found = list(outcomes(seeds, tmp_path, samples, runner))
     assert [o.told for o in found if o.violations] == []
     codes = [o.ran.code for o in found]
-    assert {0} < set(codes) <= {0, 1, 2}  # else nothing is hostile
-    # Else little more is tested than refusals: what is read must reach what computes, too.
+    assert {0} < set(codes) <= {0, 1, 2}  # otherwise no input is invalid
+    # Otherwise mainly the rejection of input is tested: some input must also reach the computation.
     assert codes.count(0) >= LEAST_DONE * len(codes)
 
 
-# --- each violation is noticed --------------------------------------------------------------------
+# --- each violation is detected -------------------------------------------------------------------
 
 NOTICED = {
     "raises": "traceback",
@@ -68,7 +69,7 @@ NOTICED = {
     "leaves_a_temporary_file": "left over",
     "leaves_a_partial_result": "left over",
 }
-"""Stand-in -> the violation."""
+"""Stand-in -> expected violation."""
 
 UNFINISHED = {
     "leaves_a_label_map_that_failed": "predict",
@@ -79,12 +80,12 @@ UNFINISHED = {
     "leaves_a_file": "recipes",
     "leaves_a_report": "evaluate",
 }
-"""Stand-in -> the command in whose place it leaves something that looks complete."""
+"""Stand-in -> command that it replaces; it leaves a file that looks complete."""
 
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """What takes a second or a gigabyte is noticed."""
+    """A runner with limits of one second and one gigabyte."""
     with Runner(tmp_path_factory.mktemp("home"), modules=(), memory_gb=1, hang_s=1) as made:
         yield made
 
@@ -110,7 +111,7 @@ def test_what_is_as_it_should_be_is_left_alone(strict: Runner, tmp_path: Path, n
 @pytest.mark.parametrize("name", NOTICED)
 def test_violations_are_noticed(strict: Runner, tmp_path: Path, name: str) -> None:
     assert NOTICED[name] in kinds_of_violations(strict, prepared(tmp_path / "a", name))
-    # And are blamed on this input, not on the next.
+    # They are attributed to this input, not to the next one.
     assert kinds_of_violations(strict, prepared(tmp_path / "b", "nothing_wrong")) == set()
 
 
@@ -153,7 +154,7 @@ def test_a_label_map_of_a_package_that_failed_is_noticed(samples: Samples, tmp_p
     assert [v.kind for v in violations(given, ended(0))] == ["looks complete"]
 
 
-# --- a seed is an input ---------------------------------------------------------------------------
+# --- a seed defines an input ----------------------------------------------------------------------
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -163,7 +164,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_seed_makes_the_same_input_again(samples: Samples, tmp_path: Path) -> None:
     other = Samples(tmp_path / "samples")
     for seed in range(3 * len(KINDS)):
-        if kind_of(seed) == "package":  # its networks take seconds
+        if kind_of(seed) == "package":  # exporting its networks takes seconds
             continue
         made = [
             make(seed, s, tmp_path / name / str(seed)) for s, name in ((samples, "first"), (other, "second"))

@@ -1,4 +1,4 @@
-"""The command answers at once: what is heavy is imported by the command that needs it."""
+"""The command starts quickly: heavy packages are imported only by the commands that need them."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ print("|", *sorted({heavy} & set(sys.modules)))
 
 
 def imported_by(code: str) -> set[str]:
-    """Which heavy packages are loaded after ``code`` in a fresh interpreter."""
+    """Heavy packages that are loaded after running ``code`` in a fresh interpreter."""
     script = REPORT.format(code=code, heavy=HEAVY)
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(result.stdout.rpartition("|")[2].split())
 
 
 def cpu_seconds(arguments: list[str]) -> float:
-    """Processor time of one run; on a busy machine the wall clock would measure the others."""
+    """Processor seconds of one run; wall-clock time would depend on other processes."""
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -76,7 +76,7 @@ def test_the_help_of_every_command_is_light(command: str) -> None:
 
 
 def test_prediction_does_not_wait_for_what_it_does_not_use() -> None:
-    """blosc2 and TensorBoard are for training, the others for reports."""
+    """blosc2 and TensorBoard are used in training, the others for reports."""
     loaded = imported_by(
         "from zoomseg.cli.main import main; main(['predict', 'nowhere.nii.gz', '-o', 'nowhere'])"
     )
@@ -98,7 +98,7 @@ def test_a_heavy_import_is_noticed() -> None:
 
 
 def test_loading_a_model_does_not_load_torch_s_compiler() -> None:
-    """It takes three seconds, and sympy with it."""
+    """Loading it, together with sympy, takes three seconds."""
     script = (
         "import sys; from zoomseg.io import bundle\n"
         "from zoomseg.backends.torch_networks import trained_network\n"

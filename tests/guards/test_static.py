@@ -1,6 +1,6 @@
-"""Style, types and layers are tests, so that there is one command to run and nothing to forget.
+"""Style, types and layers are checked by tests, so that a single command runs all checks.
 
-Each check is also shown a small fault, to prove that it would notice one.
+Each check is also applied to a small fault, to verify that it detects it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[s
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The package and its settings in a place where faults can be put in."""
+    """A copy of the package and its settings, into which faults can be inserted."""
     shutil.copytree(PACKAGE, tmp_path / "src" / "zoomseg", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
@@ -51,7 +51,7 @@ def test_mypy() -> None:
 
 
 def test_mypy_notices(tmp_path: Path) -> None:
-    """One run for both faults: most of its time goes into the standard library's types."""
+    """One run for both faults, as most of its time is spent on the types of the standard library."""
     (tmp_path / "bad.py").write_text(
         "from typing import Literal\n\n\ndef half(n: int):\n    return n / 2\n\n\n"
         "def look(kind: Literal['box', 'body_mask']) -> None:\n"
@@ -65,7 +65,7 @@ def test_mypy_notices(tmp_path: Path) -> None:
 
 
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
-    """The contracts in ``root``'s settings, on the package in ``root/src``."""
+    """Check the contracts in the settings in ``root`` for the package in ``root/src``."""
     script = "import sys; sys.path.insert(0, 'src'); import importlinter.cli as c; c.lint_imports_command()"
     return run("python", "-c", script, "--no-cache", cwd=root)
 
@@ -81,7 +81,7 @@ UPWARD = (
     ("pipeline/roi.py", "zoomseg.inference.batch", "pipeline is not allowed to import zoomseg.inference"),
     ("anatomy/colours.py", "zoomseg.io.scans", "anatomy is not allowed to import zoomseg.io"),
 )
-"""Module, what it imports, and what is said of it."""
+"""Module, import to be added, and expected message."""
 
 
 def test_upward_imports_are_noticed(copy: Path) -> None:

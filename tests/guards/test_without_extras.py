@@ -1,4 +1,4 @@
-"""Evaluation and checks need nothing that comes with an extra, and give the same numbers without it."""
+"""Evaluation and checks need no package of an extra, and give the same numbers without them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ main(sys.argv[1:])
 
 
 def zoomseg(*arguments: object, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """A command in a process in which these packages cannot be imported."""
+    """Run a command in a process in which these packages cannot be imported."""
     script = SCRIPT.format(blocked=blocked)
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})

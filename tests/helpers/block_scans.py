@@ -21,7 +21,7 @@ SCHEMA = LabelSchema.consecutive(["liver"])
 
 
 def scan(seed: int = 0, fat: int = 6, wide: int = 44) -> Case:
-    """Air, ``fat`` voxels of fat around muscle, ``wide`` voxels across and 30 deep; HU."""
+    """Muscle surrounded by ``fat`` voxels of fat, in air, in HU; ``wide`` voxels across and 30 deep."""
     rng = np.random.default_rng(seed)
     data = np.full(GRID.shape, -1000.0)
     edge = (60 - wide) // 2

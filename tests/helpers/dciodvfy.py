@@ -15,8 +15,8 @@ needed = pytest.mark.skipif(
 )
 
 KNOWN_WARNINGS = (
-    "Unrecognized defined term = <99ZOOMSEG>",  # our own scheme: defined terms may be extended
-    "Missing attribute or value that would be needed to build DICOMDIR",  # not known of the series
+    "Unrecognized defined term = <99ZOOMSEG>",  # ZoomSeg's own scheme: defined terms may be extended
+    "Missing attribute or value that would be needed to build DICOMDIR",  # unknown for the series
 )
 
 

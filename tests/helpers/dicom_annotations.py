@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.float64]
 ORGANS = LabelSchema(("liver", "left kidney", "right_kidney", "spleen", "my lesion"), (1, 2, 3, 7, 9))
 
 AXIAL = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0))
-"""RAS directions of axes i and j as in scanners: to the patient's left, to the back."""
+"""RAS directions of axes i and j as stored by scanners: towards the patient's left and back."""
 SAGITTAL = ((0.0, -1.0, 0.0), (0.0, 0.0, -1.0))
 CORONAL = ((-1.0, 0.0, 0.0), (0.0, 0.0, -1.0))
 
@@ -91,7 +91,7 @@ def drawn_on(grid: Grid) -> LabelMap:
 
 
 def spoiled(path: Path, change: Callable[[Dataset], None]) -> Path:
-    """A changed copy of a DICOM file, beside it."""
+    """A changed copy of a DICOM file, in the same folder."""
     dataset = pydicom.dcmread(path)
     change(dataset)
     out = path.with_name("spoiled.dcm")

@@ -1,4 +1,4 @@
-"""Tasks shared by processes, as started by ``torchrun``; each process leaves its results in a folder."""
+"""Tasks shared by processes as started by ``torchrun``; each process writes its results to a folder."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def start(data: Path, out: Path) -> list[int | None]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["torch._dynamo", "zoomseg.training.loop"]
-    )  # slow to import; once is enough
+    )  # slow to import, hence imported once
     children = [context.Process(target=_child, args=(rank, port, data, out)) for rank in range(WORLD)]
     for child in children:
         child.start()
     for child in children:
-        child.join(600)  # only a deadlock takes so long, on a busy machine, too
+        child.join(600)  # only a deadlock takes this long, even on a machine under load
         child.kill()
     return [child.exitcode for child in children]
 
@@ -121,7 +121,8 @@ def loss_gradients(processes: Processes) -> dict[str, Tensor]:
 
 
 def recipe(together: bool) -> Recipe:
-    """Steps proportional to gradients, which do not amplify the last bits of small ones."""
+    """An optimiser whose steps are proportional to gradients, so that rounding errors of small gradients are
+    not amplified."""
     made = tiny_recipe(together, STEPS)
     return retrained(made, batch=BATCH, optimiser=SGD(lr=0.05), gradient_clip=0.5)
 
@@ -134,7 +135,7 @@ def training(
     resume: bool = False,
     seconds: float | None = None,
 ) -> None:
-    """Train, and leave what was drawn: the cases of every batch, and the patches computed here."""
+    """Train, and record the samples: the cases of every batch, and the patches computed by this process."""
     settings = Settings(CPU, seconds=seconds, resume=resume, processes=processes)
     drawn: list[Batch] = []
     exact = nullcontext() if together else _in_float64()

@@ -1,4 +1,4 @@
-"""Separate Python environments, without anything of the one that runs the tests."""
+"""Separate Python environments, isolated from the one that runs the tests."""
 
 from __future__ import annotations
 

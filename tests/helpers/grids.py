@@ -31,7 +31,7 @@ def centre_mm(grid: Grid) -> np.ndarray:
 
 
 def ramp(grid: Grid) -> Volume:
-    """Float64, so that the interpolation is measured and not the storage."""
+    """A ramp in float64, so that errors are those of the interpolation and not of the storage."""
     return Volume(np.moveaxis(grid.world(indices(grid)), -1, 0).copy(), grid)
 
 

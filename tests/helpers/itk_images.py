@@ -23,7 +23,7 @@ FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def values(dtype: str, shape: tuple[int, int, int], seed: int) -> npt.NDArray[Any]:
-    """Random bits that are finite numbers."""
+    """Voxels with random bits, as far as they are finite numbers."""
     rng, kind = np.random.default_rng(seed), np.dtype(dtype)
     if kind.kind == "f":
         return rng.normal(size=shape).astype(kind)
@@ -33,7 +33,7 @@ def values(dtype: str, shape: tuple[int, int, int], seed: int) -> npt.NDArray[An
 
 @st.composite
 def grids(draw: st.DrawFn) -> Grid:
-    """Small grids, in any orientation and handedness."""
+    """Small grids of any orientation and handedness."""
     number = st.floats(-1, 1)
     turned, _ = np.linalg.qr(np.array([draw(number) for _ in range(9)]).reshape(3, 3) + 3 * np.eye(3))
     spacing = np.array([draw(st.floats(0.01, 20)) for _ in range(3)])

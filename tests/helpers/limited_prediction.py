@@ -1,11 +1,12 @@
-"""A prediction under a limit, in a process that the system ends if it takes much more.
+"""Prediction with a memory limit, in a process that the system terminates if it uses much more.
 
     python limited_prediction.py MODEL PRECISION WORKSPACE [RAM]
 
-MODEL is ``untrained`` (40 classes) or ``bundled``; PRECISION ``float32`` or ``bfloat16``; WORKSPACE bytes a
-voxel of a tile that every network takes beside its own, as another processor's libraries might. Without RAM
-(bytes) prints the least limit that is accepted; with it, the tiles as computed and the peak in bytes, or if
-it is refused what would be needed, the seconds that this took, and the peaks before and after.
+MODEL is ``untrained`` (40 classes) or ``bundled``; PRECISION is ``float32`` or ``bfloat16``; WORKSPACE is
+additional memory in bytes per voxel of a tile that every network allocates, as libraries on another processor
+might. Without RAM (bytes), prints the lowest accepted limit. With it, prints the tiles that were computed and
+the peak in bytes; or, if the limit is refused, the memory that would be needed, the seconds until the refusal
+and the peaks before and after.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def untrained() -> Bundle:
 def predictor(model: str, precision: str, workspace: int) -> Predictor:
     device = Device("cpu", precision == "bfloat16")
     model_ = untrained() if model == "untrained" else replace(bundle.load(BUNDLED), folder=None)
-    made = Predictor(model_, device, limits=MemoryLimits(device, 1), any_scan=True)  # noise is no CT
+    made = Predictor(model_, device, limits=MemoryLimits(device, 1), any_scan=True)  # noise is not CT
     if workspace:
         for name, network in made._networks.items():
             made._networks[name] = partial(hungry, network, workspace)
@@ -78,7 +79,7 @@ def hungry(network: StageNetwork, workspace: int, x_BCIJK: np.ndarray, tiles: tu
 
 
 def scan() -> Volume:
-    """160 x 160 x 128 voxels of 1 mm, 16 bits each."""
+    """A scan of 160 x 160 x 128 voxels of 1 mm, with 16 bits each."""
     shape = (160, 160, 128)
     noise = np.random.default_rng(0).integers(-500, 500, shape, dtype=np.int16)
     return Volume(noise[None], Grid.from_spacing(shape, (1.0, 1.0, 1.0)))
@@ -89,7 +90,7 @@ class ReachedError(Exception):
 
 
 def least(made: Predictor) -> int:
-    """The lowest accepted limit: raised to the value that each refusal states."""
+    """The lowest accepted limit, found by raising it to the value stated in each refusal."""
     last, before = made.bundle.recipe.stages[-1].name, 0
 
     def tell(progress: TileProgress) -> None:
@@ -100,7 +101,7 @@ def least(made: Predictor) -> int:
         try:
             predict(made, tell)
         except MemoryLimitError as error:
-            before = before or peak()  # memory already in use cannot shrink
+            before = before or peak()  # memory that is already in use cannot be reduced
             assert peak() <= max(made.limits.ram, before), "more was taken than was allowed"
             made.limits.ram = error.needed
         except ReachedError:

@@ -20,7 +20,7 @@ CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 UPSAMPLING = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 POOLING = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
-"""By the number of axes."""
+"""Classes by number of axes."""
 
 
 class _Conv(nn.Module):
@@ -84,8 +84,8 @@ class _Blocks(nn.Module):
 
 
 class Network(nn.Module):
-    """``PlainConvUNet``, or ``ResidualEncoderUNet``, with its heads of deep supervision; for slices, if it
-    has 2 ``dimensions``."""
+    """``PlainConvUNet`` or ``ResidualEncoderUNet``, with its heads for deep supervision; a 2D network if
+    ``dimensions`` is 2."""
 
     def __init__(
         self, residual: bool, channels: int = 1, classes: int = len(LABELS), dimensions: int = 3
@@ -124,7 +124,7 @@ class Network(nn.Module):
 
 
 def _of_axes(sizes: list[list[int]], dimensions: int) -> list[list[int]]:
-    """The last axes of every level."""
+    """The values of the last axes for every level."""
     return [size[-dimensions:] for size in sizes]
 
 
@@ -138,7 +138,7 @@ def random_network(
         nn.init.normal_(parameter, 0.2, 0.4)
     for head in network.decoder.seg_layers:  # type: ignore[union-attr]
         nn.init.zeros_(head.bias)
-        head.weight.data -= head.weight.data.mean(dim=0)  # so that every class wins somewhere
+        head.weight.data -= head.weight.data.mean(dim=0)  # so that every class is predicted somewhere
     return network.eval()
 
 
@@ -167,7 +167,7 @@ def architecture(residual: bool, dimensions: int = 3) -> dict[str, Any]:
 
 
 def old_numbers() -> dict[str, Any]:
-    """The numbers of ``architecture(False)`` in plans before nnU-Net 2.4."""
+    """The values of ``architecture(False)`` in the format of plans before nnU-Net 2.4."""
     return {
         "UNet_class_name": "PlainConvUNet",
         "UNet_base_num_features": 4,
@@ -183,7 +183,7 @@ def old_numbers() -> dict[str, Any]:
 def plans(
     residual: bool = False, scheme: str = "CTNormalization", transpose: tuple[int, ...] = (0, 1, 2)
 ) -> Any:
-    """Plans as a dictionary, to be changed and written."""
+    """Plans as a dictionary, which tests change and write."""
     function = "resample_data_or_seg_to_shape"
     options = {"is_seg": False, "order_z": 0, "force_separate_z": None}
     return {
@@ -241,7 +241,7 @@ def stored(network: nn.Module) -> dict[str, Tensor]:
 
 
 def checkpoint(network: nn.Module, configuration: str = "3d_fullres") -> dict[str, Any]:
-    """In the format of ``nnUNetTrainer.save_checkpoint``, including numpy's numbers."""
+    """A checkpoint in the format of ``nnUNetTrainer.save_checkpoint``, including numpy scalars."""
     return {
         "network_weights": stored(network),
         "optimizer_state": {"state": {}, "param_groups": [{"lr": 0.01}]},
@@ -264,7 +264,7 @@ def write(
     configuration: str = "3d_fullres",
     order: list[int] | None = None,
 ) -> Path:
-    """A trained model's folder; every fold has the same weights."""
+    """The folder of a trained model; all folds have the same weights."""
     for fold in folds:
         (folder / f"fold_{fold}").mkdir(parents=True)
         own = checkpoint(network or random_network(False), configuration)

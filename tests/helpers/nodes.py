@@ -39,7 +39,7 @@ from zoomseg.serve.worker import Task, WorkerDiedError
 
 SENDER = "SENDER"
 SECONDS = 180.0
-"""Timeout of a test, on a machine that is also used otherwise."""
+"""Timeout of a test, long enough for a machine under load."""
 
 Reply = Callable[[Dataset], int]
 
@@ -69,7 +69,7 @@ def settings(folder: Path, archive: Archive | None = None, **changes: Any) -> Se
         "folder": folder / "node",
         "device": "cpu",
         "peers": [{"ae_title": SENDER, "addresses": ["127.0.0.1"]}],
-        # On a busy machine, seconds pass between two objects of one association.
+        # On a machine under load, seconds may pass between two objects of one association.
         "complete": {"quiet_seconds": 4, "released_seconds": 0.2},
         "limits": {"free_bytes": 0},
         "retry": {"first_seconds": 0.2, "longest_seconds": 0.4},
@@ -107,7 +107,7 @@ class HereWorker:
 
 @contextmanager
 def running(found: Settings, dry_run: bool = False) -> Iterator[Node]:
-    """A node until the end of the test."""
+    """A node that runs until the end of the test."""
     node = Node(found, dry_run, HereWorker)
     node.start()
     try:
@@ -120,7 +120,7 @@ def running(found: Settings, dry_run: bool = False) -> Iterator[Node]:
 def association(
     node: Node, objects: Sequence[Dataset], title: str = SENDER, called: str = "ZOOMSEG", **options: Any
 ) -> Iterator[pynetdicom.association.Association]:
-    """An association for objects, in their transfer syntaxes; aborted at the end if it is still open."""
+    """An association for objects, with their transfer syntaxes; aborted at the end if it is still open."""
     ae = pynetdicom.AE(title)
     for sop_class, syntax in {(one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in objects}:
         ae.add_requested_context(sop_class, syntax)
@@ -146,7 +146,7 @@ def push(node: Node, objects: Sequence[Dataset], release: bool = True, **options
 
 
 def until(what: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """The first true value of a function."""
+    """Call a function until it returns a true value; returns that value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = what()
@@ -157,7 +157,7 @@ def until(what: Callable[[], Any], seconds: float = SECONDS) -> Any:
 
 
 def ended(node: Node, count: int = 1) -> list[NodeJob]:
-    """The jobs of a node after this many have ended."""
+    """Wait until this many jobs of a node have ended; returns them."""
 
     def all_ended() -> list[NodeJob]:
         jobs = node.jobs.all()
@@ -169,14 +169,14 @@ def ended(node: Node, count: int = 1) -> list[NodeJob]:
 
 
 def finished(node: Node, count: int = 1) -> list[NodeJob]:
-    """As ``ended``, all of them successful."""
+    """The same as ``ended``, but requires that all jobs succeeded."""
     jobs = ended(node, count)
     assert [job.state for job in jobs] == [State.FINISHED] * count, [job.error for job in jobs]
     return jobs
 
 
 class Archive:
-    """Accepts objects, or answers with a given reply."""
+    """Accepts objects, or returns a given status."""
 
     def __init__(self, reply: Reply | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.objects: list[Dataset] = []
@@ -217,7 +217,7 @@ class Archive:
 
 @contextmanager
 def archive(reply: Reply | None = None, tls: ssl.SSLContext | None = None) -> Iterator[Archive]:
-    """An archive until the end of the test."""
+    """An archive that runs until the end of the test."""
     found = Archive(reply, tls)
     try:
         yield found

@@ -68,7 +68,7 @@ class Orthanc:
 
 @contextmanager
 def orthanc(folder: Path, node_port: int, route: bool) -> Iterator[Orthanc]:
-    """Orthanc that knows a node, and forwards series to it on request."""
+    """Orthanc in which a node is configured, so that it forwards series to it on request."""
     http, dicom = free_port(), free_port()
     folder.mkdir()
     told = {

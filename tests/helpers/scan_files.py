@@ -35,7 +35,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Pat
 
 
 def with_header_bytes(path: Path, offset: int, data: bytes) -> Path:
-    """Overwrite bytes of a ``.nii.gz`` header, past any library's checks."""
+    """Overwrite bytes of a ``.nii.gz`` header, bypassing the checks of libraries."""
     content = bytearray(gzip.decompress(path.read_bytes()))
     content[offset : offset + len(data)] = data
     path.write_bytes(gzip.compress(bytes(content)))

@@ -1,4 +1,4 @@
-"""A server without sockets and networks, with a scripted worker; and a real one in a process."""
+"""A server without sockets and networks, with a scripted worker; and a real one in a separate process."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Server:
         return job_id
 
     def wait(self, job_id: str, *states: str) -> dict[str, object]:
-        """The job when it has reached one of these states."""
+        """Wait until the job has reached one of these states; returns it."""
         end = time.monotonic() + 20
         while time.monotonic() < end:
             job: dict[str, object] = self.client.get(f"/jobs/{job_id}").json()

@@ -1,5 +1,6 @@
-"""A second device, for machines without one: CPU memory under another name, which data enter only by a copy.
-An operation on tensors of both fails, as it does between a GPU and the CPU; results are the CPU's.
+"""A simulated second device, for machines without one: CPU memory under another name, to which data must be
+copied. An operation on tensors of both devices fails, as between a GPU and the CPU; the CPU computes the
+results.
 
     python tests/helpers/simulated_device.py FOLDER
 
@@ -55,7 +56,7 @@ AUGMENTATION = Augmentation(
 
 
 class Elsewhere(Tensor):
-    """A tensor on the other device; ``held`` are its values."""
+    """A tensor on the other device; ``held`` contains its values."""
 
     held: Tensor
 
@@ -99,11 +100,11 @@ def compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     there = [x for x in tensors if isinstance(x, Elsewhere)]
     name = func.overloadpacket.__name__
-    # As with a GPU, single numbers may come from the CPU.
+    # As with a GPU, scalars may be on the CPU.
     strangers = [x for x in tensors if not isinstance(x, Elsewhere) and x.ndim > 0]
     if there and strangers and name not in COPIES:
         raise RuntimeError(f"{func} on tensors of two devices: {[tuple(x.shape) for x in tensors]}")
-    # In inference mode ``to`` arrives here unchanged, with the device as an argument without a name.
+    # In inference mode, ``to`` is dispatched here unchanged, with the device as positional argument.
     asked = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.device)]
     stays = asked[0].type == PLACE.type if asked else bool(there)
     own = tree_map(held_by_cpu, (args, kwargs))
@@ -115,7 +116,7 @@ def compute(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 class Generator(torch.Generator):
-    """A generator of the CPU serves the other device."""
+    """Generators of the other device are those of the CPU."""
 
     def __new__(cls, device: Any = "cpu") -> Any:
         return _generator("cpu")
@@ -126,7 +127,7 @@ _everywhere = torch.library.Library("_", "IMPL")
 
 
 def tensor(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
-    """``torch.tensor`` fills a tensor without an observable operation."""
+    """``torch.tensor`` fills a tensor without a dispatched operation, so it is replaced."""
     made = _tensor(data, **kwargs)
     return made if device is None else made.to(device)
 
@@ -139,20 +140,20 @@ def set_up() -> None:
 
 
 class Other(Device):
-    """Treated as a GPU, with data on it and prefetched batches."""
+    """A device that is treated as a GPU, with data on it and prefetched batches."""
 
     batches_ahead = 2
     room_for_data = 1 << 30
 
 
 class Crowded(Other):
-    """A GPU without space for data."""
+    """A simulated GPU without space for data."""
 
     room_for_data = 0
 
 
 def augmented(together: bool) -> Recipe:
-    """With SGD: AdamW would turn a gradient of rounding errors into a whole step."""
+    """A recipe with SGD, as AdamW would turn a gradient that consists of rounding errors into a full step."""
     made = tiny_recipe(together, iterations=8)
     return retrained(made, augmentation=AUGMENTATION, ema_decay=0.0, optimiser=SGD(lr=0.02))
 
@@ -163,7 +164,7 @@ def trained(data: Dataset, recipe: Recipe, device: Device, out: Path) -> Bundle:
 
 
 def apart(one: Bundle, two: Bundle) -> float:
-    """The largest difference between weights."""
+    """The largest absolute difference between weights."""
     return max(
         float(np.abs(weight - two.weights[stage][name]).max())
         for stage, weights in one.weights.items()
@@ -172,7 +173,7 @@ def apart(one: Bundle, two: Bundle) -> float:
 
 
 def mixed() -> bool:
-    """Whether tensors of both devices can be added, so that no test here would detect mixing."""
+    """Whether tensors of both devices can be added, in which case the tests would not detect mixing them."""
     try:
         torch.ones(2) + torch.ones(2, device=PLACE)
     except RuntimeError:

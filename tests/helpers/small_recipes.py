@@ -1,4 +1,4 @@
-"""Every shipped recipe, with its own kinds, few channels and small patches: for the tiny data set."""
+"""Every shipped recipe with its own kinds, but few channels and small patches, for the tiny data set."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _stage(stage: spec.Stage, iterations: int) -> spec.Stage:
         grid["shape"] = tile
     roi = stage.roi
     if isinstance(roi, spec.BodyMask):
-        roi = roi.model_copy(update={"threshold": -30.0})  # in the tiny data set everything is body
+        roi = roi.model_copy(update={"threshold": -30.0})  # the tiny data set contains nothing but body
     # 20 voxels would move every patch off a scan of 12x10x8.
     shift = min(2.0, stage.training.augmentation.translation_vox)
     change = stage.training.augmentation.model_copy(update={"translation_vox": shift})

@@ -21,7 +21,7 @@ CPU = Device("cpu")
 
 
 def tiny_case(seed: int, nan: bool = False) -> tuple[Volume, LabelMap]:
-    """A scan of 24x20x16 voxels: noise about 0, a bright ball on one side, a brighter one on the other."""
+    """A scan of 24x20x16 voxels: noise around 0, a bright ball on one side, a brighter one on the other."""
     rng = np.random.default_rng(seed)
     grid = Grid.from_spacing((24, 20, 16), (2.0, 2.0, 3.0), (-24.0, -20.0, -24.0))
     index = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"), axis=-1)
@@ -59,7 +59,7 @@ def tiny_dataset(root: Path, cases: int = 4) -> Dataset:
 
 
 def tiny_recipe(together: bool, iterations: int = 20, lr: float = 3e-3) -> Recipe:
-    """A coarse and a fine stage with networks of a few thousand weights."""
+    """A recipe with a coarse and a fine stage, whose networks have a few thousand weights."""
     network = {
         "kind": "resenc_unet",
         "channels": [8, 16],
@@ -118,8 +118,8 @@ def retrained(recipe: Recipe, **changes: object) -> Recipe:
 
 
 def small_plan(path: Path, **other: float) -> str:
-    """The default recipe with few steps, and channels and patches that fit the tiny data set; ``other``
-    numbers replace these."""
+    """The default recipe with few steps, and with channels and patches that fit the tiny data set; ``other``
+    replaces these values."""
     small = {
         "base_channels": (4, 4),
         "max_channels": 8,

@@ -9,7 +9,7 @@ from zoomseg.importing.totalsegmentator.tasks import TASKS
 
 
 def write(home: Path, task: str, mm: float = 1.5) -> Path:
-    """The weights of a task below ``home``, at an isotropic spacing; every part has another seed."""
+    """Write the weights of a task below ``home``, with an isotropic spacing; each part has its own seed."""
     for part in TASKS[task].parts:
         folder = (
             home

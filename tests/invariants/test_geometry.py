@@ -1,4 +1,4 @@
-"""What must hold for every grid, box and orientation."""
+"""Invariants of every grid, box and orientation."""
 
 from __future__ import annotations
 

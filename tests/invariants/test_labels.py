@@ -1,4 +1,4 @@
-"""Mirroring an image swaps left and right names, and nothing else; if it cannot, that is known."""
+"""Mirroring swaps left and right names, and nothing else; names without a counterpart are detected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNSIDED = ["liver", "vertebrae_L1", "aorta", "brainstem"]
 
 @st.composite
 def schemas(draw: st.DrawFn) -> tuple[LabelSchema, set[frozenset[str]], set[str]]:
-    """A schema, the pairs it was made of and the names whose counterpart was left out."""
+    """A schema, the pairs of names in it, and the names without their counterpart."""
     pairs: set[frozenset[str]] = set()
     lone: set[str] = set()
     for organ in draw(st.lists(st.sampled_from(ORGANS), unique=True)):

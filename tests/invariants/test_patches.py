@@ -1,5 +1,5 @@
-"""Training patches show what they claim to show: every stage's patch at equal local coordinates the same
-tissue, however turned and bent; mirrored patches with left and right exchanged."""
+"""Content of training patches: the patches of all stages show the same tissue at the same local coordinates
+under any rotation and deformation, and mirrored patches have left and right labels exchanged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TURN_AND_BEND = Augmentation(
 
 
 def recipe(augmentation: Augmentation) -> Recipe:
-    """A coarse and a fine stage of which only what patches need matters."""
+    """A recipe with a coarse and a fine stage; only the settings that affect patches matter."""
     network = {"kind": "unet3d", "channels": [2, 4]}
 
     def stage(name: str, mm: list[float], patch: list[int]) -> dict[str, object]:
@@ -76,7 +76,7 @@ def packed(
     box: Box | None = None,
     priors: dict[str, StoredPrior] | None = None,
 ) -> PackedCase:
-    """A case as ``training.data.packed_cases`` stores it, in full precision; ``image`` and ``labels`` lie on
+    """A case as stored by ``training.data.packed_cases``, in full precision; ``image`` and ``labels`` lie on
     ``grid``."""
     box = box or grid.box
     candidates = list_candidates(labels[box.slices], None, box.start, np.random.default_rng(0))
@@ -102,8 +102,8 @@ def drawn(
 
 
 def grids_of(kind: str) -> dict[str, Grid]:
-    """The coarse and the fine stage's grid over the scan; with ``box`` the fine one begins elsewhere, as
-    the kind ``shape`` does around an organ."""
+    """The grids of the coarse and the fine stage over the scan; for ``box`` the fine one has another origin,
+    as for the kind ``shape`` around an organ."""
     coarse, fine = SCAN.with_spacing((8.0, 7.0, 9.0)), SCAN.with_spacing((2.5, 2.0, 3.0))
     if kind == "box":
         fine = SCAN.crop(Box((10, 8, 6), (50, 44, 36))).with_shape((34, 40, 31))
@@ -122,7 +122,7 @@ def test_equal_local_coordinates_show_the_same_point_of_the_patient(tmp_path: Pa
         low, high = (batch.stages[name].grids[0] for name in ("coarse", "fine"))
         shown = batch.stages["fine"].image_BCIJK[0]
         moved = resample_data(batch.stages["coarse"].image_BCIJK[0], low, high)
-        # Beyond the scan its edge values go on, which are no coordinates.
+        # Outside the scan, edge values are repeated, which are not coordinates.
         points = torch.movedim(shown, 0, -1).numpy()
         away = np.ones(high.shape, dtype=bool)
         for at, grid in [(grid.index(points), grid) for grid in grids.values()] + [
@@ -131,7 +131,7 @@ def test_equal_local_coordinates_show_the_same_point_of_the_patient(tmp_path: Pa
             away &= ((at > 1) & (at < np.array(grid.shape) - 2)).all(axis=-1)
         difference = (moved - shown).norm(dim=0).numpy()[away]
         compared += difference.size
-        # The bend is smooth, but not straight between coarse voxels of 7 to 9 mm.
+        # The deformation is smooth, but not linear between coarse voxels of 7 to 9 mm.
         assert difference.size == 0 or difference.max() < 0.3
     assert compared > 10_000
 
@@ -149,7 +149,7 @@ def test_the_drawn_voxel_is_where_both_stages_look(tmp_path: Path, kind: str) ->
     for batch in drawn(made, packs, {"coarse": SIDES, "fine": SIDES}, 20):
         coarse, fine = batch.stages["coarse"], batch.stages["fine"]
         if not (fine.target_BIJK == 1).any():
-            continue  # drawn anywhere
+            continue  # a background sample
         found += 1
         at, there = (torch.nonzero(p.target_BIJK[0] == 1)[0].tolist() for p in (fine, coarse))
         assert fine.image_BCIJK[0][:, *at].numpy() == pytest.approx(point, abs=1e-3)
@@ -158,7 +158,7 @@ def test_the_drawn_voxel_is_where_both_stages_look(tmp_path: Path, kind: str) ->
 
 
 def test_however_a_patch_is_turned_the_drawn_voxel_is_in_its_middle(tmp_path: Path) -> None:
-    """Also where the coarse patch, about whose middle everything turns, has another one."""
+    """This includes patches whose centre differs from that of the coarse patch, the centre of rotation."""
     turned = Augmentation(rotation_deg=(40, 40, 40), scale=(0.6, 1.6), flip_axes=("R", "S"))
     made, grids = recipe(turned), grids_of("scan")
     index = (14, 20, 13)
@@ -169,7 +169,7 @@ def test_however_a_patch_is_turned_the_drawn_voxel_is_in_its_middle(tmp_path: Pa
         fine, coarse = (batch.stages[name] for name in ("fine", "coarse"))
         middle = [n // 2 for n in fine.target_BIJK.shape[1:]]
         shown = fine.image_BCIJK[0][:, *middle].numpy()
-        # Half a voxel, as patches of even size have no middle voxel, and that turned and scaled.
+        # Patches of even size have no central voxel: half a voxel of tolerance, rotated and scaled.
         assert np.abs(grids["fine"].index(shown) - index).max() < 1.7
         apart = centre_mm(coarse.grids[0]) - centre_mm(fine.grids[0])
         assert np.abs(apart).max() > 3, "the two patches have one middle: the test shows nothing"
@@ -181,7 +181,7 @@ def test_a_patch_that_is_not_changed_is_a_crop_of_image_labels_and_priors(tmp_pa
     box = Box((3, 2, 4), (42, 55, 38))
     known = np.full(grid.shape, IGNORE, dtype=np.uint8)
     known[box.slices] = labels[box.slices]
-    # A prior on a grid of its own, which is a ramp too, and so shows where it was read.
+    # The prior has its own grid and is also a ramp, which shows from where it was read.
     other = grid.downsampled((2, 2, 2))
     prior = StoredPrior(stored(tmp_path, "prior", ramp(other).data.astype(np.float32)), other, ("a", "b"))
     pack = packed(tmp_path, "fine", grid, ramp(grid).data, labels, box, {"early": prior})
@@ -200,15 +200,16 @@ def test_a_patch_that_is_not_changed_is_a_crop_of_image_labels_and_priors(tmp_pa
 
 
 def inside(patch: Grid, source: Grid) -> np.ndarray:
-    """Voxels of a patch between centres of a source's voxels."""
+    """Voxels of a patch that lie between voxel centres of the source."""
     at = source.index(patch.world(indices(patch)))
     return ((at >= -1e-6) & (at <= np.array(source.shape) - 1 + 1e-6)).all(axis=-1)
 
 
 @pytest.mark.parametrize("lead_sees", ["sides", "no sides"])
 def test_a_mirrored_patch_shows_the_left_organ_as_the_right_one(tmp_path: Path, lead_sees: str) -> None:
-    """In the image the left kidney is 1 and the right one 2: mirrored, what is 1 must be called right,
-    in every stage's labels, class counts and priors, also where the last stage knows no sides."""
+    """In the image, the left kidney has the value 1 and the right one 2. In a mirrored patch, voxels of value
+    1 must be the right kidney in the labels, class counts and priors of every stage, also if the last stage
+    has no labels with sides."""
     made, grids = recipe(Augmentation(flip_axes=("R",))), grids_of("scan")
     schemas = {"coarse": SIDES, "fine": SIDES}
     if lead_sees == "no sides":
@@ -239,7 +240,7 @@ def test_a_mirrored_patch_shows_the_left_organ_as_the_right_one(tmp_path: Path, 
             own = packs[name].counts.tolist()
             swapped = sides == {2} and schemas[name] == SIDES
             assert part.counts_BC[0].tolist() == ([own[0], own[2], own[1]] if swapped else own)
-        assert len(mirrored) <= 1  # all stages or none
+        assert len(mirrored) <= 1  # all stages are mirrored, or none
         for m in mirrored:
             seen[m] += 1
     assert min(seen.values()) >= 3

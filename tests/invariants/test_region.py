@@ -1,4 +1,4 @@
-"""What must hold for every region when it moves to another grid."""
+"""Invariants of every region that is transferred to another grid."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_voxel_belongs_if_its_centre_does(region: Region, factor: tuple[float,
     expected = inside & whole[tuple(np.moveaxis(np.clip(nearest, 0, np.array(whole.shape) - 1), -1, 0))]
     found = moved.mask_in(other.box)
     sure = clear.all(axis=-1)
-    if region.mask is None:  # a box stays a box, and covers the old one
+    if region.mask is None:  # a box remains a box, and covers the original one
         assert (found | ~expected)[sure].all()
     else:
         assert np.array_equal(found[sure], expected[sure])

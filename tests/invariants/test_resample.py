@@ -1,5 +1,5 @@
-"""What must hold for every interpolation: a ramp stays a ramp, a constant a constant, the two paths
-agree, so do numpy and torch, gradients are right."""
+"""Invariants of every interpolation: a ramp stays a ramp, a constant stays constant, both algorithms agree,
+numpy and torch agree, and gradients are correct."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ Make = Callable[[np.ndarray], Array]
 both = pytest.mark.parametrize("make", [np.asarray, torch.asarray], ids=["numpy", "torch"])
 
 RAMP_MM = 1e-3
-"""Weights are float32: at 500 mm from the origin that leaves a ten-thousandth of a millimetre."""
+"""Tolerance. Weights are float32, whose rounding error at 500 mm from the origin is about 1e-4 mm."""
 
 POINTWISE_MM = 5e-3
-"""Sampling point by point is float32 throughout, coordinates included."""
+"""Tolerance of sampling point by point, which uses float32 throughout, also for coordinates."""
 
 
 def moved(make: Make, source: Grid, target: Grid, antialias: bool = True) -> Volume:
-    """The source's ramp on another grid."""
+    """The source's ramp, resampled to another grid."""
     return resample(Volume(make(ramp(source).data), source), target, antialias)
 
 
 def assert_ramp(volume: Volume, source: Grid, margin_vox: float, tolerance_mm: float = RAMP_MM) -> int:
-    """Every interior value is the voxel's own world coordinate; returns how many were looked at."""
+    """Assert that every interior value is the voxel's own world coordinate; returns their number."""
     inside = interior(source, volume.grid, margin_vox)
     error = np.abs(to_numpy(volume.data) - ramp(volume.grid).data).max(axis=0)[inside]
     assert error.max(initial=0) < tolerance_mm
@@ -61,7 +61,7 @@ def assert_ramp(volume: Volume, source: Grid, margin_vox: float, tolerance_mm: f
 
 
 def antialias_reach(source: Grid, target: Grid) -> float:
-    """Source voxels that the widest kernel reaches to either side."""
+    """Half width of the widest kernel in source voxels."""
     return float(np.abs(target.to_index_of(source)[:3, :3]).sum(axis=1).max()) + 1
 
 
@@ -127,7 +127,7 @@ def test_ramp_on_an_oblique_grid(
     middle = turned[:3, :3] @ ((np.array(shape) - 1) / 2)
     turned[:3, 3] = centre_mm(grid) - middle
     target = Grid(shape, turned)
-    # antialias=False for when every angle is zero, and the axes parallel after all
+    # antialias=False, because the axes are parallel if all angles are zero
     assert_ramp(moved(make, grid, target, antialias=False), grid, 0, POINTWISE_MM)
 
 
@@ -183,7 +183,7 @@ def test_rows_of_weights_are_centred_where_they_sample(
 @given(grids(low=2), grids(low=2), st.integers(0, 1000))
 def test_axis_by_axis_and_point_by_point_agree(make: Make, source: Grid, target: Grid, seed: int) -> None:
     data = make(np.random.default_rng(seed).random((2, *source.shape), dtype=np.float32))
-    # Bring the target somewhere near the source, or only edge values would be compared.
+    # Move the target close to the source; otherwise only edge values would be compared.
     affine = target.affine.copy()
     affine[:3, 3] += centre_mm(source) - centre_mm(target)
     target = Grid(target.shape, affine)
@@ -202,7 +202,7 @@ def test_nearest_axis_by_axis_and_point_by_point_agree(
     affine[:3, 3] += centre_mm(source) - centre_mm(target)
     target = Grid(target.shape, affine)
     points = affine_coordinates(target.to_index_of(source), target.shape)
-    # Points within float32 noise of where the rounding turns may go either way.
+    # Near the points where rounding changes, float32 errors decide; these are excluded.
     fraction = (points + 0.5001) % 1
     clear = ((fraction > 1e-4) & (fraction < 1 - 1e-4)).all(axis=-1)
     fast = nearest_index(labels, source, target, outside)
@@ -286,8 +286,8 @@ def test_gradient_on_an_oblique_grid(source: Grid, shape: tuple[int, int, int], 
 def assert_gradient(
     source: Grid, target: Grid, antialias: bool, seed: int, dtype: torch.dtype, step: float, tolerance: float
 ) -> None:
-    """The derivative of a random weighting of the output, against central differences in one voxel.
-    Interpolation is linear in the data, so a large step is as good as a small one."""
+    """Compare the derivative of a randomly weighted sum of the output with central differences in one voxel.
+    As interpolation is linear in the data, a large step is as accurate as a small one."""
     generator = torch.Generator().manual_seed(seed)
     data = torch.rand((1, *source.shape), generator=generator, dtype=dtype)
     weight = torch.rand((1, *target.shape), generator=generator, dtype=dtype)
@@ -303,7 +303,7 @@ def assert_gradient(
     down[at] -= step
     difference = float(value(up) - value(down)) / (2 * step)
     assert float(gradient[at]) == pytest.approx(difference, abs=tolerance, rel=1e-3)
-    # Each output is a mean, so the gradients of a sum share out exactly what the outputs weigh.
+    # Each output is a weighted mean, so the gradients add up to the sum of the outputs' weights.
     assert float(gradient.sum()) == pytest.approx(float(weight.sum()), rel=1e-4)
 
 
@@ -311,7 +311,7 @@ def assert_gradient(
 def test_a_shrink_keeps_the_mean_in_the_interior(factor: int) -> None:
     grid = Grid.from_spacing((12 * factor, 8, 8), (1.0, 1.0, 1.0))
     data = torch.zeros(1, *grid.shape, dtype=torch.float64)
-    # Noise in the middle, zero within the kernel's reach of the edges: all that goes in must come out.
+    # Noise in the middle, and zeros near the edges, within the width of the kernel: the mean is conserved.
     generator = torch.Generator().manual_seed(factor)
     middle = torch.rand((8 * factor, 8, 8), generator=generator, dtype=torch.float64)
     data[0, 2 * factor : -2 * factor] = middle

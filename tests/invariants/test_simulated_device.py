@@ -1,4 +1,4 @@
-"""Training and prediction keep to the device that they are given: see ``other_device``."""
+"""Training and prediction use only the given device: see ``helpers/simulated_device.py``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ SCRIPT = Path(__file__).parents[1] / "helpers" / "simulated_device.py"
 
 @pytest.mark.slow
 def test_another_device_computes_what_the_cpu_does(tmp_path: Path) -> None:
-    """Also with its data held there, where only the rounding of coordinates differs, and with batches made in
-    threads."""
+    """This includes training with the data stored on the device, where only the rounding of coordinates
+    differs, and with batches prepared in threads."""
     result = subprocess.run(
         [sys.executable, SCRIPT, tmp_path], capture_output=True, text=True, check=False, timeout=300
     )

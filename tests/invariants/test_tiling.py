@@ -1,4 +1,4 @@
-"""What must hold for every region, tile, halo and overlap: all is covered, nothing is changed."""
+"""Invariants for every region, tile, halo and overlap: tiles cover the region and do not change values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zoomseg.core.tiling import Placement, Tile, TileAggregator, Tiling, cover, 
 def tilings(
     draw: st.DrawFn,
 ) -> tuple[Region, Tiling, tuple[int, int, int], tuple[int, int, int], float, Placement]:
-    """A region (with or without mask), its tiling, the tile's and the halo's size, overlap, placement."""
+    """A region (with or without mask), its tiling, the sizes of tile and halo, overlap, and placement."""
     grid = Grid(draw(shapes(1, 16)), np.eye(4))
     box = draw(boxes_in(grid.shape))
     region = Region(grid, box, draw(st.one_of(st.none(), masks(box.shape))))
@@ -36,7 +36,7 @@ def tilings(
 
 
 def answered(tiling: Tiling, box: Box) -> np.ndarray:
-    """How many tiles answer for each voxel of ``box``."""
+    """Number of tiles that predict each voxel of ``box``."""
     count = np.zeros(box.shape, dtype=np.int64)
     for tile in tiling.tiles:
         common = tile.inner.intersect(box)
@@ -46,7 +46,7 @@ def answered(tiling: Tiling, box: Box) -> np.ndarray:
 
 
 def stitched(stitcher: TileAggregator, tiling: Tiling, answer: Callable[[Tile], Array]) -> Array:
-    """Row by row, as a prediction does it."""
+    """Aggregate the tiles row by row, as in a prediction."""
     slabs = []
     for k, row in tiling.rows:
         slabs += [slab * 1 for slab in stitcher.take(k)]
@@ -99,14 +99,14 @@ def test_neighbours_share_the_overlap_they_were_asked_for(case: tuple) -> None:
         starts = sorted({t.inner.start[axis] for t in tiling.tiles})
         steps = [b - a for a, b in pairwise(starts)]
         assert all(1 <= step <= max(1, size * (1 - overlap)) for step in steps)
-        if len(starts) > 1:  # no tile reaches further than the box asks for
+        if len(starts) > 1:  # tiles do not extend beyond the box
             assert starts[0] == region.box.start[axis]
             assert starts[-1] + size == region.box.stop[axis]
 
 
 @given(tilings(), st.sampled_from([1, 2, 4]))
 def test_a_lattice_answers_every_voxel_of_the_region_equally_often(case: tuple, rate: int) -> None:
-    """Where the step divides the tile, whatever the region's shape: ``rate`` times per axis."""
+    """If the step divides the tile size: ``rate`` times along each axis, for any shape of the region."""
     region, _, tile, halo, *_ = case
     wide = tuple(2 * h + rate * (n - 2 * h) for n, h in zip(tile, halo, strict=True))
     tiling = cover(region, wide, halo, (rate - 1) / rate, "lattice")

@@ -1,4 +1,4 @@
-"""Against Orthanc: a study that is pushed there comes to the node, and its results back into the study."""
+"""With Orthanc: a study that is sent to it reaches the node, and the results return to the study."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DSRDUMP = shutil.which("dsrdump")
 
 
 def settings_for(folder: Path, port: int, send_to: str = "") -> Settings:
-    """Of a node at a port that is known before Orthanc runs."""
+    """Settings of a node with a port that is chosen before Orthanc starts."""
     peers = [{"ae_title": title, "addresses": ["127.0.0.1"]} for title in ("ORTHANC", "ZOOMSEG")]
     rules = [{"send_to": [send_to] if send_to else []}]
     placeholder = {"pacs": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": 1}}
@@ -38,7 +38,7 @@ def reaching(found: Settings, there: orthanc.Orthanc) -> Settings:
 
 
 def judged(objects: list[Dataset], folder: Path) -> None:
-    """SEG, RTSTRUCT and SR as other programs read them."""
+    """Check SEG, RTSTRUCT and SR with other programs."""
     by_modality = {one.Modality: one for one in objects if one.Modality != "CT"}
     assert sorted(by_modality) == ["RTSTRUCT", "SEG", "SR"]
     for name, one in by_modality.items():
@@ -73,7 +73,7 @@ def test_a_study_that_is_pushed_is_routed_and_its_results_come_back_once(tmp_pat
             there.upload([*series(1), *series(2, slices=1)])
             until(lambda: there.modalities("1.2.3") == {"CT", "SEG", "RTSTRUCT", "SR"})
             finished(node)
-            time.sleep(3)  # results are stable by now, and would have been routed
+            time.sleep(3)  # results are stable by now; if Orthanc forwarded them, it would have done so
             finished(node)
         objects = there.objects("1.2.3")
         assert len([one for one in objects if one.Modality != "CT"]) == 3
@@ -96,7 +96,7 @@ def test_results_by_stow_and_a_study_by_qido_and_wado(tmp_path: Path) -> None:
         assert pulled[1].error is not None
         finished(node)
         judged(there.objects("1.2.3"), tmp_path)
-        # The results lie there now: pulled again, nothing is done again.
+        # The results exist now: another pull does not repeat the segmentation.
         list(pull(["1.2.3"], WebDestination(url=there.web), node.settings))
         time.sleep(1)
         finished(node)
@@ -112,7 +112,7 @@ def test_studies_by_c_move(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ):
         there.upload([*series(1, "1.2.4"), *series(1, "1.2.5")])
         (tmp_path / "studies").write_text("# two that are there, one that is not\n1.2.4\n1.2.5\n1.2.6\n")
-        (tmp_path / "node.yaml").write_text(node.settings.model_dump_json())  # JSON is YAML
+        (tmp_path / "node.yaml").write_text(node.settings.model_dump_json())  # JSON is valid YAML
         arguments = [
             "node",
             str(tmp_path / "node.yaml"),

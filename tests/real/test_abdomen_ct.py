@@ -1,4 +1,4 @@
-"""The model that comes with ZoomSeg on scans that it was not trained on."""
+"""The included model on scans that it was not trained on."""
 
 import json
 import os
@@ -21,7 +21,8 @@ DATA = os.environ.get("ZOOMSEG_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="ZOOMSEG_DATA is not set: no real data on this machine")
 
 LEAST = {"spleen": 0.92, "left kidney": 0.9, "right kidney": 0.85, "liver": 0.93, "aorta": 0.85}
-"""Dice with a machine's reference of a torso CT at 3 mm, of another hospital than the training scans."""
+"""Lowest accepted Dice on a torso CT at 3 mm from another hospital than the training scans, with a reference
+made by another program."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_a_torso_of_another_hospital(
     result = predictor.predict(Case("torso", image), keep=False)
     found = result.labels.data
     assert result.trust == 1.0
-    # Islands in the pelvis, 140 mm and more below the organs.
+    # Islands in the pelvis, at least 140 mm below the organs.
     assert [note.split(" removed, ")[0] for note in result.notes] == [
         "stomach: 2 parts (4.5 ml)",
         "portal vein and splenic vein: 1 part (0.5 ml)",
@@ -62,7 +63,7 @@ def test_a_torso_of_another_hospital(
 
 
 def test_a_slab_and_raw_intensities_far_beyond_the_window(predictor: Predictor) -> None:
-    """Seven centimetres of a liver at full resolution, air and metal left as they are."""
+    """Seven centimetres of a liver at full resolution, with unclipped intensities of air and metal."""
     folder = Path(str(DATA)) / "ct_fullres"
     image = read_image(folder / "chaos_ct_case.nii.gz")
     reference, _ = read_label_values(folder / "chaos_ct_case_label.nii.gz")

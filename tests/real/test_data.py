@@ -1,4 +1,4 @@
-"""The real data sets open, and one case of each reads as its README says."""
+"""The real data sets can be opened, and one case of each agrees with the data set's README."""
 
 import os
 from pathlib import Path
@@ -41,7 +41,8 @@ def test_real_data_sets_open_and_load(folder: str, cases: int, labels: int, ct: 
     ("folder", "ct"), [("btcv", True), ("openkbp", True), ("chaos_mr", False), ("hippocampus", False)]
 )
 def test_ct_is_known_by_its_numbers(folder: str, ct: bool) -> None:
-    """Cut to a window and stored as 8 bit (BTCV), with -1000 outside the body (OpenKBP), or not at all."""
+    """Clipped to a window and stored with 8 bits (BTCV), set to -1000 outside the body (OpenKBP), or
+    unchanged."""
     dataset = open_dataset(Path(str(DATA)) / folder)
     for case in dataset.cases[:6]:
         assert hounsfield(dataset.load(case).image) == (ct,), case.id

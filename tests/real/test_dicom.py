@@ -1,4 +1,4 @@
-"""A scanner's own series, compressed as it came, read as another library reads it."""
+"""An original series of a scanner, in its own compression, is read as by another library."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not DATA, reason="ZOOMSEG_DATA is not set: no re
 def test_the_series_is_read_as_simpleitk_reads_it(tmp_path: Path, zipped: bool) -> None:
     folder = tmp_path / "ct_dicom"
     folder.mkdir()
-    for file in (Path(str(DATA)) / "ct_dicom").glob("*.dcm"):  # it has a label map as NIfTI beside it
+    for file in (Path(str(DATA)) / "ct_dicom").glob("*.dcm"):  # the folder also contains a NIfTI file
         shutil.copy(file, folder)
     scans = folder
     if zipped:
@@ -27,7 +27,7 @@ def test_the_series_is_read_as_simpleitk_reads_it(tmp_path: Path, zipped: bool) 
     (scan,) = find_scans(scans, notes.append)
     assert (scan.id, notes) == ("ct_dicom", [])
     case = read_scan(scan)
-    lacking = "PatientID, StudyInstanceUID, SeriesInstanceUID"  # anonymised beyond what the standard allows
+    lacking = "PatientID, StudyInstanceUID, SeriesInstanceUID"  # removed by anonymisation
     apart = "images of several {} could not be told apart"
     meaning = "; ".join(apart.format(what) for what in ("patients", "studies", "series"))
     assert case.notes[0] == f"its headers lack {lacking}; {meaning}"

@@ -43,7 +43,7 @@ def labels(series: DicomSeries) -> LabelMap:
     named = json.loads((folder / "reference_labels.json").read_text())
     schema = LabelSchema(tuple(named), tuple(named.values()))
     image = nib.as_closest_canonical(nib.load(folder / "reference_labels.nii.gz"))
-    values = np.asarray(image.dataobj).astype(np.int64)[::-1, ::-1]  # RAS+ to the series' LPS+
+    values = np.asarray(image.dataobj).astype(np.int64)[::-1, ::-1]  # from RAS+ to the LPS+ of DICOM
     classes = schema.encode(np.where(np.isin(values, schema.values), values, 0))
     labels = LabelMap(np.ascontiguousarray(classes), series.grid, schema)
     assert len(np.unique(labels.data)) == 1 + len(named)
@@ -52,7 +52,7 @@ def labels(series: DicomSeries) -> LabelMap:
 
 @pytest.fixture(scope="module")
 def planes() -> dict[str, pydicom.Dataset]:
-    """The series' files by SOP instance UID, which is left in the files' own headers only."""
+    """The series' files by SOP instance UID, which only the files' own headers contain."""
     files = (Path(str(DATA)) / "ct_dicom").glob("*.dcm")
     headers = [pydicom.dcmread(f, stop_before_pixels=True) for f in files]
     return {h.file_meta.MediaStorageSOPInstanceUID: h for h in headers}
@@ -121,7 +121,7 @@ def test_contours_filled_by_matplotlib_are_the_organs_voxel_by_voxel(
 def test_objects_of_a_scanner_s_series_are_valid(
     write: Callable[..., bool], tmp_path: Path, series: DicomSeries, labels: LabelMap
 ) -> None:
-    """All that its headers say of patient and study is in them."""
+    """Results contain the attributes of patient and study from the series' headers."""
     assert write(tmp_path / "object.dcm", labels, series, "abdomen-ct")
     told = dciodvfy.found_by(tmp_path / "object.dcm")
     assert [line for line in told if "Unrecognized defined term = <SECTRA>" not in line] == []

@@ -1,4 +1,4 @@
-"""The published systems on real scans: coarser grids and narrow networks, but every stage of theirs."""
+"""The published recipes on real scans, with all of their stages, but coarser grids and narrower networks."""
 
 import os
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""Every shipped recipe, shrunk but kind by kind as it is: trains a few steps, is saved, loaded, predicts."""
+"""Every shipped recipe, reduced in size but with all of its kinds: trained for a few steps, saved, loaded and
+used for prediction."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ def test_it_trains_and_predicts(name: str, data: Dataset, tmp_path: Path) -> Non
 
 
 def test_flare_finds_small_organs_again_and_refines_each(data: Dataset, tmp_path: Path) -> None:
-    """The tiny data set has kidneys only: let them be the small organs."""
+    """The kidneys are treated as the small organs, as the tiny data set has no others."""
     recipe = shrunk("flare22-whole-volume", data, STEPS)
     assert [stage.name for stage in recipe.stages] == ["coarse", "big-abdomen"]
     whole = load("flare22-whole-volume")

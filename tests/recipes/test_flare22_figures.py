@@ -1,4 +1,4 @@
-"""``resunet_aspp`` against the figures of the paper (FLARE 2022, Tables 2 and 3)."""
+"""``resunet_aspp`` compared with the figures in the paper (FLARE 2022, Tables 2 and 3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _shipped() -> specs.ResUNetASPP:
     recipe = load("flare22-whole-volume")
     assert isinstance(recipe, specs.Recipe)
     found = {stage.network for stage in recipe.stages}
-    assert len(found) == 1  # Tables 2 and 3: one architecture throughout
+    assert len(found) == 1  # Tables 2 and 3: the same architecture in all stages
     network = found.pop()
     assert isinstance(network, specs.ResUNetASPP)
     return network
@@ -25,7 +25,7 @@ def _shipped() -> specs.ResUNetASPP:
 
 SPEC = _shipped()
 CLASSES = 14
-"""Thirteen organs and the background."""
+"""Thirteen organs and background."""
 GROUPS = {"liver, spleen, both kidneys": 5, "stomach, pancreas, duodenum": 4, "aorta, inferior vena cava": 3}
 
 
@@ -46,13 +46,15 @@ def test_parameters() -> None:
 
 @pytest.mark.parametrize(("size", "published"), [(128, 93.43), (160, 182.49)])
 def test_multiply_adds(size: int, published: float) -> None:
-    """The two figures' ratio is (160 / 128) ** 3: one network in both stages."""
+    """The ratio of the two figures is (160 / 128) ** 3, as for one network in both stages."""
     assert billions(module_of(CLASSES), size) == pytest.approx(published, rel=0.1)
-    assert billions(module_of(CLASSES), size) == pytest.approx(published, rel=0.0025)  # as it happens
+    assert billions(module_of(CLASSES), size) == pytest.approx(
+        published, rel=0.0025
+    )  # the actual agreement is closer
 
 
 def test_without_aspp_it_is_the_released_backbone() -> None:
-    """Whose file says 15 176 864, for three channels and before the last layer."""
+    """Its file states 15 176 864 parameters, for three channels and without the last layer."""
     module = module_of(CLASSES, in_channels=3)
     assert isinstance(module, ResUNetASPP)
     beyond = networks.parameters(module.aspp) + networks.parameters(module.last)

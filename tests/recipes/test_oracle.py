@@ -1,5 +1,6 @@
-"""A network that returns the truth on the requested tile drives every shipped recipe to its ceiling: what
-the grids that answer permit. Whatever is lost beyond that is lost in regions, tiles, stitching or fusion."""
+"""With an oracle, a network that returns the reference on the requested tile, every shipped recipe reaches
+its upper bound, which is determined by its grids. Any further loss would be due to regions, tiles,
+aggregation or fusion."""
 
 from __future__ import annotations
 
@@ -24,18 +25,18 @@ from zoomseg.recipe.spec import FixedShape, FixedSpacing, GridSpec, PlannedRecip
 TOLERANCE = 0.01
 
 PASTED_OVER = {("flare22-whole-volume", "portal_vein")}
-"""Not one of the paper's organs: only the coarse stage answers for it, and its neighbours' finer answers are
-pasted over what that finds."""
+"""This is not one of the paper's organs: only the coarse stage predicts it, and the fine predictions of its
+neighbours overwrite this."""
 
 OBLIQUE = oriented((48, 42, 36), (7.0, 6.9, 7.2), (-165.0, -96.0, -148.0), angles_deg=(10, -8, 14))
-"""Axes 10 to 17 degrees off the patient's, about the phantoms' field of view."""
+"""Its axes deviate by 10 to 17 degrees from the patient's; it covers about the phantoms' field of view."""
 
 
 def concrete(name: str, grid: Grid) -> Recipe:
     """The shipped recipe, planned for phantoms or with grids and tiles small enough for a test."""
     recipe = load(name)
     if isinstance(recipe, PlannedRecipe):
-        # Test phantoms have voxels of 9 mm: the region's margin grows with them.
+        # The phantoms have voxels of 9 mm, hence the larger margin of the region.
         small = {
             "coarse_voxels": 16_000,
             "fine_voxels": 30_000,
@@ -63,7 +64,7 @@ def predicted(case: Case, recipe: Recipe) -> LabelMap:
 
 @functools.cache
 def straight(name: str) -> tuple[Case, Recipe, LabelMap]:
-    """A phantom as it is, a recipe for it, and what comes out."""
+    """A phantom in its original orientation, a recipe for it, and the prediction."""
     case = phantom_case(4, "small")
     recipe = concrete(name, case.image.grid)
     return case, recipe, predicted(case, recipe)
@@ -83,7 +84,7 @@ def test_every_recipe_reaches_its_ceiling(name: str, grid: Grid) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_how_the_patient_lay_in_the_scanner_changes_nothing(name: str) -> None:
-    """The same voxels under an affine turned by tens of degrees: all that is computed is the same."""
+    """The same voxels with an affine rotated by tens of degrees: the computation is identical."""
     case, recipe, expected = straight(name)
     assert case.labels is not None
     affine = case.image.grid.affine.copy()

@@ -1,4 +1,4 @@
-"""Cases in which an organ was not drawn: it is learned from the others, and not unlearned there."""
+"""Cases in which an organ is not annotated: it is learned from the others, and not as background here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNSEEN = (4, 5, 6)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Two of four cases lack the right kidney's label."""
+    """Two of the four cases lack the label of the right kidney."""
     root = tmp_path_factory.mktemp("partly")
     made = tiny_dataset(root)
     for case in made.cases:
@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def said(data: Dataset, ids: tuple[str, ...], *drawn: str) -> Dataset:
-    """The data set, told which labels were drawn in some cases."""
+    """The data set, with the annotated labels specified for some cases."""
     own = frozenset(drawn)
     return replace(data, cases=tuple(replace(c, annotated=own) if c.id in ids else c for c in data.cases))
 
@@ -57,7 +57,7 @@ def trained(data: Dataset, recipe: Recipe, out: Path) -> Bundle:
 
 
 def right_kidney_dice(model: Bundle) -> float:
-    """Mean over scans that no training saw."""
+    """Mean over scans that were not used for training."""
     predictor = Predictor(model, CPU)
     values = []
     for seed in UNSEEN:

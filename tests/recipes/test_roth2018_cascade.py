@@ -1,4 +1,4 @@
-"""``roth2018-cascade`` against the figures of the paper (Roth et al. 2018, CMIG 66:90-99)."""
+"""``roth2018-cascade`` compared with the figures in the paper (Roth et al. 2018, CMIG 66:90-99)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_how_both_stages_learn(recipe: Recipe) -> None:
 
 
 def test_a_tile_of_132x132x116_answers_44x44x28_with_19_million_parameters(recipe: Recipe) -> None:
-    """Fig. 5 and Section 3.5; seven organs and the background (Table 1)."""
+    """Fig. 5 and Section 3.5; seven organs and background (Table 1)."""
     for stage in recipe.stages:
         assert network_shapes.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile) == (
             44,
@@ -102,7 +102,7 @@ def test_a_tile_of_132x132x116_answers_44x44x28_with_19_million_parameters(recip
 
 
 def irregular(shape: tuple[int, int, int]) -> Region:
-    """Two slanted ellipsoids and a thin tube between them, as organs lie: no side of it is flat."""
+    """Two oblique ellipsoids and a thin tube between them, similar to organs: none of its sides is flat."""
     i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
     one = ((i - 70) / 55) ** 2 + ((j - 60 - 0.2 * k) / 40) ** 2 + ((k - 50) / 37) ** 2 < 1
     other = ((i - 150) / 31) ** 2 + ((j - 90) / 47) ** 2 + ((k - 95 + 0.1 * i) / 29) ** 2 < 1
@@ -112,7 +112,7 @@ def irregular(shape: tuple[int, int, int]) -> Region:
 
 
 def answers(stage: Stage, region: Region) -> np.ndarray:
-    """How many tiles answer for each voxel of the region."""
+    """Number of tiles that predict each voxel of the region."""
     halo = network_shapes.halo(stage.network, stage.grid.padding)
     tiling = cover(region, stage.grid.tile, halo, stage.grid.overlap, stage.grid.placement)
     count = np.zeros(region.grid.shape, dtype=np.int64)
@@ -123,7 +123,7 @@ def answers(stage: Stage, region: Region) -> np.ndarray:
 
 
 def test_each_stage_answers_every_voxel_as_often_as_the_paper_says(recipe: Recipe) -> None:
-    """Section 2.4: non-overlapping tiles first, then a 4x higher sampling rate (R of equation 5)."""
+    """Section 2.4: first non-overlapping tiles, then a 4x higher sampling rate (R in equation 5)."""
     region = irregular((203, 157, 131))
     first, second = recipe.stages
     assert np.array_equal(np.unique(answers(first, region)), [1])
@@ -131,7 +131,7 @@ def test_each_stage_answers_every_voxel_as_often_as_the_paper_says(recipe: Recip
 
 
 def test_tiles_stand_on_the_scan_s_own_lattice(recipe: Recipe) -> None:
-    """Fig. 5: 44 x 44 x 28 voxels, wherever C2 lies; the released code begins at the first voxel."""
+    """Fig. 5: 44 x 44 x 28 voxels, regardless of C2; the released code begins at the first voxel."""
     region = irregular((203, 157, 131))
     (side_by_side,) = (s for s in overlap("stage2", 0.0)(recipe).stages if s.name == "stage2")
     halo = network_shapes.halo(side_by_side.network, side_by_side.grid.padding)
@@ -143,23 +143,23 @@ def test_tiles_stand_on_the_scan_s_own_lattice(recipe: Recipe) -> None:
 
 
 def test_an_even_spread_answers_more_often(recipe: Recipe) -> None:
-    """What other recipes do: tiles stay inside the region's box, and share what is left over."""
+    """In other recipes, tiles stay inside the region's box and overlap by what is left over."""
     region = irregular((203, 157, 131))
     first = recipe.stages[0]
     spread = first.model_copy(update={"grid": first.grid.model_copy(update={"placement": "spread"})})
     assert 1.2 < answers(spread, region).mean() < 2
 
 
-# --- what comes after the networks: nothing -------------------------------------------------------
+# --- no post-processing ---------------------------------------------------------------------------
 
 LIVER = LabelSchema(("liver",), (1,))
 PLANES, MISSED, RADIUS, MARGIN = 40, 10, 3, 5
-"""Of a liver in voxels of the stages' grids, 4 mm: its length, of which stage 1 misses a quarter; how far C2
-goes on beyond what stage 1 found, and how far a region is expanded (20 mm)."""
+"""In voxels of the stages' grids (4 mm): the length of the liver, and the quarter of it that stage 1 misses;
+the extent of C2 beyond the prediction of stage 1, and that of an expanded region (20 mm)."""
 
 
 def scan_of_a_liver() -> tuple[Case, LabelMap]:
-    """A block of ``PLANES`` planes in tissue, voxels of 2 mm; and without its last quarter."""
+    """A block of ``PLANES`` planes in tissue, with voxels of 2 mm; its labels without the last quarter."""
     grid = Grid.from_spacing((2 * PLANES + 8, 40, 40), (2.0, 2.0, 2.0))
     drawn = np.zeros(grid.shape, dtype=np.uint8)
     drawn[4 : 4 + 2 * PLANES, 8:32, 8:32] = 1
@@ -175,8 +175,8 @@ def scan_of_a_liver() -> tuple[Case, LabelMap]:
 def test_what_c2_leaves_out_stays_out_unless_the_recipe_says_otherwise(
     recipe: Recipe, expansion: bool, found: int
 ) -> None:
-    """Section 5: "No post-processing was applied". Oracles that know the liver, but stage 1 only three
-    quarters of it: a Dice of 0.904 as published, of 0.974 with an expanded region."""
+    """Section 5: "No post-processing was applied". Both stages are oracles, but that of stage 1 returns only
+    three quarters of the liver: the Dice is 0.904 as published, and 0.974 with an expanded region."""
     case, seen = scan_of_a_liver()
     assert case.labels is not None
     networks = {"stage1": oracle(seen), "stage2": oracle(case.labels)}

@@ -1,4 +1,4 @@
-"""``roth2018-pyramid`` against the paper (Roth et al. 2018, MICCAI), and its gradients end to end."""
+"""``roth2018-pyramid`` compared with the paper (Roth et al. 2018, MICCAI), and its gradients end to end."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def test_how_it_learns(recipe: Recipe) -> None:
     assert (training.batch, training.distinct_cases, training.iterations) == (3, True, 20_000)
     assert isinstance(training.sampler, Foreground)
     assert isinstance(training.loss, SoftDice)
-    assert training.optimiser == AdamW(lr=1e-3, weight_decay=0)  # without decay it is Adam
+    assert training.optimiser == AdamW(lr=1e-3, weight_decay=0)  # without weight decay it equals Adam
 
 
 def test_each_level_has_over_19_million_parameters() -> None:
     with torch.device("meta"):
-        for channels in (1, 8):  # the image; with the maps of seven organs
+        for channels in (1, 8):  # the image; the image and the maps of seven organs
             module = networks.build(UNet3D(channels=(64, 128, 256, 512)), channels, 8, "same")
             assert 19.0e6 < networks.parameters(module) < 19.2e6
 
 
 def pyramid(data: Dataset, levels: int) -> Recipe:
-    """The recipe on the tiny data set, with a further, lower level where there are three (ds_1 = 8)."""
+    """The recipe for the tiny data set; with three levels, another one is added below (ds_1 = 8)."""
     small = shrunk("roth2018-pyramid", data, iterations=2)
     if levels == 2:
         return small
@@ -110,7 +110,8 @@ def test_levels_share_the_patch_centre_and_each_sees_twice_as_far(
 def test_the_lowest_level_learns_from_the_highest_loss_alone(
     levels: int, data: Dataset, tmp_path: Path
 ) -> None:
-    """Through every upsampling and crop between them: autograd against a finite difference."""
+    """The gradient passes every upsampling and crop between them: autograd is compared with a finite
+    difference."""
     recipe = pyramid(data, levels)
     names = tuple(s.name for s in recipe.stages)
     group, batch = one_batch(recipe, data, tmp_path, names)
@@ -123,8 +124,8 @@ def test_the_lowest_level_learns_from_the_highest_loss_alone(
     length = float(torch.sqrt(sum((g.square().sum() for g in gradient), torch.zeros(()))))
     assert length > 0
     values = []
-    # Along the gradient, where the loss (a float32 of about one) changes most, and so small that few units
-    # pass zero: the difference nears the gradient's length as the step gets smaller.
+    # A step along the gradient, where the loss (about one, in float32) changes most, so small that few units
+    # change their sign: the difference quotient converges to the length of the gradient.
     step = 5e-5
     for delta in (step, -step):
         with torch.no_grad():
@@ -137,7 +138,7 @@ def test_the_lowest_level_learns_from_the_highest_loss_alone(
 
 
 def test_trained_separately_no_gradient_reaches_the_lower_level(data: Dataset, tmp_path: Path) -> None:
-    """The ablation's switch: an empty ``train_together``."""
+    """As in the ablation, ``train_together`` is empty."""
     recipe = pyramid(data, 2).model_copy(update={"train_together": ()})
     assert [group.trained for group in graph.training_groups(recipe)] == [("level1",), ("level2",)]
     run = loop._Run(data, loop.Split(data.ids, ()), recipe, tmp_path, loop.Settings(CPU), Silent())
