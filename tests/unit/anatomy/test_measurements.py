@@ -58,7 +58,7 @@ def test_median_of_few(voxels: int, dtype: type) -> None:
 def test_every_side_is_told_apart_however_the_scan_is_stored(
     axis: int, side: int, flip: tuple[int, ...]
 ) -> None:
-    """A voxel at one end of an axis that, stored in reverse, is the patient's other end."""
+    """A voxel at one end of an axis, which is the patient's other end if the axis is stored in reverse."""
     affine = GRID.affine.copy()
     for a in flip:
         affine[a, a] *= -1

@@ -25,7 +25,7 @@ def atlases(n: int = 3, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor
     return scan, images, labels
 
 
-# --- a reference that follows the definition voxel by voxel ----------------------------------------
+# --- a reference implementation of the definition, voxel by voxel ----------------------------------
 
 Index = tuple[int, int, int]
 
@@ -35,7 +35,7 @@ def plus(a: Index, b: Index) -> Index:
 
 
 def at(volume: npt.NDArray[np.float64], x: Index) -> float:
-    """Beyond the volume its edge goes on."""
+    """Outside the volume, its edge values are repeated."""
     i, j, k = (min(max(a, 0), n - 1) for a, n in zip(x, SHAPE, strict=True))
     return float(volume[i, j, k])
 
@@ -117,7 +117,7 @@ def test_identical_atlases_give_their_labels(spec: MajorityFusion | IntensityFus
 
 
 def test_atlases_that_are_the_scan_give_their_labels() -> None:
-    # Search windows see other labels too, but where the patch is the scan's own no other one counts.
+    # Search windows contain other labels, too, but the patch that equals the scan's dominates the weights.
     scan, _, labels = atlases(1)
     found = fuse(PatchFusion(), scan, scan.repeat(3, 1, 1, 1), labels.repeat(3, 1, 1, 1), 4)
     assert np.array_equal(found.argmax(dim=0).to(torch.uint8), labels[0])
@@ -146,7 +146,7 @@ def test_intensity_weights_by_hand() -> None:
 
 
 def test_intensity_patch_is_a_cube_of_the_radius() -> None:
-    # One voxel of atlas 0 is off: exactly the voxels at most one away from it trust it less.
+    # One voxel of atlas 0 differs: its weight is lower exactly at voxels within a distance of one.
     images = torch.zeros(2, *SHAPE)
     images[0, 2, 1, 1] = 1.0
     images[1] = 0.01

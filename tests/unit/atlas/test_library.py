@@ -39,7 +39,7 @@ def library() -> AtlasLibrary:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Replaces the registration library: scans are aligned by their worlds. Records the calls."""
+    """Replaces the registration library: scans are aligned by their world coordinates. Records the calls."""
     made: list[int] = []
 
     def register(fixed: Volume, moving: Volume, kind: str) -> Warp:
@@ -213,7 +213,7 @@ def test_an_atlas_that_fails_is_dropped_with_a_warning(
     warnings: list[str] = []
     prior = library.prior(case(9)[1], on_warning=warnings.append)
     assert warnings == ["atlas case_2 is left out: it would not"]
-    assert prior.probabilities[1, 3, 3, 5] == 1.0  # of the two that are left
+    assert prior.probabilities[1, 3, 3, 5] == 1.0  # of the two remaining atlases
 
 
 def test_an_atlas_whose_transform_explodes_is_dropped(

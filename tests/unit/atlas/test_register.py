@@ -44,7 +44,7 @@ def phantom(on: Grid, moved_by: FloatArray | None = None, bump_mm: float = 0.0) 
     ball = (x - 25) ** 2 + (y - 5) ** 2 + (z - 15) ** 2 < 17**2
     rod = ((x + 25) ** 2 + (y + 10) ** 2 < 10**2) & (z > -35) & (z < 25)
     labels = np.where(ball, 2, np.where(rod, 3, np.where(body, 1, 0))).astype(np.uint8)
-    # Smooth texture, the patient's own, so that the inside is seen to move too.
+    # Smooth texture that belongs to the patient, so that movement of the interior is detected, too.
     texture = 0.15 * np.sin(x / 12) * np.sin(y / 14 + 1) * np.sin(z / 13 + 2) * body
     image = np.array([0.0, 0.4, 0.8, 0.65])[labels] + texture
     return Volume(image.astype(np.float32)[None], on), LabelMap(labels, on, SCHEMA)
@@ -144,7 +144,7 @@ def test_beyond_the_moving_scan_is_background() -> None:
     assert np.unique(moved[2:]).tolist() == [0]
     assert np.unique(moved[:, 2:]).tolist() == [0]
     ramp = Volume(np.broadcast_to(np.arange(4, dtype=np.float32)[:, None, None], (1, 4, 4, 4)), cube)
-    assert warp.image(ramp).data[0, :, 0, 0].tolist() == [2, 3, 3, 3]  # the edge goes on
+    assert warp.image(ramp).data[0, :, 0, 0].tolist() == [2, 3, 3, 3]  # edge values are repeated
 
 
 def test_warp_moves_only_its_own_grid(affine: Warp) -> None:

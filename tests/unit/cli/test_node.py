@@ -25,7 +25,7 @@ def test_it_receives_and_stops_when_it_is_asked_to(tmp_path: Path) -> None:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
         ExitStack() as leaving,
     ):
-        leaving.callback(process.kill)  # it would be waited for without end
+        leaving.callback(process.kill)  # otherwise the node would wait for it indefinitely
         assert process.stdout is not None
         found = re.match(r"Open (http://127\.0\.0\.1:\d+/)$", process.stdout.readline())
         assert found is not None

@@ -1,4 +1,4 @@
-"""``zoomseg predict``: good scans written, bad ones named, one line for everything else."""
+"""``zoomseg predict``: valid scans are segmented, invalid ones reported, and other errors are one line."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_only_the_organs_asked_for(scan: Path, model: Path, tmp_path: Path) -> N
 def test_probabilities_on_the_scan_s_grid(
     scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The command's maps are what Python gives; under a limit of memory, too, if they fit."""
+    """The command's label maps equal those of the Python interface, also with a memory limit if they fit."""
     asked = ("--probabilities", "right kidney")
     out = tmp_path / "out"
     assert predict(scan, model, out, *asked) == 0
@@ -375,7 +375,7 @@ def test_a_folder_that_is_no_model(scan: Path, tmp_path: Path, capfd: pytest.Cap
 
 
 def test_chosen_organs_are_the_ones_evaluated(scan: Path, model: Path, tmp_path: Path) -> None:
-    """``run.json`` tells ``evaluate`` what was asked for, so that the rest is not scored as missed."""
+    """``run.json`` lists the requested organs, so that ``evaluate`` does not score the others as missed."""
     (tmp_path / "truth").mkdir()
     write_labels(tmp_path / "truth" / "patient.nii.gz", tiny_case(9)[1])
     (tmp_path / "truth" / "labels.json").write_text('{"left kidney": 3, "right kidney": 7}')
@@ -389,7 +389,7 @@ def test_chosen_organs_are_the_ones_evaluated(scan: Path, model: Path, tmp_path:
 def test_what_stages_said_tells_where_dice_is_lost(
     scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The reference has a piece of left kidney in a corner where the coarse stage sees none."""
+    """The reference contains a part of the left kidney in a corner that the coarse stage misses."""
     _, truth = tiny_case(9)
     drawn = truth.data.copy()
     drawn[:4, :4, :4] = 1

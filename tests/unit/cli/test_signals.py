@@ -1,4 +1,4 @@
-"""Real signals to real processes: every long command reacts at once, ends as documented, and loses
+"""Real signals to real processes: every long command reacts immediately, ends as documented, and loses
 nothing."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zoomseg.recipe.load import dump
 from zoomseg.serve.server import STOPPING as SERVER_STOPPING
 
 ANSWER_SECONDS = 10.0
-"""Mostly for other processes of a busy machine."""
+"""Timeout, long enough for a machine under load."""
 
 AGAIN = ". Press Ctrl-C again to end immediately"
 
@@ -43,8 +43,8 @@ module.{name}  # there is one
 module.{name} = stalled
 main(sys.argv[2:])
 """
-"""A command that reaches a function which takes forever: in Python, or in one call of C, after which Python
-would first handle a signal."""
+"""A command that calls a function that never returns: in Python, or in a single call of C, during which
+Python cannot handle a signal."""
 
 SLEEPS = "time.sleep(600)"
 IN_C = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)"
@@ -192,12 +192,12 @@ def test_an_answer_does_not_wait_for_a_call_that_takes_long_and_the_second_signa
     with running(command, reached) as process:
         process.send_signal(signal.SIGINT)
         assert answer(process) == f"zoomseg: {STOPPING}{AGAIN}"
-        process.send_signal(signal.SIGINT)  # of the same wish
+        process.send_signal(signal.SIGINT)  # for the same request
         time.sleep(ONE_WISH_SECONDS + 0.2)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert answer(process) == "zoomseg: stopped immediately"
-        assert process.wait(60) == INTERRUPTED  # of the many minutes that the call takes
+        assert process.wait(60) == INTERRUPTED  # although the call takes many minutes
     assert list((tmp_path / "out").glob("*.nii.gz")) == []
 
 

@@ -230,7 +230,7 @@ def test_a_damaged_checkpoint_is_named(
     file.write_bytes(file.read_bytes()[:-1000])
     said = refused(capfd, data, "-o", out, "--resume", "--device", "cpu")
     assert "checkpoint.safetensors" in said
-    assert bundle.load(out).provenance["complete"] is True  # the model is still what it was
+    assert bundle.load(out).provenance["complete"] is True  # the model is unchanged
 
 
 def test_a_case_kept_back_that_fails_is_named_and_the_others_are_scored(
@@ -352,7 +352,7 @@ def test_unlabelled_scans_are_labelled_by_a_first_round_and_learned_from(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Networks that learned for a moment are sure of little; here they need not be sure."""
+    """After a short training, few predictions are confident; here no confidence is required."""
     monkeypatch.setattr(self_training, "LEAST_CONFIDENCE", 0.0)
     out, how = tmp_path / "model", ("--folds", "2", "--device", "cpu")
     recipe.write_text(dump(tiny_recipe(together=True, iterations=40)))
@@ -411,7 +411,7 @@ def test_a_process_that_dies_is_started_again_by_torchrun(data: Path, tmp_path: 
             torchrun.terminate()
     told = (tmp_path / "said.txt").read_text()
     assert "stage 'coarse': resumed at step 60, trained 0 more steps" in told
-    assert "continue with --resume" in told  # the first one, of the second
+    assert "continue with --resume" in told  # the first process, of the second stage
     assert f"Model: {out}" in told
     assert set(bundle.load(out).weights) == {"coarse", "fine"}
     assert bundle.load(out).graphs  # written last

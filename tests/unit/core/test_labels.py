@@ -31,7 +31,7 @@ def test_unpaired_names_a_side_without_its_counterpart() -> None:
         "left kidney",
         "right lung",
     )
-    # Both sides at once mirror to themselves only if the name says so, which nobody can tell.
+    # Labels of both sides are their own mirror image only if the name states this, which cannot be decided.
     assert LabelSchema.consecutive(["left and right lung"]).unpaired == ("left and right lung",)
 
 

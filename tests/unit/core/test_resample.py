@@ -267,7 +267,7 @@ class TestNearest:
         assert out.flatten().tolist() == [False, True, True, False]
 
     def test_halfway_points_all_go_the_same_way(self, make: Make) -> None:
-        # Halving puts every centre between two voxels; noise in the affine must not decide for each.
+        # With half the voxels, every centre lies between two voxels; rounding in the affine must not decide.
         grid = oriented((40, 1, 1), (0.7, 1.0, 1.0), (13.37, -99.1, 3.3))
         index = make(np.arange(40, dtype=np.uint8).reshape(40, 1, 1))
         out = nearest_index(index, grid, grid.downsampled((2, 1, 1)))

@@ -57,10 +57,10 @@ def test_tiles_are_spread_evenly(low: int, high: int, size: int, overlap: float,
     ("low", "high", "size", "overlap", "expected"),
     [
         (0, 10, 5, 0.0, [0, 5]),
-        (3, 13, 5, 0.0, [0, 5, 10]),  # where the region begins does not matter
+        (3, 13, 5, 0.0, [0, 5, 10]),  # regardless of where the region begins
         (5, 10, 5, 0.0, [5]),
-        (0, 12, 5, 0.0, [0, 5, 10]),  # the last one reaches beyond
-        (0, 8, 4, 0.5, [-2, 0, 2, 4, 6]),  # the first one, too: the first voxel has two answers as well
+        (0, 12, 5, 0.0, [0, 5, 10]),  # the last one extends beyond the region
+        (0, 8, 4, 0.5, [-2, 0, 2, 4, 6]),  # the first one, too: the first voxel is also covered by two tiles
         (7, 8, 4, 0.5, [4, 6]),
         (0, 2, 4, 0.75, [-3, -2, -1, 0, 1]),
     ],
@@ -296,6 +296,6 @@ def test_of_overlapping_labels_the_last_that_a_voxel_has_stays() -> None:
         share[1] * (1 - share[2]),
         share[2],
     ]
-    shift = np.random.default_rng(1).normal(size=500)  # logarithms are right up to a number per voxel
+    shift = np.random.default_rng(1).normal(size=500)  # logarithms are correct up to a constant per voxel
     found = overlapping(np.concatenate([np.zeros((1, 500)), logits]).astype(np.float32) + shift)
     np.testing.assert_allclose(found, expected, atol=1e-5)

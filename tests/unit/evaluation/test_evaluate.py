@@ -59,7 +59,7 @@ def test_metrics(folders, tmp_path):
     assert float(liver["hd95_mm"]) == 6.0
     assert float(liver["volume_ml"]) == pytest.approx(216 * VOXEL_ML, rel=1e-5)
     assert float(liver["reference_ml"]) == pytest.approx(144 * VOXEL_ML, rel=1e-5)
-    unknown = [""] * 5  # nothing was kept of any stage
+    unknown = [""] * 5  # no stage was stored
     told = ["b", "spleen", "0", "0", "inf", "inf", "0", missed["reference_ml"], *unknown]
     assert list(missed.values()) == told
     assert list(neither.values()) == ["c", "spleen", "", "", "", "", "0", "0", *unknown]
@@ -192,7 +192,7 @@ def test_progress_counts_every_case(folders, tmp_path):
 
 
 def test_processes_score_as_threads_do(folders, tmp_path):
-    save(folders[0] / "b.nii.gz", organs(LIVER) * 77)  # a value that nobody knows
+    save(folders[0] / "b.nii.gz", organs(LIVER) * 77)  # an unknown value
     seen = {}
     for out, workers in ((tmp_path / "threads", None), (tmp_path / "processes", 2)):
         calls = seen.setdefault(out.name, [])
@@ -313,8 +313,8 @@ def kept(folders):
 
 
 def test_errors_are_attributed_where_stages_were_kept(kept, tmp_path):
-    """Case a has a slab of 3 mm slices too much: the first within a voxel of the liver, the second not. The
-    spleen of b was not found by the coarse stage, and is outside the region."""
+    """In case a, two slices of 3 mm too many are labelled: the first within a voxel of the liver, the second
+    not. The spleen of b was not found by the coarse stage, and is outside the region."""
     evaluation = evaluate(*kept, tmp_path / "out")
     parts = ("region_recall", "lost_coarse", "lost_region", "lost_boundary", "lost_elsewhere")
     found = {

@@ -201,7 +201,7 @@ def test_losses_are_stacked_in_order(drawn):
 
 
 def test_differences_have_a_dot_and_an_interval_per_organ_and_name(drawn):
-    """A name with two dollar signs would be a formula, and this one a malformed one."""
+    """A name with two dollar signs would be interpreted as a formula, which is malformed here."""
     names, missing = ("liver", r"$\bad{$"), figures.Interval(*3 * (float("nan"),), filled=False)
     one = {names[0]: figures.Interval(0.1, 0.0, 0.3, filled=True), names[1]: missing}
     two = {names[0]: figures.Interval(-0.2, -0.4, 0.1, filled=False)}

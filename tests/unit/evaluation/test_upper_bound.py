@@ -230,7 +230,7 @@ def test_the_oracle_s_atlas_is_the_reference_on_the_atlas_s_grid() -> None:
     assert prior.grid.spacing_mm == (2.0, 1.0, 4.0)  # never finer than the scan
     assert prior.labels == SCHEMA.names
     assert np.unique(prior.probabilities.sum(axis=0)).tolist() == [1.0]
-    # Along k the layers 2 and 6 are looked at, and the block has layers 2 to 5.
+    # Along k, layers 2 and 6 are sampled, and the block has layers 2 to 5.
     assert int(prior.probabilities[LIVER][1:3, 2:6, 0].sum()) == 2 * 4
     assert int(prior.probabilities[LIVER].sum()) == 2 * 4
 

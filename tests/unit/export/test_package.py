@@ -33,7 +33,7 @@ def model() -> Bundle:
 
 @pytest.fixture(scope="module")
 def folder(model: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With ONNX graphs, and with the files that a training leaves beside a model."""
+    """A model with ONNX graphs, and with the files that a training writes to its folder."""
     path = tmp_path_factory.mktemp("trained")
     bundles.save(model, path)
     write_graphs(path)
@@ -83,7 +83,7 @@ def test_the_same_model_gives_the_same_file(folder: Path, tmp_path: Path) -> Non
 def test_a_model_without_graphs_gets_them_in_the_package(model: Bundle, folder: Path, tmp_path: Path) -> None:
     bundles.save(model, tmp_path / "model")
     export(tmp_path / "model", tmp_path / "model.zip")
-    assert not list((tmp_path / "model").rglob("*.onnx"))  # the model itself is left as it was
+    assert not list((tmp_path / "model").rglob("*.onnx"))  # the model itself is unchanged
     export(folder, tmp_path / "other.zip")
     assert contents(tmp_path / "model.zip") == contents(tmp_path / "other.zip")
 
@@ -91,7 +91,7 @@ def test_a_model_without_graphs_gets_them_in_the_package(model: Bundle, folder: 
 def test_half_stays_half(folder: Path, model: Bundle, tmp_path: Path) -> None:
     export(folder, tmp_path / "half.zip", half=True)
     bundles.save(model, tmp_path / "stored", half=True)
-    export(tmp_path / "stored", tmp_path / "again.zip")  # without being asked
+    export(tmp_path / "stored", tmp_path / "again.zip")  # even if not requested
     for name in ("half.zip", "again.zip"):
         files = contents(tmp_path / name)
         found = {n: safetensors.load(c) for n, c in files.items() if n.endswith(".safetensors")}

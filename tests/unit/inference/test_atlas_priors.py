@@ -59,7 +59,7 @@ def test_a_model_keeps_its_atlases_and_predicts_with_them(model: Path, data: Dat
     prior = prior_of(scan)
     assert prior.labels == data.schema.names
     assert prior.source == ATLAS
-    # The balls of the atlases, moved onto this scan's: mostly inside.
+    # The balls of the atlases, registered to this scan's: mostly inside.
     truth = labels.reoriented(scan.orientation).data
     found = resample_data(prior.probabilities, prior.grid, scan.grid).argmax(axis=0)
     for c in (1, 2):
@@ -90,7 +90,7 @@ def test_the_prior_reaches_the_network(model: Path) -> None:
 
 
 def test_a_dropped_atlas_and_the_way_there_are_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To those who ask for it; else as a Python warning."""
+    """To the callback if one is given, otherwise as a Python warning."""
     image, _ = tiny_case(seed=9)
     loaded = bundle.load(model)
     scan = stage_input.prepare(Case("new", image, None), loaded.recipe)

@@ -31,7 +31,7 @@ from zoomseg.pipeline.cascade import Prediction
 from zoomseg.pipeline.sliding_window import TileProgress
 
 PATIENCE = 120.0
-"""Seconds after which what should overlap does not."""
+"""Timeout in seconds after which steps do not overlap as they should."""
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_place_that_cannot_be_written_ends_the_batch(
 @pytest.fixture
 def turns() -> Iterator[None]:
     """Switch threads every 0.1 ms. By default it is every 5 ms, and a thread that computes in small steps
-    would wait so long for the interpreter before each of them."""
+    would wait that long for the interpreter before each step."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
     yield
@@ -185,7 +185,7 @@ def turns() -> Iterator[None]:
 def test_headers_are_judged_while_a_network_with_valid_padding_computes(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Again and again, until the scan before is computed: neither may disturb the other."""
+    """Repeatedly, until the previous scan is computed: neither may disturb the other."""
     model = valid_bundle()
     alone = Predictor(model, CPU)
     expected = [r.flops for r in alone.predict(read_scan(scans[0]), keep=False).records]
@@ -221,7 +221,7 @@ def test_headers_are_judged_while_a_network_with_valid_padding_computes(
 
 
 class Works:
-    """Stands for reading, predicting and writing; ``log`` has what began and ended, in order."""
+    """Replaces reading, predicting and writing; ``log`` lists starts and ends in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.model = predictor()
@@ -286,7 +286,7 @@ def works(monkeypatch: pytest.MonkeyPatch) -> Works:
 
 
 def test_the_next_is_read_and_the_last_written_while_one_is_computed(works: Works) -> None:
-    """Each of the three waits until the others are under way: without overlap it would hang."""
+    """Each of the three waits until the others have started: without overlap this would hang."""
 
     def predict(n: int) -> None:
         if n < 3:
@@ -358,7 +358,7 @@ def test_what_is_measured_is_measured_alone_and_reading_overlaps_again(works: Wo
 
 
 def test_a_measurement_does_not_tell_what_went_wrong_with_others(works: Works) -> None:
-    """It waits until they have failed; the scan being computed is still completed."""
+    """It waits until they have failed; the scan that is being computed is still completed."""
 
     def read(n: int) -> None:
         if n == 1:

@@ -29,7 +29,7 @@ def test_the_estimate_by_hand() -> None:
     assert estimated_dice(promised, calibration) == {
         "liver": pytest.approx(logistic(0.25)),
         "spleen": pytest.approx(logistic(0.0)),
-        "aorta": pytest.approx(logistic(-1 + 0.5 * math.log(99))),  # as of 0.99
+        "aorta": pytest.approx(logistic(-1 + 0.5 * math.log(99))),  # as for an expected Dice of 0.99
     }
     assert estimated_dice(promised, None) == promised
 
@@ -40,7 +40,7 @@ def test_the_interval_by_hand() -> None:
     assert dice_intervals(estimated, calibration) == {
         "liver": (pytest.approx(logistic(0.5)), pytest.approx(logistic(2.5))),
         "aorta": (pytest.approx(logistic(math.log(49) - 1.5)), pytest.approx(logistic(math.log(49) + 0.5))),
-        "spleen": (0.0, pytest.approx(logistic(math.log(3 / 97) + 0.5))),  # 0.007 and less is nothing
+        "spleen": (0.0, pytest.approx(logistic(math.log(3 / 97) + 0.5))),  # 0.007 and less is rounded to 0
     }
     assert dice_intervals({"liver": 0.985}, calibration)["liver"][1] == 1.0
     assert dice_intervals(estimated, None) == {}

@@ -36,7 +36,7 @@ def probabilities(predictor) -> np.ndarray:
 
 
 def test_the_folds_of_a_cross_validation_answer_together(folds: Path) -> None:
-    """They predict like its models given one by one."""
+    """The prediction equals that of the models given one by one."""
     together = probabilities(load_predictor([folds], CPU))
     one_by_one = probabilities(load_predictor([folds / "fold-0", str(folds / "fold-1")], CPU))
     np.testing.assert_array_equal(together, one_by_one)

@@ -38,9 +38,9 @@ from zoomseg.recipe.spec import UNet3D
 FINE = tiny_recipe(together=True).stages[1]
 MB = 1024**2
 PATIENCE = 120.0
-"""Seconds after which threads do not wait for each other any more."""
+"""Timeout in seconds for threads that wait for each other."""
 ABOVE_LEAST = 100 * MB
-"""For tiles larger than the smallest, which would take minutes."""
+"""Additional memory for tiles larger than the smallest, with which the test would take minutes."""
 
 
 def view(tile: tuple[int, int, int] = (32, 32, 16), **grid: object) -> StageView:
@@ -213,7 +213,7 @@ def test_others_are_awaited_before_a_new_tile_is_measured_and_for_nothing_else(
         return held.fit(seen, tiles.work(), False, 3 * MB, lambda: awaited.append(len(tiles.measured)))[0]
 
     assert fit().stage.grid.tile == (16, 32, 16)
-    assert awaited == list(range(len(tiles.measured)))  # and not for the tiles that have no room
+    assert awaited == list(range(len(tiles.measured)))  # but not for the tiles that do not fit
     awaited.clear()
     assert fit().stage.grid.tile == (16, 32, 16)
     assert awaited == []
@@ -258,7 +258,7 @@ def test_what_cannot_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPa
 
 
 def test_where_nothing_is_said_it_is_told_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is queried every time, as other programs come and go."""
+    """It is queried every time, as other programs may start or end."""
     free = iter([3 * 1024 * MB, 64 * 1024 * MB])
     monkeypatch.setattr(memory_limits, "free_ram", lambda: next(free))
     monkeypatch.setattr(MemoryLimits, "_used_ram", lambda self: 400 * MB)

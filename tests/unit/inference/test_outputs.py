@@ -208,7 +208,7 @@ def test_a_scan_is_never_overwritten_by_its_labels(scans: tuple[ScanInput, ...],
 
 
 def test_no_result_replaces_a_scan_or_another_result(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
-    """A scan named like the output of another's stages."""
+    """A scan with the name of the output of another scan's stages."""
     place = tmp_path / "out" / "stages" / "good-coarse.nii.gz"
     place.parent.mkdir(parents=True)
     write_image(place, tiny_case(1)[0])
@@ -250,7 +250,7 @@ def test_the_model_is_named_without_its_cases(scans: tuple[ScanInput, ...], tmp_
 def test_the_account_of_many_scans_is_rewritten_for_a_twentieth_of_the_time(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each time, all cases are written: 10,000 scans would mostly wait for their run.json."""
+    """Each time, all cases are written; with 10,000 scans, most of the time would be spent on run.json."""
     now, written = [0.0], []
 
     def slow(out: Path, run: dict[str, dict[str, object]], *others: object) -> None:

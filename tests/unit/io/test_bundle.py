@@ -233,7 +233,7 @@ def test_the_model_card_names_labels_data_and_use(tmp_path: Path) -> None:
 
 
 def test_the_card_of_a_model_with_atlases_warns_of_the_patients_in_it(tmp_path: Path) -> None:
-    """In any location of the atlases, but only with them: a copy of the weights alone contains no patient
+    """For any location of the atlases, but only with them: a copy of the weights alone contains no patient
     data."""
     plain = make()
     spec = AtlasSpec(number=10, spacing_mm=(4, 4, 5.5))

@@ -146,7 +146,7 @@ def test_multiply_adds_of_a_network_by_hand() -> None:
     """Two levels of 4 and 6 channels on 8x8x8 voxels, 2 classes."""
     module = networks.build(UNet3D(channels=(4, 6)), 1, 2, "same")
     high = 27 * (1 * 2 + 2 * 4) + 27 * ((4 + 6) * 4 + 4 * 4) + 4 * 2
-    low = 27 * (4 * 3 + 3 * 6) + 8 * 6 * 6  # the transposed convolution counts per voxel that enters
+    low = 27 * (4 * 3 + 3 * 6) + 8 * 6 * 6  # the transposed convolution is counted per input voxel
     assert networks.multiply_adds(module, (1, 8, 8, 8)) == 8**3 * high + 4**3 * low
 
 

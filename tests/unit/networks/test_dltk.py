@@ -87,7 +87,7 @@ def test_a_wider_unit_adds_its_pooled_input_amid_zeros() -> None:
     nn.init.zeros_(last.weight)
     x = torch.randn(1, 2, 4, 3, 4)
     out = unit(x)
-    assert torch.equal(out[:, 1:3], F.max_pool3d(x, (2, 1, 2)))  # one zero channel before, two behind
+    assert torch.equal(out[:, 1:3], F.max_pool3d(x, (2, 1, 2)))  # one channel of zeros before, two after
     assert not out[:, [0, 3, 4]].any()
 
 

@@ -1,4 +1,4 @@
-"""The 3D U-Net of Cicek et al. 2016 against the paper's own figures."""
+"""The 3D U-Net of Cicek et al. 2016, compared with the paper's own figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TINY = specs.UNet3D(channels=(4, 6, 8))
 
 def test_parameter_count_of_the_paper() -> None:
     """Cicek et al. 2016, Section 2.1: 19 069 955 parameters for three channels and three classes;
-    that count leaves batch norm's scales and shifts out."""
+    that count does not include batch norm's scales and shifts."""
     with torch.device("meta"):
         module = networks.build(specs.UNet3D(), 3, 3, "valid")
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm3d)]
@@ -78,7 +78,7 @@ def test_a_valid_voxel_depends_on_its_receptive_field_only(channels: tuple[int, 
     assert x.grad is not None
     touched = torch.nonzero(x.grad[0, 0])
     low, high = touched.amin(dim=0), touched.amax(dim=0)
-    centre = at + halo  # where this answer lies in the input
+    centre = at + halo  # position of this output voxel in the input
     # A pooling window may reach its size minus one further on one of the sides.
     slack = network_shapes.divisor(spec)[0] - 1
     assert (low >= centre - halo - slack).all()
@@ -117,7 +117,7 @@ def test_gradients_reach_every_parameter() -> None:
     module = networks.build(TINY, 2, 3, "valid").train()
     module(torch.randn(1, 2, 44, 44, 44))[0].square().sum().backward()
     dead = [n for n, p in module.named_parameters() if p.grad is None]
-    # A convolution's bias is taken away again by the batch norm that follows it.
+    # A convolution's bias is removed by the batch norm that follows it.
     silent = [
         n
         for n, p in module.named_parameters()

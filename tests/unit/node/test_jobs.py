@@ -17,7 +17,7 @@ from zoomseg.serve.job_queue import State
 
 RETRY = Retry(first_seconds=5, longest_seconds=30, give_up_hours=1)
 PATIENCE = 60.0
-"""Seconds after which who waits was not woken."""
+"""Timeout in seconds for threads that wait to be woken."""
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def test_an_object_that_is_not_the_announced_one_is_refused(node: Node) -> None:
         encoded = pynetdicom.dsutils.encode(image, False, True)
         assert encoded is not None
         request.DataSet = BytesIO(encoded)
-        found._reactor_checkpoint.clear()  # the answer is for us
+        found._reactor_checkpoint.clear()  # this test receives the response itself
         until(lambda: found._is_paused)
         found.dimse.send_msg(request, found.accepted_contexts[0].context_id)
         _, told = found.dimse.get_msg(block=True)

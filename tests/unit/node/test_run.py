@@ -1,4 +1,4 @@
-"""A complete node: results of pushed images are returned, exactly once, whatever happens meanwhile."""
+"""A complete node: results of received images are returned exactly once, even after failures."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_rerun_has_the_same_uids_and_another_model_or_organ_has_others(tmp_pat
 
 
 def test_results_that_come_back_make_no_job(tmp_path: Path) -> None:
-    """Neither as they are, nor declared as images."""
+    """Neither with their own SOP class, nor with that of images."""
     with archive() as there, running(settings(tmp_path, there)) as node:
         push(node, series())
         finished(node)
@@ -121,7 +121,7 @@ def test_of_a_study_the_rules_choose_and_the_rest_is_named(tmp_path: Path) -> No
 def test_a_series_is_complete_when_it_is_quiet_even_if_nobody_released(tmp_path: Path) -> None:
     images = series()
     with running(settings(tmp_path)) as node:
-        push(node, images[:5], release=False)  # broken off: the rest follows
+        push(node, images[:5], release=False)  # aborted: the rest follows
         time.sleep(0.7)
         assert states(node) == {images[0].SeriesInstanceUID: SeriesState.RECEIVING}
         push(node, images[5:])
@@ -240,7 +240,7 @@ def test_what_is_done_is_deleted_after_its_time(tmp_path: Path) -> None:
         assert not node.jobs.folder(job.id).exists()
         assert node.store.series() == []
         assert node.jobs.last_series() == []
-        push(node, series(1))  # and it is known for ever
+        push(node, series(1))  # and it is remembered permanently
         decided(node, 1)
         assert finished(node) == [job]
         assert there.attempts == 3

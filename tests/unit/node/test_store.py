@@ -1,4 +1,4 @@
-"""Received objects: on the disk before anybody is told, and one of each."""
+"""Received objects: they are on disk before success is reported, and each is stored once."""
 
 from __future__ import annotations
 

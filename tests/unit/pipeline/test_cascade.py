@@ -46,7 +46,7 @@ from zoomseg.recipe.spec import (
     UNet3D,
 )
 
-# --- how the answers of several stages enter the label map ------------------------------------------
+# --- fusion of several stages into the label map ----------------------------------------------------
 
 
 NEAREST = {"argmax_on": "stage_grid"}
@@ -165,12 +165,12 @@ def test_stages_that_follow_each_other_vote_together() -> None:
     two_of_three = "000110000000"
     recipe = chain(("a", vote), ("b", vote), ("c", vote))
     assert along(recipe, **networks) == two_of_three
-    # A stage that only others read does not come between them.
+    # A stage that is only read by others has no effect on the vote.
     assert (
         along(chain(("a", vote), ("n", silent), ("b", vote), ("c", vote)), n=RIGHT, **networks)
         == two_of_three
     )
-    # One that enters does: what was voted before is replaced.
+    # A stage that is fused in between replaces the result of the earlier votes.
     later = chain(("a", vote), ("b", NEAREST), ("c", vote))
     assert along(later, **networks) == "000000222000"
 
@@ -185,8 +185,8 @@ def test_the_most_probable_of_stages_that_follow_each_other() -> None:
 
 
 def test_what_an_overwritten_stage_would_have_erased_is_erased() -> None:
-    """The second stage replaces everything, then the third looks closer at what the second found. What the
-    first found elsewhere is gone."""
+    """The second stage replaces everything, then the third refines the prediction of the second. Foreground
+    of the first elsewhere is lost."""
     closer = {"roi": DilatedForeground(of="b", radius_vox=0), **NEAREST}
     recipe = chain(("a", NEAREST), ("b", NEAREST), ("c", closer))
     assert along(recipe, a=LEFT, b=RIGHT, c=RIGHT) == "000000222000"
@@ -209,7 +209,7 @@ def test_an_answer_that_is_overwritten_is_not_entered(monkeypatch: pytest.Monkey
 
     assert of(("a", {}), ("b", closer)) == ["b replace_in_roi"]
     assert of(("a", {"fusion": "paste"}), ("b", closer)) == ["b replace_in_roi"]
-    # These would have a say although a later stage looks at all they found.
+    # These affect the result although the region of a later stage contains all of their foreground.
     vote = {"fusion": "majority_vote"}
     assert of(("a", vote), ("b", vote), ("c", closer)) == [
         "a majority_vote",
@@ -316,7 +316,7 @@ def test_confidence_is_that_of_the_last_stage_which_answers_for_an_organ() -> No
 
 
 def test_prior_channels_reach_the_next_stage() -> None:
-    """The coarse stage's certainty of class 2 is the fine network's third input channel."""
+    """The coarse stage's probability of class 2 is the fine network's third input channel."""
     seen: list[np.ndarray] = []
 
     @each
@@ -356,18 +356,19 @@ def test_only_tiles_that_touch_the_region_are_computed() -> None:
     assert (record.stage, record.tiles, record.tiles_skipped) == ("fine", 2, 6 * 5 * 4 - 2)
     assert record.region_share == pytest.approx((64 + 24) / (24 * 20 * 16))
     winner = prior.probabilities.argmax(axis=0)
-    assert int((winner == 1).sum()) == 2 * 64  # a tile is answered whole; what was not asked is background
+    # Whole tiles are predicted; voxels outside the region are background.
+    assert int((winner == 1).sum()) == 2 * 64
     assert bool((winner[mask] == 1).all())
 
 
 def test_a_ring_of_background_where_the_region_ends_inside_the_scan() -> None:
-    """So that a prior, whose edge goes on, says nothing beyond the region."""
+    """The edge values of a prior are repeated outside its grid, and must be background beyond the region."""
     scan = stage_input.prepare(case(), RECIPE)
     region = Region(scan.grid, Box((5, 0, 6), (15, 20, 16)))
     stage = FINE.model_copy(update={"inputs": (ImageInput(),)})
     view = stage_input.StageView(stage, scan.grid, region)
     prior = SlidingWindow(view, scan, {}, SCHEMA.names, constant(1), CPU).predict()
-    assert prior.grid == scan.grid.crop(Box((4, 0, 5), (16, 20, 16)))  # the scan's faces get no ring
+    assert prior.grid == scan.grid.crop(Box((4, 0, 5), (16, 20, 16)))  # no ring at the faces of the scan
     foreground = prior.probabilities[1]
     ring = np.ones(prior.grid.shape, dtype=np.bool_)
     ring[1:-1, :, 1:] = False
@@ -422,7 +423,7 @@ def test_the_atlas_prior_is_made_once_per_scan_and_read_like_a_stage_s() -> None
     assert {float(x[:, 1].max()) for x in seen} == {0.0}
     assert {float(x[:, 2].min()) for x in seen} == {1.0}
     assert list(result.seconds) == ["prepare", "atlas", "coarse", "fine", "fuse"]
-    assert list(result.stages) == ["coarse", "fine"]  # answers of stages only
+    assert list(result.stages) == ["coarse", "fine"]  # stage predictions only
 
 
 def test_every_step_has_its_seconds() -> None:

@@ -30,7 +30,7 @@ SOURCE = oriented((9, 8, 7), (3.0, 3.0, 5.0), (-12.0, 30.0, 8.0))
 
 
 LIBRARIES: tuple[Callable[[torch.Tensor], Array], ...] = (lambda x: x.numpy().copy(order="K"), torch.clone)
-"""Copies of a tensor as numpy's array and as torch's."""
+"""Functions that copy a tensor to a numpy array or a torch tensor."""
 
 
 def with_arrays(one: StagePrediction, library: Callable[[torch.Tensor], Array]) -> StagePrediction:
@@ -38,7 +38,7 @@ def with_arrays(one: StagePrediction, library: Callable[[torch.Tensor], Array]) 
 
 
 def random_probabilities(shape: tuple[int, int, int], classes: int = 40, seed: int = 0) -> torch.Tensor:
-    """``[classes, ...]`` as networks give them: background nearly everywhere, a few blobs of
+    """``[classes, ...]`` similar to a network's: background nearly everywhere, a few blobs of
     each class, sharp in places and undecided in others."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(classes, *shape, generator=generator) * 3
@@ -48,14 +48,14 @@ def random_probabilities(shape: tuple[int, int, int], classes: int = 40, seed: i
 
 
 def naive(probabilities: torch.Tensor, source: Grid, target: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Full-size argmax, and by how much the winner won."""
+    """Argmax at full size, and the difference between the two highest probabilities."""
     full = resample_data(probabilities, source, target, antialias=False)
     top = full.topk(2, dim=0).values
     return full.argmax(dim=0).byte(), top[0] - top[1]
 
 
 def agrees(probabilities: torch.Tensor, source: Grid, target: Grid) -> bool:
-    """Equal, but where two classes are closer than rounding in a matrix product could tell apart."""
+    """Assert equality, except where two classes differ by less than the rounding of a matrix product."""
     wanted, lead = naive(probabilities, source, target)
     full, classes = resample_data(probabilities, source, target, antialias=False), range(len(probabilities))
     close = (lead < 1e-6).numpy()
@@ -72,7 +72,7 @@ def agrees(probabilities: torch.Tensor, source: Grid, target: Grid) -> bool:
 
 
 def rarely_close(probabilities: torch.Tensor, source: Grid, target: Grid) -> bool:
-    """Whether ``agrees`` leaves out no more than a voxel of a hundred."""
+    """Assert that ``agrees`` excludes at most one voxel in a hundred."""
     return float((naive(probabilities, source, target)[1] < 1e-6).float().mean()) < 0.01
 
 
@@ -151,7 +151,7 @@ def test_a_class_that_wins_with_exactly_its_share_is_found() -> None:
 
 
 def test_classes_are_entered_by_channel_where_the_region_is() -> None:
-    """Among pieces that one class has, and pieces that several share."""
+    """Some pieces contain a single class, others several."""
     grid = Grid.from_spacing((60, 50, 55), (1.0, 1.0, 1.0))
     stage = grid.with_shape((20, 25, 11))
     logits = torch.zeros(3, *stage.shape)
@@ -204,7 +204,7 @@ SCAN = oriented((18, 16, 14), (1.5, 1.5, 2.5), (-12.75, 29.25, 6.75))
 
 
 def filled(c: int = 4) -> FusedLabelMap:
-    """A scan full of what an earlier stage found."""
+    """A label map in which an earlier stage assigned one class to all voxels."""
     return FusedLabelMap(SCAN, SCHEMA, torch.full(SCAN.shape, c, dtype=torch.uint8))
 
 
@@ -215,7 +215,7 @@ def labels_after(
     place: ArgmaxPlace = "scan_grid",
     atlas: StagePrediction | None = None,
 ) -> np.ndarray:
-    """What ``before`` becomes, with numpy and torch alike."""
+    """The label map after fusion into ``before``; it must be equal with numpy and torch."""
     found = []
     for library in LIBRARIES:
         fused = dataclasses.replace(before, labels=library(before.labels))
@@ -251,7 +251,7 @@ def test_predictions_enter_as_the_case_s_classes(place: ArgmaxPlace) -> None:
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("thickness", [1, 2, 5])
 def test_slab_by_slab_is_the_same_as_at_once(place: ArgmaxPlace, masked: bool, thickness: int) -> None:
-    """Forty classes whose whole prediction is never there."""
+    """Forty classes, whose full-size prediction never exists at one time."""
     scan = Grid.from_spacing((26, 22, 31), (1.1, 1.3, 0.9))
     stage = scan.with_spacing((3.0, 3.0, 2.3))
     names = tuple(f"organ {n}" for n in range(39))
@@ -336,7 +336,7 @@ PLACES: tuple[ArgmaxPlace, ...] = ("scan_grid", "stage_grid")
 
 
 def undecided(grid: Grid, labels: tuple[str, ...], seed: int, masked: bool = True) -> StagePrediction:
-    """Organs in a third of the voxels or so, with probabilities of all sizes, asked for in half of them."""
+    """Organs in about a third of the voxels, with arbitrary probabilities, half of them in the region."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(1 + len(labels), *grid.shape, generator=generator) * 1.5
     logits[0] += 0.5 * len(labels)
@@ -355,7 +355,7 @@ def three(masked: bool = True) -> list[StagePrediction]:
 
 
 def full_size(one: StagePrediction, place: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Class, winning probability and whether asked, of every voxel of the scan, at once."""
+    """Class, highest probability and membership of the region, computed for all voxels at once."""
     inside = one.region.on(SCAN).mask_in(SCAN.box)
     if place == "stage_grid":
         probabilities = torch.stack(
@@ -416,7 +416,7 @@ class TestEqualsTheNaiveFullSizeComputation:
         wanted = naive_most_probable(before, three(masked), place)
         assert set(np.unique(wanted)) == set(range(5))
         assert np.array_equal(labels_after("most_probable", random_map(), three(masked), place), wanted)
-        # Not what pasting one after the other gives: there are places where they disagree.
+        # This differs from pasting one after the other, as they disagree at some voxels.
         assert not np.array_equal(labels_after("paste", random_map(), three(masked), place), wanted)
 
     def test_most_probable_in_any_order(self, place: ArgmaxPlace, masked: bool) -> None:
@@ -442,8 +442,8 @@ class TestEqualsTheNaiveFullSizeComputation:
 def certain(
     classes: Sequence[float], labels: tuple[str, ...], probability: float, name: str = "a"
 ) -> StagePrediction:
-    """On a row of voxels: a label (1, 2, ...) with ``probability``, background with the rest; or surely
-    background."""
+    """A prediction for a row of voxels: a label (1, 2, ...) with ``probability`` and background with the
+    rest, or background with probability 1."""
     hot = torch.zeros(1 + len(labels), len(classes), 1, 1)
     for n, c in enumerate(classes):
         hot[0, n] = 1.0
@@ -582,7 +582,7 @@ def test_only_the_largest_component_of_the_labels_named_stays() -> None:
     labels = torch.zeros(grid.shape, dtype=torch.uint8)
     labels[1:4, 1:4, 1:3] = LIVER
     labels[4, 4, 3] = LIVER  # touches by a corner: one with the above
-    labels[8:10, 1:4, 1:4] = LIVER  # as large, but for that corner
+    labels[8:10, 1:4, 1:4] = LIVER  # equally large except for that corner
     labels[9, 2, 2] = SPLEEN  # in the middle of the lesser liver
     labels[0, 9, 7] = labels[11, 9, 7] = AORTA
     wanted = labels.clone()
@@ -618,7 +618,7 @@ def test_only_the_labels_named_are_kept() -> None:
 @pytest.mark.parametrize("kind", ["replace_in_roi", "paste"])
 @pytest.mark.parametrize("thickness", [3, 100])
 def test_of_overlapping_labels_the_last_that_beats_background_stays(kind: str, thickness: int) -> None:
-    """Whichever is the most probable: by the log-odds, interpolated, computed whole."""
+    """The most probable class by interpolated log-odds, computed for the whole scan."""
     scan = Grid.from_spacing((52, 22, 31), (1.1, 1.3, 0.9))  # more than one piece
     stage = scan.with_spacing((3.0, 3.0, 2.3))
     names = ("tumour", "core", "rim")
@@ -629,7 +629,7 @@ def test_of_overlapping_labels_the_last_that_beats_background_stays(kind: str, t
     for c in range(3):
         expected[odds[c] > 0] = c + 1
     assert np.unique(expected).size == 4
-    unlike = (np.abs(odds) < 1e-4).any(axis=0)  # float32 may decide otherwise
+    unlike = (np.abs(odds) < 1e-4).any(axis=0)  # float32 may decide differently
     schema = LabelSchema.consecutive((*names, "other"))
     for library in LIBRARIES:
         start = library(torch.full(scan.shape, 0 if kind == "replace_in_roi" else 4, dtype=torch.uint8))

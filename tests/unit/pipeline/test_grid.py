@@ -25,7 +25,7 @@ def test_along_an_axis_without_a_spacing_the_scan_keeps_its_own(fit: str) -> Non
     grid = stage_grid(spec, SCAN)
     assert (grid.shape, grid.spacing_mm) == ((10, 15, 10), (2, 2, 3))
     apart = spec.model_copy(update={"slices_apart_above": 2})
-    assert image_kernels(apart, SCAN)[2] == "nearest"  # 3 mm beside 1 mm
+    assert image_kernels(apart, SCAN)[2] == "nearest"  # 3 mm compared with 1 mm
     assert answer_kernels(apart, SCAN)[2] == "nearest"  # the scan's 3 mm decide, as 3 / 2 is not above 2
 
 
@@ -80,7 +80,7 @@ def test_a_rounded_shape_keeps_the_field_of_view() -> None:
         ((1, 1, 2), (1, 1, 1), None, None),
         ((1, 1, 4), (1, 1, 2), 2, 2),  # the scan's slices are thick
         ((1, 1, 2), (4, 1, 1), 0, 0),  # the grid's are
-        ((1, 1, 4), (4, 1, 1), 2, 0),  # both: what is interpolated from decides
+        ((1, 1, 4), (4, 1, 1), 2, 0),  # both: the source of the interpolation decides
         ((1, 4, 4), (1, 1, 2), None, None),  # two axes are equally coarse
     ],
 )

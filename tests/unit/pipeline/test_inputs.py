@@ -82,9 +82,9 @@ class TestNormalisation:
         assert np.abs(out).max() == 0
 
     def test_zscore_of_a_large_scan_samples_every_slice(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A stride that divides the number of slices would meet the first slice again and again."""
+        """A stride that divides the number of slices would sample only the first slice."""
         monkeypatch.setattr(inputs, "STATISTICS_VOXELS", 100)
-        slices = np.broadcast_to(np.arange(20.0), (10, 10, 20))  # 2000 voxels, every 20th wanted
+        slices = np.broadcast_to(np.arange(20.0), (10, 10, 20))  # 2000 voxels, of which every 20th is sampled
         image = Volume(slices[None], Grid.from_spacing((10, 10, 20), (1.0, 1.0, 1.0)))
         numbers = inputs.normalisation(ZScore(clip_percentiles=(0, 1)), image)
         assert (numbers.lower, numbers.upper) == ((0.0,), (19.0,))
@@ -166,7 +166,7 @@ def test_atlas_and_stages_come_in_the_order_of_the_inputs() -> None:
 
 
 def test_a_prior_lies_where_it_was_computed() -> None:
-    """Certain of a half of the scan: linear in between, and as its edge beyond it."""
+    """A prior that is certain in one half of the scan: linear at the boundary, edge values outside."""
     grid = Grid.from_spacing((4, 1, 1), (4.0, 1.0, 1.0))
     spleen = np.array([0.0, 0.0, 1.0, 1.0]).reshape(4, 1, 1)
     prior = StagePrediction(np.stack([1 - spleen, spleen]), grid, ("spleen",), Region.whole(grid), "coarse")
@@ -321,9 +321,9 @@ def test_the_likeness_of_scans_is_judged_by_the_first_channels_window() -> None:
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_label_map_is_brought_over_label_by_label(apart: bool) -> None:
-    """Each where half of a voxel or more is its own; ``apart``: the nearest slice along k."""
+    """A label is assigned where it covers at least half of a voxel; ``apart``: the nearest slice along k."""
     data = np.random.default_rng(5).integers(0, 4, size=(9, 8, 6)).astype(np.uint8)
-    schema = LabelSchema(("b", "a", "c"), (2, 1, 3))  # of two halves, the higher value stays
+    schema = LabelSchema(("b", "a", "c"), (2, 1, 3))  # of two halves, the higher value is kept
     source = Grid.from_spacing(data.shape, (1.0, 1.0, 1.5))
     target = source.with_shape((18, 12, 9))
     kernels: Kernels = ("linear", "linear", "nearest" if apart else "linear")

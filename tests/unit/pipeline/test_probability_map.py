@@ -33,7 +33,7 @@ def said(
 
 
 def whole(grid: Grid, prediction: StagePrediction, organ: str) -> np.ndarray:
-    """The naive way: all of it at once."""
+    """The reference implementation: the whole map at once."""
     full = resample_data(prediction.probabilities, prediction.grid, grid, antialias=False)
     return full[prediction.channel(organ)].numpy()
 
@@ -69,7 +69,7 @@ def stages(region: Region) -> dict[str, StagePrediction]:
 def test_the_last_stage_inside_its_region_the_one_before_outside(
     stages: dict[str, StagePrediction], region: Region, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In blocks as at once."""
+    """The result in blocks equals that for the whole map."""
     cut = module.blocks
     monkeypatch.setattr(module, "blocks", lambda box: cut(box, block))
     expected = np.where(

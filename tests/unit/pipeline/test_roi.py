@@ -35,7 +35,7 @@ def prior_of(classes: np.ndarray, grid: Grid, region: Region | None = None) -> S
 
 
 def blobs(shape: tuple[int, int, int], seed: int, share: float = 0.02) -> np.ndarray:
-    """A few labelled voxels, anywhere, at least one of them."""
+    """At least one and at most a few labelled voxels at random positions."""
     rng = np.random.default_rng(seed)
     classes = rng.integers(1, 4, shape) * (rng.random(shape) < share)
     classes[tuple(rng.integers(n) for n in shape)] = 2
@@ -194,7 +194,7 @@ def test_the_ball_goes_beyond_the_prior_s_box_and_ends_with_the_scan() -> None:
     found = roi.dilated_foreground(prior, STAGE, 3.0)
     assert found is not None
     assert found.box == Box((0, 5, 2), (6, 13, 10))
-    # Straight away from the box by 3 voxels, but along a diagonal only by as much as the ball has.
+    # 3 voxels away from the box along the axes, but less along diagonals, as for a ball.
     assert found.mask_in(STAGE.box)[5, 8, 5]
     assert found.mask_in(STAGE.box)[4, 11, 5]
     assert not found.mask_in(STAGE.box)[5, 12, 5]
@@ -203,7 +203,7 @@ def test_the_ball_goes_beyond_the_prior_s_box_and_ends_with_the_scan() -> None:
 def test_a_thin_organ_is_not_lost_between_the_voxels_of_a_coarser_grid() -> None:
     fine = Grid.from_spacing((30, 30, 30), (1.0, 1.0, 1.0))
     classes = np.zeros(fine.shape, dtype=int)
-    classes[3, 4:20, 3] = 1  # runs beside the centres (1.5 + 4 n) of the coarse voxels
+    classes[3, 4:20, 3] = 1  # does not contain the centres (1.5 + 4 n) of the coarse voxels
     coarse = fine.downsampled((4, 4, 4))
     found = full(roi.dilated_foreground(prior_of(classes, fine), coarse, 0.0))
     assert np.argwhere(found).tolist() == [[0, j, 0] for j in range(1, 5)]
@@ -225,7 +225,7 @@ def test_what_the_prior_says_beside_its_region_does_not_count() -> None:
 
 
 def test_a_threshold_takes_in_background_that_the_stage_is_not_sure_of() -> None:
-    """One voxel was won by a label with less than half; in another, background won with 0.8."""
+    """In one voxel, a label is the most probable with less than half; in another, background has 0.8."""
     prior = prior_of(np.zeros(STAGE.shape, dtype=int), STAGE)
     prior.probabilities[:3, 3, 3, 3] = np.array([0.3, 0.4, 0.3])
     prior.probabilities[:3, 5, 6, 7] = np.array([0.8, 0.15, 0.05])
@@ -233,7 +233,7 @@ def test_a_threshold_takes_in_background_that_the_stage_is_not_sure_of() -> None
         threshold: np.argwhere(full(roi.dilated_foreground(prior, STAGE, 0.0, threshold))).tolist()
         for threshold in (None, 0.15, 0.25, 0.9)
     }
-    # The labels' sum counts; a threshold never takes away what was won.
+    # The sum over labels is compared; a threshold never removes voxels predicted as foreground.
     won = [[3, 3, 3]]
     assert seen == {None: won, 0.15: [*won, [5, 6, 7]], 0.25: won, 0.9: won}
     spec = DilatedForeground(of="coarse", radius_vox=0.0, threshold=0.15)
@@ -335,7 +335,7 @@ def test_where_probability_times_atlas_exceeds_the_threshold() -> None:
 
 
 def test_the_products_of_labels_are_summed() -> None:
-    """Neither of two neighbours is likely enough alone, where they share a voxel both are."""
+    """In a voxel shared by two neighbours, neither reaches the threshold alone, but their sum does."""
     both = soft_prior(STAGE, liver=((4, 5, 6), 0.5), spleen=((4, 5, 6), 0.5))
     for names, expected in ((("liver",), None), (("liver", "spleen"), Box((4, 5, 6), (5, 6, 7)))):
         found = times_atlas(both, both, labels=names, threshold=0.3, margin_mm=0)
@@ -343,8 +343,8 @@ def test_the_products_of_labels_are_summed() -> None:
 
 
 def test_the_atlas_prior_comes_to_the_coarse_prior_s_grid_by_linear_interpolation() -> None:
-    """An atlas prior that falls evenly from one end of the scan to the other, on another grid, and a stage
-    that is certain: the box ends where the atlas prior equals the threshold."""
+    """An atlas prior on another grid that decreases linearly from one end of the scan to the other, and a
+    stage with probability 1: the box ends where the atlas prior equals the threshold."""
     coarse = STAGE.with_spacing((2.0, 3.0, 6.0))
     sure = prior_of(np.ones(coarse.shape), coarse)
     wide = STAGE.with_shape((9, 5, 4)).crop(Box((-2, 0, 0), (11, 5, 4)))

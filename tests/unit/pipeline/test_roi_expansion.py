@@ -56,7 +56,7 @@ def test_a_few_voxels_at_the_end_are_chance(voxels: int, at_end: int, cut: bool)
     view = view_of(Region(GRID, Box((5, 5, 5), (30, 30, 30))))
     assert bool(cut_organs(view, signs)) == cut
     whole = replace(view, stage=COARSE)
-    assert cut_organs(whole, signs) == ()  # no other stage placed its region
+    assert cut_organs(whole, signs) == ()  # its region does not depend on another stage
     body = BodyMask(kind="body_mask", threshold=0.0)
     assert cut_organs(replace(view, stage=FINE.model_copy(update={"roi": body})), signs) == ()
 

@@ -47,7 +47,7 @@ def coordinate(grid: Grid, axis: int) -> np.ndarray:
 
 
 def coarse_answer(scan: stage_input.PreparedScan, box: Box, c: int = 1) -> StagePrediction:
-    """Certainty of class ``c`` in ``box`` of the coarse grid, of background elsewhere."""
+    """Probability 1 of class ``c`` in ``box`` of the coarse grid, and of background elsewhere."""
     seen = stage_input.view(COARSE, RECIPE, scan, {})
     assert seen is not None
     winner = np.zeros(seen.grid.shape, dtype=np.uint8)

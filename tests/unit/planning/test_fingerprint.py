@@ -24,7 +24,7 @@ SHAPE = (24, 20, 16)
 
 def written(root: Path, boxes: list[dict[int, tuple[Index3, Index3]]], flip: bool = False) -> Dataset:
     """Cases of 24x20x16 voxels of 2x2x3 mm whose organs are boxes (class -> start, stop), ten times their
-    class bright, in front of a ramp. With ``flip``, stored from right to left."""
+    class bright, on a ramp as background. With ``flip``, stored from right to left."""
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
     affine = np.diag([-2.0 if flip else 2.0, 2.0, 3.0, 1.0])
@@ -78,7 +78,7 @@ def test_medians_are_over_the_cases_that_have_the_organ(tmp_path: Path) -> None:
 
 
 def test_how_much_of_an_organ_is_in_one_piece_in_the_worst_case(tmp_path: Path) -> None:
-    cut = {1: ((2, 2, 2), (12, 6, 6)), 2: ((4, 2, 2), (6, 6, 6))}  # the second goes through the first
+    cut = {1: ((2, 2, 2), (12, 6, 6)), 2: ((4, 2, 2), (6, 6, 6))}  # the second divides the first
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}, cut])
     left, right = take(data, data.ids).organs
     assert left.largest_part == pytest.approx(6 / 8)
@@ -89,7 +89,8 @@ def test_how_far_an_organ_s_brightness_differs_beside_the_others(tmp_path: Path)
     """Organs are 10 and 20 bright above 0, the scan's darkest voxel is at -99.5."""
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}, {1: LARGE}, {2: SMALL, 1: LARGE}])
     left, right = take(data, data.ids).organs
-    assert (left.tone_spread, right.tone_spread) == (0.0, 0.0)  # alone, it is not brighter than anything
+    # The second case has a single organ, which has nothing to be compared with.
+    assert (left.tone_spread, right.tone_spread) == (0.0, 0.0)
     image = data.cases[0].images[0]
     scan = read_image(image)
     write_image(image, replace(scan, data=np.where(scan.data == 20, 150.0, scan.data)))

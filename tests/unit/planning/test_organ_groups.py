@@ -50,7 +50,7 @@ def test_organs_whose_boxes_meet_are_a_group() -> None:
 
 
 def test_a_group_grows_until_it_meets_no_other() -> None:
-    # The long one's box reaches over both others, though each lies far from the other.
+    # The long organ's box contains both others, although these are far from each other.
     long = replace(organ("long", (0.5, 0.9, 0.9)), extent_mm=(300.0, 4.0, 4.0))
     (all_,) = groups_of(data(EYE, OTHER_EYE, long), 1.0)
     assert all_.organs == ("right eye", "left eye", "long")

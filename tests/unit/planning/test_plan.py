@@ -336,7 +336,7 @@ def test_memory_is_told_and_what_was_done_to_fit() -> None:
     assert told.why == "of the 6.4 GB (40% of 16 GB) that test device may spare for it"
     shrunk = reasons(tight)["memory of a step"]
     times_smaller = int(shrunk.why.split(", ")[-1].removesuffix(" times"))
-    # The coarse grid had 80,000 voxels, and loses a fifth each time; the patch of 110,000 as well.
+    # The coarse grid of 80,000 voxels is reduced by a fifth each time, and so is the patch of 110,000.
     assert f"for {round(110_000 * 0.8**times_smaller, -2):,.0f} voxels" in reasons(tight)["fine patch"].why
     gpu = reasons(whole_plan(ABDOMEN, on=device("cuda", 80)))
     assert "16 times as large as on a CPU" in gpu["memory of a step"].why

@@ -46,9 +46,9 @@ def template() -> PlannedRecipe:
     ("first", "second", "flips"),
     [
         (("left eye", "right eye"), ("left foot", "right foot"), [("R",), ("R",), ("R",)]),
-        # A group must not be mirrored that has one side only, ...
+        # A group with one side only must not be mirrored, ...
         (("left eye", "left foot"), ("right eye", "right foot"), [("R",), (), ()]),
-        # ... nor one whose prior, the coarse stage's answer, could not follow.
+        # ... nor one whose prior, the coarse prediction, could not be mirrored with it.
         (("left eye", "right eye"), ("left foot", "liver"), [(), (), ()]),
     ],
 )
@@ -130,7 +130,7 @@ def test_names_that_leave_a_doubt_are_not_mirrored(names: list[str], why: str) -
 
 
 def test_a_group_of_one_doubtful_label_is_not_mirrored() -> None:
-    """Alone, it seems to have no side."""
+    """Without its counterpart, a name seems to have no side."""
     names = ("RK", "LK", "eye", "nose")
     groups = (Group(names[::2], (0, 0, 0), (100, 100, 100)), Group(names[1::2], (200, 0, 0), (260, 50, 50)))
     made = boxes(template(), ABDOMEN, LabelSchema.consecutive(names), groups)

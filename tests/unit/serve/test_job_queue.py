@@ -14,7 +14,7 @@ from zoomseg.serve.job_queue import DATABASE, JobQueue, QueuedJob, State, Step
 
 IDS = [f"{number:016x}" for number in range(4)]
 PATIENCE = 60.0
-"""Seconds after which who waits was not woken."""
+"""Timeout in seconds for threads that wait to be woken."""
 
 
 class Queue(JobQueue[QueuedJob]):

@@ -38,7 +38,7 @@ def test_after_a_restart_finished_jobs_stay_the_running_one_is_marked_and_queued
         assert taken.id == expected
         if expected == done:
             jobs.end(done, State.FINISHED)
-    (tmp_path / "0123456789abcdef").mkdir()  # an upload that was broken off
+    (tmp_path / "0123456789abcdef").mkdir()  # an aborted upload
     jobs.close()  # as a killed process does: nothing else is written
 
     again = Jobs(tmp_path, 8)
@@ -82,7 +82,7 @@ def test_uploads_hold_no_place_and_what_breaks_off_leaves_nothing(tmp_path: Path
     with pytest.raises(RuntimeError, match="gone"):
         arrive(break_off)
     assert [p for p in tmp_path.iterdir() if p.is_dir()] == []
-    with pytest.raises(QueueFullError, match="1 scans wait already"):  # the other one was whole first
+    with pytest.raises(QueueFullError, match="1 scans wait already"):  # the other upload was complete first
         arrive(lambda: add(jobs))
     assert len(jobs.all()) == len([p for p in tmp_path.iterdir() if p.is_dir()]) == 1
     jobs.close()

@@ -1,4 +1,4 @@
-"""The list of organs beside a scan."""
+"""The list of organs next to a scan."""
 
 from __future__ import annotations
 

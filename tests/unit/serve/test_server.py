@@ -64,7 +64,7 @@ def test_a_server_killed_mid_job_loses_nothing_finished_and_marks_what_ran(tmp_p
 
 def test_connections_without_a_request_are_ended_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     async def app(scope: Message, receive: Receive, send: Send) -> None:
-        await anyio.sleep(1.0)  # longer than a head may take
+        await anyio.sleep(1.0)  # longer than allowed for a request's header
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 

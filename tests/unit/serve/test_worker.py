@@ -1,4 +1,4 @@
-"""The worker process: good scans, bad ones, and its death."""
+"""The worker process: valid scans, invalid ones, and crashes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_scans_are_segmented_as_predict_does_bad_ones_fail_and_death_is_told(
     bad = Task("bad", str(tmp_path / "scan.zip"), str(tmp_path / "bad"), str(model))
     assert "not a zip" in str(worker.run(bad, steps.append))
 
-    os.kill(worker._process.pid or 0, signal.SIGSTOP)  # a scan that takes for ever
+    os.kill(worker._process.pid or 0, signal.SIGSTOP)  # a scan that never finishes
     threading.Timer(0.5, worker.kill).start()
     with pytest.raises(WorkerDiedError):
         worker.run(bad, steps.append)

@@ -35,7 +35,7 @@ def reference(classes: Sequence[int]) -> LabelMap:
 
 
 def answer(found: Sequence[int]) -> StagePrediction:
-    """A stage that is certain of the liver at these voxels of the line."""
+    """A stage with probability 1 of liver at these voxels of the line."""
     probabilities = np.zeros((4, 10, 1, 1), dtype=np.float32)
     probabilities[0] = 1.0
     for voxel in found:

@@ -51,7 +51,7 @@ def opened(data: Dataset, tmp_path: Path) -> Trainings:
 
 
 def split_by_brightness(self: AtlasLibrary, image: Volume, **_: object) -> StagePrediction:
-    """Instead of registration: the bright voxels are a kidney, by the side they are on."""
+    """Replaces registration: bright voxels are a kidney, left or right according to their position."""
     bright = image.data[0] > 0.6
     sides = np.arange(image.grid.shape[0]).reshape(-1, 1, 1) < image.grid.shape[0] // 2
     maps = np.stack([~bright, bright & sides, bright & ~sides]).astype(np.float32)
@@ -166,7 +166,7 @@ def test_networks_answer_times_the_atlas(
     )
     assert network[:8].any()
     assert not combined[:8].any()
-    assert np.array_equal(combined[18:], network[18:])  # beyond what the coarse grid blends
+    assert np.array_equal(combined[18:], network[18:])  # outside the transition of the coarse grid
 
 
 def test_a_row_of_the_table_without_any_training(opened: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:

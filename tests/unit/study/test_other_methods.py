@@ -1,4 +1,4 @@
-"""Other groups' methods beside a study's own result on an unseen set."""
+"""Other groups' methods compared with a study's own result on an unseen data set."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def test_rows_are_scored_on_an_unseen_set_too(study: Ablation, data: Dataset, tm
         assert float(unseen["fine", organ]["dice"]) == pytest.approx(
             scores["organs"][organ]["dice"], abs=1e-5
         )
-    # Cases 0 and 1 of both are the same scans: the first fold's model says the same of them.
+    # Cases 0 and 1 of both are the same scans: the first fold's model gives the same prediction for both.
     both = sorted({"case_0", "case_1"} & set(trainings.split(0).validation))
     assert both
     for case in both:

@@ -338,7 +338,7 @@ def test_unlabelled_scans_are_needed_refused_and_of_no_case_that_is_used(
 def test_unlabelled_scans_are_none_of_the_test_set_s(
     with_unlabelled: Ablation, data: Dataset, tmp_path: Path
 ) -> None:
-    """Under the name that they have there, or as the file under another."""
+    """With the same name as there, or as the same file with another name."""
     unseen = tiny_dataset(tmp_path / "unseen", cases=2)
     for n in range(2):
         for folder in ("imagesTr", "labelsTr"):
@@ -360,7 +360,7 @@ def test_unlabelled_scans_are_none_of_the_test_set_s(
 def test_rows_that_change_no_stage_may_have_a_recipe_that_is_planned(
     study: Ablation, data: Dataset, tmp_path: Path
 ) -> None:
-    """Once, from the training cases, and made smaller as any other."""
+    """It is planned once, from the training cases, and reduced like any other recipe."""
     plain = replace(study, rows=(Row("as it is", Training("plain")),))
     settings = Settings(recipe="default", narrower=2, split=of_split(tmp_path, ["case_0"], "case_2"))
     found = opened(plain, data, tmp_path / "out", settings)
@@ -397,7 +397,7 @@ def with_atlas(tmp_path: Path, data: Dataset) -> Trainings:
 
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is done, in order: priors by the case they are for, collecting, the start of the training."""
+    """The recorded events in order: the prior of each case, the collection, the start of the training."""
     calls: list[str] = []
     build = AtlasLibrary.build
 
@@ -423,7 +423,8 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_priors_are_made_before_the_clock_of_a_training_starts(
     with_atlas: Trainings, done: list[str]
 ) -> None:
-    """All of them, where the training looks for them; a second training of the fold reads no case again."""
+    """The priors of all cases are stored where the training expects them; a second training of the fold reads
+    no case again."""
     split = with_atlas.split(0)
     priors = [*split.train, *split.validation]
     with pytest.raises(StartedError, match=str(with_atlas.registered)):
@@ -444,7 +445,7 @@ def test_priors_of_scans_given_as_unlabelled_are_made_before_the_clock_starts_to
     monkeypatch: pytest.MonkeyPatch,
     begun: bool,
 ) -> None:
-    """With the labels they have they are atlases, too; with those of models they are none."""
+    """Cases with manual labels are also used as atlases; those labelled by models are not."""
     settings = Settings(
         split=of_split(tmp_path, ["case_0", "case_1"], "case_2"),
         unlabelled=scans_of(data, tmp_path / "u", "case_3"),

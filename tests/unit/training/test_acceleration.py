@@ -114,7 +114,7 @@ def test_the_model_computes_around_what_the_coarse_stage_finds(
     told = json.loads((out / "region.json").read_text())
     assert told["scans"] == list(run.split.validation)
     assert told["stages"]["whole"]["lowest_recall"] == chosen.lowest_recall
-    # Inside its region the stage answers as before, outside with background.
+    # Inside its region the stage predicts as before, outside it predicts background.
     case = Case("a", tiny_case(9)[0])
     result = load_predictor([out], CPU).predict(case)
     records = {record.stage: record for record in result.records}

@@ -25,7 +25,7 @@ def line(classes: list[int]) -> torch.Tensor:
 
 
 def certain(classes: list[int], of: int = 3, strength: float = 50.0) -> torch.Tensor:
-    """Logits ``[1, C, n, 1, 1]`` that say these classes."""
+    """Logits ``[1, C, n, 1, 1]`` with these classes as argmax."""
     hot = torch.nn.functional.one_hot(torch.tensor(classes), of).T.float()
     return strength * hot.reshape(1, of, -1, 1, 1)
 
@@ -236,7 +236,7 @@ class TestPartialAnnotation:
     """Background of a case is background or any organ that is not annotated in it."""
 
     P = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.7, 0.2], [0.2, 0.2, 0.6]], dtype=torch.float64)
-    """Probabilities of three voxels; the reference says 0, 1, 0."""
+    """Probabilities of three voxels, whose reference is 0, 1, 0."""
     TARGET = line([0, 1, 0])
 
     def logits(self) -> torch.Tensor:
@@ -262,7 +262,7 @@ class TestPartialAnnotation:
 
     def test_gradient_of_the_cross_entropy_by_hand(self) -> None:
         # Where the reference is background: p_j - p_j / (p_0 + p_2) for classes 0 and 2, p_1 for class 1.
-        # Both logits are raised, each by what the network thinks of it: which of them it is, nobody said.
+        # Both logits are raised in proportion to their probabilities, as the correct one is not known.
         p = self.P
         background = torch.stack(
             [p[:, 0] - p[:, 0] / (1 - p[:, 1]), p[:, 1], p[:, 2] - p[:, 2] / (1 - p[:, 1])]
@@ -276,14 +276,14 @@ class TestPartialAnnotation:
     def test_gradient_of_the_dice_by_hand(self) -> None:
         # Only class 1 has a Dice: D = 2 * p_1(b) / (sum p_1 + 1), and dp_1 / dz_2 = -p_1 p_2.
         p1, p2, size = self.P[:, 1], self.P[:, 2], float(self.P[:, 1].sum()) + 1
-        by_p1 = torch.full((3,), 2 * 0.7 / size**2, dtype=torch.float64)  # of 1 - D
+        by_p1 = torch.full((3,), 2 * 0.7 / size**2, dtype=torch.float64)  # derivative of 1 - D
         by_p1[1] -= 2 / size
         found = self.gradient(DiceCrossEntropy(cross_entropy_weight=0))
         torch.testing.assert_close(found[:, 2], -by_p1 * p1 * p2, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(found[:, 1], by_p1 * p1 * (1 - p1), rtol=1e-5, atol=1e-7)
 
     def test_dice_of_all_classes_by_hand(self) -> None:
-        # Merged background: 2 * 1.6 / (1.9 + 2). Class 2 pulls nothing, as one that the batch lacks.
+        # Merged background: 2 * 1.6 / (1.9 + 2). Class 2 does not count, as if missing from the batch.
         value = loss.compute(SoftDice(), [self.logits()], self.TARGET, COUNTS, annotated_BC=PARTLY)
         assert float(value.detach()) == pytest.approx(1 - (3.2 / 3.9 + 1.4 / 2.1) / 3, rel=1e-5)
 
@@ -300,7 +300,8 @@ class TestPartialAnnotation:
         annotated = torch.tensor([[True, True, False], [True, True, True]])
         dice, sizes = loss.soft_dice(loss.merge_unannotated(both, annotated), target.long())
         assert sizes.tolist() == [4, 1, 1]
-        assert float(dice[2]) == pytest.approx(2 / 3)  # of the second case alone: 2 found, 1 there
+        # From the second case alone: 2 voxels are predicted, 1 is in the reference.
+        assert float(dice[2]) == pytest.approx(2 / 3)
         assert float(dice[1]) == pytest.approx(2 * 0.7 / (1.1 + 1))
 
     @pytest.mark.parametrize("spec", LOSSES, ids=lambda s: s.kind)
@@ -347,7 +348,7 @@ def test_shrink_target_takes_the_middle_of_each_coarse_voxel() -> None:
 
 
 class TestTaught:
-    """Cross-entropy with what teachers say, and its half of the loss."""
+    """Cross-entropy with the predictions of teachers, which makes up half of the loss."""
 
     P = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]])
     Q = torch.tensor([[0.6, 0.3, 0.1], [0.0, 1.0, 0.0], [0.3, 0.3, 0.4]])
@@ -397,7 +398,7 @@ class TestTaught:
         assert float(both) == pytest.approx((float(hard) + float(soft)) / 2, rel=1e-6)
 
     def test_shares_of_a_batch_add_up(self) -> None:
-        """As processes do it: the total of each sum is known to all, the parts' gradients are added."""
+        """As with several processes: each knows the totals, and the gradients of the parts are added."""
         logits = torch.cat([self.along(self.P.log()), self.along(self.Q.clamp_min(0.05).log())])
         q = torch.cat([self.along(self.Q), self.along(self.P)])
         target = torch.cat([line([0, IGNORE, 1]), line([1, 1, 2])]).long()

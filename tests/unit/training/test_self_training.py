@@ -35,7 +35,7 @@ TEACHER_SCHEMA = LabelSchema(("liver", "Kidney_R", "kidney left"), (1, 2, 5))
 
 
 Sure = Mapping[str, Mapping[str, float]]
-"""By scan and organ, the expected Dice; scans not in it are refused."""
+"""The expected Dice by scan and organ; other scans are refused."""
 
 
 class Notes(Silent):
@@ -146,8 +146,8 @@ def test_confident_organs_are_kept_and_the_others_are_not_annotated(
 def test_the_calibration_says_what_a_promise_is_worth(
     data: Dataset, unlabelled: Path, teacher: str, tmp_path: Path, ask: Callable[..., Oracle]
 ) -> None:
-    """An expected Dice of 0.9 is a logit of 2.2; an offset of -1 leaves 0.77, and one organ gets its +1
-    back."""
+    """An expected Dice of 0.9 is a logit of 2.2; an offset of -1 reduces it to 0.77, and the offset of
+    one organ, +1, cancels this."""
     ask(calibration=Calibration(offset=-1.0, slope=1.0, organs={"Kidney_R": 1.0}, cases=4))
     out = tmp_path / "m"
     begin(data, out, unlabelled, teacher).label(CPU, Silent())

@@ -161,8 +161,8 @@ def test_finished_networks_are_averaged_and_frozen(data: Dataset, tmp_path: Path
 
 
 def test_overlaps_count_agreement_and_both_sizes() -> None:
-    """Four voxels: right, wrong, right, not counted. The answer is smaller than the target by one voxel on
-    each side of one axis, as a valid network's."""
+    """Four voxels: right, wrong, right, not counted. The prediction is smaller than the target by one voxel
+    on each side of one axis, as with valid convolutions."""
     target = torch.tensor([9, 1, 2, 0, IGNORE, 9], dtype=torch.uint8).reshape(1, 6, 1, 1)
     guess = torch.tensor([1, 1, 0, 2])
     probabilities = torch.nn.functional.one_hot(guess, 3).T.float().reshape(1, 3, 4, 1, 1)

@@ -177,7 +177,7 @@ def test_one_training_at_a_time_writes_to_a_folder(
             training_run.resume(data, out, CPU, Silent())
         with pytest.raises(OutputError, match=used):
             validation.validate(data, out, ("case_0",), CPU)
-        for begun in (True, False):  # False: at the same moment
+        for begun in (True, False):  # False: both start at the same time
             if not begun:
                 (out / "training" / "job.json").rename(tmp_path / "job.json")
             with pytest.raises(OutputError, match=used):
@@ -313,7 +313,7 @@ def described(root: Path, **changes: object) -> Dataset:
 def test_resume_refuses_other_labels_and_channels(
     data: Dataset, recipe: str, tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    """Same cases, same number of classes: a network could be trained further with another meaning."""
+    """With the same cases and number of classes, training could otherwise continue with other labels."""
     training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
     other = described(tmp_path / "d", **changes)
     with pytest.raises(TrainingError, match=f"has {next(iter(changes))[:6]}.* but .* was trained with"):

@@ -182,7 +182,7 @@ def test_label_maps_are_those_of_nnunets_steps(
     assert np.bincount(expected.ravel()).max() < 0.95 * expected.size
     for keep in (False, True):
         found = predictor.predict(Case("a", image), keep=keep).labels.data
-        # Where two logits are equal to float32's precision, either may win.
+        # Where two logits are equal within float32 precision, either label is correct.
         assert (found != expected).mean() < 1e-3
 
 
@@ -273,7 +273,7 @@ def test_a_cascade_reads_the_label_map_of_the_one_before(
         found = predictor.predict(Case("a", image), keep=keep).labels.data
         assert (
             found != expected
-        ).mean() < 5e-3  # a voxel of the prior that is decided otherwise moves others
+        ).mean() < 5e-3  # voxels of the prior that are decided differently affect others
 
 
 def test_the_model_that_a_cascade_reads_is_found_given_or_asked_for(tmp_path: Path) -> None:
@@ -348,11 +348,11 @@ def test_an_imported_model_can_be_fine_tuned(
     asked = TrainingRequest(epochs=1, init=tmp_path / "model")
     tuned = training_run.start(data, tmp_path / "tuned", asked, CPU, Silent())
     before, after = bundle.load(tmp_path / "model").weights["whole"], tuned.weights["whole"]
-    # A hundred steps at a tenth of nnU-Net's rate: what was known is where it was, and has moved a little.
+    # A hundred steps at a tenth of nnU-Net's learning rate: copied weights are in place, and changed little.
     for key in ("encoder.0.0.0.weight", "up.0.weight"):
         moved = np.abs(after[key] - before[key]).mean()
         assert 0 < moved < 0.1 * np.abs(before[key]).mean()
-    rows = {0: 0} | known  # of the last layer: class here, class there
+    rows = {0: 0} | known  # rows of the last layer: class in the new model, class in the old one
     moved = np.abs(after["last.weight"][list(rows)] - before["last.weight"][list(rows.values())])
     assert 0 < moved.mean() < 0.1
     assert tuned.schema.names == ("left kidney", "right kidney")

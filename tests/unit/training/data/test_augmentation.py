@@ -94,7 +94,7 @@ class TestElastic:
             moved = bent.at(axes()).abs()
             largest = np.maximum(largest, moved.amax(dim=(0, 1, 2)).numpy())
         assert (largest <= 4 * np.array(SPACING)).all()
-        assert (largest > 1 * np.array(SPACING)).all()  # and yet it bends
+        assert (largest > 1 * np.array(SPACING)).all()  # but the deformation is not zero
 
     def test_normal_control_points_have_the_standard_deviation_asked_for(self) -> None:
         """Roth et al. 2018, Section 3.1: "a normal distribution with a standard deviation of 4"; the released
@@ -147,8 +147,8 @@ class TestSpatial:
             assert found[index] == pytest.approx(wanted, abs=1e-4)
 
     def test_fused_equals_one_after_the_other(self) -> None:
-        """Turn and shrink, then bend: two resamples in a row show what the fused one shows (on a ramp,
-        which interpolation leaves as it is, so that nothing but geometry is compared)."""
+        """Rotation and scaling, followed by deformation: two resamplings in sequence equal the fused one (on
+        a ramp, which interpolation preserves, so that only the geometry is compared)."""
         source = Grid.from_spacing((60, 60, 60), (1.0, 1.0, 1.0))
         index = np.stack(np.meshgrid(*[np.arange(60.0)] * 3, indexing="ij"))
         ramp = torch.from_numpy(index.astype(np.float32))
@@ -164,11 +164,11 @@ class TestSpatial:
         after = sample_linear(turned, bend.coordinates(small, one, middle))
         fused = Spatial(matrix, (2.0, 1.0, -3.0), bent, False).coordinates(small, one, middle)
         assert sample_linear(ramp, fused).numpy() == pytest.approx(after.numpy(), abs=1e-3)
-        assert (after - ramp[:, 22:38, 22:38, 22:38]).abs().max() > 5  # and it is a change
+        assert (after - ramp[:, 22:38, 22:38, 22:38]).abs().max() > 5  # and it changes the patch
 
     def test_two_grids_show_the_same_point_at_the_same_place(self) -> None:
         """A coarse and a fine patch, anywhere: where a voxel of both lies at equal local coordinates,
-        both show the same tissue, turned and bent alike."""
+        both show the same tissue, with the same rotation and deformation."""
         change = Spatial(1.1 * rotation((20, 5, -30)), (4.0, 2.0, -6.0), waves(), True)
         coarse, fine = (8.0, 7.5, 12.0), (2.0, 2.5, 4.0)  # coarse = 4, 3 and 3 fine voxels
         low = change.coordinates(
@@ -210,7 +210,7 @@ class TestDrawSpatial:
         assert (min(zooms), max(zooms)) == pytest.approx((0.5, 2), rel=0.03)
         assert min(zooms) >= 0.5
         assert max(zooms) <= 2
-        assert np.mean(np.log(zooms)) == pytest.approx(0, abs=0.08)  # as often smaller as larger
+        assert np.mean(np.log(zooms)) == pytest.approx(0, abs=0.08)  # enlarged as often as reduced
         assert (np.abs(shifts) <= 5).all()
         assert np.abs(shifts).max(axis=0) == pytest.approx([5, 5, 5], rel=0.05)
 
@@ -235,7 +235,7 @@ class TestDrawSpatial:
         signs = np.array([np.diag(c.matrix) for c in drawn])
         assert (signs[:, number] < 0).mean() == pytest.approx(0.5, abs=0.07)
         assert (np.delete(signs, number, axis=1) == 1).all()
-        # Only along R do left and right change places.
+        # Left and right are exchanged only by mirroring along R.
         assert [c.mirrored for c in drawn] == [axis == "R" and s < 0 for s in signs[:, number]]
 
     def test_equal_generators_give_equal_changes(self) -> None:
@@ -277,7 +277,7 @@ def test_mirroring_along_r_needs_both_sides() -> None:
 
 @pytest.mark.parametrize("shown", [("RK", "LK"), ("LK",)])
 def test_mirroring_along_r_is_refused_where_names_leave_a_doubt(shown: tuple[str, ...]) -> None:
-    """Also to a stage that answers for one of the two alone."""
+    """This includes a stage that predicts only one of the two."""
     data_set, stage = (LabelSchema.consecutive(names) for names in (("RK", "LK", "liver"), shown))
     with pytest.raises(RecipeError, match=r"'LK' and 'RK' may be the left and the right one"):
         augmentation.check_flips(Augmentation(flip_axes=("R",)), stage, data_set)
@@ -458,7 +458,7 @@ class TestOrganBrightness:
         factors = np.ones(256, dtype=np.float32)
         factors[2] = 0.5
         out = augmentation.brighten_organs(image, target, factors)
-        # 4 above the darkest: halved inside; over the edge two thirds and a third of the change.
+        # 4 above the darkest value: halved inside; two thirds and one third of the change across the edge.
         along = [-1, 3, 3, -1 + 4 * (1 - 0.5 / 3), -1 + 4 * (1 - 1 / 3), 1, 1, 1, 1]
         assert out[1, :, 2, 2].tolist() == pytest.approx(along)
 
@@ -477,7 +477,8 @@ class TestShorterScan:
             lengths.append((last - first) / 300)
         assert 0.15 <= min(lengths) < 0.16
         assert max(lengths) > 0.98
-        assert np.median(lengths) == pytest.approx(np.sqrt(0.15), rel=0.1)  # the logarithm is even
+        # The logarithm is distributed symmetrically.
+        assert np.median(lengths) == pytest.approx(np.sqrt(0.15), rel=0.1)
 
     def test_it_happens_with_its_chance_and_takes_no_randomness_where_it_is_not_asked_for(self) -> None:
         drawn = [

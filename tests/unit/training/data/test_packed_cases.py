@@ -95,7 +95,7 @@ def test_only_the_region_and_a_patch_around_it_are_stored(
     seen = stage_input.view(SMALL_PATCH, RECIPE, scan, priors)
     assert seen is not None
     assert held.box == seen.region.box.expand((2, 2, 2)).intersect(seen.grid.box)
-    assert held.box.voxels < seen.grid.box.voxels  # there was something to leave out
+    assert held.box.voxels < seen.grid.box.voxels  # a part was left out
     assert held.image.shape == (1, *held.box.shape)
     assert held.labels.shape == held.box.shape
 
@@ -190,7 +190,7 @@ def test_which_of_a_stages_labels_were_drawn(
     case = Case("a", *tiny_case(0), None if drawn is None else frozenset(drawn))
     held = packed(COARSE, stage_input.prepare(case, RECIPE), {}, tmp_path, labels)
     assert held.annotated.tolist() == expected
-    assert (held.counts > 0).tolist() == expected  # what was not drawn is the background's
+    assert (held.counts > 0).tolist() == expected  # unannotated labels are merged with background
     assert sorted(held.candidates.classes) == np.flatnonzero(expected).tolist()
 
 

@@ -250,8 +250,8 @@ def ramp_packs(folder: Path) -> tuple[Recipe, dict[str, list[PackedCase]]]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_equal_places_of_two_stages_show_the_same_tissue(tmp_path: Path, seed: int) -> None:
-    """Turned, scaled, shifted, bent and mirrored: where coarse and fine patch overlap in local
-    coordinates, both name the same point of the patient."""
+    """After rotation, scaling, translation, deformation and mirroring: where the coarse and fine patches
+    overlap in local coordinates, both contain the same point of the patient."""
     recipe, packs = ramp_packs(tmp_path)
     change = Augmentation.model_validate({**SPATIAL, "flip_axes": ("R", "A")})
     batch = draw(centred(packs, (13, 8, 9)), seed, augmentation=change, recipe=recipe)
@@ -261,7 +261,7 @@ def test_equal_places_of_two_stages_show_the_same_tissue(tmp_path: Path, seed: i
     there = coarse.grids[0].crop(overlap)
     points = coarse.image_BCIJK[0][(slice(None), *overlap.slices)]
     same = resample_data(fine.image_BCIJK[0], fine.grids[0], there, antialias=False)
-    # Near the scan's faces the ramp ends, and coarse voxels are means over more of what is not there.
+    # Near the faces of the scan the ramp ends, and coarse voxels average over more of the repeated edge.
     inner = (points.abs() < torch.tensor([18.0, 14.0, 18.0]).reshape(3, 1, 1, 1)).all(dim=0)
     assert int(inner.sum()) > 20
     assert float((points - same)[:, inner].abs().max()) < 0.3
@@ -385,7 +385,7 @@ def test_an_organ_changes_its_brightness_alike_in_every_stage(together: dict[str
     organs = np.array([own[1:] for own in ratios["fine"]])
     assert organs.min() < 0.8
     assert organs.max() > 1.2
-    # On the coarse grid an organ is hardly more than its soft edge: less of the change, but the same one.
+    # On the coarse grid, an organ consists mainly of its blurred edge: the change is smaller but correlated.
     coarse = np.array(ratios["coarse"])[:, 1:]
     assert np.corrcoef(coarse.ravel(), organs.ravel())[0, 1] > 0.95
 

@@ -1,4 +1,4 @@
-"""Batches arrive in order from any thread, and unneeded ones are soon no longer made."""
+"""Batches arrive in order from any thread, and the preparation of unneeded ones stops soon."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for() -> None:
 
 
 def test_later_ones_are_made_while_one_is_used() -> None:
-    """Three threads meet: steps 1 to 3 are being prepared when step 0 is ready."""
+    """Three threads wait for each other: steps 1 to 3 are being prepared when step 0 is ready."""
     meeting = threading.Barrier(4, timeout=120)
 
     def make(step: int) -> int:
@@ -46,7 +46,7 @@ def test_later_ones_are_made_while_one_is_used() -> None:
 
     with closing(prefetched(make, 0, 3)) as batches:
         assert next(batches) == 0
-        meeting.wait()  # breaks if they are not made before they are asked for
+        meeting.wait()  # fails if they are not prepared before they are requested
         assert list(itertools.islice(batches, 3)) == [1, 2, 3]
 
 

@@ -36,7 +36,7 @@ class Watch(Silent):
 
 
 class Says(nn.Module):
-    """A finished network: certain of one class in the first half of every tile, of background elsewhere."""
+    """A trained network that predicts one class in the first half of every tile, and background elsewhere."""
 
     def __init__(self, winner: int) -> None:
         super().__init__()

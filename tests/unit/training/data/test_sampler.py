@@ -11,7 +11,7 @@ from zoomseg.training.data.sampler import LISTED_VOXELS, Candidates, Sampler, li
 
 RNG_SEED = 7
 CHI_SQUARED = {1: 10.8, 2: 13.8, 3: 16.3, 4: 18.5, 6: 22.5}
-"""Exceeded once in a thousand times by chance, by degrees of freedom."""
+"""Quantiles of the chi-squared distribution at 0.999, by degrees of freedom."""
 
 
 def fits(counts: Counter, shares: dict) -> bool:
@@ -223,8 +223,8 @@ class TestDistinctCases:
     def test_classes_that_enough_cases_have_keep_their_probability(
         self, spec: SamplerSpec, shares: dict[int, float]
     ) -> None:
-        """Class 2 is in 3 of 10 cases. Were cases given away in the order of drawing, class 1 would take
-        these three from it."""
+        """Class 2 is in 3 of 10 cases. If cases were assigned in the order of sampling, class 1 would often
+        use these three."""
         maps = [labels(c1=(1, 1, 1), c2=(2, 2, 2)) for _ in range(3)] + [labels(c1=(1, 1, 1))] * 7
         drawn = Counter(c for batch in self.batches(spec, maps, 3, 1000) for _, c in batch)
         assert fits(drawn, shares)

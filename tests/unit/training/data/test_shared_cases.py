@@ -1,4 +1,4 @@
-"""Cases prepared by one process equal, bit for bit, those from which the others learn."""
+"""Cases prepared by one process equal, bit for bit, those that the others are trained on."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_what_is_written_is_read(prior: bool, tmp_path: Path) -> None:
 
 def test_views_into_larger_arrays_are_written_as_they_look(tmp_path: Path) -> None:
     case = packed(tmp_path, "a")
-    region = np.arange(42, dtype=np.int32).reshape(3, 14).T[::2]  # safetensors takes memory as it lies
+    region = np.arange(42, dtype=np.int32).reshape(3, 14).T[::2]  # safetensors ignores strides
     seen = Candidates(region, {1: region[:, ::-1]})
     shared_cases.write(
         PackedCase(**{**vars(case), "candidates": seen}),
@@ -127,7 +127,7 @@ def test_views_into_larger_arrays_are_written_as_they_look(tmp_path: Path) -> No
 
 
 def test_others_get_the_training_cases_of_each_stage_in_order(tmp_path: Path) -> None:
-    # One stem is the beginning of the other.
+    # One stem is a prefix of the other.
     cases = [packed(tmp_path, name, seed) for seed, name in enumerate(("b.1", "b", "a"))]
     made = PackedCases(
         {"fine": cases[:2], "finest": cases[2:], "none": []}, {"fine": cases[2:], "finest": [], "none": []}
