@@ -280,7 +280,7 @@ def test_a_long_scan_keeps_its_place(tmp_path: Path) -> None:
     assert np.asarray(big.dataobj).dtype == np.int16
     np.testing.assert_allclose(np.diag(big.affine)[:3], [1, 1, 10])
     np.testing.assert_array_equal(big.affine, labels.affine)
-    inner = np.asarray(big.dataobj)[0, 0, 2:-2]  # beyond the outer voxels' centres the edge goes on
+    inner = np.asarray(big.dataobj)[0, 0, 2:-2]  # outside the outer voxels' centres, edge values are repeated
     world = big.affine[2, 3] + big.affine[2, 2] * np.arange(2, 38)
     np.testing.assert_allclose(inner, world, atol=0.5)  # rounded to integers
     assert np.asarray(labels.dataobj)[:8].max() == 0

@@ -126,7 +126,7 @@ def test_a_model_is_fine_tuned_from_python(trained: Path, tmp_path: Path) -> Non
 
 
 class TestScansInMemory:
-    """Every kind is one scan; each by itself is the business of ``io.memory_images``."""
+    """Every kind is one scan; the tests of ``io.memory_images`` cover each of them."""
 
     def test_they_are_segmented_as_the_file_is(self, trained: Path, tmp_path: Path) -> None:
         model, (image, _) = zoomseg.load(trained, device="cpu"), tiny_case(7)

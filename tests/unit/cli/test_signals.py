@@ -94,7 +94,7 @@ def stalled(
 
 
 def answer(process: subprocess.Popen[str]) -> str:
-    """The next line that starts with the program's name; it must appear at once."""
+    """The next line that starts with the program's name; it must appear immediately."""
     assert process.stderr is not None
     began = time.monotonic()
     for line in process.stderr:

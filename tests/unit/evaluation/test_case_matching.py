@@ -71,7 +71,7 @@ def test_predictions_and_references_that_changed_places_are_refused(folders, tmp
     predictions, reference = folders
     with pytest.raises(DatasetError, match=r"reference was not: the predictions come first"):
         find_pairs(reference, predictions, None, None)
-    # Of another program, whose predictions have no run.json: the labels beside images are the references.
+    # Predictions of another program have no run.json: the labels in a folder with images are the references.
     (predictions / "run.json").unlink()
     labels = tmp_path / "set" / "labelsTr"
     labels.parent.mkdir()

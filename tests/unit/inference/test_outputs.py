@@ -182,7 +182,7 @@ def test_the_same_scan_again_gives_the_same_bytes(scans: tuple[ScanInput, ...], 
     kinds = ExtraOutputs(slicer=True, stages=True, probabilities=("left kidney",))
     for out in ("one", "two"):
         segment_to_folder(scans[:1], tmp_path / out, predictor(), beside=kinds)
-        time.sleep(1.1)  # gzip knows whole seconds
+        time.sleep(1.1)  # gzip stores whole seconds
     one, two = (
         {p.relative_to(tmp_path / out): p.read_bytes() for p in (tmp_path / out).rglob("*.n*") if p.is_file()}
         for out in ("one", "two")

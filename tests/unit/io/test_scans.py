@@ -30,7 +30,7 @@ def test_nifti_values_and_oblique_affine(tmp_path: Path) -> None:
     image = read_image(save(tmp_path / "a.nii.gz", noise(), oblique()))
     assert image.data.dtype == np.float32
     assert np.array_equal(image.data[0], noise())
-    # The sform holds float32, so exactly its rounding must come back and nothing else.
+    # The sform is stored in float32, so exactly its rounded values must be read back.
     assert np.array_equal(image.grid.affine, oblique().astype(np.float32))
 
 

@@ -1,4 +1,4 @@
-"""The page, the same as JSON, and who may see them."""
+"""The page, the same information as JSON, and access to both."""
 
 from __future__ import annotations
 

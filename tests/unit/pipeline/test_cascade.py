@@ -123,7 +123,7 @@ def test_no_stage_at_all_may_have_somewhere_to_look() -> None:
 
 
 def chain(*stages: tuple[str, Mapping[str, object]], **changes: object) -> Recipe:
-    """Stages by name, each the tiny coarse one with changes: a network sees the whole scan."""
+    """Stages by name, each the tiny coarse one with changes; its input is the whole scan."""
     made = tuple(COARSE.model_copy(update={"name": name, **change}) for name, change in stages)
     return RECIPE.model_copy(update={"stages": made, "train_together": (), **changes})
 

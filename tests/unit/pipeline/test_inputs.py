@@ -238,7 +238,7 @@ def hollow(seed: int) -> np.ndarray:
 
 
 def shown(spec: ZScore | PerChannel, data: np.ndarray) -> np.ndarray:
-    """What a network sees of a scan on its own grid."""
+    """The input of a network for a scan on its own grid."""
     image = Volume(data, Grid((9, 9, 9), np.eye(4)))
     found = inputs.image_on((ImageInput(),), image, inputs.normalisation(spec, image), image.grid)
     return np.asarray(found)
@@ -262,7 +262,7 @@ def test_nothing_inside_the_mask_is_zero() -> None:
 
 
 def test_every_channel_has_its_own_normalisation() -> None:
-    """As nnU-Net's five schemes have it."""
+    """The scaling agrees with nnU-Net's five schemes."""
     rng = np.random.default_rng(2)
     data = np.stack([hollow(n) for n in range(4)]).astype(np.float32)
     data += rng.normal(size=data.shape) * (data != 0)

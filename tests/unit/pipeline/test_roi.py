@@ -121,7 +121,7 @@ def test_body_mask_looks_at_the_first_channel_on_the_stage_s_grid(torso: tuple[V
 
 
 def test_body_mask_of_a_phantom_holds_organs_and_lungs_but_no_table() -> None:
-    # This patient does not touch the table; where one does, no threshold can tell them apart.
+    # This patient does not touch the table; otherwise no threshold could separate them.
     case = phantom_case(0, Grid.from_spacing((80, 72, 24), (4.5, 4.5, 12.0), (-178.0, -160.0, -141.0)))
     assert case.labels is not None
     mask = full(roi.body_mask(case.image, case.image.grid, -200.0))
@@ -321,7 +321,7 @@ def times_atlas(prior: StagePrediction, atlas: StagePrediction, **settings: obje
 def test_where_probability_times_atlas_exceeds_the_threshold() -> None:
     coarse = soft_prior(STAGE, liver=((4, 5, 6), 0.5), spleen=((9, 9, 9), 0.9), pancreas=((12, 3, 2), 0.9))
     atlas = soft_prior(STAGE, liver=((4, 5, 6), 0.4), spleen=((9, 9, 9), 0.4), pancreas=((1, 1, 1), 1.0))
-    # 0.5 * 0.4 = 0.2 and 0.9 * 0.4 = 0.36; where the network sees a pancreas the atlas has none.
+    # 0.5 * 0.4 = 0.2 and 0.9 * 0.4 = 0.36; the atlas has no pancreas where the network finds one.
     spots = {0.1: Box((4, 5, 6), (10, 10, 10)), 0.3: Box((9, 9, 9), (10, 10, 10))}
     for threshold, box in spots.items():
         found = times_atlas(coarse, atlas, labels="all", threshold=threshold, margin_mm=0)

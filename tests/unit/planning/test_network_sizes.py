@@ -59,7 +59,7 @@ def test_a_patch_is_as_near_to_a_cube_as_the_scan_allows(
 
 def test_an_axis_waits_until_the_others_are_as_coarse() -> None:
     made = fit((256, 256, 40), (1.0, 1.0, 5.0), 200_000)
-    # 1, 2, 4 mm beside 5 mm: at 4 mm the thick axis is less than twice as coarse.
+    # 1, 2, 4 mm compared with 5 mm: at 4 mm, the thick axis is less than twice as coarse.
     assert made.network.strides[:4] == ((1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2))
     assert made.network.kernels[:3] == ((3, 3, 1), (3, 3, 1), (3, 3, 3))
     halvings, kernels = made.reasons[1:]

@@ -94,7 +94,7 @@ def test_another_process_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_leaves_what_it_was_answered_for(tmp_path: Path) -> None:
-    """Another connection sees every change at once, without a close."""
+    """Another connection sees every change immediately, without a close."""
     queue = opened(tmp_path)
     queue.add(IDS[0])
     queue.take(0)

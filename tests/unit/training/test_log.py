@@ -93,7 +93,7 @@ def test_tensorboard_gets_loss_and_dice(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_error_at_the_next_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """Also for TensorBoard's events, which must not get stuck in a queue that nobody empties."""
+    """This includes TensorBoard's events, which must not remain in a queue that is no longer emptied."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

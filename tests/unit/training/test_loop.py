@@ -302,7 +302,7 @@ def test_time_budget_is_kept_and_the_schedule_ends(
     model = loop.train(data, split, tiny_recipe(together=False), tmp_path / "m", settings, watch)
     seconds = model.provenance["seconds"]
     assert isinstance(seconds, float)
-    assert 3.5 < seconds < 4.8  # the last step, validation and checkpoint come on top
+    assert 3.5 < seconds < 4.8  # plus the last step, validation and checkpoint
     for stage in ("coarse", "fine"):
         last = [r for r in watch.rows if r.stage == stage and r.split == "train"][-1]
         assert last.progress > 0.9

@@ -237,7 +237,7 @@ def test_mirrored_tiles_are_averaged_as_in_nnunet(backend: str, dimensions: int,
 
 
 def cascade(folder: Path) -> tuple[Path, torch.nn.Module, torch.nn.Module]:
-    """nnU-Net's folder of a cascade, beside that of the model that it reads; and both networks."""
+    """nnU-Net's folder of a cascade, next to that of the model that it reads; and both networks."""
     low = nnunet_models.random_network(False, seed=1)
     full = nnunet_models.random_network(True, channels=3, seed=6)
     known = nnunet_models.plans()

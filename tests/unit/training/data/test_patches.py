@@ -129,7 +129,7 @@ def test_an_unaugmented_patch_is_a_crop_around_the_voxel_drawn(
 
 
 def test_beyond_the_scan_nothing_counts(apart: dict[str, list[PackedCase]]) -> None:
-    """A patch larger than the scan has it in its middle, like prediction's tile."""
+    """A patch larger than the scan contains it in its middle, like a tile in prediction."""
     wide = centred(apart, (3, 10, 8))
     target = draw(wide, patch=(32, 16, 12)).stages["fine"].target_BIJK[0]
     outside = torch.ones(32, 16, 12, dtype=torch.bool)

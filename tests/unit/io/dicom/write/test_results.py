@@ -101,7 +101,7 @@ def test_a_scan_without_organs_has_no_objects_of_an_earlier_run(scan: ScanInput,
 
 @pytest.mark.parametrize("usable", [True, False])
 def test_a_result_never_replaces_a_slice(usable: bool, scan: ScanInput, tmp_path: Path) -> None:
-    """The results are written beside the slices, one of which has the same name."""
+    """The results are written to the folder of the slices, one of which has the same name."""
     slice_file = min((tmp_path / "patient").glob("*.dcm")).rename(tmp_path / "patient" / "patient.seg.dcm")
     before = slice_file.read_bytes()
     (found,) = find_scans(tmp_path / "patient")
