@@ -12,7 +12,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 Network = Callable[[FloatArray], FloatArray]
 """Input ``[B, C, *tile]`` -> probabilities ``[B, classes, ...]``, for any B and any tile that the network can
-read. One call at a time."""
+read. One call at a time, which may write over the answer of the call before."""
 Precision = Literal["fastest", "float32"]
 """``fastest`` allows bfloat16 where the CPU multiplies it natively."""
 

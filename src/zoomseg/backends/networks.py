@@ -96,7 +96,9 @@ def mean(networks: Sequence[StageNetwork], kind: MeanKind = "arithmetic") -> Sta
         if kind == "geometric":
             logs = sum(logarithms(network(x_BCIJK, tiles)) for network in networks) / len(networks)
             return namespace(logs).stack([normalised(one) for one in logs])
+        # Copied, as others are added to it, and one of them may be the same network, mirrored.
         answer = first(x_BCIJK, tiles)
+        answer = namespace(answer).asarray(answer, copy=True)
         for other in others:
             answer += other(x_BCIJK, tiles)
         answer /= len(networks)

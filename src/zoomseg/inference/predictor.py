@@ -68,21 +68,21 @@ class Predictor:
         models = tuple(
             replace(model, recipe=graph.with_mirroring(model.recipe, mirror)) for model in (bundle, *others)
         )
-        self.bundle = bundle = models[0]
+        self.bundle = models[0].without_weights()
         """The first of the models that answer, with the recipe as it predicts."""
         self.folders = tuple(model.folder for model in models if model.folder is not None)
         """Of the models that answer, if they came from disk."""
         self.sha256 = digests.of_models(models)
         """Of the models that answer, without their recipe (see ``io.digests``)."""
         self.device = device
-        self._atlas_of = atlas_of or atlas_priors.of_model(bundle)
+        self._atlas_of = atlas_of or atlas_priors.of_model(self.bundle)
         self.limits = limits or MemoryLimits(device)
         self._any_scan = any_scan
         self.backend = backend
         self._models = len(models)
         self._networks = networks_of(models, backend, device)
-        self._costs = costs_of(bundle, backend)
-        self._works = {stage.name: self._work(stage) for stage in bundle.recipe.stages}
+        self._costs = costs_of(self.bundle, backend)
+        self._works = {stage.name: self._work(stage) for stage in self.bundle.recipe.stages}
 
     @property
     def channels(self) -> int:

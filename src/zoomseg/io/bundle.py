@@ -16,6 +16,7 @@ while saving leaves the earlier model usable. Who reads a model while it is repl
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.metadata
 import json
@@ -125,6 +126,12 @@ class Bundle:
         for stage, tensors in arrays.items():
             _check_tensors(stage, tensors)
         object.__setattr__(self, "weights", arrays)
+
+    def without_weights(self) -> Bundle:
+        """The same with ``weights`` empty, to be held where networks have weights of their own."""
+        described = copy.copy(self)
+        object.__setattr__(described, "weights", {})
+        return described
 
 
 class _Labels(BaseModel):

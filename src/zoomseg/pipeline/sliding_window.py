@@ -32,8 +32,8 @@ from zoomseg.recipe import network_shapes
 from zoomseg.recipe.spec import GridSpec
 
 StageNetwork = Callable[[Array, tuple[Tile, ...]], Array]
-"""Input ``[B, C, *outer]`` and its B tiles -> probabilities ``[B, classes, *inner]``. The tiles are for
-oracles."""
+"""Input ``[B, C, *outer]`` and its B tiles -> probabilities ``[B, classes, *inner]``, to be used before
+the next call, which may write over them. The tiles are for oracles."""
 StageNetworkOf = Callable[[stage_input.StageView], StageNetwork]
 """The network for where a stage looks: the stage's trained one, or an oracle on the view's grid."""
 
