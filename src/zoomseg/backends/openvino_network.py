@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from zoomseg.backends.cpu import FloatArray, Network, Precision, usable_threads
+from zoomseg.core.tiling import PointwiseHead
 
 if TYPE_CHECKING:
     import openvino
 
 
-def load(graph: Path | bytes, precision: Precision = "fastest", threads: int | None = None) -> Network:
+def load(
+    graph: Path | bytes,
+    precision: Precision = "fastest",
+    threads: int | None = None,
+    without_head: bool = False,
+) -> Network:
     """A network, compiled for this machine from its ONNX graph.
 
     Shapes stay open: one compiled network takes any batch and tile, as fast as one compiled for a single
@@ -22,6 +31,7 @@ def load(graph: Path | bytes, precision: Precision = "fastest", threads: int | N
     Args:
         graph: a file, as graphs with weights outside name these by a path relative to it; or the content.
         threads: how many to compute with; None: as many as this process may use.
+        without_head: only what its ``pointwise_head`` reads is computed.
 
     Raises:
         Exception: what OpenVINO says of a graph that it cannot read; its errors share no base.
@@ -32,8 +42,14 @@ def load(graph: Path | bytes, precision: Precision = "fastest", threads: int | N
     }
     if precision == "float32":  # otherwise bfloat16, where the CPU has it
         settings["INFERENCE_PRECISION_HINT"] = "f32"
-    core = _core()
-    request = core.compile_model(core.read_model(graph), "CPU", settings).create_infer_request()
+    model = _core().read_model(graph)
+    if without_head:
+        import openvino
+
+        last = _last_layer(model)
+        assert last is not None  # whoever asks has its head
+        model = openvino.Model([last.convolution.input_value(0)], model.get_parameters())
+    request = _core().compile_model(model, "CPU", settings).create_infer_request()
 
     def compute(inputs: FloatArray) -> FloatArray:
         # Not copied: of a hundred classes a tile's answer takes a gigabyte.
@@ -41,6 +57,49 @@ def load(graph: Path | bytes, precision: Precision = "fastest", threads: int | N
         return out
 
     return compute
+
+
+def pointwise_head(graph: Path | bytes) -> PointwiseHead | None:
+    """The last layer of a network, before softmax; None if it is no convolution of one voxel with a bias.
+
+    Raises:
+        Exception: as ``load``.
+    """
+    found = _last_layer(_core().read_model(graph))
+    if found is None:
+        return None
+    weight, bias = _constant(found.convolution.input_value(1)), _constant(found.bias)
+    if weight is None or bias is None:
+        return None
+    return PointwiseHead(weight.reshape(weight.shape[:2]), bias.ravel())
+
+
+@dataclass(frozen=True)
+class _LastLayer:
+    convolution: openvino.Node
+    bias: openvino.Output
+
+
+def _last_layer(model: openvino.Model) -> _LastLayer | None:
+    """Of a network that ends as ``Softmax(Convolution(features, weight) + bias)``, if the convolution reads
+    one voxel."""
+    softmax = model.get_results()[0].input_value(0).get_node()
+    added = softmax.input_value(0).get_node()
+    if softmax.get_type_name() != "Softmax" or added.get_type_name() != "Add":
+        return None
+    convolution, bias = added.input_value(0).get_node(), added.input_value(1)
+    if convolution.get_type_name() != "Convolution":
+        return None
+    kernel = tuple(convolution.input_value(1).get_shape())[2:]
+    return _LastLayer(convolution, bias) if set(kernel) == {1} else None
+
+
+def _constant(value: openvino.Output) -> FloatArray | None:
+    """In float32: what is stored in half precision is cast, and a bias gets axes of a single voxel."""
+    node = value.get_node()
+    while node.get_type_name() in ("Convert", "Reshape"):
+        node = node.input_value(0).get_node()
+    return np.array(node.data, dtype=np.float32) if node.get_type_name() == "Constant" else None
 
 
 @functools.cache

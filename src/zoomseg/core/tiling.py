@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.core.arrays import Array, namespace, zeros_beside
+from zoomseg.core.arrays import Array, beside, namespace, zeros_beside
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Index3, Vector3
 
@@ -234,6 +234,39 @@ def overlapping(logs: Array) -> Array:
     return out
 
 
+LOGITS_AT_ONCE = 1 << 25
+"""Of a ``PointwiseHead``: in float32 they take 128 MB."""
+
+
+@dataclass(frozen=True, eq=False)
+class PointwiseHead:
+    """The last layer of a network, where it is a convolution of a single voxel: logits ``weight @ features +
+    bias``. It is affine, so that the mean of its logits over tiles is what it makes of the mean of their
+    features. Where there are fewer features than classes, adding these up takes less memory and time."""
+
+    weight: Float32Array
+    """``[classes, features]``."""
+    bias: Float32Array
+    """``[classes]``."""
+
+    @property
+    def classes(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def features(self) -> int:
+        return self.weight.shape[1]
+
+    def logits(self, features: Array, known: Array | float = 1.0) -> Array:
+        """``[features, I, J, K]`` -> ``[classes, I, J, K]``; zero where features and ``known`` are zero."""
+        xp = namespace(features)
+        flat = xp.reshape(features, (self.features, -1))
+        out = xp.reshape(beside(self.weight, features) @ flat, (self.classes, *features.shape[1:]))
+        for values, constant in zip(out, self.bias.tolist(), strict=True):
+            values += constant * known
+        return out
+
+
 class TileAggregator:
     """Weighted mean of overlapping tiles' probabilities ``[C, ...]`` over ``box``, or of their logarithms,
     for tiles that come in the order of their first k. No more planes are held than a tile has.
@@ -243,21 +276,28 @@ class TileAggregator:
 
     def __init__(
         self,
-        classes: int,
+        channels: int,
         box: Box,
         weights: Array,
         asked: Box | None = None,
         background: float = 1.0,
+        head: PointwiseHead | None = None,
     ) -> None:
         """``weights`` are a tile's ``[I, J, K]``; sums are arrays of their library, where they are. Where no
-        tile answered, channel 0 is ``background`` and all others are zero."""
+        tile answered, channel 0 is ``background`` and all others are zero.
+
+        Args:
+            channels: of a tile's answer.
+            head: what makes logits of the mean, where tiles answer with its features.
+        """
         self.box = box
+        self._head = head
         self._background = background
         self._asked = asked or box
         self._first = box.start[2]
         self._weights = weights
         held = (*box.shape[:2], min(weights.shape[2], box.shape[2]))
-        self._sum = zeros_beside((classes, *held), weights)
+        self._sum = zeros_beside((channels, *held), weights)
         self._weight = zeros_beside(held, weights)
 
     def add(self, tile: Tile, probabilities: Array, logs: bool = False) -> None:
@@ -299,14 +339,23 @@ class TileAggregator:
         stop = self.box.stop[2] if stop is None else min(stop, self.box.stop[2])
         while self._first < stop:
             count = min(stop - self._first, self._sum.shape[3])
-            yield self._normalised(count)
+            thick = self._planes_at_once(count)
+            for k in range(0, count, thick):
+                yield self._finished(slice(k, min(k + thick, count)))
             self._forget(count)
 
-    def _normalised(self, count: int) -> Array:
-        weight = self._weight[..., :count]
+    def _planes_at_once(self, count: int) -> int:
+        if self._head is None:
+            return count
+        return max(1, LOGITS_AT_ONCE // (self._head.classes * self.box.shape[0] * self.box.shape[1]))
+
+    def _finished(self, planes: slice) -> Array:
+        weight = self._weight[..., planes]
         unseen = namespace(weight).astype(weight == 0, weight.dtype)
-        out = self._sum[..., :count]
+        out = self._sum[..., planes]
         out /= weight + unseen
+        if self._head is not None:
+            out = self._head.logits(out, 1 - unseen)
         out[0, ...] += self._background * unseen  # to sums of nothing, zero
         return out
 

@@ -25,6 +25,7 @@ from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid, Index3
 from zoomseg.core.memory import UNITS, free_ram, spoken, used_ram
 from zoomseg.core.resample import PIECE_VOXELS
+from zoomseg.core.tiling import LOGITS_AT_ONCE
 from zoomseg.inference.resource_usage import rise
 from zoomseg.pipeline.stage_input import StageView
 from zoomseg.recipe import network_shapes
@@ -75,6 +76,8 @@ class StageWork:
     """That the network reads: image and priors."""
     image_channels: int
     classes: int
+    answered: int
+    """Channels of a tile's answer: of every class, or where these are fewer, the last layer's features."""
     compute: Callable[[Array], object]
     """A batch of tiles ``[B, channels, *tile]`` through all that answers for the stage."""
 
@@ -312,8 +315,10 @@ def beside_bytes(view: StageView, work: StageWork, whole: bool) -> int:
     inner = [n - 2 * h for n, h in zip(spec.tile, halo, strict=True)]
     wide = [max(n, t) + 2 * h for n, t, h in zip(box.shape, inner, halo, strict=True)]
     image = 4 * 2 * work.image_channels * math.prod(wide)
-    plane = 4 * (work.classes + 1) * (box.shape[0] + 2) * (box.shape[1] + 2)
-    held = plane * min(inner[2], box.shape[2] + 2) + (2 * plane * (box.shape[2] + 2) if whole else 0)
+    plane = 4 * (box.shape[0] + 2) * (box.shape[1] + 2)
+    held = plane * (work.answered + 1) * min(inner[2], box.shape[2] + 2)
+    held += 2 * plane * (work.classes + 1) * (box.shape[2] + 2) if whole else 0
+    held += 2 * 4 * LOGITS_AT_ONCE if work.answered < work.classes else 0
     mask = 4 * box.voxels if view.region.mask is not None else 0
     return round(FRAMEWORK * (image + held + mask)) + PIECES + FIRST_USE
 
@@ -322,8 +327,8 @@ def counted_bytes(view: StageView, work: StageWork) -> int:
     """Of a tile: what the network reads, twice, as it is put together from image and priors, and what it
     makes of it."""
     tile = view.stage.grid.tile
-    probabilities = 4 * work.classes * math.prod(tile)
-    return 2 * input_bytes(view, work) + work.activation_bytes(tile) + probabilities
+    answer = 4 * work.answered * math.prod(tile)
+    return 2 * input_bytes(view, work) + work.activation_bytes(tile) + answer
 
 
 def input_bytes(view: StageView, work: StageWork) -> int:

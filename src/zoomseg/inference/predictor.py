@@ -24,8 +24,10 @@ from zoomseg.pipeline.grid import stage_grid
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.sliding_window import (
     OnProgress,
+    SplitNetwork,
     StageNetwork,
     StageRecord,
+    before_head,
     ignore_progress,
 )
 from zoomseg.recipe import graph
@@ -179,12 +181,14 @@ class Predictor:
         seen = len(inputs.image_channels(stage.inputs, self.channels))
         read = input_channels(stage, bundle.recipe, bundle.schema, self.channels)
         classes = 1 + len(graph.resolve_labels(stage, bundle.schema))
+        network = answering[stage.name]
         return memory_limits.StageWork(
             self._costs[stage.name].activation_bytes,
             read,
             seen,
             classes,
-            lambda x_BCIJK: answering[stage.name](x_BCIJK, ()),
+            network.head.features if isinstance(network, SplitNetwork) else classes,
+            lambda x_BCIJK: before_head(answering[stage.name])(x_BCIJK, ()),
         )
 
 

@@ -28,6 +28,7 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.region import Region
+from zoomseg.core.tiling import LOGITS_AT_ONCE
 from zoomseg.inference import memory_limits
 from zoomseg.inference.memory_limits import MemoryLimits, StageWork
 from zoomseg.inference.predictor import Predictor
@@ -57,7 +58,7 @@ def valid_view() -> StageView:
 
 def work() -> StageWork:
     counted = TorchCosts(weightless, 3).activation_bytes
-    return StageWork(counted, channels=3, image_channels=1, classes=3, compute=weightless())
+    return StageWork(counted, channels=3, image_channels=1, classes=3, answered=3, compute=weightless())
 
 
 def weightless() -> nn.Module:
@@ -97,10 +98,12 @@ def needs(seen: StageView, shown: StageWork | None = None, whole: bool = False, 
 
 def test_more_classes_more_voxels_more_tiles_and_a_kept_answer_need_more() -> None:
     base = needs(view())
-    many = replace(work(), classes=100)
+    many = replace(work(), classes=100, answered=100)
     assert needs(view(), many) > base + 97 * 4 * 64 * 64 * 16
     assert needs(view(), whole=True) > base + 2 * 3 * 4 * 64**3
     assert needs(view((64, 64, 64))) > base
+    split = replace(many, answered=30)
+    assert needs(view(), split) < needs(view(), many) - 70 * 4 * 64 * 64 * 16 + 1.4 * 8 * LOGITS_AT_ONCE
     tile = 4 * 2 * 3 * 32 * 32 * 16 + work().activation_bytes((32, 32, 16)) + 4 * 3 * 32 * 32 * 16
     assert needs(view(), together=3) == pytest.approx(base + 1.3 * 2 * tile, abs=2)
 
