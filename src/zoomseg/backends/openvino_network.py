@@ -49,11 +49,13 @@ def load(
         last = _last_layer(model)
         assert last is not None  # whoever asks has its head
         model = openvino.Model([last.convolution.input_value(0)], model.get_parameters())
-    request = _core().compile_model(model, "CPU", settings).create_infer_request()
+    compiled = _core().compile_model(model, "CPU", settings)
+    request = compiled.create_infer_request()
 
     def compute(inputs: FloatArray) -> FloatArray:
         # Not copied: of a hundred classes a tile's answer takes a gigabyte.
         out: FloatArray = request.infer({0: inputs}, share_outputs=True)[0]
+        compiled.release_memory()  # of the layers between, which would be held while results are written, too
         return out
 
     return compute

@@ -14,6 +14,7 @@ at once than the tiles of a row reach.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -267,6 +268,11 @@ class PointwiseHead:
         return out
 
 
+def logit_planes(classes: int, shape: Index3) -> int:
+    """Of how many planes of a box of ``shape`` a head makes logits at once."""
+    return min(shape[2], max(1, LOGITS_AT_ONCE // (classes * shape[0] * shape[1])))
+
+
 class TileAggregator:
     """Weighted mean of overlapping tiles' probabilities ``[C, ...]`` over ``box``, or of their logarithms,
     for tiles that come in the order of their first k. No more planes are held than a tile has.
@@ -297,8 +303,13 @@ class TileAggregator:
         self._first = box.start[2]
         self._weights = weights
         held = (*box.shape[:2], min(weights.shape[2], box.shape[2]))
-        self._sum = zeros_beside((channels, *held), weights)
+        self._shape = (channels, *held)
         self._weight = zeros_beside(held, weights)
+
+    @functools.cached_property
+    def _sum(self) -> Array:
+        """Made when the first answer comes, so as not to lie beside what its network takes meanwhile."""
+        return zeros_beside(self._shape, self._weights)
 
     def add(self, tile: Tile, probabilities: Array, logs: bool = False) -> None:
         """``probabilities`` has the shape of ``tile.inner``; what falls outside what is asked is
@@ -339,15 +350,10 @@ class TileAggregator:
         stop = self.box.stop[2] if stop is None else min(stop, self.box.stop[2])
         while self._first < stop:
             count = min(stop - self._first, self._sum.shape[3])
-            thick = self._planes_at_once(count)
+            thick = count if self._head is None else logit_planes(self._head.classes, self.box.shape)
             for k in range(0, count, thick):
                 yield self._finished(slice(k, min(k + thick, count)))
             self._forget(count)
-
-    def _planes_at_once(self, count: int) -> int:
-        if self._head is None:
-            return count
-        return max(1, LOGITS_AT_ONCE // (self._head.classes * self.box.shape[0] * self.box.shape[1]))
 
     def _finished(self, planes: slice) -> Array:
         weight = self._weight[..., planes]

@@ -28,7 +28,6 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import LOGITS_AT_ONCE
 from zoomseg.inference import memory_limits
 from zoomseg.inference.memory_limits import MemoryLimits, StageWork
 from zoomseg.inference.predictor import Predictor
@@ -102,8 +101,10 @@ def test_more_classes_more_voxels_more_tiles_and_a_kept_answer_need_more() -> No
     assert needs(view(), many) > base + 97 * 4 * 64 * 64 * 16
     assert needs(view(), whole=True) > base + 2 * 3 * 4 * 64**3
     assert needs(view((64, 64, 64))) > base
-    split = replace(many, answered=30)
-    assert needs(view(), split) < needs(view(), many) - 70 * 4 * 64 * 64 * 16 + 1.4 * 8 * LOGITS_AT_ONCE
+    fewer = 4 * 70 * (66 * 66 * 16 + 32 * 32 * 16)
+    logits = 2 * 4 * 100 * 66 * 66 * 66
+    found = needs(view(), replace(many, answered=30)) - needs(view(), many)
+    assert found == pytest.approx(1.3 * (logits - fewer), abs=2)
     tile = 4 * 2 * 3 * 32 * 32 * 16 + work().activation_bytes((32, 32, 16)) + 4 * 3 * 32 * 32 * 16
     assert needs(view(), together=3) == pytest.approx(base + 1.3 * 2 * tile, abs=2)
 
